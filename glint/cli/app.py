@@ -1,0 +1,39 @@
+"""The `glint` command. Thin: each command's module imports what it needs inside its body."""
+
+from __future__ import annotations
+
+import typer
+
+import glint
+
+app = typer.Typer(
+    name="glint",
+    help="Train face recognition on millions of identities.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"glint {glint.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Train face recognition on millions of identities."""
+
+
+def main() -> None:
+    """Run the command line."""
+    from glint.cli import commands
+
+    commands.register(app)
+    app()

@@ -1,0 +1,84 @@
+"""What a command shows: a result on stdout, everything else on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+from glint import log
+from glint.errors import GlintError
+from glint.log import Progress
+
+JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
+DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
+
+
+def fail(error: GlintError) -> NoReturn:
+    """Print an error as people read it and leave with its exit code."""
+    print(f"error {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+
+def run(work: Callable[[], dict[str, Any]], schema: str, as_json: bool, text: str = "", *,
+        debug: bool = False, say: Callable[[dict[str, Any]], str] | None = None) -> None:
+    """Do `work` and show its result: JSON with `schema`, or `say(result)` for people."""
+    log.set_up()
+    try:
+        result = work()
+    except GlintError as error:
+        if debug:
+            raise
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    if as_json:
+        print(json.dumps({"schema": schema, **result}, sort_keys=False))
+    elif say is not None:
+        print(say(result))
+    elif text:
+        print(text)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere one line every 30 seconds; both on stderr."""
+    if sys.stderr.isatty() and not os.environ.get("CI"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        with Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+                 console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=None, note="")
+
+            def show(done: int, total: int, note: str = "") -> None:
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield show
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 30:
+            last = now
+            print(f"{title} {done}/{total} {note}".rstrip(), file=sys.stderr)
+
+    yield line
