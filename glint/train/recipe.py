@@ -1,0 +1,155 @@
+"""The schema of a training run: `train/*.toml`, and `recipe.toml` in a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from glint.recipes.load import Table
+
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Scalar = bool | int | float | str
+Option = bool | int | float | str | list[Scalar]
+
+
+class Data(Table):
+    """What is read. `batch` is images per rank per step; the last short batch is dropped."""
+
+    path: Text
+    batch: AtLeastOne = 64
+    workers: Count = 0
+    threads: Count = 0  # decode threads per worker; 0 = one
+    flip: bool = True
+    verify: bool = True
+    sampling: str = ""  # a sampling.parquet; "auto" = the dataset's own if present
+    block: Count = 0  # samples per shuffle block; 0 = the planner's choice
+
+
+class Backbone(Table):
+    """The network: a name of `glint.nn.backbones` and its own options."""
+
+    name: Text
+    embedding: AtLeastOne = 512
+    options: dict[str, Option] = Field(default_factory=dict)
+
+
+class Head(Table):
+    """The classifier over identities: its margin, and Partial FC's sampling.
+
+    `rate` is the share of centres that play per step, positives always included.
+    """
+
+    kind: Literal["partial_fc"] = "partial_fc"
+    margin: Literal["cosface", "arcface", "combined"]
+    m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
+    m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    m2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    m3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    scale: Positive = 64.0
+    rate: Fraction = 1.0
+    rule: Literal["none", "v1_stale", "lazy_decay", "dense_exact"] = "none"
+    lr_scale: Positive = 1.0
+    threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
+    masks: bool = True  # keep known same-person pairs of the label table apart
+    block: AtLeastOne = 16384  # classes per block of the streamed softmax
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield margins that the chosen kind of margin does not read."""
+        combined = {"m1", "m2", "m3"} & self.model_fields_set
+        if self.margin != "combined":
+            for name in sorted(combined):
+                default = type(self).model_fields[name].default
+                if getattr(self, name) != default:
+                    yield name, f'only read with margin = "combined"; {self.margin} reads m'
+        elif not combined:
+            yield "margin", '"combined" needs at least one of m1, m2, m3'
+        elif "m" in self.model_fields_set and self.m != type(self).model_fields["m"].default:
+            yield "m", 'not read with margin = "combined", which has m1, m2, m3'
+
+
+class Optim(Table):
+    """The optimiser of the backbone, and of the centres at lr * head.lr_scale.
+
+    `lr` is the peak rate of the whole batch (ranks * batch * accumulate): nothing rescales it.
+    """
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # adamw: beta1
+    weight_decay: NotNegative = 5e-4
+    nesterov: bool = False
+    clip: NotNegative = 5.0  # largest gradient norm; 0 = no clipping
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield options the chosen optimiser cannot use."""
+        if self.nesterov and self.kind != "sgd":
+            yield "nesterov", f'only for kind = "sgd", found kind = "{self.kind}"'
+        elif self.nesterov and self.momentum == 0:
+            yield "nesterov", "needs momentum > 0"
+
+
+class Schedule(Table):
+    """The learning rate over the run. `epochs`, `warmup` and `milestones` count epochs."""
+
+    kind: Literal["poly", "cosine", "step", "constant"] = "poly"
+    epochs: AtLeastOne
+    warmup: NotNegative = 0.0
+    power: Positive = 1.0
+    milestones: list[NotNegative] = Field(default_factory=list)
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    max_steps: Count = 0  # stop after so many steps; 0 = all
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield times that do not fit the length of the run or the kind of schedule."""
+        if self.warmup >= self.epochs:
+            yield "warmup", f"must end before the run does: {self.warmup} of {self.epochs} epochs"
+        if self.kind == "step" and not self.milestones:
+            yield "milestones", 'kind = "step" needs at least one epoch at which the rate falls'
+        if self.kind != "step" and self.milestones:
+            yield "milestones", f'only read with kind = "step", found kind = "{self.kind}"'
+        if self.milestones != sorted(set(self.milestones)):
+            yield "milestones", f"must rise, found {self.milestones}"
+        late = [epoch for epoch in self.milestones if epoch >= self.epochs]
+        if late:
+            yield "milestones", f"must lie inside the run of {self.epochs} epochs, found {late}"
+
+
+class Run(Table):
+    """How the run is carried out: device, precision, logging, checkpoints, evaluation."""
+
+    seed: Count = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "bf16", "fp16", "float64"] = "float32"
+    accumulate: AtLeastOne = 1
+    threads: Count = 0  # torch threads per rank; 0 = cores / local ranks
+    log_every: AtLeastOne = 10
+    save_every: AtLeastOne = 500
+    keep: AtLeastOne = 2
+    eval_every: Count = 0  # steps; 0 = at the end of each epoch
+    val: list[Text] = Field(default_factory=list)  # verification .bin files
+    tensorboard: bool = True
+    channels_last: bool = False
+    finetune: str = ""  # a checkpoint whose weights the run starts from
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield a precision that the device does not have."""
+        if self.device == "cpu" and self.precision == "fp16":
+            yield "precision", 'fp16 needs device = "cuda"; on cpu use float32 or bf16'
+
+
+class Recipe(Table):
+    """A whole training run."""
+
+    data: Data
+    backbone: Backbone
+    head: Head
+    optim: Optim
+    schedule: Schedule
+    run: Run = Field(default_factory=Run)
