@@ -1,0 +1,123 @@
+"""`glint train`: one recipe, any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(train)
+
+
+def train(
+    recipe: str = typer.Argument(..., help="A recipe: a .toml file or a name from `glint ls`."),
+    change: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change one recipe value, as in optim.lr=0.05."
+    ),
+    nproc: int = typer.Option(
+        1, "--nproc", min=1, help="Ranks to start on this machine; inside torchrun it joins."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", help="The run's folder (default runs/RECIPE); the same one resumes."
+    ),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Train a recipe with DDP and a sharded head; the same command resumes."""
+    inside = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    folder = out or Path("runs") / Path(recipe).stem
+    if not inside and nproc > 1:
+        show.run(
+            lambda: _launch(recipe, change, nproc, folder, as_json, debug), "", False, debug=debug
+        )
+        return
+    quiet = inside and os.environ["RANK"] != "0"
+    show.run(
+        lambda: _rank(recipe, change, folder, quiet),
+        "glint/train-result@1",
+        as_json and not quiet,
+        debug=debug,
+        say=None if quiet else _say,
+    )
+
+
+def _launch(
+    recipe: str, change: list[str], nproc: int, folder: Path, as_json: bool, debug: bool
+) -> dict[str, Any]:
+    from glint.recipes import shelf
+    from glint.recipes.load import load
+    from glint.train.recipe import Recipe
+
+    load(shelf.find("train", recipe), Recipe, change)  # a mistake is told once, not by every rank
+
+    from glint.dist.launch import run_ranks
+
+    argv = [sys.executable, "-m", "glint", "train", recipe, "--out", str(folder)]
+    for value in change:
+        argv += ["--set", value]
+    argv += ["--json"] * as_json + ["--debug"] * debug
+    code = run_ranks(argv, nproc)
+    if code:
+        raise SystemExit(code)
+    return {}
+
+
+def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str, Any]:
+    from glint.errors import UsageError
+    from glint.log import silent
+    from glint.recipes import shelf
+    from glint.recipes.load import dump, load
+    from glint.train.recipe import Recipe
+
+    settings = load(shelf.find("train", recipe), Recipe, change)
+
+    import torch
+
+    from glint.dist.world import join, leave
+    from glint.shards.commit import write_text
+    from glint.train import loop, restore
+    from glint.train.build import build
+
+    device = settings.run.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "GL0002", "run.device is cuda and no CUDA device is visible", hint="run.device=cpu"
+        )
+    world = join(device)
+    try:
+        batch = restore.batch_for_world(folder, settings.data.batch, world.size)
+        settings = settings.model_copy(
+            update={"data": settings.data.model_copy(update={"batch": batch})}
+        )
+        run = build(settings, world, folder)
+        if world.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / "recipe.toml", dump(settings))
+        if quiet:
+            return loop.train(run, silent)
+        with show.progress("train") as progress:
+            return loop.train(run, progress)
+    finally:
+        leave(world)
+
+
+def _say(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['steps']} steps, {result['images']} images, {result['classes']} identities, "
+        f"{result['world']} ranks: loss {result['loss']}"
+    ]
+    for name, accuracy in result["verification"].items():
+        lines.append(f"  {name}  {100 * accuracy:.2f} %")
+    lines.append(f"checkpoint {result['checkpoint']}")
+    lines.append(f"Next: glint eval --model {result['checkpoint']} --pairs FILE.bin")
+    return "\n".join(lines)

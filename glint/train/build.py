@@ -1,0 +1,211 @@
+"""From a recipe to built objects: the only place in training that reads the recipe's tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from glint.dist.collectives import all_gather_rows
+from glint.dist.world import World
+from glint.errors import MismatchError, UsageError
+from glint.evals.bins import Pairs, read_bin
+from glint.nn import backbones
+from glint.nn.heads.partial_fc import PartialFC
+from glint.nn.margins import margin
+from glint.shards import labels
+from glint.shards.index import Dataset
+from glint.stream.loader import Stream
+from glint.train import optim
+from glint.train.recipe import Head, Recipe
+
+PRECISION = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass
+class Run:
+    """Everything a training run works with, on this rank."""
+
+    recipe: Recipe
+    world: World
+    out: Path
+    dataset: Dataset
+    labels: labels.LabelTable
+    stream: Stream
+    backbone: nn.Module
+    model: nn.Module  # the backbone, inside DDP where there is more than one rank
+    head: PartialFC
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    val: dict[str, Pairs]
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """What weights are stored in: float32, or float64 where the recipe says so."""
+        return torch.float64 if self.recipe.run.precision == "float64" else torch.float32
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one step over all ranks."""
+        return self.recipe.data.batch * self.world.size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass."""
+        return self.stream.steps_per_epoch // self.recipe.run.accumulate
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change between a run and its continuation."""
+        recipe = self.recipe.model_dump(mode="json")
+        return {
+            "dataset": self.dataset.digest,
+            "label_version": self.labels.version,
+            "classes": self.labels.classes,
+            "seed": recipe["run"]["seed"],
+            "accumulate": recipe["run"]["accumulate"],
+            "precision": recipe["run"]["precision"],
+            "sampling": self.stream.sampling_digest,
+            "backbone": recipe["backbone"],
+            "head": {k: v for k, v in recipe["head"].items() if k != "block"},
+            "optim": recipe["optim"],
+            "schedule": {k: v for k, v in recipe["schedule"].items() if k != "max_steps"},
+        }
+
+
+def threads(recipe: Recipe, world: World) -> int:
+    """Compute threads of this rank: as told, or the machine's cores shared out."""
+    return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+
+
+def head(table: Head, classes: int, dim: int, masks: Any, world: World, recipe: Recipe) -> PartialFC:
+    """Build the classification head over `classes` identities."""
+    if table.margin == "combined":
+        shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
+    else:
+        shape = margin(table.margin, m=table.m)
+    return PartialFC(
+        classes,
+        dim,
+        margin=shape,
+        scale=table.scale,
+        rate=table.rate,
+        rule=table.rule,
+        momentum=recipe.optim.momentum,
+        weight_decay=recipe.optim.weight_decay,
+        threshold=table.threshold,
+        masks=masks if table.masks else None,
+        world=world,
+        seed=recipe.run.seed,
+        dtype=torch.float64 if recipe.run.precision == "float64" else torch.float32,
+        block=table.block,
+    )
+
+
+def build(recipe: Recipe, world: World, out: Path) -> Run:
+    """Open the data and build stream, backbone, head and optimiser for this rank.
+
+    The backbone's initial values depend on `run.seed` alone, so they are the same on every rank.
+    Raises UsageError where a path of the recipe leads nowhere, MismatchError GL0602 where ranks
+    were given different recipes or data.
+    """
+    torch.set_num_threads(threads(recipe, world))
+    dataset = Dataset(recipe.data.path)
+    table = labels.current(dataset.root, dataset.classes)
+    sampling = recipe.data.sampling
+    if sampling == "auto":
+        own = dataset.root / "sampling.parquet"
+        sampling = str(own) if own.exists() else ""
+    if sampling and not Path(sampling).is_file():
+        raise UsageError("GL0001", f"data.sampling: no such file: {sampling}")
+    val = {}
+    for path in recipe.run.val:
+        if not Path(path).is_file():
+            raise UsageError("GL0001", f"run.val: no such file: {path}")
+        val[Path(path).stem] = read_bin(path)
+    stream = Stream(
+        dataset,
+        labels=table,
+        sampling=sampling or None,
+        rank=world.rank,
+        world=world.size,
+        batch=recipe.data.batch,
+        seed=recipe.run.seed,
+        workers=recipe.data.workers,
+        threads=recipe.data.threads,
+        block=recipe.data.block or None,
+        flip=recipe.data.flip,
+        verify=recipe.data.verify,
+    )
+    if stream.steps_per_epoch < recipe.run.accumulate:
+        raise UsageError(
+            "GL0002",
+            f"an epoch has {stream.epoch_samples} samples, one step takes "
+            f"{recipe.data.batch} x {world.size} ranks x {recipe.run.accumulate}",
+            hint="a smaller data.batch, fewer ranks, or more data",
+        )
+    dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
+    torch.manual_seed(recipe.run.seed)
+    backbone = backbones.create(
+        recipe.backbone.name, embedding=recipe.backbone.embedding, **recipe.backbone.options
+    ).to(world.device, dtype)
+    if recipe.run.channels_last:
+        backbone = backbone.to(memory_format=torch.channels_last)
+    model: nn.Module = backbone
+    if world.size > 1:
+        model = DistributedDataParallel(
+            backbone,
+            device_ids=[world.device] if world.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            process_group=world.group,
+        )
+    run = Run(
+        recipe=recipe,
+        world=world,
+        out=out,
+        dataset=dataset,
+        labels=table,
+        stream=stream,
+        backbone=backbone,
+        model=model,
+        head=head(
+            recipe.head, table.classes, recipe.backbone.embedding, table.masks, world, recipe
+        ).to(world.device),
+        optimizer=optim.optimizer(backbone, recipe.optim),
+        scaler=torch.amp.GradScaler(
+            world.device.type, enabled=recipe.run.precision == "fp16", growth_interval=100
+        ),
+        val=val,
+    )
+    handshake(run)
+    return run
+
+
+def handshake(run: Run) -> None:
+    """Make sure that every rank was started with the same recipe and data.
+
+    Raises MismatchError GL0602 on every rank where they differ.
+    """
+    text = json.dumps([run.identity(), run.recipe.model_dump(mode="json")], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).digest()
+    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(run.world.device)
+    seen = all_gather_rows(mine[None], run.world)
+    different = (seen != seen[:1]).any(1).nonzero().flatten().tolist()
+    if different:
+        raise MismatchError(
+            "GL0602",
+            f"rank {different[0]} was started with another recipe or dataset than rank 0",
+            hint="start all ranks with the same command and the same files",
+        )

@@ -1,0 +1,224 @@
+"""The training loop: takes built objects, knows nothing of recipes' spelling or files' layout."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glint.dist.collectives import all_reduce_
+from glint.errors import DivergedError, Stopped
+from glint.evals.pairs import Verification, ten_fold
+from glint.evals.verify import embed_jpegs
+from glint.log import Progress, logger, silent
+from glint.stream.augment import to_input
+from glint.stream.loader import Batch
+from glint.train import metrics, restore
+from glint.train.build import PRECISION, Run
+from glint.train.schedule import learning_rate, total_steps
+
+
+def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
+    """Train from the newest checkpoint under `run.out`, or from the start, to the last step.
+
+    Gives {steps, loss, accuracy, checkpoint, ...}. Raises DivergedError GL0703 where the loss or
+    a gradient is not finite (every rank at the same step; checkpoints stay as they are) and
+    Stopped GL0704 after SIGTERM, SIGINT or SIGUSR1, with the state saved.
+    """
+    recipe, spe = run.recipe, run.steps_per_epoch
+    total = total_steps(recipe.schedule, spe)
+    start = restore.resume(run)
+    log = metrics.Log(run)
+    path = run.out / "checkpoints" / f"step-{start:08d}"
+    verified: dict[str, Verification] = {}
+    loss = math.nan
+    if start == 0 and run.val:
+        log.verification(0, 0.0, evaluate(run))
+    with _signals() as stop:
+        for step, batches in _steps(run, start, total):
+            epoch = step // spe
+            lr = learning_rate(recipe.schedule, recipe.optim.lr, step, spe)
+            loss = train_step(run, batches, step, lr, log)
+            log.step(step, epoch, lr, loss)
+            done = step + 1
+            progress(done, total, f"epoch {epoch} loss {loss:.3f} lr {lr:.4f} {log.speed}")
+            every = recipe.run.eval_every or spe
+            if run.val and (done % every == 0 or done == total):
+                verified = evaluate(run)
+                log.verification(done, done / spe, verified)
+            stopping = _any(run, bool(stop))
+            if done % recipe.run.save_every == 0 or done == total or stopping:
+                path = restore.save(run, done)
+            if stopping and done < total:
+                log.close()
+                raise Stopped(
+                    "GL0704",
+                    f"stopped on {stop[0] if stop else 'a signal to another rank'} at step {done} "
+                    f"of {total}; saved {path}",
+                    hint="run the same command to continue",
+                )
+    log.close()
+    if not verified and run.val:
+        verified = evaluate(run)
+    accuracy = [v.accuracy for v in verified.values()]
+    return {
+        "steps": total,
+        "loss": None if math.isnan(loss) else loss,
+        "accuracy": float(np.mean(accuracy)) if accuracy else None,
+        "verification": {name: v.accuracy for name, v in verified.items()},
+        "checkpoint": str(path),
+        "out": str(run.out),
+        "resumed_from": start,
+        "images": total * run.global_batch * recipe.run.accumulate,
+        "classes": run.labels.classes,
+        "world": run.world.size,
+    }
+
+
+def train_step(
+    run: Run,
+    batches: list[Batch],
+    step: int,
+    lr: float,
+    log: metrics.Log,
+) -> float:
+    """Do one optimiser step on `batches` (one per accumulation) and give the mean loss.
+
+    The head's backward ends at the features; the backbone's starts there. So the head always works
+    unscaled, and only the backbone sees the fp16 loss scale.
+    """
+    recipe, device, scaler = run.recipe, run.world.device, run.scaler
+    dtype = PRECISION[recipe.run.precision]
+    mixed = dtype in (torch.bfloat16, torch.float16)
+    losses = []
+    for i, batch in enumerate(batches):
+        last = i == len(batches) - 1
+        sync = nullcontext() if last or run.world.size == 1 else run.model.no_sync()
+        image = to_input(
+            batch.image.to(device, non_blocking=True),
+            run.parameter_dtype,
+            channels_last=recipe.run.channels_last,
+        )
+        label = batch.label.to(device, non_blocking=True)
+        log.mark("data")
+        with sync:
+            with torch.autocast(device.type, dtype, enabled=mixed):
+                feature_nd = run.model(image)
+            log.mark("forward")
+            leaf_nd = feature_nd.detach().to(run.parameter_dtype).requires_grad_()
+            micro = step * len(batches) + i
+            loss = run.head(leaf_nd, label, step=micro) / len(batches)
+            loss.backward()
+            log.mark("head")
+            assert leaf_nd.grad is not None
+            feature_nd.backward(scaler.scale(leaf_nd.grad.to(feature_nd.dtype)))
+            log.mark("backward")
+        losses.append(loss.detach())
+    scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(
+        run.backbone.parameters(), recipe.optim.clip if recipe.optim.clip > 0 else math.inf
+    )
+    value = float(torch.stack(losses).sum())
+    if not math.isfinite(value) or (not scaler.is_enabled() and not bool(torch.isfinite(norm))):
+        where = log.dump(step, batches, value)
+        raise DivergedError(
+            "GL0703",
+            f"loss {value}, gradient norm {float(norm)} at step {step}; its samples: {where}",
+            hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
+            "checkpoints are as they were",
+        )
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    scaler.step(run.optimizer)
+    scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.head.update(step=step, lr=lr * recipe.head.lr_scale)
+    log.mark("update")
+    return value
+
+
+def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
+    """Give (global step, its micro-batches) from `start` to `total`, over epochs."""
+    spe, micro = run.steps_per_epoch, run.recipe.run.accumulate
+    step = start
+    while step < total:
+        epoch, within = divmod(step, spe)
+        batches = run.stream.batches(epoch, start_step=within * micro)
+        for _ in range(min(spe - within, total - step)):
+            yield step, [next(batches) for _ in range(micro)]
+            step += 1
+
+
+def evaluate(run: Run) -> dict[str, Verification]:
+    """Verify on every pack of `run.val`; images are spread over the ranks.
+
+    Batch norm uses rank 0's running statistics, as the checkpoint does.
+    """
+    share_buffers(run)
+    run.backbone.eval()
+
+    def embed(image_nhwc: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            image = torch.from_numpy(image_nhwc).to(run.world.device)
+            out = run.backbone(to_input(image, run.parameter_dtype))
+        return out.float().cpu().numpy()
+
+    results = {}
+    for name, pairs in run.val.items():
+        size, rank = run.world.size, run.world.rank
+        mine = pairs.images[rank::size]
+        out = torch.zeros(len(pairs.images), run.recipe.backbone.embedding)
+        out[rank::size] = torch.from_numpy(embed_jpegs(embed, mine, flip=True))
+        out = all_reduce_(out.to(run.world.device), run.world).cpu()
+        unit = torch.nn.functional.normalize(out.double(), dim=1).numpy()
+        results[name] = ten_fold(unit[0::2], unit[1::2], pairs.same)
+    run.backbone.train()
+    for name, v in results.items():
+        logger.info("verification %s: %.2f +- %.2f %%", name, 100 * v.accuracy, 100 * v.std)
+    return results
+
+
+def share_buffers(run: Run) -> None:
+    """Give every rank rank 0's batch norm statistics."""
+    if run.world.size > 1:
+        for buffer in run.backbone.buffers():
+            torch.distributed.broadcast(buffer, 0, group=run.world.group)
+
+
+def _any(run: Run, flag: bool) -> bool:
+    if run.world.size == 1:
+        return flag
+    value: Tensor = torch.tensor([float(flag)], device=run.world.device)
+    return bool(all_reduce_(value, run.world)[0] > 0)
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Collect the names of stop signals while inside; a second SIGINT ends at once."""
+    seen: list[str] = []
+
+    def note(number: int, frame: object) -> None:
+        if seen and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        seen.append(signal.Signals(number).name)
+
+    old = {}
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        try:
+            old[number] = signal.signal(number, note)
+        except ValueError:  # not in the main thread: a test
+            continue
+    start = time.monotonic()
+    try:
+        yield seen
+    finally:
+        logger.debug("trained for %.1f s", time.monotonic() - start)
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,128 @@
+"""What of a run goes into a checkpoint, and how it comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from glint.errors import MismatchError, UsageError
+from glint.log import logger
+from glint.train import checkpoint, optim
+from glint.train.build import Run
+
+
+def save(run: Run, step: int) -> Path:
+    """Write the checkpoint of `step` (steps done); every rank takes part."""
+    import torch.distributed as dist
+
+    recipe = run.recipe.model_dump(mode="json")
+    state = {
+        "step": step,
+        "epoch": step // run.steps_per_epoch,
+        "position": step % run.steps_per_epoch * run.global_batch * run.recipe.run.accumulate,
+        "global_batch": run.global_batch,
+        "steps_per_epoch": run.steps_per_epoch,
+        "world": run.world.size,
+        "torch": torch.__version__,
+        "scaler": run.scaler.state_dict(),
+        "identity": run.identity(),
+        "backbone": recipe["backbone"],
+        "recipe": recipe,
+    }
+    return checkpoint.save(
+        run.out / "checkpoints",
+        step,
+        rank=run.world.rank,
+        barrier=(lambda: dist.barrier(run.world.group)) if run.world.size > 1 else lambda: None,
+        backbone=run.backbone.state_dict(),
+        optimizer=optim.state_by_name(run.optimizer, run.backbone),
+        head=run.head.state_rows(),
+        state=state,
+        keep=run.recipe.run.keep,
+    )
+
+
+def resume(run: Run) -> int:
+    """Load the newest valid checkpoint of the run into it and give the steps already done.
+
+    Raises MismatchError GL0702 where the run was started with other data, recipe or batch.
+    """
+    saved = checkpoint.newest(run.out / "checkpoints")
+    if saved is None:
+        if run.recipe.run.finetune:
+            weights = finetune_source(Path(run.recipe.run.finetune))
+            run.backbone.load_state_dict(checkpoint.tensors(weights, "backbone"))
+            logger.info("backbone from %s", weights.path)
+        return 0
+    compare(saved, run)
+    run.backbone.load_state_dict(checkpoint.tensors(saved, "backbone"))
+    optim.load_by_name(run.optimizer, run.backbone, checkpoint.tensors(saved, "optimizer"))
+    run.head.load_rows(checkpoint.head_fetch(saved))
+    run.scaler.load_state_dict(saved.state["scaler"])
+    step = int(saved.state["step"])
+    if saved.state["world"] != run.world.size:
+        logger.info(
+            "resuming %s on %d ranks (was %d): centres redistributed, sample order unchanged",
+            saved.path.name, run.world.size, saved.state["world"],
+        )  # fmt: skip
+    else:
+        logger.info("resuming %s", saved.path.name)
+    return step
+
+
+def finetune_source(path: Path) -> checkpoint.Saved:
+    """Find the checkpoint that `run.finetune` names: its directory, or a run's newest."""
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent
+    saved = checkpoint.newest(folder) if folder.is_dir() else None
+    if saved is not None and folder == path.parent and saved.path != path:
+        wrong = checkpoint.problem(path)
+        if wrong:
+            raise MismatchError("GL0701", wrong, where=str(path))
+        saved = checkpoint.Saved(path, checkpoint.read_state(path))
+    if saved is None:
+        raise UsageError("GL0001", f"run.finetune: no checkpoint at {path}")
+    return saved
+
+
+def compare(saved: checkpoint.Saved, run: Run) -> None:
+    """Refuse to continue a run that was started differently, field by field."""
+    before, now = saved.state["identity"], run.identity()
+    lines = []
+    for key in sorted({*before, *now}):
+        if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):
+            for field in sorted({*before[key], *now[key]}):
+                a, b = before[key].get(field), now[key].get(field)
+                if a != b:
+                    lines.append(f"{key}.{field}: {a!r} -> {b!r}")
+        elif before.get(key) != now.get(key):
+            lines.append(f"{key}: {before.get(key)!r} -> {now.get(key)!r}")
+    batch = saved.state["global_batch"]
+    if batch != run.global_batch:
+        lines.append(f"global batch: {batch} -> {run.global_batch}")
+    if lines:
+        raise MismatchError(
+            "GL0702",
+            "this run was started differently: " + "; ".join(lines),
+            where=str(saved.path),
+            hint="another --out for a new run; run.finetune starts one from these weights",
+        )
+
+
+def batch_for_world(out: Path, batch: int, world: int) -> int:
+    """Give the per-rank batch that keeps a run's global batch when the number of ranks changed.
+
+    Raises MismatchError GL0702 where the global batch does not divide by the new world.
+    """
+    saved = checkpoint.newest(out / "checkpoints")
+    if saved is None or saved.state["world"] == world:
+        return batch
+    total = int(saved.state["global_batch"])
+    if total % world:
+        raise MismatchError(
+            "GL0702",
+            f"the run's global batch of {total} does not divide over {world} ranks",
+            where=str(saved.path),
+            hint=f"use one of {[w for w in range(1, 65) if total % w == 0]} ranks",
+        )
+    return total // world
