@@ -30,6 +30,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0402": ("bad-embeddings", "Embeddings do not fit the dataset."),
     "GL0501": ("bad-decisions", "Decisions contradict each other or do not fit the dataset."),
     "GL0502": ("nothing-to-undo", "No applied version to undo."),
+    "GL0503": ("too-many-pairs", "More pairs pass the search threshold than can be held."),
     "GL0601": ("rank-lost", "A training rank died."),
     "GL0602": ("ranks-disagree", "Ranks were started with different code, data or recipe."),
     "GL0701": ("bad-checkpoint", "A checkpoint is damaged or incomplete."),
