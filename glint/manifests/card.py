@@ -39,4 +39,4 @@ class Card(Table):
 
 def read(name: str | Path) -> Card:
     """Read a card by name or path. Raises UsageError GL0101, GL0102, GL0103."""
-    return load(shelf.find(name, "manifests").path, Card)
+    return load(shelf.find("manifests", name), Card)

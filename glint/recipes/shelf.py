@@ -42,7 +42,12 @@ def entries(shelf: str = "") -> list[Entry]:
     ]
 
 
-def find(name: str | Path, shelf: str = "") -> Entry:
+def find(shelf: str, name: str | Path) -> Path:
+    """Where a recipe of one shelf lies, by name or path. Raises UsageError GL0103."""
+    return locate(name, shelf).path
+
+
+def locate(name: str | Path, shelf: str = "") -> Entry:
     """Find a recipe by path, by name, or by shelf/name; `shelf` narrows the names.
 
     A file that exists wins over a name. Raises UsageError GL0103 (with the nearest name).
@@ -78,7 +83,7 @@ def copy(name: str | Path, to: Path, overwrite: bool = False) -> Path:
 
     Raises UsageError GL0103, GL0001 (no folder for it), BusyError GL0004, ResourceError GL0007.
     """
-    entry = find(name)
+    entry = locate(name)
     goal = to / f"{entry.name}.toml" if to.is_dir() else to
     if not goal.parent.is_dir():
         raise UsageError(
