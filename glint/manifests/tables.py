@@ -1,0 +1,68 @@
+"""The Arrow schemas of every table that glint keeps on disk."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+# One row per written sample, in shard order, then offset order.
+SAMPLES = pa.schema([
+    ("key", pa.string()),  # nine digits, generated
+    ("label", pa.int64()),  # dense, as sharded
+    ("source_label", pa.string()),
+    ("shard", pa.int32()),
+    ("offset", pa.int64()),  # of the image bytes inside the tar
+    ("size", pa.int32()),
+    ("digest", pa.binary(16)),  # xxh3-128 of the image bytes, big endian
+    ("source", pa.string()),  # path below the source, or the record's key
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+])
+
+# Row i is label i.
+IDENTITIES = pa.schema([
+    ("label", pa.int64()),
+    ("source_label", pa.string()),
+    ("name", pa.string()),
+    ("count", pa.int64()),
+])
+
+# One row per source record that was not written.
+QUARANTINE = pa.schema([
+    ("source", pa.string()),
+    ("offset", pa.int64()),  # in the record file; null for a file of its own
+    ("source_label", pa.string()),
+    ("reason", pa.string()),
+    ("note", pa.string()),
+    ("size", pa.int64()),
+    ("sha256", pa.string()),
+    ("head", pa.binary()),  # the first 64 bytes
+])
+
+# A label version: what became of each label as sharded (target -1 = dropped).
+LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
+
+# Targets of one label version that are, or may be, the same person (a < b).
+MASKS = pa.schema([("a", pa.int64()), ("b", pa.int64())])
+
+# Per target of the label version it names: how often it is drawn.
+SAMPLING = pa.schema([
+    ("label", pa.int64()),
+    ("count", pa.int64()),
+    ("weight", pa.float64()),
+    ("draws", pa.int64()),
+])
+
+# Pairs of identities that look alike.
+PAIRS = pa.schema([
+    ("a", pa.int64()),
+    ("b", pa.int64()),
+    ("cosine", pa.float32()),
+    ("verdict", pa.string()),  # merge, mask or keep
+])
+
+# One row per embedded sample.
+EMBEDDED = pa.schema([
+    ("key", pa.string()),
+    ("norm", pa.float32()),
+    ("status", pa.string()),
+])

@@ -1,0 +1,206 @@
+"""A dataset on disk as its readers see it: columns of the index, and the bytes of a sample."""
+
+# n samples, k bytes of a digest
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from glint.errors import InputError
+from glint.manifests import tables
+from glint.shards import commit, parquet
+
+FORMAT = "glint/dataset@1"
+OPEN_FILES = 256
+
+
+class Text:
+    """A column of strings, read like a list, kept as Arrow keeps it."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [str(value) for value in self._column[row].to_pylist()]
+        return str(self._column[int(row)].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            yield from chunk.to_pylist()
+
+
+class Dataset:
+    """A folder that `glint shard` wrote.
+
+    Columns are read when first asked for. `read` is safe across threads and forks, and a Dataset
+    can be pickled. Raises InputError GL0301 where the folder is not a dataset.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        path = self.root / "manifest.json"
+        if not path.is_file():
+            found = "a folder without manifest.json" if self.root.is_dir() else "no such folder"
+            raise InputError("GL0301", f"expected a dataset, found {found}", where=str(root),
+                             hint="make one with: glint shard SRC OUT; if a run stopped half way, "
+                             "the same command continues it")
+        self.manifest: dict[str, Any] = commit.read_json(path)
+        if self.manifest.get("format") != FORMAT:
+            raise InputError("GL0301", f"expected format {FORMAT!r}, found "
+                             f"{self.manifest.get('format')!r}", where=str(path))
+        try:
+            self.digest = str(self.manifest["digest"])
+            self.n = int(self.manifest["written"])
+            self.classes = int(self.manifest["identities"])
+            self.shards = [str(entry["name"]) for entry in self.manifest["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("GL0301", f"the manifest lacks or spoils {error}",
+                             where=str(path)) from None
+        if any("/" in name or name in ("", ".", "..") for name in self.shards):
+            raise InputError("GL0301", "a shard's name is not a plain file name", where=str(path))
+        self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        path = self.root / "samples.parquet"
+        table = parquet.read(path, tables.SAMPLES, columns=[name])
+        if table.num_rows != self.n:
+            raise InputError("GL0301", f"the manifest says {self.n} samples, found "
+                             f"{table.num_rows}", where=str(path))
+        return table.column(name)
+
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        value: npt.NDArray[Any] = self._column(name).to_numpy()
+        return value
+
+    @cached_property
+    def key(self) -> Text:
+        """The generated keys."""
+        return Text(self._column("key"))
+
+    @cached_property
+    def source(self) -> Text:
+        """Where each sample came from: a path below the source, or a record's key."""
+        return Text(self._column("source"))
+
+    @cached_property
+    def source_label(self) -> Text:
+        """The label that the source gave each sample."""
+        return Text(self._column("source_label"))
+
+    @cached_property
+    def label(self) -> npt.NDArray[np.int64]:
+        """Dense labels as sharded, int64 [n]."""
+        label_n: npt.NDArray[np.int64] = self._numbers("label")
+        if self.n and not 0 <= label_n.min() <= label_n.max() < self.classes:
+            raise InputError("GL0301", f"labels run from {label_n.min()} to {label_n.max()}, "
+                             f"expected 0 to {self.classes - 1}",
+                             where=str(self.root / "samples.parquet"))
+        return label_n
+
+    @cached_property
+    def shard(self) -> npt.NDArray[np.int32]:
+        """Number of the shard, int32 [n]."""
+        shard_n: npt.NDArray[np.int32] = self._numbers("shard")
+        if self.n and not 0 <= shard_n.min() <= shard_n.max() < len(self.shards):
+            raise InputError("GL0301", "a sample names a shard that the manifest lacks",
+                             where=str(self.root / "samples.parquet"))
+        return shard_n
+
+    @cached_property
+    def offset(self) -> npt.NDArray[np.int64]:
+        """Offset of the image bytes inside the tar, int64 [n]."""
+        offset_n: npt.NDArray[np.int64] = self._numbers("offset")
+        return offset_n
+
+    @cached_property
+    def size(self) -> npt.NDArray[np.int32]:
+        """Length of the image bytes, int32 [n]."""
+        size_n: npt.NDArray[np.int32] = self._numbers("size")
+        return size_n
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """xxh3-128 of the image bytes, uint8 [n, 16]."""
+        chunks = self._column("digest").chunks
+        parts = [np.frombuffer(c.buffers()[1], np.uint8, 16 * len(c), 16 * c.offset)
+                 for c in chunks if len(c)]
+        digest_nk = np.concatenate(parts) if parts else np.empty(0, np.uint8)
+        return digest_nk.reshape(-1, 16)
+
+    def identities(self) -> pa.Table:
+        """Return the identities table: row i is label i."""
+        return parquet.read(self.root / "identities.parquet", tables.IDENTITIES)
+
+    def shard_path(self, shard: int) -> Path:
+        """Return the path of one shard."""
+        return self.root / "data" / self.shards[shard]
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self.label, kind="stable")
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        return np.searchsorted(self.label[self._order], np.arange(self.classes + 1))
+
+    def rows_of(self, label: int) -> npt.NDArray[np.int64]:
+        """Return the rows of one label as sharded, ascending."""
+        return self._order[self._starts[label]:self._starts[label + 1]]
+
+    def _open(self, shard: int) -> IO[bytes]:
+        file = self._files.get(shard)
+        if file is None:
+            path = self.shard_path(shard)
+            try:
+                file = open(path, "rb", buffering=0)  # noqa: SIM115
+            except OSError as error:
+                raise InputError("GL0302", f"cannot be opened: {error.strerror}",
+                                 where=str(path)) from None
+            self._files[shard] = file
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+        return file
+
+    def read(self, row: int, verify: bool = True) -> bytes:
+        """Return the image bytes of sample `row`, checked against the index's checksum.
+
+        Raises InputError GL0303 naming shard and key, GL0302 where the shard is missing.
+        """
+        shard, size = int(self.shard[row]), int(self.size[row])
+        file = self._open(shard)  # held here, so that another thread cannot close it
+        data = os.pread(file.fileno(), size, int(self.offset[row]))
+        if len(data) != size:
+            raise self._spoilt(row, f"expected {size} bytes, found {len(data)}")
+        if verify and xxhash.xxh3_128_digest(data) != self.digests[row].tobytes():
+            raise self._spoilt(row, "the image bytes do not match their checksum")
+        return data
+
+    def _spoilt(self, row: int, what: str) -> InputError:
+        shard = self.shards[int(self.shard[row])]
+        return InputError("GL0303", what, where=f"data/{shard} key {self.key[row]} "
+                          f"@ 0x{int(self.offset[row]):x}",
+                          hint="make the dataset again from its source into a new folder")
