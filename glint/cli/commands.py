@@ -7,7 +7,10 @@ import importlib
 import typer
 
 # Each module has `register(app)`, and imports nothing heavy at its top.
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "recipes",
+    "doctor",
+)
 
 
 def register(app: typer.Typer) -> None:

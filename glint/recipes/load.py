@@ -56,7 +56,7 @@ def load(text_or_path: str | Path, model: type[T], overrides: Sequence[str] = ()
     value is TOML, or a bare string. Raises UsageError GL0101 (not TOML), GL0102 (every mistake in
     one message), GL0103 (no such file).
     """
-    text, where = _read(text_or_path)
+    text, where = read(text_or_path)
     data = parse(text, where)
     found = _Mistakes(model, data)
     for override in overrides:
@@ -94,7 +94,8 @@ def dump(model: Table) -> str:
     return "\n".join(lines).strip("\n") + "\n"
 
 
-def _read(text_or_path: str | Path) -> tuple[str, str]:
+def read(text_or_path: str | Path) -> tuple[str, str]:
+    """Return (text, where it is from). Raises UsageError GL0101 (not text), GL0103."""
     if isinstance(text_or_path, str):
         if "\n" in text_or_path or not text_or_path.endswith(".toml"):
             return text_or_path, "recipe"

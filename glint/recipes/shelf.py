@@ -78,6 +78,12 @@ def locate(name: str | Path, shelf: str = "") -> Entry:
     )
 
 
+def title(entry: Entry) -> str:
+    """Return the first comment line of a recipe, without its mark."""
+    lines = entry.path.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+
+
 def copy(name: str | Path, to: Path, overwrite: bool = False) -> Path:
     """Copy a recipe to a file, or into a folder under its own name; return where it is now.
 

@@ -1,0 +1,167 @@
+"""What is installed and what the machine has; every import is tried in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import glint
+
+
+@dataclass(frozen=True)
+class Part:
+    """A dependency: import name, distributions that provide it, the extra, what needs it."""
+
+    name: str
+    distributions: tuple[str, ...]
+    extra: str = ""  # "" = required
+    use: str = ""
+
+
+PARTS = (
+    Part("numpy", ("numpy",)),
+    Part("torch", ("torch",)),
+    Part("webdataset", ("webdataset",)),
+    Part("pyarrow", ("pyarrow",)),
+    Part("simplejpeg", ("simplejpeg",)),
+    Part("xxhash", ("xxhash",)),
+    Part("safetensors", ("safetensors",)),
+    Part("scipy", ("scipy",)),
+    Part("pydantic", ("pydantic",)),
+    Part("jinja2", ("jinja2",)),
+    Part(
+        "faiss",
+        ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"),
+        "cpu",
+        "without it dedup-conflicts searches with torch: same answers",
+    ),
+    Part(
+        "onnxruntime",
+        ("onnxruntime", "onnxruntime-gpu"),
+        "export",
+        "embed and eval with an ONNX model, the check after export",
+    ),
+    Part("onnx", ("onnx",), "export", "glint export"),
+    Part(
+        "insightface",
+        ("insightface",),
+        "insightface",
+        "embed and eval through insightface's model zoo",
+    ),
+    Part("tensorboard", ("tensorboard",), "tensorboard", "curves in TensorBoard"),
+)
+
+# Runs in a child, so that an import that aborts or prints is an answer and not an accident.
+PROBE = """
+import importlib, json, sys
+name = sys.argv[1]
+module = importlib.import_module(name)
+note = ""
+if name == "torch":
+    cuda = module.cuda.is_available()
+    cards = [module.cuda.get_device_name(i) for i in range(module.cuda.device_count())] * cuda
+    note = ", ".join(cards) if cards else "no CUDA device: training uses gloo on the CPU"
+if name == "faiss":
+    gpus = getattr(module, "get_num_gpus", lambda: 0)()
+    note = f"{gpus} GPUs" if gpus else "CPU"
+print(json.dumps({"note": note}))
+"""
+
+
+def examine() -> dict[str, Any]:
+    """Describe the machine and every dependency; `problems` says what does not work."""
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(_part, PARTS))
+    problems = [_problem(part, found) for part, found in zip(PARTS, parts)]
+    here = Path.cwd()
+    return {
+        "glint": glint.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": cores(),
+        "ram": ram(),
+        "disk": {"path": str(here), "free": shutil.disk_usage(here).free},
+        "parts": parts,
+        "problems": [problem for problem in [*problems, _two_faiss()] if problem],
+    }
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ram() -> dict[str, int]:
+    """Bytes of memory, total and available, within the control group's limit if there is one."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            available = int(line.split()[1]) * 1024
+    group = Path("/sys/fs/cgroup")
+    limit, used = (_lines(group / name) for name in ("memory.max", "memory.current"))
+    if limit and used and limit[0].isdigit():
+        total = min(total, int(limit[0]))
+        available = min(available, max(0, int(limit[0]) - int(used[0])))
+    return {"total": total, "available": available}
+
+
+def probe(name: str, python: Sequence[str] = (sys.executable,)) -> tuple[bool, str]:
+    """Import a module in a child process; return (whether it works, a note or the last error)."""
+    try:
+        done = subprocess.run(
+            [*python, "-c", PROBE, name], capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, "import took over 120 s"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return False, lines[-1] if lines else f"import ended with code {done.returncode}"
+    return True, str(json.loads(done.stdout.strip().splitlines()[-1])["note"])
+
+
+def _part(part: Part) -> dict[str, Any]:
+    version = next((found for found in map(_version, part.distributions) if found), "")
+    works, note = probe(part.name) if version else (False, "")
+    if not version:
+        note = f"{part.use}; pip install 'glint-faces[{part.extra}]'" if part.extra else "required"
+    return {"name": part.name, "version": version, "works": works, "note": note}
+
+
+def _problem(part: Part, found: dict[str, Any]) -> str:
+    if found["works"] or (part.extra and not found["version"]):
+        return ""
+    if not found["version"]:
+        return f"{part.name} is required and not installed"
+    return f"{part.name} {found['version']} is installed and cannot be imported: {found['note']}"
+
+
+def _two_faiss() -> str:
+    both = [name for name in ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu12") if _version(name)]
+    if len(both) < 2:
+        return ""
+    return f"{' and '.join(both)} share one folder: uninstall all of them, then install one"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,178 @@
+"""`glint ls | cp | cat | validate`: the shelves, and whether a recipe is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from glint.cli import out as show
+
+if TYPE_CHECKING:
+    from glint.recipes.shelf import Entry
+
+NAME = typer.Argument(..., help="A recipe: a name, shelf/name, or the path of a .toml file.")
+SHELF = typer.Option(
+    "", "--shelf", help="Read it as a file of this shelf: train, pipelines, manifests."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("ls")(ls)
+    app.command("cp")(cp)
+    app.command("cat")(cat)
+    app.command("validate")(validate)
+
+
+def ls(
+    shelf: str = typer.Argument("", help="train, pipelines or manifests; all by default."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """List the recipes that travel with glint."""
+    show.run(lambda: _list(shelf), "glint/ls-result@1", as_json, debug=debug, say=_say_list)
+
+
+def cp(
+    name: str = NAME,
+    to: Path = typer.Argument(Path(), help="A file, or a folder to copy into."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Copy a recipe, to edit it."""
+    show.run(
+        lambda: _copy(name, to, overwrite),
+        "glint/cp-result@1",
+        as_json,
+        debug=debug,
+        say=lambda result: f"{result['path']}\nNext: glint validate {result['path']}",
+    )
+
+
+def cat(name: str = NAME, as_json: bool = show.JSON, debug: bool = show.DEBUG) -> None:
+    """Print a recipe."""
+    show.run(
+        lambda: _text(name),
+        "glint/cat-result@1",
+        as_json,
+        debug=debug,
+        say=lambda result: str(result["text"]).rstrip("\n"),
+    )
+
+
+def validate(
+    name: str = NAME,
+    change: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change one value first, as in optim.lr=0.05."
+    ),
+    shelf: str = SHELF,
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Check a recipe: every mistake at once, and what to run when there is none."""
+    show.run(
+        lambda: _validate(name, change, shelf),
+        "glint/validate-result@1",
+        as_json,
+        debug=debug,
+        say=_say_valid,
+    )
+
+
+def _list(shelf: str) -> dict[str, Any]:
+    from glint.recipes import shelf as shelves
+
+    rows = [
+        {
+            "shelf": entry.shelf,
+            "name": entry.name,
+            "title": shelves.title(entry),
+            "path": str(entry.path),
+        }
+        for entry in shelves.entries(shelf)
+    ]
+    return {"recipes": rows}
+
+
+def _say_list(result: dict[str, Any]) -> str:
+    rows = result["recipes"]
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines: list[str] = []
+    shelf = ""
+    for row in rows:
+        if row["shelf"] != shelf:
+            lines += [""] * bool(lines) + [f"{row['shelf']}/"]
+        shelf = row["shelf"]
+        lines.append(f"  {row['name']:<{width}}  {row['title']}")
+    return "\n".join([*lines, "", "Next: glint cat NAME     or     glint cp NAME my.toml"])
+
+
+def _copy(name: str, to: Path, overwrite: bool) -> dict[str, Any]:
+    from glint.recipes import shelf
+
+    return {"path": str(shelf.copy(name, to, overwrite))}
+
+
+def _text(name: str) -> dict[str, Any]:
+    from glint.recipes import load, shelf
+
+    entry = shelf.locate(name)
+    text, _ = load.read(entry.path)
+    return {"shelf": entry.shelf, "name": entry.name, "path": str(entry.path), "text": text}
+
+
+def _validate(name: str, change: list[str], shelf: str) -> dict[str, Any]:
+    import shlex
+
+    from glint.manifests.card import Card
+    from glint.pipelines import recipe as pipelines
+    from glint.pipelines import road
+    from glint.recipes import load
+    from glint.recipes import shelf as shelves
+    from glint.recipes.load import Table
+    from glint.train import recipe as train
+
+    shelves.entries(shelf)  # an unknown shelf is told first
+    entry = shelves.locate(name, shelf)
+    kind = shelf or entry.shelf or _kind(entry)
+    models: dict[str, type[Table]] = {
+        "train": train.Recipe,
+        "pipelines": pipelines.Recipe,
+        "manifests": Card,
+    }
+    recipe = load.load(entry.path, models[kind], change)
+    named = str(entry.path) if Path(name).is_file() else name
+    commands: list[list[str]] = []
+    if isinstance(recipe, train.Recipe):
+        sets = [word for one in change for word in ("--set", one)]
+        commands = [["glint", "train", named, *sets]]
+    elif isinstance(recipe, pipelines.Recipe):
+        commands = road.commands(recipe)
+    return {
+        "path": str(entry.path),
+        "shelf": kind,
+        "valid": True,
+        "commands": [shlex.join(one) for one in commands],
+        "recipe": recipe.model_dump(),
+    }
+
+
+def _kind(entry: Entry) -> str:
+    """Tell by its tables what a file of the user's own is meant to be."""
+    from glint.recipes import load
+
+    text, where = load.read(entry.path)
+    tables = set(load.parse(text, where))
+    if tables & {"shard", "embed", "conflicts", "balance"}:
+        return "pipelines"
+    return "manifests" if tables & {"identities", "licence"} else "train"
+
+
+def _say_valid(result: dict[str, Any]) -> str:
+    lines = [f"{result['path']}: valid"]
+    for number, command in enumerate(result["commands"]):
+        lines.append(("Next: " if number == 0 else "      ") + command)
+    return "\n".join(lines)
