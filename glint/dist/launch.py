@@ -1,0 +1,178 @@
+"""Start the ranks of one machine, watch them, and leave none behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from glint.errors import GlintError, LostError, Stopped
+from glint.log import logger
+
+POLL = 0.1  # seconds between two looks at the ranks
+GRACE = 10.0  # seconds from SIGTERM to SIGKILL
+STOP_GRACE = 120.0  # seconds the other ranks get once one has stopped with its state saved
+TOLD = frozenset({*range(2, 11), Stopped.exit_code})  # exit codes with which glint explains itself
+_PR_SET_PDEATHSIG = 1
+
+
+def run_ranks(argv: Sequence[str], nproc: int, env: Mapping[str, str] | None = None, *,
+              grace: float = GRACE) -> int:
+    """Run `argv` as `nproc` ranks on this machine and give their common exit code.
+
+    Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and GLINT_RENDEZVOUS on top of
+    `env` (default: this process's). Rank 0 writes to this process's stdout and stderr; the other
+    ranks' output is kept aside and its end is logged when one of them dies. A rank that dies is
+    seen within a second; the others then get SIGTERM and, `grace` seconds later, SIGKILL. Ranks
+    die with this process. SIGTERM, SIGINT and SIGUSR1 are passed on; a second SIGINT or SIGTERM
+    kills. An exit code of glint's own (2 to 10, 75) is given back as it is; anything else raises
+    LostError (GL0601) with the rank and its signal or exit code.
+    """
+    if nproc < 1:
+        raise ValueError(f"nproc is {nproc}")
+    with tempfile.TemporaryDirectory(prefix="glint-ranks-") as folder:
+        ranks: list[subprocess.Popen[bytes]] = []
+        try:
+            with _passed_on(ranks):
+                for rank in range(nproc):
+                    ranks.append(_start(argv, rank, nproc, env, Path(folder)))
+                return _watch(ranks, Path(folder), grace)
+        finally:
+            _end(ranks, grace)
+
+
+def _start(argv: Sequence[str], rank: int, nproc: int, env: Mapping[str, str] | None,
+           folder: Path) -> subprocess.Popen[bytes]:
+    child = dict(os.environ if env is None else env)
+    child.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc),
+                 LOCAL_WORLD_SIZE=str(nproc), GLINT_RENDEZVOUS=f"file://{folder / 'meeting'}")
+    if sys.platform == "linux":
+        child.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    start = _dies_with_parent()
+    if rank == 0:
+        return subprocess.Popen(argv, env=child, preexec_fn=start, start_new_session=True)
+    with open(_output(folder, rank), "wb") as out:
+        return subprocess.Popen(argv, env=child, preexec_fn=start, start_new_session=True,
+                                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+
+
+def _dies_with_parent() -> Callable[[], None] | None:
+    """Give what a child does before exec so that the kernel kills it when its parent dies."""
+    if sys.platform != "linux":
+        return None
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
+
+    def tie() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the tie was made
+            os._exit(1)
+
+    return tie
+
+
+@contextmanager
+def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Pass signals on to the ranks while the block runs (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal seen
+        if number != signal.SIGUSR1:
+            seen += 1
+        _signal(ranks, signal.SIGKILL if seen > 1 else signal.Signals(number))
+
+    before = {n: signal.signal(n, pass_on) for n in
+              (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, grace: float) -> int:
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if any(codes):
+            break
+        if all(code == 0 for code in codes):
+            return 0
+        time.sleep(POLL)
+    time.sleep(POLL)  # ranks fall like dominoes: look again, then name the first cause
+    codes = [rank.poll() for rank in ranks]
+    rank, code = _cause(codes)
+    if code in TOLD:
+        patience = STOP_GRACE if code == Stopped.exit_code else 2 * POLL
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(r.poll() is None for r in ranks):
+            time.sleep(POLL)
+        if rank:
+            logger.error("%s", _tail(folder, rank) or f"rank {rank} left with exit code {code}")
+        return code
+    _end(ranks, grace)
+    raise _lost(rank, code, len(ranks), _tail(folder, rank))
+
+
+def _cause(codes: Sequence[int | None]) -> tuple[int, int]:
+    """Pick the rank whose end explains the others': a signal, then a told error, then any."""
+
+    def order(entry: tuple[int, int]) -> tuple[int, int]:
+        rank, code = entry
+        return (0 if code < 0 else 1 if code in TOLD else 2), rank
+
+    return min(((rank, code) for rank, code in enumerate(codes) if code), key=order)
+
+
+def _lost(rank: int, code: int, nproc: int, tail: str) -> GlintError:
+    if code < 0:
+        try:
+            how = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        except ValueError:
+            how = f"killed by signal {-code}"
+    else:
+        how = f"left with exit code {code}"
+    hint = "the machine may have run out of memory" if code == -signal.SIGKILL else tail
+    return LostError("GL0601", f"{how}; the other ranks were ended", hint=hint,
+                     where=f"rank {rank} of {nproc}")
+
+
+def _output(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.txt"
+
+
+def _tail(folder: Path, rank: int, size: int = 2000) -> str:
+    """Read the end of what a rank other than 0 has written."""
+    path = _output(folder, rank)
+    if not path.exists():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().decode(errors="replace").strip()
+
+
+def _signal(ranks: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(number)
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
+    _signal(ranks, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+        time.sleep(POLL)
+    _signal(ranks, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()

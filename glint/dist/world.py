@@ -1,0 +1,98 @@
+"""Who this process is among the ranks, how it joins them and how it leaves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from glint.errors import LostError, ResourceError, UsageError
+
+CPU = torch.device("cpu")
+TIMEOUT = 120.0  # seconds a collective may wait for the other ranks
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank among `size` ranks.
+
+    rank: 0 .. size - 1; device: where its tensors live; group: a process group, None for the
+    default one. At size 1 there is no process group at all and every collective is the identity.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = CPU
+    group: dist.ProcessGroup | None = None
+
+
+def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> World:
+    """Join the ranks that the environment names: RANK, WORLD_SIZE, LOCAL_RANK.
+
+    The meeting point is GLINT_RENDEZVOUS (a file:// or tcp:// address, set by
+    `glint.dist.launch.run_ranks`) or else torchrun's MASTER_ADDR and MASTER_PORT. Ranks talk gloo
+    on CPU and NCCL on GPU. `device` "auto" takes a GPU where there is one. timeout: seconds for the
+    meeting and for every collective. Raises UsageError (GL0002) for a bad environment,
+    ResourceError (GL0002) for a device that is not there, LostError (GL0601) when the ranks do not
+    meet in time.
+    """
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if not 0 <= rank < size:
+        raise UsageError("GL0002", f"RANK is {rank}, expected 0 to WORLD_SIZE - 1 = {size - 1}",
+                         where="environment")
+    place = _place(device, _number("LOCAL_RANK", rank))
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size == 1:
+        return World(device=place)
+    method = os.environ.get("GLINT_RENDEZVOUS", "env://")
+    if method == "env://" and "MASTER_ADDR" not in os.environ:
+        raise UsageError("GL0002", f"WORLD_SIZE is {size}, but nothing says where ranks meet",
+                         where="environment",
+                         hint="start the ranks with --nproc or torchrun, or set GLINT_RENDEZVOUS")
+    try:
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo", init_method=method, rank=rank,
+            world_size=size, timeout=timedelta(seconds=timeout))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise LostError("GL0601", f"{size} ranks did not meet within {timeout:g} s: {error}",
+                        where=f"rank {rank}",
+                        hint="is every rank started, and can they reach each other?") from error
+    return World(rank, size, place)
+
+
+def leave(world: World) -> None:
+    """Leave the ranks that `join` joined."""
+    if world.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError("GL0002", f"{name} is {text!r}, expected a whole number",
+                         where="environment") from None
+
+
+def _place(device: str | torch.device, local_rank: int) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise UsageError("GL0002", f"device is {device!r}, expected cpu, cuda or auto") from None
+    if place.type == "cuda":
+        count = torch.cuda.device_count()
+        index = local_rank if place.index is None else place.index
+        if index >= count:
+            raise ResourceError("GL0002", f"device cuda:{index} was asked for, {count} found",
+                                hint="start fewer ranks on this machine, or use device cpu")
+        place = torch.device("cuda", index)
+    return place
