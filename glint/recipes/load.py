@@ -323,10 +323,18 @@ def _value(raw: str, annotation: object) -> object:
     try:
         read = tomllib.loads(f"value = {raw}")
     except (tomllib.TOMLDecodeError, RecursionError):
-        return raw
+        return _plain_number(raw) if annotation is float else raw
     value = read.get("value")
     bare = len(read) != 1 or isinstance(value, (datetime.date, datetime.time))
     return raw if bare or (annotation is str and not isinstance(value, str)) else value
+
+
+def _plain_number(raw: str) -> float | str:
+    """Read .5 and 1. as people type them; TOML wants 0.5 and 1.0."""
+    try:
+        return float(raw)
+    except ValueError:
+        return raw
 
 
 def _look(data: object, loc: Sequence[str]) -> object:

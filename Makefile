@@ -1,0 +1,64 @@
+# make demo | test | test-all | lint | faults | bench
+# Another interpreter or environment: make test PYTHON=python3.12 VENV=/tmp/venv
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST_WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all unit lint format faults gpu bench docs clean
+
+help:
+	@echo "make demo      the whole road on a synthetic world, minutes on two cores"
+	@echo "make test      quick tests, ruff, import-linter, mypy"
+	@echo "make test-all  every test that needs no GPU, slow and fault tests included"
+	@echo "make lint      ruff, import-linter, mypy"
+	@echo "make faults    kills, full disks, fuzzing"
+	@echo "make bench     the benchmarks, one after the other"
+
+demo: $(INSTALLED)
+	$(BIN)/glint demo demo
+
+test: lint unit
+
+unit: $(INSTALLED)
+	$(PYTEST)
+
+test-all: lint
+	$(PYTEST) -m 'not gpu'
+
+faults: $(INSTALLED)
+	$(PYTEST) -m faults
+
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m gpu
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/make_errors.py
+
+# The virtual environment: made when absent, brought up to date when pyproject.toml changes.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "glint needs Python 3.10 or newer: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]'
+	@touch $(INSTALLED)
+
+clean:
+	rm -rf build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
