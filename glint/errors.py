@@ -26,6 +26,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0302": ("shard-damaged", "A shard does not match its index."),
     "GL0303": ("sample-damaged", "A sample's bytes do not match its checksum."),
     "GL0304": ("bad-label-table", "A label table does not fit its dataset."),
+    "GL0305": ("bad-sampling-table", "A sampling table does not fit its dataset and labels."),
     "GL0401": ("bad-model", "A model file cannot be used."),
     "GL0402": ("bad-embeddings", "Embeddings do not fit the dataset."),
     "GL0501": ("bad-decisions", "Decisions contradict each other or do not fit the dataset."),
@@ -40,6 +41,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0801": ("unsafe-pickle", "A pickle asks for more than plain data."),
     "GL0802": ("bad-pairs", "A pairs file is malformed."),
     "GL0901": ("disk-full", "No space left on the device."),
+    "GL0902": ("worker-lost", "A loader process died or stopped answering."),
 }
 
 

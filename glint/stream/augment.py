@@ -1,0 +1,39 @@
+"""Augmentation decided by counters, and the step from stored pixels to a network's input."""
+
+# n images, H height, W width, C channels (3)
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from glint.stream.permute import hash_at, key_of
+
+_FLIP = 0xF11B  # purpose of the key
+
+
+def flips(seed: int, epoch: int, position_n: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Decide for each position of an epoch whether its image is mirrored: half of them are.
+
+    A function of (seed, epoch, position) alone: the same for every world size and worker count.
+    """
+    bit = hash_at(key_of(seed, _FLIP, epoch), position_n) >> np.uint64(63)
+    return np.asarray(bit == 1)
+
+
+def mirror(image_nHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Mirror images left to right into new memory."""
+    nchw = torch.from_numpy(image_nHWC).permute(0, 3, 1, 2)  # the layout torch flips fast
+    flipped: npt.NDArray[np.uint8] = nchw.flip(3).permute(0, 2, 3, 1).numpy()
+    return flipped
+
+
+def to_input(image_nHWC: torch.Tensor, dtype: torch.dtype = torch.float32,
+             channels_last: bool = False) -> torch.Tensor:
+    """Turn uint8 pixels into (x / 255 - 0.5) / 0.5, shape nCHW, on the device they lie on."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x_nCHW = image_nHWC.permute(0, 3, 1, 2).to(dtype=dtype, memory_format=layout)
+    return x_nCHW.div_(255).sub_(0.5).div_(0.5)

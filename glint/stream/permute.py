@@ -1,0 +1,136 @@
+"""Keyed permutations and counter-based hashes: random order without state.
+
+m numbers asked for. Every argument may be a scalar or an array that broadcasts to m; all
+arithmetic is in uint64 and identical on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLY_1 = 0xBF58476D1CE4E5B9
+_MULTIPLY_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def mix(x: Any) -> U64:
+    """Hash 64 bits to 64 bits, one to one.
+
+    Source: the finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014; Stafford's variant 13).
+    """
+    h = np.array(x, dtype=np.uint64, ndmin=1)  # a copy: changed in place below
+    h += np.uint64(_GOLDEN)
+    h ^= h >> np.uint64(30)
+    h *= np.uint64(_MULTIPLY_1)
+    h ^= h >> np.uint64(27)
+    h *= np.uint64(_MULTIPLY_2)
+    h ^= h >> np.uint64(31)
+    return h
+
+
+def key_of(*words: int) -> int:
+    """Fold whole numbers (a seed, an epoch, a purpose, ...) into one 64-bit key; order matters."""
+    state = 0
+    for word in words:
+        state = int(mix(((state * 0x2545F4914F6CDD1D) + (word & _MASK)) & _MASK)[0])
+    return state
+
+
+def hash_at(key: int, counter_m: Any) -> U64:
+    """Draw the random 64 bits that belong to (key, counter)."""
+    counter = np.asarray(counter_m).astype(np.uint64, copy=False)
+    return mix(mix(counter) ^ np.uint64(key & _MASK))
+
+
+def uniform_at(key: int, counter_m: Any) -> npt.NDArray[np.float64]:
+    """Draw the number in [0, 1) that belongs to (key, counter)."""
+    bits = hash_at(key, counter_m) >> np.uint64(11)
+    return np.asarray(bits.astype(np.float64) * 2.0**-53, dtype=np.float64)
+
+
+def shuffle(index_m: Any, n: Any, key: Any) -> I64:
+    """Map each index in [0, n) to its image under the permutation of range(n) named by key.
+
+    n and key may differ per element. No state, no table: a Feistel network of alternating halves
+    on the smallest power of two that holds n, walked until the image lies in range (Black and
+    Rogaway, Ciphers with Arbitrary Finite Domains, CT-RSA 2002).
+    """
+    return _walk(index_m, n, key, backward=False)
+
+
+def unshuffle(index_m: Any, n: Any, key: Any) -> I64:
+    """Invert `shuffle`."""
+    return _walk(index_m, n, key, backward=True)
+
+
+def _walk(index_m: Any, n: Any, key: Any, *, backward: bool) -> I64:
+    x, size, key_m = np.broadcast_arrays(
+        np.asarray(index_m), np.asarray(n), np.asarray(key, dtype=np.uint64))
+    shape = x.shape
+    todo = np.array(x, dtype=np.uint64).reshape(-1)
+    size_u = size.astype(np.uint64).reshape(-1)
+    uniform = np.ndim(n) == 0 and np.ndim(key) == 0
+    keys = key_m.reshape(-1)
+    if todo.size and bool((todo >= size_u).any()):
+        raise IndexError("index outside the permutation's range")
+    if uniform and todo.size:  # scalars broadcast: fewer memory passes
+        size_u, keys = size_u[:1], keys[:1]
+    bits = _bits(size_u)
+    low = bits >> np.uint64(1)
+    high = bits - low
+    one = np.uint64(1)
+    low_mask, high_mask = (one << low) - one, (one << high) - one
+    round_keys = [mix(keys ^ np.uint64((_GOLDEN * (i + 1)) & _MASK)) for i in range(ROUNDS)]
+    order = range(ROUNDS - 1, -1, -1) if backward else range(ROUNDS)
+
+    def once(v: U64, pick: Any) -> U64:
+        lo, lm, hm = low[pick], low_mask[pick], high_mask[pick]
+        right, left = v & lm, v >> lo
+        for i in order:
+            k = round_keys[i][pick]
+            if i % 2 == 0:
+                left ^= _round(right, k) & hm
+            else:
+                right ^= _round(left, k) & lm
+        return np.asarray((left << lo) | right, dtype=np.uint64)
+
+    everything: Any = slice(None)
+    out = once(todo, everything)
+    outside = np.flatnonzero(out >= size_u)
+    while outside.size:
+        pick = everything if uniform else outside
+        again = once(out[outside], pick)
+        out[outside] = again
+        outside = outside[again >= (size_u if uniform else size_u[outside])]
+    return out.astype(np.int64).reshape(shape)
+
+
+def _round(half: U64, key: U64) -> U64:
+    h = half ^ key
+    h *= np.uint64(_MULTIPLY_1)
+    h ^= h >> np.uint64(32)
+    h *= np.uint64(_MULTIPLY_2)
+    h ^= h >> np.uint64(29)
+    return h
+
+
+def _bits(size: U64) -> U64:
+    """Give the width of the smallest power of two that holds `size` values; at least 4 bits.
+
+    (Networks narrower than that reach too few permutations.)
+    """
+    rest = size - np.uint64(1)
+    bits = np.zeros_like(size)
+    for shift in (32, 16, 8, 4, 2, 1):
+        big = rest >= (np.uint64(1) << np.uint64(shift))
+        bits += np.where(big, np.uint64(shift), np.uint64(0))
+        rest = np.where(big, rest >> np.uint64(shift), rest)
+    return np.asarray(np.maximum(bits + (rest > 0), 4), dtype=np.uint64)

@@ -1,0 +1,68 @@
+"""The sampling table: how often each identity is drawn per epoch."""
+
+# C identities of the label version in force
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.errors import InputError, UsageError
+from glint.shards import parquet
+
+F64 = npt.NDArray[np.float64]
+
+
+def read(path: str | Path, count_C: npt.NDArray[Any], version: int) -> F64:
+    """Read draws per epoch, float64 [C], and check the table against the labels in force.
+
+    count_C: images of each identity now. An identity that the table leaves out is not drawn.
+    Raises UsageError GL0001 for a missing file, InputError GL0305 for a table that is damaged or
+    was made for other labels.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError("GL0001", "no such sampling table", where=str(path),
+                         hint="make it with: glint balance DATASET")
+    table = parquet.read(path, columns=["label", "count", "draws"], code="GL0305")
+    named = (table.schema.metadata or {}).get(b"label_version")
+    if named is not None and named != str(version).encode():
+        raise _stale(path, f"made for label version {named.decode(errors='replace')}, "
+                     f"version {version} is in force")
+    for name in table.column_names:
+        if table.column(name).null_count:
+            raise InputError("GL0305", f"column {name} has empty cells", where=str(path))
+    label = table.column("label").to_numpy().astype(np.int64)
+    count = table.column("count").to_numpy().astype(np.int64)
+    draws = table.column("draws").to_numpy().astype(np.float64)
+    classes = len(count_C)
+    if len(label) and not (label.min() >= 0 and label.max() < classes):
+        raise _stale(path, f"labels run from {label.min()} to {label.max()}, "
+                     f"there are {classes} identities")
+    if len(np.unique(label)) != len(label):
+        raise InputError("GL0305", "a label stands twice", where=str(path))
+    if not (np.isfinite(draws).all() and (draws >= 0).all()):
+        raise InputError("GL0305", "draws must be finite and not negative", where=str(path))
+    wrong = np.flatnonzero(count != count_C[label])
+    if wrong.size:
+        first = label[wrong[0]]
+        raise _stale(path, f"{wrong.size} counts differ, first: label {first} has "
+                     f"{count[wrong[0]]} images in the table and {count_C[first]} in the dataset")
+    draws_C = np.zeros(classes, dtype=np.float64)
+    draws_C[label] = draws
+    draws_C[count_C == 0] = 0
+    return draws_C
+
+
+def digest(draws_C: F64) -> str:
+    """Fingerprint draws, so that a resumed run can tell another table."""
+    return hashlib.sha256(np.ascontiguousarray(draws_C, dtype="<f8").tobytes()).hexdigest()
+
+
+def _stale(path: Path, what: str) -> InputError:
+    return InputError("GL0305", what, where=str(path),
+                      hint="make it again with: glint balance DATASET")
