@@ -10,6 +10,10 @@ import typer
 MODULES: tuple[str, ...] = (
     "recipes",
     "doctor",
+    "train",
+    "demo",
+    "embed",
+    "balance",
 )
 
 

@@ -82,7 +82,7 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str
     import torch
 
     from glint.dist.world import join, leave
-    from glint.shards.commit import write_text
+    from glint.shards.commit import write_bytes
     from glint.train import loop, restore
     from glint.train.build import build
 
@@ -102,7 +102,7 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str
         run = build(settings, world, folder)
         if world.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / "recipe.toml", dump(settings))
+            write_bytes(folder / "recipe.toml", dump(settings).encode())
         if quiet:
             return loop.train(run, silent)
         with show.progress("train") as progress:

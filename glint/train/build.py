@@ -161,7 +161,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         recipe.backbone.name, embedding=recipe.backbone.embedding, **recipe.backbone.options
     ).to(world.device, dtype)
     if recipe.run.channels_last:
-        backbone = backbone.to(memory_format=torch.channels_last)
+        backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model: nn.Module = backbone
     if world.size > 1:
         model = DistributedDataParallel(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from glint.errors import MismatchError, ResourceError
 from glint.log import logger
-from glint.shards.commit import fsync_dir, fsync_file
+from glint.shards.commit import sync_dir, write_bytes
 
 FORMAT = "glint/checkpoint@1"
 _NAME = re.compile(r"step-(\d{8})")
@@ -75,19 +75,16 @@ def save(
             _write(partial / "backbone.safetensors", backbone)
             _write(partial / "optimizer.safetensors", optimizer)
             text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1) + "\n"
-            (partial / "state.json").write_text(text)
-            fsync_file(partial / "state.json")
+            write_bytes(partial / "state.json", text.encode())
         barrier()
         if rank == 0:
             files = {p.name: _entry(p) for p in sorted(partial.iterdir())}
-            manifest = partial / "MANIFEST.json"
-            manifest.write_text(json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n")
-            fsync_file(manifest)
-            fsync_dir(partial)
+            manifest = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
+            write_bytes(partial / "MANIFEST.json", manifest.encode())
             if final.exists():  # the same step saved again after a restart
                 shutil.rmtree(final)
             partial.rename(final)
-            fsync_dir(folder)
+            sync_dir(folder)
             for old in _found(folder)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         barrier()
@@ -102,7 +99,8 @@ def save(
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     plain = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     save_file(plain, path, metadata={"format": "pt", **(metadata or {})})
-    fsync_file(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _entry(path: Path) -> dict[str, Any]:

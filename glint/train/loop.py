@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel as DDP
 
 from glint.dist.collectives import all_reduce_
 from glint.errors import DivergedError, Stopped
@@ -100,7 +101,7 @@ def train_step(
     losses = []
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
-        sync = nullcontext() if last or run.world.size == 1 else run.model.no_sync()
+        sync = nullcontext() if last or not isinstance(run.model, DDP) else run.model.no_sync()
         image = to_input(
             batch.image.to(device, non_blocking=True),
             run.parameter_dtype,
@@ -168,17 +169,21 @@ def evaluate(run: Run) -> dict[str, Verification]:
         with torch.inference_mode():
             image = torch.from_numpy(image_nhwc).to(run.world.device)
             out = run.backbone(to_input(image, run.parameter_dtype))
-        return out.float().cpu().numpy()
+        return np.asarray(out.float().cpu())
 
     results = {}
     for name, pairs in run.val.items():
         size, rank = run.world.size, run.world.rank
         mine = pairs.images[rank::size]
-        out = torch.zeros(len(pairs.images), run.recipe.backbone.embedding)
-        out[rank::size] = torch.from_numpy(embed_jpegs(embed, mine, flip=True))
-        out = all_reduce_(out.to(run.world.device), run.world).cpu()
-        unit = torch.nn.functional.normalize(out.double(), dim=1).numpy()
-        results[name] = ten_fold(unit[0::2], unit[1::2], pairs.same)
+        out_nD = torch.zeros(
+            (len(pairs.images), run.recipe.backbone.embedding), dtype=torch.float64
+        )
+        if mine:
+            out_nD[rank::size] = torch.from_numpy(embed_jpegs(embed, mine, name=name))
+        out_nD = all_reduce_(out_nD.to(run.world.device), run.world).cpu()
+        results[name] = ten_fold(
+            out_nD.numpy()[pairs.first], out_nD.numpy()[pairs.second], pairs.same, pairs.folds
+        )
     run.backbone.train()
     for name, v in results.items():
         logger.info("verification %s: %.2f +- %.2f %%", name, 100 * v.accuracy, 100 * v.std)

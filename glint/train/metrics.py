@@ -32,7 +32,7 @@ class Log:
                 try:
                     from torch.utils.tensorboard import SummaryWriter
 
-                    self._board = SummaryWriter(str(run.out / "tensorboard"))  # type: ignore[no-untyped-call]
+                    self._board = SummaryWriter(str(run.out / "tensorboard"))
                 except ImportError:
                     logger.info("tensorboard is not installed: log.jsonl only")
 
@@ -97,7 +97,7 @@ class Log:
     def close(self) -> None:
         """Flush and close."""
         if self._board is not None:
-            self._board.close()  # type: ignore[no-untyped-call]
+            self._board.close()
         if self._file is not None:
             self._file.close()
 
@@ -110,6 +110,6 @@ class Log:
                 prefix = f"{kind}/{entry['set']}" if "set" in entry else kind
                 for key, value in entry.items():
                     if isinstance(value, int | float) and key not in ("step", "epoch"):
-                        self._board.add_scalar(f"{prefix}/{key}", value, entry["step"])  # type: ignore[no-untyped-call]
+                        self._board.add_scalar(f"{prefix}/{key}", value, entry["step"])
         except OSError as error:
             logger.warning("the log could not be written: %s", error)

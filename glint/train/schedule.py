@@ -32,4 +32,4 @@ def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: i
     t = (step - warmup) / max(1, total - warmup)
     if schedule.kind == "cosine":
         return base * 0.5 * (1.0 + math.cos(math.pi * t))
-    return base * (1.0 - t) ** schedule.power
+    return float(base * (1.0 - t) ** schedule.power)

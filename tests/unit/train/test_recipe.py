@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+
+from glint.errors import UsageError
+from glint.recipes.load import dump, load
+from glint.train.recipe import Recipe
+
+LEAST = """
+[data]
+path = "set"
+[backbone]
+name = "iresnet"
+options = { layers = [1, 1, 1, 1], se = true, drop = 0.1, act = "prelu" }
+[head]
+margin = "cosface"
+[optim]
+lr = 0.1
+[schedule]
+epochs = 10
+"""
+
+
+def test_defaults() -> None:
+    recipe = load(LEAST, Recipe)
+    assert recipe.data.batch == 64
+    assert recipe.head.rate == 1.0
+    assert recipe.run.precision == "float32"
+    options = recipe.backbone.options
+    assert options == {"layers": [1, 1, 1, 1], "se": True, "drop": 0.1, "act": "prelu"}
+    assert options["se"] is True
+
+
+def test_the_resolved_recipe_reads_back() -> None:
+    recipe = load(LEAST, Recipe, ["head.margin=combined", "head.m2=0.5"])
+    assert load(dump(recipe), Recipe) == recipe
+    assert load(dump(load(LEAST, Recipe)), Recipe) == load(LEAST, Recipe)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["head.m2=0.5"], 'head.m2: only read with margin = "combined"; cosface reads m'),
+        (["head.margin=combined"], 'head.margin: "combined" needs at least one of m1, m2, m3'),
+        (
+            ["head.margin=combined", "head.m3=0.2", "head.m=0.3"],
+            'head.m: not read with margin = "combined", which has m1, m2, m3',
+        ),
+        (["head.rate=1.5"], "head.rate: expected a number <= 1.0, found 1.5"),
+        (
+            ["schedule.warmup=10"],
+            "schedule.warmup: must end before the run does: 10.0 of 10 epochs",
+        ),
+        (
+            ["schedule.kind=step"],
+            'schedule.milestones: kind = "step" needs at least one epoch at which the rate falls',
+        ),
+        (
+            ["schedule.milestones=[3]"],
+            'schedule.milestones: only read with kind = "step", found kind = "poly"',
+        ),
+        (
+            ["schedule.kind=step", "schedule.milestones=[5, 3]"],
+            "schedule.milestones: must rise, found [5.0, 3.0]",
+        ),
+        (
+            ["schedule.kind=step", "schedule.milestones=[5, 12]"],
+            "schedule.milestones: must lie inside the run of 10 epochs, found [12.0]",
+        ),
+        (
+            ["optim.kind=adamw", "optim.nesterov=true"],
+            'optim.nesterov: only for kind = "sgd", found kind = "adamw"',
+        ),
+        (["optim.nesterov=true", "optim.momentum=0"], "optim.nesterov: needs momentum > 0"),
+        (["optim.lr=inf"], "optim.lr: expected a finite number, found inf"),
+        (
+            ["run.device=cpu", "run.precision=fp16"],
+            'run.precision: fp16 needs device = "cuda"; on cpu use float32 or bf16',
+        ),
+        (["data.batch=0"], "data.batch: expected a number >= 1, found 0"),
+        (["run.val=a.bin"], 'run.val: expected an array, found "a.bin"'),
+    ],
+)
+def test_mistakes(overrides: list[str], told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(LEAST, Recipe, overrides)
+    assert caught.value.what.removesuffix(" (from --set)") == told
