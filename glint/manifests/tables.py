@@ -48,16 +48,23 @@ MASKS = pa.schema([("a", pa.int64()), ("b", pa.int64())])
 SAMPLING = pa.schema([
     ("label", pa.int64()),
     ("count", pa.int64()),
-    ("weight", pa.float64()),
-    ("draws", pa.int64()),
+    ("weight", pa.float64()),  # n^q, scaled to the same total
+    ("repeat", pa.float64()),
+    ("draws", pa.float64()),  # images per epoch; fractions allowed
 ])
 
 # Pairs of identities that look alike.
 PAIRS = pa.schema([
     ("a", pa.int64()),
     ("b", pa.int64()),
-    ("cosine", pa.float32()),
+    ("cosine", pa.float64()),  # of the class centres
+    ("cross_mean", pa.float64()),  # of up to 32 x 32 samples
+    ("cross_q10", pa.float64()),
+    ("n_a", pa.int64()),  # samples with an embedding
+    ("n_b", pa.int64()),
+    ("score", pa.float64()),  # 1 = as alike as two halves of one person
     ("verdict", pa.string()),  # merge, mask or keep
+    ("reason", pa.string()),
 ])
 
 # One row per embedded sample.

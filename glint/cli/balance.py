@@ -1,0 +1,54 @@
+"""`glint balance`: how often each identity is drawn in an epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("balance")(balance)
+
+
+def balance(
+    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    cap: int | None = typer.Option(None, "--cap", help="Most images of an identity per epoch."),
+    least: int = typer.Option(1, "--min", help="Leave out identities with fewer images."),
+    power: float = typer.Option(
+        1.0, "--power", help="Draw n^q images: 1 all alike, 0 identities alike."
+    ),
+    repeat: float | None = typer.Option(
+        None, "--repeat", help="Repeat identities below this share of the images."
+    ),
+    most: float = typer.Option(4.0, "--max-repeat", help="Most draws per image, on average."),
+    out: Path | None = typer.Option(None, "--out", "-o", help="Default: DATASET/sampling.parquet"),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Write the sampling table that training reads; the default draws every image once."""
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines import balance as stage
+        from glint.shards.index import Dataset
+
+        options = stage.Options(cap=cap, least=least, power=power, repeat=repeat, most=most)
+        return stage.balance(Dataset(dataset), options, out)
+
+    show.run(work, "glint/balance-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(r: dict[str, Any]) -> str:
+    return (
+        f"{r['identities']} identities, {r['images']} images (labels version "
+        f"{r['label_version']})\n"
+        f"epoch {r['epoch_samples']} samples; Gini {r['gini_before']:.2f} -> "
+        f"{r['gini_after']:.2f}; the smaller half of the identities gets "
+        f"{100 * r['tail_share']:.1f} %; {r['never_seen']} identities never seen\n"
+        f"wrote {r['sampling']}\n"
+        "Next: glint train RECIPE --set data.sampling=auto"
+    )

@@ -1,0 +1,57 @@
+"""`glint embed`: unit embeddings of every image and class centres."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("embed")(embed)
+
+
+def embed(
+    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    model: Path = typer.Option(..., "--model", "-m", help="ONNX recogniser or glint checkpoint."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the embeddings."),
+    batch: int = typer.Option(64, "--batch", min=1, help="Images per call of the model."),
+    flip: bool = typer.Option(False, "--flip/--no-flip", help="Add the mirrored image."),
+    dtype: str = typer.Option("float16", "--dtype", help="float16 or float32."),
+    trim: bool = typer.Option(
+        False, "--trim/--no-trim", help="Leave samples over 75 degrees away out of the centres."
+    ),
+    workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Embed every image of a dataset; the same command continues after a stop."""
+
+    def work() -> dict[str, Any]:
+        from glint.evals.recogniser import open_model
+        from glint.pipelines import embed as stage
+        from glint.shards.index import Dataset
+
+        data = Dataset(dataset)
+        with show.progress("embed") as progress:
+            return stage.embed(data, open_model(model), out, batch=batch, flip=flip, dtype=dtype,
+                               workers=workers, trim=trim, progress=progress)
+
+    show.run(work, "glint/embed-result@1", as_json, debug=debug,
+             say=lambda r: _say(r, dataset))
+
+
+def _say(result: dict[str, Any], dataset: Path) -> str:
+    lines = [f"{result['images']} images, {result['dim']} numbers each -> {result['out']}"]
+    if result["failed"]:
+        why = ", ".join(f"{name} {count}" for name, count in result["failures"].items())
+        lines.append(f"  {result['failed']} failed ({why}): rows of NaN, named in samples.parquet")
+    if result["empty_classes"]:
+        lines.append(f"  {result['empty_classes']} identities have no face: rows of NaN in centres")
+    lines.append(f"Next: glint dedup-conflicts {dataset} --embeddings {result['out']} "
+                 "--out CONFLICTS")
+    return "\n".join(lines)

@@ -1,0 +1,131 @@
+"""Stage `balance`: how many images of each identity an epoch draws, as a table the stream reads."""
+
+# C targets of the label version in force
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.errors import InputError, UsageError
+from glint.manifests import tables
+from glint.shards import commit, labels, parquet
+from glint.shards.index import Dataset
+
+FORMAT = "glint/sampling@1"
+Reals = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How draws follow from counts; the defaults draw every image once.
+
+    power: q of n^q, 1 = image-uniform, 0 = class-balanced. repeat: the share t of an epoch below
+    which identities are repeated (LVIS repeat factor max(1, sqrt(t / f))). most: no image is drawn
+    more often than this on average. least: identities with fewer images are not drawn. cap: draws
+    of one identity per epoch.
+    """
+
+    cap: int | None = None
+    least: int = 1
+    power: float = 1.0
+    repeat: float | None = None
+    most: float = 4.0
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, object, Callable[[], bool], str]] = [
+            ("--cap", self.cap, lambda: self.cap is None or self.cap >= 1, "at least 1"),
+            ("--min", self.least, lambda: self.least >= 0, "at least 0"),
+            ("--power", self.power, lambda: 0 <= self.power <= 1, "from 0 to 1"),
+            ("--repeat", self.repeat, lambda: self.repeat is None or 0 <= self.repeat <= 1,
+             "a share from 0 to 1"),
+            ("--max-repeat", self.most, lambda: 1 <= self.most < np.inf, "at least 1"),
+        ]
+        for name, value, good, want in checks:
+            if not good():
+                raise UsageError("GL0002", f"expected {want}, found {value}", where=name)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What an epoch draws of each target: see `Options` and docs/balance.md."""
+
+    weight_C: Reals
+    repeat_C: Reals
+    draws_C: Reals
+
+
+def plan(count_C: Counts, options: Options) -> Draws:
+    """Turn images per identity into draws per epoch.
+
+    weight = n^q scaled to the same total over the identities kept; repeat = LVIS repeat factor;
+    draws = min(weight * repeat, cap, most * n). Draws may be fractions.
+    """
+    kept_C = (count_C >= max(options.least, 1)).astype(np.float64)
+    images_C = count_C * kept_C
+    power_C = np.where(kept_C > 0, np.maximum(images_C, 1.0) ** options.power, 0.0)
+    total = power_C.sum()
+    weight_C = power_C * (images_C.sum() / total if total else 0.0)
+    repeat_C = np.ones(len(count_C))
+    if options.repeat is not None and total:
+        share_C = np.maximum(images_C, 1.0) / images_C.sum()
+        repeat_C = np.clip(np.sqrt(options.repeat / share_C), 1.0, options.most)
+    draws_C = np.minimum(weight_C * repeat_C, options.most * images_C)
+    if options.cap is not None:
+        draws_C = np.minimum(draws_C, float(options.cap))
+    return Draws(weight_C, repeat_C, draws_C)
+
+
+def gini(amount_C: npt.NDArray[Any]) -> float:
+    """Return the Gini coefficient of what identities get: 0 = all alike, near 1 = one has all."""
+    ascending_C = np.sort(amount_C.astype(np.float64))
+    n, total = len(ascending_C), ascending_C.sum()
+    if not n or not total:
+        return 0.0
+    rank_C = np.arange(1, n + 1)
+    return float((2 * rank_C - n - 1) @ ascending_C / (n * total))
+
+
+def tail_share(count_C: Counts, draws_C: Reals) -> float:
+    """Return the share of an epoch that the half of identities with the fewest images gets."""
+    order = np.argsort(count_C, kind="stable")
+    total = draws_C.sum()
+    return float(draws_C[order[: len(order) // 2]].sum() / total) if total else 0.0
+
+
+def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict[str, Any]:
+    """Write the sampling table of the label version in force.
+
+    Raises InputError when the options leave nothing to draw.
+    """
+    import pyarrow as pa
+
+    version = labels.current(dataset.root, dataset.classes)
+    target_n = version.target[dataset.label]
+    count_C = np.bincount(target_n[target_n >= 0], minlength=version.classes).astype(np.int64)
+    drawn = plan(count_C, options)
+    epoch = float(drawn.draws_C.sum())
+    if epoch == 0:
+        raise InputError("GL0002", f"no identity has {options.least} images, the most is "
+                         f"{int(count_C.max(initial=0))}", where="--min")
+    path = out or dataset.root / "sampling.parquet"
+    about = {"format": FORMAT, "dataset": dataset.digest, "label_version": str(version.version),
+             "options": json.dumps(asdict(options), sort_keys=True)}
+    table = pa.table({"label": np.arange(version.classes, dtype=np.int64), "count": count_C,
+                      "weight": drawn.weight_C, "repeat": drawn.repeat_C, "draws": drawn.draws_C},
+                     schema=tables.SAMPLING.with_metadata(about))
+    commit.make_dir(path.parent)
+    parquet.write(path, table)
+    some_C = count_C > 0
+    return {"identities": version.classes, "images": int(count_C.sum()),
+            "epoch_samples": round(epoch), "never_seen": int((drawn.draws_C == 0).sum()),
+            "gini_before": gini(count_C[some_C]), "gini_after": gini(drawn.draws_C[some_C]),
+            "tail_share": tail_share(count_C[some_C], drawn.draws_C[some_C]),
+            "label_version": version.version, "sampling": str(path)}

@@ -1,0 +1,351 @@
+"""Stage `embed`: a dataset and a recogniser in, unit embeddings and class centres out.
+
+Rows are written block by block into files of their final size; a line in a journal, synced after
+the rows, says that a block is there. The same command continues after any stop.
+"""
+
+# n images of one batch, N images of the dataset, C classes as sharded, D embedding
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glint import log
+from glint.errors import BusyError, GlintError, InputError, MismatchError, UsageError
+from glint.log import Progress, logger
+from glint.manifests import tables
+from glint.shards import commit, parquet
+
+FORMAT = "glint/embeddings@1"
+BLOCK = 2048  # rows between two journal lines
+SIZE = 112  # side of an aligned face crop
+TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
+STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
+
+Floats = npt.NDArray[np.floating]
+
+
+class Recogniser(Protocol):
+    """What `evals.recogniser.open_model` returns."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    def embed(self, image_nHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]: ...
+
+
+class Source(Protocol):
+    """The part of `shards.index.Dataset` that embedding reads."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def classes(self) -> int: ...
+    @property
+    def label(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def key(self) -> Any: ...
+    @property
+    def digest(self) -> str: ...
+    def read(self, row: int) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """An embedding folder that fits its dataset.
+
+    sample_ND: memory map, rows of NaN for failed images; centre_CD: rows of NaN for empty classes.
+    """
+
+    root: Path
+    sample_ND: Floats
+    centre_CD: npt.NDArray[np.float32]
+    about: dict[str, Any]
+
+
+def embed(dataset: Source, model: Recogniser, out: Path, *, batch: int = 64, flip: bool = False,
+          dtype: str = "float16", workers: int = 2, trim: bool = False, block: int = BLOCK,
+          progress: Progress = log.silent) -> dict[str, Any]:
+    """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
+
+    flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
+    more than 75 degrees from their centre out of it. Raises MismatchError when `out` was begun with
+    other inputs, BusyError when another run writes there, InputError when no image can be embedded.
+    """
+    plan = {"format": FORMAT, "dataset": dataset.digest, "model": model.digest,
+            "name": model.name, "dim": int(model.dim), "images": int(dataset.n),
+            "classes": int(dataset.classes), "flip": flip, "dtype": dtype, "trim": trim,
+            "block": block}
+    if dtype not in ("float16", "float32"):
+        raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}",
+                         where="--dtype")
+    work = out / "_glint"
+    commit.make_dir(work)
+    with commit.lock(work / "lock"), commit.writing(out):
+        _refuse_other_plan(out, work, plan)
+        if not (out / "embeddings.json").exists():
+            rows = _Rows(work, dataset.n, model.dim, dtype, block)
+            try:
+                _fill(rows, dataset, model, batch, flip, workers, progress)
+                _finish(rows, dataset, out, work, plan)
+            finally:
+                rows.journal.close()
+        about = commit.read_json(out / "embeddings.json", "GL0402")
+    return {"images": about["images"], "dim": about["dim"], "failed": about["failed"],
+            "failures": about["failures"], "empty_classes": about["empty_classes"],
+            "out": str(out)}
+
+
+def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
+    """Open an embedding folder and check that it belongs to the dataset.
+
+    Raises InputError for a missing or unreadable folder, MismatchError for another dataset's.
+    """
+    if not (root / "embeddings.json").is_file():
+        raise InputError("GL0402", "expected embeddings, found no embeddings.json",
+                         where=str(root), hint="run `glint embed` to its end first")
+    about = commit.read_json(root / "embeddings.json", "GL0402")
+    if about.get("dataset") != dataset_digest:
+        raise MismatchError("GL0402", f"made from dataset {about.get('dataset')}, "
+                            f"expected {dataset_digest}", where=str(root),
+                            hint="run `glint embed` on this dataset")
+    sample_ND = _open(root / "samples.npy", images)
+    centre_CD = _open(root / "centres.npy", classes)
+    if sample_ND.shape[1] != centre_CD.shape[1]:
+        raise InputError("GL0402", f"samples have {sample_ND.shape[1]} columns, "
+                         f"centres {centre_CD.shape[1]}", where=str(root))
+    return Embeddings(root, sample_ND, centre_CD, about)
+
+
+def centres(sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *,
+            trim: bool = False) -> npt.NDArray[np.float32]:
+    """Average unit embeddings per label and scale to length one; NaN where a label has none.
+
+    trim: a second pass leaves out samples more than 75 degrees from the first average.
+    """
+    centre_CD = _mean(sample_ND, label_N, classes, None)
+    if trim:
+        trimmed_CD = _mean(sample_ND, label_N, classes, centre_CD)
+        found_C1 = np.isfinite(trimmed_CD[:, :1])  # else nothing is near the first average
+        centre_CD = np.where(found_C1, trimmed_CD, centre_CD)
+    return centre_CD
+
+
+def _mean(sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int,
+          near_CD: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
+    """Sum finite rows (those near `near_CD` where given) per label; scale to length one."""
+    sum_CD = np.zeros((classes, sample_ND.shape[1]), np.float32)
+    for start in range(0, len(sample_ND), 16384):
+        row_nD = np.asarray(sample_ND[start : start + 16384], dtype=np.float32)
+        label_n = label_N[start : start + 16384]
+        keep_n = np.isfinite(row_nD).all(axis=1)
+        if near_CD is not None:
+            cosine_n = (row_nD * near_CD[label_n]).sum(axis=1)
+            keep_n &= cosine_n >= np.cos(np.radians(TRIM_DEGREES))
+        row_nD, label_n = row_nD[keep_n], label_n[keep_n]
+        if not len(label_n):
+            continue
+        order = np.argsort(label_n, kind="stable")
+        label_n = label_n[order]
+        first = np.flatnonzero(np.r_[True, label_n[1:] != label_n[:-1]])
+        sum_CD[label_n[first]] += np.add.reduceat(row_nD[order], first, axis=0)
+    norm_C1 = np.linalg.norm(sum_CD, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre_CD: npt.NDArray[np.float32] = (sum_CD / norm_C1).astype(np.float32)
+    centre_CD[norm_C1[:, 0] <= 1e-6] = np.nan
+    return centre_CD
+
+
+class _Rows:
+    """The growing rows: embeddings, norms and statuses at their final size, and the journal."""
+
+    def __init__(self, work: Path, images: int, dim: int, dtype: str, block: int) -> None:
+        self.work, self.images, self.block = work, images, block
+        self.journal = commit.Journal(work / "journal.jsonl")
+        self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
+        self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
+        self.status_N = _grow(work / "status.npy", (images,), np.dtype(np.uint8))
+        self.done = self._trusted()
+
+    def _cut(self, number: int) -> slice:
+        return slice(number * self.block, min((number + 1) * self.block, self.images))
+
+    def _digest(self, cut: slice) -> str:
+        import xxhash
+
+        state = xxhash.xxh3_128()
+        for array in (self.sample_ND, self.norm_N, self.status_N):
+            state.update(np.ascontiguousarray(array[cut]).tobytes())
+        return state.hexdigest()
+
+    def _trusted(self) -> set[int]:
+        """Believe a journal line only where the rows it names still have its digest."""
+        claimed = {int(entry["block"]): str(entry["xxh3"]) for entry in self.journal.lines}
+        return {number for number, digest in claimed.items()
+                if number * self.block < self.images and self._digest(self._cut(number)) == digest}
+
+    def missing(self) -> list[tuple[int, slice]]:
+        """List the blocks that are not there yet."""
+        blocks = -(-self.images // self.block)
+        return [(i, self._cut(i)) for i in range(blocks) if i not in self.done]
+
+    def commit(self, number: int) -> None:
+        """Sync the rows of a block, then the journal line that vouches for them."""
+        for array in (self.sample_ND, self.norm_N, self.status_N):
+            array.flush()
+        self.journal.append({"block": number, "xxh3": self._digest(self._cut(number))})
+        self.done.add(number)
+
+
+def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
+    """Open or create a .npy of its final shape."""
+    if path.exists():
+        try:
+            array = np.lib.format.open_memmap(path, mode="r+")
+            if array.shape == shape and array.dtype == dtype:
+                return array
+        except ValueError:
+            pass  # stopped while being created: begin again
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _fill(rows: _Rows, dataset: Source, model: Recogniser, batch: int, flip: bool, workers: int,
+          progress: Progress) -> None:
+    """Embed every missing block; the next batch is decoded while this one is embedded."""
+    done = sum(rows._cut(i).stop - rows._cut(i).start for i in rows.done)
+    if done:
+        logger.info("continuing: %d of %d images are embedded already", done, rows.images)
+    failed = 0
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="glint-decode") as pool:
+        def decoded(cut: slice) -> Iterator[tuple[int, int, list[_Decoded]]]:
+            starts = range(cut.start, cut.stop, batch)
+            ahead = [(s, min(s + batch, cut.stop)) for s in starts]
+            waiting = [pool.submit(_decode, dataset, row) for row in range(*ahead[0])]
+            for i, (start, stop) in enumerate(ahead):
+                ready = [future.result() for future in waiting]
+                if i + 1 < len(ahead):
+                    waiting = [pool.submit(_decode, dataset, r) for r in range(*ahead[i + 1])]
+                yield start, stop, ready
+
+        for number, cut in rows.missing():
+            for start, stop, ready in decoded(cut):
+                into = slice(start, stop)
+                status_n = np.array([status for status, _ in ready], np.uint8)
+                row_nD = np.full((stop - start, rows.sample_ND.shape[1]), np.nan, np.float32)
+                norm_n = np.full(stop - start, np.nan, np.float32)
+                good_n = np.flatnonzero(status_n == 0)
+                if len(good_n):
+                    image_nHWC = np.stack([image for _, image in ready if image is not None])
+                    row_nD[good_n], norm_n[good_n] = _unit(model, image_nHWC, flip)
+                status_n[good_n[np.isnan(norm_n[good_n])]] = STATUS.index("not-finite")
+                rows.sample_ND[into] = row_nD
+                rows.norm_N[into], rows.status_N[into] = norm_n, status_n
+                failed += int((status_n != 0).sum())
+                done += stop - start
+                progress(done, rows.images, f"{failed} failed" if failed else "")
+            rows.commit(number)
+
+
+def _unit(model: Recogniser, image_nHWC: npt.NDArray[np.uint8],
+          flip: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Embed images; return unit rows and their norms, NaN where the model gave no direction."""
+    raw_nD = np.asarray(model.embed(image_nHWC), dtype=np.float32)
+    if flip:
+        raw_nD = raw_nD + model.embed(np.ascontiguousarray(image_nHWC[:, :, ::-1]))
+    norm_n = np.linalg.norm(raw_nD.astype(np.float64), axis=1)
+    norm_n[~np.isfinite(norm_n) | (norm_n == 0)] = np.nan
+    return (raw_nD / norm_n[:, None]).astype(np.float32), norm_n.astype(np.float32)
+
+
+_Decoded = tuple[int, "npt.NDArray[np.uint8] | None"]
+
+
+def _decode(dataset: Source, row: int) -> _Decoded:
+    """Read and decode one image; return (status, RGB image or None)."""
+    import simplejpeg
+
+    try:
+        data = dataset.read(row)
+    except GlintError as error:
+        logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
+        return STATUS.index("damaged"), None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+        if (height, width) != (SIZE, SIZE):
+            return STATUS.index("wrong-size"), None
+        return 0, simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError:
+        return STATUS.index("not-a-jpeg"), None
+
+
+def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str, Any]) -> None:
+    """Write centres and the sample table, move the rows into place, then say so."""
+    import pyarrow as pa
+
+    status_N = np.asarray(rows.status_N)
+    failures = {name: int((status_N == code).sum()) for code, name in enumerate(STATUS) if code}
+    failures = {name: count for name, count in failures.items() if count}
+    failed = sum(failures.values())
+    if failed == dataset.n:
+        raise InputError("GL0402", f"none of {dataset.n} images could be embedded: {failures}",
+                         where=str(out), hint=f"images must be {SIZE}x{SIZE} JPEGs")
+    centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
+    with commit.atomic(out / "centres.npy") as file:
+        np.save(file, centre_CD)
+    parquet.write(out / "samples.parquet", pa.table({
+        "key": pa.array([str(key) for key in dataset.key], pa.string()),
+        "norm": pa.array(np.asarray(rows.norm_N), pa.float32()),
+        "status": pa.DictionaryArray.from_arrays(pa.array(status_N), list(STATUS)).cast(
+            pa.string())}, schema=tables.EMBEDDED))
+    norm_N = np.array(rows.norm_N)
+    (work / "samples.npy").replace(out / "samples.npy")
+    about = {**plan, "failed": failed, "failures": failures,
+             "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
+             "norm_mean": float(np.nanmean(norm_N)), "norm_std": float(np.nanstd(norm_N))}
+    commit.write_json(out / "embeddings.json", about)
+    for path in work.iterdir():
+        if path.name != "lock":
+            path.unlink()
+
+
+def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
+    """Raise MismatchError where the folder was begun, or finished, from another plan."""
+    for path in (out / "embeddings.json", work / "plan.json"):
+        if not path.exists():
+            continue
+        found = commit.read_json(path, "GL0402")
+        differ = [f"{key}: {found.get(key)} there, {value} now" for key, value in plan.items()
+                  if found.get(key) != value]
+        if differ:
+            raise MismatchError("GL0006", "begun from other inputs or options (" +
+                                "; ".join(differ) + ")", where=str(out),
+                                hint="choose another --out, or delete this folder")
+        if path.parent == work and (out / "samples.npy").exists():  # stopped while finishing
+            (out / "samples.npy").replace(work / "samples.npy")
+        return
+    if (out / "samples.npy").exists():
+        raise BusyError("GL0004", "samples.npy is there, but not what it was made from",
+                        where=str(out), hint="choose another --out")
+    commit.write_json(work / "plan.json", plan)
+
+
+def _open(path: Path, rows: int) -> Any:
+    """Map a two-dimensional float .npy with `rows` rows. Raises InputError for anything else."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError("GL0402", f"cannot be read: {error}", where=str(path)) from None
+    if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":
+        raise InputError("GL0402", f"expected {rows} rows of floats, "
+                         f"found {array.dtype} {array.shape}", where=str(path))
+    return array

@@ -1,0 +1,65 @@
+"""A dataset folder of synthetic pictures, written by hand in the format of the contract."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import simplejpeg
+import xxhash
+
+from glint.manifests import tables
+from glint.shards import commit, parquet
+from glint.shards.index import FORMAT, Dataset
+
+
+def picture(label: int, number: int) -> bytes:
+    """Draw blocks of colour that depend on the label and vary with the number."""
+    base = np.random.default_rng(label).integers(40, 216, (7, 7, 3))
+    noise = np.random.default_rng([label, number]).integers(-20, 20, (7, 7, 3))
+    blocks = (base + noise).astype(np.uint8)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(np.kron(
+        blocks, np.ones((16, 16, 1), np.uint8))), quality=90)
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
+    """Return make(counts, names=None, folder="data set"): one shard, rows label by label."""
+
+    def make(counts: list[int], names: list[str] | None = None,
+             folder: str = "set", images: bool = True) -> Dataset:
+        root = tmp_path / folder
+        (root / "data").mkdir(parents=True)
+        rows: dict[str, list] = {name: [] for name in tables.SAMPLES.names}
+        path = root / "data/train-000000.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for label, count in enumerate(counts):
+                for number in range(count):
+                    data = picture(label, number) if images else b"%d/%d" % (label, number)
+                    key = f"{len(rows['key']):09d}"
+                    info = tarfile.TarInfo(f"{key}.jpg")
+                    info.size = len(data)
+                    at = tar.offset + 512
+                    tar.addfile(info, io.BytesIO(data))
+                    values = (key, label, f"id{label}", 0, at, len(data),
+                              xxhash.xxh3_128_digest(data), f"id{label}/{number}.jpg", 112, 112)
+                    for name, value in zip(tables.SAMPLES.names, values):
+                        rows[name].append(value)
+        parquet.write(root / "samples.parquet", pa.table(rows, schema=tables.SAMPLES))
+        parquet.write(root / "identities.parquet", pa.table({
+            "label": list(range(len(counts))), "count": counts,
+            "source_label": [f"id{i}" for i in range(len(counts))],
+            "name": names or [None] * len(counts)}, schema=tables.IDENTITIES))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        commit.write_json(root / "manifest.json", {
+            "format": FORMAT, "written": sum(counts), "identities": len(counts),
+            "digest": f"sha256:{digest}", "shards": [{"name": path.name}]})
+        return Dataset(root)
+
+    return make

@@ -1,0 +1,255 @@
+"""Embedding: right rows, honest failures, and the same bytes after any stop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+
+from glint.errors import BusyError, InputError, MismatchError, UsageError
+from glint.pipelines import embed as stage
+from glint.shards import commit
+
+
+class Faces:
+    """Seventy 112x112 JPEGs of nine identities (the last without an image), some of them bad."""
+
+    n, classes, digest = 70, 9, "sha256:faces"
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.label = rng.integers(0, 8, self.n).astype(np.int64)
+        self.label[:8] = np.arange(8)
+        self.key = [f"{i:09d}" for i in range(self.n)]
+        shade = rng.integers(0, 256, (self.n, 7, 7, 3), np.uint8)
+        self.image = np.repeat(np.repeat(shade, 16, 1), 16, 2)
+        self.jpeg = [
+            simplejpeg.encode_jpeg(np.ascontiguousarray(i), quality=95) for i in self.image
+        ]
+
+    def read(self, row: int) -> bytes:
+        if row == 11:
+            raise InputError("GL0303", "checksum differs", where="train-000000.tar")
+        if row == 12:
+            return b"not a picture"
+        if row == 13:
+            return self.jpeg[row][:900]
+        if row == 14:
+            return simplejpeg.encode_jpeg(np.zeros((64, 64, 3), np.uint8))
+        return self.jpeg[row]
+
+
+class Projector:
+    """A recogniser that projects mean colours of image quarters; may stop after some calls."""
+
+    name, dim = "projector", 6
+
+    def __init__(self, digest: str = "sha256:one", stop_after: int = 10**9) -> None:
+        self.digest, self.calls, self.stop_after = digest, 0, stop_after
+        self.weight = np.random.default_rng(1).standard_normal((12, 6)).astype(np.float32)
+
+    def embed(self, image_nHWC: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if self.calls > self.stop_after:
+            raise KeyboardInterrupt
+        assert image_nHWC.dtype == np.uint8
+        assert image_nHWC.shape[1:] == (112, 112, 3)
+        x = image_nHWC.reshape(-1, 2, 56, 2, 56, 3).mean((2, 4)).reshape(len(image_nHWC), 12)
+        return (x.astype(np.float32) - 127.5) @ self.weight
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.is_file()
+    }
+
+
+def run(out: Path, model: Projector | None = None, **options: object) -> dict:
+    return stage.embed(Faces(), model or Projector(), out, batch=7, block=16, **options)
+
+
+def test_rows_centres_and_failures(tmp_path: Path) -> None:
+    faces, model = Faces(), Projector()
+    got = run(tmp_path / "emb", dtype="float32")
+    assert got == {
+        "images": 70,
+        "dim": 6,
+        "failed": 4,
+        "out": str(tmp_path / "emb"),
+        "failures": {"damaged": 1, "not-a-jpeg": 2, "wrong-size": 1},
+        "empty_classes": 1,
+    }
+    rows = np.load(tmp_path / "emb/samples.npy")
+    bad = [11, 12, 13, 14]
+    assert np.isnan(rows[bad]).all()
+    good = np.setdiff1d(np.arange(70), bad)
+    images = np.stack([simplejpeg.decode_jpeg(faces.jpeg[i]) for i in good])
+    raw = model.embed(images).astype(np.float64)
+    norm = np.linalg.norm(raw, axis=1)
+    np.testing.assert_allclose(rows[good], raw / norm[:, None], atol=1e-6)
+
+    table = pq.read_table(tmp_path / "emb/samples.parquet")
+    assert table["key"].to_pylist() == faces.key
+    np.testing.assert_allclose(np.array(table["norm"])[good], norm, rtol=1e-6)
+    assert [table["status"].to_pylist()[i] for i in (10, *bad)] == [
+        "ok",
+        "damaged",
+        "not-a-jpeg",
+        "not-a-jpeg",
+        "wrong-size",
+    ]
+
+    centre = np.load(tmp_path / "emb/centres.npy")
+    assert centre.dtype == np.float32
+    assert np.isnan(centre[8]).all()
+    for label in range(8):
+        mine = good[faces.label[good] == label]
+        mean = rows[mine].astype(np.float64).mean(0)
+        np.testing.assert_allclose(centre[label], mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_half_precision_by_default(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b", dtype="float32")
+    half, full = np.load(tmp_path / "a/samples.npy"), np.load(tmp_path / "b/samples.npy")
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half, full.astype(np.float16))
+
+
+def test_flip_is_the_sum_with_the_mirror_image(tmp_path: Path) -> None:
+    run(tmp_path / "emb", flip=True, dtype="float32")
+    image = simplejpeg.decode_jpeg(Faces().jpeg[0])[None]
+    raw = Projector().embed(image) + Projector().embed(image[:, :, ::-1])
+    row = np.load(tmp_path / "emb/samples.npy")[0]
+    np.testing.assert_allclose(row, (raw / np.linalg.norm(raw))[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 6, 9])
+def test_continues_after_a_stop(tmp_path: Path, stop_after: int) -> None:
+    whole = Projector()
+    run(tmp_path / "whole", whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "emb", Projector(stop_after=stop_after))
+    assert not (tmp_path / "emb/samples.npy").exists()
+    rest = Projector()
+    run(tmp_path / "emb", rest)
+    assert contents(tmp_path / "emb") == contents(tmp_path / "whole")
+    if stop_after >= 3:
+        assert rest.calls < whole.calls
+    again = Projector()
+    run(tmp_path / "emb", again)
+    assert again.calls == 0
+
+
+def test_a_block_that_changed_on_disk_is_embedded_again(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "emb", Projector(stop_after=6))
+    rows = np.load(tmp_path / "emb/_glint/samples.npy", mmap_mode="r+")
+    rows[0, 0] += 1
+    rows.flush()
+    run(tmp_path / "emb")
+    assert contents(tmp_path / "emb") == contents(tmp_path / "whole")
+
+
+def test_continues_after_a_stop_while_finishing(tmp_path: Path, monkeypatch) -> None:
+    run(tmp_path / "whole")
+
+    def fail(path: Path, value: object) -> None:
+        if path.name == "embeddings.json":
+            raise KeyboardInterrupt
+        real(path, value)
+
+    real = commit.write_json
+    monkeypatch.setattr(commit, "write_json", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "emb")
+    monkeypatch.undo()
+    model = Projector()
+    run(tmp_path / "emb", model)
+    assert model.calls == 0
+    assert contents(tmp_path / "emb") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_model_is_refused(tmp_path: Path, finished: bool) -> None:
+    if finished:
+        run(tmp_path)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, Projector(stop_after=4))
+    with pytest.raises(MismatchError, match=r"GL0006.*model: sha256:one there, sha256:two now"):
+        run(tmp_path, Projector("sha256:two"))
+    with pytest.raises(MismatchError, match="flip: False there, True now"):
+        run(tmp_path, flip=True)
+
+
+def test_two_runs_on_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "_glint").mkdir()
+    with commit.lock(tmp_path / "_glint/lock"), pytest.raises(BusyError, match="GL0005"):
+        run(tmp_path)
+
+
+def test_foreign_rows_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "samples.npy").write_bytes(b"mine")
+    with pytest.raises(BusyError, match="GL0004"):
+        run(tmp_path)
+    assert (tmp_path / "samples.npy").read_bytes() == b"mine"
+
+
+def test_no_image_at_all(tmp_path: Path) -> None:
+    faces = Faces()
+    faces.read = lambda row: b"?"
+    with pytest.raises(InputError, match=r"none of 70 images could be embedded.*not-a-jpeg': 70"):
+        stage.embed(faces, Projector(), tmp_path)
+
+
+def test_a_model_that_gives_nan(tmp_path: Path) -> None:
+    class Broken(Projector):
+        def embed(self, image_nHWC: np.ndarray) -> np.ndarray:
+            raw = super().embed(image_nHWC)
+            raw[0] = np.nan
+            return raw
+
+    got = stage.embed(Faces(), Broken(), tmp_path, batch=70)
+    assert got["failures"]["not-finite"] == 1
+
+
+def test_bad_dtype(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected float16 or float32, found 'int8'"):
+        run(tmp_path, dtype="int8")
+
+
+def test_trimmed_centres_leave_far_samples_out() -> None:
+    near = np.tile([1.0, 0, 0], (6, 1))
+    rows = np.concatenate([near, [[0, 1.0, 0]], [[np.nan] * 3], [[0, 0, 1.0]]])
+    label = np.array([0] * 8 + [2])
+    plain, trimmed = (stage.centres(rows, label, 3, trim=t) for t in (False, True))
+    assert plain[0, 1] > 0.1
+    np.testing.assert_array_equal(trimmed[0], [1, 0, 0])
+    assert np.isnan(plain[1]).all()
+    np.testing.assert_array_equal(trimmed[2], [0, 0, 1])
+
+
+def test_load_checks_that_embeddings_fit(tmp_path: Path) -> None:
+    run(tmp_path / "emb")
+    good = stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+    assert good.sample_ND.shape == (70, 6)
+    assert good.centre_CD.shape == (9, 6)
+    with pytest.raises(MismatchError, match=r"GL0402.*made from dataset sha256:faces, expected x"):
+        stage.load(tmp_path / "emb", "x", images=70, classes=9)
+    with pytest.raises(InputError, match=r"GL0402.*expected embeddings, found no embeddings.json"):
+        stage.load(tmp_path, "sha256:faces", images=70, classes=9)
+    np.save(tmp_path / "emb/centres.npy", np.zeros((8, 6), np.float32))
+    with pytest.raises(InputError, match=r"expected 9 rows of floats, found float32 .8, 6."):
+        stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+    (tmp_path / "emb/samples.npy").write_bytes(b"\x93NUMPY" + b"\0" * 20)
+    with pytest.raises(InputError, match="cannot be read"):
+        stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+    about = json.loads((tmp_path / "emb/embeddings.json").read_text())
+    assert about["model"] == "sha256:one"
