@@ -67,6 +67,8 @@ def load(text_or_path: str | Path, model: type[T], overrides: Sequence[str] = ()
     except pydantic.ValidationError as error:
         built = None
         found.collect(error.errors(include_url=False))
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        raise UsageError("GL0102", "a value is too large to be read", where=where) from None
     if built is None or found.lines:
         raise found.error(where)
     return built
@@ -76,7 +78,7 @@ def parse(text: str, where: str = "") -> dict[str, Any]:
     """Parse TOML into plain data. Raises UsageError GL0101."""
     try:
         return dict(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
         raise UsageError(
             "GL0101",
             f"not valid TOML: {error}",
@@ -129,6 +131,9 @@ class _Mistakes:
         """Put one `a.b=c` into the data, or note why it cannot be."""
         path, equals, raw = text.partition("=")
         keys = [key.strip() for key in path.split(".")]
+        if any("\ud800" <= char <= "\udfff" for char in text):  # bytes that are not text
+            self.lines.append(f"override {text!r}: not UTF-8 text")
+            return
         if not equals or not all(keys):
             self.lines.append(f"override {text!r}: expected key=value, as in optim.lr=0.1")
             return
@@ -154,6 +159,8 @@ class _Mistakes:
             if error["type"] == "mistakes":
                 for field, what in context["found"]:
                     self.lines.append(_join([*loc, *([field] if field else [])]) + what)
+            elif error["type"] == "json_invalid":
+                self.lines.append("arrays or tables nested too deep")
             elif error["type"] == "extra_forbidden":
                 self.lines.append(
                     f"{dotted}: unknown key{self._nearest_key(loc)}{self._origin(dotted)}"
@@ -322,7 +329,7 @@ def _value(raw: str, annotation: object) -> object:
     """Read an override's value: TOML where it is TOML, else the bare string."""
     try:
         read = tomllib.loads(f"value = {raw}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return _plain_number(raw) if annotation is float else raw
     value = read.get("value")
     bare = len(read) != 1 or isinstance(value, (datetime.date, datetime.time))
