@@ -1,0 +1,259 @@
+"""`glint train`: equal to the plain loop, to itself resumed, and clear when it cannot go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glint.dist.world import World
+from glint.errors import DivergedError, MismatchError
+from glint.recipes.load import load
+from glint.train import checkpoint, loop
+from glint.train.build import build
+from glint.train.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPE = """
+[data]
+path = "{data}"
+batch = {batch}
+[backbone]
+name = "iresnet"
+embedding = 64
+options = {{ layers = [1, 1, 1, 1], widths = [8, 16, 32, 64] }}
+[head]
+margin = "cosface"
+m = 0.4
+rate = 0.5
+rule = "{rule}"
+[optim]
+lr = 0.1
+[schedule]
+epochs = 3
+[run]
+device = "cpu"
+threads = 1
+log_every = 1
+tensorboard = false
+"""
+
+
+def recipe(small: Any, folder: Path, *, rule: str = "none", batch: int = 16) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(RECIPE.format(data=small.data, rule=rule, batch=batch))
+    return path
+
+
+def weights(run: Path) -> str:
+    saved = checkpoint.newest(run / "checkpoints")
+    assert saved is not None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.tensors(saved, "backbone").items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def losses(run: Path) -> list[float]:
+    entries = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return [e["loss"] for e in entries if e["kind"] == "step"]
+
+
+def rows_of(run: Path, name: str = "weight") -> torch.Tensor:
+    saved = checkpoint.newest(run / "checkpoints")
+    assert saved is not None
+    parts = sorted(saved.path.glob("head-*.safetensors"))
+    return torch.cat([load_file(p)[name] for p in parts])
+
+
+def in_process(path: Path, out: Path, *changes: str) -> dict[str, Any]:
+    return loop.train(build(load(path, Recipe, changes), World(), out))
+
+
+def test_plain_loop_and_glint_train_agree_to_the_bit(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    path = recipe(small, tmp_path)
+    run = tmp_path / "run"
+    result = glint(
+        "train", path, "--nproc", "2", "--out", run, "--set", "schedule.max_steps=6", "--json"
+    )
+    assert result["steps"] == 6 and result["world"] == 2
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         ROOT / "train" / "plain_loop.py", small.data, "--steps", "6", "--epochs", "3",
+         "--batch", "16"],
+        capture_output=True, text=True, check=True, timeout=110,
+    )  # fmt: skip
+    plain = json.loads(done.stdout)
+    assert plain["losses"] == losses(run)
+    assert len(plain["losses"]) == 6
+    assert plain["weights"] == weights(run)
+
+
+@pytest.mark.parametrize("rule", ["none", "lazy_decay", "dense_exact"])
+def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
+    small: Any, tmp_path: Path, rule: str
+) -> None:
+    path = recipe(small, tmp_path, rule=rule)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    in_process(path, whole, "run.save_every=4", "schedule.max_steps=10")
+    in_process(path, parts, "run.save_every=4", "schedule.max_steps=4")
+    result = in_process(path, parts, "run.save_every=4", "schedule.max_steps=10")
+    assert result["resumed_from"] == 4
+    assert losses(parts) == losses(whole)
+    assert weights(parts) == weights(whole)
+    assert torch.equal(rows_of(parts), rows_of(whole))
+
+
+def test_two_ranks_stopped_and_resumed_equal_two_ranks_left_alone(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    path = recipe(small, tmp_path)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    common = ("--nproc", "2", "--json", "--set", "run.save_every=3")
+    glint("train", path, *common, "--out", whole, "--set", "schedule.max_steps=5")
+    glint("train", path, *common, "--out", parts, "--set", "schedule.max_steps=3")
+    glint("train", path, *common, "--out", parts, "--set", "schedule.max_steps=5")
+    assert losses(parts) == losses(whole)
+    assert weights(parts) == weights(whole)
+    assert torch.equal(rows_of(parts), rows_of(whole))
+
+
+def test_another_number_of_ranks_continues_with_the_same_samples(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    path = recipe(small, tmp_path, batch=8)
+    run = tmp_path / "run"
+    glint(
+        "train", path, "--nproc", "2", "--out", run, "--set", "schedule.max_steps=3", "--json"
+    )
+    before = rows_of(run)
+    assert before.shape[0] == 43
+    one = in_process(path, run, "schedule.max_steps=3", "data.batch=16")  # loads, nothing to do
+    assert one["resumed_from"] == 3
+    result = glint(
+        "train", path, "--nproc", "3", "--out", run, "--set", "schedule.max_steps=5", "--json",
+        code=7,
+    )  # fmt: skip
+    assert "does not divide over 3 ranks" in result and "[1, 2, 4, 8, 16]" in result
+    result = glint("train", path, "--out", run, "--set", "schedule.max_steps=5", "--json")
+    assert result["resumed_from"] == 3 and result["steps"] == 5
+    assert result["images"] == 5 * 16
+
+
+def test_a_run_started_differently_is_refused_field_by_field(small: Any, tmp_path: Path) -> None:
+    path = recipe(small, tmp_path)
+    run = tmp_path / "run"
+    in_process(path, run, "schedule.max_steps=2")
+    with pytest.raises(MismatchError, match=r"optim\.lr: 0\.1 -> 0\.2.*seed: 0 -> 1"):
+        in_process(path, run, "schedule.max_steps=2", "optim.lr=0.2", "run.seed=1")
+    with pytest.raises(MismatchError, match="global batch: 16 -> 8"):
+        in_process(path, run, "schedule.max_steps=2", "data.batch=8")
+
+
+def test_divergence_stops_with_the_samples_named_and_the_checkpoint_kept(
+    small: Any, tmp_path: Path
+) -> None:
+    path = recipe(small, tmp_path)
+    run = tmp_path / "run"
+    in_process(path, run, "schedule.max_steps=2", "run.save_every=2")
+    kept = weights(run)
+    broken = build(load(path, Recipe, ["schedule.max_steps=4"]), World(), run)
+    real = broken.backbone.forward
+
+    def poisoned(image: torch.Tensor) -> torch.Tensor:
+        return real(image) * float("nan")
+
+    broken.backbone.forward = poisoned  # type: ignore[method-assign]
+    with pytest.raises(DivergedError, match="step 2"):
+        loop.train(broken)
+    dumped = json.loads((run / "diverged-00000002-rank0.json").read_text())
+    assert len(dumped["keys"]) == 16
+    assert weights(run) == kept
+
+
+def test_sigterm_saves_and_exits_75_and_the_same_command_continues(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    path = recipe(small, tmp_path)
+    run = tmp_path / "run"
+    args = [sys.executable, "-m", "glint", "train", str(path), "--out", str(run)]
+    args += ["--set", "schedule.epochs=200", "--json"]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.monotonic() + 60
+    while not ((run / "log.jsonl").exists() and len(losses(run)) > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    assert "GL0704 stopped" in err and "same command" in err
+    done = len(losses(run))
+    saved = checkpoint.newest(run / "checkpoints")
+    assert saved is not None and saved.state["step"] == done
+    result = glint(
+        "train", path, "--out", run, "--set", "schedule.epochs=200", "--set",
+        f"schedule.max_steps={done + 1}", "--json",
+    )  # fmt: skip
+    assert result["resumed_from"] == done
+
+
+def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> None:
+    import shutil
+
+    import numpy as np
+
+    from glint.shards import labels
+    from glint.shards.index import Dataset
+
+    data = tmp_path / "data"
+    shutil.copytree(small.data, data)
+    classes = Dataset(data).classes
+    target = np.arange(classes)
+    target[1:] -= 1  # labels 0 and 1 become one
+    labels.commit(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
+    path = recipe(small, tmp_path)
+    run = build(load(path, Recipe, [f"data.path={data}"]), World(), tmp_path / "run")
+    assert run.head.classes == classes - 1
+    batch = next(run.stream.batches(0))
+    assert int(batch.label.max()) < classes - 1
+    result = loop.train(
+        build(
+            load(path, Recipe, [f"data.path={data}", "schedule.max_steps=1"]),
+            World(),
+            tmp_path / "run",
+        )
+    )
+    assert result["classes"] == classes - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        ("data.path=/nowhere", 3, "/nowhere"),
+        ("optim.lrr=0.1", 2, "did you mean optim.lr"),
+        ("run.val=['/no/such.bin']", 2, "/no/such.bin"),
+        ("backbone.name=iresnet5", 2, "iresnet50"),
+        ("data.batch=100000", 2, "a smaller data.batch"),
+    ],
+)
+def test_mistakes_give_one_clear_error(
+    small: Any, tmp_path: Path, glint: Callable[..., Any], change: str, code: int, text: str
+) -> None:
+    err = glint(
+        "train", recipe(small, tmp_path), "--out", tmp_path / "run", "--set", change, code=code
+    )
+    assert text in err
+    assert err.count("error GL") == 1
