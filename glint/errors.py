@@ -42,6 +42,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0802": ("bad-pairs", "A pairs file is malformed."),
     "GL0901": ("disk-full", "No space left on the device."),
     "GL0902": ("worker-lost", "A loader process died or stopped answering."),
+    "GL0903": ("read-failed", "A source cannot be read."),
 }
 
 

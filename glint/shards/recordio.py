@@ -27,7 +27,7 @@ MAGIC_BYTES = struct.pack("<I", MAGIC)
 MAX_RECORD = 16 << 20  # bytes that a reader accepts for one record unless told otherwise
 MAX_LENGTH = (1 << 29) - 1  # what the length field holds
 
-_PART = struct.Struct("<II")
+PART = struct.Struct("<II")  # magic, cflag << 29 | length
 _HEADER = struct.Struct("<IfQQ")
 _IDX_LINES = re.compile(rb"(?:[ \t\r]*(?:[0-9]{1,18}[ \t]+[0-9]{1,18}[ \t\r]*)?(?:\n|\Z))*")
 
@@ -94,7 +94,7 @@ def parse(buffer: Buffer, offset: int = 0, limit: int = MAX_RECORD, *, path: str
         if at + 8 > end:
             raise damaged(f"expected a record, found the end of the file after {max(end - at, 0)} "
                           "of 8 bytes", path, base + at)
-        magic, lrec = _PART.unpack_from(buffer, at)
+        magic, lrec = PART.unpack_from(buffer, at)
         if magic != MAGIC:
             raise damaged(f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}", path, base + at)
         cflag, length = lrec >> 29, lrec & MAX_LENGTH
@@ -141,7 +141,7 @@ def _extent(fd: int, offset: int, size: int, limit: int) -> int:
         head = os.pread(fd, 8, at)
         if len(head) < 8:
             return size - offset
-        magic, lrec = _PART.unpack(head)
+        magic, lrec = PART.unpack(head)
         cflag, length = int(lrec >> 29), int(lrec & MAX_LENGTH)
         if magic != MAGIC:
             return at + 8 - offset
@@ -239,7 +239,7 @@ class Writer:
         return offset
 
     def _part(self, cflag: int, data: bytes) -> None:
-        self._rec.write(_PART.pack(MAGIC, cflag << 29 | len(data)) + data
+        self._rec.write(PART.pack(MAGIC, cflag << 29 | len(data)) + data
                         + b"\0" * (-len(data) & 3))
         self.offset += 8 + len(data) + (-len(data) & 3)
 

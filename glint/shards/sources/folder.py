@@ -1,0 +1,167 @@
+"""Identity folders as a source: NAME/*.jpg, at any depth; a folder with files is an identity."""
+
+# n images
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glint.errors import InputError, ResourceError
+from glint.shards.image import MAX_BYTES, Rejected
+from glint.shards.sources.source import Ints, persistent
+from glint.shards.strings import Strings, load_array
+
+IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+FLAWS = ("", "no-identity", "bad-name")
+
+
+def text(path: bytes) -> str:
+    """Return a path as text; bytes that are not UTF-8 are written as \\xNN."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def order_of(names: list[bytes]) -> list[int]:
+    """Return the order of source labels: by number where all are integers, else by bytes."""
+    if all(name.isdigit() for name in names):
+        return sorted(range(len(names)), key=lambda i: (int(names[i]), names[i]))
+    return sorted(range(len(names)), key=lambda i: names[i])
+
+
+class Folder:
+    """A tree of identity folders, listed in order of names.
+
+    The label of an image is the folder it lies in (its path below the source). Hidden files, and
+    files of the top folder that are no images, are counted as skipped; any other file is a record.
+    """
+
+    kind = "folder"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        paths: list[bytes] = []
+        sizes: list[int] = []
+        codes: list[int] = []
+        flaws: list[int] = []
+        folders: list[bytes] = []
+        self._skipped = 0
+        todo = [b""]
+        while todo:
+            here = todo.pop()
+            files, below = self._list(here)
+            todo += reversed(below)
+            kept = [(name, size) for name, size in files if here or _is_image(name)]
+            self._skipped += len(files) - len(kept)
+            if not kept:
+                continue
+            for name, size in kept:
+                path = here + b"/" + name if here else name
+                paths.append(path)
+                sizes.append(size)
+                codes.append(len(folders) if here else -1)
+                flaws.append(0 if here else 1)
+                if any(byte < 32 or byte == 127 for byte in path):
+                    flaws[-1] = 2
+            if here:
+                folders.append(here)
+        order = order_of(folders)
+        rank = np.empty(len(folders) + 1, np.int64)
+        rank[order] = np.arange(len(folders))
+        rank[-1] = -1
+        self.label: Ints = rank[np.array(codes, np.int64)]
+        self.size: Ints = np.array(sizes, np.int64)
+        self.flaw = np.array(flaws, np.uint8)
+        self.paths = Strings.of(paths)
+        self.classes = Strings.of(folders[i] for i in order)
+        self.names = Strings.of(folders[i].rsplit(b"/", 1)[-1] for i in order)
+        deepest = max((f.count(b"/") for f in folders), default=0) + 1
+        notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
+        self._facts = {"layout": "folder", "images": len(paths), "identities": len(folders),
+                       "depth": deepest, "notes": notes}
+
+    def _list(self, here: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
+        """Return (name, size) of the files and the paths of the folders of one folder, sorted."""
+        files: list[tuple[bytes, int]] = []
+        below: list[bytes] = []
+        folder = os.fsencode(self.root) + b"/" + here
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(b"."):
+                        self._skipped += 1
+                    elif entry.is_dir(follow_symlinks=False):
+                        below.append(here + b"/" + entry.name if here else entry.name)
+                    elif entry.is_file():
+                        files.append((entry.name, entry.stat().st_size))
+                    else:
+                        self._skipped += 1
+        except OSError as error:
+            raise ResourceError("GL0903", f"cannot be listed: {error.strerror}",
+                                where=text(folder)) from error
+        return sorted(files), sorted(below)
+
+    @property
+    def n(self) -> int:
+        return len(self.paths)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": text(os.fsencode(self.root.name)), **self._facts}
+
+    def fingerprint(self) -> dict[str, Any]:
+        hasher = hashlib.sha256(self.paths.blob.tobytes())
+        hasher.update(self.paths.end_n.tobytes() + self.size.tobytes())
+        return {"kind": self.kind, "files": self.n, "names_and_sizes": hasher.hexdigest()}
+
+    def read(self, i: int) -> bytes:
+        flaw = int(self.flaw[i])
+        if flaw:
+            raise Rejected(FLAWS[flaw])
+        if self.size[i] > MAX_BYTES:
+            raise Rejected("too-large", f"{int(self.size[i])} bytes")
+        path = os.fsencode(self.root) + b"/" + self.paths[i]
+
+        def whole() -> bytes:
+            with open(path, "rb") as file:
+                return file.read(MAX_BYTES + 1)
+
+        try:
+            return persistent(whole, text(path))
+        except (ResourceError, InputError) as error:
+            raise Rejected("unreadable", error.what) from None
+
+    def name(self, i: int) -> str:
+        return text(self.paths[i])
+
+    def offset(self, i: int) -> int | None:
+        return None
+
+    def bytes(self) -> int:
+        return int(self.size.sum())
+
+    _ARRAYS = ("label", "size", "flaw")
+    _STRINGS = ("paths", "classes", "names")
+
+    def save(self, folder: Path) -> None:
+        for name in self._ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        for name in self._STRINGS:
+            getattr(self, name).save(folder, name)
+
+    @classmethod
+    def load(cls, path: Path, facts: dict[str, Any], folder: Path) -> Folder:
+        """Open what `save` wrote, without listing the tree."""
+        made = cls.__new__(cls)
+        made.root, made._facts = path, facts
+        for name in cls._ARRAYS:
+            setattr(made, name, load_array(folder, name))
+        for name in cls._STRINGS:
+            setattr(made, name, Strings.load(folder, name))
+        return made
+
+
+def _is_image(name: bytes) -> bool:
+    return name.lower().endswith(IMAGES)

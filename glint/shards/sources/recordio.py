@@ -1,0 +1,428 @@
+"""RecordIO as a source: InsightFace's identity layout, plain im2rec packs, with or without .idx."""
+
+# n images of the source, r all records of the file
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.errors import GlintError, InputError
+from glint.shards import recordio
+from glint.shards.image import MAX_BYTES, Rejected
+from glint.shards.recordio import MAGIC, MAX_LENGTH, damaged
+from glint.shards.sources.source import Ints, dense, fingerprint, persistent
+from glint.shards.strings import Strings, load_array
+
+WINDOW = 256 << 20  # bytes of the file mapped at a time
+LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
+EXACT = 1 << 24  # above it float32 skips integers
+
+# What the listing finds wrong with a record; the index into this tuple is stored.
+FLAWS = ("", "corrupt-record", "label-not-integer", "identity-range")
+
+
+@dataclass
+class Heads:
+    """The first bytes of every record, in file order: arrays of [r]."""
+
+    offset: Ints
+    span: Ints  # bytes from this record to the next
+    intact: npt.NDArray[np.bool_]
+    flag: Ints
+    value: npt.NDArray[np.float64]  # the class: label, or the first of several
+    second: npt.NDArray[np.float64]  # the second label
+    id: npt.NDArray[np.uint64]
+    image: Ints  # bytes behind header and labels; -1 where the header claims too much
+
+
+def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
+    """Return `count` little-endian words at each 4-aligned offset (ascending); 0 past the end."""
+    out_rw = np.zeros((len(at_r), count), np.uint32)
+    size = path.stat().st_size // 4 * 4
+    with path.open("rb") as file:
+        first = 0
+        while first < len(at_r) and at_r[first] < size:
+            begin = int(at_r[first]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            length = min(size - begin, WINDOW + 4 * count)
+            last = int(np.searchsorted(at_r, min(begin + WINDOW, size), "left"))
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
+                word = np.frombuffer(view, "<u4")
+                index = (at_r[first:last] - begin) // 4
+                for w in range(count):
+                    inside = index + w < len(word)
+                    out_rw[first:last, w][inside] = word[(index + w)[inside]]
+                del word
+            first = last
+    return out_rw
+
+
+def scan_offsets(path: Path) -> Ints:
+    """Return the offset of every record of a file without .idx.
+
+    Raises InputError GL0213 at the first byte that is not a record.
+    """
+    found: list[int] = []
+    size = path.stat().st_size
+    at, inside = 0, False
+    unpack = recordio.PART.unpack_from
+    with path.open("rb") as file:
+        while at < size:
+            begin = at // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            length = min(size - begin, WINDOW)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
+                while at < size and at - begin + 8 <= length:
+                    magic, lrec = unpack(view, at - begin)
+                    cflag, n = lrec >> 29, lrec & MAX_LENGTH
+                    if magic != MAGIC:
+                        raise damaged(f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}",
+                                      path.name, at, f"it is record {len(found)}; with an .idx "
+                                      "beside the file, glint goes on behind the damage")
+                    if cflag not in ((2, 3) if inside else (0, 1)):
+                        raise damaged(f"part flag {cflag} is out of place", path.name, at)
+                    if n > size - at - 8:
+                        raise damaged(f"the record claims {n} bytes, the file has "
+                                      f"{size - at - 8} left", path.name, at)
+                    if not inside:
+                        found.append(at)
+                    inside = cflag in (1, 2)
+                    at += 8 + n + (-n & 3)
+            if at < size and size - at < 8:
+                raise damaged(f"{size - at} bytes are left over at the end", path.name, at)
+    if inside:
+        raise damaged("the file ends inside a record of several parts", path.name, found[-1])
+    return np.array(found, np.int64)
+
+
+def read_heads(path: Path, offset_r: Ints) -> Heads:
+    """Read the headers of the records at ascending, 4-aligned offsets and check their lengths.
+
+    A record is intact when its own lengths lead exactly to the next one. Every record of several
+    parts, or too short for a header, is read in full; the others cost 40 bytes each.
+    """
+    size = path.stat().st_size
+    word_rw = _words(path, offset_r, 10)
+    length_r = (word_rw[:, 1] & MAX_LENGTH).astype(np.int64)
+    cflag_r = word_rw[:, 1] >> 29
+    span_r = np.diff(offset_r, append=size)
+    whole_r = (word_rw[:, 0] == MAGIC) & (cflag_r == 0)
+    end_r = offset_r + 8 + length_r + (-length_r & 3)
+    chained_r = end_r - offset_r == span_r
+    if len(chained_r):  # the last record may lack its padding
+        chained_r[-1] |= 8 + int(length_r[-1]) <= int(span_r[-1]) <= int(end_r[-1] - offset_r[-1])
+    flag_r = word_rw[:, 2].astype(np.int64)
+    image_r = length_r - 24 - 4 * flag_r
+    heads = Heads(
+        offset_r, span_r, whole_r & chained_r & (length_r >= 24), flag_r,
+        np.where(flag_r > 0, word_rw[:, 8].view(np.float32), word_rw[:, 3].view(np.float32)
+                 ).astype(np.float64),
+        word_rw[:, 9].view(np.float32).astype(np.float64),
+        word_rw[:, 4].astype(np.uint64) | word_rw[:, 5].astype(np.uint64) << np.uint64(32),
+        image_r)
+    rest = np.flatnonzero((word_rw[:, 0] == MAGIC) & (cflag_r == 1))
+    with path.open("rb") as file:
+        for i in rest.tolist():
+            try:
+                block = os.pread(file.fileno(), min(int(span_r[i]), 2 * LIMIT), int(offset_r[i]))
+                payload, after = recordio.parse(block, 0, LIMIT)
+                header, image = recordio.unpack(payload)
+            except GlintError:
+                continue
+            heads.intact[i] = after == span_r[i]
+            heads.flag[i], heads.id[i], heads.image[i] = header.flag, header.id, len(image)
+            heads.value[i] = header.first
+            labels = header.label if isinstance(header.label, tuple) else ()
+            heads.second[i] = labels[1] if len(labels) > 1 else np.nan
+    heads.intact &= heads.image >= 0
+    heads.image[~heads.intact] = -1
+    heads.flag[~heads.intact] = 0
+    return heads
+
+
+def check_idx(path: Path, key_r: Ints, offset_r: Ints) -> None:
+    """Check that ascending offsets are those of this file's records.
+
+    One or a few records without their magic, each where the record before it ends, are damage of
+    the file; offsets that no record's end leads to are a foreign .idx.
+    Raises InputError GL0216 naming the first entries, GL0213 for a file cut short.
+    """
+    size = path.stat().st_size
+    idx = path.with_suffix(".idx").name
+    for what, value_r in (("key", key_r), ("offset", offset_r)):
+        kept, count = np.unique(value_r, return_counts=True)
+        if len(kept) != len(value_r):
+            raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in
+                                  zip(kept[count > 1][:5].tolist(), count[count > 1].tolist())])
+    inside_r = offset_r + 8 <= size
+    word_rw = _words(path, np.where(offset_r % 4 == 0, offset_r, offset_r // 4 * 4), 2)
+    hit_r = inside_r & (offset_r % 4 == 0) & (word_rw[:, 0] == MAGIC) & (word_rw[:, 1] >> 29 < 2)
+    length_r = (word_rw[:, 1] & MAX_LENGTH).astype(np.int64)
+    end_r = offset_r + 8 + length_r + (-length_r & 3)
+    single_r = hit_r & (word_rw[:, 1] >> 29 == 0)
+    before_r = np.concatenate([[0], end_r[:-1]])
+    sure_r = np.concatenate([[True], single_r[:-1]])  # the record before says where it ends
+    wrong_r = inside_r & ~hit_r & sure_r & (before_r != offset_r)
+    # A record that no entry names: the one before ends early, and there another begins.
+    early = np.flatnonzero(sure_r & (before_r < offset_r) & (before_r + 8 <= size))
+    gap = np.zeros(len(offset_r), bool)
+    if len(early):
+        found = _words(path, np.sort(before_r[early] // 4 * 4), 1)[:, 0] == MAGIC
+        gap[early[np.argsort(before_r[early], kind="stable")]] = found
+        gap &= before_r % 4 == 0
+    missed = int((~hit_r & inside_r).sum())
+    if wrong_r.any() or missed > max(16, len(offset_r) // 20):
+        bad = np.flatnonzero(wrong_r if wrong_r.any() else ~hit_r & inside_r)
+        raise _mismatch(idx, [f"key {key_r[i]} @ {offset_r[i]}" for i in bad[:5]])
+    if gap.any():
+        raise _mismatch(idx, [f"the record @ {before_r[i]} is not listed"
+                              for i in np.flatnonzero(gap)[:5]])
+    last = len(offset_r) - 1
+    if last >= 0 and single_r[last] and end_r[last] + 8 <= size:
+        raise _mismatch(idx, [f"the record @ {end_r[last]} and those behind it are not listed"])
+    if not inside_r.all() or (single_r[last] and offset_r[last] + 8 + length_r[last] > size):
+        cut = int((~inside_r).sum()) or 1
+        want = max(int(offset_r[-1]) + 8, int(end_r[last]) if single_r[last] else 0)
+        raise damaged(f"the file ends here, {cut} of {len(offset_r)} records of {idx} lie behind "
+                      f"it: at least {want - size} bytes are missing", path.name, size,
+                      "copy or download the file again")
+
+
+def _mismatch(idx: str, bad: list[str]) -> InputError:
+    return InputError("GL0216", "it does not belong to its .rec file: " + "; ".join(bad),
+                      where=idx, hint="move the .idx away: glint then finds the records itself")
+
+
+@dataclass
+class _Layout:
+    """Which records are images: `image` bool [r], `key` int64 [r], `flaw` uint8 [r]."""
+
+    name: str
+    key: Ints
+    image: npt.NDArray[np.bool_]
+    flaw: npt.NDArray[np.uint8]
+    facts: dict[str, Any]
+    notes: list[str]
+
+
+def _slack(value: float) -> int:
+    """Return by how much a float32 key may differ from the one that was meant."""
+    return int(np.spacing(np.float32(value))) if value >= EXACT else 0
+
+
+def _is_structure(heads: Heads) -> npt.NDArray[np.bool_]:
+    found_r: npt.NDArray[np.bool_] = heads.intact & (heads.flag >= 1) & (heads.image == 0)
+    return found_r
+
+
+def _made_up_keys(heads: Heads) -> Ints:
+    """Return keys for a file without .idx: the ids where they tell a header, else by order.
+
+    Where ids are not set, the header is the empty record whose range is as long as the number of
+    other empty records; images are then 1.. in file order and identities follow them.
+    """
+    empty_r = _is_structure(heads)
+    ids = heads.id
+    if (empty_r & (ids == 0)).any() and (ids < 1 << 62).all() and len(np.unique(ids)) == len(ids):
+        return ids.astype(np.int64)
+    count = int(empty_r.sum())
+    with np.errstate(invalid="ignore"):
+        span = heads.second - heads.value
+        header = np.flatnonzero(empty_r & (heads.flag == 2) & (abs(span - (count - 1)) <= _slack(
+            float(np.nanmax(heads.value[empty_r], initial=0)))))
+    key_r = np.arange(len(ids), dtype=np.int64)
+    if len(header) == 1 and count > 1:
+        empty_r[header] = False
+        images = ~empty_r
+        images[header] = False
+        key_r[images] = 1 + np.arange(images.sum())
+        key_r[empty_r] = 1 + images.sum() + np.arange(count - 1)
+        key_r[header] = 0
+    return key_r
+
+
+def lay_out(key_r: Ints, heads: Heads) -> _Layout:
+    """Tell images from InsightFace's header and identity records.
+
+    Membership of an identity comes from the image records alone: the ranges are float32 and
+    rounded above 2^24, and old packs hold several identity records for one label.
+    """
+    flaw_r = np.where(heads.intact, 0, 1).astype(np.uint8)
+    empty_r = _is_structure(heads)
+    header = np.flatnonzero((key_r == 0) & empty_r)
+    first = float(heads.value[header[0]]) if len(header) else 0.0
+    if not len(header) or not np.isfinite(first) or first < 1:
+        return _Layout("recordio/plain", key_r, np.ones(len(key_r), bool), flaw_r,
+                       {"records": len(key_r)}, [])
+    slack = _slack(first)
+    identity_r = empty_r & (key_r >= first - slack) & (key_r > 0)
+    image_r = ~identity_r
+    image_r[header[0]] = False
+    # Behind the images only identity records are expected.
+    flaw_r[image_r & (key_r >= first + max(slack, 0)) & (flaw_r == 0)] = 3
+    if slack:  # the last images may stand where the rounded range says identities
+        near = image_r & (flaw_r == 3) & (key_r <= first + slack)
+        flaw_r[near] = 0
+    facts = {"records": len(key_r), "header": [first, float(heads.second[header[0]])],
+             "identity_records": int(identity_r.sum())}
+    return _Layout("recordio/identity", key_r, image_r, flaw_r, facts,
+                   _range_notes(key_r, heads, identity_r, image_r, first + slack))
+
+
+def _range_notes(key_r: Ints, heads: Heads, identity_r: npt.NDArray[np.bool_],
+                 image_r: npt.NDArray[np.bool_], stop: float) -> list[str]:
+    """Compare the identity records with the images; they may be wrong, and are only compared."""
+    notes: list[str] = []
+    a, b = heads.value[identity_r], heads.second[identity_r]
+    with np.errstate(invalid="ignore"):
+        sound = np.isfinite(a) & np.isfinite(b) & (a >= 1) & (a <= b) & (b <= stop)
+    if not sound.all():
+        notes.append(f"{int((~sound).sum())} identity records hold no range of image keys")
+    a, b = np.sort(a[sound]), b[sound][np.argsort(a[sound], kind="stable")]
+    if stop > EXACT:
+        notes.append("image keys go past 2^24, where the ranges of identity records are rounded; "
+                     "labels are taken from the images")
+        return notes
+    if len(a) and (b[:-1] > a[1:]).any():
+        notes.append(f"{int((b[:-1] > a[1:]).sum())} identity records overlap")
+    key, value = key_r[image_r], heads.value[image_r]
+    order = np.argsort(key)
+    key, value = key[order], value[order]
+    lo, hi = np.searchsorted(key, a), np.searchsorted(key, b)
+    uncovered = len(key) - int((hi - lo).sum())
+    if uncovered > 0 and len(a):
+        notes.append(f"{uncovered} images lie in no identity record's range")
+    change = np.concatenate([[0], np.cumsum(value[1:] != value[:-1])]) if len(value) else value
+    full = hi > lo
+    mixed = int((change[hi[full] - 1] != change[lo[full]]).sum())
+    if mixed:
+        notes.append(f"{mixed} identity records hold images of several labels")
+    return notes
+
+
+class RecordIO:
+    """A .rec file, listed.
+
+    Raises InputError GL0213 (damage that hides what follows), GL0216 (foreign .idx).
+    """
+
+    kind = "recordio"
+
+    def __init__(self, rec: Path) -> None:
+        self.rec = rec
+        idx = rec.with_suffix(".idx")
+        if idx.exists():
+            key_r, offset_r = recordio.read_idx(idx)
+            order = np.argsort(offset_r, kind="stable")
+            key_r, offset_r = key_r[order], offset_r[order]
+            check_idx(rec, key_r, offset_r)
+            heads = read_heads(rec, offset_r)
+        else:
+            heads = read_heads(rec, scan_offsets(rec))
+            key_r = _made_up_keys(heads)
+        layout = lay_out(key_r, heads)
+        value = heads.value[layout.image]
+        with np.errstate(invalid="ignore"):
+            whole = np.isfinite(value) & (value >= 0) & (value == np.floor(value))
+        flaw = layout.flaw[layout.image]
+        flaw[(flaw == 0) & ~whole] = 2
+        number = np.where(whole & (flaw != 1), np.where(whole, value, 0), -1).astype(np.int64)
+        order = np.argsort(layout.key[layout.image], kind="stable")
+        self.key = layout.key[layout.image][order]
+        self.at = heads.offset[layout.image][order]
+        self.span = heads.span[layout.image][order]
+        self.flaw = flaw[order]
+        self.label, self.classes = dense(number[order])
+        self.names = Strings.of(b"" for _ in range(len(self.classes)))
+        notes = layout.notes
+        beyond = int((number >= EXACT).sum())
+        if beyond:
+            notes.append(f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
+                         "neighbours apart, so identities may have been merged before glint")
+        self._facts = {"layout": layout.name, **layout.facts, "images": len(self.key),
+                       "identities": len(self.classes),
+                       "idx": idx.name if idx.exists() else "absent, found by scanning",
+                       "notes": notes + self._property_notes()}
+
+    @property
+    def n(self) -> int:
+        return len(self.key)
+
+    def _property_notes(self) -> list[str]:
+        """Compare with the `property` file beside the records, where there is one."""
+        path = self.rec.with_name("property")
+        try:
+            with path.open("rb") as file:
+                said = int(file.read(64).split(b",")[0])
+        except (OSError, ValueError):
+            return []
+        found = len(self.classes)
+        return [] if said == found else [f"'property' says {said} identities, found {found}"]
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.rec.name, **self._facts}
+
+    def fingerprint(self) -> dict[str, Any]:
+        idx = self.rec.with_suffix(".idx")
+        return {"kind": self.kind, "rec": fingerprint(self.rec),
+                "idx": fingerprint(idx) if idx.exists() else None}
+
+    @cached_property
+    def _file(self) -> Any:
+        return open(self.rec, "rb", buffering=0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_file"}
+
+    def record(self, i: int) -> bytes:
+        """Return the bytes of record i as they stand in the file, at most what glint accepts."""
+        size, at = min(int(self.span[i]), 2 * LIMIT), int(self.at[i])
+        fd = self._file.fileno()
+        return persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
+
+    def read(self, i: int) -> bytes:
+        flaw, block = int(self.flaw[i]), self.record(i)
+        try:
+            payload, _ = recordio.parse(block, 0, LIMIT)
+            header, image = recordio.unpack(payload)
+        except InputError as error:
+            raise Rejected("corrupt-record", error.what) from None
+        if flaw == 2:
+            raise Rejected("label-not-integer", f"label {header.first!r}")
+        if flaw:
+            raise Rejected(FLAWS[flaw])
+        return image
+
+    def name(self, i: int) -> str:
+        return str(int(self.key[i]))
+
+    def offset(self, i: int) -> int | None:
+        return int(self.at[i])
+
+    def bytes(self) -> int:
+        return int(self.span.sum())
+
+    _ARRAYS = ("key", "at", "span", "flaw", "label")
+
+    def save(self, folder: Path) -> None:
+        for name in self._ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        self.classes.save(folder, "classes")
+        self.names.save(folder, "names")
+
+    @classmethod
+    def load(cls, path: Path, facts: dict[str, Any], folder: Path) -> RecordIO:
+        """Open what `save` wrote, without listing the file."""
+        made = cls.__new__(cls)
+        made.rec, made._facts = path, facts
+        for name in cls._ARRAYS:
+            setattr(made, name, load_array(folder, name))
+        made.classes = Strings.load(folder, "classes")
+        made.names = Strings.load(folder, "names")
+        return made

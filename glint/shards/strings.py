@@ -1,0 +1,56 @@
+"""Millions of strings as two arrays: saved, mapped and indexed without a list of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Strings:
+    """An immutable list of byte strings: `blob` uint8 and `end` int64 [n]."""
+
+    def __init__(self, blob: npt.NDArray[np.uint8], end_n: npt.NDArray[np.int64]) -> None:
+        self.blob, self.end_n = blob, end_n
+
+    @classmethod
+    def of(cls, values: Iterable[bytes]) -> Strings:
+        """Pack byte strings."""
+        blob = bytearray()
+        ends: list[int] = []
+        for value in values:
+            blob += value
+            ends.append(len(blob))
+        return cls(np.frombuffer(bytes(blob), np.uint8), np.array(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.end_n)
+
+    def __getitem__(self, row: int) -> bytes:
+        start = int(self.end_n[row - 1]) if row else 0
+        return self.blob[start:int(self.end_n[row])].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        for end in self.end_n.tolist():
+            yield self.blob[start:end].tobytes()
+            start = end
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write NAME.blob.npy and NAME.end.npy."""
+        np.save(folder / f"{name}.blob.npy", self.blob, allow_pickle=False)
+        np.save(folder / f"{name}.end.npy", self.end_n, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> Strings:
+        """Map what `save` wrote."""
+        return cls(load_array(folder, f"{name}.blob"), load_array(folder, f"{name}.end"))
+
+
+def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
+    """Map NAME.npy for reading."""
+    array: npt.NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return array
