@@ -33,6 +33,8 @@ PRECISION = {
     "fp16": torch.float16,
 }
 
+HEADS = {"partial_fc": PartialFC}
+
 
 @dataclass
 class Run:
@@ -95,7 +97,7 @@ def head(table: Head, classes: int, dim: int, masks: Any, world: World, recipe: 
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
     else:
         shape = margin(table.margin, m=table.m)
-    return PartialFC(
+    return HEADS[table.kind](
         classes,
         dim,
         margin=shape,

@@ -1,0 +1,78 @@
+"""The documentation runs: every fence marked `bash run` or `python run`, page by page, in order.
+
+A page's blocks share one empty folder. $WORLD is a small synthetic world and $DATA the dataset that
+`glint shard` makes of it, both made only for pages that name them. All other fences say what they
+are: text, console, toml, json, python, bash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+SHOWN = {"text", "console", "toml", "json", "python", "bash", "make", "html"}
+RUN = {"bash run": ["bash", "-euo", "pipefail", "-c"], "python run": [sys.executable, "-c"]}
+BIN = Path(sys.executable).parent
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return [(kind.strip(), body) for kind, body in FENCE.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("docs") / "world"
+    glint("synth", str(out), "--identities", "24", "--images", "8", "--conflicts", "2")
+    return out
+
+
+@pytest.fixture(scope="session")
+def data(world: Path) -> Path:
+    glint("shard", str(world), str(world.parent / "data"))
+    return world.parent / "data"
+
+
+def glint(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "glint", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_fence_says_what_it_is(page: Path) -> None:
+    for kind, body in blocks(page):
+        assert kind in SHOWN | set(RUN), f"```{kind}\n{body}"
+
+
+RUNNABLE = [page for page in PAGES if any(kind in RUN for kind, _ in blocks(page))]
+
+
+def test_something_runs() -> None:
+    assert ROOT / "docs" / "recipes.md" in RUNNABLE
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+def test_pages_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    todo = [(kind, body) for kind, body in blocks(page) if kind in RUN]
+    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    for name in ("world", "data"):
+        if any(re.search(rf"\b{name.upper()}\b", body) for _, body in todo):
+            there = tmp_path / "given" / name  # a copy: a page may change what it is given
+            shutil.copytree(request.getfixturevalue(name), there)
+            env[name.upper()] = str(there)
+    for kind, body in todo:
+        done = subprocess.run(
+            [*RUN[kind], body], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{page.name}:\n{body}\n{done.stdout}\n{done.stderr}"
