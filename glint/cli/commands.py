@@ -9,6 +9,7 @@ import typer
 # Each module has `register(app)`, and imports nothing heavy at its top.
 MODULES: tuple[str, ...] = (
     "recipes",
+    "shard",
     "doctor",
     "train",
     "demo",

@@ -67,6 +67,9 @@ PAIRS = pa.schema([
     ("reason", pa.string()),
 ])
 
+# Identities (labels as sharded) that merge into one.
+GROUPS = pa.schema([("group", pa.int64()), ("label", pa.int64())])
+
 # One row per embedded sample.
 EMBEDDED = pa.schema([
     ("key", pa.string()),

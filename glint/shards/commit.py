@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -41,6 +42,22 @@ def sync_dir(folder: str | os.PathLike[str]) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def sync_files(folder: Path) -> None:
+    """Make every file of `folder` last."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_dir(folder)
+
+
+def sha256(file: IO[bytes]) -> str:
+    """Return the SHA-256 of the rest of an open file, in hex."""
+    hasher = hashlib.sha256()
+    while block := file.read(4 << 20):
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def make_dir(folder: Path) -> None:
@@ -151,6 +168,9 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
                             hint="wait for it to end, or choose another output") from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        yield
+        try:
+            yield
+        finally:
+            os.ftruncate(fd, 0)
     finally:
         os.close(fd)

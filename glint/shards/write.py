@@ -1,9 +1,16 @@
-"""One shard: a plain USTAR file whose bytes depend on nothing but its samples."""
+"""One shard: a plain USTAR file whose bytes depend on nothing but its samples, and its rows."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import IO
+import json
+from typing import IO, Any
+
+import pyarrow as pa
+import xxhash
+
+from glint.manifests import tables
+from glint.shards.image import Rejected
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # tar pads its files to this
@@ -79,3 +86,59 @@ class Tar:
     def sha256(self) -> str:
         """SHA-256 of all that was written, in hex."""
         return self._sha256.hexdigest()
+
+
+class Shard:
+    """Write one shard and collect its rows of the index and of the quarantine.
+
+    `add` and `reject` take positions of the plan, which are the keys.
+    """
+
+    def __init__(self, file: IO[bytes], number: int, *, with_json: bool = False) -> None:
+        self.tar = Tar(file)
+        self.number, self.with_json = number, with_json
+        self._rows: list[tuple[Any, ...]] = []
+        self._bad: list[dict[str, Any]] = []
+
+    def add(self, key: int, data: bytes, seen: tuple[str, int, int], label: int,
+            source_label: str, source: str) -> None:
+        """Append a sample; `seen` is what `image.look` returned."""
+        suffix, width, height = seen
+        offset = self.tar.add(key, suffix, data)
+        self.tar.add(key, "cls", b"%d" % label)
+        if self.with_json:
+            value = {"height": height, "label": label, "source": source,
+                     "source_label": source_label, "width": width}
+            self.tar.add(key, "json", json.dumps(value, sort_keys=True).encode())
+        self._rows.append((key, label, source_label, offset, len(data),
+                           xxhash.xxh3_128_digest(data), source, width, height))
+
+    def reject(self, why: Rejected, data: bytes, source_label: str | None, source: str,
+               offset: int | None) -> None:
+        """Note a record that is not written; `data` is what there is of it."""
+        self._bad.append({
+            "source": source, "offset": offset, "source_label": source_label,
+            "reason": why.reason, "note": why.note, "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(), "head": data[:64]})
+
+    def samples(self) -> pa.Table:
+        """Return the rows of samples.parquet."""
+        columns = list(zip(*self._rows)) or [()] * 9
+        key = [f"{k:09d}" for k in columns[0]]
+        shard = [self.number] * len(key)
+        values = [key, columns[1], columns[2], shard, *columns[3:]]
+        return pa.table([pa.array(value, field.type) for value, field
+                         in zip(values, tables.SAMPLES)], schema=tables.SAMPLES)
+
+    def quarantine(self) -> pa.Table:
+        """Return the rows of quarantine.parquet."""
+        return pa.Table.from_pylist(self._bad, schema=tables.QUARANTINE)
+
+    def content(self) -> str:
+        """Return a SHA-256 over all rows, whatever Parquet makes of them."""
+        hasher = hashlib.sha256()
+        for row in self._rows:
+            hasher.update(repr(row).encode())
+        for bad in self._bad:
+            hasher.update(repr(sorted(bad.items())).encode())
+        return hasher.hexdigest()

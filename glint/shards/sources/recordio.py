@@ -123,7 +123,7 @@ def read_heads(path: Path, offset_r: Ints) -> Heads:
         offset_r, span_r, whole_r & chained_r & (length_r >= 24), flag_r,
         np.where(flag_r > 0, word_rw[:, 8].view(np.float32), word_rw[:, 3].view(np.float32)
                  ).astype(np.float64),
-        word_rw[:, 9].view(np.float32).astype(np.float64),
+        np.where(flag_r > 1, word_rw[:, 9].view(np.float32), np.nan).astype(np.float64),
         word_rw[:, 4].astype(np.uint64) | word_rw[:, 5].astype(np.uint64) << np.uint64(32),
         image_r)
     rest = np.flatnonzero((word_rw[:, 0] == MAGIC) & (cflag_r == 1))
@@ -269,8 +269,7 @@ def lay_out(key_r: Ints, heads: Heads) -> _Layout:
     if slack:  # the last images may stand where the rounded range says identities
         near = image_r & (flaw_r == 3) & (key_r <= first + slack)
         flaw_r[near] = 0
-    facts = {"records": len(key_r), "header": [first, float(heads.second[header[0]])],
-             "identity_records": int(identity_r.sum())}
+    facts = {"records": len(key_r), "identity_records": int(identity_r.sum())}
     return _Layout("recordio/identity", key_r, image_r, flaw_r, facts,
                    _range_notes(key_r, heads, identity_r, image_r, first + slack))
 
@@ -369,8 +368,13 @@ class RecordIO:
         return {"source": self.rec.name, **self._facts}
 
     def fingerprint(self) -> dict[str, Any]:
-        idx = self.rec.with_suffix(".idx")
-        return {"kind": self.kind, "rec": fingerprint(self.rec),
+        return self.fingerprint_of(self.rec)
+
+    @classmethod
+    def fingerprint_of(cls, rec: Path) -> dict[str, Any]:
+        """Return the fingerprint of a file that is not listed yet."""
+        idx = rec.with_suffix(".idx")
+        return {"kind": cls.kind, "rec": fingerprint(rec),
                 "idx": fingerprint(idx) if idx.exists() else None}
 
     @cached_property

@@ -1,0 +1,122 @@
+"""`glint shard` and `glint info`: a dataset from a source, and what a dataset holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("shard")(shard)
+    app.command("info")(info)
+
+
+def shard(
+    src: Path = typer.Argument(..., help="A .rec file, its folder, or folders of images."),
+    out: Path = typer.Argument(..., help="The dataset: a new folder, or one to continue."),
+    samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
+    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
+    seed: int = typer.Option(0, help="Seed of the one permutation of all records."),
+    with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
+    formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
+    max_bad: float = typer.Option(0.001, help="Share of bad records to let pass (16 always are)."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Pack images and labels into tar shards with an index, untouched and checksummed."""
+
+    def work() -> dict[str, Any]:
+        import os
+
+        from glint.pipelines import shard as stage
+
+        options = stage.Options(samples_per_shard, seed, with_json,
+                                tuple(f.strip() for f in formats.split(",") if f.strip()))
+        if dry_run:
+            return stage.survey(src, options)
+        with show.progress("shard") as progress:
+            count = workers or len(os.sched_getaffinity(0))
+            return stage.shard(src, out, options, workers=count, max_bad=max_bad,
+                               progress=progress)
+
+    show.run(work, "glint/shard-result@1", as_json, debug=debug, say=_say)
+
+
+def _facts(facts: dict[str, Any]) -> list[str]:
+    lines = [f"recognised   {facts['layout']}: {facts['images']} images, "
+             f"{facts['identities']} identities"]
+    if "idx" in facts:
+        lines.append(f"             {facts['source']} with {facts['records']} records, "
+                     f".idx {facts['idx']}")
+    return lines + [f"note         {note}" for note in facts["notes"]]
+
+
+def _say(result: dict[str, Any]) -> str:
+    lines = _facts(result["recognised"])
+    size = f"{result['bytes'] / 1e6:.1f} MB"
+    if result.get("dry_run"):
+        return "\n".join([*lines, f"would write  at most {result['read']} samples in "
+                          f"{result['shards']} shards, about {size}"])
+    reasons = "".join(f"\n             {count:8d} {reason}"
+                      for reason, count in result["quarantine_reasons"].items())
+    resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
+    lines += [
+        f"read         {result['read']} = {result['written']} written + "
+        f"{result['quarantined']} quarantined{reasons}",
+        f"wrote        {result['out']}: {result['shards']} shards{resumed}, {size}",
+        f"digest       {result['digest']}",
+        f"next         glint embed {result['out']} --model MODEL.onnx --out EMB",
+    ]
+    return "\n".join(lines)
+
+
+def info(
+    dataset: Path = typer.Argument(..., help="A folder that glint shard wrote."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Say what a dataset holds: counts, labels in force, digest."""
+    show.run(lambda: _info(dataset), "glint/info-result@1", as_json, debug=debug, say=_say_info)
+
+
+def _info(dataset: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from glint.shards import labels
+    from glint.shards.index import Dataset
+
+    data = Dataset(dataset)
+    table = labels.current(dataset, data.classes)
+    count = data.identities().column("count").to_numpy()
+    manifest = data.manifest
+    return {
+        "dataset": str(dataset), "source": manifest["source"], "layout": manifest["layout"],
+        "read": manifest["read"], "written": data.n, "quarantined": manifest["quarantined"],
+        "quarantine_reasons": manifest["quarantine_reasons"], "identities": data.classes,
+        "images_per_identity": {
+            "least": int(count.min()), "median": float(np.median(count)),
+            "most": int(count.max())} if len(count) else {},
+        "shards": len(data.shards), "bytes": sum(s["bytes"] for s in manifest["shards"]),
+        "label_version": table.version, "classes": table.classes,
+        "dropped_identities": int((table.target < 0).sum()), "masked_pairs": len(table.masks),
+        "digest": data.digest, "glint": manifest["glint"]}
+
+
+def _say_info(result: dict[str, Any]) -> str:
+    per = result["images_per_identity"]
+    spread = f", {per['least']} to {per['most']} images each" if per else ""
+    return "\n".join([
+        f"dataset      {result['dataset']}, from {result['source']} ({result['layout']})",
+        f"samples      {result['written']} in {result['shards']} shards, "
+        f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} quarantined",
+        f"identities   {result['identities']}{spread}",
+        f"labels       version {result['label_version']}: {result['classes']} classes, "
+        f"{result['dropped_identities']} identities dropped, {result['masked_pairs']} pairs masked",
+        f"digest       {result['digest']}",
+    ])

@@ -1,0 +1,382 @@
+"""Source records -> tar shards, index, quarantine, manifest: plan, run one shard, merge."""
+
+# n records of the source, C classes
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import glint
+from glint import log
+from glint.errors import BudgetError, BusyError, GlintError, InputError, MismatchError, UsageError
+from glint.log import Progress
+from glint.manifests import tables
+from glint.pipelines import stage
+from glint.shards import commit, image, parquet
+from glint.shards import plan as deal
+from glint.shards.index import FORMAT
+from glint.shards.sources import open_source, recognise, reopen
+from glint.shards.sources.recordio import RecordIO
+from glint.shards.sources.source import Source
+from glint.shards.strings import load_array
+from glint.shards.write import Shard
+
+# A handful of bad records is let pass however small the set is.
+BAD_FLOOR = 16
+# Only these columns repeat enough for a dictionary.
+ROW_OPTIONS = {**parquet.OPTIONS, "use_dictionary": ["source_label"]}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of a dataset, besides its source."""
+
+    samples_per_shard: int = 10_000
+    seed: int = 0
+    with_json: bool = False
+    formats: tuple[str, ...] = ("jpg",)
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard < 1:
+            raise UsageError("GL0002", f"expected 1 or more, found {self.samples_per_shard}",
+                             where="--samples-per-shard")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError("GL0002", f"expected 0 or more, found {self.seed}", where="--seed")
+        unknown = [f for f in self.formats if f not in image.FORMATS]
+        if unknown or not self.formats:
+            raise UsageError("GL0002", f"expected some of {', '.join(image.FORMATS)}, found "
+                             f"{', '.join(self.formats) or 'nothing'}", where="--formats")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan on disk, in OUT/_glint: small enough to send to every worker."""
+
+    out: str
+    stamp: str  # SHA-256 of the fingerprint
+    kind: str
+    path: str
+    n: int
+    options: Options
+
+    @property
+    def folder(self) -> Path:
+        """Where the plan's arrays lie."""
+        return Path(self.out) / "_glint" / "plan"
+
+    @property
+    def parts(self) -> Path:
+        """Where the rows of finished shards lie until they are merged."""
+        return Path(self.out) / "_glint" / "parts"
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Return the positions [start, stop) of every shard."""
+        return deal.spans(self.n, self.options.samples_per_shard)
+
+
+def _state(out: Path) -> Path:
+    return out / "_glint"
+
+
+def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for key in sorted({*old, *new})
+                for line in _differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))]
+    return [] if old == new else [f"{at} was {old}, is {new}"]
+
+
+def _check_places(src: Path, out: Path) -> None:
+    """Refuse outputs that would harm something. Raises UsageError, BusyError."""
+    if out.exists() and not out.is_dir():
+        raise BusyError("GL0004", "expected a folder or nothing, found a file", where=str(out))
+    real, source = out.resolve(), src.resolve()
+    if real == source or (source.is_dir() and source in real.parents):
+        raise UsageError("GL0002", "the output lies in the source", where=str(out),
+                         hint="choose a folder outside the source")
+    if out.is_dir() and not (_state(out) / "plan.json").exists():
+        foreign = sorted(p.name for p in out.iterdir() if p.name != "_glint")
+        if foreign:
+            raise BusyError("GL0004", f"the folder is not empty: {', '.join(foreign[:5])}",
+                            where=str(out), hint="choose a new or an empty folder")
+
+
+def make_plan(src: str | os.PathLike[str], out: str | os.PathLike[str],
+              options: Options) -> tuple[Plan, dict[str, Any]]:
+    """Write the plan of a dataset, or take up the one in `out`; return it and what was recognised.
+
+    Raises MismatchError GL0006 where `out` was begun from other inputs or options.
+    """
+    kind, path = recognise(src)
+    state = _state(Path(out))
+    source: Source | None = None
+    if kind == RecordIO.kind:
+        told = RecordIO.fingerprint_of(path)
+    else:
+        source = open_source(src)
+        told = source.fingerprint()
+    print_ = {"dataset": FORMAT, "options": {**asdict(options), "formats": list(options.formats)},
+              "source": told}
+    stamp = hashlib.sha256(repr(sorted(print_.items())).encode()).hexdigest()
+    if (state / "plan.json").exists():
+        stored = commit.read_json(state / "plan.json", "GL0006")
+        if stored.get("fingerprint") != print_:
+            lines = _differences(stored.get("fingerprint"), print_)
+            raise MismatchError("GL0006", "begun from other inputs or options: "
+                                + "; ".join(lines[:6]), where=str(out),
+                                hint="use the old ones, or another output")
+        plan = Plan(str(out), stamp, kind, str(path), int(stored["n"]), options)
+        return plan, dict(stored["facts"])
+    source = source or open_source(src)
+    if source.n > 10**9:
+        raise InputError("GL0201", f"{source.n} records, nine-digit keys allow 10^9",
+                         where=str(src))
+    plan = Plan(str(out), stamp, kind, str(path), source.n, options)
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    commit.make_dir(plan.folder)
+    with commit.writing(plan.folder):
+        source.save(plan.folder)
+        np.save(plan.folder / "order.npy", deal.order(source.n, options.seed), allow_pickle=False)
+        commit.sync_files(plan.folder)
+    facts = {**source.describe(), "bytes": source.bytes()}
+    commit.write_json(state / "plan.json", {"fingerprint": print_, "n": source.n, "facts": facts})
+    return plan, facts
+
+
+@lru_cache(maxsize=1)
+def _open(plan: Plan) -> tuple[Source, Any]:
+    return (reopen(plan.kind, plan.path, {}, plan.folder), load_array(plan.folder, "order"))
+
+
+def run(plan: Plan, shard: int) -> dict[str, Any]:
+    """Write one shard and its rows; return its entry of the journal.
+
+    A pure function of the plan: called again, by whomever, it writes the same bytes.
+    """
+    source, order_n = _open(plan)
+    start, stop = plan.spans()[shard]
+    name = deal.shard_name(shard)
+    with commit.atomic(Path(plan.out) / "data" / name) as file:
+        out = Shard(file, shard, with_json=plan.options.with_json)
+        for key, i in enumerate(order_n[start:stop].tolist(), start):
+            put(out, source, key, i, plan.options.formats)
+        out.tar.close()
+        samples, bad = out.samples(), out.quarantine()
+        with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
+            pq.write_table(samples, part, **{**ROW_OPTIONS, "compression": "none"})
+        if bad.num_rows:
+            parquet.write(plan.parts / f"{shard:06d}.bad.parquet", bad)
+    return {"shard": shard, "name": name, "samples": samples.num_rows, "bytes": out.tar.size,
+            "sha256": out.tar.sha256, "content": out.content(),
+            "bad": dict(Counter(bad.column("reason").to_pylist()))}
+
+
+def put(out: Shard, source: Source, key: int, i: int, formats: tuple[str, ...]) -> None:
+    """Write record i of the source under `key`, or quarantine it with its reason."""
+    label = int(source.label[i])
+    data = b""
+    try:
+        data = source.read(i)
+        seen = image.look(data, formats)
+        if label < 0:
+            raise image.Rejected("label-not-integer")
+    except image.Rejected as why:
+        said = source.classes[label].decode("utf-8", "backslashreplace") if label >= 0 else None
+        out.reject(why, data, said, source.name(i), source.offset(i))
+        return
+    said = source.classes[label].decode("utf-8", "backslashreplace")
+    out.add(key, data, seen, label, said, source.name(i))
+
+
+def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
+    """Join the rows of all shards, write the tables and, last, the manifest; return it."""
+    out = Path(plan.out)
+    source, _ = _open(plan)
+    count_C = np.zeros(len(source.classes), np.int64)
+    bad: list[pa.Table] = []
+    with commit.atomic(out / "samples.parquet") as file, pq.ParquetWriter(
+            file, tables.SAMPLES, **ROW_OPTIONS) as writer:
+        for entry in entries:
+            rows = parquet.read(plan.parts / f"{entry['shard']:06d}.parquet", tables.SAMPLES)
+            count_C += np.bincount(rows.column("label").to_numpy(), minlength=len(count_C))
+            if rows.num_rows:
+                writer.write_table(rows)
+            if entry["bad"]:
+                bad.append(parquet.read(plan.parts / f"{entry['shard']:06d}.bad.parquet",
+                                        tables.QUARANTINE))
+    parquet.write(out / "quarantine.parquet", pa.concat_tables(
+        [tables.QUARANTINE.empty_table(), *bad]))
+    told = [value.decode("utf-8", "backslashreplace") for value in source.classes]
+    names = [value.decode("utf-8", "backslashreplace") or None for value in source.names]
+    parquet.write(out / "identities.parquet", pa.table(
+        [pa.array(np.arange(len(told))), pa.array(told, pa.string()), pa.array(names, pa.string()),
+         pa.array(count_C)], schema=tables.IDENTITIES))
+    hasher = hashlib.sha256(FORMAT.encode())
+    for entry in entries:
+        hasher.update("\n{name} {samples} {bytes} {sha256} {content}".format(**entry).encode())
+    hasher.update(repr((told, names, count_C.tolist())).encode())
+    reasons: Counter[str] = Counter()
+    for entry in entries:
+        reasons.update(entry["bad"])
+    written = sum(entry["samples"] for entry in entries)
+    if written + sum(reasons.values()) != plan.n:
+        raise AssertionError(f"read {plan.n}, written {written}, quarantined {reasons}")
+    manifest = {
+        "format": FORMAT, "glint": glint.__version__, "source": facts["source"],
+        "layout": facts["layout"], "recognised": {k: v for k, v in facts.items() if k != "bytes"},
+        "read": plan.n, "written": written, "quarantined": sum(reasons.values()),
+        "quarantine_reasons": dict(sorted(reasons.items())), "identities": len(told),
+        "shards": [{k: entry[k] for k in ("name", "samples", "bytes", "sha256")}
+                   for entry in entries],
+        "seed": plan.options.seed, "samples_per_shard": plan.options.samples_per_shard,
+        "digest": "sha256:" + hasher.hexdigest()}
+    commit.write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _finished(plan: Plan, journal: commit.Journal) -> dict[int, dict[str, Any]]:
+    """Return the shards that an earlier run finished, and whose files are still what it wrote."""
+    good: dict[int, dict[str, Any]] = {}
+    for entry in journal.lines:
+        if entry.get("stamp") != plan.stamp:
+            continue
+        path = Path(plan.out) / "data" / entry["name"]
+        part = plan.parts / f"{entry['shard']:06d}.parquet"
+        if path.is_file() and part.is_file() and path.stat().st_size == entry["bytes"]:
+            with path.open("rb") as file:
+                if commit.sha256(file) == entry["sha256"]:
+                    good[entry["shard"]] = entry
+    return good
+
+
+def _whole(out: Path) -> dict[str, Any]:
+    """Return the manifest of a finished dataset. Raises InputError GL0302 for a lost shard."""
+    manifest = commit.read_json(out / "manifest.json")
+    for entry in manifest["shards"]:
+        path = out / "data" / entry["name"]
+        size = path.stat().st_size if path.is_file() else -1
+        if size != entry["bytes"]:
+            found = f"{size} bytes" if size >= 0 else "no file"
+            raise InputError("GL0302", f"expected {entry['bytes']} bytes, found {found}",
+                             where=str(path), hint="make the dataset again into a new folder")
+    return manifest
+
+
+def _result(manifest: dict[str, Any], out: Path, resumed: int) -> dict[str, Any]:
+    keep = ("read", "written", "quarantined", "quarantine_reasons", "identities")
+    return {**{key: manifest[key] for key in keep}, "shards": len(manifest["shards"]),
+            "digest": manifest["digest"], "out": str(out),
+            "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
+            "resumed_shards": resumed, "recognised": manifest["recognised"]}
+
+
+def _check_budget(result: dict[str, Any], max_bad: float) -> None:
+    bad, read = result["quarantined"], result["read"]
+    allowed = max(int(max_bad * read), BAD_FLOOR)
+    if bad > allowed or bad == read:
+        reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
+        raise BudgetError("GL0221", f"{bad} of {read} records were not usable ({reasons}); "
+                          f"{min(allowed, read - 1)} are let pass", where=result["out"],
+                          hint="the dataset is complete without them; quarantine.parquet lists "
+                          "each; --max-bad raises the budget")
+
+
+def survey(src: str | os.PathLike[str], options: Options) -> dict[str, Any]:
+    """Say what sharding would do, and write nothing."""
+    source = open_source(src)
+    facts = source.describe()
+    padded = source.bytes() + source.n * 1024 * (3 if options.with_json else 2)
+    return {"dry_run": True, "read": source.n, "identities": len(source.classes),
+            "shards": len(deal.spans(source.n, options.samples_per_shard)),
+            "bytes": padded, "recognised": facts}
+
+
+def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Options | None = None,
+          *, workers: int = 1, max_bad: float = 0.001,
+          progress: Progress = log.silent) -> dict[str, Any]:
+    """Shard a source into `out` and return the counts.
+
+    Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
+    Raises InputError for sources, BusyError GL0004/GL0005, MismatchError GL0006, ResourceError,
+    BudgetError GL0221 (all is written), Stopped GL0704.
+    """
+    options, src, out = options or Options(), Path(src), Path(out)
+    if workers < 1:
+        raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
+    if not 0 <= max_bad <= 1:
+        raise UsageError("GL0002", f"expected a share from 0 to 1, found {max_bad}",
+                         where="--max-bad")
+    recognise(src)
+    _check_places(src, out)
+    fresh = not out.exists()
+    state = _state(out)
+    commit.make_dir(state)
+    with commit.lock(state / "lock"):
+        try:
+            plan, facts = make_plan(src, out, options)
+        except GlintError:
+            if not (state / "plan.json").exists():  # leave no trace of a source that is no good
+                shutil.rmtree(state, ignore_errors=True)
+                if fresh:
+                    out.rmdir()
+            raise
+        if (out / "manifest.json").exists():
+            result = _result(_whole(out), out, len(plan.spans()))
+        else:
+            result = _write(plan, facts, workers, progress)
+        _tidy(plan)
+    _check_budget(result, max_bad)
+    return result
+
+
+def _write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress) -> dict[str, Any]:
+    out, spans = Path(plan.out), plan.spans()
+    for folder in (out / "data", plan.parts):
+        commit.make_dir(folder)
+    for folder in (out, out / "data", plan.parts, _state(out)):
+        for left in folder.glob("*.tmp.*"):  # of a run that was killed; we hold the lock
+            left.unlink(missing_ok=True)
+    free = shutil.disk_usage(out).free
+    if facts["bytes"] + 2048 * plan.n > free:
+        log.logger.warning("about %.1f GB are needed, %.1f GB are free",
+                           (facts["bytes"] + 2048 * plan.n) / 1e9, free / 1e9)
+    journal = commit.Journal(_state(out) / "journal.jsonl")
+    try:
+        done = _finished(plan, journal)
+        resumed = len(done)
+        if resumed:
+            log.logger.info("resuming: %d of %d shards are complete", resumed, len(spans))
+        count = sum(spans[i][1] - spans[i][0] for i in done)
+        progress(count, plan.n)
+
+        def finish(piece: int, entry: dict[str, Any]) -> None:
+            nonlocal count
+            journal.append({**entry, "stamp": plan.stamp})
+            done[piece] = entry
+            count += spans[piece][1] - spans[piece][0]
+            progress(count, plan.n)
+
+        todo = [i for i in range(len(spans)) if i not in done]
+        stage.each(run, plan, todo, workers, finish)
+        return _result(merge(plan, [done[i] for i in range(len(spans))], facts), out, resumed)
+    finally:
+        journal.close()
+        _open.cache_clear()
+
+
+def _tidy(plan: Plan) -> None:
+    """Remove what only an unfinished dataset needs; plan.json stays and tells a rerun who it is."""
+    shutil.rmtree(plan.parts, ignore_errors=True)
+    shutil.rmtree(plan.folder, ignore_errors=True)
+    (_state(Path(plan.out)) / "journal.jsonl").unlink(missing_ok=True)
+
