@@ -13,8 +13,8 @@ import hashlib
 import json
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
+from glint.dist.ddp import data_parallel
 from glint.dist.world import join, leave
 from glint.nn import backbones
 from glint.nn.heads.partial_fc import PartialFC
@@ -53,11 +53,7 @@ def main() -> None:
     backbone = backbones.create(
         "iresnet", embedding=args.embedding, layers=(1, 1, 1, 1), widths=tuple(args.widths)
     )
-    model = backbone
-    if world.size > 1:
-        model = DistributedDataParallel(
-            backbone, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+    model = data_parallel(backbone, world)
 
     # Head: each rank owns a range of the classes and samples negatives from it.
     head = PartialFC(

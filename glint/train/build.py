@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from glint.dist.collectives import all_gather_rows
+from glint.dist.ddp import data_parallel
 from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
 from glint.evals.bins import Pairs, read_bin
@@ -164,15 +164,6 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     ).to(world.device, dtype)
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model: nn.Module = backbone
-    if world.size > 1:
-        model = DistributedDataParallel(
-            backbone,
-            device_ids=[world.device] if world.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            process_group=world.group,
-        )
     run = Run(
         recipe=recipe,
         world=world,
@@ -181,7 +172,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         labels=table,
         stream=stream,
         backbone=backbone,
-        model=model,
+        model=data_parallel(backbone, world),
         head=head(
             recipe.head, table.classes, recipe.backbone.embedding, table.masks, world, recipe
         ).to(world.device),
