@@ -87,9 +87,10 @@ class BusyError(GlintError):
 
 
 class BudgetError(GlintError):
-    """Finished, but more was bad than allowed."""
+    """Finished, but more was bad than allowed; `result` is what the work returned."""
 
     exit_code = 5
+    result: dict[str, object] | None = None
 
 
 class ResourceError(GlintError):

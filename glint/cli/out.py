@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import typer
 
 from glint import log
-from glint.errors import GlintError
+from glint.errors import BudgetError, GlintError
 from glint.log import Progress
 
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
@@ -37,6 +37,8 @@ def run(work: Callable[[], dict[str, Any]], schema: str, as_json: bool, text: st
     except GlintError as error:
         if debug:
             raise
+        if as_json and isinstance(error, BudgetError) and error.result is not None:
+            print(json.dumps({"schema": schema, **error.result}))
         fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

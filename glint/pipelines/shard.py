@@ -90,10 +90,11 @@ def _state(out: Path) -> Path:
 
 
 def _differences(old: Any, new: Any, at: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
         return [line for key in sorted({*old, *new})
                 for line in _differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))]
-    return [] if old == new else [f"{at} was {old}, is {new}"]
+    shown = [v["kind"] if isinstance(v, dict) and "kind" in v else v for v in (old, new)]
+    return [] if old == new else [f"{at} was {shown[0]}, is {shown[1]}"]
 
 
 def _check_places(src: Path, out: Path) -> None:
@@ -285,10 +286,12 @@ def _check_budget(result: dict[str, Any], max_bad: float) -> None:
     allowed = max(int(max_bad * read), BAD_FLOOR)
     if bad > allowed or bad == read:
         reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
-        raise BudgetError("GL0221", f"{bad} of {read} records were not usable ({reasons}); "
-                          f"{min(allowed, read - 1)} are let pass", where=result["out"],
-                          hint="the dataset is complete without them; quarantine.parquet lists "
-                          "each; --max-bad raises the budget")
+        error = BudgetError("GL0221", f"{bad} of {read} records were not usable ({reasons}); "
+                            f"{min(allowed, read - 1)} are let pass", where=result["out"],
+                            hint="the dataset is complete without them; quarantine.parquet lists "
+                            "each; --max-bad raises the budget")
+        error.result = result
+        raise error
 
 
 def survey(src: str | os.PathLike[str], options: Options) -> dict[str, Any]:

@@ -51,6 +51,6 @@ class Strings:
 
 
 def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
-    """Map NAME.npy for reading."""
+    """Map NAME.npy for reading, as a plain array: a memmap is slow to index."""
     array: npt.NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-    return array
+    return array.view(np.ndarray)

@@ -136,9 +136,5 @@ class Shard:
 
     def content(self) -> str:
         """Return a SHA-256 over all rows, whatever Parquet makes of them."""
-        hasher = hashlib.sha256()
-        for row in self._rows:
-            hasher.update(repr(row).encode())
-        for bad in self._bad:
-            hasher.update(repr(sorted(bad.items())).encode())
-        return hasher.hexdigest()
+        bad = [sorted(row.items()) for row in self._bad]
+        return hashlib.sha256(repr((self._rows, bad)).encode()).hexdigest()

@@ -388,7 +388,10 @@ class RecordIO:
         """Return the bytes of record i as they stand in the file, at most what glint accepts."""
         size, at = min(int(self.span[i]), 2 * LIMIT), int(self.at[i])
         fd = self._file.fileno()
-        return persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
+        try:
+            return os.pread(fd, size, at)
+        except OSError:
+            return persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
 
     def read(self, i: int) -> bytes:
         flaw, block = int(self.flaw[i]), self.record(i)
