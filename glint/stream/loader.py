@@ -71,7 +71,7 @@ class Stream:
         self.sampling_digest = ""
         draws_C = None
         if sampling is not None:
-            draws_C = tables.read(sampling, self.count_C, labels.version)
+            draws_C = tables.read(sampling, self.count_C, labels.version, dataset.digest)
             self.sampling_digest = tables.digest(draws_C)
         self.draws: Draws | None = None
         if draws_C is not None or not bool(kept_n.all()):

@@ -15,6 +15,7 @@ U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 ROUNDS = 8
+NARROWEST = 8  # bits: narrower networks favour some permutations (seen at 4 and 5 bits)
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9
 _MULTIPLY_2 = 0x94D049BB133111EB
@@ -81,6 +82,8 @@ def _walk(index_m: Any, n: Any, key: Any, *, backward: bool) -> I64:
     keys = key_m.reshape(-1)
     if todo.size and bool((todo >= size_u).any()):
         raise IndexError("index outside the permutation's range")
+    if np.ndim(n) == 0 and int(n) == 1:
+        return np.zeros(shape, dtype=np.int64)
     if uniform and todo.size:  # scalars broadcast: fewer memory passes
         size_u, keys = size_u[:1], keys[:1]
     bits = _bits(size_u)
@@ -123,14 +126,11 @@ def _round(half: U64, key: U64) -> U64:
 
 
 def _bits(size: U64) -> U64:
-    """Give the width of the smallest power of two that holds `size` values; at least 4 bits.
-
-    (Networks narrower than that reach too few permutations.)
-    """
+    """Give the width of the smallest power of two that holds `size` values; at least NARROWEST."""
     rest = size - np.uint64(1)
     bits = np.zeros_like(size)
     for shift in (32, 16, 8, 4, 2, 1):
         big = rest >= (np.uint64(1) << np.uint64(shift))
         bits += np.where(big, np.uint64(shift), np.uint64(0))
         rest = np.where(big, rest >> np.uint64(shift), rest)
-    return np.asarray(np.maximum(bits + (rest > 0), 4), dtype=np.uint64)
+    return np.asarray(np.maximum(bits + (rest > 0), NARROWEST), dtype=np.uint64)

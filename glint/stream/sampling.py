@@ -17,10 +17,11 @@ from glint.shards import parquet
 F64 = npt.NDArray[np.float64]
 
 
-def read(path: str | Path, count_C: npt.NDArray[Any], version: int) -> F64:
+def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str) -> F64:
     """Read draws per epoch, float64 [C], and check the table against the labels in force.
 
-    count_C: images of each identity now. An identity that the table leaves out is not drawn.
+    count_C: images of each identity now; version: of the labels; dataset: its digest. An identity
+    that the table leaves out is not drawn.
     Raises UsageError GL0001 for a missing file, InputError GL0305 for a table that is damaged or
     was made for other labels.
     """
@@ -29,9 +30,12 @@ def read(path: str | Path, count_C: npt.NDArray[Any], version: int) -> F64:
         raise UsageError("GL0001", "no such sampling table", where=str(path),
                          hint="make it with: glint balance DATASET")
     table = parquet.read(path, columns=["label", "count", "draws"], code="GL0305")
-    named = (table.schema.metadata or {}).get(b"label_version")
-    if named is not None and named != str(version).encode():
-        raise _stale(path, f"made for label version {named.decode(errors='replace')}, "
+    about = {k.decode(errors="replace"): v.decode(errors="replace")
+             for k, v in (table.schema.metadata or {}).items()}
+    if about.get("dataset", dataset) != dataset:
+        raise _stale(path, f"made for dataset {about['dataset']}, this is {dataset}")
+    if about.get("label_version", str(version)) != str(version):
+        raise _stale(path, f"made for label version {about['label_version']}, "
                      f"version {version} is in force")
     for name in table.column_names:
         if table.column(name).null_count:
