@@ -14,6 +14,7 @@ MODULES: tuple[str, ...] = (
     "train",
     "demo",
     "embed",
+    "conflicts",
     "balance",
 )
 

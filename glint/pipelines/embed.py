@@ -25,7 +25,6 @@ from glint.shards import commit, parquet
 
 FORMAT = "glint/embeddings@1"
 BLOCK = 2048  # rows between two journal lines
-SIZE = 112  # side of an aligned face crop
 TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
 STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
 
@@ -37,6 +36,8 @@ class Recogniser(Protocol):
 
     @property
     def dim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
     @property
     def name(self) -> str: ...
     @property
@@ -83,7 +84,7 @@ def embed(dataset: Source, model: Recogniser, out: Path, *, batch: int = 64, fli
     other inputs, BusyError when another run writes there, InputError when no image can be embedded.
     """
     plan = {"format": FORMAT, "dataset": dataset.digest, "model": model.digest,
-            "name": model.name, "dim": int(model.dim), "images": int(dataset.n),
+            "name": model.name, "dim": int(model.dim), "size": int(model.size), "images": int(dataset.n),
             "classes": int(dataset.classes), "flip": flip, "dtype": dtype, "trim": trim,
             "block": block}
     if dtype not in ("float16", "float32"):
@@ -230,11 +231,12 @@ def _fill(rows: _Rows, dataset: Source, model: Recogniser, batch: int, flip: boo
         def decoded(cut: slice) -> Iterator[tuple[int, int, list[_Decoded]]]:
             starts = range(cut.start, cut.stop, batch)
             ahead = [(s, min(s + batch, cut.stop)) for s in starts]
-            waiting = [pool.submit(_decode, dataset, row) for row in range(*ahead[0])]
+            waiting = [pool.submit(_decode, dataset, row, model.size) for row in range(*ahead[0])]
             for i, (start, stop) in enumerate(ahead):
                 ready = [future.result() for future in waiting]
                 if i + 1 < len(ahead):
-                    waiting = [pool.submit(_decode, dataset, r) for r in range(*ahead[i + 1])]
+                    waiting = [pool.submit(_decode, dataset, row, model.size)
+                               for row in range(*ahead[i + 1])]
                 yield start, stop, ready
 
         for number, cut in rows.missing():
@@ -270,7 +272,7 @@ def _unit(model: Recogniser, image_nHWC: npt.NDArray[np.uint8],
 _Decoded = tuple[int, "npt.NDArray[np.uint8] | None"]
 
 
-def _decode(dataset: Source, row: int) -> _Decoded:
+def _decode(dataset: Source, row: int, size: int) -> _Decoded:
     """Read and decode one image; return (status, RGB image or None)."""
     import simplejpeg
 
@@ -281,7 +283,7 @@ def _decode(dataset: Source, row: int) -> _Decoded:
         return STATUS.index("damaged"), None
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        if (height, width) != (SIZE, SIZE):
+        if (height, width) != (size, size):
             return STATUS.index("wrong-size"), None
         return 0, simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError:
@@ -298,7 +300,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
     failed = sum(failures.values())
     if failed == dataset.n:
         raise InputError("GL0402", f"none of {dataset.n} images could be embedded: {failures}",
-                         where=str(out), hint=f"images must be {SIZE}x{SIZE} JPEGs")
+                         where=str(out), hint=f"images must be JPEGs of {plan['size']}x{plan['size']} pixels")
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
     with commit.atomic(out / "centres.npy") as file:
         np.save(file, centre_CD)

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]
-Strength = Callable[[Labels, Labels], npt.NDArray[np.float64]]
+Reals = npt.NDArray[np.float64]
+Strength = Callable[[Labels, Labels], tuple[Reals, Reals]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ def components(a: Labels, b: Labels) -> list[Labels]:
     return sorted(pieces, key=lambda piece: int(piece[0]))
 
 
-def guarded(a: Labels, b: Labels, strength: Strength, *, floor: float, cap: int) -> Groups:
-    """Merge a component only where all its pairs reach `floor` and it has at most `cap` labels.
+def guarded(a: Labels, b: Labels, strength: Strength, *, cap: int) -> Groups:
+    """Merge a component only where all its pairs are strong and it has at most `cap` labels.
 
-    strength(a, b): how alike the labels of a pair are; asked only for components of three or more
-    (a pair alone has passed already). A component is merged whole or not at all, so the answer
-    does not depend on the order of the pairs.
+    strength(a, b): how alike the labels of each pair are, and the least that will do; asked only
+    for components of three or more (a pair alone has passed already). A component is merged whole
+    or not at all, so the answer does not depend on the order of the pairs.
     """
     merged: list[Labels] = []
     refused: list[tuple[Labels, str]] = []
@@ -53,11 +54,12 @@ def guarded(a: Labels, b: Labels, strength: Strength, *, floor: float, cap: int)
             continue
         if len(piece) > 2:
             i, j = np.triu_indices(len(piece), 1)
-            value = strength(piece[i], piece[j])
-            weakest = int(np.argmin(np.where(np.isnan(value), -np.inf, value)))
-            if not value[weakest] >= floor:
-                refused.append((piece, f"a chain: {piece[i[weakest]]} and {piece[j[weakest]]} "
-                                f"show {value[weakest]:.3f}, below {floor:.3f}"))
+            value, least = strength(piece[i], piece[j])
+            lack = np.where(np.isnan(value), np.inf, least - value)
+            worst = int(np.argmax(lack))
+            if lack[worst] > 0:
+                refused.append((piece, f"a chain: {piece[i[worst]]} and {piece[j[worst]]} show "
+                                f"{value[worst]:.3f}, expected at least {least[worst]:.3f}"))
                 continue
         merged.append(piece)
     return Groups(merged, refused)

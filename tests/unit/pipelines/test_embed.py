@@ -47,7 +47,7 @@ class Faces:
 class Projector:
     """A recogniser that projects mean colours of image quarters; may stop after some calls."""
 
-    name, dim = "projector", 6
+    name, dim, size = "projector", 6, 112
 
     def __init__(self, digest: str = "sha256:one", stop_after: int = 10**9) -> None:
         self.digest, self.calls, self.stop_after = digest, 0, stop_after

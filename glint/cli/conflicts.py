@@ -1,0 +1,146 @@
+"""`glint dedup-conflicts`: find identities that are one person; apply and undo the verdicts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from glint.cli import out as show
+
+
+class Bare(TyperGroup):
+    """A group whose bare form, `glint dedup-conflicts DATASET`, is `find`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `find` before arguments that name no other subcommand."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["find", *args]
+        return super().parse_args(ctx, args)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command and its subcommands."""
+    group = typer.Typer(
+        cls=Bare,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="Find identities that are one person (`glint dedup-conflicts DATASET ...` is `find`); "
+        "apply the verdicts to the labels; undo.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    group.command("find")(find)
+    group.command("apply")(apply)
+    group.command("undo")(undo)
+    app.add_typer(group, name="dedup-conflicts")
+
+
+def find(
+    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    embeddings: Path = typer.Option(..., "--embeddings", "--emb", help="From `glint embed`."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the tables and the report."),
+    threshold: float | None = typer.Option(
+        None, "--threshold", help="Merge at this centre cosine instead of the calibrated score."
+    ),
+    low: float | None = typer.Option(None, "--low", help="Search from this centre cosine."),
+    cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
+    engine: str = typer.Option("auto", "--engine", help="auto, faiss or torch: the same pairs."),
+    thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Faces in the report."),
+    seed: int = typer.Option(0, "--seed", help="Of the calibration draws."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Search, verify and judge pairs of identities; write tables and a page. Changes no label."""
+    command = "glint " + " ".join(sys.argv[1:])
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines import conflicts, embed, verdicts
+        from glint.shards.index import Dataset
+
+        options = verdicts.Options(threshold=threshold, low=low, cap=cap, engine=engine, seed=seed)
+        data = Dataset(dataset)
+        emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
+        with show.progress("dedup-conflicts") as progress:
+            return conflicts.run(data, emb, out, options, thumbs=thumbs, command=command,
+                                 progress=progress)
+
+    show.run(work, "glint/conflicts-result@1", as_json, debug=debug, say=_say_found)
+
+
+def apply(
+    folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would change."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Put the verdicts in force as a new label version; no shard is rewritten."""
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines import decisions
+
+        return decisions.apply(folder, dry_run=dry_run)
+
+    show.run(work, "glint/apply-result@1", as_json, debug=debug, say=_say_applied)
+
+
+def undo(
+    folder: Path = typer.Argument(..., help="The folder that was applied."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Put the labels from before `apply` back in force."""
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines import decisions
+
+        return decisions.undo(folder)
+
+    show.run(work, "glint/undo-result@1", as_json, debug=debug, say=_say_applied)
+
+
+def _say_found(r: dict[str, Any]) -> str:
+    lines = [
+        f"{r['pairs']} pairs of identities from centre cosine {r['low']:.2f} (exact, "
+        f"{r['engine']})",
+        f"  merge {r['merge']}   one person: {r['groups']} groups, largest {r['largest_group']}",
+        f"  mask  {r['mask']}   may be one person: kept apart in the loss only",
+        f"  keep  {r['keep']}   look-alikes",
+    ]
+    if r["groups_refused"]:
+        lines.append(f"  {r['groups_refused']} groups refused (chains or too large): masked")
+    if r["classes_excluded"] or r["samples_excluded"]:
+        lines.append(f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "
+                     "without a usable embedding took no part")
+    if not r["calibrated"]:
+        lines.append("  not calibrated: too few identities have two images; give --threshold")
+    lines += [
+        f"identities {r['identities']} -> {r['identities_after']} when applied; nothing has "
+        "changed yet",
+        f"wrote {r['report']} (offline; holds faces: mode 0600)",
+        f"Next: glint dedup-conflicts apply {r['out']} --dry-run",
+    ]
+    return "\n".join(lines)
+
+
+def _say_applied(r: dict[str, Any]) -> str:
+    if r["already"]:
+        return (f"nothing to do: this report is in force already, as label version "
+                f"{r['version']} of {r['dataset']}")
+    verb = "would become" if r["dry_run"] else "are now"
+    lines = [
+        f"identities {r['classes_before']} -> {r['classes']}, masked pairs "
+        f"{r['masks_before']} -> {r['masks']}; no shard rewritten",
+    ]
+    if r["dry_run"]:
+        lines.append(f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing "
+                     "written)")
+        lines.append(f"Next: glint dedup-conflicts apply {r['report']}")
+    else:
+        lines.append(f"the labels of {r['dataset']} {verb} at version {r['version']} (was "
+                     f"{r['version_before']})")
+        lines.append(f"Next: glint balance {r['dataset']}" if r["applied"] else
+                     f"Next: glint dedup-conflicts apply {r['report']}   (to put it back)")
+    return "\n".join(lines)

@@ -1,0 +1,138 @@
+"""Which pairs of identities are one person: search, verify by samples, judge, group. No file."""
+
+# N samples, C classes as sharded, K pairs, D embedding
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from glint import log
+from glint.errors import UsageError
+from glint.log import Progress, logger
+from glint.search import calibrate, evidence, groups, knn
+from glint.search.calibrate import Drawn, Scale
+from glint.search.evidence import Evidence, Samples
+from glint.search.groups import Groups
+from glint.search.knn import Pairs
+
+LOW = 0.4  # pairs of centres below this cosine are not looked at, where the embedder allows
+PER_IDENTITY = 10  # pairs by chance per identity that the search may return
+
+Ints = npt.NDArray[np.int64]
+Centres = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may choose. threshold: merge at this centre cosine instead of the calibrated
+    score. low: search from this cosine; None = from the dataset. cap: identities in one group.
+    """
+
+    threshold: float | None = None
+    low: float | None = None
+    cap: int = 8
+    engine: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("--threshold", self.threshold), ("--low", self.low)):
+            if value is not None and not -1 <= value <= 1:
+                raise UsageError("GL0002", f"expected a cosine, from -1 to 1, found {value}",
+                                 where=name)
+        if self.cap < 2:
+            raise UsageError("GL0002", f"expected at least 2, found {self.cap}", where="--cap")
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that was found: K pairs as sharded with verdicts, the groups, and how it was judged."""
+
+    pairs: Pairs
+    evidence: Evidence
+    n_a: Ints
+    n_b: Ints
+    verdict: npt.NDArray[np.str_]
+    reason: list[str]
+    groups: Groups
+    scale: Scale
+    genuine: Drawn
+    low: float
+
+
+def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options, *,
+         progress: Progress = log.silent) -> Found:
+    """Search, verify and judge pairs of identities.
+
+    target_C: the labels in force; pairs that they merge and identities they drop are left out.
+    """
+    scale, genuine, impostor = calibrate.calibrate(samples, seed=options.seed)
+    if scale.genuine is None:
+        logger.warning("too few identities have two images (%d splits, at least %d needed): "
+                       "no pair merges by itself; give --threshold", scale.genuine_splits,
+                       calibrate.ENOUGH)
+    low = _low(options, genuine, impostor, int((samples.count_C > 0).sum()))
+    pairs = knn.pairs_above(centre_CD, low, engine=options.engine, progress=progress)
+    pairs = _open_pairs(pairs, target_C)
+    proof = evidence.collect(samples, pairs.a, pairs.b, pairs.cosine, scale.prior,
+                             progress=progress)
+    n_a, n_b = samples.count_C[pairs.a], samples.count_C[pairs.b]
+    verdict = judge(pairs.cosine, proof.score, n_a, n_b, scale, options.threshold)
+
+    def strength(a: Ints, b: Ints) -> tuple[evidence.Reals, evidence.Reals]:
+        cosine = knn.cosines(centre_CD, a, b)
+        if options.threshold is not None:
+            return cosine, np.full(len(a), low)
+        score = evidence.collect(samples, a, b, cosine, scale.prior).score
+        return score, scale.mask_from(samples.count_C[a], samples.count_C[b])
+
+    merge = verdict == "merge"
+    made = groups.guarded(pairs.a[merge], pairs.b[merge], strength, cap=options.cap)
+    reason = [""] * len(verdict)
+    why = {int(label): text for piece, text in made.refused for label in piece}
+    for k in np.flatnonzero(merge):
+        if int(pairs.a[k]) in why:
+            verdict[k], reason[k] = "mask", why[int(pairs.a[k])]
+    return Found(pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low)
+
+
+def judge(cosine: evidence.Reals, score: evidence.Reals, n_a: Ints, n_b: Ints, scale: Scale,
+          threshold: float | None = None) -> npt.NDArray[np.str_]:
+    """Give each of K pairs its verdict: merge, mask or keep."""
+    known = np.where(np.isnan(score), -np.inf, score)
+    may_be = known >= scale.mask_from(n_a, n_b)
+    if threshold is None:
+        same = known >= scale.merge_from(n_a, n_b)
+    else:
+        same = cosine >= threshold
+    return np.where(same, "merge", np.where(may_be, "mask", "keep"))
+
+
+def _low(options: Options, genuine: Drawn, impostor: Drawn, classes: int) -> float:
+    """Choose the search threshold: low enough for one person, high enough against chance.
+
+    At most 0.4; lower where 1 % of split identities lie lower; higher where more than ten pairs
+    per identity would come by chance.
+    """
+    from scipy.stats import norm
+
+    if options.low is not None:
+        low = options.low
+    else:
+        low = LOW
+        if len(genuine.cosine_S) >= calibrate.ENOUGH:
+            low = min(low, float(np.quantile(genuine.cosine_S, 0.01)))
+        if len(impostor.cosine_S) >= calibrate.ENOUGH:
+            middle, high = np.quantile(impostor.cosine_S, [0.5, 0.975])
+            rate = min(2 * PER_IDENTITY / max(classes, 1), 0.5)
+            low = max(low, float(middle + norm.isf(rate) * (high - middle) / 1.96))
+    return low if options.threshold is None else min(low, options.threshold)
+
+
+def _open_pairs(pairs: Pairs, target_C: Ints) -> Pairs:
+    """Leave out pairs that the labels in force have merged already, and dropped identities."""
+    one, two = target_C[pairs.a], target_C[pairs.b]
+    keep = (one != two) & (one >= 0) & (two >= 0)
+    return Pairs(pairs.a[keep], pairs.b[keep], pairs.cosine[keep], pairs.excluded, pairs.engine)

@@ -1,0 +1,92 @@
+"""Histograms with a logarithmic count, as the numbers of an inline SVG."""
+
+# B bins, S values
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 44, 12, 34  # of the drawing, in its own units
+
+Reals = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One distribution. kind: the CSS class that colours it; filled: an area, else an outline."""
+
+    kind: str
+    words: str
+    points: str
+    filled: bool
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis, or a line across the drawing when it has words of its own."""
+
+    at: float
+    words: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One histogram, ready to draw."""
+
+    title: str
+    axis: str
+    series: Sequence[Series]
+    across: Sequence[Tick]
+    up: Sequence[Tick]
+    lines: Sequence[Tick]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    top: int = TOP
+    floor: int = HEIGHT - BOTTOM
+
+
+def chart(title: str, axis: str, values: Sequence[tuple[str, str, Reals, bool]],
+          lines: Sequence[tuple[float, str]], *, start: float, stop: float,
+          step: float = 0.01) -> Chart:
+    """Draw histograms over one axis: values = (kind, words, S values, filled); NaN is left out.
+
+    Values outside [start, stop] count in the outermost bins.
+    """
+    bins = max(1, int(round((stop - start) / step)))
+    counts = [np.histogram(np.clip(v[np.isfinite(v)], start, stop), bins, (start, stop))[0]
+              for _, _, v, _ in values]
+    top = max([10, *(int(c.max()) for c in counts if c.size)])
+    decades = int(np.ceil(np.log10(top)))
+    floor = HEIGHT - BOTTOM
+
+    def x(value: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - 8) * (value - start) / (stop - start), 1)
+
+    def y(count: float) -> float:
+        if count < 0.5:
+            return floor
+        # One stands a step above none, so that a single pair can be seen.
+        share = (math.log10(count) + 0.3) / (decades + 0.3)
+        return round(floor - (floor - TOP) * share, 1)
+
+    series = []
+    for (kind, words, _, filled), count in zip(values, counts):
+        steps = [(x(start), float(floor))]
+        for i, number in enumerate(count):
+            left, right = start + i * (stop - start) / bins, start + (i + 1) * (
+                stop - start) / bins
+            steps += [(x(left), y(number)), (x(right), y(number))]
+        steps.append((x(stop), float(floor)))
+        points = " ".join(f"{a:g},{b:g}" for a, b in steps)
+        series.append(Series(kind, f"{words} ({int(count.sum())})", points, filled))
+    across = [Tick(x(value), f"{value:.1f}")
+              for value in np.arange(np.ceil(start * 10) / 10, stop + 1e-9, 0.1)]
+    up = [Tick(y(10.0**d), f"{10**d}") for d in range(decades + 1)]
+    drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
+    return Chart(title, axis, series, across, up, drawn)

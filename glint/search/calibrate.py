@@ -1,0 +1,195 @@
+"""Thresholds for "same person" from the dataset itself.
+
+Identities split at random show what one person looks like under two ids (genuine); random pairs of
+identities show what two people look like (impostor). Both are fitted as a location and a spread
+that depend on how many samples stand on each side: x = 1/n + 1/m.
+"""
+
+# C identities, S drawn pairs of sample sets
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.search import evidence
+from glint.search.evidence import SAMPLES, Reals, Samples
+
+DRAWS = 2000  # identities split, at most
+IMPOSTORS = 10000
+ENOUGH = 20  # fewer genuine splits than this say nothing
+FALSE_MERGES = 0.1  # expected among all pairs of unrelated people
+FALSE_MASKS = 0.05  # expected per identity
+Z_MERGE, Z_MASK = 2.5, 4.0  # spreads below one person's location
+LEAST, MOST = 0.8, 0.9  # of one person's location; below the first a pair never merges
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Scores and centre cosines of S pairs of sample sets; x_S = 1/n + 1/m."""
+
+    x_S: Reals
+    score_S: Reals
+    cosine_S: Reals
+
+
+@dataclass(frozen=True)
+class Fit:
+    """location = place + tilt x; variance = floor + rise x."""
+
+    place: float
+    tilt: float
+    floor: float
+    rise: float
+
+    def location(self, x_K: Reals) -> Reals:
+        """Return the fitted median."""
+        return self.place + self.tilt * x_K
+
+    def spread(self, x_K: Reals) -> Reals:
+        """Return the fitted standard deviation of the side that matters."""
+        spread_K: Reals = np.sqrt(self.floor + self.rise * x_K)
+        return spread_K
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a score means on this dataset. `genuine` is None where too few identities can be split.
+
+    z_false_merge, z_false_mask: spreads above impostors that chance does not reach.
+    """
+
+    prior: float
+    genuine: Fit | None
+    impostor: Fit | None
+    genuine_splits: int
+    impostor_pairs: int
+    z_false_merge: float
+    z_false_mask: float
+
+    def merge_from(self, n: Any, m: Any) -> Reals:
+        """Return the least score at which n and m samples are one person; infinite uncalibrated."""
+        x_K = _x(n, m)
+        if self.genuine is None or self.impostor is None:
+            return np.full_like(x_K, np.inf)
+        place_K = self.genuine.location(x_K)
+        own_K = place_K - Z_MERGE * self.genuine.spread(x_K)
+        chance_K = self.impostor.location(x_K) + self.z_false_merge * self.impostor.spread(x_K)
+        least: Reals = np.maximum(np.clip(own_K, LEAST * place_K, MOST * place_K), chance_K)
+        return least
+
+    def mask_from(self, n: Any, m: Any) -> Reals:
+        """Return the least score at which n and m samples may be one person."""
+        x_K = _x(n, m)
+        if self.genuine is None or self.impostor is None:
+            return np.full_like(x_K, np.inf)
+        own_K = self.genuine.location(x_K) - Z_MASK * self.genuine.spread(x_K)
+        chance_K = self.impostor.location(x_K) + self.z_false_mask * self.impostor.spread(x_K)
+        least: Reals = np.minimum(np.maximum(own_K, chance_K), self.merge_from(n, m))
+        return least
+
+    def about(self) -> dict[str, Any]:
+        """Return plain numbers for conflicts.json."""
+        finite = {k: v for k, v in asdict(self).items() if v == v}
+        sizes = [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32)] if self.genuine else []
+        return {**finite, "merge_from": {f"{n}x{m}": float(self.merge_from(n, m))
+                                         for n, m in sizes},
+                "mask_from": {f"{n}x{m}": float(self.mask_from(n, m)) for n, m in sizes}}
+
+
+def _x(n: Any, m: Any) -> Reals:
+    return np.asarray(1.0 / np.clip(n, 1, SAMPLES) + 1.0 / np.clip(m, 1, SAMPLES))
+
+
+def genuine(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
+    """Split identities at random: one against one, one against the rest, half against half."""
+    rng = np.random.default_rng([seed, 1])
+    many = np.flatnonzero(samples.count_C >= 2)
+    chosen = np.sort(rng.choice(many, min(DRAWS, len(many)), replace=False))
+    found = []
+    for label in chosen:
+        row = rng.permutation(samples.rows(int(label), 2 * SAMPLES))
+        n = len(row)
+        for left, right in sorted({(1, 1), (1, n - 1), (n // 2, n - n // 2)}):
+            found.append(_judge(samples, row[:left], row[left : left + right], prior))
+    return _drawn(found)
+
+
+def impostor(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
+    """Draw random pairs of identities, every other one cut down to one sample a side."""
+    rng = np.random.default_rng([seed, 2])
+    some = np.flatnonzero(samples.count_C >= 1)
+    found = []
+    if len(some) >= 2:
+        for draw in range(min(IMPOSTORS, len(some) * (len(some) - 1))):
+            a, b = rng.choice(len(some), 2, replace=False)
+            most = 1 if draw % 2 else SAMPLES
+            found.append(_judge(samples, samples.rows(int(some[a]), most),
+                                samples.rows(int(some[b]), most), prior))
+    return _drawn(found)
+
+
+def _judge(samples: Samples, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64],
+           prior: float) -> tuple[float, float, float]:
+    """Return (x, score, centre cosine) of two sets of rows."""
+    x_nD, y_mD = samples.unit(left), samples.unit(right)
+    a_D, b_D = x_nD.mean(axis=0), y_mD.mean(axis=0)
+    cosine = float(a_D @ b_D / max(np.linalg.norm(a_D) * np.linalg.norm(b_D), 1e-12))
+    _, _, score = evidence.judge(x_nD, y_mD, prior, cosine=cosine, n=len(left), m=len(right))
+    return 1 / len(left) + 1 / len(right), score, cosine
+
+
+def _drawn(found: list[tuple[float, float, float]]) -> Drawn:
+    all_S3 = np.array(found, dtype=np.float64).reshape(-1, 3)
+    return Drawn(all_S3[:, 0], all_S3[:, 1], all_S3[:, 2])
+
+
+def fit(drawn: Drawn, *, upper: bool) -> Fit:
+    """Fit location and one-sided spread by quantiles of bins of equal size along x.
+
+    The spread is the widest that the 16 %, 2.5 % and 0.1 % tails of that side ask for, so a tail
+    heavier than normal widens it.
+    """
+    from scipy.optimize import nnls
+
+    sign = 1.0 if upper else -1.0
+    order = np.argsort(drawn.x_S, kind="stable")
+    bins = [b for b in np.array_split(order, max(1, min(8, len(order) // 60))) if len(b)]
+    middle, place, variance = [], [], []
+    for chosen in bins:
+        value = sign * drawn.score_S[chosen]
+        median = float(np.median(value))
+        tails = [(0.841, 1.0), (0.975, 1.96)] + ([(0.999, 3.09)] if len(chosen) >= 1000 else [])
+        spread = max((float(np.quantile(value, q)) - median) / z for q, z in tails)
+        middle.append(float(drawn.x_S[chosen].mean()))
+        place.append(sign * median)
+        variance.append(max(spread, 1e-3) ** 2)
+    x_B = np.array(middle)
+    design_B2 = np.stack([np.ones_like(x_B), x_B], axis=1)
+    if np.ptp(x_B) < 0.05:  # one size only: nothing to say about others
+        return Fit(float(np.mean(place)), 0.0, float(np.max(variance)), 0.0)
+    (at, tilt), *_ = np.linalg.lstsq(design_B2, np.array(place), rcond=None)
+    (floor, rise), _ = nnls(design_B2, np.array(variance))
+    return Fit(float(at), float(tilt), float(floor), float(rise))
+
+
+def calibrate(samples: Samples, *, seed: int = 0) -> tuple[Scale, Drawn, Drawn]:
+    """Return the scale of this dataset and the genuine and impostor draws it rests on."""
+    from scipy.stats import norm
+
+    prior = evidence.prior_rho(samples, seed=seed)
+    usable_prior = prior if np.isfinite(prior) else 1.0
+    same, other = genuine(samples, usable_prior, seed=seed), impostor(
+        samples, usable_prior, seed=seed)
+    classes = max(int((samples.count_C > 0).sum()), 2)
+    pairs = classes * (classes - 1) / 2
+    enough = len(same.x_S) >= ENOUGH and len(other.x_S) >= ENOUGH
+    scale = Scale(
+        usable_prior, fit(same, upper=False) if enough else None,
+        fit(other, upper=True) if enough else None, len(same.x_S), len(other.x_S),
+        float(norm.isf(min(FALSE_MERGES / pairs, 0.01))),
+        float(norm.isf(min(FALSE_MASKS / classes, 0.01))))
+    return scale, same, other
