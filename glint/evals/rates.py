@@ -1,0 +1,77 @@
+"""Error rates of scored pairs: exact counts at every threshold, from one sort or histogram.
+
+A pair is called the same person where its distance is below the threshold. Distances are squared
+Euclidean ones between unit vectors, 0 to 4, so that cosine = 1 - distance / 2.
+"""
+
+# n pairs, D embedding, t thresholds, f folds
+
+from __future__ import annotations
+
+import numpy as np
+
+FINE = np.arange(0, 4, 0.001)  # thresholds of VAL@FAR
+COARSE = np.arange(0, 4, 0.01)  # thresholds of accuracy
+
+
+def unit(x_nD: np.ndarray) -> np.ndarray:
+    """Scale rows to length 1 in float64; a row of zeros stays one."""
+    x_nD = np.asarray(x_nD, dtype=np.float64)
+    length_n = np.sqrt(np.square(x_nD).sum(1))
+    length_n[length_n == 0] = 1
+    result: np.ndarray = x_nD / length_n[:, None]
+    return result
+
+
+def squared_distance(a_nD: np.ndarray, b_nD: np.ndarray, block: int = 4096) -> np.ndarray:
+    """Measure each pair in float64, `block` pairs at a time; rows need not have length 1."""
+    distance_n = np.empty(len(a_nD))
+    for at in range(0, len(a_nD), block):
+        part = slice(at, at + block)
+        distance_n[part] = np.square(unit(a_nD[part]) - unit(b_nD[part])).sum(1)
+    return distance_n
+
+
+def accepted(
+    distance_n: np.ndarray, fold_n: np.ndarray, folds: int, threshold_t: np.ndarray
+) -> np.ndarray:
+    """Count the pairs of each fold below each threshold: int64 (f, t)."""
+    steps = len(threshold_t)
+    first_n = np.searchsorted(threshold_t, distance_n, side="right")  # first t that accepts
+    cells = np.bincount(fold_n * (steps + 1) + first_n, minlength=folds * (steps + 1))
+    counts_ft: np.ndarray = cells.reshape(folds, steps + 1)[:, :steps].cumsum(1)
+    return counts_ft
+
+
+def threshold_at(accepted_t: np.ndarray, negatives: int, far: float, grid_t: np.ndarray) -> float:
+    """Interpolate the threshold at which the share of accepted negatives reaches `far`.
+
+    Linear between the last grid step below `far` and the first at or above it; 0 where no step
+    reaches it.
+    """
+    if negatives == 0:
+        return 0.0
+    far_t = accepted_t / negatives
+    after = int(np.searchsorted(far_t, far, side="left"))
+    if after == len(far_t):
+        return 0.0
+    if after == 0:
+        return float(grid_t[0])
+    low, high = far_t[after - 1], far_t[after]
+    share = (far - low) / (high - low)
+    return float(grid_t[after - 1] + share * (grid_t[after] - grid_t[after - 1]))
+
+
+def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float) -> float | None:
+    """Give the share of same pairs accepted where at most `far` of the different pairs are.
+
+    Conservative: the loosest threshold whose measured false accept rate does not exceed `far`,
+    ties refused. None where there are no same or no different pairs.
+    """
+    genuine, impostor = distance_n[same_n], np.sort(distance_n[~same_n])
+    if not len(genuine) or not len(impostor):
+        return None
+    allowed = int(np.floor(far * len(impostor) * (1 + 1e-12)))
+    if allowed >= len(impostor):
+        return 1.0
+    return float(np.mean(genuine < impostor[allowed]))
