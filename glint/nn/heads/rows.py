@@ -169,10 +169,11 @@ class DenseExact:
                 continue
             product_b22 = table_g22[gap_b.to(torch.int64)].to(weight_cD.dtype)
             weight_bD, momentum_bD = weight_cD[at], state["momentum"][at]
-            weight_cD[at] = (product_b22[:, 0, 0, None] * weight_bD
-                             + product_b22[:, 0, 1, None] * momentum_bD)
+            caught_up_bD = (product_b22[:, 0, 0, None] * weight_bD
+                            + product_b22[:, 0, 1, None] * momentum_bD)
             state["momentum"][at] = (product_b22[:, 1, 0, None] * weight_bD
                                      + product_b22[:, 1, 1, None] * momentum_bD)
+            weight_cD[at] = caught_up_bD
             state["last"][at] = self.now
 
     def apply(self, weight_cD: Tensor, state: dict[str, Tensor], index_k: Tensor | None,

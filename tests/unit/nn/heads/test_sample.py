@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glint.dist.span import span
+from glint.nn.heads.sample import permute, sample_size, sampled_classes, stream_key
+
+
+@given(st.integers(1, 12), st.integers(0, 2**64 - 1))
+@settings(max_examples=60, deadline=None)
+def test_permutation_is_one(bits, key):
+    values = permute(torch.arange(1 << bits), bits, key)
+    assert torch.equal(torch.sort(values).values, torch.arange(1 << bits))
+
+
+def test_permutation_of_a_large_domain_stays_inside_and_apart():
+    values = permute(torch.arange(200_000), 33, stream_key(1, 2))
+    assert int(values.min()) >= 0 and int(values.max()) < 1 << 33
+    assert torch.unique(values).numel() == 200_000
+
+
+@given(st.integers(1, 400), st.floats(0, 0.99), st.lists(st.integers(0, 10**9), min_size=1,
+                                                        max_size=20), st.integers(0, 10**6))
+@settings(max_examples=150, deadline=None)
+def test_positives_always_play_and_the_size_is_right(classes, rate, labels, step):
+    label = torch.tensor([value % classes for value in labels])
+    playing = sampled_classes(label, classes, rate, seed=3, step=step)
+    assert torch.equal(playing, torch.unique(playing))  # sorted, each once
+    assert torch.isin(label, playing).all()
+    assert int(playing[0]) >= 0 and int(playing[-1]) < classes
+    positives = torch.unique(label).numel()
+    assert playing.numel() == sample_size(classes, rate, positives)
+    assert playing.numel() >= positives
+
+
+@given(st.integers(1, 300), st.integers(1, 9), st.floats(0, 0.99))
+@settings(max_examples=100, deadline=None)
+def test_the_set_does_not_depend_on_the_world(classes, world, rate):
+    label = torch.arange(5) * 7 % classes
+    whole = sampled_classes(label, classes, rate, seed=0, step=4)
+    parts = [sampled_classes(label, classes, rate, seed=0, step=4,
+                             span=span(classes, world, rank)) for rank in range(world)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_rate_0_is_the_positives_and_rate_1_is_all():
+    label = torch.tensor([5, 2, 5])
+    assert sampled_classes(label, 10, 0.0, seed=0, step=0).tolist() == [2, 5]
+    assert sampled_classes(label, 10, 1.0, seed=0, step=0) is None
+
+
+def test_more_positives_than_the_rate_allows():
+    assert sampled_classes(torch.arange(8), 100, 0.02, seed=0, step=0).tolist() == list(range(8))
+
+
+def draw(classes, rate, steps, label, seed=0):
+    seen = torch.zeros(steps, classes, dtype=torch.bool)
+    for step in range(steps):
+        seen[step, sampled_classes(label, classes, rate, seed=seed, step=step)] = True
+    return seen
+
+
+@pytest.mark.parametrize(("classes", "rate"), [(50, 0.2), (64, 0.1), (97, 0.5)])
+def test_negatives_are_uniform_and_pairs_independent(classes, rate):
+    """Chi-square of inclusion counts and of pair counts, each within 5 standard deviations."""
+    steps, label = 1200, torch.tensor([0, 1])
+    seen = draw(classes, rate, steps, label)[:, 2:].double()
+    wanted, others = int(rate * classes) - 2, classes - 2
+    assert (seen.sum(1) == wanted).all()
+    chance = wanted / others
+    count = seen.sum(0)
+    # hypergeometric draws: counts of classes have variance steps p (1 - p), sum fixed
+    chi = float(((count - steps * chance) ** 2).sum() / (steps * chance * (1 - chance)))
+    freedom = others - 1
+    assert abs(chi * freedom / others - freedom) < 5 * math.sqrt(2 * freedom)
+    pairs = (seen.T @ seen)[torch.triu(torch.ones(others, others), 1).bool()]
+    both = chance * (wanted - 1) / (others - 1)
+    z = (pairs - steps * both) / math.sqrt(steps * both * (1 - both))
+    assert float(z.abs().max()) < 5.5 and abs(float(z.var()) - 1) < 0.2
+
+
+def test_steps_and_seeds_are_unrelated():
+    """Overlap of two steps' samples, and of two seeds', is what chance gives."""
+    classes, rate, label = 10_000, 0.1, torch.tensor([0])
+    one = draw(classes, rate, 20, label)
+    other = draw(classes, rate, 20, label, seed=1)
+    expected = classes * rate * rate
+    for a, b in ((one[:-1], one[1:]), (one, other)):
+        overlap = (a & b).sum(1).double().mean()
+        assert abs(float(overlap) - expected) < 5 * math.sqrt(expected / len(a))
+
+
+def test_neighbouring_classes_are_not_drawn_together():
+    seen = draw(4096, 0.1, 50, torch.tensor([0]))
+    together = (seen[:, 1:] & seen[:, :-1]).sum()
+    expected = 50 * 4095 * 0.01
+    assert abs(float(together) - expected) < 5 * math.sqrt(expected)
+
+
+def test_frozen_values():
+    """A sample is part of a run's identity: it must not change between versions."""
+    assert sampled_classes(torch.tensor([7, 3]), 1000, 0.008, seed=1, step=2).tolist() == FROZEN
+    assert stream_key(1, 2) == FROZEN_KEY
+
+
+FROZEN = [3, 7, 128, 277, 287, 337, 712, 838]
+FROZEN_KEY = 0xbcd9dbb49673066b
