@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,9 @@ from glint.log import logger
 if TYPE_CHECKING:
     from torch import nn
 
+STATE = "state.json"
 WEIGHTS = "backbone.safetensors"
+NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,14 @@ def find(path: str | Path) -> Path:
     if not path.is_dir():
         raise UsageError("GL0001", "no such run or checkpoint directory", where=str(path))
     if (path / "state.json").exists() or (path / "MANIFEST.json").exists():
-        wrong = _problem(path)
+        wrong = problem(path, (STATE, WEIGHTS))
         if wrong:
             raise InputError("GL0701", wrong, where=str(path))
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = sorted(p for p in folder.glob("step-*") if p.is_dir())
+    found = all_in(folder)
     for checkpoint in reversed(found):
-        wrong = _problem(checkpoint)
+        wrong = problem(checkpoint, (STATE, WEIGHTS))
         if not wrong:
             return checkpoint
         logger.warning("checkpoint %s passed over: %s", checkpoint.name, wrong)
@@ -98,21 +103,35 @@ def load(path: str | Path) -> Stored:
     return Stored(net, path, name, embedding, options, digest, int(state.get("step", 0)))
 
 
-def _problem(path: Path) -> str:
-    """Say what is wrong with the files that a net needs; empty where they match the manifest."""
+def problem(path: Path, names: Sequence[str] = ()) -> str:
+    """Say what is wrong with the checkpoint at `path`; empty where it verifies.
+
+    names: the files to check by sha256, every one of the manifest by default; all must be there,
+    at their size.
+    """
     try:
         files = _json(path / "MANIFEST.json")["files"]
-        for name in ("state.json", WEIGHTS):
+        for name in (STATE, WEIGHTS, *names):
             if name not in files:
                 return f"MANIFEST.json does not list {name}"
-            if sha256(path / name) != files[name]["sha256"]:
+        for name, entry in files.items():
+            if os.sep in name or not (path / name).is_file():
+                return f"{name} is missing"
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes, expected {entry['bytes']}"
+            if (not names or name in names) and sha256(path / name) != entry["sha256"]:
                 return f"{name} does not match its sha256"
-        missing = [name for name in files if not (path / name).is_file()]
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, InputError, KeyError, TypeError) as error:
+    except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
         return f"MANIFEST.json is not readable ({type(error).__name__})"
-    return f"{missing[0]} is missing" if missing else ""
+    return ""
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Give the checkpoint directories of a run's `checkpoints` folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and NAME.fullmatch(p.name))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -126,6 +145,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
+    """Give the sha256 of a file, in hexadecimal."""
     """Digest a file's content, as hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:

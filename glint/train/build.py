@@ -91,7 +91,9 @@ def threads(recipe: Recipe, world: World) -> int:
     return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
 
 
-def head(table: Head, classes: int, dim: int, masks: Any, world: World, recipe: Recipe) -> PartialFC:
+def head(
+    table: Head, classes: int, dim: int, masks: Any, world: World, recipe: Recipe
+) -> PartialFC:
     """Build the classification head over `classes` identities."""
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)

@@ -7,10 +7,8 @@ Loading reads class ranges, so the number of ranks may change. No pickle anywher
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glint.errors import MismatchError, ResourceError
+from glint.evals.stored import all_in, problem, sha256
 from glint.log import logger
 from glint.shards.commit import sync_dir, write_bytes
 
 FORMAT = "glint/checkpoint@1"
-_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,17 @@ def save(
             write_bytes(partial / "state.json", text.encode())
         barrier()
         if rank == 0:
-            files = {p.name: _entry(p) for p in sorted(partial.iterdir())}
+            files = {
+                p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)}
+                for p in sorted(partial.iterdir())
+            }
             manifest = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
             write_bytes(partial / "MANIFEST.json", manifest.encode())
             if final.exists():  # the same step saved again after a restart
                 shutil.rmtree(final)
             partial.rename(final)
             sync_dir(folder)
-            for old in _found(folder)[:-keep]:
+            for old in all_in(folder)[:-keep]:
                 shutil.rmtree(old, ignore_errors=True)
         barrier()
     except OSError as error:
@@ -103,47 +104,12 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | No
         os.fsync(file.fileno())
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _found(folder: Path) -> list[Path]:
-    """Checkpoint directories of `folder`, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.is_dir() and _NAME.fullmatch(p.name))
-
-
-def problem(path: Path) -> str:
-    """Say what is wrong with the checkpoint at `path`; empty where it verifies."""
-    manifest = path / "MANIFEST.json"
-    try:
-        files = json.loads(manifest.read_text())["files"]
-        for name, entry in files.items():
-            if os.sep in name or not (path / name).is_file():
-                return f"{name} is missing"
-            if (path / name).stat().st_size != entry["bytes"]:
-                size = (path / name).stat().st_size
-                return f"{name} has {size} bytes, expected {entry['bytes']}"
-            if _entry(path / name) != entry:
-                return f"{name} does not match its sha256"
-        if "state.json" not in files or "backbone.safetensors" not in files:
-            return "MANIFEST.json does not list state.json and backbone.safetensors"
-    except FileNotFoundError:
-        return "MANIFEST.json is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"MANIFEST.json is not readable ({type(error).__name__})"
-    return ""
-
-
 def newest(folder: Path) -> Saved | None:
     """Find the newest valid checkpoint under `folder`, saying which damaged ones it passed over.
 
     Raises MismatchError GL0701 where there are checkpoints and none is valid.
     """
-    found = _found(folder)
+    found = all_in(folder)
     for path in reversed(found):
         wrong = problem(path)
         if not wrong:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from glint.errors import MismatchError, UsageError
+from glint.evals.stored import problem
 from glint.log import logger
 from glint.train import checkpoint, optim
 from glint.train.build import Run
@@ -76,7 +77,7 @@ def finetune_source(path: Path) -> checkpoint.Saved:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent
     saved = checkpoint.newest(folder) if folder.is_dir() else None
     if saved is not None and folder == path.parent and saved.path != path:
-        wrong = checkpoint.problem(path)
+        wrong = problem(path)
         if wrong:
             raise MismatchError("GL0701", wrong, where=str(path))
         saved = checkpoint.Saved(path, checkpoint.read_state(path))

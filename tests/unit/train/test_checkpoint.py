@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glint.errors import MismatchError
+from glint.evals.stored import problem
 from glint.train import checkpoint
 
 
@@ -100,7 +101,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
         manifest = json.loads((bad / "MANIFEST.json").read_text())
         manifest["files"]["../step-00000001/state.json"] = {"bytes": 1, "sha256": ""}
         (bad / "MANIFEST.json").write_text(json.dumps(manifest))
-    assert checkpoint.problem(bad)
+    assert problem(bad)
     saved = checkpoint.newest(tmp_path)
     assert saved is not None and saved.path.name == "step-00000001"
     (tmp_path / "step-00000001" / "MANIFEST.json").unlink()
