@@ -224,18 +224,19 @@ def _is_structure(heads: Heads) -> npt.NDArray[np.bool_]:
 def _made_up_keys(heads: Heads) -> Ints:
     """Return keys for a file without .idx: the ids where they tell a header, else by order.
 
-    Where ids are not set, the header is the empty record whose range is as long as the number of
-    other empty records; images are then 1.. in file order and identities follow them.
+    Where ids are not set, the header is the one empty record whose range is that of the other
+    empty records; images are then 1.. in file order and identities follow them.
     """
     empty_r = _is_structure(heads)
     ids = heads.id
     if (empty_r & (ids == 0)).any() and (ids < 1 << 62).all() and len(np.unique(ids)) == len(ids):
         return ids.astype(np.int64)
     count = int(empty_r.sum())
+    first = len(ids) - count + 1
     with np.errstate(invalid="ignore"):
-        span = heads.second - heads.value
-        header = np.flatnonzero(empty_r & (heads.flag == 2) & (abs(span - (count - 1)) <= _slack(
-            float(np.nanmax(heads.value[empty_r], initial=0)))))
+        header = np.flatnonzero(
+            empty_r & (heads.flag == 2) & (abs(heads.value - first) <= _slack(first))
+            & (abs(heads.second - first - count + 1) <= _slack(first + count)))
     key_r = np.arange(len(ids), dtype=np.int64)
     if len(header) == 1 and count > 1:
         empty_r[header] = False

@@ -1,0 +1,87 @@
+"""Complete or absent; journalled; one at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glint.errors import BusyError, InputError, ResourceError
+from glint.shards import commit
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    commit.write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), commit.atomic(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a"]
+    commit.write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_the_order_of_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(
+        "dir" if Path(f"/proc/self/fd/{fd}").is_dir() else "file"), fsync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append("rename"), replace(a, b))[1])
+    commit.write_bytes(tmp_path / "a", b"x")
+    assert calls == ["file", "rename", "dir"]
+
+
+@pytest.mark.parametrize("number, code", [(errno.ENOSPC, "GL0901"), (errno.EIO, "GL0007")])
+def test_disk_errors_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
+                                 code: str) -> None:
+    def broken(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(ResourceError, match=code):
+        commit.write_bytes(tmp_path / "a", b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = commit.Journal(path)
+    journal.append({"shard": 1})
+    journal.append({"shard": 2})
+    journal.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:-3])
+    journal = commit.Journal(path)
+    assert journal.lines == [{"shard": 1}]
+    journal.append({"shard": 3})
+    journal.close()
+    assert commit.Journal(path).lines == [{"shard": 1}, {"shard": 3}]
+    path.write_bytes(data.replace(b"1", b"7", 1))
+    assert commit.Journal(path).lines == []
+
+
+def test_one_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    code = ("from glint.shards import commit; from glint.errors import BusyError\n"
+            f"try:\n with commit.lock({str(path)!r}): print('held')\n"
+            "except BusyError as error: print(error)")
+    ask = [sys.executable, "-c", code]
+    with commit.lock(path):
+        said = subprocess.run(ask, capture_output=True, text=True, check=True).stdout
+        assert "GL0005 output-busy" in said and f"process {os.getpid()} on" in said
+        with pytest.raises(BusyError), commit.lock(path):
+            pass
+    assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "held\n"
+
+
+def test_json_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"GL0301 .*expected a JSON object"):
+        commit.read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(InputError, match=r"GL0304 .*cannot be read"):
+        commit.read_json(tmp_path / "a.json", "GL0304")

@@ -1,0 +1,269 @@
+"""Sources: which layout, which labels, what is wrong with a record."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glint.errors import InputError, UsageError
+from glint.shards import recordio
+from glint.shards.image import Rejected
+from glint.shards.sources import open_source, reopen
+from glint.shards.sources.source import Source
+
+Jpeg = Callable[[int], bytes]
+
+
+def write(folder: Path, records: Sequence[tuple[int, bytes]]) -> Path:
+    folder.mkdir(exist_ok=True)
+    with recordio.Writer(folder / "train.rec", folder / "train.idx") as writer:
+        for key, payload in records:
+            writer.write(key, payload)
+    return folder
+
+
+def identity_layout(jpeg: Jpeg, sizes: Sequence[int], *, shift: int = 0, ids: bool = True,
+                    vector: bool = False) -> list[tuple[int, bytes]]:
+    """Give records as InsightFace's builder orders them; `shift` moves all keys up."""
+    records: list[tuple[int, bytes]] = []
+    ranges, key = [], 1 + shift
+    for label, size in enumerate(sizes):
+        ranges.append((key, key + size))
+        for _ in range(size):
+            value = [label, 1] if vector else float(label)
+            records.append((key, recordio.pack(value, key if ids else 0, 0, jpeg(key % 100))))
+            key += 1
+    first = key
+    for a, b in ranges:
+        records.append((key, recordio.pack([a, b], key if ids else 0, 0, b"")))
+        key += 1
+    return [*records, (0, recordio.pack([first, key], 0, 1, b""))]
+
+
+def reasons(source: Source) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for i in range(source.n):
+        try:
+            source.read(i)
+        except Rejected as why:
+            found[why.reason] += 1
+    return found
+
+
+def labels(source: Source) -> list[str]:
+    return [source.classes[int(k)].decode() if k >= 0 else "" for k in source.label]
+
+
+@pytest.mark.parametrize("vector", [False, True])
+@pytest.mark.parametrize("idx, ids", [(True, True), (True, False), (False, True), (False, False)])
+def test_identity_layout(tmp_path: Path, jpeg: Jpeg, idx: bool, ids: bool, vector: bool) -> None:
+    folder = write(tmp_path / "s", identity_layout(jpeg, [3, 1, 2], ids=ids, vector=vector))
+    if not idx:
+        (folder / "train.idx").unlink()
+    source = open_source(folder)
+    facts = source.describe()
+    assert (facts["layout"], facts["images"], facts["identities"]) == ("recordio/identity", 6, 3)
+    assert facts["identity_records"] == 3 and facts["notes"] == []
+    assert labels(source) == ["0", "0", "0", "1", "2", "2"]
+    assert [source.name(i) for i in range(6)] == ["1", "2", "3", "4", "5", "6"]
+    assert [source.read(i) for i in range(6)] == [jpeg(i + 1) for i in range(6)]
+
+
+def test_a_source_opens_again_from_its_arrays(tmp_path: Path, jpeg: Jpeg) -> None:
+    folder = write(tmp_path / "s", identity_layout(jpeg, [2, 2]))
+    for path in (folder, folder / "train.rec"):
+        source = open_source(path)
+        saved = tmp_path / f"saved-{path.name}"
+        saved.mkdir()
+        source.save(saved)
+        again = reopen("recordio", str(folder / "train.rec"), {}, saved)
+        assert [again.read(i) for i in range(4)] == [source.read(i) for i in range(4)]
+        assert list(again.classes) == [b"0", b"1"] and again.label.tolist() == [0, 0, 1, 1]
+
+
+def test_keys_above_two_to_the_24(tmp_path: Path, jpeg: Jpeg) -> None:
+    """The header's range is rounded down: the last image stands where identities should begin."""
+    shift = 2 * (1 << 24) - 4
+    for sizes in ([3, 2], [3, 3], [2, 2], [4, 5]):
+        folder = write(tmp_path / "s", identity_layout(jpeg, sizes, shift=shift))
+        source = open_source(folder)
+        facts = source.describe()
+        assert (facts["images"], facts["identity_records"]) == (sum(sizes), len(sizes))
+        assert not reasons(source)
+        assert Counter(labels(source)) == {"0": sizes[0], "1": sizes[1]}
+        assert "past 2^24" in facts["notes"][0]
+
+
+def test_several_identity_records_for_one_label(tmp_path: Path, jpeg: Jpeg) -> None:
+    records = [(1, recordio.pack(7.0, 1, 0, jpeg(1))), (2, recordio.pack(9.0, 2, 0, jpeg(2))),
+               (3, recordio.pack(7.0, 3, 0, jpeg(3)))]
+    records += [(k, recordio.pack([k - 3, k - 2], k, 0, b"")) for k in (4, 5, 6)]
+    records.append((0, recordio.pack([4, 7], 0, 1, b"")))
+    source = open_source(write(tmp_path / "s", records))
+    assert labels(source) == ["7", "9", "7"] and source.label.tolist() == [0, 1, 0]
+    assert source.describe()["identity_records"] == 3 and source.describe()["notes"] == []
+
+
+def test_identity_records_are_compared_with_the_images(tmp_path: Path, jpeg: Jpeg) -> None:
+    records = dict(identity_layout(jpeg, [3, 3, 2]))
+    records[9] = recordio.pack([1, 6], 9, 0, b"")  # overlaps the next, holds two labels
+    records[11] = recordio.pack([float("nan"), 3], 11, 0, b"")
+    source = open_source(write(tmp_path / "s", list(records.items())))
+    notes = " | ".join(source.describe()["notes"])
+    assert "1 identity records hold no range" in notes and "1 identity records overlap" in notes
+    assert "1 identity records hold images of several labels" in notes
+    assert not reasons(source) and source.n == 8
+
+
+def test_labels_that_are_no_class(tmp_path: Path, jpeg: Jpeg) -> None:
+    values = [0.0, 1.5, float("nan"), -1.0, float("inf"), 4.0]
+    source = open_source(write(tmp_path / "s", [
+        (k, recordio.pack(v, k, 0, jpeg(k))) for k, v in enumerate(values)]))
+    assert source.label.tolist() == [0, -1, -1, -1, -1, 1]
+    assert reasons(source) == {"label-not-integer": 4}
+
+
+def test_images_behind_the_identities_are_not_dropped(tmp_path: Path, jpeg: Jpeg) -> None:
+    records = [*identity_layout(jpeg, [2, 2]), (50, recordio.pack(1.0, 50, 0, jpeg(9)))]
+    source = open_source(write(tmp_path / "s", records))
+    assert source.n == 5 and reasons(source) == {"identity-range": 1}
+
+
+@pytest.mark.parametrize("spoil", ["magic", "length", "short"])
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_damaged_record_costs_one_record(tmp_path: Path, jpeg: Jpeg, spoil: str,
+                                           which: int) -> None:
+    folder = write(tmp_path / "s", identity_layout(jpeg, [3, 3]))
+    data = bytearray((folder / "train.rec").read_bytes())
+    at = int(recordio.read_idx(folder / "train.idx")[1][which])
+    if spoil == "magic":
+        data[at:at + 4] = b"\0\0\0\0"
+    elif spoil == "length":
+        struct.pack_into("<I", data, at + 4, (1 << 29) - 1)
+    else:
+        struct.pack_into("<I", data, at + 4, 30)
+    (folder / "train.rec").write_bytes(data)
+    source = open_source(folder)
+    assert source.n == 6 and reasons(source) == {"corrupt-record": 1}
+    assert source.label.tolist() == [-1 if i == which else i // 3 for i in range(6)]
+    (folder / "train.idx").unlink()
+    with pytest.raises(InputError, match=r"GL0213 corrupt-record: train\.rec @ 0x"):
+        open_source(folder)
+
+
+def plain(jpeg: Jpeg, n: int = 8) -> list[tuple[int, bytes]]:
+    return [(k, recordio.pack(float(k // 2), k, 0, jpeg(k) + b"x" * k)) for k in range(n)]
+
+
+@pytest.mark.parametrize("change, text", [
+    (lambda k, o: (k, o + 4), "key 0 @ 4"),
+    (lambda k, o: (k, o + 1), "key 0 @ 1"),
+    (lambda k, o: (np.zeros_like(k), o), "key 0 stands 8 times"),
+    (lambda k, o: (k, np.where(k == 3, o[2], o)), "stands 2 times"),
+    (lambda k, o: (k[k != 3], o[k != 3]), "is not listed"),
+    (lambda k, o: (k[:-1], o[:-1]), "and those behind it are not listed"),
+    (lambda k, o: (k[1:], o[1:]), "is not listed"),
+    (lambda k, o: (k, np.where(k == 3, o + 8, o)), "key 3 @"),
+])
+def test_an_idx_of_another_file(tmp_path: Path, jpeg: Jpeg, change: Callable[..., object],
+                                text: str) -> None:
+    folder = write(tmp_path / "s", plain(jpeg))
+    key_r, offset_r = recordio.read_idx(folder / "train.idx")
+    key_r, offset_r = change(key_r, offset_r)  # type: ignore[misc]
+    lines = "".join(f"{k}\t{o}\n" for k, o in zip(key_r.tolist(), offset_r.tolist()))
+    (folder / "train.idx").write_text(lines)
+    with pytest.raises(InputError, match=r"GL0216 idx-mismatch: train\.idx: ") as caught:
+        open_source(folder)
+    assert text in str(caught.value)
+    (folder / "train.idx").unlink()
+    assert open_source(folder).n == 8
+
+
+def test_an_idx_in_another_order_is_fine(tmp_path: Path, jpeg: Jpeg) -> None:
+    folder = write(tmp_path / "s", plain(jpeg))
+    lines = (folder / "train.idx").read_text().splitlines()
+    (folder / "train.idx").write_text("\r\n".join(reversed(lines)))
+    assert labels(open_source(folder)) == ["0", "0", "1", "1", "2", "2", "3", "3"]
+
+
+def test_every_cut_of_a_file_is_told(tmp_path: Path) -> None:
+    records = [(k, recordio.pack(float(k), k, 0, bytes([k]) * (9 + k))) for k in range(3)]
+    folder = write(tmp_path / "s", records)
+    data = (folder / "train.rec").read_bytes()
+    for size in range(1, len(data)):
+        (folder / "train.rec").write_bytes(data[:size])
+        if len(data) - size <= -(24 + 11) % 4 and size % 4:
+            assert open_source(folder).n == 3  # only padding is missing
+            continue
+        with pytest.raises(InputError, match="GL0213") as caught:
+            open_source(folder)
+        assert "bytes are missing" in str(caught.value), size
+
+
+def test_what_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="GL0001"):
+        open_source(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"GL0201 .*no image was found"):
+        open_source(tmp_path)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(InputError, match=r"GL0201 .*a file of kind \.txt"):
+        open_source(tmp_path / "a.txt")
+    for name in ("a.rec", "b.rec"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match=r"several \.rec files: a\.rec, b\.rec"):
+        open_source(tmp_path)
+    with pytest.raises(InputError, match="no image was found"):
+        open_source(tmp_path / "a.rec")
+
+
+def tree(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def test_identity_folders(tmp_path: Path, jpeg: Jpeg) -> None:
+    source = open_source(tree(tmp_path / "s", {
+        "Bo/2.jpg": jpeg(2), "Bo/10.JPEG": jpeg(1), "Al Ice/x.jpg": jpeg(3), "Bo/.hidden": b"x",
+        "deep/er/y.jpg": jpeg(4), "loose.jpg": jpeg(5), "README.txt": b"x", "Bo/page.html": b"<a>",
+        "\u4eba/z.jpg": jpeg(6), "Bo/new\nline.jpg": jpeg(7)}))
+    assert [n.decode() for n in source.classes] == ["Al Ice", "Bo", "deep/er", "\u4eba"]
+    assert [n.decode() for n in source.names] == ["Al Ice", "Bo", "er", "\u4eba"]
+    assert [source.name(i) for i in range(source.n)] == [
+        "loose.jpg", "Al Ice/x.jpg", "Bo/10.JPEG", "Bo/2.jpg", "Bo/new\nline.jpg", "Bo/page.html",
+        "deep/er/y.jpg", "\u4eba/z.jpg"]
+    assert source.label.tolist() == [-1, 0, 1, 1, 1, 1, 2, 3]
+    assert reasons(source) == {"no-identity": 1, "bad-name": 1}
+    assert source.describe()["notes"] == ["2 hidden or loose files were skipped"]
+
+
+def test_folders_with_numbers_sort_as_numbers(tmp_path: Path, jpeg: Jpeg) -> None:
+    files = {f"{k}/a.jpg": jpeg(k) for k in (10, 9, 2)}
+    assert list(open_source(tree(tmp_path / "s", files)).classes) == [b"2", b"9", b"10"]
+    files = {**files, "x/a.jpg": jpeg(1)}
+    assert list(open_source(tree(tmp_path / "s", files)).classes) == [b"10", b"2", b"9", b"x"]
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path, jpeg: Jpeg) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    odd = bytes(folder) + b"/M\xfcller"
+    os.mkdir(odd)  # noqa: PTH102
+    with open(odd + b"/a.jpg", "wb") as file:
+        file.write(jpeg(0))
+    source = open_source(folder)
+    assert source.name(0) == "M\\xfcller/a.jpg" and source.read(0) == jpeg(0)
+
+
+def test_a_file_that_went_away_is_quarantined(tmp_path: Path, jpeg: Jpeg) -> None:
+    source = open_source(tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "a/2.jpg": jpeg(2)}))
+    (tmp_path / "s/a/1.jpg").unlink()
+    assert reasons(source) == {"unreadable": 1}
