@@ -8,6 +8,8 @@ import typer
 
 # Each module has `register(app)`, and imports nothing heavy at its top.
 MODULES: tuple[str, ...] = (
+    "eval",
+    "export",
     "recipes",
     "shard",
     "doctor",

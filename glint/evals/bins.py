@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import pickle
 import pickletools
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from glint.errors import InputError, UnsafeError, UsageError
+from glint.shards import commit
 
 MAX_FILE = 1 << 31  # bytes; the largest packs in use are below 100 MB
 MAX_IMAGE = 16 << 20  # bytes of one encoded image
@@ -87,12 +87,8 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -
     if len(images) != 2 * len(same):
         raise _malformed(f"{len(images)} images for {len(same)} pairs, expected two each", path)
     flags = [bool(value) for value in same]
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with commit.atomic(path) as file:
         pickle.dump(([bytes(image) for image in images], flags), file, protocol=4)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _malformed(what: str, path: Path | str) -> InputError:

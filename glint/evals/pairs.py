@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, overload
@@ -136,7 +136,7 @@ class Samples(Protocol):
     """What a pairs table needs of a dataset: where a sample came from, and its bytes."""
 
     @property
-    def source(self) -> Any: ...
+    def source(self) -> Iterable[str]: ...
 
     def read(self, row: int) -> bytes: ...
 
@@ -232,10 +232,7 @@ def read_table(path: str | Path, dataset: Samples) -> Pairs:
 def _rows(dataset: Samples, wanted: dict[str, None]) -> dict[str, int]:
     """Find the row of each wanted source; the first one where a source stands twice."""
     found: dict[str, int] = {}
-    sources = dataset.source
-    if hasattr(sources, "to_pylist"):
-        sources = sources.to_pylist()
-    for row, source in enumerate(sources):
+    for row, source in enumerate(dataset.source):
         if source in wanted:
-            found.setdefault(str(source), row)
+            found.setdefault(source, row)
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glint.errors import InputError, UsageError
 from glint.log import logger
+from glint.shards import commit
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,9 +146,5 @@ def _json(path: Path) -> dict[str, Any]:
 
 def sha256(path: Path) -> str:
     """Give the sha256 of a file, in hexadecimal."""
-    """Digest a file's content, as hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return commit.sha256(file)

@@ -25,7 +25,7 @@ def verify(
     pairs: Pairs,
     *,
     flip: bool = True,
-    batch: int = 128,
+    batch: int = 32,
     progress: Progress = silent,
 ) -> Verification:
     """Embed the images of `pairs` and verify them in ten folds.
@@ -45,7 +45,7 @@ def embed_jpegs(
     images: Sequence[bytes],
     *,
     flip: bool = True,
-    batch: int = 128,
+    batch: int = 32,
     progress: Progress = silent,
     name: str = "images",
     labels: Sequence[str] | None = None,

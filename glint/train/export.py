@@ -111,7 +111,7 @@ def _model(net: stored.Stored, opset: int) -> bytes:
         torch.onnx.export(
             net.net,
             (torch.zeros(2, 3, 112, 112),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # a file object, as its documentation says
             input_names=["data"],
             output_names=["embedding"],
             dynamic_axes={"data": {0: "n"}, "embedding": {0: "n"}},

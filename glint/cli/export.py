@@ -1,0 +1,48 @@
+"""`glint export`: a trained net as an ONNX file that insightface loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("export")(export)
+
+
+def export(
+    checkpoint: Path = typer.Argument(..., help="A run directory or one of its checkpoints."),
+    out: Path = typer.Argument(..., help="The .onnx file to write."),
+    opset: int = typer.Option(17, "--opset", help="ONNX operator set, 11 to 20."),
+    crops: int = typer.Option(32, "--crops", min=1, help="Random crops to compare with torch on."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file glint did not make."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Write a trained net as ONNX, checked against torch and in insightface's own loader."""
+
+    def work() -> dict[str, Any]:
+        from glint.train.export import export_onnx
+
+        with show.progress("export") as progress:
+            return export_onnx(
+                checkpoint, out, opset=opset, crops=crops, overwrite=overwrite, progress=progress
+            )
+
+    show.run(work, "glint/export@1", as_json, debug=debug, say=_say)
+
+
+def _say(result: dict[str, Any]) -> str:
+    loader = "insightface loads it" if result["insightface"] else "insightface is not installed"
+    return (
+        f"{result['onnx']}: {result['backbone']}, {result['dim']} numbers per face, "
+        f"{result['bytes'] / 1e6:.1f} MB, opset {result['opset']}\n"
+        f"  least cosine with torch {result['cosine_min']:.7f} over {result['crops']} crops; "
+        f"{loader}\n"
+        f"Next: glint eval --model {result['onnx']} --pairs FILE.bin"
+    )
