@@ -24,6 +24,8 @@ from glint.stream.plan import Plan, Slice
 from glint.stream.pool import Workers
 from glint.stream.reader import U8, Reader
 
+GROUP = 16  # steps planned in one call
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -79,6 +81,7 @@ class Stream:
         self.plan = Plan(dataset.n, seed, self.draws, block)
         self._reader = Reader(dataset, seed=seed, flip=flip, verify=verify, size=size)
         self._slice = self._from(0)
+        self._planned: tuple[tuple[int, Slice, int], I64] | None = None
 
     @property
     def epoch_samples(self) -> int:
@@ -122,9 +125,20 @@ class Stream:
     def _fill(self, epoch: int, part: Slice, step: int, image_nHW3: U8,
               pool: ThreadPoolExecutor | None = None) -> tuple[I64, I64]:
         position_n = part.positions(step)
-        row_n = self.plan.rows_at(epoch, position_n)
+        row_n = self._rows(epoch, part, step)
         self._reader.fill(image_nHW3, row_n, position_n, epoch, pool, max(1, self.threads))
         return row_n, position_n
+
+    def _rows(self, epoch: int, part: Slice, step: int) -> I64:
+        """Give the rows of a step; planned for GROUP at once, as a call has its cost."""
+        group = step - step % GROUP
+        planned = self._planned  # read once: another thread may replace it
+        if planned is None or planned[0] != (epoch, part, group):
+            steps = range(group, min(group + GROUP, part.steps))
+            position_m = np.concatenate([part.positions(s) for s in steps])
+            row_gn = self.plan.rows_at(epoch, position_m).reshape(len(steps), -1)
+            planned = self._planned = (epoch, part, group), row_gn
+        return np.asarray(planned[1][step - group], dtype=np.int64)
 
     def _batch(self, image: torch.Tensor, row_n: I64, position_n: I64, epoch: int,
                step: int) -> Batch:
