@@ -21,7 +21,7 @@ class Loose(Table):
     values: dict[str, bool | int | float | str | list[bool | int | float | str]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"])), st.one_of(scalar, st.lists(scalar))
@@ -39,7 +39,7 @@ def test_what_dump_writes_load_reads(values: dict[str, object]) -> None:
             assert math.copysign(1, found) == math.copysign(1, value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text())
 def test_any_text_is_a_recipe_or_a_usage_error(text: str) -> None:
     try:
@@ -50,7 +50,7 @@ def test_any_text_is_a_recipe_or_a_usage_error(text: str) -> None:
         raise AssertionError("no text this short is a whole recipe")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(), st.lists(st.text(max_size=4), min_size=1, max_size=4), st.text())
 def test_any_override_is_taken_or_a_usage_error(left: str, keys: list[str], right: str) -> None:
     text = '[data]\npath="a"\n[backbone]\nname="b"\n[head]\nmargin="cosface"\n[optim]\nlr=1\n'
