@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -295,3 +297,29 @@ def test_batches_of_workers_stay_valid(small):
     made = list(stream(small, batch=2, workers=2).batches(0))
     want = list(stream(small, batch=2).batches(0))
     assert all(same(a, b) for a, b in zip(want, made))
+
+
+def test_workers_end_when_the_training_process_is_gone(small):
+    code = (
+        "import os, sys\n"
+        "from glint.stream import pool\n"
+        "workers = pool.Workers(lambda step, image, threads: None, (1,), 2)\n"
+        "next(workers.batches(range(4)))\n"
+        "print(*workers.pids, flush=True)\n"
+        "os._exit(1)\n")
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                         check=False)
+    pids = [int(pid) for pid in run.stdout.split()]
+    assert len(pids) == 2, run.stderr
+    until = time.monotonic() + 8
+    while time.monotonic() < until and any(alive(pid) for pid in pids):
+        time.sleep(0.05)
+    assert not any(alive(pid) for pid in pids)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
