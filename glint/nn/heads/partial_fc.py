@@ -83,7 +83,8 @@ class PartialFC(nn.Module):
                                     step=step, span=self.span)
         index_k = None if playing_k is None else playing_k - self.span.start
         self.rule.ready(self.weight, self._state(), index_k)
-        centre_kD = self.weight.detach() if index_k is None else self.weight[index_k]
+        centre_kD = self.weight.detach() if index_k is None else (
+            self.weight.index_select(0, index_k))
         if torch.is_grad_enabled():
             centre_kD.requires_grad_()
             centre_kD.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]

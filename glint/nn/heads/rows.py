@@ -17,7 +17,7 @@ from glint.errors import UsageError
 # c class rows of this rank, k rows that play, b rows of one block, D embedding
 
 RULES = ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw")
-_BLOCK = 8192  # rows worked on at a time: bounds the temporary memory
+_BLOCK = 1024  # rows worked on at a time: bounds the temporary memory
 
 
 class RowRule(Protocol):

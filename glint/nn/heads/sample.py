@@ -16,6 +16,7 @@ from glint.dist.span import Span
 # N samples over all ranks, P classes in the batch, k classes of this rank that play, i counters
 
 _ROUNDS = 6
+_AT_ONCE = 1 << 15  # counters hashed together: they stay in cache
 _MASK31 = (1 << 31) - 1
 _MASK64 = (1 << 64) - 1
 _ODD = (0x6C8E9CF5, 0x45D9F3B3)  # 31-bit odd multipliers: a 31 x 31 bit product fits int64
@@ -96,7 +97,7 @@ def _first_others(classes: int, wanted: int, positive_P: Tensor, key: int) -> Te
     while kept < wanted and start < 1 << bits:
         missing = wanted - kept + positive_P.numel()
         reach = int(missing / density + 4 * (missing / density) ** 0.5) + 16
-        stop = min(start + reach, 1 << bits)
+        stop = min(start + min(reach, _AT_ONCE), 1 << bits)
         counter_i = torch.arange(start, stop, device=positive_P.device)
         found_k = permute(counter_i, bits, key)
         found_k = found_k[found_k < classes]
