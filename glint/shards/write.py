@@ -25,7 +25,7 @@ def _member(suffix: bytes) -> tuple[bytes, int]:
              + b"%011o\0" + b"00000000000\0"  # size, mtime
              + b"%06o\0 " + b"0" + b"\0" * 100  # checksum, type, link
              + b"ustar\00000" + b"\0" * 64  # magic, version, user and group name
-             + b"0000000\0" + b"0000000\0" + b"\0" * 167)  # device, prefix, padding
+             + b"\0" * 183)  # device, prefix, padding
     # The checksum is taken with eight blanks in its own place.
     return shape, sum(shape % (0, 0, 0)) - sum(b"000000\0 ") + sum(b" " * 8)
 

@@ -160,38 +160,34 @@ def check_idx(path: Path, key_r: Ints, offset_r: Ints) -> None:
         if len(kept) != len(value_r):
             raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in
                                   zip(kept[count > 1][:5].tolist(), count[count > 1].tolist())])
+    if not len(offset_r):
+        if size:
+            raise _mismatch(idx, ["it lists no record"])
+        return
     inside_r = offset_r + 8 <= size
-    word_rw = _words(path, np.where(offset_r % 4 == 0, offset_r, offset_r // 4 * 4), 2)
+    word_rw = _words(path, offset_r // 4 * 4, 2)
     hit_r = inside_r & (offset_r % 4 == 0) & (word_rw[:, 0] == MAGIC) & (word_rw[:, 1] >> 29 < 2)
     length_r = (word_rw[:, 1] & MAX_LENGTH).astype(np.int64)
-    end_r = offset_r + 8 + length_r + (-length_r & 3)
-    single_r = hit_r & (word_rw[:, 1] >> 29 == 0)
-    before_r = np.concatenate([[0], end_r[:-1]])
-    sure_r = np.concatenate([[True], single_r[:-1]])  # the record before says where it ends
-    wrong_r = inside_r & ~hit_r & sure_r & (before_r != offset_r)
-    # A record that no entry names: the one before ends early, and there another begins.
-    early = np.flatnonzero(sure_r & (before_r < offset_r) & (before_r + 8 <= size))
-    gap = np.zeros(len(offset_r), bool)
-    if len(early):
-        found = _words(path, np.sort(before_r[early] // 4 * 4), 1)[:, 0] == MAGIC
-        gap[early[np.argsort(before_r[early], kind="stable")]] = found
-        gap &= before_r % 4 == 0
-    missed = int((~hit_r & inside_r).sum())
-    if wrong_r.any() or missed > max(16, len(offset_r) // 20):
-        bad = np.flatnonzero(wrong_r if wrong_r.any() else ~hit_r & inside_r)
+    # The first record must stand at 0; one of a single part says where the next one does.
+    sure_r = np.concatenate([[True], hit_r & (word_rw[:, 1] >> 29 == 0)])
+    due_r = np.concatenate([[0], offset_r + 8 + length_r + (-length_r & 3)])
+    listed_r = np.append(offset_r, size)
+    foreign_r = inside_r & ~hit_r & sure_r[:-1] & (due_r[:-1] != offset_r)
+    missed_r = inside_r & ~hit_r
+    if foreign_r.any() or missed_r.sum() > max(16, len(offset_r) // 20):
+        bad = np.flatnonzero(foreign_r if foreign_r.any() else missed_r)
         raise _mismatch(idx, [f"key {key_r[i]} @ {offset_r[i]}" for i in bad[:5]])
-    if gap.any():
-        raise _mismatch(idx, [f"the record @ {before_r[i]} is not listed"
-                              for i in np.flatnonzero(gap)[:5]])
-    last = len(offset_r) - 1
-    if last >= 0 and single_r[last] and end_r[last] + 8 <= size:
-        raise _mismatch(idx, [f"the record @ {end_r[last]} and those behind it are not listed"])
-    if not inside_r.all() or (single_r[last] and offset_r[last] + 8 + length_r[last] > size):
-        cut = int((~inside_r).sum()) or 1
-        want = max(int(offset_r[-1]) + 8, int(end_r[last]) if single_r[last] else 0)
-        raise damaged(f"the file ends here, {cut} of {len(offset_r)} records of {idx} lie behind "
-                      f"it: at least {want - size} bytes are missing", path.name, size,
-                      "copy or download the file again")
+    early_i = np.flatnonzero(sure_r & (due_r + 8 <= listed_r) & (due_r + 8 <= size))
+    found = _words(path, np.sort(due_r[early_i]), 1)[:, 0] == MAGIC
+    if found.any():
+        raise _mismatch(idx, [f"the record @ {at} is not listed"
+                              for at in np.sort(due_r[early_i])[found][:5]])
+    last_cut = sure_r[-1] and offset_r[-1] + 8 + length_r[-1] > size
+    if last_cut or not inside_r.all():
+        want = max(int(offset_r[-1]) + 8, int(due_r[-1]) if sure_r[-1] else 0)
+        raise damaged(f"the file ends here, {int((~inside_r).sum()) or 1} of {len(offset_r)} "
+                      f"records of {idx} lie behind it: at least {want - size} bytes are missing",
+                      path.name, size, "copy or download the file again")
 
 
 def _mismatch(idx: str, bad: list[str]) -> InputError:
@@ -329,7 +325,7 @@ class RecordIO:
         layout = lay_out(key_r, heads)
         value = heads.value[layout.image]
         with np.errstate(invalid="ignore"):
-            whole = np.isfinite(value) & (value >= 0) & (value == np.floor(value))
+            whole = (value >= 0) & (value < 2.0**53) & (value == np.floor(value))
         flaw = layout.flaw[layout.image]
         flaw[(flaw == 0) & ~whole] = 2
         number = np.where(whole & (flaw != 1), np.where(whole, value, 0), -1).astype(np.int64)
