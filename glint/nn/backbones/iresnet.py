@@ -51,7 +51,8 @@ class Block(nn.Module):
 class IResNet(nn.Module):
     """Map (n, 3, 112, 112) crops to (n, E) un-normalised embeddings.
 
-    layers: blocks per stage; widths: channels per stage, the stem has widths[0].
+    layers: blocks per stage; widths: channels per stage, the stem has widths[0]; stem_stride: 1 as
+    published, 2 for toys that train a quarter as long per image.
     The last norm's scale is frozen at 1, its bias is learnt.
     """
 
@@ -62,9 +63,10 @@ class IResNet(nn.Module):
         layers: Sequence[int],
         widths: Sequence[int] = (64, 128, 256, 512),
         dropout: float = 0.0,
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv3(3, widths[0])
+        self.conv1 = _conv3(3, widths[0], stem_stride)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.prelu = nn.PReLU(widths[0])
         self.layer1 = _stage(widths[0], widths[0], layers[0])
@@ -73,7 +75,8 @@ class IResNet(nn.Module):
         self.layer4 = _stage(widths[2], widths[3], layers[3])
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(widths[3] * (SIZE // 16) ** 2, embedding)
+        side = -(-SIZE // (16 * stem_stride))
+        self.fc = nn.Linear(widths[3] * side**2, embedding)
         self.features = nn.BatchNorm1d(embedding)
         self.features.weight.requires_grad_(False)  # created as ones
         for module in self.modules():

@@ -26,8 +26,8 @@ NAMES: tuple[str, ...] = tuple(_NETS)
 def create(name: str, embedding: int = 512, **options: Any) -> nn.Module:
     """Build a backbone that maps (n, 3, 112, 112) crops to (n, embedding), not normalised.
 
-    options: iresnet*: `layers`, `widths` (four counts each), `dropout`; mobilefacenet, mbf,
-    mbf_large: `width` (factor on every channel count), `scale`, `blocks`.
+    options: iresnet*: `layers`, `widths` (four counts each), `dropout`, `stem_stride`;
+    mobilefacenet, mbf, mbf_large: `width` (factor on every channel count), `scale`, `blocks`.
     Raises UsageError GL0002 for a name, an option or a value that does not exist.
     """
     if name not in _NETS:
@@ -45,7 +45,12 @@ def create(name: str, embedding: int = 512, **options: Any) -> nn.Module:
 def _allowed(net: Callable[..., nn.Module]) -> dict[str, str]:
     """Give the options of `net` and what a value of each must be."""
     if net is IResNet:
-        return {"layers": "four counts", "widths": "four counts", "dropout": "a share"}
+        return {
+            "layers": "four counts",
+            "widths": "four counts",
+            "dropout": "a share",
+            "stem_stride": "a stride",
+        }
     return {"scale": "a count", "blocks": "four counts", "width": "a factor"}
 
 
@@ -71,6 +76,7 @@ def _check(name: str, options: dict[str, Any], allowed: dict[str, str]) -> None:
 _RULES = {
     "a count": "a whole number of at least 1",
     "four counts": "four whole numbers of at least 1",
+    "a stride": "1 or 2",
     "a share": "a number from 0 to below 1",
     "a factor": "a number above 0",
 }
@@ -82,6 +88,8 @@ def _fits(value: Any, kind: str) -> bool:
         return listed and len(value) == 4 and all(_fits(v, "a count") for v in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
+    if kind == "a stride":
+        return value in (1, 2)
     if kind == "a count":
         return isinstance(value, int) and value >= 1
     return 0 <= value < 1 if kind == "a share" else 0 < value <= 64
