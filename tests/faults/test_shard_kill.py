@@ -113,3 +113,24 @@ def test_a_disk_that_fails(world: Path, whole: dict[str, bytes], tmp_path: Path,
         finals_are_whole(out, whole)
         subprocess.run(command(world, out, 1), check=True, capture_output=True, env=ENV)
         assert files(out) == whole
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_killed(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(world, out, 2), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True, env=ENV)
+    while not (out / "data" / "train-000000.tar").exists():
+        time.sleep(0.002)
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+            break
+    else:
+        raise AssertionError("no worker was found")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 10, said
+    assert "GL0902 worker-lost" in said and "Traceback" not in said
+    finals_are_whole(out, whole)
+    subprocess.run(command(world, out, 2), check=True, capture_output=True, env=ENV)
+    assert files(out) == whole
