@@ -94,3 +94,28 @@ def jpeg() -> Callable[[int], bytes]:
         return data
 
     return make
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give a run folder with one checkpoint, at step 3, of a small net with lived-in norms."""
+    import torch
+
+    from glint.nn import backbones
+    from glint.train import checkpoint
+
+    def make(name: str = "mobilefacenet", embedding: int = 32, **options: Any) -> Path:
+        run = tmp_path_factory.mktemp("run")
+        torch.manual_seed(7)
+        net = backbones.create(name, embedding, **options)
+        with torch.no_grad():
+            net(torch.rand(8, 3, 112, 112) * 2 - 1)  # moves the running statistics
+        made = {"name": name, "embedding": embedding, "options": options}
+        checkpoint.save(
+            run / "checkpoints", 3, rank=0, barrier=lambda: None, backbone=net.state_dict(),
+            optimizer={}, head=(0, 1, {"weight": torch.zeros(1, embedding)}),
+            state={"backbone": made}, keep=2,
+        )  # fmt: skip
+        return run
+
+    return make
