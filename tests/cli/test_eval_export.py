@@ -139,7 +139,7 @@ def test_a_pairs_table_over_a_dataset(
     found = json.loads(out)
     assert (found["pairs"], len(found["folds"]), found["set"]) == (10, 2, "pairs")
     assert found["cosine_same"] == pytest.approx(1)
-    assert found["accuracy"] == 1.0
+    assert found["tar_at_far"]["1e-4"] == 1.0
     table.write_text(table.read_text() + "0\tnobody/1.jpg\tnobody/2.jpg\t1\n")
     code, out, err = call(*args)
     assert (code, out) == (3, "")
