@@ -119,11 +119,12 @@ def read_heads(path: Path, offset_r: Ints) -> Heads:
         chained_r[-1] |= 8 + int(length_r[-1]) <= int(span_r[-1]) <= int(end_r[-1] - offset_r[-1])
     flag_r = word_rw[:, 2].astype(np.int64)
     image_r = length_r - 24 - 4 * flag_r
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        value_r, first_r, second_r = (word_rw[:, w].view(np.float32).astype(np.float64)
+                                      for w in (3, 8, 9))
     heads = Heads(
         offset_r, span_r, whole_r & chained_r & (length_r >= 24), flag_r,
-        np.where(flag_r > 0, word_rw[:, 8].view(np.float32), word_rw[:, 3].view(np.float32)
-                 ).astype(np.float64),
-        np.where(flag_r > 1, word_rw[:, 9].view(np.float32), np.nan).astype(np.float64),
+        np.where(flag_r > 0, first_r, value_r), np.where(flag_r > 1, second_r, np.nan),
         word_rw[:, 4].astype(np.uint64) | word_rw[:, 5].astype(np.uint64) << np.uint64(32),
         image_r)
     rest = np.flatnonzero((word_rw[:, 0] == MAGIC) & (cflag_r == 1))
