@@ -11,6 +11,7 @@ MODULES: tuple[str, ...] = (
     "eval",
     "export",
     "recipes",
+    "synth",
     "shard",
     "doctor",
     "train",

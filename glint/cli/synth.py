@@ -1,0 +1,60 @@
+"""`glint synth`: a synthetic world to try everything on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("synth")(synth)
+
+
+def synth(
+    out: Path = typer.Argument(..., help="A new folder."),
+    identities: int = typer.Option(1000, "--identities", help="Persons to train on."),
+    images: int = typer.Option(
+        20, "--images", "--images-per-identity", help="Mean images per label."
+    ),
+    conflicts: int = typer.Option(10, "--conflicts", help="Persons who get a second label."),
+    lookalikes: int = typer.Option(10, "--lookalikes", help="Pairs of persons who look alike."),
+    likeness: float = typer.Option(
+        0.5, "--likeness", help="Share of latents in which look-alikes differ."
+    ),
+    noise: float = typer.Option(0.0, "--noise", help="Share of images under a wrong label."),
+    damaged: int = typer.Option(3, "--damaged", help="Records with broken image bytes."),
+    tail: float = typer.Option(
+        0.5, "--tail", help="Spread of images per label (deviation of the logarithm)."
+    ),
+    unseen: int = typer.Option(200, "--unseen", help="Persons of pairs.bin, not in the set."),
+    pairs: int = typer.Option(600, "--pairs", help="Pairs of pairs.bin."),
+    seed: int = typer.Option(0, "--seed"),
+    workers: int = typer.Option(1, "--workers", min=1, help="Rendering processes."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Make a synthetic face data set with known faults, as RecordIO, with its truth."""
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines.synth import World, make
+
+        world = World(identities, images, conflicts, lookalikes, likeness, noise, damaged, tail,
+                      unseen, pairs, seed)
+        with show.progress("synth") as progress:
+            return {"out": str(out), **make(world, out, workers=workers, progress=progress)}
+
+    show.run(work, "glint/synth-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(result: dict[str, Any]) -> str:
+    return (
+        f"{result['images']} images of {result['persons']} persons under {result['identities']} "
+        f"labels, {result['damaged']} damaged, {result['flipped']} flipped, {result['pairs']} "
+        f"pairs of unseen persons -> {result['out']}\n"
+        f"Next: glint shard {result['out']} DATASET"
+    )
