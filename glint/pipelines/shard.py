@@ -23,7 +23,7 @@ from glint.errors import BudgetError, BusyError, GlintError, InputError, Mismatc
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import stage
-from glint.shards import commit, image, parquet
+from glint.shards import commit, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT
 from glint.shards.sources import open_source, recognise, reopen
@@ -240,7 +240,9 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
         "shards": [{k: entry[k] for k in ("name", "samples", "bytes", "sha256")}
                    for entry in entries],
         "seed": plan.options.seed, "samples_per_shard": plan.options.samples_per_shard,
-        "digest": "sha256:" + hasher.hexdigest()}
+        "digest": "sha256:" + hasher.hexdigest(), "files": [seal.entry(out / name) for name in (
+            "samples.parquet", "identities.parquet", "quarantine.parquet")]}
+    manifest = seal.sealed(manifest)
     commit.write_json(out / "manifest.json", manifest)
     return manifest
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow as pa
 from glint.errors import InputError
 from glint.manifests import tables
 from glint.shards import commit as files
-from glint.shards import parquet
+from glint.shards import parquet, seal
 
 Ints = npt.NDArray[np.int64]
 
@@ -111,28 +110,16 @@ def current(root: str | os.PathLike[str], classes: int) -> LabelTable:
 
 
 def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return what was applied, undone and redone, oldest first."""
+    """Return what was applied, undone and redone, oldest first. Raises InputError GL0304."""
     path = _folder(root) / "history.jsonl"
-    lines: list[dict[str, Any]] = []
-    if not path.exists():
-        return lines
-    for raw in path.read_bytes().splitlines():
-        try:
-            value = json.loads(raw)
-        except ValueError:
-            continue  # the torn last line of a killed run, which changed nothing
-        if isinstance(value, dict):
-            lines.append(value)
+    lines, bad = seal.lines(path)
+    if bad is not None:
+        raise _bad(f"expected a sealed line, found damage at byte {bad}", str(path))
     return lines
 
 
 def _note(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
-    path = _folder(root) / "history.jsonl"
-    with files.writing(path):
-        data = path.read_bytes() if path.exists() else b""
-    if data and not data.endswith(b"\n"):
-        data = data[:data.rfind(b"\n") + 1]
-    files.write_bytes(path, data + json.dumps(entry, sort_keys=True).encode() + b"\n")
+    seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
 
 
 def _switch(root: str | os.PathLike[str], version: int) -> None:
@@ -164,7 +151,9 @@ def commit(root: str | os.PathLike[str], target: Ints, masks: Ints,
                       pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=tables.MASKS))
         parquet.write(folder / _name(version),
                       pa.table([label_C, target_C], schema=tables.LABELS))
-        _note(root, {"op": "apply", "version": version, "from": before, "why": why})
+        made = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
+        _note(root, {"op": "apply", "version": version, "from": before, "why": why,
+                     "files": made})
         _switch(root, version)
     return version
 
