@@ -8,6 +8,7 @@ Only DATASET/labels changes; no shard is opened.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def read(folder: Path) -> Decisions:
                              where=str(path))
         named = about["dataset"]
         digest, version = str(named["digest"]), int(named["label_version"])
-        places = [folder / str(named["path"]), Path(str(named["absolute"]))]
+        places = [Path(os.path.normpath(folder / str(named["path"]))),
+                  Path(str(named["absolute"]))]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("GL0501", f"lacks or spoils {error}", where=str(path)) from None
     root = next((p for p in places if (p / "manifest.json").is_file()), places[-1])

@@ -84,9 +84,9 @@ def embed(dataset: Source, model: Recogniser, out: Path, *, batch: int = 64, fli
     other inputs, BusyError when another run writes there, InputError when no image can be embedded.
     """
     plan = {"format": FORMAT, "dataset": dataset.digest, "model": model.digest,
-            "name": model.name, "dim": int(model.dim), "size": int(model.size), "images": int(dataset.n),
-            "classes": int(dataset.classes), "flip": flip, "dtype": dtype, "trim": trim,
-            "block": block}
+            "name": model.name, "dim": int(model.dim), "size": int(model.size),
+            "images": int(dataset.n), "classes": int(dataset.classes), "flip": flip,
+            "dtype": dtype, "trim": trim, "block": block}
     if dtype not in ("float16", "float32"):
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}",
                          where="--dtype")
@@ -300,7 +300,8 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
     failed = sum(failures.values())
     if failed == dataset.n:
         raise InputError("GL0402", f"none of {dataset.n} images could be embedded: {failures}",
-                         where=str(out), hint=f"images must be JPEGs of {plan['size']}x{plan['size']} pixels")
+                         where=str(out), hint="the model takes JPEGs of "
+                         f"{plan['size']}x{plan['size']} pixels")
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
     with commit.atomic(out / "centres.npy") as file:
         np.save(file, centre_CD)

@@ -104,18 +104,18 @@ def prior_rho(samples: Samples, *, seed: int = 0, most: int = 2000) -> float:
 
 
 def judge(x_nD: npt.NDArray[np.float32], y_mD: npt.NDArray[np.float32], prior: float, *,
-          cosine: float, n: int, m: int) -> tuple[float, float, float]:
-    """Return (cross mean, cross 10 % quantile, score) of two sets of unit rows.
+          cosine: float, n: int, m: int) -> tuple[float, float]:
+    """Return (cross mean, score) of two sets of unit rows.
 
     cosine: of the two centres, means over n and m samples, of which the rows may be a part.
     """
-    cross_nm = x_nD @ y_mD.T
-    mean = float(cross_nm.mean(dtype=np.float64))
+    a_D, b_D = x_nD.mean(axis=0, dtype=np.float64), y_mD.mean(axis=0, dtype=np.float64)
+    mean = float(a_D @ b_D)
     rho_a = shrunk(mean_cosine(x_nD), len(x_nD), prior)
     rho_b = shrunk(mean_cosine(y_mD), len(y_mD), prior)
     by_samples = mean / np.sqrt(rho_a * rho_b)
     by_centres = cosine / centre_cosine(rho_a, rho_b, n, m)
-    return mean, float(np.quantile(cross_nm, 0.1)), float(min(by_samples, by_centres))
+    return mean, float(min(by_samples, by_centres))
 
 
 def collect(samples: Samples, a: Labels, b: Labels, cosine: Reals, prior: float, *,
@@ -129,7 +129,8 @@ def collect(samples: Samples, a: Labels, b: Labels, cosine: Reals, prior: float,
             held, x_nD = label, samples.unit(samples.rows(label))
         y_mD = samples.unit(samples.rows(other))
         if len(x_nD) and len(y_mD):
-            out_K3[k] = judge(x_nD, y_mD, prior, cosine=float(cosine[k]),
-                              n=int(samples.count_C[label]), m=int(samples.count_C[other]))
+            mean, score = judge(x_nD, y_mD, prior, cosine=float(cosine[k]),
+                                n=int(samples.count_C[label]), m=int(samples.count_C[other]))
+            out_K3[k] = mean, np.quantile(x_nD @ y_mD.T, 0.1), score
         progress(done, len(a))
     return Evidence(out_K3[:, 0], out_K3[:, 1], out_K3[:, 2])

@@ -30,10 +30,14 @@ def picture(label: int, number: int) -> bytes:
 
 @pytest.fixture
 def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
-    """Return make(counts, names=None, folder="data set"): one shard, rows label by label."""
+    """Return make(counts, ...): one shard, rows label by label.
+
+    same_as: label -> the label whose person it shows, under numbers of its own.
+    """
 
     def make(counts: list[int], names: list[str] | None = None,
-             folder: str = "set", images: bool = True) -> Dataset:
+             folder: str = "set", images: bool = True,
+             same_as: dict[int, int] | None = None) -> Dataset:
         root = tmp_path / folder
         (root / "data").mkdir(parents=True)
         rows: dict[str, list] = {name: [] for name in tables.SAMPLES.names}
@@ -41,7 +45,9 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for label, count in enumerate(counts):
                 for number in range(count):
-                    data = picture(label, number) if images else b"%d/%d" % (label, number)
+                    who = (same_as or {}).get(label, label)
+                    other = 1000 * (who != label) + number
+                    data = picture(who, other) if images else b"%d/%d" % (label, number)
                     key = f"{len(rows['key']):09d}"
                     info = tarfile.TarInfo(f"{key}.jpg")
                     info.size = len(data)

@@ -1,0 +1,100 @@
+"""Laws of relabelling: dense, order-free, idempotent, faithful to groups and masks."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glint.pipelines.decisions import relabel
+from glint.shards import commit, labels
+
+CLASSES = 12
+groups_of = st.lists(st.integers(0, CLASSES), min_size=CLASSES, max_size=CLASSES)
+pairs_of = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)).filter(
+    lambda p: p[0] < p[1]), max_size=8)
+
+
+def groups_from(owner: list[int]) -> list[np.ndarray]:
+    """Labels with the same owner above 5 are one group."""
+    owners = np.array(owner)
+    found = [np.flatnonzero(owners == o) for o in range(6, CLASSES + 1)]
+    return [g for g in found if len(g) > 1]
+
+
+def as_masks(pairs: list[tuple[int, int]]) -> np.ndarray:
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def dense(target: list[int]) -> np.ndarray:
+    """Turn any numbers into a valid label version; 0 is dropped."""
+    value = np.array(target)
+    out = np.full(len(value), -1)
+    out[value > 0] = np.unique(value[value > 0], return_inverse=True)[1]
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(start=groups_of, owner=groups_of, masks=pairs_of, old=pairs_of,
+       order=st.randoms(use_true_random=False))
+def test_relabelling(start: list[int], owner: list[int], masks: list[tuple[int, int]],
+                     old: list[tuple[int, int]], order) -> None:
+    before = dense(start)
+    classes = int(before.max(initial=-1)) + 1
+    old_m2 = as_masks(sorted({p for p in old if p[1] < classes}))
+    groups, mask_m2 = groups_from(owner), as_masks(masks)
+    after, fresh = relabel(before, old_m2, groups, mask_m2)
+
+    kept = np.unique(after[after >= 0])
+    np.testing.assert_array_equal(kept, np.arange(len(kept)))  # dense
+    np.testing.assert_array_equal(after == -1, before == -1)  # nothing dropped, nothing revived
+    for group in groups:
+        assert len(np.unique(after[group][before[group] >= 0])) <= 1  # merged
+    for target in range(classes):
+        assert len(np.unique(after[before == target])) == 1  # what was one stays one
+    merged = sum(max(len(np.unique(before[g][before[g] >= 0])) - 1, 0) for g in groups)
+    assert len(kept) >= classes - merged  # nothing else merges
+    if not groups:
+        np.testing.assert_array_equal(after, before)
+
+    want = set()
+    for a, b in mask_m2:
+        want.add(tuple(sorted((int(after[a]), int(after[b])))))
+    for a, b in old_m2:
+        new = [int(after[np.flatnonzero(before == t)[0]]) for t in (a, b)]
+        want.add(tuple(sorted(new)))
+    assert {tuple(p) for p in fresh.tolist()} == {p for p in want if 0 <= p[0] < p[1]}
+
+    shuffled = [group[::-1] for group in groups]
+    order.shuffle(shuffled)
+    rows = list(mask_m2[:, ::-1])
+    order.shuffle(rows)
+    turned_m2 = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    other, other_masks = relabel(before, old_m2, shuffled, turned_m2)
+    np.testing.assert_array_equal(other, after)  # order of decisions does not matter
+    np.testing.assert_array_equal(other_masks, fresh)
+    twice, masks_twice = relabel(after, fresh, groups, mask_m2)
+    np.testing.assert_array_equal(twice, after)  # idempotent
+    np.testing.assert_array_equal(masks_twice, fresh)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=st.lists(st.tuples(groups_of, pairs_of), min_size=1, max_size=3))
+def test_apply_then_undo_is_the_identity(steps: list) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        commit.write_json(root / "manifest.json", {"identities": CLASSES})
+        versions = [labels.current(root, CLASSES)]
+        for owner, masks in steps:
+            now = versions[-1]
+            target, fresh = relabel(now.target, now.masks, groups_from(owner), as_masks(masks))
+            labels.commit(root, target, fresh, {})
+            versions.append(labels.current(root, CLASSES))
+        for before in reversed(versions[:-1]):
+            assert labels.undo(root) == before.version
+            now = labels.current(root, CLASSES)
+            np.testing.assert_array_equal(now.target, before.target)
+            np.testing.assert_array_equal(now.masks, before.masks)

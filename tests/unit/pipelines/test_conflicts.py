@@ -1,0 +1,144 @@
+"""From a dataset and its embeddings to tables and a page, and on to labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+
+from glint.errors import BusyError, UsageError
+from glint.pipelines import conflicts, decisions, embed
+from glint.pipelines.verdicts import Options
+from glint.shards import labels
+from glint.shards.index import Dataset
+
+
+class Blocks:
+    """A recogniser of the coloured blocks that the pictures show."""
+
+    name, dim, size, digest = "blocks", 147, 112, "sha256:blocks"
+
+    def embed(self, image_nHWC: np.ndarray) -> np.ndarray:
+        x = image_nHWC.reshape(-1, 7, 16, 7, 16, 3).mean((2, 4)).reshape(len(image_nHWC), -1)
+        return (x - 127.5).astype(np.float32)
+
+
+COUNTS = [4, 3, 5, 6, 2, 4, 0, 3] * 4
+NAMES = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'] + [
+    f"person {i}" for i in range(2, 32)]
+
+
+@pytest.fixture
+def dataset(make_dataset) -> Dataset:
+    """Thirty-two identities; 20 shows person 3, and 29 shows person 0."""
+    return make_dataset(COUNTS, NAMES, same_as={20: 3, 29: 0})
+
+
+@pytest.fixture
+def emb(dataset: Dataset, tmp_path: Path) -> embed.Embeddings:
+    embed.embed(dataset, Blocks(), tmp_path / "emb")
+    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+
+
+def files(root: Path) -> dict[str, str]:
+    return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.tar")}
+
+
+def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+    out = tmp_path / "conf"
+    shards = files(dataset.root)
+    got = conflicts.run(dataset, emb, out, Options(), command="glint dedup-conflicts x")
+    assert got["merge"] == 2
+    assert (got["groups"], got["largest_group"], got["groups_refused"]) == (2, 2, 0)
+    assert (got["identities"], got["identities_after"], got["calibrated"]) == (32, 30, True)
+    assert got["pairs"] == got["merge"] + got["mask"] + got["keep"]
+    assert got["classes_excluded"] == 4  # identities without an image
+
+    pairs = pq.read_table(out / "pairs.parquet").to_pylist()
+    merged = [p for p in pairs if p["verdict"] == "merge"]
+    assert [(p["a"], p["b"]) for p in merged] == [(0, 29), (3, 20)]
+    for p in merged:
+        assert p["cross_q10"] <= p["cross_mean"] < p["cosine"] <= 1
+        assert p["score"] == pytest.approx(1, abs=0.15)
+        assert (p["n_a"], p["n_b"]) == (COUNTS[p["a"]], COUNTS[p["b"]])
+    groups = pq.read_table(out / "groups.parquet").to_pydict()
+    assert groups == {"group": [0, 0, 1, 1], "label": [0, 29, 3, 20]}
+    about = json.loads((out / "conflicts.json").read_text())
+    assert about["dataset"]["digest"] == dataset.digest
+    assert about["embeddings"]["model"] == "sha256:blocks"
+
+    result = decisions.apply(out)
+    assert result["classes"] == 30
+    assert files(dataset.root) == shards
+    target = labels.current(dataset.root, 32).target
+    assert target[29] == target[0]
+    assert target[20] == target[3]
+
+    rest = conflicts.run(dataset, emb, tmp_path / "again", Options())
+    assert rest["merge"] == 0  # what is merged does not come back
+    decisions.undo(out)
+
+
+def test_two_runs_write_the_same_tables(dataset: Dataset, emb: embed.Embeddings,
+                                        tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        conflicts.run(dataset, emb, tmp_path / name, Options())
+    conflicts.run(dataset, emb, tmp_path / "b", Options())  # over its own output
+    for name in ("pairs.parquet", "groups.parquet"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_page_holds_original_faces_and_is_private(
+    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+) -> None:
+    import base64
+
+    out = tmp_path / "conf"
+    conflicts.run(dataset, emb, out, Options())
+    page = (out / "report.html").read_text()
+    assert stat.S_IMODE((out / "report.html").stat().st_mode) == 0o600
+    for row in dataset.rows_of(0):
+        assert base64.b64encode(dataset.read(int(row))).decode() in page
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "biometric" in page
+
+    conflicts.run(dataset, emb, out, Options(), thumbs=False)
+    bare = (out / "report.html").read_text()
+    assert "data:image" not in bare
+    assert "no faces" in bare
+    assert simplejpeg.is_jpeg(dataset.read(0))
+
+
+def test_threshold_low_and_cap(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+    got = conflicts.run(dataset, emb, tmp_path / "t", Options(threshold=-1.0), thumbs=False)
+    assert got["low"] == -1.0
+    assert got["pairs"] == 28 * 27 / 2
+    assert got["merge"] == 0  # one group of 28 is over the cap: masked
+    assert got["groups_refused"] == 1
+    reasons = set(pq.read_table(tmp_path / "t/pairs.parquet")["reason"].to_pylist())
+    assert reasons == {"28 identities in one group, more than 8"}
+
+
+def test_foreign_folder_is_left_alone(dataset: Dataset, emb: embed.Embeddings,
+                                      tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep me")
+    with pytest.raises(BusyError, match=r"GL0004.*not empty and holds no conflicts"):
+        conflicts.run(dataset, emb, tmp_path / "mine", Options())
+
+
+@pytest.mark.parametrize(("option", "what"), [
+    ({"threshold": 1.5}, "--threshold: expected a cosine, from -1 to 1, found 1.5"),
+    ({"low": float("nan")}, "--low: expected a cosine"),
+    ({"cap": 1}, "--cap: expected at least 2, found 1"),
+])
+def test_bad_options(option: dict, what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        Options(**option)
