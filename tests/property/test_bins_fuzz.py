@@ -40,7 +40,7 @@ def outcome(content: bytes) -> None:
             assert all(isinstance(image, bytes) for image in pairs.images)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     st.sampled_from(SEEDS),
     st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=5)), min_size=1, max_size=4),
@@ -53,7 +53,7 @@ def test_mutated_packs(seed: bytes, edits: list[tuple[float, bytes]]) -> None:
     outcome(bytes(content))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.one_of(CODES, st.binary(max_size=3)), max_size=40))
 def test_invented_packs(parts: list[bytes]) -> None:
     outcome(b"".join(parts) + b".")
