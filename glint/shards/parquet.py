@@ -35,6 +35,34 @@ def _reading(path: str | os.PathLike[str], code: str) -> Iterator[None]:
         raise InputError(code, f"the table is damaged: {what}", where=os.fspath(path)) from None
 
 
+def _check_columns(found: pa.Schema, schema: pa.Schema | None, columns: Sequence[str] | None,
+                   code: str, path: str | os.PathLike[str]) -> None:
+    for field in schema or ():
+        if columns is not None and field.name not in columns:
+            continue
+        at = found.get_field_index(field.name)
+        if at < 0:
+            raise InputError(code, f"the column {field.name!r} is missing; found "
+                             f"{', '.join(found.names)}", where=os.fspath(path))
+        if found.field(at).type != field.type:
+            raise InputError(code, f"the column {field.name!r} should be {field.type}, "
+                             f"found {found.field(at).type}", where=os.fspath(path))
+
+
+def groups(path: str | os.PathLike[str], schema: pa.Schema, *,
+           columns: Sequence[str] | None = None, code: str = "GL0301") -> Iterator[pa.Table]:
+    """Read a table one row group after the other, verifying page checksums.
+
+    Raises InputError `code`, when the damaged group is reached.
+    """
+    with _reading(path, code), Path(path).open("rb") as handle:
+        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        _check_columns(file.schema_arrow, schema, columns, code, path)
+        for group in range(file.num_row_groups):
+            yield file.read_row_group(
+                group, columns=list(columns) if columns is not None else None, use_threads=False)
+
+
 def read(path: str | os.PathLike[str], schema: pa.Schema | None = None, *,
          columns: Sequence[str] | None = None, code: str = "GL0301") -> pa.Table:
     """Read a table, verifying page checksums.
@@ -44,16 +72,6 @@ def read(path: str | os.PathLike[str], schema: pa.Schema | None = None, *,
     """
     with _reading(path, code), Path(path).open("rb") as handle:
         file = pq.ParquetFile(handle, page_checksum_verification=True)
-        found = file.schema_arrow
-        for field in schema or ():
-            if columns is not None and field.name not in columns:
-                continue
-            at = found.get_field_index(field.name)
-            if at < 0:
-                raise InputError(code, f"the column {field.name!r} is missing; found "
-                                 f"{', '.join(found.names)}", where=os.fspath(path))
-            if found.field(at).type != field.type:
-                raise InputError(code, f"the column {field.name!r} should be {field.type}, "
-                                 f"found {found.field(at).type}", where=os.fspath(path))
+        _check_columns(file.schema_arrow, schema, columns, code, path)
         return file.read(columns=list(columns) if columns is not None else None,
                          use_threads=False)

@@ -1,0 +1,71 @@
+"""`glint verify`: is a dataset still what was written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("verify")(verify)
+
+
+def verify(
+    dataset: Path = typer.Argument(..., help="A folder that glint shard wrote."),
+    deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard, once."),
+    workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read, read nothing."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Check every file of a dataset and name all that is not as it was written."""
+    bad: list[dict[str, Any]] = []
+
+    def work() -> dict[str, Any]:
+        import os
+
+        from glint.shards import verify as check
+
+        if dry_run:
+            return {"dry_run": True, "dataset": str(dataset), "deep": deep,
+                    **check.survey(dataset)}
+        with show.progress("verify") as progress:
+            count = workers or len(os.sched_getaffinity(0))
+            result = check.verify(dataset, deep=deep, workers=count, progress=progress)
+        bad.extend([] if result["ok"] else [result])
+        return result
+
+    show.run(work, "glint/verify-result@1", as_json, debug=debug, say=_say)
+    if bad:
+        from glint.errors import InputError
+
+        count = bad[0]["problem_count"]
+        show.fail(InputError("GL0306", f"{count} problem{'s' if count > 1 else ''} found",
+                             where=str(dataset), hint=bad[0]["hint"]))
+
+
+def _say(result: dict[str, Any]) -> str:
+    if result.get("dry_run"):
+        return (f"would read {result['files']} tables and {result['shards']} shards, "
+                f"{result['bytes'] / 1e6:.1f} MB")
+    lines = [f"bad          {line}" for line in result["shown"]]
+    more = result["problem_count"] - len(lines)
+    lines += [f"             and {more} more"] if more else []
+    lines += [f"note         {note}" for note in result["notes"]]
+    if "shards" in result:
+        read = "every byte" if result["deep"] else "tables, names, sizes and counts"
+        rate = ""
+        if result["deep"] and result["seconds"]:
+            rate = f", {result['bytes'] / 1e9 / result['seconds']:.2f} GB/s"
+        lines.append(f"checked      {read}: {result['shards']} shards, {result['samples']} samples, "
+                     f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}")
+    lines.append("result       " + ("all as written" if result["ok"]
+                                    else f"{result['problem_count']} problems"))
+    if result["ok"] and not result["deep"]:
+        lines.append(f"next         glint verify {result['dataset']} --deep")
+    return "\n".join(lines)
