@@ -62,7 +62,8 @@ def _say(result: dict[str, Any]) -> str:
         rate = ""
         if result["deep"] and result["seconds"]:
             rate = f", {result['bytes'] / 1e9 / result['seconds']:.2f} GB/s"
-        lines.append(f"checked      {read}: {result['shards']} shards, {result['samples']} samples, "
+        lines.append(f"checked      {read}: {result['shards']} shards, "
+                     f"{result['samples']} samples, "
                      f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}")
     lines.append("result       " + ("all as written" if result["ok"]
                                     else f"{result['problem_count']} problems"))

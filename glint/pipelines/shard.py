@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,9 @@ from glint.shards.sources.source import Source
 from glint.shards.strings import load_array
 from glint.shards.write import Shard
 
+# What writes one shard of a plan, and what joins them: other stages plan and join otherwise.
+Run = Callable[["Plan", int], dict[str, Any]]
+Merge = Callable[["Plan", list[dict[str, Any]], dict[str, Any]], dict[str, Any]]
 # A handful of bad records is let pass however small the set is.
 BAD_FLOOR = 16
 # Only these columns repeat enough for a dictionary.
@@ -89,15 +93,15 @@ def _state(out: Path) -> Path:
     return out / "_glint"
 
 
-def _differences(old: Any, new: Any, at: str = "") -> list[str]:
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
         return [line for key in sorted({*old, *new})
-                for line in _differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))]
+                for line in differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))]
     shown = [v["kind"] if isinstance(v, dict) and "kind" in v else v for v in (old, new)]
     return [] if old == new else [f"{at} was {shown[0]}, is {shown[1]}"]
 
 
-def _check_places(src: Path, out: Path) -> None:
+def check_places(src: Path, out: Path) -> None:
     """Refuse outputs that would harm something. Raises UsageError, BusyError."""
     if out.exists() and not out.is_dir():
         raise BusyError("GL0004", "expected a folder or nothing, found a file", where=str(out))
@@ -132,7 +136,7 @@ def make_plan(src: str | os.PathLike[str], out: str | os.PathLike[str],
     if (state / "plan.json").exists():
         stored = commit.read_json(state / "plan.json", "GL0006")
         if stored.get("fingerprint") != print_:
-            lines = _differences(stored.get("fingerprint"), print_)
+            lines = differences(stored.get("fingerprint"), print_)
             raise MismatchError("GL0006", "begun from other inputs or options: "
                                 + "; ".join(lines[:6]), where=str(out),
                                 hint="use the old ones, or another output")
@@ -262,7 +266,7 @@ def _finished(plan: Plan, journal: commit.Journal) -> dict[int, dict[str, Any]]:
     return good
 
 
-def _whole(out: Path) -> dict[str, Any]:
+def whole(out: Path) -> dict[str, Any]:
     """Return the manifest of a finished dataset. Raises InputError GL0302 for a lost shard."""
     manifest = commit.read_json(out / "manifest.json")
     for entry in manifest["shards"]:
@@ -275,7 +279,7 @@ def _whole(out: Path) -> dict[str, Any]:
     return manifest
 
 
-def _result(manifest: dict[str, Any], out: Path, resumed: int) -> dict[str, Any]:
+def _result(manifest: dict[str, Any], resumed: int, out: Path) -> dict[str, Any]:
     keep = ("read", "written", "quarantined", "quarantine_reasons", "identities")
     return {**{key: manifest[key] for key in keep}, "shards": len(manifest["shards"]),
             "digest": manifest["digest"], "out": str(out),
@@ -322,7 +326,7 @@ def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Opt
         raise UsageError("GL0002", f"expected a share from 0 to 1, found {max_bad}",
                          where="--max-bad")
     recognise(src)
-    _check_places(src, out)
+    check_places(src, out)
     fresh = not out.exists()
     state = _state(out)
     commit.make_dir(state)
@@ -336,15 +340,17 @@ def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Opt
                     out.rmdir()
             raise
         if (out / "manifest.json").exists():
-            result = _result(_whole(out), out, len(plan.spans()))
+            result = _result(whole(out), len(plan.spans()), out)
         else:
-            result = _write(plan, facts, workers, progress)
-        _tidy(plan)
+            result = _result(*write(plan, facts, workers, progress), out)
+        tidy(plan)
     _check_budget(result, max_bad)
     return result
 
 
-def _write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress) -> dict[str, Any]:
+def write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress, *,
+          run: Run = run, merge: Merge = merge) -> tuple[dict[str, Any], int]:
+    """Run the shards that are not done yet, then merge; return the manifest and how many were."""
     out, spans = Path(plan.out), plan.spans()
     for folder in (out / "data", plan.parts):
         commit.make_dir(folder)
@@ -373,13 +379,13 @@ def _write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress) 
 
         todo = [i for i in range(len(spans)) if i not in done]
         stage.each(run, plan, todo, workers, finish)
-        return _result(merge(plan, [done[i] for i in range(len(spans))], facts), out, resumed)
+        return merge(plan, [done[i] for i in range(len(spans))], facts), resumed
     finally:
         journal.close()
         _open.cache_clear()
 
 
-def _tidy(plan: Plan) -> None:
+def tidy(plan: Plan) -> None:
     """Remove what only an unfinished dataset needs; plan.json stays and tells a rerun who it is."""
     shutil.rmtree(plan.parts, ignore_errors=True)
     shutil.rmtree(plan.folder, ignore_errors=True)
