@@ -349,7 +349,7 @@ def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Opt
 
 
 def write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress, *,
-          run: Run = run, merge: Merge = merge) -> tuple[dict[str, Any], int]:
+          work: Run | None = None, join: Merge | None = None) -> tuple[dict[str, Any], int]:
     """Run the shards that are not done yet, then merge; return the manifest and how many were."""
     out, spans = Path(plan.out), plan.spans()
     for folder in (out / "data", plan.parts):
@@ -378,8 +378,8 @@ def write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress, *
             progress(count, plan.n)
 
         todo = [i for i in range(len(spans)) if i not in done]
-        stage.each(run, plan, todo, workers, finish)
-        return merge(plan, [done[i] for i in range(len(spans))], facts), resumed
+        stage.each(work or run, plan, todo, workers, finish)
+        return (join or merge)(plan, [done[i] for i in range(len(spans))], facts), resumed
     finally:
         journal.close()
         _open.cache_clear()
