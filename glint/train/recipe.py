@@ -27,9 +27,10 @@ class Data(Table):
     workers: Count = 0
     threads: Count = 0  # decode threads per worker; 0 = one
     flip: bool = True
+    augment: Literal["none", "insightface", "lowlight"] = "none"
     verify: bool = True
     sampling: str = ""  # a sampling.parquet; "auto" = the dataset's own if present
-    block: Count = 0  # samples per shuffle block; 0 = the planner's choice
+    block: Count = 0  # samples per shuffle block, read sequentially; 0 = one by one, anywhere
 
 
 class Backbone(Table):
@@ -58,7 +59,7 @@ class Head(Table):
     lr_scale: Positive = 1.0
     threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
     masks: bool = True  # keep known same-person pairs of the label table apart
-    block: AtLeastOne = 16384  # classes per block of the streamed softmax
+    block: AtLeastOne = 2048  # classes per block of the streamed softmax
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield margins that the chosen kind of margin does not read."""

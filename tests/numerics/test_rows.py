@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from glint.errors import UsageError
-from glint.nn.heads.rows import DenseExact, LazyAdamW, row_rule
+from glint.nn.heads.rows import DenseExact, LazyAdamW, apply, row_rule
+from glint.nn.heads.storage import Store
 
 F64 = torch.float64
 
@@ -24,7 +25,7 @@ def test_none_by_hand():
     rule = row_rule("none", weight_decay=0.1)
     weight, state = table(rule)
     index, grad = torch.tensor([1, 3]), torch.tensor([[0.5], [-1.0]], dtype=F64)
-    rule.apply(weight, state, index, grad, step=0, lr=0.2)
+    apply(rule, weight, state, index, grad, step=0, lr=0.2)
     # 2 - 0.2 (0.5 + 0.1 * 2) = 1.86; 4 - 0.2 (-1 + 0.1 * 4) = 4.12
     close(weight[:, 0], [1, 1.86, 3, 4.12])
     assert state == {}
@@ -34,11 +35,11 @@ def test_v1_stale_by_hand():
     rule = row_rule("v1_stale", momentum=0.5, weight_decay=0.1)
     weight, state = table(rule)
     one = torch.tensor([1])
-    rule.apply(weight, state, one, torch.tensor([[1.0]], dtype=F64), step=0, lr=0.1)
+    apply(rule, weight, state, one, torch.tensor([[1.0]], dtype=F64), step=0, lr=0.1)
     # v = 1 + 0.1 * 2 = 1.2; w = 2 - 0.12 = 1.88
     close(state["momentum"][1], [1.2])
     close(weight[1], [1.88])
-    rule.apply(weight, state, one, torch.tensor([[-1.0]], dtype=F64), step=5, lr=0.1)
+    apply(rule, weight, state, one, torch.tensor([[-1.0]], dtype=F64), step=5, lr=0.1)
     # the momentum as it was left: v = 0.5 * 1.2 - 1 + 0.188 = -0.212; w = 1.88 + 0.0212
     close(state["momentum"][1], [-0.212])
     close(weight[:, 0], [1, 1.9012, 3, 4])
@@ -48,9 +49,9 @@ def test_lazy_decay_by_hand():
     rule = row_rule("lazy_decay", momentum=0.5, weight_decay=0.0)
     weight, state = table(rule)
     one = torch.tensor([1])
-    rule.apply(weight, state, one, torch.tensor([[1.0]], dtype=F64), step=0, lr=0.1)
+    apply(rule, weight, state, one, torch.tensor([[1.0]], dtype=F64), step=0, lr=0.1)
     close(weight[1], [1.9])
-    rule.apply(weight, state, one, torch.tensor([[0.0]], dtype=F64), step=3, lr=0.1)
+    apply(rule, weight, state, one, torch.tensor([[0.0]], dtype=F64), step=3, lr=0.1)
     # gap 2: v = 0.5 * (1 * 0.25) = 0.125; w = 1.9 - 0.0125
     close(state["momentum"][1], [0.125])
     close(weight[:, 0], [1, 1.8875, 3, 4])
@@ -67,10 +68,10 @@ def test_adamw_by_hand_and_against_torch():
         grad = torch.randn(3, 2, dtype=F64, generator=generator)
         dense.grad = grad.clone()
         optimiser.step()
-        rule.apply(weight, state, None, grad, step=step, lr=0.05)
+        apply(rule, weight, state, None, grad, step=step, lr=0.05)
     torch.testing.assert_close(weight, dense.detach(), rtol=1e-13, atol=1e-13)
     before = weight.clone()
-    rule.apply(weight, state, torch.tensor([0]), torch.ones(1, 2, dtype=F64), step=20, lr=0.05)
+    apply(rule, weight, state, torch.tensor([0]), torch.ones(1, 2, dtype=F64), step=20, lr=0.05)
     assert torch.equal(weight[1:], before[1:]) and not torch.equal(weight[0], before[0])
 
 
@@ -99,11 +100,11 @@ def test_dense_exact_equals_dense_sgd(dtype, tolerance, horizon):
             group["lr"] = moving_lr(step)
         optimiser.step()
         longest = max(longest, int((rule.now - state["last"]).max()))
-        rule.ready(weight, state, index)
-        rule.apply(weight, state, index, weight[index] - goal[index].to(dtype), step=step,
+        rule.ready(weight, state, index, Store(weight.dtype))
+        apply(rule, weight, state, index, weight[index] - goal[index].to(dtype), step=step,
                    lr=moving_lr(step))
     assert longest > min(40, horizon - 1)
-    rule.flush(weight, state)
+    rule.flush(weight, state, Store(weight.dtype))
     momentum = optimiser.state[dense]["momentum_buffer"]
     for found, truth in ((weight, dense.detach()), (state["momentum"], momentum)):
         assert (found.to(F64) - truth).norm() / truth.norm() < tolerance
@@ -120,7 +121,7 @@ def test_rows_that_did_not_play_keep_every_bit(name):
     others[index] = False
     for step in range(3):
         before = weight.clone(), {key: value.clone() for key, value in state.items()}
-        rule.apply(weight, state, index, torch.ones(3, 3), step=step, lr=0.1)
+        apply(rule, weight, state, index, torch.ones(3, 3), step=step, lr=0.1)
         assert torch.equal(weight[others], before[0][others])
         assert (weight[index] != before[0][index]).all()
         assert all(torch.equal(state[key][others], before[1][key][others]) for key in state)
@@ -137,9 +138,9 @@ def test_all_rows_at_once_equals_all_rows_by_index(name, monkeypatch):
         state = rule.state(weight)
         generator.manual_seed(1)
         for step in range(4):
-            rule.ready(weight, state, index)
+            rule.ready(weight, state, index, Store(weight.dtype))
             grad = torch.randn(10, 3, dtype=F64, generator=generator)
-            rule.apply(weight, state, index, grad, step=step, lr=0.1)
+            apply(rule, weight, state, index, grad, step=step, lr=0.1)
         ends.append(weight)
     assert torch.equal(*ends) and not torch.equal(ends[0], start)
 

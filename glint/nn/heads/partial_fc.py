@@ -1,7 +1,7 @@
 """Partial FC: what is stored, and one step of it (arXiv 2010.05222, arXiv 2203.15565).
 
 Which classes are mine: `dist.span`; which play: `sample`; what the loss is: `softmax`; how rows
-move: `rows`; who must not repel whom: `masks`.
+move: `rows`; how they are kept: `storage`; who must not repel whom: `masks`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.rows import row_rule
+from glint.nn.heads.rows import apply, row_rule
 from glint.nn.heads.sample import sampled_classes, stream_key
-from glint.nn.heads.softmax import gather_batch, margin_softmax
+from glint.nn.heads.softmax import Trace, gather_batch, margin_softmax
+from glint.nn.heads.storage import Playing, Store
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, C classes, c on this rank, k rows that play, D embedding
 
 _INIT_STD = 0.01
 _INIT_BLOCK = 1024  # classes that share one generator
+_KEEP = 64 << 20  # bytes of exponentials to hold between the loss and the update
 
 
 class PartialFC(nn.Module):
@@ -40,34 +42,38 @@ class PartialFC(nn.Module):
                  rate: float = 1.0, rule: str = "none", momentum: float = 0.9,
                  weight_decay: float = 5e-4, threshold: float = 0.0, masks: Any = None,
                  world: World | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
-                 block: int = 16384, ddp_mean: bool = True) -> None:
+                 block: int = 2048, ddp_mean: bool = True, gemm: str = "float32",
+                 storage: str = "float32", keep: int = _KEEP) -> None:
         """Make the head; classes and dim are those of the whole table.
 
         rate: share of classes that play at a step, 0 = those of the batch, 1 = all; rule: a name of
         `rows.RULES`; threshold: drop negatives of a higher cosine, 0 = none; masks: (m, 2) labels
         known to be one person; block: class rows per block of logits; ddp_mean: multiply feature
-        gradients by the world size (see `softmax`). Raises UsageError (GL0002) for an option out
-        of range, InputError (GL0304) for bad masks.
+        gradients by the world size (see `softmax`); dtype: what is computed in; gemm "bf16": round
+        the operands of matrix products; storage "bf16": keep centres and their state in bf16,
+        stochastically rounded; keep: bytes of exponentials held instead of computed twice. Raises
+        UsageError (GL0002) for an option out of range, InputError (GL0304) for bad masks.
         """
         super().__init__()
-        _check_options(classes, dim, rate, scale, block, dtype)
+        _check_options(classes, dim, rate, scale, block, dtype, gemm, storage)
         self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
         self.rate, self.threshold, self.seed, self.block = rate, threshold, seed, block
-        self.ddp_mean = ddp_mean
+        self.ddp_mean, self.gemm, self.keep = ddp_mean, gemm, keep
         self.world = World() if world is None else world
         self.span = span(classes, self.world.size, self.world.rank)
         self.rule = row_rule(rule, momentum=momentum, weight_decay=weight_decay)
         self.weight: Tensor
         self.register_buffer("weight", initial_centres(
-            self.span.start, self.span.stop, dim, seed=seed, dtype=dtype,
-            device=self.world.device))
+            self.span.start, self.span.stop, dim, seed=seed,
+            dtype=torch.bfloat16 if storage == "bf16" else dtype, device=self.world.device))
+        self.store = Store(dtype, seed=seed, first=self.span.start)
         self._names = tuple(state := self.rule.state(self.weight))
         for name in self._names:
             self.register_buffer(name, state[name])
         self._pairs = None
         if masks is not None and len(masks):
             self._pairs = KnownPairs(masks, classes, self.span, self.world.device)
-        self._pending: list[tuple[Tensor | None, Tensor]] = []
+        self._pending: list[Trace] = []
         self._seen: list[Tensor] = []
 
     def forward(self, feature_nD: Tensor, label_n: Tensor, *, step: int,
@@ -78,24 +84,20 @@ class PartialFC(nn.Module):
         a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
         """
         batch = gather_batch(feature_nD, label_n, self.world, self.classes,
-                             dtype=self.weight.dtype, counts=counts)
+                             dtype=self.store.compute, counts=counts)
         playing_k = sampled_classes(batch.label_N, self.classes, self.rate, seed=self.seed,
                                     step=step, span=self.span)
         index_k = None if playing_k is None else playing_k - self.span.start
-        self.rule.ready(self.weight, self._state(), index_k)
-        centre_kD = self.weight.detach() if index_k is None else (
-            self.weight.index_select(0, index_k))
-        if torch.is_grad_enabled():
-            centre_kD.requires_grad_()
-            centre_kD.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                self._keeper(index_k))
+        with torch.no_grad():
+            self.rule.ready(self.weight, self._state(), index_k, self.store)
         masked = None
         if self._pairs is not None:
             masked = self._pairs.entries(batch.label_N, playing_k, self.block)
         loss, *self._seen = margin_softmax(
-            feature_nD, centre_kD, batch, self._targets(batch.label_N, playing_k),
-            margin=self.margin, scale=self.scale, world=self.world, threshold=self.threshold,
-            masked=masked, block=self.block, ddp_mean=self.ddp_mean)
+            feature_nD, Playing(self.weight, index_k, self.store, self.block), batch,
+            self._targets(batch.label_N, playing_k), margin=self.margin, scale=self.scale,
+            world=self.world, keeper=self._pending.append, threshold=self.threshold, masked=masked,
+            ddp_mean=self.ddp_mean, gemm=self.gemm, keep=self.keep)
         return loss
 
     @torch.no_grad()
@@ -105,10 +107,32 @@ class PartialFC(nn.Module):
         divide: what their gradients were multiplied by (passes accumulated, loss scale). Call it
         once per optimiser step, with steps that rise.
         """
-        index_k, grad_kD = self._collected()
-        if divide != 1.0:
-            grad_kD = grad_kD / divide
-        self.rule.apply(self.weight, self._state(), index_k, grad_kD, step=step, lr=lr)
+        pending, self._pending = self._pending, []
+        self.store.step = step
+        if len(pending) == 1:  # gradient, rule and write-back block by block, while it is in cache
+            trace, state = pending[0], self._state()
+            playing = trace.playing
+            for number in range(len(playing)):
+                at, centre_bD = playing.at(number), playing.take(number)
+                grad_bD = trace.gradient(number, centre_bD)
+                if divide != 1.0:
+                    grad_bD.div_(divide)
+                self.rule.move(centre_bD, state, at, grad_bD, self.store, step=step, lr=lr)
+                self.store.put(self.weight, at, centre_bD, 0)
+            self.rule.done(self.weight, state, playing.index_k, self.store, step=step, lr=lr)
+            trace.release()
+            return
+        index_k, grad_kD = self._joined(pending)
+        apply(self.rule, self.weight, self._state(), index_k, grad_kD.div_(divide), step=step,
+              lr=lr, store=self.store)
+
+    @torch.no_grad()
+    def gradient(self) -> tuple[Tensor | None, Tensor]:
+        """Give (rows, their gradient (k, D)) since the last update; rows None are all of them.
+
+        For looking at: `update` does not need it and works block by block.
+        """
+        return self._joined(self._pending)
 
     def drop(self) -> None:
         """Forget the gradients since the last update: the step is skipped."""
@@ -121,7 +145,7 @@ class PartialFC(nn.Module):
         Rows that a `dense_exact` head owes are paid here, which may move later results by rounding:
         two runs are equal to the bit when they save at the same steps.
         """
-        self.rule.flush(self.weight, self._state())
+        self.rule.flush(self.weight, self._state(), self.store)
         return self.span.start, self.span.stop, {"weight": self.weight, **self._state()}
 
     @torch.no_grad()
@@ -150,34 +174,27 @@ class PartialFC(nn.Module):
     def _state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._names}
 
-    def _keeper(self, index_k: Tensor | None) -> Callable[[Tensor], None]:
-        """Give a hook that keeps the gradient of the rows `index_k` once backward has made it."""
-
-        def keep(centre_kD: Tensor) -> None:
-            assert centre_kD.grad is not None
-            self._pending.append((index_k, centre_kD.grad))
-            centre_kD.grad = None
-
-        return keep
-
-    def _collected(self) -> tuple[Tensor | None, Tensor]:
-        """Take the kept gradients, those of one row added up."""
-        pending, self._pending = self._pending, []
+    def _joined(self, pending: Sequence[Trace]) -> tuple[Tensor | None, Tensor]:
+        """Give the gradient of several passes, those of one row added up."""
         if not pending:
             none = torch.empty(0, dtype=torch.int64, device=self.weight.device)
-            return none, self.weight.new_empty((0, self.dim))
-        index_k, grad_kD = pending[0]
-        if len(pending) == 1:
-            return index_k, grad_kD
-        if index_k is None:
-            for _, more_kD in pending[1:]:
-                grad_kD.add_(more_kD)
-            return None, grad_kD
-        joined_k = torch.unique(torch.cat([i for i, _ in pending if i is not None]))
-        total_kD = grad_kD.new_zeros((joined_k.numel(), self.dim))
-        for some_k, more_kD in pending:
-            assert some_k is not None
-            total_kD.index_add_(0, torch.searchsorted(joined_k, some_k), more_kD)
+            return none, torch.empty((0, self.dim), dtype=self.store.compute,
+                                     device=self.weight.device)
+        indices = [trace.playing.index_k for trace in pending]
+        every = [index for index in indices if index is not None]
+        joined_k = torch.unique(torch.cat(every)) if every else None
+        rows = self.weight.shape[0] if joined_k is None else joined_k.numel()
+        total_kD = torch.zeros((rows, self.dim), dtype=self.store.compute,
+                               device=self.weight.device)
+        for trace, index_k in zip(pending, indices):
+            playing = trace.playing
+            for number in range(len(playing)):
+                grad_bD = trace.gradient(number, playing.take(number))
+                piece = playing.rows(number)
+                if index_k is None or joined_k is None:
+                    total_kD[piece] += grad_bD
+                else:
+                    total_kD.index_add_(0, torch.searchsorted(joined_k, index_k[piece]), grad_bD)
         return joined_k, total_kD
 
     def _targets(self, label_N: Tensor, playing_k: Tensor | None) -> Tensor:
@@ -205,12 +222,15 @@ def initial_centres(start: int, stop: int, dim: int, *, seed: int, dtype: torch.
 
 
 def _check_options(classes: int, dim: int, rate: float, scale: float, block: int,
-                   dtype: torch.dtype) -> None:
+                   dtype: torch.dtype, gemm: str, storage: str) -> None:
+    kinds = ("float32", "bf16") if dtype == torch.float32 else ("float32",)
     checks = (("classes", classes, classes >= 1, "at least 1"),
               ("dim", dim, dim >= 1, "at least 1"),
               ("rate", rate, 0 <= rate <= 1, "0 to 1"), ("scale", scale, scale > 0, "above 0"),
               ("block", block, block >= 1, "at least 1"),
-              ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"))
+              ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),
+              ("gemm", gemm, gemm in kinds, f"{' or '.join(kinds)} in {dtype}"),
+              ("storage", storage, storage in kinds, f"{' or '.join(kinds)} in {dtype}"))
     for name, value, good, expected in checks:
         if not good:
             raise UsageError("GL0002", f"{name} is {value}, expected {expected}", where="head")

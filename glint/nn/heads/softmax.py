@@ -1,7 +1,11 @@
-"""Margin softmax cross-entropy over class rows that lie on many ranks; logits are never stored.
+"""Margin softmax cross-entropy over class rows that lie on many ranks; the logit matrix never is.
 
-One autograd function. Forward streams a log-sum-exp over blocks of class rows; backward computes
-each block again. Three collectives a step, at any world size:
+One autograd function works on blocks of class rows. Forward reads each block once: logits, a
+streamed log-sum-exp, and the feature gradient, which accumulates beside it and is rescaled when the
+running maximum moves (as in FlashAttention, arXiv 2205.14135). Centre gradients are made block by
+block where they are used (`Trace.gradient`, called by the row update), so no (k, D) gradient and no
+(k, D) copy of the rows exists. Exponentials are kept between the two while all of them fit into
+`keep` bytes, and computed again otherwise. Three collectives a step, at any world size:
 
 1. `gather_batch`: all_gather of unit features, their lengths and labels, packed into one buffer;
 2. forward: all_gather of (largest negative, its sum of exponents, target cosine) per sample;
@@ -11,11 +15,14 @@ The loss is the mean over the global batch and the same on every rank, to the bi
 feature gradient is multiplied by the world size, because DistributedDataParallel divides by it:
 after its mean the backbone gets the exact gradient of the loss. The gradient of the class rows is
 complete on the rank that owns them and needs no collective.
+
+gemm "bf16" rounds the operands of the three matrix products and their results to bf16 (sums inside
+a product are float32); targets, maxima, exponentials and sums stay float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +33,12 @@ from torch.autograd.function import once_differentiable
 from glint.dist.collectives import all_gather_rows, even, reduce_scatter_rows
 from glint.dist.world import World
 from glint.errors import InputError
+from glint.nn.heads.storage import Playing
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, W ranks, D embedding,
-# k class rows of this rank that play this step, b rows of one block, e masked entries
+# k class rows of this rank that play this step, b rows of one block, e masked entries,
+# t samples whose target is on this rank, in order of its row
 
 _TINY = 1e-12  # a shorter feature or centre counts as zero: no direction, no gradient
 
@@ -92,38 +101,41 @@ def gather_batch(feature_nD: Tensor, label_n: Tensor, world: World, classes: int
     return Batch(unit_ND, norm_N, label_N, counts, sum(counts[: world.rank]))
 
 
-def margin_softmax(feature_nD: Tensor, centre_kD: Tensor, batch: Batch, target_N: Tensor, *,
-                   margin: Margin, scale: float, world: World, threshold: float = 0.0,
-                   masked: Masked | None = None, block: int = 16384, ddp_mean: bool = True,
-                   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give (loss, cosine_N, hardest_N, length_k); differentiable in features and centres.
+def margin_softmax(feature_nD: Tensor, playing: Playing, batch: Batch, target_N: Tensor, *,
+                   margin: Margin, scale: float, world: World, keeper: Callable[[Trace], None],
+                   threshold: float = 0.0, masked: Masked | None = None, ddp_mean: bool = True,
+                   gemm: str = "float32", keep: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give (loss, cosine_N, hardest_N, length_k); differentiable in features.
 
-    feature_nD: this rank's features, those given to `gather_batch`; centre_kD: this rank's class
+    feature_nD: this rank's features, those given to `gather_batch`; playing: this rank's class
     rows, any length; target_N: the class row of each label, or -1 where another rank has it.
     A negative with cosine above `threshold` (if > 0) and every `masked` entry leave the
-    denominator: logit -inf, gradient exactly 0. cosine_N: target cosines; hardest_N: largest cosine
-    of a negative that counts, -inf where there is none; length_k: lengths of the class rows.
+    denominator: logit -inf, gradient exactly 0. keeper: gets what the row update needs once
+    backward has run; keep: bytes of exponentials to hold until then. cosine_N: target cosines;
+    hardest_N: largest cosine of a negative that counts, -inf where there is none; length_k: lengths
+    of the class rows.
     """
-    loss, cosine_N, hardest_N, length_k = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
-        feature_nD, centre_kD, batch, target_N, margin, scale, world, threshold, masked, block,
-        ddp_mean)
-    return loss, cosine_N, hardest_N, length_k
+    anchor = torch.zeros((), device=batch.unit_ND.device, requires_grad=True)  # so backward runs
+    learn = torch.is_grad_enabled()
+    trace = Trace(playing, batch, target_N, scale, threshold, masked, gemm, keep if learn else 0)
+    loss, cosine_N, hardest_N = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
+        feature_nD, anchor, trace, margin, world, ddp_mean, learn, keeper)
+    return loss, cosine_N, hardest_N, trace.length_k
 
 
 class _MarginSoftmax(torch.autograd.Function):
     """See `margin_softmax`."""
 
     @staticmethod
-    def forward(ctx: Any, feature_nD: Tensor, centre_kD: Tensor, batch: Batch, target_N: Tensor,
-                margin: Margin, scale: float, world: World, threshold: float,
-                masked: Masked | None, block: int, ddp_mean: bool,
-                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, feature_nD: Tensor, anchor: Tensor, trace: Trace, margin: Margin,
+                world: World, ddp_mean: bool, learn: bool, keeper: Callable[[Trace], None],
+                ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, scale = trace.batch, trace.scale
         with torch.autocast(feature_nD.device.type, enabled=False):
-            length_k = torch.linalg.vector_norm(centre_kD, dim=1)
-            blocks = _Blocks(batch, centre_kD, length_k, target_N, scale, threshold, masked, block)
-            largest_N, sum_N, cosine_N = _negatives(blocks)
+            mine_N, sum_N, pull_ND = trace.stream(learn)
+            largest_N, cosine_N = mine_N, trace.target_cosine()
             if world.size > 1:  # second collective
-                part_3N = torch.stack([largest_N, sum_N, cosine_N])
+                part_3N = torch.stack([mine_N, sum_N, cosine_N])
                 part_W3N = all_gather_rows(part_3N[None], world)
                 largest_N, sum_N = _joined(part_W3N[:, 0], part_W3N[:, 1])
                 cosine_N = part_W3N[:, 2].amax(0)  # -inf but on the owner
@@ -131,27 +143,26 @@ class _MarginSoftmax(torch.autograd.Function):
             target_logit_N = scale * with_margin_N
             logsum_N = torch.logaddexp(largest_N + sum_N.log(), target_logit_N)
             loss = (logsum_N - target_logit_N).mean()
+            if learn:  # the gradient of the unit features, but for the factor `upstream`
+                trace.logsum_N = logsum_N
+                trace.at_target_N = (torch.exp(target_logit_N - logsum_N) - 1) * slope_N
+                pull_ND.mul_(torch.exp(mine_N - logsum_N)[:, None])
+                trace.add_targets(pull_ND)
         hardest_N = largest_N / scale
-        ctx.save_for_backward(centre_kD, length_k, target_N, logsum_N, target_logit_N, slope_N)
-        ctx.batch, ctx.masked = batch, masked
-        ctx.plain = scale, world, threshold, block, ddp_mean
-        ctx.feature_dtype = feature_nD.dtype
-        ctx.mark_non_differentiable(cosine_N, hardest_N, length_k)
-        return loss, cosine_N, hardest_N, length_k
+        ctx.save_for_backward(pull_ND)
+        ctx.plain = trace, world, ddp_mean, feature_nD.dtype, keeper
+        ctx.mark_non_differentiable(cosine_N, hardest_N)
+        return loss, cosine_N, hardest_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        centre_kD, length_k, target_N, logsum_N, target_logit_N, slope_N = ctx.saved_tensors
-        scale, world, threshold, block, ddp_mean = ctx.plain
-        batch: Batch = ctx.batch
-        with torch.autocast(centre_kD.device.type, enabled=False):
-            blocks = _Blocks(batch, centre_kD, length_k, target_N, scale, threshold, ctx.masked,
-                             block)
-            weight = upstream.to(batch.unit_ND.dtype) * (scale / batch.size)  # stays on device
-            at_target_N = (torch.exp(target_logit_N - logsum_N) - 1) * slope_N * weight
-            unit_grad_ND, centre_grad_kD = _gradients(blocks, logsum_N, at_target_N, weight)
-            unit_grad_nD = reduce_scatter_rows(unit_grad_ND, world, batch.counts)  # third
+        pull_ND, = ctx.saved_tensors
+        trace, world, ddp_mean, dtype, keeper = ctx.plain
+        batch: Batch = trace.batch
+        with torch.autocast(pull_ND.device.type, enabled=False):
+            trace.weight = upstream.to(pull_ND.dtype) * (trace.scale / batch.size)  # on the device
+            unit_grad_nD = reduce_scatter_rows(pull_ND * trace.weight, world, batch.counts)  # third
             if ddp_mean:
                 unit_grad_nD = unit_grad_nD * world.size
             rows = slice(batch.start, batch.start + batch.counts[world.rank])
@@ -159,107 +170,161 @@ class _MarginSoftmax(torch.autograd.Function):
             along_n1 = (unit_grad_nD * unit_nD).sum(1, keepdim=True)
             feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * _inverse(
                 batch.norm_N[rows])[:, None]
-        return (feature_grad_nD.to(ctx.feature_dtype), centre_grad_kD, *[None] * 9)
+        keeper(trace)
+        return (feature_grad_nD.to(dtype), *[None] * 7)
 
 
-class _Blocks:
-    """Logits of the negatives, one block of class rows at a time, in one reused buffer."""
+class Trace:
+    """One pass over the class rows that play: what its loss, and later its row update, need.
 
-    def __init__(self, batch: Batch, centre_kD: Tensor, length_k: Tensor, target_N: Tensor,
-                 scale: float, threshold: float, masked: Masked | None, block: int) -> None:
-        self.unit_ND = batch.unit_ND
-        self.scale, self.scaled_ND = scale, batch.unit_ND * scale
-        self.centre_kD, self.target_N, self.masked = centre_kD, target_N, masked
-        self.inverse_k = _inverse(length_k)
+    `stream` goes over the blocks for the loss; `gradient` gives the gradient of one block's rows
+    once backward has set `weight`. Rows must be the same at both.
+    """
+
+    logsum_N: Tensor
+    at_target_N: Tensor  # d loss / d target cosine, but for `weight`
+    weight: Tensor  # upstream gradient * scale / N
+
+    def __init__(self, playing: Playing, batch: Batch, target_N: Tensor, scale: float,
+                 threshold: float, masked: Masked | None, gemm: str, keep: int) -> None:
+        self.playing, self.batch, self.scale, self.masked = playing, batch, scale, masked
         self.cut = scale * threshold if threshold > 0 else None
-        self.k, self.n = centre_kD.shape[0], batch.size
-        self.block = min(block, max(self.k, 1))
-        self.buffer = self.unit_ND.new_empty(self.n * self.block)
-        if masked is not None and masked.block != block:
+        self.half = gemm == "bf16"
+        if masked is not None and masked.block != playing.block:
             raise ValueError("masked entries were cut for another block size")
+        unit_ND = batch.unit_ND
+        self.operand_ND = self._operand(unit_ND * scale)
+        self.length_k = unit_ND.new_empty(playing.count)
+        self.inverse_k = unit_ND.new_empty(playing.count)
+        order_N = torch.argsort(target_N, stable=True)
+        bounds = torch.searchsorted(target_N[order_N], playing.edges(target_N.device)).tolist()
+        self.bounds = [bound - bounds[0] for bound in bounds]  # of block i: [i], [i + 1]
+        self.sample_t = order_N[bounds[0] : bounds[-1]]
+        self.row_t = target_N[self.sample_t]
+        own_tD = playing.pick(self.row_t)
+        self.own_tD = own_tD.mul_(_inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
+        everything = batch.size * playing.count
+        widest = self._widest()
+        self.kept = everything * self.operand_ND.element_size() <= keep
+        self.exp_buffer = self.operand_ND.new_empty(everything if self.kept else widest)
+        self.logit_buffer = unit_ND.new_empty(widest) if self.half else self.exp_buffer
+        self.from_N: list[Tensor] = []  # of block i: what its exponentials are relative to
 
-    def __len__(self) -> int:
-        return -(-self.k // self.block)
+    def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Give largest negative logit, sum of exp(logit - largest), sum of exponentials * centres.
 
-    def rows(self, number: int) -> slice:
-        """Give the class rows of a block."""
-        return slice(number * self.block, min((number + 1) * self.block, self.k))
-
-    def place(self, number: int) -> tuple[Tensor, Tensor]:
-        """Say where targets lie in a block: column (N, 1), clamped, and whether it is there."""
-        rows = self.rows(number)
-        column_N = self.target_N - rows.start
-        here_N = (column_N >= 0) & (column_N < rows.stop - rows.start)
-        return column_N.clamp(0, rows.stop - rows.start - 1)[:, None], here_N[:, None]
-
-    def negatives(self, number: int) -> tuple[Tensor, Tensor]:
-        """Compute a block of logits (N, b), -inf at targets and at entries that leave.
-
-        Also gives the logits that stood at the targets' columns (N, 1).
+        (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0.
         """
-        rows = self.rows(number)
-        centre_bD = self.centre_kD[rows]
-        logit_Nb = self.buffer[: self.n * centre_bD.shape[0]].view(self.n, -1)
-        torch.mm(self.scaled_ND, centre_bD.t(), out=logit_Nb)
-        logit_Nb.mul_(self.inverse_k[rows])
-        column_N1, here_N1 = self.place(number)
-        stood_N1 = logit_Nb.gather(1, column_N1)
+        unit_ND, playing = self.batch.unit_ND, self.playing
+        largest_N = unit_ND.new_full((self.batch.size,), -torch.inf)
+        sum_N, pull_ND = torch.zeros_like(largest_N), torch.zeros_like(unit_ND)
+        for number in range(len(playing)):
+            centre_bD = playing.take(number)
+            length_b = torch.linalg.vector_norm(centre_bD, dim=1)
+            self.length_k[playing.rows(number)] = length_b
+            self.inverse_k[playing.rows(number)] = _inverse(length_b)
+            operand_bD = self._operand(centre_bD)
+            logit_Nb = self._logits(number, operand_bD)
+            before_N = largest_N
+            largest_N = torch.maximum(before_N, logit_Nb.amax(1))
+            from_N = _finite(largest_N)
+            faded_N = torch.exp(before_N - from_N)
+            exp_Nb = logit_Nb.sub_(from_N[:, None]).exp_()
+            sum_N = sum_N.mul_(faded_N).add_(exp_Nb.sum(1))
+            if learn:
+                weighed_Nb = self._weighed(number, exp_Nb)
+                pull_ND.mul_(faded_N[:, None])
+                if self.half:
+                    pull_ND.add_(torch.mm(weighed_Nb, operand_bD))
+                else:
+                    pull_ND.addmm_(weighed_Nb, operand_bD)
+                self.from_N.append(largest_N)
+        return largest_N, sum_N, pull_ND
+
+    def target_cosine(self) -> Tensor:
+        """Give each sample's cosine to its own class, (N), -inf where another rank has it."""
+        cosine_t = (self.batch.unit_ND[self.sample_t] * self.own_tD).sum(1)
+        return self.batch.unit_ND.new_full((self.batch.size,), -torch.inf).index_copy_(
+            0, self.sample_t, cosine_t)
+
+    def add_targets(self, pull_ND: Tensor) -> None:
+        """Add the targets' share to the gradient of unit features."""
+        pull_ND.index_add_(0, self.sample_t,
+                           self.own_tD * self.at_target_N[self.sample_t][:, None])
+
+    def gradient(self, number: int, centre_bD: Tensor) -> Tensor:
+        """Give the gradient of block `number`'s rows, (b, D), from the rows themselves."""
+        unit_ND = self.batch.unit_ND
+        rows = self.playing.rows(number)
+        inverse_b = self.inverse_k[rows]
+        if self.kept:
+            weighed_Nb, from_N = self._place(self.exp_buffer, rows), self.from_N[number]
+        else:
+            from_N = self.logsum_N
+            logit_Nb = self._logits(number, self._operand(centre_bD))
+            weighed_Nb = self._weighed(number, logit_Nb.sub_(from_N[:, None]).exp_())
+        factor_N = torch.exp(from_N - self.logsum_N) * self.weight
+        push_ND = (unit_ND * factor_N[:, None]).to(weighed_Nb.dtype)
+        grad_bD = torch.mm(weighed_Nb.t(), push_ND).to(unit_ND.dtype)
+        here = slice(self.bounds[number], self.bounds[number + 1])
+        if here.stop > here.start:
+            sample_t = self.sample_t[here]
+            column_t = self.row_t[here] - rows.start
+            factor_t = self.at_target_N[sample_t] * self.weight * inverse_b[column_t]
+            grad_bD.index_add_(0, column_t, unit_ND[sample_t] * factor_t[:, None])
+        along_b = (grad_bD * centre_bD).sum(1).mul_(inverse_b).mul_(inverse_b)
+        return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
+
+    def release(self) -> None:
+        """Let go of the buffers: the row update is done."""
+        self.exp_buffer = self.logit_buffer = self.length_k.new_empty(0)
+        self.from_N.clear()
+
+    def _operand(self, rows_D: Tensor) -> Tensor:
+        """Give rows as the matrix products take them."""
+        return rows_D.bfloat16() if self.half else rows_D
+
+    def _place(self, buffer: Tensor, rows: slice) -> Tensor:
+        """Give the part of a buffer that holds a block, (N, b)."""
+        n, first = self.batch.size, rows.start if buffer.numel() > self._widest() else 0
+        return buffer[n * first : n * (first + rows.stop - rows.start)].view(n, -1)
+
+    def _logits(self, number: int, operand_bD: Tensor) -> Tensor:
+        """Compute a block of logits (N, b), -inf at targets and at entries that leave."""
+        rows = self.playing.rows(number)
+        logit_Nb = self._place(self.logit_buffer, rows)
+        if self.half:
+            torch.mul(torch.mm(self.operand_ND, operand_bD.t()), self.inverse_k[rows],
+                      out=logit_Nb)
+        else:
+            torch.mm(self.operand_ND, operand_bD.t(), out=logit_Nb)
+            logit_Nb.mul_(self.inverse_k[rows])
         if self.cut is not None:
             logit_Nb.masked_fill_(logit_Nb > self.cut, -torch.inf)
-        filtered_N1 = logit_Nb.gather(1, column_N1)
-        logit_Nb.scatter_(1, column_N1, filtered_N1.masked_fill(here_N1, -torch.inf))
+        here = slice(self.bounds[number], self.bounds[number + 1])
+        if here.stop > here.start:
+            logit_Nb[self.sample_t[here], self.row_t[here] - rows.start] = -torch.inf
         if self.masked is not None:
             entries = slice(*self.masked.bounds[number : number + 2])
             logit_Nb[self.masked.row_e[entries], self.masked.column_e[entries] - rows.start] = (
                 -torch.inf)
-        return logit_Nb, stood_N1
+        return logit_Nb
 
+    def _weighed(self, number: int, exp_Nb: Tensor) -> Tensor:
+        """Divide exponentials by their centres' lengths, as the matrix products take them."""
+        rows = self.playing.rows(number)
+        if not self.half:
+            return exp_Nb.mul_(self.inverse_k[rows])
+        return torch.mul(exp_Nb, self.inverse_k[rows], out=self._place(self.exp_buffer, rows))
 
-def _negatives(blocks: _Blocks) -> tuple[Tensor, Tensor, Tensor]:
-    """Stream over the blocks: largest negative logit, sum of exp(logit - largest), target cosine.
-
-    All (N). Where this rank has no negative: -inf and 0; where it has no target: cosine -inf.
-    """
-    largest_N = blocks.unit_ND.new_full((blocks.n,), -torch.inf)
-    sum_N = torch.zeros_like(largest_N)
-    target_N = largest_N.clone()
-    for number in range(len(blocks)):
-        logit_Nb, stood_N1 = blocks.negatives(number)
-        _, here_N1 = blocks.place(number)
-        target_N = torch.where(here_N1, stood_N1, target_N[:, None])[:, 0]
-        largest_so_far_N = torch.maximum(largest_N, logit_Nb.amax(1))
-        from_N = _finite(largest_so_far_N)
-        sum_N = sum_N * torch.exp(largest_N - from_N) + logit_Nb.sub_(from_N[:, None]).exp_().sum(1)
-        largest_N = largest_so_far_N
-    return largest_N, sum_N, target_N / blocks.scale
+    def _widest(self) -> int:
+        return self.batch.size * min(self.playing.block, self.playing.count)
 
 
 def _joined(largest_WN: Tensor, sum_WN: Tensor) -> tuple[Tensor, Tensor]:
     """Join the ranks' streams, in rank order on every rank."""
     largest_N = largest_WN.amax(0)
     return largest_N, (sum_WN * torch.exp(largest_WN - _finite(largest_N))).sum(0)
-
-
-def _gradients(blocks: _Blocks, logsum_N: Tensor, at_target_N: Tensor, weight: Tensor,
-               ) -> tuple[Tensor, Tensor]:
-    """Compute the blocks again: gradients of unit features (N, D) and of class rows (k, D)."""
-    unit_grad_ND = torch.zeros_like(blocks.unit_ND)
-    centre_grad_kD = torch.empty_like(blocks.centre_kD)
-    for number in range(len(blocks)):
-        grad_Nb, _ = blocks.negatives(number)
-        grad_Nb.sub_(logsum_N[:, None]).exp_().mul_(weight)
-        column_N1, here_N1 = blocks.place(number)
-        grad_Nb.scatter_(1, column_N1, torch.where(
-            here_N1, at_target_N[:, None], grad_Nb.gather(1, column_N1)))
-        rows = blocks.rows(number)
-        inverse_b = blocks.inverse_k[rows]
-        grad_Nb.mul_(inverse_b)
-        centre_bD, out_bD = blocks.centre_kD[rows], centre_grad_kD[rows]
-        unit_grad_ND.addmm_(grad_Nb, centre_bD)
-        torch.mm(grad_Nb.t(), blocks.unit_ND, out=out_bD)
-        along_b = (out_bD * centre_bD).sum(1) * inverse_b * inverse_b
-        out_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
-    return unit_grad_ND, centre_grad_kD
 
 
 def _gather(unit_nD: Tensor, norm_n: Tensor, label_n: Tensor, world: World,

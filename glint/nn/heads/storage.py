@@ -1,0 +1,117 @@
+"""How rows are read from and written to a table: as they are, or bf16 with stochastic rounding.
+
+A bf16 value keeps 8 significant bits: rounded to nearest, an update below 1/512 of a weight would
+be lost for good. Rounded up with the probability of the remainder, it is right on average (Gupta
+et al., arXiv 1502.02551). The draws are hashes of (seed, step, class, column): the same for every
+world size and order of blocks, with no generator state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from glint.nn.heads.sample import stream_key
+
+# c class rows of this rank, k rows that play, b rows of one block, D embedding, h half of D
+
+At = slice | Tensor  # rows of a table: a slice, or an index of int64
+
+_MASK32 = (1 << 32) - 1
+_ODD = (0x2C1B3C6D, 0x297A2D39)  # odd multipliers of a 32-bit finaliser
+
+
+class Store:
+    """Read rows in the type that is computed in, and write them in the type that is kept.
+
+    first: the class of row 0 on this rank; `step` is set before rows are written.
+    """
+
+    def __init__(self, compute: torch.dtype, *, seed: int = 0, first: int = 0) -> None:
+        self.compute, self.seed, self.first, self.step = compute, seed, first, 0
+
+    def take(self, table_cD: Tensor, at: At) -> Tensor:
+        """Read rows: a view where a slice is kept as it is computed in, otherwise a copy."""
+        rows_bD = table_cD[at] if isinstance(at, slice) else table_cD.index_select(0, at)
+        return rows_bD.to(self.compute)
+
+    def put(self, table_cD: Tensor, at: At, rows_bD: Tensor, salt: int) -> None:
+        """Write rows that `take` gave and that were changed; salt tells tables of a step apart."""
+        if table_cD.dtype == torch.bfloat16:
+            rows_bD = self._rounded(rows_bD, at, salt)
+        if isinstance(at, slice):
+            place_bD = table_cD[at]
+            if place_bD.data_ptr() != rows_bD.data_ptr():
+                place_bD.copy_(rows_bD)
+        else:
+            table_cD.index_copy_(0, at, rows_bD)
+
+    def _rounded(self, rows_bD: Tensor, at: At, salt: int) -> Tensor:
+        """Round to bf16, up or down by chance."""
+        if isinstance(at, slice):
+            at = torch.arange(at.start, at.stop, device=rows_bD.device)
+        noise_bD = noise(at + self.first, rows_bD.shape[1], stream_key(self.seed, 2, self.step,
+                                                                       salt))
+        bits_bD = rows_bD.contiguous().view(torch.int32).add(noise_bD).add_(1 << 15)
+        return bits_bD.bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
+
+
+def noise(class_b: Tensor, dim: int, key: int) -> Tensor:
+    """Draw uniform int16 values (b, dim) as a function of (class, column, key)."""
+    half_h = torch.arange(-(-dim // 2), device=class_b.device)  # one 32-bit hash: two columns
+    mixed_bh = _hash(class_b, key)[:, None] ^ _hash(half_h, stream_key(key, 1))
+    mixed_bh = mixed_bh.mul_(_ODD[0])
+    mixed_bh ^= mixed_bh >> 15
+    mixed_bh.mul_(_ODD[1])
+    mixed_bh ^= mixed_bh >> 16
+    return mixed_bh.view(torch.int16)[:, :dim]
+
+
+def _hash(value_i: Tensor, key: int) -> Tensor:
+    """Hash integers below 2^31 to 32 bits, held as int32."""
+    mixed_i = ((value_i ^ (key & 0x7FFFFFFF)) * _ODD[0]) ^ (key >> 31 & _MASK32)
+    mixed_i = (mixed_i ^ (mixed_i >> 29)) & 0x7FFFFFFF
+    mixed_i = (mixed_i * _ODD[1]) >> 13
+    return mixed_i.to(torch.int32)
+
+
+class Playing:
+    """The rows of a table that play a step, read by block; index_k None means all of them."""
+
+    def __init__(self, table_cD: Tensor, index_k: Tensor | None, store: Store, block: int) -> None:
+        self.table_cD, self.index_k, self.store, self.block = table_cD, index_k, store, block
+        self.count = table_cD.shape[0] if index_k is None else index_k.numel()
+
+    def __len__(self) -> int:
+        return -(-self.count // self.block)
+
+    def at(self, number: int) -> At:
+        """Say which rows of the table block `number` is."""
+        rows = self.rows(number)
+        return rows if self.index_k is None else self.index_k[rows]
+
+    def rows(self, number: int) -> slice:
+        """Say which of the rows that play block `number` is."""
+        return slice(number * self.block, min((number + 1) * self.block, self.count))
+
+    def take(self, number: int) -> Tensor:
+        """Read block `number`, (b, D)."""
+        return self.store.take(self.table_cD, self.at(number))
+
+    def pick(self, row_t: Tensor) -> Tensor:
+        """Read single rows by their place among those that play, (t, D)."""
+        return self.store.take(self.table_cD,
+                               row_t if self.index_k is None else self.index_k[row_t])
+
+    def edges(self, device: torch.device) -> Tensor:
+        """Give where blocks begin and the last one ends, (blocks + 1)."""
+        return torch.arange(0, (len(self) + 1) * self.block, self.block, device=device)
+
+
+def cuts(index_k: Tensor | None, count: int, block: int) -> Iterator[tuple[At, slice]]:
+    """Cut rows into blocks: (rows of the table, their place among the rows that play)."""
+    for start in range(0, count, block):
+        piece = slice(start, min(start + block, count))
+        yield (piece if index_k is None else index_k[piece]), piece
