@@ -79,7 +79,7 @@ def main() -> None:
             step = len(losses)
             if step == args.steps:
                 break
-            feature = model(to_input(batch.image, torch.float32))
+            feature = model(to_input(batch.image, torch.float32, flip=batch.flip))
             leaf = feature.detach().requires_grad_()
             loss = head(leaf, batch.label, step=step)
             loss.backward()  # gradients of the features and of this rank's sampled centres

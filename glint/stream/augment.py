@@ -24,16 +24,23 @@ def flips(seed: int, epoch: int, position_n: npt.NDArray[Any]) -> npt.NDArray[np
     return np.asarray(bit == 1)
 
 
-def mirror(image_nHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Mirror images left to right into new memory."""
-    nchw = torch.from_numpy(image_nHWC).permute(0, 3, 1, 2)  # the layout torch flips fast
-    flipped: npt.NDArray[np.uint8] = nchw.flip(3).permute(0, 2, 3, 1).numpy()
-    return flipped
+def mirrored(image_nHWC: torch.Tensor, flip_n: torch.Tensor) -> torch.Tensor:
+    """Mirror the images that `flip_n` names left to right, in new memory, on their device."""
+    turned_nCHW = image_nHWC.permute(0, 3, 1, 2).flip(3)  # the layout torch flips fast
+    turned_nHWC = turned_nCHW.permute(0, 2, 3, 1).reshape(len(image_nHWC), -1)
+    flat = image_nHWC.reshape(len(image_nHWC), -1)
+    flip = flip_n.to(image_nHWC.device, non_blocking=True)[:, None]
+    return torch.where(flip, turned_nHWC, flat).view(image_nHWC.shape)
 
 
 def to_input(image_nHWC: torch.Tensor, dtype: torch.dtype = torch.float32,
-             channels_last: bool = False) -> torch.Tensor:
-    """Turn uint8 pixels into (x / 255 - 0.5) / 0.5, shape nCHW, on the device they lie on."""
+             channels_last: bool = False, flip: torch.Tensor | None = None) -> torch.Tensor:
+    """Turn uint8 pixels into (x / 255 - 0.5) / 0.5, shape nCHW, on the device they lie on.
+
+    flip: bool n, the images to mirror (`Batch.flip`); None mirrors none.
+    """
+    if flip is not None:
+        image_nHWC = mirrored(image_nHWC, flip)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     x_nCHW = image_nHWC.permute(0, 3, 1, 2).to(dtype=dtype, memory_format=layout)
     return x_nCHW.div_(255).sub_(0.5).div_(0.5)

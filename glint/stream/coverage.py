@@ -5,14 +5,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from glint.stream.draws import Draws
+from glint.stream.permute import I64
 
 TAIL = 5  # an identity with at most so many images belongs to the tail
+
+
+class Drawn(Protocol):
+    """Anything that knows how often each identity was drawn."""
+
+    def drawn_before(self, epoch: int, /) -> I64: ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Coverage:
                 f"one image at most {self.most_repeats:.1f} x per epoch")
 
 
-def coverage(count_C: npt.NDArray[Any], draws: Draws | None, epochs: int) -> Coverage:
+def coverage(count_C: npt.NDArray[Any], draws: Drawn | None, epochs: int) -> Coverage:
     """Count exactly what `epochs` epochs draw. draws: None where every image is drawn once."""
     count = np.asarray(count_C, dtype=np.int64)
     drawn = count * epochs if draws is None else draws.drawn_before(epochs)

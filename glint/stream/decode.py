@@ -11,7 +11,7 @@ import simplejpeg
 from glint.errors import InputError
 
 
-def decode_into(jpeg: bytes, out_HW3: npt.NDArray[np.uint8], where: str = "") -> None:
+def decode_into(jpeg: bytes | memoryview, out_HW3: npt.NDArray[np.uint8], where: str = "") -> None:
     """Decode a JPEG as RGB into contiguous uint8 memory of exactly its size.
 
     Raises InputError GL0303 with `where` for bytes that are no whole JPEG and for another size.
@@ -34,7 +34,7 @@ def _wrong_size(found: tuple[int, ...], expected: tuple[int, ...], where: str) -
                       hint="align and crop the faces before sharding")
 
 
-def _size(jpeg: bytes) -> tuple[int, int] | None:
+def _size(jpeg: bytes | memoryview) -> tuple[int, int] | None:
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
     except ValueError:

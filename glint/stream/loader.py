@@ -1,10 +1,11 @@
 """Equal batches for every rank, in the order of the plan, from any step of any epoch."""
 
-# n images of one rank's batch, H height, W width, C classes
+# n images of one rank's batch, H height, W width, C classes, L labels as sharded
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,29 +15,40 @@ import numpy as np
 import torch
 
 from glint.errors import InputError, UsageError
+from glint.log import logger
 from glint.shards.index import Dataset
 from glint.shards.labels import LabelTable
 from glint.stream import sampling as tables
+from glint.stream.augment import flips
+from glint.stream.buffers import Buffers
+from glint.stream.columns import BLOCK, Columns, key_of, open_columns
 from glint.stream.coverage import Coverage, coverage
+from glint.stream.degrade import KINDS, Degrade, Kind
 from glint.stream.draws import Draws
+from glint.stream.files import U8, Shards, Window
+from glint.stream.identities import IdentityPlan
+from glint.stream.members import Members
 from glint.stream.permute import I64
 from glint.stream.plan import Plan, Slice
 from glint.stream.pool import Workers
-from glint.stream.reader import U8, Reader
+from glint.stream.reader import Reader
 
 GROUP = 16  # steps planned in one call
+HELD = 2  # shuffle windows whose bytes are held, so that a batch may lie across a seam
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share of a global batch, already mirrored where the plan says so.
+    """One rank's share of a global batch.
 
-    image: uint8 nHW3; label: int64 n, targets of the label table; row: int64 n, rows of
-    samples.parquet; position: int64 n, places in the epoch (at or past its length: a repeat that
-    fills the last batch, `repeats` of them, at the end).
+    image: uint8 nHW3, as decoded (and degraded, where that was asked for); flip: bool n, the images
+    to mirror, which `augment.to_input` does on the device; label: int64 n, targets of the label
+    table; row: int64 n, rows of samples.parquet; position: int64 n, places in the epoch (at or past
+    its length: a repeat that fills the last batch, `repeats` of them, at the end).
     """
 
     image: torch.Tensor
+    flip: torch.Tensor
     label: torch.Tensor
     row: I64
     position: I64
@@ -52,36 +64,66 @@ class Stream:
     sampling.parquet, or None to draw every image once per epoch; either way rows whose target is
     -1 are left out. workers: loader processes; 0 loads in this process. threads: without workers,
     threads that make batches ahead (0: none, each batch is made when asked for); with workers,
-    decoding threads in each. block: slots per shuffle block, None for one permutation of the whole
-    epoch. The samples of a (epoch, step) do not depend on workers, threads or verify.
-    Errors: UsageError GL0001, GL0002; InputError GL0304, GL0305.
+    decoding threads in each. block: slots per shuffle block: shards are then read in long
+    sequential reads, a window of blocks at a time; None permutes the whole epoch and reads sample
+    by sample. augment: see `degrade`. pinned: batches in page-locked memory. each: images of one
+    identity that stand together, identities taking turns (also said by a sampling table); endless:
+    such cycles follow one another inside one epoch.
+    The samples of a (epoch, step) do not depend on workers, threads, pinned or verify.
+    Errors: UsageError GL0001, GL0002; InputError GL0301, GL0304, GL0305.
     """
 
     def __init__(self, dataset: Dataset, *, labels: LabelTable, sampling: str | Path | None = None,
                  rank: int = 0, world: int = 1, batch: int, seed: int = 0, workers: int = 0,
                  threads: int = 0, block: int | None = None, flip: bool = True,
-                 drop_last: bool = True, verify: bool = True, size: int = 112) -> None:
+                 augment: Kind = "none", drop_last: bool = True, verify: bool = True,
+                 size: int = 112, pinned: bool = False, each: int = 0, endless: bool = False,
+                 columns: Columns | None = None) -> None:
         if batch < 1 or workers < 0 or threads < 0:
             raise UsageError("GL0002", f"batch must be at least 1, workers and threads at least 0; "
                              f"found {batch}, {workers}, {threads}")
-        self.dataset, self.classes, self.seed = dataset, labels.classes, seed
+        if augment not in KINDS:
+            raise UsageError("GL0002", f"expected one of {', '.join(KINDS)}, found {augment!r}",
+                             where="augment")
+        self.dataset, self.classes, self.seed, self.flip = dataset, labels.classes, seed, flip
         self.batch, self.rank, self.world = batch, rank, world
         self.workers, self.threads, self.drop_last = workers, threads, drop_last
-        self.target_n = _targets(dataset, labels)
-        kept_n = self.target_n >= 0
-        self.count_C = np.bincount(self.target_n[kept_n], minlength=labels.classes)
+        self.columns = open_columns(dataset) if columns is None else columns
+        self.target_L = _targets(dataset, labels, self.columns)
+        members = Members(self.columns.member, self.columns.first_L, self.target_L, labels.classes)
+        self.count_C = members.count_C
         self.sampling_digest = ""
         draws_C = None
         if sampling is not None:
-            draws_C = tables.read(sampling, self.count_C, labels.version, dataset.digest)
-            self.sampling_digest = tables.digest(draws_C)
+            table = tables.read(sampling, self.count_C, labels.version, dataset.digest)
+            self.sampling_digest, draws_C = table.digest, table.draws_C
+            each = table.each or each
         self.draws: Draws | None = None
-        if draws_C is not None or not bool(kept_n.all()):
-            self.draws = Draws(self.target_n, draws_C, seed)
-        self.plan = Plan(dataset.n, seed, self.draws, block)
-        self._reader = Reader(dataset, seed=seed, flip=flip, verify=verify, size=size)
+        self.plan: Plan | IdentityPlan
+        if each:
+            if batch % each:
+                raise UsageError("GL0002", f"a batch of {batch} does not hold whole groups of "
+                                 f"{each} images of an identity", where="batch")
+            kept_C = None if draws_C is None else draws_C > 0
+            self.plan = IdentityPlan(members, each, seed, kept_C, endless)
+            block = None
+        else:
+            if draws_C is not None or members.count_C.sum() != dataset.n:
+                self.draws = Draws(members, draws_C, seed)
+            self.plan = Plan(dataset.n, seed, self.draws, block)
+        self.block = block
+        self._shards = Shards(dataset, self.columns, verify)
+        self._reader = Reader(self._shards, size=size,
+                              degrade=None if augment == "none" else Degrade(augment, seed))
+        self._buffers = Buffers((batch, *self._reader.shape), pinned)
         self._slice = self._from(0)
         self._planned: tuple[tuple[int, Slice, int], I64] | None = None
+        self._windows: OrderedDict[tuple[int, Slice, int, int], Window] = OrderedDict()
+        self._window_lock = threading.Lock()
+        if block is not None:
+            logger.info("sequential reads: windows of %d samples, at most %.0f MiB of stored "
+                        "bytes held by each loader process", block * self.window_blocks,
+                        self.window_bytes / 2**20)
 
     @property
     def epoch_samples(self) -> int:
@@ -93,12 +135,34 @@ class Stream:
         """Give the steps of one epoch: the same for every rank and epoch."""
         return self._slice.steps
 
+    @property
+    def window_blocks(self) -> int:
+        """Give the blocks of a shuffle window; 0 where samples are read one by one."""
+        return self.plan.window if isinstance(self.plan, Plan) and self.block else 0
+
+    @property
+    def window_bytes(self) -> int:
+        """Bound the stored bytes that a loader process holds: the windows in use, gaps included.
+
+        A window's blocks are runs of rows (where a table leaves rows out, longer ones), so the
+        bound takes the mean size of a sample in its shard.
+        """
+        if not self.block or not self.dataset.n:
+            return 0
+        last_s = self.columns.first_s[1:][np.diff(self.columns.first_s) > 0] - 1
+        stored = int((self.columns.block[last_s].astype(np.int64) * BLOCK).sum()
+                     + self.columns.size[last_s].sum(dtype=np.int64))
+        spread = self.dataset.n / min(self.plan.length, self.dataset.n)
+        return int(HELD * self.block * self.window_blocks * spread * stored / self.dataset.n)
+
     def position(self, step: int, origin: int = 0) -> int:
         """Give the first position of the epoch that `step` steps from `origin` leave untaken."""
         return self._from(origin).position(step)
 
     def coverage(self, epochs: int) -> Coverage:
         """Count what so many epochs draw, and how much of it goes to the tail."""
+        if isinstance(self.plan, IdentityPlan):
+            return coverage(self.count_C, self.plan, epochs)
         table = None if self.draws is None or not self.sampling_digest else self.draws
         return coverage(self.count_C, table, epochs)
 
@@ -106,8 +170,8 @@ class Stream:
         """Give this rank's batches of an epoch from a step on.
 
         origin: position at which step 0 begins, for a run that stopped in this epoch under another
-        global batch. Errors while reading: InputError GL0302, GL0303 (the sample by shard and key);
-        LostError GL0902 (a loader process died or stuck).
+        global batch. Errors while reading: InputError GL0302, GL0303 (the sample by shard and key),
+        GL0903; LostError GL0902 (a loader process died or stuck).
         """
         part = self._from(origin)
         steps = range(start_step, part.steps)
@@ -123,11 +187,48 @@ class Stream:
                      self.drop_last)
 
     def _fill(self, epoch: int, part: Slice, step: int, image_nHW3: U8,
-              pool: ThreadPoolExecutor | None = None) -> tuple[I64, I64]:
+              pool: ThreadPoolExecutor | None = None, stride: int = 1) -> tuple[I64, I64]:
+        """Fill a batch. stride: this process makes every stride-th batch of the epoch."""
         position_n = part.positions(step)
         row_n = self._rows(epoch, part, step)
-        self._reader.fill(image_nHW3, row_n, position_n, epoch, pool, max(1, self.threads))
+        threads = max(1, self.threads)
+        if self.block is None:
+            self._reader.fill(image_nHW3, row_n, position_n, epoch, pool, threads)
+            return row_n, position_n
+        assert isinstance(self.plan, Plan)
+        begin = 0
+        while begin < len(position_n):
+            first = int(position_n[begin])
+            span = self.plan.window_at(epoch, first)
+            if first >= self.plan.length:  # a repeat that fills the last batch: read by itself
+                window, end = None, len(position_n)
+            else:
+                window = self._window(epoch, part, step, span, stride)
+                end = min(len(position_n), begin + span[1] - first)
+            here = slice(begin, end)
+            self._reader.fill(image_nHW3[here], row_n[here], position_n[here], epoch, pool,
+                              threads, window)
+            begin = end
         return row_n, position_n
+
+    def _window(self, epoch: int, part: Slice, step: int, span: tuple[int, int],
+                stride: int) -> Window:
+        """Give the bytes of this process's samples in a window; read at once, in file order."""
+        name = (epoch, part, *span)
+        with self._window_lock:
+            window = self._windows.get(name)
+            if window is None:
+                first = max(0, (span[0] - part.origin) // part.batch)
+                first += (step - first) % stride
+                last = min(part.steps, -(-(span[1] - part.origin) // part.batch))
+                position_m = np.concatenate([part.positions(s)
+                                             for s in range(first, last, stride)])
+                inside = (position_m >= span[0]) & (position_m < span[1])
+                row_m = self.plan.rows_at(epoch, position_m[inside])
+                while len(self._windows) >= HELD:
+                    self._windows.popitem(last=False)
+                window = self._windows[name] = Window(self._shards, row_m)
+            return window
 
     def _rows(self, epoch: int, part: Slice, step: int) -> I64:
         """Give the rows of a step; planned for GROUP at once, as a call has its cost."""
@@ -143,11 +244,13 @@ class Stream:
     def _batch(self, image: torch.Tensor, row_n: I64, position_n: I64, epoch: int,
                step: int) -> Batch:
         repeats = int((position_n >= self.plan.length).sum())
-        label = torch.from_numpy(self.target_n[row_n])
-        return Batch(image, label, row_n, position_n, epoch, step, repeats)
+        label = torch.from_numpy(self.target_L[self.columns.label[row_n]])
+        flip = torch.from_numpy(flips(self.seed, epoch, position_n) if self.flip
+                                else np.zeros(len(row_n), dtype=np.bool_))
+        return Batch(image, flip, label, row_n, position_n, epoch, step, repeats)
 
     def _make(self, epoch: int, part: Slice, step: int) -> Batch:
-        image = torch.empty((self.batch, *self._reader.shape), dtype=torch.uint8)
+        image = self._buffers.take()
         return self._batch(image, *self._fill(epoch, part, step, image.numpy()), epoch, step)
 
     def _from_threads(self, epoch: int, part: Slice, steps: range) -> Iterator[Batch]:
@@ -164,29 +267,32 @@ class Stream:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _from_workers(self, epoch: int, part: Slice, steps: range) -> Iterator[Batch]:
-        def make(step: int, image_nHW3: U8, pool: ThreadPoolExecutor | None) -> tuple[I64, I64]:
-            return self._fill(epoch, part, step, image_nHW3, pool)
+        count = min(self.workers, max(1, len(steps)))
 
-        workers = Workers(make, (self.batch, *self._reader.shape),
-                          min(self.workers, max(1, len(steps))), self.threads)
+        def make(step: int, image_nHW3: U8, pool: ThreadPoolExecutor | None) -> tuple[I64, I64]:
+            return self._fill(epoch, part, step, image_nHW3, pool, count)
+
+        workers = Workers(make, (self.batch, *self._reader.shape), count, self.threads)
         try:
             for step, image_nHW3, (row_n, position_n) in workers.batches(steps):
-                image = torch.from_numpy(image_nHW3).clone()
+                image = self._buffers.take().copy_(torch.from_numpy(image_nHW3))
                 yield self._batch(image, row_n, position_n, epoch, step)
         finally:
             workers.close()
 
 
-def _targets(dataset: Dataset, labels: LabelTable) -> I64:
-    """Give the class of every row, -1 where its identity was dropped; all checked, once."""
+def _targets(dataset: Dataset, labels: LabelTable, columns: Columns) -> I64:
+    """Give the class of every label, -1 where it was dropped; all that have an image checked."""
     if len(labels.target) != dataset.classes:
         raise InputError("GL0304", f"expected {dataset.classes} labels, found "
                          f"{len(labels.target)}", where=str(dataset.root))
-    target_n = np.asarray(labels.target, dtype=np.int64)[dataset.label]
-    bad = np.flatnonzero((target_n < -1) | (target_n >= labels.classes))
-    if bad.size:
-        row = int(bad[0])
-        shard = dataset.shard_path(int(dataset.shard[row])).name
+    target_L = np.asarray(labels.target, dtype=np.int64)
+    bad_L = (target_L < -1) | (target_L >= labels.classes)
+    bad_L &= np.diff(columns.first_L) > 0
+    if bad_L.any():
+        label = int(np.flatnonzero(bad_L)[0])
+        row = int(columns.member[columns.first_L[label]])
+        shard = dataset.shards[int(columns.shard_of(np.array([row]))[0])]
         raise InputError("GL0304", f"expected a label below {labels.classes}, found "
-                         f"{target_n[row]}", where=f"data/{shard} key {dataset.key[row]}")
-    return target_n
+                         f"{target_L[label]}", where=f"data/{shard} key {key_of(dataset, row)}")
+    return target_L

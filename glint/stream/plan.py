@@ -57,13 +57,10 @@ class Plan:
         """Permute positions in [0, length) into slots."""
         if self.block is None:
             return shuffle(position_m, self.length, key_of(self.seed, _ORDER, epoch))
-        block, window, length = self.block, self.window, self.length
-        blocks = -(-length // block)
-        block_key = key_of(self.seed, _BLOCKS, epoch)
-        missing = blocks * block - length  # slots that the last, short block lacks
+        block, window = self.block, self.window
+        blocks, missing, block_key, short = self._blocks(epoch)
         # Blocks in permuted order are cut into windows. The short block is moved to the end of
         # its window, so each window is one run of whole blocks and at most one tail.
-        short = int(unshuffle(blocks - 1, blocks, block_key))
         short_window = short // window
         last_of_it = min((short_window + 1) * window, blocks) - 1
         start_missing = np.where(
@@ -79,6 +76,27 @@ class Plan:
         ordinal_m = np.where(ordinal_m == last_of_it, short,
                              np.where(ordinal_m == short, last_of_it, ordinal_m))
         return shuffle(ordinal_m, blocks, block_key) * block + inside_m % block
+
+    def window_at(self, epoch: int, position: int) -> tuple[int, int]:
+        """Give [start, stop) of the positions of a window: they hold whole blocks, in any order."""
+        if self.block is None:
+            return 0, self.length
+        _, missing, _, short = self._blocks(epoch)
+        size, short_stop = self.window * self.block, (short // self.window + 1) * self.window
+        seam = short_stop * self.block - missing  # positions from here on lie `missing` earlier
+        number = (position + (missing if position >= seam else 0)) // size
+        start, stop = number * size, (number + 1) * size
+        start -= missing if start >= short_stop * self.block else 0
+        stop -= missing if stop >= short_stop * self.block else 0
+        return start, min(stop, self.length)
+
+    def _blocks(self, epoch: int) -> tuple[int, int, int, int]:
+        """Give blocks, slots that the last block lacks, their key, and where that block stands."""
+        assert self.block is not None
+        blocks = -(-self.length // self.block)
+        key = key_of(self.seed, _BLOCKS, epoch)
+        missing = blocks * self.block - self.length
+        return blocks, missing, key, int(unshuffle(blocks - 1, blocks, key))
 
 
 @dataclass(frozen=True)

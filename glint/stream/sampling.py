@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,22 @@ from glint.shards import parquet
 F64 = npt.NDArray[np.float64]
 
 
-def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str) -> F64:
-    """Read draws per epoch, float64 [C], and check the table against the labels in force.
+@dataclass(frozen=True)
+class Sampling:
+    """What a table says. each: images of an identity that stand together, 0 for single images."""
+
+    draws_C: F64
+    each: int
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint the draws, so that a resumed run can tell another table."""
+        value = np.ascontiguousarray(self.draws_C, dtype="<f8").tobytes()
+        return hashlib.sha256(value + (b"each %d" % self.each if self.each else b"")).hexdigest()
+
+
+def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str) -> Sampling:
+    """Read draws per epoch and check the table against the labels in force.
 
     count_C: images of each identity now; version: of the labels; dataset: its digest. An identity
     that the table leaves out is not drawn.
@@ -59,12 +74,16 @@ def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str
     draws_C = np.zeros(classes, dtype=np.float64)
     draws_C[label] = draws
     draws_C[count_C == 0] = 0
-    return draws_C
+    return Sampling(draws_C, _each(about.get("each", "0"), draws_C, path))
 
 
-def digest(draws_C: F64) -> str:
-    """Fingerprint draws, so that a resumed run can tell another table."""
-    return hashlib.sha256(np.ascontiguousarray(draws_C, dtype="<f8").tobytes()).hexdigest()
+def _each(text: str, draws_C: F64, path: Path) -> int:
+    """Read how many images of an identity stand together; its draws must say the same."""
+    each = int(text) if text.isdigit() else -1
+    if each < 0 or (each and not np.isin(draws_C, (0, each)).all()):
+        raise InputError("GL0305", f"expected draws of 0 or of {text!r} images per identity, found "
+                         f"{draws_C.max(initial=0):g}", where=str(path))
+    return each
 
 
 def _stale(path: Path, what: str) -> InputError:

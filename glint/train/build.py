@@ -150,6 +150,8 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         threads=recipe.data.threads,
         block=recipe.data.block or None,
         flip=recipe.data.flip,
+        augment=recipe.data.augment,
+        pinned=world.device.type == "cuda",
         verify=recipe.data.verify,
     )
     if stream.steps_per_epoch < recipe.run.accumulate:

@@ -106,6 +106,7 @@ def train_step(
             batch.image.to(device, non_blocking=True),
             run.parameter_dtype,
             channels_last=recipe.run.channels_last,
+            flip=batch.flip,
         )
         label = batch.label.to(device, non_blocking=True)
         log.mark("data")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from glint.errors import InputError
-from glint.stream.augment import flips, mirror, to_input
+from glint.stream.augment import flips, mirrored, to_input
 from glint.stream.decode import decode_into
 
 
@@ -48,9 +48,17 @@ def test_undecodable(data):
     assert caught.value.code == "GL0303"
 
 
-def test_mirror_is_a_mirror():
-    image = np.random.default_rng(0).integers(0, 255, (5, 9, 11, 3), dtype=np.uint8)
-    assert (mirror(image) == image[:, :, ::-1]).all()
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_mirrored_on_the_way_to_the_device(channels_last):
+    image = torch.randint(0, 256, (5, 9, 11, 3), dtype=torch.uint8)
+    flip = torch.tensor([True, False, True, True, False])
+    want = torch.stack([x.flip(1) if f else x for x, f in zip(image, flip)])
+    kept = image.clone()
+    assert torch.equal(mirrored(image, flip), want) and torch.equal(image, kept)
+    x = to_input(image, torch.float32, channels_last, flip=flip)
+    assert torch.equal(x, to_input(want, torch.float32, channels_last))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert x.is_contiguous(memory_format=layout)
 
 
 def test_half_of_all_positions_flip_and_epochs_differ():

@@ -7,8 +7,14 @@ import pytest
 
 from glint.errors import UsageError
 from glint.stream.coverage import coverage
-from glint.stream.draws import Draws
+from glint.stream.draws import Draws as FromMembers
+from glint.stream.members import Members
 from glint.stream.plan import Plan
+
+
+def Draws(identity, draws_C=None, seed=0):
+    classes = None if draws_C is None else len(draws_C)
+    return FromMembers(Members.of(identity, classes), draws_C, seed)
 
 
 @pytest.fixture

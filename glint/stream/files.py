@@ -1,0 +1,146 @@
+"""Bytes of samples: one read each, or long reads that hold many samples of a shuffle window."""
+
+# n samples, m of one span
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections import OrderedDict
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from glint.errors import InputError
+from glint.shards.index import Dataset
+from glint.stream.columns import BLOCK, Columns, key_of
+
+GAP = 64 << 10  # bytes between two wanted samples that are read rather than skipped
+LONGEST = 8 << 20  # bytes of one read
+
+U8 = npt.NDArray[np.uint8]
+Bytes = bytes | memoryview
+
+
+class Shards:
+    """Open shards, checked samples. Safe across threads and forks; holds no position."""
+
+    def __init__(self, dataset: Dataset, columns: Columns, verify: bool = True) -> None:
+        self.dataset, self.columns, self.verify = dataset, columns, verify
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most = max(64, soft // 2) if soft > 0 else 1 << 16
+        self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, shard: int) -> IO[bytes]:
+        """Give an open shard; who holds it keeps it open. Raises InputError GL0302."""
+        file = self._files.get(shard)
+        if file is not None:
+            return file
+        path = self.dataset.shard_path(shard)
+        try:
+            file = open(path, "rb", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise InputError("GL0302", f"cannot be opened: {error.strerror}",
+                             where=str(path)) from None
+        with self._lock:
+            self._files[shard] = file
+            if len(self._files) > self._most:
+                self._files.popitem(last=False)
+        return file
+
+    def samples(self, row_n: npt.NDArray[Any]) -> list[tuple[int, int, int, int, bytes]]:
+        """Give (row, shard, offset, size, digest) of each row, looked up together."""
+        columns = self.columns
+        shard_n = columns.shard_of(row_n)
+        offset_n = columns.block[row_n].astype(np.int64) * BLOCK
+        digests = columns.digest[row_n].tobytes() if self.verify else b""
+        ends = range(0, 16 * len(row_n), 16)
+        return list(zip(row_n.tolist(), shard_n.tolist(), offset_n.tolist(),
+                        columns.size[row_n].tolist(), [digests[a:a + 16] for a in ends]))
+
+    def read(self, sample: tuple[int, int, int, int, bytes]) -> bytes:
+        """Read one sample and check it. Raises InputError GL0302, GL0303, GL0903."""
+        row, shard, offset, size, digest = sample
+        file = self.open(shard)
+        try:
+            data = os.pread(file.fileno(), size, offset)
+        except OSError as error:
+            raise InputError("GL0903", f"cannot be read: {error.strerror}",
+                             where=self.where(row)) from None
+        if len(data) != size:
+            raise self.spoilt(row, f"expected {size} bytes, found {len(data)}")
+        if digest and xxhash.xxh3_128_digest(data) != digest:
+            raise self.spoilt(row, "the image bytes do not match their checksum")
+        return data
+
+    def check(self, sample: tuple[int, int, int, int, bytes], data: Bytes) -> None:
+        """Check bytes that were read ahead. Raises InputError GL0303."""
+        row, _, _, size, digest = sample
+        if len(data) != size:
+            raise self.spoilt(row, f"expected {size} bytes, found {len(data)}")
+        if digest and xxhash.xxh3_128_digest(data) != digest:
+            raise self.spoilt(row, "the image bytes do not match their checksum")
+
+    def where(self, row: int) -> str:
+        """Name a sample by shard, key and offset."""
+        shard = int(self.columns.shard_of(np.array([row]))[0])
+        offset = int(self.columns.block[row]) * BLOCK
+        return (f"data/{self.dataset.shards[shard]} key {key_of(self.dataset, row)} "
+                f"@ 0x{offset:x}")
+
+    def spoilt(self, row: int, what: str) -> InputError:
+        """Make the error of a sample that is not what the index says."""
+        return InputError("GL0303", what, where=self.where(row),
+                          hint="make the dataset again from its source into a new folder")
+
+
+class Window:
+    """The bytes of many rows, read in long sequential reads: each byte run once, in file order.
+
+    Rows close together in a shard are read together, with the gaps between them where these are
+    at most GAP. Only stored bytes are held, never pixels. Raises InputError GL0302, GL0903.
+    """
+
+    def __init__(self, shards: Shards, row_n: npt.NDArray[Any]) -> None:
+        columns = shards.columns
+        row_m = np.unique(row_n)
+        shard_m = columns.shard_of(row_m)
+        begin_m = columns.block[row_m].astype(np.int64) * BLOCK
+        end_m = begin_m + columns.size[row_m]
+        self._at: dict[int, memoryview] = {}
+        self.reads = self.bytes = 0
+        start = 0
+        cut_m = (np.diff(shard_m) != 0) | (begin_m[1:] - end_m[:-1] > GAP)
+        for stop in [*(np.flatnonzero(cut_m) + 1).tolist(), len(row_m)]:
+            while start < stop:  # a run of neighbours, in pieces of at most LONGEST
+                fits = np.searchsorted(end_m[start:stop], begin_m[start] + LONGEST, side="right")
+                last = start + max(1, int(fits))
+                self._read(shards, row_m, int(shard_m[start]), begin_m[start:last],
+                           end_m[start:last], start)
+                start = last
+
+    def _read(self, shards: Shards, row_m: npt.NDArray[Any], shard: int,
+              begin_m: npt.NDArray[np.int64], end_m: npt.NDArray[np.int64], start: int) -> None:
+        first, size = int(begin_m[0]), int(end_m[-1] - begin_m[0])
+        file = shards.open(shard)
+        data = bytearray(size)
+        got, view = 0, memoryview(data)
+        try:
+            while got < size and (more := os.preadv(file.fileno(), [view[got:]], first + got)):
+                got += more
+        except OSError as error:
+            raise InputError("GL0903", f"cannot be read: {error.strerror}",
+                             where=str(shards.dataset.shard_path(shard))) from None
+        whole = memoryview(data).toreadonly()[:got]
+        rows = row_m[start:start + len(begin_m)].tolist()
+        for row, a, b in zip(rows, (begin_m - first).tolist(), (end_m - first).tolist()):
+            self._at[row] = whole[a:b]
+        self.reads += 1
+        self.bytes += size
+
+    def __getitem__(self, row: int) -> memoryview:
+        return self._at[row]
