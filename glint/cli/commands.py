@@ -20,6 +20,9 @@ MODULES: tuple[str, ...] = (
     "conflicts",
     "balance",
     "verify",
+    "reshard",
+    "merge",
+    "drop",
 )
 
 

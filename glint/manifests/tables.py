@@ -38,6 +38,21 @@ QUARANTINE = pa.schema([
     ("head", pa.binary()),  # the first 64 bytes
 ])
 
+# What `glint merge` adds to the samples: the dataset, by name, and the key there.
+PROVENANCE = pa.schema([("dataset", pa.string()), ("dataset_key", pa.string())])
+
+# What became of the labels of merged datasets.
+MERGED = pa.schema([("dataset", pa.string()), ("old", pa.int64()), ("new", pa.int64())])
+
+# Samples of merged datasets whose image stands in another one too, byte for byte.
+DUPLICATES = pa.schema([
+    ("digest", pa.binary(16)),
+    ("dataset", pa.string()),
+    ("dataset_key", pa.string()),
+    ("key", pa.string()),  # in the merged dataset
+    ("label", pa.int64()),
+])
+
 # A label version: what became of each label as sharded (target -1 = dropped).
 LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
 

@@ -26,6 +26,16 @@ class Strings:
             ends.append(len(blob))
         return cls(np.frombuffer(bytes(blob), np.uint8), np.array(ends, np.int64))
 
+    @classmethod
+    def of_columns(cls, columns: Iterable[Any]) -> Strings:
+        """Take over Arrow columns of strings, one after the other."""
+        blobs, lengths = [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
+        for chunk in (chunk for column in columns for chunk in column.chunks if len(chunk)):
+            end = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset:][:len(chunk) + 1]
+            blobs.append(np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[end[0]:end[-1]])
+            lengths.append(np.diff(end).astype(np.int64))
+        return cls(np.concatenate(blobs), np.cumsum(np.concatenate(lengths)))
+
     def __len__(self) -> int:
         return len(self.end_n)
 

@@ -1,0 +1,70 @@
+"""`glint drop`: honour a take-down request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("drop")(drop)
+
+
+def drop(
+    dataset: Path = typer.Argument(..., help="A dataset."),
+    identity: list[str] = typer.Option(
+        [], "--identity", "--id", help="LABEL or NAME; may be given more than once."
+    ),
+    key: list[str] = typer.Option([], "--key", help="A single image; only with --erase."),
+    reason: str = typer.Option(..., "--reason", help="Why; kept in the tombstone."),
+    erase: Path | None = typer.Option(
+        None, "--erase", help="Write a new dataset without their images and names."
+    ),
+    workers: int = typer.Option(0, help="Processes for --erase; 0 = one per core."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Take identities out of training, or with --erase out of the bytes; leave a tombstone."""
+
+    def work() -> dict[str, Any]:
+        import os
+
+        from glint.pipelines import drop as stage
+
+        with show.progress("drop") as progress:
+            return stage.drop(dataset, identity, reason, keys=key, erase=erase,
+                              workers=workers or len(os.sched_getaffinity(0)), dry_run=dry_run,
+                              progress=progress)
+
+    show.run(work, "glint/drop-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(result: dict[str, Any]) -> str:
+    would = "would " if result["dry_run"] else ""
+    some = ", ".join(map(str, result["identities"][:10]))
+    some += " ..." if len(result["identities"]) > 10 else ""
+    lines = [f"identities   {len(result['identities'])} ({some}), {result['images']} images"]
+    if result["merged_with"]:
+        lines.append(f"             {len(result['merged_with'])} of them by the labels in force, "
+                     "which say they are the same person")
+    if result["erased_to"]:
+        lines.append(f"{'would write' if would else 'wrote':13s}{result['erased_to']}: {result['written']} samples; "
+                     f"{result['dataset']} still holds all of them")
+        if not would:
+            lines.append(f"next         glint verify {result['erased_to']} --deep; then remove "
+                         f"{result['dataset']}, its embeddings and its reports")
+        return "\n".join(lines)
+    lines.append(f"{would + 'set':13s}label version {result['version_before']} -> "
+                 f"{result['version']}, {result['classes']} classes left")
+    if not would:
+        lines.append("note         the images are still in the shards: --erase OUT writes a "
+                     "dataset without them")
+        lines.append(f"next         glint balance {result['dataset']} (if a sampling table is in "
+                     "use)")
+    return "\n".join(lines)

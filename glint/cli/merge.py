@@ -1,0 +1,59 @@
+"""`glint merge`: several datasets into one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("merge")(merge)
+
+
+def merge(
+    out: Path = typer.Argument(..., help="The new dataset: a new folder, or one to continue."),
+    sources: list[Path] = typer.Argument(..., metavar="SRC...", help="Two datasets or more."),
+    samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
+    seed: int = typer.Option(0, help="Seed of the one permutation of all samples."),
+    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Write several datasets as one: labels end to end, every sample knows where it came from."""
+
+    def work() -> dict[str, Any]:
+        import os
+
+        from glint.pipelines import merge as stage
+
+        with show.progress("merge") as progress:
+            return stage.merge(out, sources, samples_per_shard=samples_per_shard, seed=seed,
+                               workers=workers or len(os.sched_getaffinity(0)),
+                               dry_run=dry_run, progress=progress)
+
+    show.run(work, "glint/merge-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(result: dict[str, Any]) -> str:
+    lines = [f"from         {one['name']}: {one['samples']} samples, {one['identities']} "
+             f"identities from label {one['first_label']}" for one in result["from"]]
+    lines.append(f"duplicates   {result['duplicate_images']} images stand in more than one "
+                 f"dataset ({result['duplicate_samples']} samples)")
+    if result.get("dry_run"):
+        return "\n".join([*lines, f"would write  {result['written']} samples in "
+                          f"{result['shards']} shards"])
+    resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
+    return "\n".join([
+        *lines,
+        f"wrote        {result['out']}: {result['written']} samples of {result['identities']} "
+        f"identities in {result['shards']} shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
+        f"digest       {result['digest']}",
+        f"next         glint embed {result['out']} --model MODEL.onnx --out EMB, then "
+        "glint dedup-conflicts: one person may have a label in each dataset",
+    ])

@@ -1,0 +1,55 @@
+"""`glint reshard`: the same samples in shards of another size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("reshard")(reshard)
+
+
+def reshard(
+    src: Path = typer.Argument(..., help="A dataset."),
+    out: Path = typer.Argument(..., help="The new dataset: a new folder, or one to continue."),
+    samples_per_shard: int = typer.Option(..., help="Records dealt to each shard."),
+    drop_quarantine: bool = typer.Option(
+        False, "--drop-quarantine", help="Leave the list of quarantined records behind."
+    ),
+    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Write a dataset's samples into shards of another size; keys and image bytes stay."""
+
+    def work() -> dict[str, Any]:
+        import os
+
+        from glint.pipelines import reshard as stage
+
+        with show.progress("reshard") as progress:
+            return stage.reshard(src, out, samples_per_shard, drop_quarantine=drop_quarantine,
+                                 workers=workers or len(os.sched_getaffinity(0)),
+                                 dry_run=dry_run, progress=progress)
+
+    show.run(work, "glint/reshard-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(result: dict[str, Any]) -> str:
+    if result.get("dry_run"):
+        return f"would write  {result['written']} samples in {result['shards']} shards"
+    resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
+    return "\n".join([
+        f"wrote        {result['out']}: {result['written']} samples in {result['shards']} "
+        f"shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
+        f"content      {result['content']}, that of the old one",
+        f"digest       {result['digest']}",
+        f"next         glint verify {result['out']} --deep",
+    ])

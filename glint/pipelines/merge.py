@@ -1,0 +1,219 @@
+"""Several datasets -> one: every sample keeps where it came from, labels are laid end to end."""
+
+# N samples of all datasets together, C labels as sharded, m masked pairs
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from glint import log
+from glint.errors import InputError, UsageError
+from glint.log import Progress
+from glint.manifests import tables
+from glint.pipelines import rewrite
+from glint.pipelines.shard import Options
+from glint.shards import commit, labels, parquet, seal
+from glint.shards import plan as deal
+from glint.shards.index import Dataset
+from glint.shards.strings import Strings, load_array
+from glint.shards.verify import TOMBSTONES
+
+Ints = npt.NDArray[np.int64]
+STAGE = "merge"
+DUPLICATES = "duplicates.parquet"
+
+
+def name_all(roots: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Name datasets after their folders; a second of the same name gets a number."""
+    names: list[str] = []
+    for root in roots:
+        name = Path(root).resolve().name or "dataset"
+        twin, count = name, 1
+        while twin in names:
+            count += 1
+            twin = f"{name}-{count}"
+        names.append(twin)
+    return names
+
+
+def _tables(datasets: list[Dataset]) -> tuple[Ints, Ints, int]:
+    """Return the targets and masks in force, laid end to end, and how many versions are in force.
+
+    target int64 [C], masks int64 [m, 2].
+    """
+    targets, masks, base, versions = [], [np.empty((0, 2), np.int64)], 0, 0
+    for dataset in datasets:
+        table = labels.current(dataset.root, dataset.classes)
+        targets.append(np.where(table.target < 0, -1, table.target + base))
+        masks.append(table.masks + base)
+        base += table.classes
+        versions += table.version > 0
+    return np.concatenate(targets), np.concatenate(masks), versions
+
+
+def _identities(datasets: list[Dataset], names: list[str], base: list[int]) -> pa.Table:
+    """Return all identities under their new labels, with the name of their dataset."""
+    pieces = []
+    for dataset, name, more in zip(datasets, names, base):
+        table = dataset.identities().select(tables.IDENTITIES.names)
+        label = pa.array(table.column("label").to_numpy() + more)
+        pieces.append(table.set_column(0, "label", label).append_column(
+            "dataset", pa.array([name] * table.num_rows, pa.string())))
+    return pa.concat_tables(pieces)
+
+
+def _quarantine(datasets: list[Dataset], names: list[str]) -> pa.Table:
+    """Return all quarantined records, with the name of their dataset."""
+    pieces = []
+    for dataset, name in zip(datasets, names):
+        table = parquet.read(dataset.root / "quarantine.parquet", tables.QUARANTINE).select(
+            tables.QUARANTINE.names)
+        pieces.append(table.append_column(
+            "dataset", pa.array([name] * table.num_rows, pa.string())))
+    return pa.concat_tables(pieces)
+
+
+def shared_images(digest_Nk: npt.NDArray[np.uint8], end: Sequence[int]) -> list[Ints]:
+    """Return the rows of every image that stands in more than one dataset, rows ascending.
+
+    digest_Nk: uint8 [N, 16], datasets end to end; end: the row behind each dataset.
+    """
+    word_N2 = np.ascontiguousarray(digest_Nk).view(np.uint64).reshape(-1, 2)
+    order_N = np.lexsort((word_N2[:, 1], word_N2[:, 0]))
+    sorted_N2 = word_N2[order_N]
+    differs = np.append(True, (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1))
+    start_g = np.flatnonzero(differs[:len(order_N)])
+    stop_g = np.append(start_g[1:], len(order_N))
+    groups = []
+    for start, stop in zip(start_g[stop_g - start_g > 1], stop_g[stop_g - start_g > 1]):
+        row_m = np.sort(order_N[start:stop])
+        if len(np.unique(np.searchsorted(end, row_m, side="right"))) > 1:
+            groups.append(row_m)
+    return sorted(groups, key=lambda row_m: int(row_m[0]))
+
+
+def _duplicates(folder: Path, plan: Path, end: list[int]) -> str:
+    """Write duplicates.parquet from the saved plan; return its name."""
+    digest_Nk, order_n = load_array(plan, "digest"), load_array(plan, "order")
+    key_N = np.empty(len(order_n), np.int64)
+    key_N[order_n] = np.arange(len(order_n))
+    label_N = load_array(plan, "label")
+    named, keyed = Strings.load(plan, "dataset"), Strings.load(plan, "dataset_key")
+    rows = [row for group in shared_images(digest_Nk, end) for row in group.tolist()]
+    parquet.write(folder / DUPLICATES, pa.table([
+        pa.array([digest_Nk[row].tobytes() for row in rows], pa.binary(16)),
+        pa.array([named[row].decode() for row in rows], pa.string()),
+        pa.array([keyed[row].decode() for row in rows], pa.string()),
+        pa.array([f"{key_N[row]:09d}" for row in rows], pa.string()),
+        pa.array([int(label_N[row]) for row in rows], pa.int64())], schema=tables.DUPLICATES))
+    return DUPLICATES
+
+
+def _map(datasets: list[Dataset], names: list[str], base: list[int], folder: Path) -> str:
+    """Write merge.parquet: what became of every label."""
+    parquet.write(folder / "merge.parquet", pa.concat_tables([pa.table(
+        [pa.array([name] * dataset.classes, pa.string()), np.arange(dataset.classes),
+         np.arange(dataset.classes) + more], schema=tables.MERGED)
+        for dataset, name, more in zip(datasets, names, base)]))
+    return "merge.parquet"
+
+
+def _tombstones(datasets: list[Dataset], names: list[str], base: list[int], out: Path) -> None:
+    """Carry the take-downs over, under the new labels (keys do not outlive a merge)."""
+    raw, before = b"", ""
+    for dataset, name, more in zip(datasets, names, base):
+        lines, bad = seal.lines(dataset.root / TOMBSTONES)
+        if bad is not None:
+            raise InputError("GL0304", f"expected a sealed line, found damage at byte {bad}",
+                             where=str(dataset.root / TOMBSTONES))
+        for entry in lines:
+            moved = {**entry, "labels": [label + more for label in entry.get("labels", ())],
+                     "dataset": name}
+            moved.pop("keys", None)
+            one = seal.line(before, moved)
+            raw, before = raw + one, str(json.loads(one)[seal.FIELD])
+    if raw:
+        commit.write_bytes(out / TOMBSTONES, raw)
+
+
+def job(roots: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *,
+        samples_per_shard: int = 10_000, seed: int = 0) -> rewrite.Job:
+    """Describe the merged dataset. Raises UsageError GL0002, InputError GL0301, GL0304."""
+    if len(roots) < 2:
+        raise UsageError("GL0002", f"expected two datasets or more, found {len(roots)}",
+                         where="SRC")
+    real = [Path(root).resolve() for root in roots]
+    if len(set(real)) != len(real):
+        twice = next(str(root) for i, root in enumerate(roots) if real[i] in real[:i])
+        raise UsageError("GL0002", "the dataset is named twice", where=twice)
+    datasets, names = [Dataset(root) for root in roots], name_all(roots)
+    base = [0, *np.cumsum([dataset.classes for dataset in datasets])[:-1].tolist()]
+    end = np.cumsum([dataset.n for dataset in datasets]).tolist()
+    if end[-1] > 10**9:
+        raise InputError("GL0301", f"{end[-1]} samples, nine-digit keys allow 10^9",
+                         where=str(roots[-1]))
+    came = [{"name": name, "digest": d.digest, "samples": d.n, "identities": d.classes,
+             "first_label": more, "source": d.manifest["source"],
+             "derived": d.manifest.get("derived", [])}
+            for name, d, more in zip(names, datasets, base)]
+    facts: dict[str, Any] = {
+             "source": " + ".join(names), "layout": "merged datasets",
+             "recognised": {"layout": "merged datasets", "images": end[-1],
+                            "identities": base[-1] + datasets[-1].classes, "notes": []},
+             "derived": [{"by": STAGE, "from": came}]}
+    erased = sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets)
+    if erased:
+        facts["erased"] = erased
+
+    def extra(folder: Path, plan: Path) -> list[str]:
+        _tombstones(datasets, names, base, folder)
+        return [_map(datasets, names, base, folder), _duplicates(folder, plan, end)]
+
+    return rewrite.Job(
+        kind=STAGE, datasets=datasets, names=names, out=Path(out),
+        options=Options(samples_per_shard, seed, any(map(rewrite.has_json, datasets))),
+        base=base, print_={}, order=lambda: deal.order(end[-1], seed),
+        identities=lambda: _identities(datasets, names, base),
+        quarantine=lambda: _quarantine(datasets, names), facts=facts, extra=extra,
+        provenance=True)
+
+
+def merge(out: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]], *,
+          samples_per_shard: int = 10_000, seed: int = 0, workers: int = 1, dry_run: bool = False,
+          progress: Progress = log.silent) -> dict[str, Any]:
+    """Write several datasets as one, in one shuffled order.
+
+    Labels of a dataset follow those of the one before (merge.parquet says which became which);
+    label versions in force become version 1; take-downs stay in force. Images that stand in more
+    than one dataset are counted and listed (duplicates.parquet), not removed. Raises what
+    `rewrite` raises.
+    """
+    todo = job(roots, out, samples_per_shard=samples_per_shard, seed=seed)
+    end = np.cumsum([dataset.n for dataset in todo.datasets]).tolist()
+    came = [{key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
+            for one in todo.facts["derived"][0]["from"]]
+    if dry_run:
+        digest_Nk = np.concatenate([dataset.digests for dataset in todo.datasets])
+        groups = shared_images(digest_Nk, end)
+        return {**rewrite.survey(todo), "from": came, "duplicate_images": len(groups),
+                "duplicate_samples": sum(map(len, groups))}
+    target_C, mask_m2, versions = _tables(todo.datasets)
+
+    def relabel(folder: Path) -> None:
+        if versions and not labels.history(folder):
+            labels.commit(folder, target_C, mask_m2, {
+                "stage": STAGE, "from": [dataset.digest for dataset in todo.datasets]})
+
+    result = rewrite.rewrite(todo, workers=workers, progress=progress, after=relabel)
+    table = parquet.read(Path(out) / DUPLICATES, tables.DUPLICATES)
+    return {**result, "from": came, "label_version": labels.current(out, len(target_C)).version,
+            "duplicate_images": len(set(table.column("digest").to_pylist())),
+            "duplicate_samples": table.num_rows}
