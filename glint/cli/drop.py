@@ -54,8 +54,8 @@ def _say(result: dict[str, Any]) -> str:
         lines.append(f"             {len(result['merged_with'])} of them by the labels in force, "
                      "which say they are the same person")
     if result["erased_to"]:
-        lines.append(f"{'would write' if would else 'wrote':13s}{result['erased_to']}: {result['written']} samples; "
-                     f"{result['dataset']} still holds all of them")
+        lines.append(f"{'would write' if would else 'wrote':13s}{result['erased_to']}: "
+                     f"{result['written']} samples; {result['dataset']} still holds all of them")
         if not would:
             lines.append(f"next         glint verify {result['erased_to']} --deep; then remove "
                          f"{result['dataset']}, its embeddings and its reports")

@@ -209,7 +209,7 @@ class _Walk:
         block_b = data.reshape(-1, BLOCK)
         offset_n = (self.rows.offset_n[row:stop] - base) // BLOCK - 1
         end_n = np.append(offset_n[1:], len(block_b))
-        row_m, at_m, last = np.arange(row, stop), offset_n, len(block_b)
+        row_m, at_m, last = np.arange(row, stop), offset_n, len(block_b) if stop > row else 0
         image = True
         while len(row_m):
             head_mb = block_b[at_m]
