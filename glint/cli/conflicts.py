@@ -46,6 +46,9 @@ def find(
         None, "--threshold", help="Merge at this centre cosine instead of the calibrated score."
     ),
     low: float | None = typer.Option(None, "--low", help="Search from this centre cosine."),
+    rate: float = typer.Option(
+        0.01, "--false-merge-rate", help="Expected share of wrong merges among all merges."
+    ),
     cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
     engine: str = typer.Option("auto", "--engine", help="auto, faiss or torch: the same pairs."),
     thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Faces in the report."),
@@ -60,7 +63,8 @@ def find(
         from glint.pipelines import conflicts, embed, verdicts
         from glint.shards.index import Dataset
 
-        options = verdicts.Options(threshold=threshold, low=low, cap=cap, engine=engine, seed=seed)
+        options = verdicts.Options(threshold=threshold, low=low, cap=cap, engine=engine, seed=seed,
+                                   rate=rate)
         data = Dataset(dataset)
         emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
         with show.progress("dedup-conflicts") as progress:

@@ -78,6 +78,7 @@ PAIRS = pa.schema([
     ("n_a", pa.int64()),  # samples with an embedding
     ("n_b", pa.int64()),
     ("score", pa.float64()),  # 1 = as alike as two halves of one person
+    ("probability", pa.float64()),  # that both are one person; NaN where there is no model
     ("verdict", pa.string()),  # merge, mask or keep
     ("reason", pa.string()),
 ])

@@ -56,6 +56,7 @@ def _write(dataset: Dataset, emb: embed.Embeddings, out: Path, found: Found, sam
     parquet.write(out / "pairs.parquet", pa.table({
         "a": pairs.a, "b": pairs.b, "cosine": pairs.cosine, "cross_mean": proof.cross_mean,
         "cross_q10": proof.cross_q10, "n_a": found.n_a, "n_b": found.n_b, "score": proof.score,
+        "probability": found.probability,
         "verdict": pa.array(found.verdict.tolist(), pa.string()),
         "reason": pa.array(found.reason, pa.string())}, schema=tables.PAIRS))
     merged = found.groups.merged
@@ -66,6 +67,7 @@ def _write(dataset: Dataset, emb: embed.Embeddings, out: Path, found: Found, sam
     counts = {"pairs": len(pairs.a), **tally, "groups": len(merged),
               "largest_group": max((len(g) for g in merged), default=0),
               "groups_refused": len(found.groups.refused),
+              "expected_wrong_merges": None if np.isnan(found.wrong) else round(found.wrong, 4),
               "identities": dataset.classes,
               "identities_after": dataset.classes - sum(len(g) - 1 for g in merged),
               "images_in_groups": int(sum(samples.count_C[g].sum() for g in merged)),
@@ -78,7 +80,7 @@ def _write(dataset: Dataset, emb: embed.Embeddings, out: Path, found: Found, sam
         "embeddings": {"path": str(emb.root), "model": emb.about.get("model"),
                        "name": emb.about.get("name")},
         "options": {"threshold": options.threshold, "low": found.low, "cap": options.cap,
-                    "seed": options.seed},
+                    "seed": options.seed, "rate": options.rate},
         "engine": pairs.engine, "calibration": found.scale.about(), "counts": counts,
         "refused": [{"labels": piece.tolist(), "reason": text}
                     for piece, text in found.groups.refused],

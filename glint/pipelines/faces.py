@@ -51,19 +51,21 @@ def stream(seed: int, domain: str, a: int = 0, b: int = 0) -> np.random.Philox:
 def uniform(bits: np.random.Philox, count: int) -> NDArray[np.float64]:
     """Draw `count` numbers, uniform in 0..1, from the raw 64-bit words of a stream."""
     words: NDArray[np.uint64] = bits.random_raw(count)
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    numbers: NDArray[np.float64] = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def person(seed: int, number: int) -> Latents:
     """Draw the latents of one person: float64 in -1..1, in the order of `LATENTS`."""
-    return uniform(stream(seed, "person", number), len(LATENTS)) * 2.0 - 1.0
+    drawn: Latents = uniform(stream(seed, "person", number), len(LATENTS)) * 2.0 - 1.0
+    return drawn
 
 
 def lookalike(seed: int, number: int, of: Latents, share: float) -> Latents:
     """Draw person `number` as a double of another: `share` of the latents are drawn afresh."""
     draw = uniform(stream(seed, "lookalike", number), len(LATENTS))
     fresh = np.argsort(draw, kind="stable")[: max(1, round(share * len(LATENTS)))]
-    own = of.copy()
+    own: Latents = of.copy()
     own[fresh] = person(seed, number)[fresh]
     return own
 
@@ -222,7 +224,8 @@ def _resample(cells: int) -> Pixels:
     """Build the (SIDE, cells) matrix of smooth interpolation from `cells` knots."""
     at = np.arange(SIDE)[:, None] * ((cells - 1) / (SIDE - 1)) - np.arange(cells)[None, :]
     near = np.clip(1.0 - np.abs(at), 0.0, 1.0)
-    return (near * near * (3.0 - 2.0 * near)).astype(np.float32)
+    smooth: Pixels = (near * near * (3.0 - 2.0 * near)).astype(np.float32)
+    return smooth
 
 
 _COARSE = _resample(5)

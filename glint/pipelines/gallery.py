@@ -82,7 +82,7 @@ def page(dataset: Dataset, emb: Embeddings, samples: Samples, found: Found,
         return Card(faces.side(a, b, most), faces.side(b, a, most), float(found.pairs.cosine[k]),
                     float(found.evidence.cross_mean[k]), float(found.evidence.cross_q10[k]),
                     float(found.evidence.score[k]), float(need[k]), str(found.verdict[k]),
-                    found.reason[k])
+                    found.reason[k], float(found.probability[k]))
 
     rest = [int(k) for k in order if int(k) not in chosen]
     counts = about["counts"]
@@ -117,8 +117,11 @@ def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
 
 def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
     options, calibration = about["options"], about["calibration"]
+    rate = ""
+    if calibration["model"]:
+        rate = f" and at most {options['rate']:.2%} of merges expected wrong"
     cut = "merge at centre cosine " + f"{options['threshold']}" if (
-        options["threshold"] is not None) else "merge from score, by images on each side: " + (
+        options["threshold"] is not None) else f"merge from score{rate}, by images a side: " + (
         ", ".join(f"{size} {value:.2f}" for size, value in calibration["merge_from"].items())
         or "none (not calibrated)")
     return [
@@ -128,8 +131,9 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("recogniser", f"{about['embeddings']['name']} ({about['embeddings']['model']})"),
         ("searched from", f"centre cosine {options['low']:.3f}, exact, engine {about['engine']}"),
         ("thresholds", cut),
-        ("mask from score", ", ".join(f"{size} {value:.2f}" for size, value in
-                                      calibration["mask_from"].items()) or "none"),
+        ("mask", "from probability 0.05" if calibration["model"] else "from score " + (
+            ", ".join(f"{size} {value:.2f}" for size, value in calibration["mask_from"].items())
+            or "none")),
         ("calibrated on", f"{calibration['genuine_splits']} splits of one identity, "
                           f"{calibration['impostor_pairs']} random pairs of two"),
         ("groups", f"at most {options['cap']} identities"),

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from glint.errors import BusyError, UsageError
 from glint.evals.bins import write_bin
 from glint.log import Progress, silent
-from glint.pipelines.faces import jpeg, lookalike, person, photograph, stream, uniform
+from glint.pipelines.faces import lookalike, person, photograph, stream, uniform
 from glint.shards.commit import make_dir, write_bytes, write_json, writing
 from glint.shards.recordio import Writer, pack
 
@@ -33,7 +33,6 @@ VIEWS = 8  # images of an unseen person that pairs are drawn from
 FOLDS = 10
 CHUNK = 64  # images per task
 DAMAGE = ("jpeg-truncated", "empty", "not-an-image")
-NAMES = ("train.rec", "train.idx", "property", "pairs.bin", "truth.json", "truth.parquet")
 _SCHEMA = pa.schema([("key", pa.int64()), ("label", pa.int64()), ("person", pa.int64()),
                      ("image", pa.int64()), ("flipped", pa.bool_()), ("damage", pa.string())])
 
@@ -318,5 +317,3 @@ def pairs(world: World) -> tuple[list[bytes], list[bool]]:
             flags.append(same)
     return images, flags
 
-
-__all__ = ["NAMES", "Cast", "World", "cast", "jpeg", "latents", "make", "pairs"]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,14 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import UsageError
 from glint.log import Progress, logger
-from glint.search import calibrate, evidence, groups, knn
+from glint.search import calibrate, evidence, groups, knn, plda
 from glint.search.calibrate import Drawn, Scale
 from glint.search.evidence import Evidence, Samples
 from glint.search.groups import Groups
 from glint.search.knn import Pairs
 
 LOW = 0.4  # pairs of centres below this cosine are not looked at, where the embedder allows
+MAY_BE = 0.05  # least probability of a masked pair, and of any two members of a group
 PER_IDENTITY = 10  # pairs by chance per identity that the search may return
 
 Ints = npt.NDArray[np.int64]
@@ -29,6 +30,7 @@ Centres = npt.NDArray[np.float32]
 class Options:
     """What a user may choose. threshold: merge at this centre cosine instead of the calibrated
     score. low: search from this cosine; None = from the dataset. cap: identities in one group.
+    rate: expected share of wrong merges among all merges.
     """
 
     threshold: float | None = None
@@ -36,19 +38,27 @@ class Options:
     cap: int = 8
     engine: str = "auto"
     seed: int = 0
+    rate: float = 0.01
 
     def __post_init__(self) -> None:
         for name, value in (("--threshold", self.threshold), ("--low", self.low)):
             if value is not None and not -1 <= value <= 1:
                 raise UsageError("GL0002", f"expected a cosine, from -1 to 1, found {value}",
                                  where=name)
+        if not 0 < self.rate < 1:
+            raise UsageError("GL0002", f"expected a share between 0 and 1, found {self.rate}",
+                             where="--false-merge-rate")
         if self.cap < 2:
             raise UsageError("GL0002", f"expected at least 2, found {self.cap}", where="--cap")
 
 
 @dataclass(frozen=True)
 class Found:
-    """All that was found: K pairs as sharded with verdicts, the groups, and how it was judged."""
+    """All that was found: K pairs as sharded with verdicts, the groups, and how it was judged.
+
+    probability: that a pair is one person, NaN where there is no model. wrong: merges expected to
+    be wrong by it.
+    """
 
     pairs: Pairs
     evidence: Evidence
@@ -60,6 +70,8 @@ class Found:
     scale: Scale
     genuine: Drawn
     low: float
+    probability: plda.Reals
+    wrong: float
 
 
 def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options, *,
@@ -69,6 +81,9 @@ def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options,
     target_C: the labels in force; pairs that they merge and identities they drop are left out.
     """
     scale, genuine, impostor = calibrate.calibrate(samples, seed=options.seed)
+    model = plda.fit(samples)
+    if model is not None:
+        scale = replace(scale, model=True)
     if scale.genuine is None:
         logger.warning("too few identities have two images (%d splits, at least %d needed): "
                        "no pair merges by itself; give --threshold", scale.genuine_splits,
@@ -79,12 +94,20 @@ def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options,
     proof = evidence.collect(samples, pairs.a, pairs.b, pairs.cosine, scale.prior,
                              progress=progress)
     n_a, n_b = samples.count_C[pairs.a], samples.count_C[pairs.b]
-    verdict = judge(pairs.cosine, proof.score, n_a, n_b, scale, options.threshold)
+    part, probability = 0.0, np.full(len(pairs.a), np.nan)
+    if model is not None:
+        ratio = model.ratio(pairs.a, pairs.b)
+        classes = int((samples.count_C > 0).sum())
+        part = plda.share(ratio, classes * (classes - 1) / 2)
+        probability = plda.probability(ratio, part)
+    verdict = judge(pairs.cosine, proof.score, probability, n_a, n_b, scale, options)
 
     def strength(a: Ints, b: Ints) -> tuple[evidence.Reals, evidence.Reals]:
         cosine = knn.cosines(centre_CD, a, b)
         if options.threshold is not None:
             return cosine, np.full(len(a), low)
+        if model is not None:
+            return plda.probability(model.ratio(a, b), part), np.full(len(a), MAY_BE)
         score = evidence.collect(samples, a, b, cosine, scale.prior).score
         return score, scale.mask_from(samples.count_C[a], samples.count_C[b])
 
@@ -95,18 +118,27 @@ def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options,
     for k in np.flatnonzero(merge):
         if int(pairs.a[k]) in why:
             verdict[k], reason[k] = "mask", why[int(pairs.a[k])]
-    return Found(pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low)
+    wrong = float((1.0 - probability[verdict == "merge"]).sum())
+    return Found(pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability,
+                 wrong)
 
 
-def judge(cosine: evidence.Reals, score: evidence.Reals, n_a: Ints, n_b: Ints, scale: Scale,
-          threshold: float | None = None) -> npt.NDArray[np.str_]:
-    """Give each of K pairs its verdict: merge, mask or keep."""
+def judge(cosine: evidence.Reals, score: evidence.Reals, probability: evidence.Reals, n_a: Ints,
+          n_b: Ints, scale: Scale, options: Options) -> npt.NDArray[np.str_]:
+    """Give each of K pairs its verdict: merge, mask or keep.
+
+    With a model, the most probable pairs merge as long as the expected share of wrong merges is at
+    most `options.rate`, but none that scores lower than one person does.
+    """
     known = np.where(np.isnan(score), -np.inf, score)
-    may_be = known >= scale.mask_from(n_a, n_b)
-    if threshold is None:
-        same = known >= scale.merge_from(n_a, n_b)
+    if scale.model:
+        may_be = probability >= MAY_BE
+        same = plda.accept(probability, options.rate) & (known >= scale.own_from(n_a, n_b))
     else:
-        same = cosine >= threshold
+        may_be = known >= scale.mask_from(n_a, n_b)
+        same = known >= scale.merge_from(n_a, n_b)
+    if options.threshold is not None:
+        same = cosine >= options.threshold
     return np.where(same, "merge", np.where(may_be, "mask", "keep"))
 
 

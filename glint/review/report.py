@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ class Card:
     need: float
     verdict: str
     reason: str = ""
+    probability: float = math.nan
 
 
 @dataclass(frozen=True)

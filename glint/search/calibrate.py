@@ -59,7 +59,8 @@ class Fit:
 class Scale:
     """What a score means on this dataset. `genuine` is None where too few identities can be split.
 
-    z_false_merge, z_false_mask: spreads above impostors that chance does not reach.
+    z_false_merge, z_false_mask: spreads above impostors that chance does not reach; not used
+    where `model` says that `search.plda` weighs chance.
     """
 
     prior: float
@@ -69,16 +70,27 @@ class Scale:
     impostor_pairs: int
     z_false_merge: float
     z_false_mask: float
+    model: bool = False
 
     def merge_from(self, n: Any, m: Any) -> Reals:
         """Return the least score at which n and m samples are one person; infinite uncalibrated."""
         x_K = _x(n, m)
         if self.genuine is None or self.impostor is None:
             return np.full_like(x_K, np.inf)
+        if self.model:
+            return self.own_from(n, m)
+        chance_K = self.impostor.location(x_K) + self.z_false_merge * self.impostor.spread(x_K)
+        least: Reals = np.maximum(self.own_from(n, m), chance_K)
+        return least
+
+    def own_from(self, n: Any, m: Any) -> Reals:
+        """Return the least score that n and m samples of one person show, chance left aside."""
+        x_K = _x(n, m)
+        if self.genuine is None:
+            return np.full_like(x_K, np.inf)
         place_K = self.genuine.location(x_K)
         own_K = place_K - Z_MERGE * self.genuine.spread(x_K)
-        chance_K = self.impostor.location(x_K) + self.z_false_merge * self.impostor.spread(x_K)
-        least: Reals = np.maximum(np.clip(own_K, LEAST * place_K, MOST * place_K), chance_K)
+        least: Reals = np.clip(own_K, LEAST * place_K, MOST * place_K)
         return least
 
     def mask_from(self, n: Any, m: Any) -> Reals:
