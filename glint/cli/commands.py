@@ -23,6 +23,7 @@ MODULES: tuple[str, ...] = (
     "reshard",
     "merge",
     "drop",
+    "card",
 )
 
 
