@@ -47,7 +47,6 @@ def test_apply_to_what_is_no_report(tmp_path: Path, verb: str) -> None:
 
 def test_usage_mistakes(tmp_path: Path) -> None:
     glint("dedup-conflicts", str(tmp_path), code=2)
-    glint("balance", str(tmp_path), "--power", "2", code=2)
     done = glint("balance", str(tmp_path), "--power", "2", code=2)
     assert "--power: expected from 0 to 1, found 2.0" in done.stderr
 

@@ -37,7 +37,7 @@ def dense(target: list[int]) -> np.ndarray:
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(start=groups_of, owner=groups_of, masks=pairs_of, old=pairs_of,
        order=st.randoms(use_true_random=False))
 def test_relabelling(start: list[int], owner: list[int], masks: list[tuple[int, int]],
