@@ -59,7 +59,7 @@ class Head(Table):
     lr_scale: Positive = 1.0
     threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
     masks: bool = True  # keep known same-person pairs of the label table apart
-    block: AtLeastOne = 2048  # classes per block of the streamed softmax
+    block: AtLeastOne = 1024  # classes per block of the streamed softmax
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield margins that the chosen kind of margin does not read."""

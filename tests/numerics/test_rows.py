@@ -100,8 +100,8 @@ def test_dense_exact_equals_dense_sgd(dtype, tolerance, horizon):
             group["lr"] = moving_lr(step)
         optimiser.step()
         longest = max(longest, int((rule.now - state["last"]).max()))
-        rule.ready(weight, state, index, Store(weight.dtype))
-        apply(rule, weight, state, index, weight[index] - goal[index].to(dtype), step=step,
+        now = rule.current(weight, state, index, Store(dtype))
+        apply(rule, weight, state, index, now - goal[index].to(dtype), step=step,
                    lr=moving_lr(step))
     assert longest > min(40, horizon - 1)
     rule.flush(weight, state, Store(weight.dtype))
@@ -138,7 +138,6 @@ def test_all_rows_at_once_equals_all_rows_by_index(name, monkeypatch):
         state = rule.state(weight)
         generator.manual_seed(1)
         for step in range(4):
-            rule.ready(weight, state, index, Store(weight.dtype))
             grad = torch.randn(10, 3, dtype=F64, generator=generator)
             apply(rule, weight, state, index, grad, step=step, lr=0.1)
         ends.append(weight)

@@ -16,10 +16,10 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.rows import apply, row_rule
+from glint.nn.heads.rows import Playing, apply, row_rule
 from glint.nn.heads.sample import sampled_classes, stream_key
 from glint.nn.heads.softmax import Trace, gather_batch, margin_softmax
-from glint.nn.heads.storage import Playing, Store
+from glint.nn.heads.storage import Store
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, C classes, c on this rank, k rows that play, D embedding
@@ -42,7 +42,7 @@ class PartialFC(nn.Module):
                  rate: float = 1.0, rule: str = "none", momentum: float = 0.9,
                  weight_decay: float = 5e-4, threshold: float = 0.0, masks: Any = None,
                  world: World | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
-                 block: int = 2048, ddp_mean: bool = True, gemm: str = "float32",
+                 block: int = 1024, ddp_mean: bool = True, gemm: str = "float32",
                  storage: str = "float32", keep: int = _KEEP) -> None:
         """Make the head; classes and dim are those of the whole table.
 
@@ -88,13 +88,12 @@ class PartialFC(nn.Module):
         playing_k = sampled_classes(batch.label_N, self.classes, self.rate, seed=self.seed,
                                     step=step, span=self.span)
         index_k = None if playing_k is None else playing_k - self.span.start
-        with torch.no_grad():
-            self.rule.ready(self.weight, self._state(), index_k, self.store)
         masked = None
         if self._pairs is not None:
             masked = self._pairs.entries(batch.label_N, playing_k, self.block)
         loss, *self._seen = margin_softmax(
-            feature_nD, Playing(self.weight, index_k, self.store, self.block), batch,
+            feature_nD,
+            Playing(self.rule, self.weight, self._state(), self.store, index_k, self.block), batch,
             self._targets(batch.label_N, playing_k), margin=self.margin, scale=self.scale,
             world=self.world, keeper=self._pending.append, threshold=self.threshold, masked=masked,
             ddp_mean=self.ddp_mean, gemm=self.gemm, keep=self.keep)
@@ -108,18 +107,10 @@ class PartialFC(nn.Module):
         once per optimiser step, with steps that rise.
         """
         pending, self._pending = self._pending, []
-        self.store.step = step
-        if len(pending) == 1:  # gradient, rule and write-back block by block, while it is in cache
-            trace, state = pending[0], self._state()
-            playing = trace.playing
-            for number in range(len(playing)):
-                at, centre_bD = playing.at(number), playing.take(number)
-                grad_bD = trace.gradient(number, centre_bD)
-                if divide != 1.0:
-                    grad_bD.div_(divide)
-                self.rule.move(centre_bD, state, at, grad_bD, self.store, step=step, lr=lr)
-                self.store.put(self.weight, at, centre_bD, 0)
-            self.rule.done(self.weight, state, playing.index_k, self.store, step=step, lr=lr)
+        if len(pending) == 1:
+            trace = pending[0]
+            trace.weight = trace.weight / divide
+            trace.playing.update(trace.gradient, step=step, lr=lr)
             trace.release()
             return
         index_k, grad_kD = self._joined(pending)

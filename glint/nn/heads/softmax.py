@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from glint.dist.collectives import all_gather_rows, even, reduce_scatter_rows
 from glint.dist.world import World
 from glint.errors import InputError
-from glint.nn.heads.storage import Playing
+from glint.nn.heads.rows import Playing
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, W ranks, D embedding,
@@ -235,7 +235,7 @@ class Trace:
                 weighed_Nb = self._weighed(number, exp_Nb)
                 pull_ND.mul_(faded_N[:, None])
                 if self.half:
-                    pull_ND.add_(torch.mm(weighed_Nb, operand_bD))
+                    pull_ND.add_(torch.mm(weighed_Nb, operand_bD).to(pull_ND.dtype))
                 else:
                     pull_ND.addmm_(weighed_Nb, operand_bD)
                 self.from_N.append(largest_N)
@@ -293,12 +293,11 @@ class Trace:
         """Compute a block of logits (N, b), -inf at targets and at entries that leave."""
         rows = self.playing.rows(number)
         logit_Nb = self._place(self.logit_buffer, rows)
-        if self.half:
-            torch.mul(torch.mm(self.operand_ND, operand_bD.t()), self.inverse_k[rows],
-                      out=logit_Nb)
+        if self.half:  # copied first: operations on mixed types are slow
+            logit_Nb.copy_(torch.mm(self.operand_ND, operand_bD.t()))
         else:
             torch.mm(self.operand_ND, operand_bD.t(), out=logit_Nb)
-            logit_Nb.mul_(self.inverse_k[rows])
+        logit_Nb.mul_(self.inverse_k[rows])
         if self.cut is not None:
             logit_Nb.masked_fill_(logit_Nb > self.cut, -torch.inf)
         here = slice(self.bounds[number], self.bounds[number + 1])
@@ -313,9 +312,8 @@ class Trace:
     def _weighed(self, number: int, exp_Nb: Tensor) -> Tensor:
         """Divide exponentials by their centres' lengths, as the matrix products take them."""
         rows = self.playing.rows(number)
-        if not self.half:
-            return exp_Nb.mul_(self.inverse_k[rows])
-        return torch.mul(exp_Nb, self.inverse_k[rows], out=self._place(self.exp_buffer, rows))
+        exp_Nb.mul_(self.inverse_k[rows])
+        return self._place(self.exp_buffer, rows).copy_(exp_Nb) if self.half else exp_Nb
 
     def _widest(self) -> int:
         return self.batch.size * min(self.playing.block, self.playing.count)

@@ -77,39 +77,6 @@ def _hash(value_i: Tensor, key: int) -> Tensor:
     return mixed_i.to(torch.int32)
 
 
-class Playing:
-    """The rows of a table that play a step, read by block; index_k None means all of them."""
-
-    def __init__(self, table_cD: Tensor, index_k: Tensor | None, store: Store, block: int) -> None:
-        self.table_cD, self.index_k, self.store, self.block = table_cD, index_k, store, block
-        self.count = table_cD.shape[0] if index_k is None else index_k.numel()
-
-    def __len__(self) -> int:
-        return -(-self.count // self.block)
-
-    def at(self, number: int) -> At:
-        """Say which rows of the table block `number` is."""
-        rows = self.rows(number)
-        return rows if self.index_k is None else self.index_k[rows]
-
-    def rows(self, number: int) -> slice:
-        """Say which of the rows that play block `number` is."""
-        return slice(number * self.block, min((number + 1) * self.block, self.count))
-
-    def take(self, number: int) -> Tensor:
-        """Read block `number`, (b, D)."""
-        return self.store.take(self.table_cD, self.at(number))
-
-    def pick(self, row_t: Tensor) -> Tensor:
-        """Read single rows by their place among those that play, (t, D)."""
-        return self.store.take(self.table_cD,
-                               row_t if self.index_k is None else self.index_k[row_t])
-
-    def edges(self, device: torch.device) -> Tensor:
-        """Give where blocks begin and the last one ends, (blocks + 1)."""
-        return torch.arange(0, (len(self) + 1) * self.block, self.block, device=device)
-
-
 def cuts(index_k: Tensor | None, count: int, block: int) -> Iterator[tuple[At, slice]]:
     """Cut rows into blocks: (rows of the table, their place among the rows that play)."""
     for start in range(0, count, block):
