@@ -221,7 +221,8 @@ def facts(dataset: Dataset) -> dict[str, Any]:
         "tombstones": {
             "requests": len(stones),
             "identities": len({i for line in stones for i in line.get("labels", ())}),
-            "images": len({k for line in stones for k in line.get("keys", ())})} if stones else None,
+            "images": len({k for line in stones for k in line.get("keys", ())}),
+        } if stones else None,
         "glint": said["glint"], "seed": said["seed"], "digest": dataset.digest,
         "samples_per_shard": said["samples_per_shard"],
         "last_shard": f"{max(len(dataset.shards) - 1, 0):06d}",

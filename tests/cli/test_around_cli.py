@@ -1,0 +1,93 @@
+"""glint verify, reshard, merge, drop and card as people call them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from glint.cli import card, drop, merge, reshard, verify
+from glint.pipelines import shard
+
+
+@pytest.fixture
+def call() -> Iterator[Callable[..., Any]]:
+    """Run a command in this process; give its JSON or text, or its stderr where it must fail."""
+    app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
+    for module in (card, drop, merge, reshard, verify):
+        module.register(app)
+    logger = logging.getLogger("glint")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+
+    def run(*args: str | Path, code: int = 0) -> Any:
+        done = CliRunner().invoke(app, list(map(str, args)))
+        assert done.exit_code == code, (done.output, done.exception)
+        if code:
+            return done.stderr
+        return json.loads(done.stdout) if "--json" in args else done.stdout
+
+    yield run
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def data(tmp_path: Path, jpeg: Callable[[int], bytes]) -> Path:
+    for i in range(12):
+        path = tmp_path / "src" / f"id{i // 4}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(i))
+    shard.shard(tmp_path / "src", tmp_path / "set", shard.Options(5))
+    return tmp_path / "set"
+
+
+def test_the_round(call: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    said = call("verify", data, "--deep", "--json")
+    assert (said["schema"], said["ok"], said["shards"]) == ("glint/verify-result@1", True, 3)
+    said = call("reshard", data, tmp_path / "re", "--samples-per-shard", "7", "--json")
+    assert (said["schema"], said["shards"]) == ("glint/reshard-result@1", 2)
+    text = call("merge", tmp_path / "both", data, tmp_path / "re", "--workers", "1")
+    assert "duplicates   12 images stand in more than one dataset (24 samples)" in text
+    text = call("drop", data, "--identity", "id1", "--reason", "asked to")
+    assert "label version 0 -> 1, 2 classes left" in text
+    assert "the images are still in the shards" in text
+    said = call("card", data, "--license", "MIT", "--consent", "drawn", "--contact", "me",
+                "--json")
+    assert said["schema"] == "glint/card-result@1" and (data / "README.md").is_file()
+
+
+def test_verify_fails_with_its_findings(call: Callable[..., Any], data: Path) -> None:
+    path = data / "data/train-000001.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    done = subprocess.run([sys.executable, "-m", "glint", "verify", str(data), "--json"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    said = json.loads(done.stdout)
+    assert not said["ok"] and said["problem_count"] == 1
+    assert said["problems"][0]["shard"] == "train-000001.tar"
+    assert f"error GL0306 verification-failed: {data}: 1 problem found" in done.stderr
+    assert "GL0306" in call("verify", data, code=3)
+
+
+def test_what_is_refused(call: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    assert "GL0301 not-a-dataset" in call("verify", tmp_path, code=3)
+    assert "bad-option: --license" in call("card", data, "--contact", "me", code=2)
+    assert "--samples-per-shard" in call("reshard", data, tmp_path / "x", code=2)
+
+
+def test_dry_runs_write_nothing(call: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    card = ("--license", "MIT", "--consent", "drawn", "--contact", "me")
+    for line in (["verify", data], ["reshard", data, tmp_path / "x", "--samples-per-shard", "3"],
+                 ["drop", data, "--identity", "0", "--reason", "r"],
+                 ["drop", data, "--identity", "0", "--reason", "r", "--erase", tmp_path / "x"],
+                 ["card", data, *card]):
+        assert call(*line, "--dry-run", "--json")["dry_run"] is True
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
