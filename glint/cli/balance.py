@@ -26,6 +26,9 @@ def balance(
         None, "--repeat", help="Repeat identities below this share of the images."
     ),
     most: float = typer.Option(4.0, "--max-repeat", help="Most draws per image, on average."),
+    each: int = typer.Option(
+        0, "--per-identity", help="Identities take turns, K images of each: P x K batches."
+    ),
     out: Path | None = typer.Option(None, "--out", "-o", help="Default: DATASET/sampling.parquet"),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -36,7 +39,8 @@ def balance(
         from glint.pipelines import balance as stage
         from glint.shards.index import Dataset
 
-        options = stage.Options(cap=cap, least=least, power=power, repeat=repeat, most=most)
+        options = stage.Options(cap=cap, least=least, power=power, repeat=repeat, most=most,
+                                each=each)
         return stage.balance(Dataset(dataset), options, out)
 
     show.run(work, "glint/balance-result@1", as_json, debug=debug, say=_say)

@@ -30,7 +30,8 @@ class Options:
     power: q of n^q, 1 = image-uniform, 0 = class-balanced. repeat: the share t of an epoch below
     which identities are repeated (LVIS repeat factor max(1, sqrt(t / f))). most: no image is drawn
     more often than this on average. least: identities with fewer images are not drawn. cap: draws
-    of one identity per epoch.
+    of one identity per epoch. each: K of P x K: every identity takes turns with K images that stand
+    together, whatever it has; 0 = single images. The other options do not go with it, but `least`.
     """
 
     cap: int | None = None
@@ -38,6 +39,7 @@ class Options:
     power: float = 1.0
     repeat: float | None = None
     most: float = 4.0
+    each: int = 0
 
     def __post_init__(self) -> None:
         checks: list[tuple[str, object, Callable[[], bool], str]] = [
@@ -47,6 +49,9 @@ class Options:
             ("--repeat", self.repeat, lambda: self.repeat is None or 0 <= self.repeat <= 1,
              "a share from 0 to 1"),
             ("--max-repeat", self.most, lambda: 1 <= self.most < np.inf, "at least 1"),
+            ("--per-identity", self.each, lambda: self.each >= 0, "at least 0"),
+            ("--per-identity", "another option that sets draws", lambda: not self.each or (
+                self.cap is None and self.power == 1.0 and self.repeat is None), "it alone"),
         ]
         for name, value, good, want in checks:
             if not good():
@@ -66,10 +71,13 @@ def plan(count_C: Counts, options: Options) -> Draws:
     """Turn images per identity into draws per epoch.
 
     weight = n^q scaled to the same total over the identities kept; repeat = LVIS repeat factor;
-    draws = min(weight * repeat, cap, most * n). Draws may be fractions.
+    draws = min(weight * repeat, cap, most * n). Draws may be fractions. With `each`, draws = each.
     """
     kept_C = (count_C >= max(options.least, 1)).astype(np.float64)
     images_C = count_C * kept_C
+    if options.each:
+        draws_C = options.each * kept_C
+        return Draws(draws_C, np.ones(len(count_C)), draws_C)
     power_C = np.where(kept_C > 0, np.maximum(images_C, 1.0) ** options.power, 0.0)
     total = power_C.sum()
     weight_C = power_C * (images_C.sum() / total if total else 0.0)
@@ -117,7 +125,7 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
                          f"{int(count_C.max(initial=0))}", where="--min")
     path = out or dataset.root / "sampling.parquet"
     about = {"format": FORMAT, "dataset": dataset.digest, "label_version": str(version.version),
-             "options": json.dumps(asdict(options), sort_keys=True)}
+             "each": str(options.each), "options": json.dumps(asdict(options), sort_keys=True)}
     table = pa.table({"label": np.arange(version.classes, dtype=np.int64), "count": count_C,
                       "weight": drawn.weight_C, "repeat": drawn.repeat_C, "draws": drawn.draws_C},
                      schema=tables.SAMPLING.with_metadata(about))

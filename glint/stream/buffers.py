@@ -1,4 +1,4 @@
-"""Memory for batches, used again once nobody holds the batch: no page is faulted in twice."""
+"""Memory that is used again once nobody holds it: no page is faulted in twice."""
 
 from __future__ import annotations
 
@@ -7,34 +7,52 @@ import weakref
 from collections import deque
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from glint.stream.files import U8
+U8 = npt.NDArray[np.uint8]
+KEPT = 8  # idle batches that are kept
+_STEP = 1 << 20
 
-KEPT = 8  # idle buffers that are kept
+
+class Arena:
+    """Gives flat arrays; their memory comes back when the last view of them is gone.
+
+    kept: pieces of idle memory that are kept. Safe across threads.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._idle: deque[mmap.mmap] = deque(maxlen=kept)
+
+    def take(self, size: int) -> U8:
+        """Give `size` bytes of unknown content."""
+        try:
+            memory = self._idle.pop()
+        except IndexError:
+            memory = None
+        if memory is None or len(memory) < size:
+            rounded = max(1, -(-size // _STEP)) * _STEP
+            memory = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE)
+        # Every view that numpy or torch makes keeps `flat` alive: `memory` is no ndarray.
+        flat: U8 = np.frombuffer(memory, np.uint8, size)
+        weakref.finalize(flat, self._idle.append, memory).atexit = False
+        return flat
 
 
 class Buffers:
-    """Gives uint8 tensors of one shape.
+    """Gives uint8 tensors of one shape; a consumer may hold them as long as it likes.
 
-    A tensor's memory comes back when the last tensor or array over it is gone, so a consumer may
-    hold batches as long as it likes. pinned: page-locked memory of torch's own caching allocator,
-    which also waits for copies to the device that are still under way. Safe across threads.
+    pinned: page-locked memory of torch's own caching allocator, which also waits for copies to the
+    device that are still under way.
     """
 
     def __init__(self, shape: tuple[int, ...], pinned: bool = False) -> None:
         self.shape, self.pinned = shape, pinned
-        self._idle: deque[mmap.mmap] = deque(maxlen=KEPT)
+        self._arena = Arena(KEPT)
 
     def take(self) -> torch.Tensor:
         """Give memory of unknown content."""
         if self.pinned:
             return torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
-        try:
-            memory = self._idle.pop()
-        except IndexError:
-            memory = mmap.mmap(-1, max(1, int(np.prod(self.shape))), flags=mmap.MAP_PRIVATE)
-        # Every view that numpy or torch makes keeps `flat` alive: `memory` is no ndarray.
-        flat: U8 = np.frombuffer(memory, np.uint8, int(np.prod(self.shape)))
-        weakref.finalize(flat, self._idle.append, memory).atexit = False
+        flat = self._arena.take(int(np.prod(self.shape)))
         return torch.from_numpy(flat.reshape(self.shape))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,10 @@ def _mapped(path: Path) -> Columns | None:
             if head["format"] != FORMAT or head["bytes"] != size:
                 return None
             memory = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
+        for advice in ("MADV_RANDOM", "MADV_NOHUGEPAGE"):  # map what is touched, not its neighbours
+            if hasattr(mmap, advice):
+                with suppress(OSError):
+                    memory.madvise(getattr(mmap, advice))
         made = {}
         for name in _NAMES:
             at, kind, shape = head["columns"][name]

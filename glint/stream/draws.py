@@ -49,7 +49,7 @@ class Draws:
     more often than another before all had their turn: over any run of epochs the counts inside
     one identity differ by at most one. (`glint shard` has permuted the samples, so row order is no
     order of the source's.) The length of an epoch is the sum of draws, rounded up at the identity
-    with most draws. State: one byte per row for the epoch in use.
+    with most draws. State: O(C), and with `at` one byte per row for the epoch in use.
     Errors: UsageError GL0002.
     """
 
@@ -59,6 +59,7 @@ class Draws:
         self.count_C = members.count_C
         self._lock = threading.Lock()
         self._last: tuple[int, EpochCounts] | None = None
+        self._turns: tuple[int, I64, I64, I64 | None] | None = None
         self._table = draws_C is not None
         if draws_C is None:
             self.length = int(self.count_C.sum())
@@ -103,6 +104,26 @@ class Draws:
                 done += 1
             self._before = done, total_C
             return total_C
+
+    def rows(self, epoch: int, slot_m: I64) -> I64:
+        """Find the row of each slot of an epoch when slots stand identity by identity; O(C) state.
+
+        The same multiset as `at`, in another order.
+        """
+        with self._lock:
+            turns = self._turns if self._turns is not None and self._turns[0] == epoch else None
+        if turns is None:
+            drawn_C = self.drawn(epoch) if self._table else self.count_C
+            first_C = (self.drawn_before(epoch) + self._first_C) if self._table else None
+            turns = epoch, np.cumsum(drawn_C), drawn_C, first_C
+            with self._lock:
+                self._turns = turns
+        _, until_C, drawn_C, first_C = turns
+        class_m = np.searchsorted(until_C, slot_m, side="right")
+        turn_m = slot_m - (until_C[class_m] - drawn_C[class_m])
+        if first_C is not None:
+            turn_m = (turn_m + first_C[class_m]) % self.count_C[class_m]
+        return self.members.row_of(class_m, turn_m)
 
     def at(self, epoch: int) -> EpochCounts:
         """Give the multiset of one epoch; the last one asked for is kept (about n bytes)."""

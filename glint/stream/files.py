@@ -16,12 +16,12 @@ import xxhash
 
 from glint.errors import InputError
 from glint.shards.index import Dataset
+from glint.stream.buffers import Arena
 from glint.stream.columns import BLOCK, Columns, key_of
 
 GAP = 64 << 10  # bytes between two wanted samples that are read rather than skipped
 LONGEST = 8 << 20  # bytes of one read
 
-U8 = npt.NDArray[np.uint8]
 Bytes = bytes | memoryview
 
 
@@ -34,6 +34,7 @@ class Shards:
         self._most = max(64, soft // 2) if soft > 0 else 1 << 16
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._lock = threading.Lock()
+        self.arena = Arena(2)
 
     def open(self, shard: int) -> IO[bytes]:
         """Give an open shard; who holds it keeps it open. Raises InputError GL0302."""
@@ -112,35 +113,39 @@ class Window:
         begin_m = columns.block[row_m].astype(np.int64) * BLOCK
         end_m = begin_m + columns.size[row_m]
         self._at: dict[int, memoryview] = {}
-        self.reads = self.bytes = 0
+        spans = []
         start = 0
         cut_m = (np.diff(shard_m) != 0) | (begin_m[1:] - end_m[:-1] > GAP)
         for stop in [*(np.flatnonzero(cut_m) + 1).tolist(), len(row_m)]:
             while start < stop:  # a run of neighbours, in pieces of at most LONGEST
                 fits = np.searchsorted(end_m[start:stop], begin_m[start] + LONGEST, side="right")
                 last = start + max(1, int(fits))
-                self._read(shards, row_m, int(shard_m[start]), begin_m[start:last],
-                           end_m[start:last], start)
+                spans.append((start, last))
                 start = last
-
-    def _read(self, shards: Shards, row_m: npt.NDArray[Any], shard: int,
-              begin_m: npt.NDArray[np.int64], end_m: npt.NDArray[np.int64], start: int) -> None:
-        first, size = int(begin_m[0]), int(end_m[-1] - begin_m[0])
-        file = shards.open(shard)
-        data = bytearray(size)
-        got, view = 0, memoryview(data)
-        try:
-            while got < size and (more := os.preadv(file.fileno(), [view[got:]], first + got)):
-                got += more
-        except OSError as error:
-            raise InputError("GL0903", f"cannot be read: {error.strerror}",
-                             where=str(shards.dataset.shard_path(shard))) from None
-        whole = memoryview(data).toreadonly()[:got]
-        rows = row_m[start:start + len(begin_m)].tolist()
-        for row, a, b in zip(rows, (begin_m - first).tolist(), (end_m - first).tolist()):
-            self._at[row] = whole[a:b]
-        self.reads += 1
-        self.bytes += size
+        self.reads = len(spans)
+        self.bytes = int(sum(end_m[b - 1] - begin_m[a] for a, b in spans))
+        memory = shards.arena.take(self.bytes).data
+        for a, b in spans:
+            first, size = int(begin_m[a]), int(end_m[b - 1] - begin_m[a])
+            whole = memory[:size]
+            memory = memory[size:]
+            whole = whole[:_read(shards, int(shard_m[a]), whole, first)].toreadonly()
+            at = zip(row_m[a:b].tolist(), (begin_m[a:b] - first).tolist(),
+                     (end_m[a:b] - first).tolist())
+            self._at.update((row, whole[begin:end]) for row, begin, end in at)
 
     def __getitem__(self, row: int) -> memoryview:
         return self._at[row]
+
+
+def _read(shards: Shards, shard: int, into: memoryview, offset: int) -> int:
+    """Read until `into` is full or the file ends; give the bytes read."""
+    file = shards.open(shard)
+    got = 0
+    try:
+        while got < len(into) and (more := os.preadv(file.fileno(), [into[got:]], offset + got)):
+            got += more
+    except OSError as error:
+        raise InputError("GL0903", f"cannot be read: {error.strerror}",
+                         where=str(shards.dataset.shard_path(shard))) from None
+    return got

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,12 @@ from glint.shards.index import Dataset
 from glint.shards.labels import LabelTable
 from glint.stream import sampling as tables
 from glint.stream.augment import flips
-from glint.stream.buffers import Buffers
+from glint.stream.buffers import U8, Buffers
 from glint.stream.columns import BLOCK, Columns, key_of, open_columns
 from glint.stream.coverage import Coverage, coverage
 from glint.stream.degrade import KINDS, Degrade, Kind
 from glint.stream.draws import Draws
-from glint.stream.files import U8, Shards, Window
+from glint.stream.files import Shards, Window
 from glint.stream.identities import IdentityPlan
 from glint.stream.members import Members
 from glint.stream.permute import I64
@@ -166,7 +166,8 @@ class Stream:
         table = None if self.draws is None or not self.sampling_digest else self.draws
         return coverage(self.count_C, table, epochs)
 
-    def batches(self, epoch: int, start_step: int = 0, origin: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start_step: int = 0,
+                origin: int = 0) -> Generator[Batch, None, None]:
         """Give this rank's batches of an epoch from a step on.
 
         origin: position at which step 0 begins, for a run that stopped in this epoch under another
@@ -181,6 +182,15 @@ class Stream:
         if self.threads:
             return self._from_threads(epoch, part, steps)
         return (self._make(epoch, part, step) for step in steps)
+
+    def stored(self, epoch: int, start_step: int = 0,
+               origin: int = 0) -> Iterator[tuple[list[bytes], torch.Tensor, I64]]:
+        """Give the same batches undecoded: stored bytes (checked), labels, rows."""
+        part, read = self._from(origin), self._shards.read
+        for step in range(start_step, part.steps):
+            row_n = self._rows(epoch, part, step)
+            data = [read(sample) for sample in self._shards.samples(row_n)]
+            yield data, torch.from_numpy(self.target_L[self.columns.label[row_n]]), row_n
 
     def _from(self, origin: int) -> Slice:
         return Slice(self.plan.length, self.batch * self.world, self.rank, self.world, origin,
@@ -253,7 +263,7 @@ class Stream:
         image = self._buffers.take()
         return self._batch(image, *self._fill(epoch, part, step, image.numpy()), epoch, step)
 
-    def _from_threads(self, epoch: int, part: Slice, steps: range) -> Iterator[Batch]:
+    def _from_threads(self, epoch: int, part: Slice, steps: range) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="glint-stream")
         queue: deque[Future[Batch]] = deque()
         try:
@@ -266,7 +276,7 @@ class Stream:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _from_workers(self, epoch: int, part: Slice, steps: range) -> Iterator[Batch]:
+    def _from_workers(self, epoch: int, part: Slice, steps: range) -> Generator[Batch, None, None]:
         count = min(self.workers, max(1, len(steps)))
 
         def make(step: int, image_nHW3: U8, pool: ThreadPoolExecutor | None) -> tuple[I64, I64]:

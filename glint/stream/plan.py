@@ -1,8 +1,9 @@
 """Who reads which sample: pure arithmetic, no I/O, the same for every world size.
 
 Words: a *row* is a row of samples.parquet; a *slot* is one copy of a row in an epoch, in row
-order; a *position* is a place in the epoch's shuffled order; a *step* takes one global batch of
-positions, of which each rank takes one contiguous run.
+order (with draws and without blocks identity by identity: nothing of size n is needed then); a
+*position* is a place in the epoch's shuffled order; a *step* takes one global batch of positions,
+of which each rank takes one contiguous run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from glint.stream.draws import Draws
 from glint.stream.permute import I64, hash_at, key_of, shuffle, unshuffle
 
 _ORDER, _BLOCKS, _INSIDE = 0x04DE4, 0xB10C5, 0x1451DE  # purposes of keys
-WINDOW = 16
+WINDOW = 64  # blocks: each long enough for one read, enough of them to mix
 
 
 class Plan:
@@ -51,7 +52,11 @@ class Plan:
     def rows_at(self, epoch: int, position_m: npt.NDArray[Any]) -> I64:
         """Give the row at each position; a position at or past the end wraps to the beginning."""
         slot_m = self.slots(epoch, np.asarray(position_m, dtype=np.int64) % self.length)
-        return slot_m if self.draws is None else self.draws.at(epoch).row_of(slot_m)
+        if self.draws is None:
+            return slot_m
+        if self.block is None:
+            return self.draws.rows(epoch, slot_m)
+        return self.draws.at(epoch).row_of(slot_m)
 
     def slots(self, epoch: int, position_m: I64) -> I64:
         """Permute positions in [0, length) into slots."""

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import InputError
+from glint.stream.buffers import U8
 from glint.stream.decode import decode_into
 from glint.stream.degrade import Degrade
-from glint.stream.files import U8, Shards, Window
+from glint.stream.files import Shards, Window
 from glint.stream.permute import I64
 
 

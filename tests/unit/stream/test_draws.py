@@ -72,12 +72,26 @@ def test_image_uniform_table_is_the_plain_epoch_without_dropped_rows(identity):
     for epoch in range(2):
         rows = plain.rows(epoch, 0, plain.length)
         assert sorted(rows.tolist()) == np.flatnonzero(identity >= 0).tolist()
-        assert (rows == table.rows(epoch, 0, table.length)).all()
+        assert sorted(rows.tolist()) == sorted(table.rows(epoch, 0, table.length).tolist())
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_slots_by_identity_hold_the_multiset_of_slots_by_row(identity, table):
+    draws_C = np.random.default_rng(2).random(50) * 9 * (counts(identity) > 0) if table else None
+    draws = Draws(identity, draws_C, 4)
+    for epoch in (0, 3, 1):
+        rows = draws.rows(epoch, np.arange(draws.length))
+        times = draws.at(epoch).times_n[:400]
+        assert (np.bincount(rows, minlength=400) == times).all()
+        blocks = Plan(400, 4, draws, block=16)
+        assert sorted(blocks.rows(epoch, 0, blocks.length).tolist()) == sorted(rows.tolist())
 
 
 def test_no_dropped_row_and_no_table_is_the_o1_plan():
     every = np.zeros(123, dtype=int)
-    assert (Plan(123, 3, Draws(every)).rows(1, 0, 123) == Plan(123, 3).rows(1, 0, 123)).all()
+    for block in (None, 10):
+        drawn, plain = Plan(123, 3, Draws(every), block), Plan(123, 3, None, block)
+        assert (drawn.rows(1, 0, 123) == plain.rows(1, 0, 123)).all()
 
 
 def test_order_inside_an_identity_is_keyed():

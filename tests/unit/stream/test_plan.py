@@ -55,7 +55,7 @@ def test_seek_in_a_huge_epoch_needs_no_memory():
 def test_order_is_pinned():
     # A change here breaks the resume of every run in progress.
     assert Plan(1000, 42).rows(0, 0, 6).tolist() == [306, 646, 449, 38, 648, 363]
-    assert Plan(1000, 42, block=32).rows(3, 500, 506).tolist() == [637, 620, 832, 394, 906, 771]
+    assert Plan(1000, 42, block=32).rows(3, 500, 506).tolist() == [151, 899, 840, 229, 266, 923]
 
 
 @pytest.mark.parametrize(("options", "text"), [

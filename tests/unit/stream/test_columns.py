@@ -1,0 +1,109 @@
+"""The index as mapped columns: the same as Parquet's, derived again whenever it does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from glint.errors import InputError
+from glint.shards.index import Dataset
+from glint.stream import columns as module
+from glint.stream.columns import key_of, open_columns
+
+
+def same(a, b):
+    return all((getattr(a, f.name) == getattr(b, f.name)).all()
+               and getattr(a, f.name).dtype == getattr(b, f.name).dtype
+               for f in dataclasses.fields(a))
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_columns_are_those_of_the_index(small, limit):
+    columns = open_columns(small, limit)
+    assert (columns.label == small.label).all() and (columns.size == small.size).all()
+    assert (columns.block.astype(np.int64) * 512 == small.offset).all()
+    assert (columns.digest == small.digests).all()
+    assert (columns.shard_of(np.arange(small.n)) == small.shard).all()
+    for label in range(small.classes):
+        rows = columns.member[columns.first_L[label]:columns.first_L[label + 1]]
+        assert (rows == small.rows_of(label)).all()
+    assert all(key_of(small, row) == small.key[row] for row in (0, 31, 49))
+
+
+def files(dataset):
+    return sorted((dataset.root / "_glint").glob("columns-*.bin"))
+
+
+def test_the_file_is_written_once_and_may_be_deleted(make):
+    dataset = make([0, 1, 2, 1] * 8)
+    first = open_columns(dataset, 0)
+    written = files(dataset)
+    assert len(written) == 1
+    stamp = written[0].stat().st_mtime_ns
+    assert same(first, open_columns(dataset, 0)) and written[0].stat().st_mtime_ns == stamp
+    assert not first.label.flags.writeable  # mapped
+    written[0].unlink()
+    assert same(first, open_columns(dataset, 0)) and files(dataset) == written
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda path: os.truncate(path, path.stat().st_size - 1),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"{}" + path.read_bytes()[2:])])
+def test_a_file_that_is_not_whole_is_not_used(make, spoil):
+    dataset = make([0, 1, 2, 1] * 8)
+    want = open_columns(dataset, 0)
+    kept = dataclasses.replace(want, **{f.name: getattr(want, f.name).copy()
+                                        for f in dataclasses.fields(want)})
+    spoil(files(dataset)[0])
+    assert same(kept, open_columns(dataset, 0))
+
+
+def rewrite(dataset, **columns):
+    path = dataset.root / "samples.parquet"
+    table = pq.read_table(path)
+    for name, value in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pa.array(value, table.schema.field(at).type))
+    pq.write_table(table, path)
+    return Dataset(dataset.root)
+
+
+def test_another_index_has_another_file(make):
+    dataset = make([0, 1] * 8)
+    open_columns(dataset, 0)
+    other = rewrite(dataset, label=[1, 0] * 8)
+    assert (open_columns(other, 0).label == other.label).all() and len(files(dataset)) == 2
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"label": [0, 9] * 8}, "labels run from 0 to 9, expected 0 to 1"),
+    ({"shard": [0, 1] * 8}, "not stand in the order of their shards"),
+    ({"shard": [7] * 16}, "a shard that the manifest lacks"),
+    ({"offset": [513] * 16}, "not a multiple of 512"),
+    ({"size": [-1] * 16}, "a size is negative")])
+def test_an_index_that_cannot_be_is_refused(make, change, text):
+    dataset = rewrite(make([0, 1] * 8), **change)
+    with pytest.raises(InputError, match=text) as caught:
+        open_columns(dataset)
+    assert caught.value.code == "GL0301" and "samples.parquet" in caught.value.where
+
+
+def test_a_folder_that_cannot_be_written_costs_memory_only(make, monkeypatch, caplog):
+    dataset = make([0, 1] * 8)
+    (dataset.root / "_glint").write_text("in the way")
+    want = open_columns(dataset)
+    assert same(want, open_columns(dataset, 0))
+
+
+def test_another_rank_at_work_is_no_obstacle(make):
+    dataset = make([0, 1] * 8)
+    path = dataset.root / "_glint" / f"columns-{module.fingerprint(dataset)}.bin"
+    path.parent.mkdir()
+    with module.commit.lock(path.with_suffix(".lock")):
+        assert same(open_columns(dataset), open_columns(dataset, 0))
