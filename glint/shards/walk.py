@@ -134,7 +134,7 @@ def _numbers(text_md: U8, length_m: Ints) -> Ints:
     """Read decimal numbers of the given lengths, one a row; -2 where they are none."""
     value_m = np.zeros(len(text_md), np.int64)
     sound_m = (length_m > 0) & (length_m <= text_md.shape[1])
-    for place in range(text_md.shape[1]):
+    for place in range(min(text_md.shape[1], int(length_m.max(initial=0)))):
         within = place < length_m
         digit_m = text_md[:, place].astype(np.int64) - ord("0")
         sound_m &= ~within | ((digit_m >= 0) & (digit_m <= 9))
@@ -324,6 +324,8 @@ def walk(root: str | os.PathLike[str], entry: Entry, rows: Rows | None) -> tuple
     path = Path(root) / entry.file
     try:
         with open(path, "rb", buffering=0) as file:
+            if hasattr(os, "posix_fadvise"):  # the disk reads on while the processor hashes
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             return _walk(file, entry, rows)
     except OSError as error:
         findings = Findings()
