@@ -21,8 +21,12 @@ def synth(
     images: int = typer.Option(
         20, "--images", "--images-per-identity", help="Mean images per label."
     ),
-    conflicts: int = typer.Option(10, "--conflicts", help="Persons who get a second label."),
-    lookalikes: int = typer.Option(10, "--lookalikes", help="Pairs of persons who look alike."),
+    conflicts: int | None = typer.Option(
+        None, "--conflicts", help="Persons who get a second label (default 10, fewer in a small set)."
+    ),
+    lookalikes: int | None = typer.Option(
+        None, "--lookalikes", help="Pairs of persons who look alike (default as conflicts)."
+    ),
     likeness: float = typer.Option(
         0.5, "--likeness", help="Share of latents in which look-alikes differ."
     ),
@@ -43,7 +47,10 @@ def synth(
     def work() -> dict[str, Any]:
         from glint.pipelines.synth import World, make
 
-        world = World(identities, images, conflicts, lookalikes, likeness, noise, damaged, tail,
+        twice = min(10, identities // 10) if conflicts is None else conflicts
+        spare = max(0, identities - twice) // 4
+        alike = min(10, identities // 10, spare) if lookalikes is None else lookalikes
+        world = World(identities, images, twice, alike, likeness, noise, damaged, tail,
                       unseen, pairs, seed)
         with show.progress("synth") as progress:
             return {"out": str(out), **make(world, out, workers=workers, progress=progress)}

@@ -113,7 +113,7 @@ class _View:
 
     def __init__(self, p: dict[str, float], take: Iterator[float]) -> None:
         self.p, self.take = p, take
-        self.yaw = 0.62 * self.spread()
+        self.yaw = 0.52 * self.spread()
         self.pitch = 0.34 * self.spread()
         roll = 0.26 * self.spread()
         self.scale = 43.0 * (1.0 + 0.13 * self.spread())
@@ -496,7 +496,7 @@ def _light(canvas: Pixels, view: _View) -> None:
     """Shade the head as an ellipsoid under one lamp and an uneven ambient light."""
     left, up = 1.5 * view.spread(), 0.3 + 0.9 * view.spread()
     size = math.sqrt(left * left + up * up + 0.55)
-    hard = 0.15 + 0.65 * view.roll()
+    hard = 0.15 + 0.50 * view.roll()
     window = view.window(0.0, 0.0, 3.0, 3.0, flat=True)
     if window is None:
         return
@@ -513,26 +513,26 @@ def _light(canvas: Pixels, view: _View) -> None:
 def _occlude(canvas: Pixels, view: _View) -> None:
     kind, tone = view.roll(), (view.roll(), view.roll(), view.roll())
     shift, size = view.spread(), view.roll()
-    if kind < 0.06:  # sunglasses
+    if kind < 0.04:  # sunglasses
         for side in (-1.0, 1.0):
             window = view.window(side * 0.35, -0.08, 0.30, 0.24, 0.10)
             if window is not None:
                 lens_hw = np.sqrt((window.u_hw / 1.25) ** 2 + window.v_hw ** 2) - np.float32(0.20)
                 window.blend(canvas, window.cover(lens_hw), _dim(tone, 0.25))
-    elif kind < 0.14:  # clear glasses
+    elif kind < 0.10:  # clear glasses
         for side in (-1.0, 1.0):
             window = view.window(side * 0.35, -0.08, 0.32, 0.26, 0.10)
             if window is not None:
                 lens_hw = np.abs(np.sqrt((window.u_hw / 1.25) ** 2 + window.v_hw ** 2)
                                  - np.float32(0.16 + 0.06 * size)) - np.float32(0.018)
                 window.blend(canvas, window.cover(lens_hw), _dim(tone, 0.5))
-    elif kind < 0.18:  # mask over mouth and nose
+    elif kind < 0.13:  # mask over mouth and nose
         window = view.window(0.0, 0.62, 0.75, 0.48, 0.08)
         if window is not None:
             mask_hw = np.sqrt((window.u_hw / np.float32(0.68)) ** 4
                               + (window.v_hw / np.float32(0.42)) ** 4) - 1.0
             window.blend(canvas, window.cover(mask_hw * np.float32(0.4)), tone)
-    elif kind < 0.30:  # a bar or a hand across a part of the face
+    elif kind < 0.20:  # a bar or a hand across a part of the face
         window = view.window(0.85 * shift, 0.5 * size, 1.4, 1.6, flat=True)
         if window is not None:
             lean = np.float32(1.4 * (view.roll() - 0.5))
@@ -543,11 +543,11 @@ def _occlude(canvas: Pixels, view: _View) -> None:
 def _camera(canvas: Pixels, view: _View, bits: np.random.Philox) -> NDArray[np.uint8]:
     """Apply blur, noise, gain, white balance and gamma; return RGB (112, 112, 3)."""
     soft = view.roll()
-    for _ in range(int(soft * soft * 6.0)):
+    for _ in range(int(soft * soft * 5.0)):
         canvas[:, 1:-1] += 0.25 * (canvas[:, :-2] + canvas[:, 2:] - 2.0 * canvas[:, 1:-1])
         canvas[:, :, 1:-1] += 0.25 * (canvas[:, :, :-2] + canvas[:, :, 2:]
                                       - 2.0 * canvas[:, :, 1:-1])
-    grain = 0.01 + 0.07 * view.roll() ** 2
+    grain = 0.01 + 0.05 * view.roll() ** 2
     words: Any = bits.random_raw(canvas.size // 4)
     noise = words.view(np.uint8).reshape(2, *canvas.shape)
     rough = np.add(noise[0], noise[1], dtype=np.float32)
@@ -555,7 +555,7 @@ def _camera(canvas: Pixels, view: _View, bits: np.random.Philox) -> NDArray[np.u
     rough *= np.float32(grain * 2.45 / 255.0)
     canvas += rough
     index = np.clip(canvas * (_LEVELS - 1), 0, _LEVELS - 1).astype(np.uint16)
-    gain, gamma, lift = 1.0 + 0.40 * view.spread(), 2.0 ** (0.55 * view.spread()), view.roll()
+    gain, gamma, lift = 1.0 + 0.34 * view.spread(), 2.0 ** (0.45 * view.spread()), view.roll()
     picture = np.empty((SIDE, SIDE, 3), np.uint8)
     for channel, weight in enumerate((0.20, 0.06, 0.20)):
         tint = gain * (1.0 + weight * view.spread())
