@@ -22,7 +22,7 @@ def synth(
         20, "--images", "--images-per-identity", help="Mean images per label."
     ),
     conflicts: int | None = typer.Option(
-        None, "--conflicts", help="Persons who get a second label (default 10, fewer in a small set)."
+        None, "--conflicts", help="Persons who get a second label (default 10, or a tenth)."
     ),
     lookalikes: int | None = typer.Option(
         None, "--lookalikes", help="Pairs of persons who look alike (default as conflicts)."
