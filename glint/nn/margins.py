@@ -86,20 +86,49 @@ class Combined:
         return moved_N, self.m1 * torch.sin(phi_N).abs() / sine_N
 
 
+@dataclass(frozen=True)
+class AdaFace:
+    """Let the feature's length say how good the image is (AdaFace, arXiv 2204.00964, eq. 8).
+
+    z = clip(h (|f| - mean) / (std + 1e-3), -1, 1) over the global batch; the target becomes
+    cos(theta - m z) - (m + m z), its angle kept inside [0, pi]. The paper smooths mean and std
+    over steps; here they are those of the batch, so that a margin has no state to save.
+    """
+
+    m: float = 0.4
+    h: float = 0.333
+
+    def __call__(self, cosine_N: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Give cos(theta - m z) - m - m z and sin(theta - m z) / sin(theta), 0 where clipped."""
+        length_N = norm_N.clamp(1e-3, 100.0)
+        std = length_N.std(correction=0)
+        z_N = (self.h * (length_N - length_N.mean()) / (std + 1e-3)).clamp(-1.0, 1.0)
+        cosine_N = cosine_N.clamp(-1.0, 1.0)
+        sine_N = _not_zero((1 - cosine_N * cosine_N).sqrt())
+        angle_N = torch.arccos(cosine_N) - self.m * z_N
+        inside_N = angle_N.clamp(0.0, math.pi)
+        slope_N = torch.sin(inside_N) / sine_N
+        slope_N = torch.where(inside_N == angle_N, slope_N, torch.zeros_like(slope_N))
+        return torch.cos(inside_N) - self.m * (1 + z_N), slope_N
+
+
 def margin(kind: str, *, m: float | None = None, m1: float = 1.0, m2: float = 0.0,
            m3: float = 0.0, straight_through: bool = False) -> Margin:
-    """Make the margin that a recipe names: "cosface", "arcface" or "combined".
+    """Make the margin that a recipe names: "cosface", "arcface", "adaface" or "combined".
 
-    m is for the first two (default 0.4 and 0.5), m1 m2 m3 for the third. Raises UsageError
+    m is for the first three (default 0.4, 0.5, 0.4), m1 m2 m3 for the last. Raises UsageError
     (GL0002) for another name.
     """
     if kind == "cosface":
         return CosFace(0.4 if m is None else m)
     if kind == "arcface":
         return ArcFace(0.5 if m is None else m, straight_through)
+    if kind == "adaface":
+        return AdaFace(0.4 if m is None else m)
     if kind == "combined":
         return Combined(m1, m2, m3)
-    raise UsageError("GL0002", f"margin is {kind!r}, expected cosface, arcface or combined")
+    raise UsageError("GL0002",
+                     f"margin is {kind!r}, expected cosface, arcface, adaface or combined")
 
 
 def _not_zero(sine_N: Tensor) -> Tensor:

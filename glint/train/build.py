@@ -114,6 +114,8 @@ def head(
         seed=recipe.run.seed,
         dtype=torch.float64 if recipe.run.precision == "float64" else torch.float32,
         block=table.block,
+        gemm=table.gemm,
+        storage=table.storage,
     )
 
 

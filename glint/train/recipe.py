@@ -48,18 +48,20 @@ class Head(Table):
     """
 
     kind: Literal["partial_fc"] = "partial_fc"
-    margin: Literal["cosface", "arcface", "combined"]
+    margin: Literal["cosface", "arcface", "adaface", "combined"]
     m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
     m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     m2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     m3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     scale: Positive = 64.0
     rate: Fraction = 1.0
-    rule: Literal["none", "v1_stale", "lazy_decay", "dense_exact"] = "none"
+    rule: Literal["none", "v1_stale", "lazy_decay", "dense_exact", "adamw"] = "none"
     lr_scale: Positive = 1.0
     threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
     masks: bool = True  # keep known same-person pairs of the label table apart
     block: AtLeastOne = 1024  # classes per block of the streamed softmax
+    gemm: Literal["float32", "bf16"] = "float32"  # what matrix products round their operands to
+    storage: Literal["float32", "bf16"] = "float32"  # how centres and their state are kept
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield margins that the chosen kind of margin does not read."""
@@ -154,3 +156,13 @@ class Recipe(Table):
     optim: Optim
     schedule: Schedule
     run: Run = Field(default_factory=Run)
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield a head that does not go with the optimiser or the precision."""
+        if (self.head.rule == "adamw") != (self.optim.kind == "adamw"):
+            momentum_free = self.head.rule == "none"
+            if not momentum_free:
+                yield "head.rule", (f'"{self.head.rule}" does not go with optim.kind = '
+                                    f'"{self.optim.kind}"; "none" goes with both')
+        if self.run.precision == "float64" and "bf16" in (self.head.gemm, self.head.storage):
+            yield "head", 'gemm and storage must be "float32" with run.precision = "float64"'

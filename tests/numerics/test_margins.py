@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glint.errors import UsageError
-from glint.nn.margins import ArcFace, Combined, CosFace, margin
+from glint.nn.margins import AdaFace, ArcFace, Combined, CosFace, margin
 
 COSINES = torch.linspace(-0.995, 0.995, 61, dtype=torch.float64)
 NORMS = torch.ones_like(COSINES)
@@ -75,7 +75,31 @@ def test_finite_at_and_beyond_the_ends(kind, dtype):
     assert torch.isfinite(moved).all() and torch.isfinite(slope).all()
 
 
+def test_adaface_asks_more_of_the_better_image():
+    kind, cosine = AdaFace(0.4), torch.full((3,), 0.3, dtype=torch.float64)
+    norm = torch.tensor([10.0, 20.0, 30.0], dtype=torch.float64)
+    moved, slope = kind(cosine, norm)
+    z = (0.333 * (norm - 20) / (norm.std(correction=0) + 1e-3)).clamp(-1, 1)
+    theta = torch.arccos(cosine)
+    torch.testing.assert_close(moved, torch.cos(theta - 0.4 * z) - (0.4 + 0.4 * z))
+    torch.testing.assert_close(slope, torch.sin(theta - 0.4 * z) / torch.sin(theta))
+    torch.testing.assert_close(moved[1], CosFace(0.4)(cosine, norm)[0][1])  # z = 0
+    eps = 1e-6
+    step = (kind(cosine + eps, norm)[0] - kind(cosine - eps, norm)[0]) / (2 * eps)
+    torch.testing.assert_close(slope, step, rtol=1e-6, atol=1e-8)
+
+
+def test_adaface_of_one_image_and_at_the_ends_is_finite():
+    for cosine in (-1.0, 0.2, 1.0):
+        moved, slope = AdaFace()(torch.tensor([cosine]), torch.tensor([7.0]))
+        assert torch.isfinite(moved).all() and torch.isfinite(slope).all()
+    ends = torch.tensor([1.0, 1.0, -1.0])
+    moved, slope = AdaFace()(ends, torch.tensor([1.0, 50.0, 90.0]))
+    assert torch.isfinite(moved).all() and (slope >= 0).all()
+
+
 def test_factory():
+    assert margin("adaface") == AdaFace(0.4)
     assert margin("cosface") == CosFace(0.4)
     assert margin("arcface", m=0.3, straight_through=True) == ArcFace(0.3, True)
     assert margin("combined", m1=1.0, m2=0.3, m3=0.2) == Combined(1.0, 0.3, 0.2)

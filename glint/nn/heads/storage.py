@@ -63,9 +63,9 @@ def noise(class_b: Tensor, dim: int, key: int) -> Tensor:
     half_h = torch.arange(-(-dim // 2), device=class_b.device)  # one 32-bit hash: two columns
     mixed_bh = _hash(class_b, key)[:, None] ^ _hash(half_h, stream_key(key, 1))
     mixed_bh = mixed_bh.mul_(_ODD[0])
-    mixed_bh ^= mixed_bh >> 15
+    mixed_bh ^= (mixed_bh >> 15).bitwise_and_(0x1FFFF)  # the mask undoes the sign's copies
     mixed_bh.mul_(_ODD[1])
-    mixed_bh ^= mixed_bh >> 16
+    mixed_bh ^= (mixed_bh >> 16).bitwise_and_(0xFFFF)
     return mixed_bh.view(torch.int16)[:, :dim]
 
 

@@ -85,3 +85,20 @@ def test_mistakes(overrides: list[str], told: str) -> None:
     with pytest.raises(UsageError) as caught:
         load(LEAST, Recipe, overrides)
     assert caught.value.what.removesuffix(" (from --set)") == told
+
+
+@pytest.mark.parametrize(("rule", "kind", "good"), [
+    ("adamw", "adamw", True), ("none", "adamw", True), ("none", "sgd", True),
+    ("dense_exact", "sgd", True), ("adamw", "sgd", False), ("dense_exact", "adamw", False)])
+def test_the_centres_rule_goes_with_the_optimiser(rule, kind, good):
+    change = [f"head.rule={rule}", f"optim.kind={kind}", "optim.nesterov=false"]
+    if good:
+        assert load(LEAST, Recipe, change).head.rule == rule
+    else:
+        with pytest.raises(UsageError, match=rf'"{rule}" does not go with optim.kind = "{kind}"'):
+            load(LEAST, Recipe, change)
+
+
+def test_bf16_heads_need_float32():
+    with pytest.raises(UsageError, match="gemm and storage must be"):
+        load(LEAST, Recipe, ["head.gemm=bf16", "run.precision=float64"])
