@@ -1,0 +1,60 @@
+"""`glint plan`: what a head of so many classes costs on each rank, before anything is bought."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("plan")(plan)
+
+
+def plan(
+    classes: int = typer.Option(..., "--classes", help="Identities."),
+    dim: int = typer.Option(512, "--dim", help="Length of an embedding."),
+    world: int = typer.Option(1, "--world", help="Ranks (GPUs)."),
+    batch: int = typer.Option(128, "--batch", help="Images per rank and step."),
+    rate: float = typer.Option(0.1, "--rate", help="Share of classes that play at a step."),
+    rule: str = typer.Option("none", "--rule", help="How centres move, as head.rule in a recipe."),
+    storage: str = typer.Option("float32", "--storage", help="float32 or bf16."),
+    gemm: str = typer.Option("float32", "--gemm", help="float32 or bf16."),
+    block: int = typer.Option(1024, "--block", help="Classes per block, as head.block."),
+    card: float = typer.Option(0.0, "--card", help="GB per rank that the head may use."),
+    tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of a rank's matrix products."),
+    gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
+    link: float = typer.Option(10.0, "--link", help="GB/s at which a rank receives messages."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Estimate memory, messages and step time of a head on each rank."""
+
+    def work() -> dict[str, Any]:
+        from glint.train import memory
+
+        head = memory.Head(classes, dim, world, batch, rate, rule, storage, gemm, block)
+        return memory.plan(head, card=card, tflops=tflops, gbps=gbps, link=link)
+
+    show.run(work, "glint/plan-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(found: dict[str, Any]) -> str:
+    need, head, took = found["memory"], found["head"], found["seconds"]
+    lines = [f"{head['classes']} classes x {head['dim']} on {head['world']} ranks: "
+             f"{found['rows']} rows a rank, {found['playing']} play a step"]
+    lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in need.items()]
+    lines.append(f"  dense momentum SGD over autograd: {found['reference_memory'] / 1e9:.3f} GB")
+    lines.append(f"  messages {found['communication']['received'] / 1e6:.3f} MB a step in "
+                 f"{found['communication']['collectives']} collectives")
+    lines.append(f"  step about {1000 * took['total']:.1f} ms: products "
+                 f"{1000 * took['products']:.1f}, rows {1000 * took['rows']:.1f}, messages "
+                 f"{1000 * took['messages']:.1f}")
+    if "card" in found:
+        verdict = "fits" if found["fits"] else "does not fit"
+        lines.append(f"  {found['card']:g} GB a rank: {verdict}; "
+                     f"at most {found['largest']} classes")
+    return "\n".join(lines)

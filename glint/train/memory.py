@@ -1,0 +1,162 @@
+"""What a head costs on one rank: memory, messages and time, by count. Pure arithmetic.
+
+The formulas are those of docs/plan.md; a test holds them against measured allocations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+from glint.errors import UsageError
+
+# bytes kept per class row beside the weights: multiples of a stored row, and plain bytes
+STATE = {"none": (0, 0), "v1_stale": (1, 0), "lazy_decay": (1, 4), "dense_exact": (1, 4),
+         "adamw": (2, 0)}
+SIZE = {"float32": 4, "bf16": 2}
+KEEP = 64 << 20  # bytes of exponentials that a head keeps rather than compute twice
+INDEX = 4 * 8  # bytes per row that plays: its class, its row, and sorting them
+LENGTHS = 2 * 4  # bytes per row that plays: length and inverse
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head to plan for. `batch` is images per rank; `rate` the share of classes that play."""
+
+    classes: int
+    dim: int = 512
+    world: int = 1
+    batch: int = 128
+    rate: float = 0.1
+    rule: str = "none"
+    storage: str = "float32"
+    gemm: str = "float32"
+    block: int = 1024
+    keep: int = KEEP
+
+    def checked(self) -> Head:
+        """Give the head back; raises UsageError GL0002 for a value out of range."""
+        checks = (("classes", self.classes >= 1, "at least 1"),
+                  ("dim", self.dim >= 1, "at least 1"), ("world", self.world >= 1, "at least 1"),
+                  ("batch", self.batch >= 1, "at least 1"), ("rate", 0 <= self.rate <= 1, "0 to 1"),
+                  ("block", self.block >= 1, "at least 1"),
+                  ("rule", self.rule in STATE, " or ".join(STATE)),
+                  ("storage", self.storage in SIZE, " or ".join(SIZE)),
+                  ("gemm", self.gemm in SIZE, " or ".join(SIZE)))
+        for name, good, expected in checks:
+            if not good:
+                found = getattr(self, name)
+                raise UsageError("GL0002", f"{name} is {found!r}, expected {expected}",
+                                 where="plan")
+        return self
+
+    @property
+    def rows(self) -> int:
+        """Class rows of the fullest rank."""
+        return -(-self.classes // self.world)
+
+    @property
+    def samples(self) -> int:
+        """Images of a step over all ranks."""
+        return self.batch * self.world
+
+    @property
+    def playing(self) -> int:
+        """Rows of one rank that play a step; positives may all fall on one rank."""
+        if self.rate >= 1:
+            return self.rows
+        return min(self.rows, max(math.ceil(self.rate * self.rows), min(self.samples, self.rows)))
+
+
+def memory(head: Head) -> dict[str, int]:
+    """Give the bytes of each part on the fullest rank, and their sum."""
+    row, compute = head.dim * SIZE[head.storage], 4
+    rows, plain = STATE[head.rule]
+    samples, block = head.samples, min(head.block, head.playing)
+    exponent = SIZE[head.gemm]
+    everything = samples * head.playing * exponent
+    kept = everything if everything <= head.keep else samples * block * exponent
+    parts = {
+        "weights": head.rows * row,
+        "state": head.rows * (rows * row + plain),
+        "sample": head.playing * (LENGTHS + (INDEX if head.rate < 1 else 0)),
+        "exponentials": kept,
+        # a block's rows, their state, gradient and two temporaries; and its logits
+        "block": block * head.dim * compute * (4 + rows) + samples * block * compute,
+        # gathered unit features, their scaled copy, the feature gradient, the positives' rows
+        "features": samples * head.dim * compute * 5,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def reference_memory(head: Head) -> int:
+    """Give the bytes of dense momentum SGD over autograd: four tables at the optimiser's step."""
+    return 4 * head.rows * head.dim * 4
+
+
+def communication(head: Head) -> dict[str, int]:
+    """Give the bytes that a rank receives per step and the number of collectives."""
+    others = head.samples - head.batch
+    received = others * (head.dim + 3) * 4 + others * 3 * 4 + others * head.dim * 4
+    return {"received": received if head.world > 1 else 0,
+            "collectives": 3 if head.world > 1 else 0}
+
+
+def products(head: Head) -> float:
+    """Give the floating-point operations of a step's matrix products on one rank."""
+    everything = head.samples * head.playing * SIZE[head.gemm]
+    count = 3 if everything <= head.keep else 4  # not kept: cosines are computed twice
+    return 2.0 * count * head.samples * head.playing * head.dim
+
+
+def moved(head: Head) -> int:
+    """Give the bytes of table rows that a step reads and writes on one rank."""
+    rows, plain = STATE[head.rule]
+    row = head.dim * SIZE[head.storage]
+    forward = row * (2 if head.rule == "dense_exact" else 1)  # it reads momentum to catch up
+    return head.playing * (forward + 2 * (1 + rows) * row + 2 * plain)
+
+
+def seconds(head: Head, *, tflops: float, gbps: float, link: float) -> dict[str, float]:
+    """Estimate a step: products at `tflops`, rows at `gbps` GB/s, messages at `link` GB/s.
+
+    None of the three overlaps another, so the sum is not a lower bound of what could be done.
+    """
+    parts = {"products": products(head) / (tflops * 1e12), "rows": moved(head) / (gbps * 1e9),
+             "messages": communication(head)["received"] / (link * 1e9)}
+    return {**parts, "total": sum(parts.values())}
+
+
+def largest(head: Head, card: float) -> int:
+    """Give the most classes whose head fits into `card` bytes per rank; 0 where none does."""
+
+    def fits(classes: int) -> bool:
+        return memory(replace(head, classes=classes))["total"] <= card
+
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def plan(head: Head, *, card: float = 0.0, tflops: float, gbps: float, link: float,
+         ) -> dict[str, object]:
+    """Give the whole plan as plain data. card: GB (1e9 bytes) of memory for the head per rank."""
+    head.checked()
+    for name, value in (("tflops", tflops), ("gbps", gbps), ("link", link)):
+        if value <= 0:
+            raise UsageError("GL0002", f"{name} is {value:g}, expected more than 0", where="plan")
+    need = memory(head)
+    result: dict[str, object] = {
+        "head": asdict(head), "rows": head.rows, "playing": head.playing, "memory": need,
+        "reference_memory": reference_memory(head), "communication": communication(head),
+        "flop": products(head), "seconds": seconds(head, tflops=tflops, gbps=gbps, link=link),
+    }
+    if card:
+        result["card"] = card
+        result["fits"] = need["total"] <= card * 1e9
+        result["largest"] = largest(head, card * 1e9)
+    return result

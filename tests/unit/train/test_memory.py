@@ -1,0 +1,102 @@
+"""The plan's formulas against what a head really allocates, and its arithmetic."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import typer
+from torch.profiler import ProfilerActivity, profile
+from typer.testing import CliRunner
+
+from glint.cli import plan as command
+from glint.errors import UsageError
+from glint.nn.heads.partial_fc import _KEEP, PartialFC
+from glint.nn.heads.rows import RULES
+from glint.nn.margins import CosFace
+from glint.train import memory
+from glint.train.memory import Head, largest, plan
+
+RATES = {"tflops": 1.0, "gbps": 100.0, "link": 10.0}
+
+
+def measured(head: Head, steps=2):
+    """Give (bytes of the tables, most bytes alive at once) of a head and its steps."""
+    torch.manual_seed(0)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        model = PartialFC(head.classes, head.dim, margin=CosFace(), rate=head.rate, rule=head.rule,
+                          storage=head.storage, gemm=head.gemm, block=head.block, keep=head.keep)
+        for step in range(steps):
+            feature = torch.randn(head.batch, head.dim, requires_grad=True)
+            label = torch.randint(0, head.classes, (head.batch,))
+            model(feature, label, step=step).backward()
+            model.update(step=step, lr=0.1)
+    tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    alive = most = 0
+    events = found.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return tables, most
+
+
+@pytest.mark.parametrize("head", [
+    Head(20_000, 64, 1, 32, 0.1, "none"),
+    Head(20_000, 64, 1, 32, 0.1, "dense_exact", keep=0),
+    Head(20_000, 64, 1, 256, 0.5, "v1_stale"),
+    Head(20_000, 64, 1, 64, 0.3, "adamw", "bf16", "bf16"),
+    Head(20_000, 64, 1, 128, 1.0, "lazy_decay", block=256, keep=0)], ids=str)
+def test_the_formulas_agree_with_what_is_allocated(head):
+    tables, most = measured(head)
+    need = memory.memory(head)
+    assert need["weights"] + need["state"] == tables
+    above, planned = most - tables, need["total"] - tables
+    assert 0.7 * planned < above < 1.3 * planned, (above, planned, need)
+    assert abs(most / need["total"] - 1) < 0.1, (most, need)
+
+
+def test_the_constants_are_the_heads():
+    assert memory.KEEP == _KEEP
+    assert set(memory.STATE) == set(RULES)
+
+
+def test_the_largest_head_fits_and_one_more_does_not():
+    head = Head(1, world=8, rule="dense_exact")
+    most = largest(head, 7e9)
+    for classes, fits in ((most, True), (most + 8, False)):
+        found = plan(Head(classes, world=8, rule="dense_exact"), card=7.0, **RATES)
+        assert found["fits"] is fits
+    assert largest(head, 10) == 0
+
+
+def test_ten_million_by_count():
+    found = plan(Head(10_000_000, batch=1024), card=141.0, **RATES)
+    assert found["memory"]["weights"] == 20_480_000_000
+    assert found["playing"] == 1_000_000 and found["reference_memory"] == 81_920_000_000
+    assert found["flop"] == 2 * 4 * 1024 * 1_000_000 * 512
+    assert found["communication"] == {"received": 0, "collectives": 0}
+    eight = plan(Head(10_000_000, world=8, batch=128), **RATES)
+    assert eight["communication"]["collectives"] == 3
+    assert eight["communication"]["received"] == 7 * 128 * 4 * (512 + 3 + 3 + 512)
+
+
+@pytest.mark.parametrize(("change", "text"), [
+    ({"classes": 0}, "classes is 0"), ({"rate": 2.0}, "rate is 2.0"),
+    ({"rule": "sgd"}, "rule is 'sgd', expected none or v1_stale"),
+    ({"storage": "fp8"}, "storage is 'fp8'")])
+def test_mistakes_are_named(change, text):
+    with pytest.raises(UsageError, match=f"GL0002.*plan: {text}"):
+        plan(Head(**{"classes": 10, **change}), **RATES)
+
+
+def test_the_command_prints_one_object():
+    app = typer.Typer()
+    command.register(app)
+    done = CliRunner().invoke(app, ["--classes", "29000000", "--world", "8", "--card", "7",
+                                    "--storage", "bf16", "--json"])
+    assert done.exit_code == 0
+    found = json.loads(done.stdout)
+    assert found["schema"] == "glint/plan-result@1" and found["rows"] == 3_625_000
+    assert found["fits"] is True and found["largest"] > 29_000_000
