@@ -19,6 +19,7 @@ MODULES: tuple[str, ...] = (
     "embed",
     "conflicts",
     "balance",
+    "plan",
     "verify",
     "reshard",
     "merge",
