@@ -19,6 +19,7 @@ from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.rows import Playing, apply, row_rule
 from glint.nn.heads.sample import sampled_classes, stream_key
 from glint.nn.heads.softmax import Trace, gather_batch, margin_softmax
+from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
 from glint.nn.margins import Margin
 
@@ -43,7 +44,7 @@ class PartialFC(nn.Module):
                  weight_decay: float = 5e-4, threshold: float = 0.0, masks: Any = None,
                  world: World | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
                  block: int = 1024, ddp_mean: bool = True, gemm: str = "float32",
-                 storage: str = "float32", keep: int = _KEEP) -> None:
+                 storage: str = "float32", keep: int = _KEEP, tally: bool = False) -> None:
         """Make the head; classes and dim are those of the whole table.
 
         rate: share of classes that play at a step, 0 = those of the batch, 1 = all; rule: a name of
@@ -51,8 +52,9 @@ class PartialFC(nn.Module):
         known to be one person; block: class rows per block of logits; ddp_mean: multiply feature
         gradients by the world size (see `softmax`); dtype: what is computed in; gemm "bf16": round
         the operands of matrix products; storage "bf16": keep centres and their state in bf16,
-        stochastically rounded; keep: bytes of exponentials held instead of computed twice. Raises
-        UsageError (GL0002) for an option out of range, InputError (GL0304) for bad masks.
+        stochastically rounded; keep: bytes of exponentials held instead of computed twice; tally:
+        count each row's steps (`statistics.Tally`). Raises UsageError (GL0002) for an option out of
+        range, InputError (GL0304) for bad masks.
         """
         super().__init__()
         _check_options(classes, dim, rate, scale, block, dtype, gemm, storage)
@@ -73,6 +75,7 @@ class PartialFC(nn.Module):
         self._pairs = None
         if masks is not None and len(masks):
             self._pairs = KnownPairs(masks, classes, self.span, self.world.device)
+        self.tally = Tally(self.span.size, self.world.device) if tally else None
         self._pending: list[Trace] = []
         self._seen: list[Tensor] = []
 
@@ -91,10 +94,12 @@ class PartialFC(nn.Module):
         masked = None
         if self._pairs is not None:
             masked = self._pairs.entries(batch.label_N, playing_k, self.block)
+        target_N = self._targets(batch.label_N, playing_k)
+        if self.tally is not None and torch.is_grad_enabled():
+            self.tally.note(index_k, target_N[target_N >= 0])
+        playing = Playing(self.rule, self.weight, self._state(), self.store, index_k, self.block)
         loss, *self._seen = margin_softmax(
-            feature_nD,
-            Playing(self.rule, self.weight, self._state(), self.store, index_k, self.block), batch,
-            self._targets(batch.label_N, playing_k), margin=self.margin, scale=self.scale,
+            feature_nD, playing, batch, target_N, margin=self.margin, scale=self.scale,
             world=self.world, keeper=self._pending.append, threshold=self.threshold, masked=masked,
             ddp_mean=self.ddp_mean, gemm=self.gemm, keep=self.keep)
         return loss
