@@ -362,7 +362,7 @@ def hashing(forms: Path) -> float:
     for _ in range(15):
         start = time.process_time()
         for at in range(0, len(data), BATCH):
-            digests = columns.digest[row_n[at:at + BATCH]].tobytes()
+            digests = columns.record[row_n[at:at + BATCH]]["digest"].tobytes()
             for i, jpeg in enumerate(data[at:at + BATCH]):
                 if xxhash.xxh3_128_digest(jpeg) != digests[16 * i:16 * i + 16]:
                     raise RuntimeError("a checksum is wrong")

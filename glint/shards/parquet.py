@@ -75,3 +75,16 @@ def read(path: str | os.PathLike[str], schema: pa.Schema | None = None, *,
         _check_columns(file.schema_arrow, schema, columns, code, path)
         return file.read(columns=list(columns) if columns is not None else None,
                          use_threads=False)
+
+
+def scan(path: str | os.PathLike[str], schema: pa.Schema, columns: Sequence[str],
+         rows: int = 1 << 20, code: str = "GL0301") -> Iterator[pa.RecordBatch]:
+    """Give the rows of a table in batches, verifying page checksums. Raises InputError `code`."""
+    with _reading(path, code), Path(path).open("rb") as handle:
+        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        for name in columns:
+            at = file.schema_arrow.get_field_index(name)
+            if at < 0 or file.schema_arrow.field(at).type != schema.field(name).type:
+                raise InputError(code, f"the column {name!r} is missing or not "
+                                 f"{schema.field(name).type}", where=os.fspath(path))
+        yield from file.iter_batches(rows, columns=list(columns), use_threads=False)

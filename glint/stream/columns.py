@@ -1,8 +1,8 @@
 """What the stream needs of a dataset's index, in 32 bytes per sample, mapped from one file.
 
 Parquet has to be decompressed into every process; this file is mapped once for all of them and
-only the pages that are touched are read. It is derived from samples.parquet, named by a
-fingerprint of it, and may be deleted at any time.
+only the pages that are touched are read: one for each sample, as its numbers stand side by side.
+It is derived from samples.parquet, named by a fingerprint of it, and may be deleted at any time.
 """
 
 # n samples, L labels as sharded, s shards
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,21 +28,24 @@ from glint.manifests import tables
 from glint.shards import commit, parquet
 from glint.shards.index import Dataset
 
-FORMAT = "glint/columns@1"
+FORMAT = "glint/columns@2"
 BLOCK = 512  # bytes of a tar block: image bytes begin at a multiple of it
 SMALL = 1 << 20  # samples up to which the columns are simply kept in memory
 _PAGE = mmap.ALLOCATIONGRANULARITY
-_CHUNK = 1 << 22
+
+
+RECORD = np.dtype([("label", "<i4"), ("block", "<u4"), ("size", "<i4"), ("digest", "u1", 16)])
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns in row order, and the rows of each label."""
+    """What is known of every sample, and the rows of each label.
 
-    label: npt.NDArray[np.int32]  # n, as sharded
-    block: npt.NDArray[np.uint32]  # n, offset of the image bytes in tar blocks
-    size: npt.NDArray[np.int32]  # n, bytes
-    digest: npt.NDArray[np.uint8]  # n x 16, xxh3-128 of the image bytes
+    record: n of RECORD: label as sharded, offset of the image bytes in tar blocks, size in bytes,
+    xxh3-128 of the image bytes.
+    """
+
+    record: npt.NDArray[np.void]  # n, in row order
     member: npt.NDArray[np.uint32]  # n, rows grouped by label, ascending inside each
     first_L: npt.NDArray[np.int64]  # L + 1, where each label's rows begin in `member`
     first_s: npt.NDArray[np.int64]  # s + 1, first row of each shard
@@ -52,7 +55,9 @@ class Columns:
         return np.asarray(np.searchsorted(self.first_s, row_m, side="right") - 1)
 
 
-_NAMES = ("label", "block", "size", "digest", "member", "first_L", "first_s")
+_KINDS = {"record": RECORD, "member": np.dtype("<u4"), "first_L": np.dtype("<i8"),
+          "first_s": np.dtype("<i8")}
+_NAMES = tuple(_KINDS)
 
 
 def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
@@ -62,7 +67,7 @@ def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
     memory of their own. Raises InputError GL0301 where the index is damaged.
     """
     if dataset.n <= small:
-        return Columns(**dict(_derived(dataset)))
+        return _in_memory(dataset)
     path = dataset.root / "_glint" / f"columns-{fingerprint(dataset)}.bin"
     found = _mapped(path)
     if found is not None:
@@ -73,7 +78,7 @@ def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
         found = _mapped(path)
     except ResourceError as error:
         logger.warning("%s; the index is kept in memory instead", error)
-    return found if found is not None else Columns(**dict(_derived(dataset)))
+    return found if found is not None else _in_memory(dataset)
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -112,18 +117,26 @@ def _wait_and_write(dataset: Dataset, path: Path) -> None:
         _write(dataset, path)  # another rank is at it: the same bytes, whoever is last
 
 
+def _in_memory(dataset: Dataset) -> Columns:
+    parts: list[npt.NDArray[np.void]] = []
+    grouped = _derive(dataset, parts.append)
+    record = np.concatenate(parts) if parts else np.empty(0, RECORD)
+    return Columns(record, *grouped)
+
+
 def _write(dataset: Dataset, path: Path) -> None:
-    about: dict[str, Any] = {"format": FORMAT, "columns": {}}
+    about: dict[str, Any] = {"format": FORMAT, "columns": {"record": [_PAGE, dataset.n]}}
     at = _PAGE
     with commit.atomic(path) as file:
         file.seek(at)
-        for name, value in _derived(dataset):
-            about["columns"][name] = [at, value.dtype.str, list(value.shape)]
-            file.write(np.ascontiguousarray(value).tobytes())
-            at += -(-value.nbytes // _PAGE) * _PAGE
+        rest: tuple[npt.NDArray[Any], ...] = _derive(
+            dataset, lambda part: file.write(part.tobytes()))
+        for name, value in zip(_NAMES[1:], rest):
+            at = -(-file.tell() // _PAGE) * _PAGE
+            about["columns"][name] = [at, len(value)]
             file.seek(at)
-        file.truncate(at)
-        about["bytes"] = at
+            file.write(value.tobytes())
+        about["bytes"] = file.tell()
         file.seek(0)
         file.write(json.dumps(about).encode())
 
@@ -137,67 +150,62 @@ def _mapped(path: Path) -> Columns | None:
             if head["format"] != FORMAT or head["bytes"] != size:
                 return None
             memory = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
-        for advice in ("MADV_RANDOM", "MADV_NOHUGEPAGE"):  # map what is touched, not its neighbours
-            if hasattr(mmap, advice):
-                with suppress(OSError):
-                    memory.madvise(getattr(mmap, advice))
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # map what is touched, not the 2 MiB around it
+            with suppress(OSError):
+                memory.madvise(mmap.MADV_NOHUGEPAGE)
         made = {}
         for name in _NAMES:
-            at, kind, shape = head["columns"][name]
-            count = int(np.prod(shape))
-            made[name] = np.frombuffer(memory, np.dtype(kind), count, at).reshape(shape)
+            at, count = head["columns"][name]
+            made[name] = np.frombuffer(memory, _KINDS[name], count, at)
         return Columns(**made)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _derived(dataset: Dataset) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Give one column after another, so that a big dataset's are never in memory together."""
+def _derive(dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]) -> tuple[
+        npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Give records to `put`, part after part; then give `member`, `first_L` and `first_s`."""
     from scipy import sparse
 
-    path = dataset.root / "samples.parquet"
-    n = dataset.n
-
-    def column(name: str) -> Any:
-        table = parquet.read(path, tables.SAMPLES, columns=[name])
-        if table.num_rows != n:
-            raise _bad(path, f"the manifest says {n} samples, found {table.num_rows}")
-        return table.column(name)
-
-    label_n = column("label").to_numpy()
-    if n and not 0 <= label_n.min() <= label_n.max() < dataset.classes:
-        raise _bad(path, f"labels run from {label_n.min()} to {label_n.max()}, expected 0 to "
-                   f"{dataset.classes - 1}")
-    label_n = label_n.astype(np.int32)
-    yield "label", label_n
+    path, n = dataset.root / "samples.parquet", dataset.n
+    label_n = np.empty(n, dtype=np.int32)
+    count_s = np.zeros(len(dataset.shards), dtype=np.int64)
+    done = last = 0
+    for batch in parquet.scan(path, tables.SAMPLES, ("label", "shard", "offset", "size", "digest")):
+        part = np.empty(len(batch), dtype=RECORD)
+        label, shard, offset, size = (batch.column(i).to_numpy() for i in range(4))
+        digest = batch.column(4)
+        if done + len(part) > n:
+            raise _bad(path, f"the manifest says {n} samples, found more")
+        if not len(part):
+            continue
+        if not 0 <= label.min() <= label.max() < dataset.classes:
+            raise _bad(path, f"labels run from {label.min()} to {label.max()}, expected 0 to "
+                       f"{dataset.classes - 1}")
+        if shard[0] < last or (np.diff(shard) < 0).any():
+            raise _bad(path, "rows do not stand in the order of their shards")
+        if shard[-1] >= len(dataset.shards):
+            raise _bad(path, "a sample names a shard that the manifest lacks")
+        if offset.min() < 0 or (offset & (BLOCK - 1)).any() or offset.max() >= BLOCK << 32:
+            raise _bad(path, f"an offset is not a multiple of {BLOCK}")
+        if size.min() < 0:
+            raise _bad(path, "a size is negative")
+        last = int(shard[-1])
+        part["label"], part["block"], part["size"] = label, offset // BLOCK, size
+        part["digest"] = np.frombuffer(digest.buffers()[1], np.uint8, 16 * len(part),
+                                       16 * digest.offset).reshape(-1, 16)
+        label_n[done:done + len(part)] = label
+        count_s += np.bincount(shard, minlength=len(count_s))
+        done += len(part)
+        put(part)
+    if done != n:
+        raise _bad(path, f"the manifest says {n} samples, found {done}")
     # One counting pass: compressed sparse rows are the rows of each label, ascending.
     where = (label_n, np.arange(n, dtype=np.int32))
     grouped = sparse.csr_matrix((np.ones(n, np.int8), where), shape=(dataset.classes, max(n, 1)))
-    yield "member", grouped.indices.astype(np.uint32, copy=False)
-    yield "first_L", grouped.indptr.astype(np.int64)
-    del label_n, where, grouped
-    shard_n = column("shard").to_numpy()
-    if n and (np.diff(shard_n) < 0).any():
-        raise _bad(path, "rows do not stand in the order of their shards")
-    if n and not 0 <= shard_n[0] <= shard_n[-1] < len(dataset.shards):
-        raise _bad(path, "a sample names a shard that the manifest lacks")
-    yield "first_s", np.searchsorted(shard_n, np.arange(len(dataset.shards) + 1)).astype(np.int64)
-    del shard_n
-    offset_n = column("offset").to_numpy()
-    if n and (offset_n.min() < 0 or (offset_n & (BLOCK - 1)).any()
-              or offset_n.max() >= BLOCK << 32):
-        raise _bad(path, f"an offset is not a multiple of {BLOCK}")
-    yield "block", (offset_n >> 9).astype(np.uint32)
-    del offset_n
-    size_n = column("size").to_numpy()
-    if n and size_n.min() < 0:
-        raise _bad(path, "a size is negative")
-    yield "size", size_n
-    chunks = column("digest").chunks
-    parts = [np.frombuffer(c.buffers()[1], np.uint8, 16 * len(c), 16 * c.offset)
-             for c in chunks if len(c)]
-    digest = np.concatenate(parts) if parts else np.empty(0, np.uint8)
-    yield "digest", digest.reshape(-1, 16)
+    first_s = np.concatenate([[0], np.cumsum(count_s)]).astype(np.int64)
+    return (grouped.indices.astype(np.uint32, copy=False), grouped.indptr.astype(np.int64),
+            first_s)
 
 
 def _bad(path: Path, what: str) -> InputError:

@@ -59,7 +59,7 @@ class Draws:
         self.count_C = members.count_C
         self._lock = threading.Lock()
         self._last: tuple[int, EpochCounts] | None = None
-        self._turns: tuple[int, I64, I64, I64 | None] | None = None
+        self._turns: tuple[int, I64, I64 | None] | None = None
         self._table = draws_C is not None
         if draws_C is None:
             self.length = int(self.count_C.sum())
@@ -80,18 +80,18 @@ class Draws:
         short = -int(fixed.sum()) % _ONE
         if short:
             fixed[int(np.argmax(fixed))] += short
-        self._until_C = np.cumsum(fixed)
-        self._from_C = self._until_C - fixed
         self.length = int(fixed.sum()) >> _BITS
+        self._edge = _edges(fixed)  # C + 1
         self._offset = key_of(seed, 0x0FF5E7) % _ONE
         turn = hash_at(key_of(seed, 0x04DE4), np.arange(len(draws)))
-        self._first_C = (turn % np.maximum(self.count_C, 1).astype(np.uint64)).astype(np.int64)
+        turn %= np.maximum(self.count_C, 1).astype(np.uint64)
+        self._first_C = turn.astype(np.uint32)
         self._before = (0, np.zeros(len(draws), dtype=np.int64))
 
     def drawn(self, epoch: int) -> I64:
         """Give the whole draws of each identity in one epoch."""
         offset = (self._offset + epoch * _STRIDE) % _ONE
-        return np.asarray(((self._until_C + offset) >> _BITS) - ((self._from_C + offset) >> _BITS))
+        return np.diff((self._edge + offset) >> _BITS)
 
     def drawn_before(self, epoch: int) -> I64:
         """Give the draws of each identity in all epochs before this one; O(C) per new epoch."""
@@ -115,12 +115,12 @@ class Draws:
         if turns is None:
             drawn_C = self.drawn(epoch) if self._table else self.count_C
             first_C = (self.drawn_before(epoch) + self._first_C) if self._table else None
-            turns = epoch, np.cumsum(drawn_C), drawn_C, first_C
+            turns = epoch, _edges(drawn_C), first_C
             with self._lock:
                 self._turns = turns
-        _, until_C, drawn_C, first_C = turns
-        class_m = np.searchsorted(until_C, slot_m, side="right")
-        turn_m = slot_m - (until_C[class_m] - drawn_C[class_m])
+        _, edge, first_C = turns
+        class_m = np.searchsorted(edge, slot_m, side="right") - 1
+        turn_m = slot_m - edge[class_m]
         if first_C is not None:
             turn_m = (turn_m + first_C[class_m]) % self.count_C[class_m]
         return self.members.row_of(class_m, turn_m)
@@ -162,7 +162,7 @@ class Draws:
             if self._table:
                 start_l, rest_l = start_C[class_L[label]], rest_C[class_L[label]]
                 count_l = count_C[class_L[label]]
-                base_l, first_l = members.base_L[label], members.first_L[label] - begin
+                base_l, first_l = members.base(label), members.first_L[label] - begin
                 size_l = np.where(kept_L[label], members.size_L[label], 0)
                 change = np.zeros(end - begin + 1, dtype=np.int8)
                 for a_l, b_l in ((start_l, np.minimum(start_l + rest_l, count_l)),
@@ -177,3 +177,10 @@ class Draws:
         total = np.zeros(padded // _CHUNK, dtype=np.int64)
         np.cumsum(times.reshape(-1, _CHUNK).sum(axis=1, dtype=np.int64)[:-1], out=total[1:])
         return EpochCounts(times, total)
+
+
+def _edges(count_C: I64) -> I64:
+    """Give the running total, from 0."""
+    edge = np.zeros(len(count_C) + 1, dtype=np.int64)
+    np.cumsum(count_C, out=edge[1:])
+    return edge

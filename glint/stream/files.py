@@ -57,11 +57,12 @@ class Shards:
         """Give (row, shard, offset, size, digest) of each row, looked up together."""
         columns = self.columns
         shard_n = columns.shard_of(row_n)
-        offset_n = columns.block[row_n].astype(np.int64) * BLOCK
-        digests = columns.digest[row_n].tobytes() if self.verify else b""
+        record_n = columns.record[row_n]
+        offset_n = record_n["block"].astype(np.int64) * BLOCK
+        digests = record_n["digest"].tobytes() if self.verify else b""
         ends = range(0, 16 * len(row_n), 16)
         return list(zip(row_n.tolist(), shard_n.tolist(), offset_n.tolist(),
-                        columns.size[row_n].tolist(), [digests[a:a + 16] for a in ends]))
+                        record_n["size"].tolist(), [digests[a:a + 16] for a in ends]))
 
     def read(self, sample: tuple[int, int, int, int, bytes]) -> bytes:
         """Read one sample and check it. Raises InputError GL0302, GL0303, GL0903."""
@@ -89,7 +90,7 @@ class Shards:
     def where(self, row: int) -> str:
         """Name a sample by shard, key and offset."""
         shard = int(self.columns.shard_of(np.array([row]))[0])
-        offset = int(self.columns.block[row]) * BLOCK
+        offset = int(self.columns.record["block"][row]) * BLOCK
         return (f"data/{self.dataset.shards[shard]} key {key_of(self.dataset, row)} "
                 f"@ 0x{offset:x}")
 
@@ -110,8 +111,9 @@ class Window:
         columns = shards.columns
         row_m = np.unique(row_n)
         shard_m = columns.shard_of(row_m)
-        begin_m = columns.block[row_m].astype(np.int64) * BLOCK
-        end_m = begin_m + columns.size[row_m]
+        record_m = columns.record[row_m]
+        begin_m = record_m["block"].astype(np.int64) * BLOCK
+        end_m = begin_m + record_m["size"]
         self._at: dict[int, memoryview] = {}
         spans = []
         start = 0

@@ -150,8 +150,8 @@ class Stream:
         if not self.block or not self.dataset.n:
             return 0
         last_s = self.columns.first_s[1:][np.diff(self.columns.first_s) > 0] - 1
-        stored = int((self.columns.block[last_s].astype(np.int64) * BLOCK).sum()
-                     + self.columns.size[last_s].sum(dtype=np.int64))
+        last = self.columns.record[last_s]
+        stored = int((last["block"].astype(np.int64) * BLOCK + last["size"]).sum())
         spread = self.dataset.n / min(self.plan.length, self.dataset.n)
         return int(HELD * self.block * self.window_blocks * spread * stored / self.dataset.n)
 
@@ -190,7 +190,7 @@ class Stream:
         for step in range(start_step, part.steps):
             row_n = self._rows(epoch, part, step)
             data = [read(sample) for sample in self._shards.samples(row_n)]
-            yield data, torch.from_numpy(self.target_L[self.columns.label[row_n]]), row_n
+            yield data, torch.from_numpy(self.target_L[self.columns.record["label"][row_n]]), row_n
 
     def _from(self, origin: int) -> Slice:
         return Slice(self.plan.length, self.batch * self.world, self.rank, self.world, origin,
@@ -254,7 +254,7 @@ class Stream:
     def _batch(self, image: torch.Tensor, row_n: I64, position_n: I64, epoch: int,
                step: int) -> Batch:
         repeats = int((position_n >= self.plan.length).sum())
-        label = torch.from_numpy(self.target_L[self.columns.label[row_n]])
+        label = torch.from_numpy(self.target_L[self.columns.record["label"][row_n]])
         flip = torch.from_numpy(flips(self.seed, epoch, position_n) if self.flip
                                 else np.zeros(len(row_n), dtype=np.bool_))
         return Batch(image, flip, label, row_n, position_n, epoch, step, repeats)

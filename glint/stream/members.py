@@ -25,6 +25,10 @@ class Members:
         self.n, self.member_n, self.first_L, self.target_L = (
             len(member_n), member_n, first_L, target_L)
         self.size_L = np.diff(first_L)
+        self._plain = classes == len(target_L) and bool((target_L == np.arange(classes)).all())
+        if self._plain:  # a class is a label: nothing else to keep
+            self.count_C = self.size_L
+            return
         kept_L = target_L >= 0
         count = np.bincount(target_L[kept_L], self.size_L[kept_L], minlength=classes)
         self.count_C = count.astype(np.int64)
@@ -34,10 +38,16 @@ class Members:
         if len(target_l) and (np.diff(target_l) < 0).any():
             self._label_l = self._label_l[np.argsort(target_l, kind="stable")]
         self._end_l = np.cumsum(self.size_L[self._label_l])
-        self.start_C = np.cumsum(self.count_C) - self.count_C
-        self.base_L = np.zeros(len(target_L), dtype=np.int64)
-        self.base_L[self._label_l] = (self._end_l - self.size_L[self._label_l]
-                                      - self.start_C[target_L[self._label_l]])
+        self._start_C = np.cumsum(self.count_C) - self.count_C
+        self._base_L = np.zeros(len(target_L), dtype=np.int64)
+        self._base_L[self._label_l] = (self._end_l - self.size_L[self._label_l]
+                                       - self._start_C[target_L[self._label_l]])
+
+    def base(self, label: slice) -> I64:
+        """Give the place of each label's first row among the rows of its class."""
+        if self._plain:
+            return np.zeros(len(self.size_L[label]), dtype=np.int64)
+        return np.asarray(self._base_L[label])
 
     @classmethod
     def of(cls, identity_n: npt.NDArray[Any], classes: int | None = None) -> Members:
@@ -55,8 +65,10 @@ class Members:
 
     def row_of(self, class_m: npt.NDArray[Any], index_m: npt.NDArray[Any]) -> I64:
         """Give the index-th row of each class, 0 <= index < its count."""
-        place_m = self.start_C[class_m] + index_m
+        if self._plain:
+            return np.asarray(self.member_n[self.first_L[class_m] + index_m], dtype=np.int64)
+        place_m = self._start_C[class_m] + index_m
         at_m = np.searchsorted(self._end_l, place_m, side="right")
         label_m = self._label_l[at_m]
-        within_m = index_m - self.base_L[label_m]
+        within_m = index_m - self._base_L[label_m]
         return np.asarray(self.member_n[self.first_L[label_m] + within_m], dtype=np.int64)

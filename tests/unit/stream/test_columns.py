@@ -25,9 +25,10 @@ def same(a, b):
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 def test_columns_are_those_of_the_index(small, limit):
     columns = open_columns(small, limit)
-    assert (columns.label == small.label).all() and (columns.size == small.size).all()
-    assert (columns.block.astype(np.int64) * 512 == small.offset).all()
-    assert (columns.digest == small.digests).all()
+    record = columns.record
+    assert (record["label"] == small.label).all() and (record["size"] == small.size).all()
+    assert (record["block"].astype(np.int64) * 512 == small.offset).all()
+    assert (record["digest"] == small.digests).all()
     assert (columns.shard_of(np.arange(small.n)) == small.shard).all()
     for label in range(small.classes):
         rows = columns.member[columns.first_L[label]:columns.first_L[label + 1]]
@@ -46,7 +47,7 @@ def test_the_file_is_written_once_and_may_be_deleted(make):
     assert len(written) == 1
     stamp = written[0].stat().st_mtime_ns
     assert same(first, open_columns(dataset, 0)) and written[0].stat().st_mtime_ns == stamp
-    assert not first.label.flags.writeable  # mapped
+    assert not first.record.flags.writeable  # mapped
     written[0].unlink()
     assert same(first, open_columns(dataset, 0)) and files(dataset) == written
 
@@ -64,9 +65,9 @@ def test_a_file_that_is_not_whole_is_not_used(make, spoil):
     assert same(kept, open_columns(dataset, 0))
 
 
-def rewrite(dataset, **columns):
+def rewrite(dataset, rows=None, **columns):
     path = dataset.root / "samples.parquet"
-    table = pq.read_table(path)
+    table = pq.read_table(path).slice(0, rows)
     for name, value in columns.items():
         at = table.schema.get_field_index(name)
         table = table.set_column(at, name, pa.array(value, table.schema.field(at).type))
@@ -78,12 +79,14 @@ def test_another_index_has_another_file(make):
     dataset = make([0, 1] * 8)
     open_columns(dataset, 0)
     other = rewrite(dataset, label=[1, 0] * 8)
-    assert (open_columns(other, 0).label == other.label).all() and len(files(dataset)) == 2
+    assert (open_columns(other, 0).record["label"] == other.label).all()
+    assert len(files(dataset)) == 2
 
 
 @pytest.mark.parametrize(("change", "text"), [
     ({"label": [0, 9] * 8}, "labels run from 0 to 9, expected 0 to 1"),
     ({"shard": [0, 1] * 8}, "not stand in the order of their shards"),
+    ({"shard": [-1] * 16}, "not stand in the order of their shards"),
     ({"shard": [7] * 16}, "a shard that the manifest lacks"),
     ({"offset": [513] * 16}, "not a multiple of 512"),
     ({"size": [-1] * 16}, "a size is negative")])
@@ -92,6 +95,24 @@ def test_an_index_that_cannot_be_is_refused(make, change, text):
     with pytest.raises(InputError, match=text) as caught:
         open_columns(dataset)
     assert caught.value.code == "GL0301" and "samples.parquet" in caught.value.where
+
+
+def test_an_index_of_another_length_is_refused(make):
+    dataset = make([0, 1] * 8)
+    with pytest.raises(InputError, match="the manifest says 16 samples, found 15"):
+        open_columns(rewrite(dataset, 15))
+    dataset.n = 14
+    with pytest.raises(InputError, match="the manifest says 14 samples, found more"):
+        open_columns(dataset)
+
+
+def test_a_damaged_index_is_refused(make):
+    dataset = make([0, 1] * 8)
+    path = dataset.root / "samples.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="damaged") as caught:
+        open_columns(dataset)
+    assert caught.value.code == "GL0301"
 
 
 def test_a_folder_that_cannot_be_written_costs_memory_only(make, monkeypatch, caplog):

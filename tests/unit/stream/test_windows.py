@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import numpy as np
 import pytest
@@ -83,7 +82,7 @@ def test_memory_is_bounded_and_said(make, caplog):
     for _ in made.batches(0):
         assert len(made._windows) <= HELD
         held = max(held, sum(w.bytes for w in made._windows.values()))
-    assert 0 < held
+    assert held > 0
     assert made.window_bytes >= HELD * WINDOW * 0.9 * dataset.size.mean()
     assert stream(dataset).window_bytes == 0
 
@@ -97,7 +96,7 @@ def test_damage_is_named_as_without_windows(make, options):
     with pytest.raises(InputError, match=r"train-000001\.tar key 0000000..") as caught:
         list(stream(dataset, block=4, **options).batches(0))
     assert caught.value.code == "GL0303"
-    os.unlink(dataset.shard_path(2))
+    dataset.shard_path(2).unlink()
     with pytest.raises(InputError) as caught:
         list(stream(dataset, block=4, **options).batches(0))
     assert caught.value.code in ("GL0302", "GL0303")
