@@ -9,7 +9,9 @@ form; every reader is a process of its own that waits for its turn; rounds alter
 machine is busy for all; rates are medians, per CPU-second of the process with its children unless
 "wall" is in the name; batch 128, simplejpeg, one torch thread, page cache warm.
 index: samples.parquet of 17,091,657 rows in 1,710 shards and of 42,474,557 in 4,248, made up, every
-shard a link to one real shard; from opening the dataset to the first decoded batch.
+shard a link to one real shard; from opening the dataset to the first decoded batch. Memory is
+counted without the pages of the mapped file, which all ranks of a machine share and which can be
+dropped at any time; with them it stands beside.
 order: how far the order is from a true permutation, next to webdataset's.
 Peers live in an environment of their own: mosaicml-streaming drags in a CUDA torch, transformers
 and torchvision, so it is installed with --no-deps and its readers of text and vision data, which
@@ -490,9 +492,9 @@ def index(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
             middle = {k: statistics.median(run[k] for run in runs) for k in runs[0]}
             yield {**ceiling(f"index {name}{kind} start to first batch, seconds", middle["wall"],
                              1.0), "cpu": round(middle["cpu"], 3)}
-            yield {**ceiling(f"index {name}{kind} memory of the index per rank, MiB",
-                             middle["resident"], 300), "of it own":
-                   round(middle["anonymous"], 1)}
+            yield {**ceiling(f"index {name}{kind} memory of each rank's own, MiB",
+                             middle["anonymous"], 300), "with pages of the shared mapping":
+                   round(middle["resident"], 1)}
             yield ceiling(f"index {name}{kind} seek, milliseconds", 1e3 * middle["seek"], 50)
 
 

@@ -37,6 +37,8 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
     total = total_steps(recipe.schedule, spe)
     start = restore.resume(run)
     log = metrics.Log(run)
+    if run.world.rank == 0:
+        logger.info("%s", run.stream.coverage(recipe.schedule.epochs))
     path = run.out / "checkpoints" / f"step-{start:08d}"
     verified: dict[str, Verification] = {}
     loss = math.nan
