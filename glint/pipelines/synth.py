@@ -124,7 +124,7 @@ def cast(world: World) -> Cast:
     conflicts = []
     for number, one in enumerate(twice.tolist()):
         pair = sorted((int(label[one]), int(label[n + number])))
-        count_C[pair] = np.maximum(count_C[pair], min(10, world.images))
+        count_C[pair] = np.maximum(count_C[pair], min(16, world.images))
         first_C[pair[1]] = count_C[pair[0]]
         conflicts.append(pair)
     model = {int(alike[2 * i + 1]): int(alike[2 * i]) for i in range(world.lookalikes)}
