@@ -227,7 +227,7 @@ def run(plan: sharding.Plan, shard: int) -> dict[str, Any]:
             said, where = (rows.text[c][row].decode() for c in ("source_label", "source"))
             out.add(key, data, (image.kind(data) or "bin", width, height), label, said, where)
             taken.append(row)
-        out.tar.close()
+        out.close()
         table = out.samples()
         for extra in tables.PROVENANCE.names:
             if extra in rows.text:

@@ -29,7 +29,7 @@ from glint.shards import plan as deal
 from glint.shards.index import FORMAT
 from glint.shards.sources import open_source, recognise, reopen
 from glint.shards.sources.recordio import RecordIO
-from glint.shards.sources.source import Source
+from glint.shards.sources.source import Ints, Source, names_of, read_many
 from glint.shards.strings import load_array
 from glint.shards.write import Shard
 
@@ -38,6 +38,8 @@ Run = Callable[["Plan", int], dict[str, Any]]
 Merge = Callable[["Plan", list[dict[str, Any]], dict[str, Any]], dict[str, Any]]
 # A handful of bad records is let pass however small the set is.
 BAD_FLOOR = 16
+# Records looked up together, and bytes of images written together.
+PIECE, HELD = 4096, 1 << 20
 # Only these columns repeat enough for a dictionary.
 ROW_OPTIONS = {**parquet.OPTIONS, "use_dictionary": ["source_label"]}
 
@@ -159,8 +161,11 @@ def make_plan(src: str | os.PathLike[str], out: str | os.PathLike[str],
 
 
 @lru_cache(maxsize=1)
-def _open(plan: Plan) -> tuple[Source, Any]:
-    return (reopen(plan.kind, plan.path, {}, plan.folder), load_array(plan.folder, "order"))
+def _open(plan: Plan) -> tuple[Source, Any, pa.Array]:
+    source = reopen(plan.kind, plan.path, {}, plan.folder)
+    said_C = pa.array([value.decode("utf-8", "backslashreplace") for value in source.classes],
+                      pa.string())
+    return source, load_array(plan.folder, "order"), said_C
 
 
 def run(plan: Plan, shard: int) -> dict[str, Any]:
@@ -168,14 +173,16 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
 
     A pure function of the plan: called again, by whomever, it writes the same bytes.
     """
-    source, order_n = _open(plan)
+    source, order_n, said_C = _open(plan)
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
     with commit.atomic(Path(plan.out) / "data" / name) as file:
         out = Shard(file, shard, with_json=plan.options.with_json)
-        for key, i in enumerate(order_n[start:stop].tolist(), start):
-            put(out, source, key, i, plan.options.formats)
-        out.tar.close()
+        for piece in range(start, stop, PIECE):
+            end = min(piece + PIECE, stop)
+            put(out, source, said_C, np.arange(piece, end), order_n[piece:end],
+                plan.options.formats)
+        out.close()
         samples, bad = out.samples(), out.quarantine()
         with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
             pq.write_table(samples, part, **{**ROW_OPTIONS, "compression": "none"})
@@ -186,27 +193,51 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
             "bad": dict(Counter(bad.column("reason").to_pylist()))}
 
 
-def put(out: Shard, source: Source, key: int, i: int, formats: tuple[str, ...]) -> None:
-    """Write record i of the source under `key`, or quarantine it with its reason."""
-    label = int(source.label[i])
-    data = b""
-    try:
-        data = source.read(i)
-        seen = image.look(data, formats)
-        if label < 0:
-            raise image.Rejected("label-not-integer")
-    except image.Rejected as why:
-        said = source.classes[label].decode("utf-8", "backslashreplace") if label >= 0 else None
-        out.reject(why, data, said, source.name(i), source.offset(i))
-        return
-    said = source.classes[label].decode("utf-8", "backslashreplace")
-    out.add(key, data, seen, label, said, source.name(i))
+def put(out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints,
+        formats: tuple[str, ...]) -> None:
+    """Write records of the source under their keys, or quarantine them with their reasons."""
+    label_n = source.label[row_n]
+    held: list[bytes] = []
+    seen: list[tuple[str, int, int]] = []
+    good: list[int] = []
+    bytes_held = 0
+
+    def settle() -> None:
+        pick_m = np.array(good, np.int64)
+        label_m = label_n[pick_m]
+        out.extend(key_n[pick_m], held, seen, label_m, said_C.take(pa.array(label_m)),
+                   names_of(source, row_n[pick_m]))
+        for kept in (held, seen, good):
+            kept.clear()
+
+    for j, (label, found) in enumerate(zip(label_n.tolist(), read_many(source, row_n))):
+        data = b""
+        try:
+            if isinstance(found, image.Rejected):
+                raise found
+            data = found
+            size = image.look(data, formats)
+            if label < 0:
+                raise image.Rejected("label-not-integer")
+        except image.Rejected as why:
+            i = int(row_n[j])
+            said = said_C[label].as_py() if label >= 0 else None
+            out.reject(why, data, said, source.name(i), source.offset(i))
+            continue
+        held.append(data)
+        seen.append(size)
+        good.append(j)
+        bytes_held += len(data)
+        if bytes_held >= HELD:
+            settle()
+            bytes_held = 0
+    settle()
 
 
 def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """Join the rows of all shards, write the tables and, last, the manifest; return it."""
     out = Path(plan.out)
-    source, _ = _open(plan)
+    source, _, _ = _open(plan)
     count_C = np.zeros(len(source.classes), np.int64)
     bad: list[pa.Table] = []
     with commit.atomic(out / "samples.parquet") as file, pq.ParquetWriter(

@@ -9,6 +9,9 @@ FORMATS = ("jpg", "png", "webp")
 # Start-of-frame markers; 0xc4, 0xc8 and 0xcc lie among them and mean something else.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
+# The bytes that a walk has looked at, from the first one on -> (width, height); and their lengths.
+_fronts: dict[bytes, tuple[int, int]] = {}
+_lengths: list[int] = []
 
 
 class Rejected(Exception):
@@ -68,6 +71,10 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     A JPEG whose end marker is missing is truncated: entropy-coded data never contains it.
     Bytes behind the end marker are let pass. Raises Rejected.
     """
+    for length in _lengths:  # the images of a set begin alike: what decided before decides again
+        known = _fronts.get(data[:length])
+        if known is not None and data.endswith(b"\xff\xd9"):
+            return known
     at, end = 2, len(data)
     while at + 9 <= end:
         if data[at] != 0xFF:
@@ -79,6 +86,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
                 raise Rejected("jpeg-truncated", "no end marker")
             if not width or not height:
                 raise Rejected("jpeg-damaged", f"{width} x {height} pixels")
+            _keep(data[:at + 9], (width, height))
             return width, height
         if marker == 0xFF:  # fill
             at += 1
@@ -89,6 +97,18 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         else:
             at += 2 + (data[at + 2] << 8 | data[at + 3])
     raise Rejected("jpeg-truncated", "ends before the frame header")
+
+
+def _keep(front: bytes, size: tuple[int, int]) -> None:
+    """Remember the bytes that the walk of a JPEG has looked at, and the size that they say."""
+    if len(front) > 4096:
+        return
+    if len(_fronts) >= 1024 or (len(front) not in _lengths and len(_lengths) >= 6):
+        _fronts.clear()
+        _lengths.clear()
+    if len(front) not in _lengths:
+        _lengths.append(len(front))
+    _fronts[front] = size
 
 
 def png_size(data: bytes) -> tuple[int, int]:

@@ -1,34 +1,27 @@
 """One shard: a plain USTAR file whose bytes depend on nothing but its samples, and its rows."""
 
+# n samples written together, b bytes of a tar block, k bytes of a digest
+
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import xxhash
 
 from glint.manifests import tables
+from glint.shards import blocks
+from glint.shards.blocks import BLOCK as BLOCK
+from glint.shards.blocks import U8, Ints
 from glint.shards.image import Rejected
 
-BLOCK = 512
 RECORD = 20 * BLOCK  # tar pads its files to this
 PENDING = 4 << 20  # bytes held before they are written
-
-
-def _member(suffix: bytes) -> tuple[bytes, int]:
-    """Return the header of KEY.suffix as a %-template of (key, size, checksum), and its sum."""
-    name = b"%09d." + suffix
-    shape = (name + b"\0" * (100 - 9 - 1 - len(suffix))  # name
-             + b"0000644\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
-             + b"%011o\0" + b"00000000000\0"  # size, mtime
-             + b"%06o\0 " + b"0" + b"\0" * 100  # checksum, type, link
-             + b"ustar\00000" + b"\0" * 64  # magic, version, user and group name
-             + b"\0" * 183)  # device, prefix, padding
-    # The checksum is taken with eight blanks in its own place.
-    return shape, sum(shape % (0, 0, 0)) - sum(b"000000\0 ") + sum(b" " * 8)
-
+MEMBERS = ("jpg,cls", "jpg")  # of a sample; with one, its label stands in the name
 
 _ZERO = 48  # ord("0")
 _PAD = [b"\0" * (-n % BLOCK) for n in range(BLOCK)]  # by size modulo BLOCK
@@ -53,7 +46,7 @@ class Tar:
         """Append one member and return the offset of `data` in the file."""
         made = self._templates.get(suffix)
         if made is None:
-            made = self._templates[suffix] = _member(suffix.encode("ascii"))
+            made = self._templates[suffix] = blocks.template(suffix.encode("ascii"))
         template, base = made
         size = len(data)
         if not 0 <= key < 10**9:
@@ -75,6 +68,14 @@ class Tar:
         self.size += len(block)
         self._held = 0
 
+    def extend(self, block_b: U8) -> None:
+        """Append whole blocks that were made elsewhere."""
+        self._flush()
+        view = block_b.reshape(-1).data
+        self._file.write(view)
+        self._sha256.update(view)
+        self.size += len(view)
+
     def close(self) -> None:
         """Write what is left and the end of the archive; the file itself stays open."""
         self._flush()
@@ -91,27 +92,97 @@ class Tar:
 class Shard:
     """Write one shard and collect its rows of the index and of the quarantine.
 
-    `add` and `reject` take positions of the plan, which are the keys.
+    Keys are positions of the plan. With `members` "jpg" a sample is one member KEY_LABEL.jpg; with
+    "jpg,cls" it is KEY.jpg and KEY.cls, and `with_json` adds KEY.json.
     """
 
-    def __init__(self, file: IO[bytes], number: int, *, with_json: bool = False) -> None:
+    def __init__(self, file: IO[bytes], number: int, *, with_json: bool = False,
+                 members: str = MEMBERS[0]) -> None:
         self.tar = Tar(file)
-        self.number, self.with_json = number, with_json
-        self._rows: list[tuple[Any, ...]] = []
+        self.number, self.with_json, self.members = number, with_json, members
+        self._columns: dict[str, list[Any]] = {name: [] for name in tables.SAMPLES.names}
         self._bad: list[dict[str, Any]] = []
+        self._room = np.empty((0, BLOCK), np.uint8)
+        self._waiting: list[tuple[int, bytes, tuple[str, int, int], int, str, str]] = []
+        self._held = 0
 
     def add(self, key: int, data: bytes, seen: tuple[str, int, int], label: int,
             source_label: str, source: str) -> None:
         """Append a sample; `seen` is what `image.look` returned."""
-        suffix, width, height = seen
-        offset = self.tar.add(key, suffix, data)
-        self.tar.add(key, "cls", b"%d" % label)
-        if self.with_json:
-            value = {"height": height, "label": label, "source": source,
-                     "source_label": source_label, "width": width}
-            self.tar.add(key, "json", json.dumps(value, sort_keys=True).encode())
-        self._rows.append((key, label, source_label, offset, len(data),
-                           xxhash.xxh3_128_digest(data), source, width, height))
+        self._waiting.append((key, data, seen, label, source_label, source))
+        self._held += len(data)
+        if self._held >= PENDING:
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._waiting:
+            key, data, seen, label, said, source = zip(*self._waiting)
+            self._waiting, self._held = [], 0
+            self.extend(np.array(key, np.int64), data, seen, np.array(label, np.int64),
+                        pa.array(said, pa.string()), pa.array(source, pa.string()))
+
+    def extend(self, key_n: Ints, data: Sequence[bytes], seen: Sequence[tuple[str, int, int]],
+               label_n: Ints, source_label: pa.Array, source: pa.Array) -> None:
+        """Append samples, a few megabytes of them; the columns are as for `add`."""
+        self._settle()
+        if not data:
+            return
+        if key_n.min() < 0 or key_n.max() >= 10**9:
+            raise ValueError(f"a key has nine digits, got {key_n.min()} to {key_n.max()}")
+        size_n = np.fromiter(map(len, data), np.int64, len(data))
+        digest = b"".join(map(xxhash.xxh3_128_digest, data))
+        key_nd = blocks.decimal(key_n, 9)
+        text_nd, length_n = blocks.plain(label_n)
+        json_n = self._json(seen, label_n, source_label, source) if self.with_json else []
+        image_n = 1 + (size_n + BLOCK - 1) // BLOCK
+        step_n = image_n + (2 if self.members == MEMBERS[0] else 0)
+        if json_n:
+            json_size_n = np.fromiter(map(len, json_n), np.int64, len(json_n))
+            step_n = step_n + 1 + (json_size_n + BLOCK - 1) // BLOCK
+        start_n = np.cumsum(step_n) - step_n
+        total = int(start_n[-1] + step_n[-1])
+        if len(self._room) < total:
+            self._room = np.empty((total + total // 8, BLOCK), np.uint8)
+        block_b = self._room[:total]
+        view = block_b.reshape(-1).data
+        block_b[start_n + image_n - 1] = 0  # the padding
+        for at, one in zip(((start_n + 1) * BLOCK).tolist(), data):
+            view[at:at + len(one)] = one
+        tag_nt = None
+        if self.members != MEMBERS[0]:
+            tag_nt = np.concatenate([np.full((len(data), 1), ord("_"), np.uint8), text_nd], axis=1)
+        suffixes = [one[0] for one in seen]
+        for suffix in set(suffixes):
+            pick = slice(None) if len(set(suffixes)) == 1 else np.flatnonzero(
+                np.array(suffixes) == suffix)
+            blocks.put(block_b, start_n[pick], blocks.headers(
+                key_nd[pick], suffix, size_n[pick], None if tag_nt is None else tag_nt[pick]))
+        at_n = start_n + image_n
+        if self.members == MEMBERS[0]:
+            body_nb = np.zeros((len(data), BLOCK), np.uint8)
+            body_nb[:, :text_nd.shape[1]] = text_nd
+            blocks.put(block_b, at_n, blocks.headers(key_nd, "cls", length_n))
+            blocks.put(block_b, at_n + 1, body_nb)
+            at_n = at_n + 2
+        if json_n:
+            block_b[start_n + step_n - 1] = 0
+            blocks.put(block_b, at_n, blocks.headers(key_nd, "json", json_size_n))
+            for at, one in zip(((at_n + 1) * BLOCK).tolist(), json_n):
+                view[at:at + len(one)] = one
+        offset_n = self.tar.size + (start_n + 1) * BLOCK
+        self.tar.extend(block_b)
+        size_3n = np.array([one[1:] for one in seen], np.int32)
+        values = (key_nd, label_n, source_label, len(data), offset_n, size_n.astype(np.int32),
+                  digest, source, size_3n[:, 0], size_3n[:, 1])
+        for column, value in zip(self._columns.values(), values):
+            column.append(value)
+
+    def _json(self, seen: Sequence[tuple[str, int, int]], label_n: Ints, source_label: pa.Array,
+              source: pa.Array) -> list[bytes]:
+        return [json.dumps({"height": height, "label": label, "source": where,
+                            "source_label": said, "width": width}, sort_keys=True).encode()
+                for (_, width, height), label, said, where in zip(
+                    seen, label_n.tolist(), source_label.to_pylist(), source.to_pylist())]
 
     def reject(self, why: Rejected, data: bytes, source_label: str | None, source: str,
                offset: int | None) -> None:
@@ -121,14 +192,30 @@ class Shard:
             "reason": why.reason, "note": why.note, "size": len(data),
             "sha256": hashlib.sha256(data).hexdigest(), "head": data[:64]})
 
+    def close(self) -> None:
+        """Write what is left and the end of the archive; the file itself stays open."""
+        self._settle()
+        self.tar.close()
+
     def samples(self) -> pa.Table:
-        """Return the rows of samples.parquet."""
-        columns = list(zip(*self._rows)) or [()] * 9
-        key = [f"{k:09d}" for k in columns[0]]
-        shard = [self.number] * len(key)
-        values = [key, columns[1], columns[2], shard, *columns[3:]]
-        return pa.table([pa.array(value, field.type) for value, field
-                         in zip(values, tables.SAMPLES)], schema=tables.SAMPLES)
+        """Return the rows of samples.parquet, in one chunk."""
+        self._settle()
+        n = sum(self._columns["shard"])
+        columns: list[pa.Array] = []
+        for field in tables.SAMPLES:
+            parts = self._columns[field.name]
+            if field.name == "key":
+                columns.append(_strings(np.concatenate(parts) if n else _none(9)))
+            elif field.name == "shard":
+                columns.append(pa.array(np.full(n, self.number, np.int32)))
+            elif field.name == "digest":
+                columns.append(pa.Array.from_buffers(
+                    field.type, n, [None, pa.py_buffer(b"".join(parts))]))
+            elif field.type == pa.string():
+                columns.append(pa.concat_arrays([pa.array([], pa.string()), *parts]))
+            else:
+                columns.append(pa.array(np.concatenate(parts) if n else (), field.type))
+        return pa.table(columns, schema=tables.SAMPLES)
 
     def quarantine(self) -> pa.Table:
         """Return the rows of quarantine.parquet."""
@@ -136,5 +223,36 @@ class Shard:
 
     def content(self) -> str:
         """Return a SHA-256 over all rows, whatever Parquet makes of them."""
-        bad = [sorted(row.items()) for row in self._bad]
-        return hashlib.sha256(repr((self._rows, bad)).encode()).hexdigest()
+        hasher = hashlib.sha256(repr([sorted(row.items()) for row in self._bad]).encode())
+        for column in self.samples().columns:
+            for part in _plain_parts(column.combine_chunks()):
+                hasher.update(part)
+        return hasher.hexdigest()
+
+
+def _none(digits: int) -> U8:
+    return np.empty((0, digits), np.uint8)
+
+
+def _strings(text_nd: U8) -> pa.Array:
+    """Return texts of one length as an Arrow column."""
+    n, digits = text_nd.shape
+    end_n = np.arange(n + 1, dtype=np.int32) * digits
+    return pa.StringArray.from_buffers(n, pa.py_buffer(end_n), pa.py_buffer(text_nd.tobytes()))
+
+
+def _plain_parts(column: pa.Array | pa.ChunkedArray) -> list[bytes]:
+    """Return what a column without empty cells holds: lengths and text, or its values."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+    n, at = len(column), column.offset
+    buffers = column.buffers()
+    if column.type == pa.string():
+        if not n:
+            return []
+        end_n = np.frombuffer(buffers[1], np.int32)[at:at + n + 1]
+        text = np.frombuffer(buffers[2] or b"", np.uint8)[end_n[0]:end_n[-1]]
+        return [np.diff(end_n).tobytes(), text.tobytes()]
+    width = column.type.byte_width if hasattr(column.type, "byte_width") else (
+        column.type.bit_width // 8)
+    return [bytes(buffers[1])[width * at:width * (at + n)]]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from glint.errors import InputError, ResourceError
+from glint.shards.image import Rejected
 from glint.shards.strings import Strings
 
 Ints = npt.NDArray[np.int64]
@@ -53,6 +55,29 @@ class Source(Protocol):
     def save(self, folder: Path) -> None:
         """Write what `load` needs, so that a worker opens the source without listing it."""
         ...
+
+
+def read_many(source: Source, row_n: Ints) -> Iterator[bytes | Rejected]:
+    """Read records one after the other; what `read` would raise is given instead.
+
+    A source that can do better than one `read` after the other has a method `many`.
+    """
+    many = getattr(source, "many", None)
+    if many is not None:
+        yield from many(row_n)
+        return
+    for i in row_n.tolist():
+        try:
+            yield source.read(i)
+        except Rejected as why:
+            yield why
+
+
+def names_of(source: Source, row_n: Ints) -> pa.Array:
+    """Return the `name` of records as an Arrow column; a source may have a method `names_of`."""
+    made = getattr(source, "names_of", None)
+    return (pa.array([source.name(i) for i in row_n.tolist()], pa.string()) if made is None
+            else made(row_n))
 
 
 def dense(value_n: Ints) -> tuple[Ints, Strings]:

@@ -1,0 +1,100 @@
+"""Tar blocks of many members at once: headers, label members and padding as array operations."""
+
+# n samples, b bytes of a block, d digits, t bytes of a name
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 512
+U8 = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
+
+_ZERO = ord("0")
+_WHOLE = np.dtype(f"V{BLOCK}")  # one block as one item: copied, not looped over
+
+
+def template(suffix: bytes) -> tuple[bytes, int]:
+    """Return the header of KEY.suffix as a %-template of (key, size, checksum), and its sum."""
+    name = b"%09d." + suffix
+    shape = (name + b"\0" * (100 - 9 - 1 - len(suffix))  # name
+             + b"0000644\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
+             + b"%011o\0" + b"00000000000\0"  # size, mtime
+             + b"%06o\0 " + b"0" + b"\0" * 100  # checksum, type, link
+             + b"ustar\00000" + b"\0" * 64  # magic, version, user and group name
+             + b"\0" * 183)  # device, prefix, padding
+    # The checksum is taken with eight blanks in its own place.
+    return shape, sum(shape % (0, 0, 0)) - sum(b"000000\0 ") + sum(b" " * 8)
+
+
+def decimal(value_n: Ints, digits: int) -> U8:
+    """Write numbers with leading zeros: ASCII [n, digits]."""
+    out_dn = np.empty((digits, len(value_n)), np.uint8)
+    rest_n = value_n.astype(np.uint32) if digits <= 9 else value_n
+    for place in range(digits - 1, -1, -1):
+        next_n = rest_n // 10
+        out_dn[place] = rest_n - next_n * 10
+        rest_n = next_n
+    out_dn += _ZERO
+    return np.ascontiguousarray(out_dn.T)
+
+
+def octal(value_n: Ints, digits: int) -> U8:
+    """Write numbers in base 8 with leading zeros: ASCII [n, digits]."""
+    out_dn = np.empty((digits, len(value_n)), np.uint8)
+    for place in range(digits):
+        out_dn[place] = (value_n >> 3 * (digits - 1 - place)) & 7
+    out_dn += _ZERO
+    return np.ascontiguousarray(out_dn.T)
+
+
+def plain(value_n: Ints) -> tuple[U8, Ints]:
+    """Write numbers from 0 up without leading zeros: ASCII [n, d], zero bytes behind; lengths."""
+    digits = len(str(int(value_n.max(initial=0))))
+    length_n = np.ones(len(value_n), np.int64)
+    for power in range(1, digits):
+        length_n += value_n >= 10**power
+    padded_nd = decimal(value_n, digits)
+    place_nd = np.arange(digits) + (digits - length_n)[:, None]
+    out_nd = np.take_along_axis(padded_nd, np.minimum(place_nd, digits - 1), axis=1)
+    out_nd[place_nd >= digits] = 0
+    return out_nd, length_n
+
+
+@lru_cache(maxsize=16)
+def _empty(suffix: str) -> tuple[U8, int]:
+    """Return the header of a member without key, size and checksum, and its sum."""
+    shape, base = template(suffix.encode("ascii"))
+    return np.frombuffer(shape % (0, 0, 0), np.uint8), base
+
+
+def headers(key_nd: U8, suffix: str, size_n: Ints, tag_nt: U8 | None = None) -> U8:
+    """Return the USTAR headers of the members KEY.suffix, uint8 [n, 512].
+
+    Keys are ASCII; `tag_nt` is what stands between key and suffix in the name, zeros behind it.
+    """
+    empty_b, base = _empty(suffix)
+    head_nb = np.empty((len(key_nd), BLOCK), np.uint8)
+    head_nb[:] = empty_b
+    size_nd = octal(size_n, 11)
+    head_nb[:, :9], head_nb[:, 124:135] = key_nd, size_nd
+    sum_n = key_nd.sum(axis=1, dtype=np.int64) + size_nd.sum(axis=1, dtype=np.int64)
+    sum_n += base - 20 * _ZERO
+    if tag_nt is not None:
+        tail = np.frombuffer(b"." + suffix.encode("ascii"), np.uint8)
+        length_n = (tag_nt != 0).sum(axis=1)
+        for length in np.unique(length_n).tolist():
+            row_m = np.flatnonzero(length_n == length)
+            head_nb[row_m, 9:9 + length] = tag_nt[row_m, :length]
+            head_nb[row_m, 9 + length:9 + length + len(tail)] = tail
+        sum_n += tag_nt.sum(axis=1, dtype=np.int64)
+    head_nb[:, 148:154] = octal(sum_n, 6)
+    return head_nb
+
+
+def put(block_b: U8, at_n: Ints, row_nb: U8) -> None:
+    """Copy blocks [n, 512] to the block numbers `at_n` of `block_b` [m, 512]."""
+    block_b.view(_WHOLE)[:, 0][at_n] = np.ascontiguousarray(row_nb).view(_WHOLE)[:, 0]
