@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def demo(
     folder: Path = typer.Argument(Path("demo"), help="Where everything goes."),
     identities: int = typer.Option(300, min=50, help="Identities to train on."),
-    images: int = typer.Option(16, min=4, help="Mean images per identity."),
+    images: int = typer.Option(24, min=4, help="Mean images per identity."),
     conflicts: int = typer.Option(12, min=0, help="Identities planted under two ids."),
     lookalikes: int = typer.Option(12, min=0, help="Pairs of look-alikes that must not merge."),
     nproc: int = typer.Option(2, "--nproc", min=1, help="Training ranks."),
@@ -95,7 +95,7 @@ def _road(
     final = glint(
         "final model", "train", RECIPE, "--nproc", str(nproc), "--out", runs / "final", *common,
         "--set", f"run.finetune={first['checkpoint']}", "--set", "data.sampling=auto",
-        "--set", "optim.lr=0.05", "--set", "schedule.epochs=3",
+        "--set", "optim.lr=0.05", "--set", "schedule.epochs=2",
     )  # fmt: skip
     onnx = folder / "model.onnx"
     export = glint("export", "export", final["checkpoint"], onnx)
