@@ -19,6 +19,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0103": ("no-such-recipe", "No recipe of that name or path."),
     "GL0201": ("unknown-source", "The source is of no layout that glint reads."),
     "GL0213": ("corrupt-record", "A RecordIO record is damaged."),
+    "GL0214": ("bad-archive", "An archive or table of images is damaged, or of an unknown kind."),
     "GL0216": ("idx-mismatch", "An .idx file does not belong to its .rec file."),
     "GL0221": ("over-bad-budget", "More records were bad than the budget allows."),
     "GL0222": ("bad-label", "A label is not a usable class number."),

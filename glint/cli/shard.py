@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    src: Path = typer.Argument(..., help="A .rec file, its folder, or folders of images."),
+    src: Path = typer.Argument(..., help="A .rec file, folders of images, tars, zips or Parquet."),
     out: Path = typer.Argument(..., help="The dataset: a new folder, or one to continue."),
     samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
@@ -25,21 +25,31 @@ def shard(
     with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
     formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
     max_bad: float = typer.Option(0.001, help="Share of bad records to let pass (16 always are)."),
+    resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
+    rebuild_idx: bool = typer.Option(
+        False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
     """Pack images and labels into tar shards with an index, untouched and checksummed."""
 
-    def work() -> dict[str, Any]:
-        import os
-
+    def work() -> Any:
         from glint.pipelines import shard as stage
+        from glint.shards import sources
 
         options = stage.Options(samples_per_shard, seed, with_json,
                                 tuple(f.strip() for f in formats.split(",") if f.strip()))
-        if dry_run:
-            return stage.survey(src, options)
+        with sources.resyncing(resync):
+            if dry_run:
+                return stage.survey(src, options)
+            if rebuild_idx:
+                sources.rebuild_idx(sources.recognise(src)[1])
+            return pack(stage, options)
+
+    def pack(stage: Any, options: Any) -> Any:
+        import os
+
         with show.progress("shard") as progress:
             count = workers or len(os.sched_getaffinity(0))
             return stage.shard(src, out, options, workers=count, max_bad=max_bad,

@@ -2,40 +2,102 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from glint.errors import InputError, UsageError
+from glint.shards.sources.archive import Archive
 from glint.shards.sources.folder import Folder
-from glint.shards.sources.recordio import RecordIO
+from glint.shards.sources.packed import Packed, beneath
+from glint.shards.sources.parquet import Parquet
+from glint.shards.sources.recordio import RecordIO, rebuild_idx, resyncing
 from glint.shards.sources.source import Source
+from glint.shards.sources.webdataset import WebDataset, is_webdataset
 
-KINDS: dict[str, type[RecordIO] | type[Folder]] = {"recordio": RecordIO, "folder": Folder}
-READS = "glint reads a .rec file, a folder that holds one, and folders of images, one per identity"
+KINDS: dict[str, Any] = {"recordio": RecordIO, "folder": Folder, "archive": Archive,
+                         "webdataset": WebDataset, "parquet": Parquet}
+READS = ("glint reads a .rec file, folders of images (one per identity), tars and zips of such "
+         "folders, webdataset tars, Parquet files, and a folder that holds one of these")
+_PACKED = ((b"\x1f\x8b", "gzip", "gunzip"), (b"BZh", "bzip2", "bunzip2"),
+           (b"\xfd7zXZ\0", "xz", "unxz"), (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"))
+
+
+def _kind_of(path: Path) -> str:
+    """Name the kind of a file by its first bytes. Raises InputError GL0201 for a packed one."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    for magic, name, tool in _PACKED:
+        if head.startswith(magic):
+            raise InputError("GL0201", f"a file packed with {name}: its images cannot be read "
+                             "where they lie", where=str(path), hint=f"unpack it first: {tool}")
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return "archive"
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[257:262] == b"ustar" or path.suffix == ".tar":
+        return "webdataset" if is_webdataset(path) else "archive"
+    raise InputError("GL0201", f"a file of kind {path.suffix or 'without suffix'}",
+                     where=str(path), hint=READS)
 
 
 def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
     """Return the kind of a source and the path to open.
 
     Raises UsageError GL0001 where nothing is there, InputError GL0201 where glint reads no such
-    layout.
+    layout, GL0214 for a damaged archive.
     """
     path = Path(path)
     if not path.exists():
         raise UsageError("GL0001", "no such file or folder", where=str(path))
     if path.is_file():
-        if path.suffix == ".rec":
-            return "recordio", path
-        raise InputError("GL0201", f"a file of kind {path.suffix or 'without suffix'}",
-                         where=str(path), hint=READS)
+        return ("recordio" if path.suffix == ".rec" else _kind_of(path)), path
     records = sorted(p for p in path.glob("*.rec") if p.is_file())
     if len(records) > 1:
         records = [p for p in records if p.name == "train.rec"] or records
     if len(records) > 1:
         raise InputError("GL0201", "several .rec files: " + ", ".join(p.name for p in records[:5]),
                          where=str(path), hint="name one of them")
-    return ("recordio", records[0]) if records else ("folder", path)
+    if records:
+        return "recordio", records[0]
+    if _is_dataset(path):
+        raise InputError("GL0201", "a dataset of glint's own", where=str(path),
+                         hint="glint reshard deals its samples anew")
+    return _of_folder(path), path
+
+
+def _is_dataset(path: Path) -> bool:
+    try:
+        with (path / "manifest.json").open("rb") as file:
+            said = json.loads(file.read(1 << 24))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and str(said.get("format", "")).startswith("glint/dataset")
+
+
+def _of_folder(path: Path) -> str:
+    """Tell a folder of archives or tables from a tree of identity folders."""
+    if any(p.is_dir() and p.name != "data" and not p.name.startswith(".") for p in path.iterdir()):
+        return "folder"
+    kinds = {"archive": beneath(path, (".tar", ".zip")), "parquet": beneath(path, (".parquet",))}
+    found = {kind: files for kind, files in kinds.items() if files}
+    packed = beneath(path, (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+    if packed and not found:
+        return _kind_of(path / os.fsdecode(packed[0]))
+    if len(found) > 1:
+        raise InputError("GL0201", "both Parquet files and archives", where=str(path),
+                         hint="name one of them")
+    if not found:
+        return "folder"
+    told: dict[str, str] = {}
+    for name in next(iter(found.values())):
+        told.setdefault(_kind_of(path / os.fsdecode(name)), os.fsdecode(name))
+    if len(told) > 1:
+        raise InputError("GL0201", "files of several kinds: " + ", ".join(
+            f"{name} ({kind})" for kind, name in told.items()), where=str(path),
+            hint="name one of them")
+    return next(iter(told))
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -49,7 +111,9 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
 def reopen(kind: str, path: str, facts: dict[str, Any], folder: Path) -> Source:
     """Open a source from what its `save` wrote into `folder`."""
-    return KINDS[kind].load(Path(path), facts, folder)
+    source: Source = KINDS[kind].load(Path(path), facts, folder)
+    return source
 
 
-__all__ = ["KINDS", "READS", "Source", "open_source", "recognise", "reopen"]
+__all__ = ["KINDS", "READS", "Packed", "Source", "open_source", "rebuild_idx", "recognise",
+           "reopen", "resyncing"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from glint.shards.strings import Strings, load_array
 
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 FLAWS = ("", "no-identity", "bad-name")
+_WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
 
 
 def text(path: bytes) -> str:
@@ -32,10 +34,30 @@ def order_of(names: list[bytes]) -> list[int]:
     return sorted(range(len(names)), key=lambda i: names[i])
 
 
+def shelve(folders: list[bytes], *, common: bool = False) -> tuple[bool, list[bytes]]:
+    """Say whether identity folders are WebFace's, D/D_N_NNNNNNN, and return their labels.
+
+    WebFace's are the last part of their paths; other labels are the paths, without the folder that
+    all have in common where `common` is set.
+    """
+    found = [_WEBFACE.fullmatch(folder) for folder in folders]
+    last = [folder.rsplit(b"/", 1)[-1] for folder in folders]
+    if folders and all(found) and len(set(last)) == len(last):
+        return True, last
+    if not common or not folders:
+        return False, folders
+    parts = [folder.split(b"/") for folder in folders]
+    same, shallow = 0, min(map(len, parts)) - 1
+    while same < shallow and len({p[same] for p in parts}) == 1:
+        same += 1
+    return False, [b"/".join(p[same:]) for p in parts]
+
+
 class Folder:
     """A tree of identity folders, listed in order of names.
 
-    The label of an image is the folder it lies in (its path below the source). Hidden files, and
+    The label of an image is the folder it lies in (its path below the source; in WebFace's tree,
+    D/D_N_NNNNNNN, its name). Hidden files, and
     files of the top folder that are no images, are counted as skipped; any other file is a record.
     """
 
@@ -54,7 +76,7 @@ class Folder:
             here = todo.pop()
             files, below = self._list(here)
             todo += reversed(below)
-            kept = [(name, size) for name, size in files if here or _is_image(name)]
+            kept = [(name, size) for name, size in files if here or is_image(name)]
             self._skipped += len(files) - len(kept)
             if not kept:
                 continue
@@ -68,6 +90,8 @@ class Folder:
                     flaws[-1] = 2
             if here:
                 folders.append(here)
+        deepest = max((f.count(b"/") for f in folders), default=0) + 1
+        webface, folders = shelve(folders)
         order = order_of(folders)
         rank = np.empty(len(folders) + 1, np.int64)
         rank[order] = np.arange(len(folders))
@@ -78,10 +102,10 @@ class Folder:
         self.paths = Strings.of(paths)
         self.classes = Strings.of(folders[i] for i in order)
         self.names = Strings.of(folders[i].rsplit(b"/", 1)[-1] for i in order)
-        deepest = max((f.count(b"/") for f in folders), default=0) + 1
         notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
-        self._facts = {"layout": "folder", "images": len(paths), "identities": len(folders),
-                       "depth": deepest, "notes": notes}
+        self._facts = {"layout": "folder/webface" if webface else "folder",
+                       "images": len(paths), "identities": len(folders), "depth": deepest,
+                       "notes": notes}
 
     def _list(self, here: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
         """Return (name, size) of the files and the paths of the folders of one folder, sorted."""
@@ -163,5 +187,6 @@ class Folder:
         return made
 
 
-def _is_image(name: bytes) -> bool:
+def is_image(name: bytes) -> bool:
+    """Say whether a name ends as one of an image does."""
     return name.lower().endswith(IMAGES)

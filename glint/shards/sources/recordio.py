@@ -7,17 +7,21 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from glint.errors import GlintError, InputError
-from glint.shards import recordio
-from glint.shards.image import MAX_BYTES, Rejected
+from glint.errors import GlintError, InputError, UsageError
+from glint.shards import commit, recordio
+from glint.shards.image import MAX_BYTES, Rejected, kind
 from glint.shards.recordio import MAGIC, MAX_LENGTH, damaged
 from glint.shards.sources.source import Ints, dense, fingerprint, persistent
 from glint.shards.strings import Strings, load_array
@@ -29,7 +33,20 @@ EXACT = 1 << 24  # above it float32 skips integers
 _FRONT = struct.Struct("<III")  # magic, length (with no part flag), number of labels
 
 # What the listing finds wrong with a record; the index into this tuple is stored.
-FLAWS = ("", "corrupt-record", "label-not-integer", "identity-range")
+FLAWS = ("", "corrupt-record", "label-not-integer", "identity-range", "lost-bytes")
+LOST = 4
+
+_resync: ContextVar[bool] = ContextVar("resync", default=False)
+
+
+@contextmanager
+def resyncing(on: bool = True) -> Iterator[None]:
+    """Go on behind damage in record files that are listed inside this context."""
+    token = _resync.set(on)
+    try:
+        yield
+    finally:
+        _resync.reset(token)
 
 
 @dataclass
@@ -44,6 +61,10 @@ class Heads:
     second: npt.NDArray[np.float64]  # the second label
     id: npt.NDArray[np.uint64]
     image: Ints  # bytes behind header and labels; -1 where the header claims too much
+
+    def of(self, keep_r: npt.NDArray[np.bool_]) -> Heads:
+        """Return the heads of some records."""
+        return Heads(*(getattr(self, f.name)[keep_r] for f in fields(self)))
 
 
 def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
@@ -87,7 +108,7 @@ def scan_offsets(path: Path) -> Ints:
                     if magic != MAGIC:
                         raise damaged(f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}",
                                       path.name, at, f"it is record {len(found)}; with an .idx "
-                                      "beside the file, glint goes on behind the damage")
+                                      "beside the file, or --resync, glint goes on behind it")
                     if cflag not in ((2, 3) if inside else (0, 1)):
                         raise damaged(f"part flag {cflag} is out of place", path.name, at)
                     if n > size - at - 8:
@@ -102,6 +123,107 @@ def scan_offsets(path: Path) -> Ints:
     if inside:
         raise damaged("the file ends inside a record of several parts", path.name, found[-1])
     return np.array(found, np.int64)
+
+
+def _magics(path: Path) -> Ints:
+    """Return every 4-aligned offset of a file at which the magic stands."""
+    size = path.stat().st_size // 4 * 4
+    found: list[Ints] = [np.empty(0, np.int64)]
+    with path.open("rb") as file:
+        for begin in range(0, size, WINDOW):
+            length = min(size - begin, WINDOW)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
+                word = np.frombuffer(view, "<u4")
+                found.append(begin + 4 * np.flatnonzero(word == MAGIC))
+                del word
+    return np.concatenate(found)
+
+
+def scan_past_damage(path: Path) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Cut a file into records and lost stretches; return where each begins, and which are lost.
+
+    An aligned magic stands nowhere but at the start of a part, so a length is true where it leads
+    to the next one or to the end of the file. A record is taken where all its parts do; one that
+    stands before damage also where its header fits its length and its image has a known beginning.
+    """
+    size = path.stat().st_size
+    at_p = _magics(path)
+    lrec_p = _words(path, at_p, 2)[:, 1].astype(np.int64)
+    cflag_p, length_p = (lrec_p >> 29).tolist(), lrec_p & MAX_LENGTH
+    true_p = at_p + 8 + length_p
+    end_p = true_p + (-length_p & 3)
+    next_p = np.append(at_p[1:], size)[:len(at_p)]
+    leads_p = end_p == next_p
+    if len(at_p):  # the last record may lack its padding
+        leads_p[-1] |= true_p[-1] <= size <= end_p[-1]
+    ends, leads, at = end_p.tolist(), leads_p.tolist(), at_p.tolist()
+    start: list[int] = []
+    lost: list[bool] = []
+
+    def mark(offset: int, gone: bool) -> None:
+        if not (gone and lost and lost[-1]):  # lost stretches that touch are one
+            start.append(offset)
+            lost.append(gone)
+
+    if size and (not at or at[0] > 0):
+        mark(0, True)
+    p = 0
+    with path.open("rb") as file:
+        while p < len(at):
+            stop = p
+            if cflag_p[p] == 1:
+                while leads[stop] and stop + 1 < len(at) and cflag_p[stop + 1] in (2, 3):
+                    stop += 1
+                    if cflag_p[stop] == 3:
+                        break
+            whole = cflag_p[p] == 0 or (cflag_p[p] == 1 and cflag_p[stop] == 3)
+            if whole and leads[stop]:
+                mark(at[p], False)
+            elif (whole and ends[stop] <= min(int(next_p[stop]), size)
+                  and _plausible(file.fileno(), at[p], ends[stop])):
+                mark(at[p], False)
+                mark(ends[stop], True)
+            else:
+                mark(at[p], True)
+            p = stop + 1
+    return np.array(start, np.int64), np.array(lost, np.bool_)
+
+
+def _plausible(fd: int, at: int, end: int) -> bool:
+    """Say whether the record between two offsets has a header that fits, and holds an image."""
+    try:
+        payload, after = recordio.parse(os.pread(fd, min(end - at, 2 * LIMIT), at), 0, LIMIT)
+        image = recordio.unpack(payload)[1]
+    except GlintError:
+        return False
+    return after == end - at and (not image or kind(image) != "")
+
+
+def rebuild_idx(rec: Path) -> dict[str, Any]:
+    """Write the .idx of a record file anew, from its records; the old one is kept as .idx.old.
+
+    Raises UsageError GL0002 for another kind of file, InputError GL0213 at damage (with
+    `resyncing`, the lost stretches are left out), ResourceError.
+    """
+    if rec.suffix != ".rec":
+        raise UsageError("GL0002", "only RecordIO has an .idx", where=str(rec))
+    idx = rec.with_suffix(".idx")
+    if _resync.get():
+        offset_r, lost_r = scan_past_damage(rec)
+    else:
+        offset_r = scan_offsets(rec)
+        lost_r = np.zeros(len(offset_r), np.bool_)
+    heads = read_heads(rec, offset_r)
+    good_r = ~lost_r
+    key_r, offset_r = _made_up_keys(heads.of(good_r), gaps=bool(lost_r.any())), offset_r[good_r]
+    if idx.exists():
+        idx.replace(idx.with_name(idx.name + ".old"))
+    with commit.atomic(idx) as file:
+        for begin in range(0, len(key_r), 1 << 16):
+            pairs = zip(key_r[begin:begin + (1 << 16)].tolist(),
+                        offset_r[begin:begin + (1 << 16)].tolist())
+            file.write(b"".join(b"%d\t%d\n" % pair for pair in pairs))
+    return {"idx": str(idx), "records": len(key_r), "lost_stretches": int(lost_r.sum())}
 
 
 def read_heads(path: Path, offset_r: Ints) -> Heads:
@@ -199,6 +321,22 @@ def _mismatch(idx: str, bad: list[str]) -> InputError:
                       where=idx, hint="move the .idx away: glint then finds the records itself")
 
 
+def _known_keys(idx: Path, heads: Heads, gaps: bool) -> Ints:
+    """Return keys from an .idx that lists every record found, or else made-up ones."""
+    if idx.exists():
+        try:
+            key_r, offset_r = recordio.read_idx(idx)
+        except InputError:
+            return _made_up_keys(heads, gaps=gaps)
+        offset_u, first_u = np.unique(offset_r, return_index=True)
+        place_r = np.minimum(np.searchsorted(offset_u, heads.offset), max(len(offset_u) - 1, 0))
+        if len(offset_u) and (offset_u[place_r] == heads.offset).all():
+            found_r = key_r[first_u[place_r]]
+            if len(np.unique(found_r)) == len(found_r):
+                return found_r
+    return _made_up_keys(heads, gaps=gaps)
+
+
 @dataclass
 class _Layout:
     """Which records are images: `image` bool [r], `key` int64 [r], `flaw` uint8 [r]."""
@@ -221,15 +359,18 @@ def _is_structure(heads: Heads) -> npt.NDArray[np.bool_]:
     return found_r
 
 
-def _made_up_keys(heads: Heads) -> Ints:
+def _made_up_keys(heads: Heads, *, gaps: bool = False) -> Ints:
     """Return keys for a file without .idx: the ids where they tell a header, else by order.
+
+    Where records are lost (`gaps`), order tells no keys, and ids are taken that differ.
 
     Where ids are not set, the header is the one empty record whose range is that of the other
     empty records; images are then 1.. in file order and identities follow them.
     """
     empty_r = _is_structure(heads)
     ids = heads.id
-    if (empty_r & (ids == 0)).any() and (ids < 1 << 62).all() and len(np.unique(ids)) == len(ids):
+    told = gaps or (empty_r & (ids == 0)).any()
+    if told and (ids < 1 << 62).all() and len(np.unique(ids)) == len(ids):
         return ids.astype(np.int64)
     count = int(empty_r.sum())
     first = len(ids) - count + 1
@@ -317,7 +458,14 @@ class RecordIO:
     def __init__(self, rec: Path) -> None:
         self.rec = rec
         idx = rec.with_suffix(".idx")
-        if idx.exists():
+        lost = np.empty((0, 2), np.int64)  # where stretches without a record begin; their bytes
+        if _resync.get():
+            offset_r, lost_r = scan_past_damage(rec)
+            heads = read_heads(rec, offset_r)
+            lost = np.stack([offset_r, heads.span], 1)[lost_r]
+            heads = heads.of(~lost_r)
+            key_r = _known_keys(idx, heads, bool(lost_r.any()))
+        elif idx.exists():
             key_r, offset_r = recordio.read_idx(idx)
             order = np.argsort(offset_r, kind="stable")
             key_r, offset_r = key_r[order], offset_r[order]
@@ -338,9 +486,18 @@ class RecordIO:
         self.at = heads.offset[layout.image][order]
         self.span = heads.span[layout.image][order]
         self.flaw = flaw[order]
-        self.label, self.classes = dense(number[order])
+        number_n = number[order]
+        if len(lost):
+            none = np.full(len(lost), -1, np.int64)
+            self.key, self.at = np.append(self.key, none), np.append(self.at, lost[:, 0])
+            self.span, number_n = np.append(self.span, lost[:, 1]), np.append(number_n, none)
+            self.flaw = np.append(self.flaw, np.full(len(lost), LOST, np.uint8))
+        self.label, self.classes = dense(number_n)
         self.names = Strings.of(b"" for _ in range(len(self.classes)))
         notes = layout.notes
+        if len(lost):
+            notes.append(f"{int(lost[:, 1].sum())} bytes in {len(lost)} stretches hold no record "
+                         "that can be read")
         beyond = int((number >= EXACT).sum())
         if beyond:
             notes.append(f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
@@ -375,8 +532,9 @@ class RecordIO:
     def fingerprint_of(cls, rec: Path) -> dict[str, Any]:
         """Return the fingerprint of a file that is not listed yet."""
         idx = rec.with_suffix(".idx")
-        return {"kind": cls.kind, "rec": fingerprint(rec),
+        said = {"kind": cls.kind, "rec": fingerprint(rec),
                 "idx": fingerprint(idx) if idx.exists() else None}
+        return {**said, "resync": True} if _resync.get() else said
 
     @cached_property
     def _file(self) -> Any:
@@ -395,7 +553,11 @@ class RecordIO:
             return persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
 
     def read(self, i: int) -> bytes:
-        flaw, block = int(self.flaw[i]), self.record(i)
+        flaw = int(self.flaw[i])
+        if flaw == LOST:
+            raise Rejected(FLAWS[LOST], f"{int(self.span[i])} bytes from 0x{int(self.at[i]):x} "
+                           "hold no record that can be read")
+        block = self.record(i)
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _FRONT.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length
@@ -412,8 +574,34 @@ class RecordIO:
             raise Rejected(FLAWS[flaw])
         return image
 
+    def many(self, row_n: Ints) -> Iterator[bytes | Rejected]:
+        """Read records one after the other; what `read` would raise is given instead."""
+        unpack, pread, fd = _FRONT.unpack_from, os.pread, self._file.fileno()
+        size_n = np.minimum(self.span[row_n], 2 * LIMIT)
+        for i, at, size, flaw in zip(row_n.tolist(), self.at[row_n].tolist(), size_n.tolist(),
+                                     self.flaw[row_n].tolist()):
+            if not flaw and size >= 32:
+                try:
+                    block = pread(fd, size, at)
+                    magic, length, labels = unpack(block)
+                except (OSError, struct.error):
+                    pass  # `read` tries again, and says why not
+                else:
+                    start, end = 32 + 4 * labels, 8 + length
+                    if magic == MAGIC and length <= LIMIT and start <= end <= len(block):
+                        yield block[start:end]
+                        continue
+            try:
+                yield self.read(i)
+            except Rejected as why:
+                yield why
+
+    def names_of(self, row_n: Ints) -> pa.Array:
+        """Return the keys of records as text."""
+        return pa.array(self.key[row_n]).cast(pa.string())
+
     def name(self, i: int) -> str:
-        return str(int(self.key[i]))
+        return str(int(self.key[i])) if self.flaw[i] != LOST else f"@0x{int(self.at[i]):x}"
 
     def offset(self, i: int) -> int | None:
         return int(self.at[i])
