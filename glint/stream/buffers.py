@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections import deque
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 
 U8 = npt.NDArray[np.uint8]
 KEPT = 8  # idle batches that are kept
-_STEP = 1 << 20
+_STEP = 2 << 20
 
 
 class Arena:
@@ -33,6 +34,9 @@ class Arena:
         if memory is None or len(memory) < size:
             rounded = max(1, -(-size // _STEP)) * _STEP
             memory = mmap.mmap(-1, rounded, flags=mmap.MAP_PRIVATE)
+            if rounded > _STEP and hasattr(mmap, "MADV_HUGEPAGE"):  # decoding misses fewer pages
+                with suppress(OSError):
+                    memory.madvise(mmap.MADV_HUGEPAGE)
         # Every view that numpy or torch makes keeps `flat` alive: `memory` is no ndarray.
         flat: U8 = np.frombuffer(memory, np.uint8, size)
         weakref.finalize(flat, self._idle.append, memory).atexit = False

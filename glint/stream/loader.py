@@ -253,7 +253,7 @@ class Stream:
 
     def _batch(self, image: torch.Tensor, row_n: I64, position_n: I64, epoch: int,
                step: int) -> Batch:
-        repeats = int((position_n >= self.plan.length).sum())
+        repeats = max(0, int(position_n[-1]) - max(self.plan.length, int(position_n[0])) + 1)
         label = torch.from_numpy(self.target_L[self.columns.record["label"][row_n]])
         flip = torch.from_numpy(flips(self.seed, epoch, position_n) if self.flip
                                 else np.zeros(len(row_n), dtype=np.bool_))

@@ -68,3 +68,8 @@ def test_hash_depends_on_key_and_counter_and_is_fair():
     assert abs(u.mean() - 0.5) < 0.005 and abs(u.std() - 12**-0.5) < 0.005
     assert key_of(1, 2) != key_of(2, 1)
     assert (hash_at(1, np.arange(9)) != hash_at(2, np.arange(9))).all()
+
+
+def test_a_key_of_one_word_is_the_hash_of_that_word():
+    for word in (0, 1, 0xF11B, 2**63, 2**64 - 1):
+        assert key_of(word) == int(mix(word)[0])
