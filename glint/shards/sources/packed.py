@@ -133,6 +133,7 @@ class Packed:
             except OSError as error:
                 raise Rejected("unreadable", error.strerror or "") from None
         handle = self._open[file].fileno()
+        count = max(min(count, os.fstat(handle).st_size - at), 0)  # no more room than there is
         try:
             return persistent(lambda: os.pread(handle, count, at), text(self.files[file]))
         except GlintError as error:
