@@ -23,7 +23,7 @@ def run_glint(*args: str | Path, code: int = 0, env: dict[str, str] | None = Non
         capture_output=True,
         text=True,
         env={**ENV, **(env or {})},
-        timeout=110,
+        timeout=500,
         check=False,
     )
     assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
