@@ -23,6 +23,7 @@ def shard(
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
     seed: int = typer.Option(0, help="Seed of the one permutation of all records."),
     with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
+    members: str = typer.Option("jpg,cls", help="jpg,cls, or jpg: its label in its name."),
     formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
     max_bad: float = typer.Option(0.001, help="Share of bad records to let pass (16 always are)."),
     resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
@@ -39,7 +40,8 @@ def shard(
         from glint.shards import sources
 
         options = stage.Options(samples_per_shard, seed, with_json,
-                                tuple(f.strip() for f in formats.split(",") if f.strip()))
+                                tuple(f.strip() for f in formats.split(",") if f.strip()),
+                                members.replace(" ", ""))
         with sources.resyncing(resync):
             if dry_run:
                 return stage.survey(src, options)

@@ -31,7 +31,7 @@ from glint.shards.sources import open_source, recognise, reopen
 from glint.shards.sources.recordio import RecordIO
 from glint.shards.sources.source import Ints, Source, names_of, read_many
 from glint.shards.strings import load_array
-from glint.shards.write import Shard
+from glint.shards.write import MEMBERS, Shard
 
 # What writes one shard of a plan, and what joins them: other stages plan and join otherwise.
 Run = Callable[["Plan", int], dict[str, Any]]
@@ -39,7 +39,7 @@ Merge = Callable[["Plan", list[dict[str, Any]], dict[str, Any]], dict[str, Any]]
 # A handful of bad records is let pass however small the set is.
 BAD_FLOOR = 16
 # Records looked up together, and bytes of images written together.
-PIECE, HELD = 4096, 1 << 20
+PIECE, HELD = 1 << 16, 1 << 21
 # Only these columns repeat enough for a dictionary.
 ROW_OPTIONS = {**parquet.OPTIONS, "use_dictionary": ["source_label"]}
 
@@ -52,6 +52,7 @@ class Options:
     seed: int = 0
     with_json: bool = False
     formats: tuple[str, ...] = ("jpg",)
+    members: str = MEMBERS[0]
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
@@ -59,6 +60,12 @@ class Options:
                              where="--samples-per-shard")
         if not 0 <= self.seed < 2**63:
             raise UsageError("GL0002", f"expected 0 or more, found {self.seed}", where="--seed")
+        if self.members not in MEMBERS:
+            raise UsageError("GL0002", f"expected {' or '.join(MEMBERS)}, found {self.members}",
+                             where="--members")
+        if self.with_json and self.members != MEMBERS[0]:
+            raise UsageError("GL0002", "a layout of one member has no KEY.json",
+                             where="--with-json", hint="leave out --members or --with-json")
         unknown = [f for f in self.formats if f not in image.FORMATS]
         if unknown or not self.formats:
             raise UsageError("GL0002", f"expected some of {', '.join(image.FORMATS)}, found "
@@ -177,7 +184,8 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
     with commit.atomic(Path(plan.out) / "data" / name) as file:
-        out = Shard(file, shard, with_json=plan.options.with_json)
+        out = Shard(file, shard, with_json=plan.options.with_json,
+                    members=plan.options.members)
         for piece in range(start, stop, PIECE):
             end = min(piece + PIECE, stop)
             put(out, source, said_C, np.arange(piece, end), order_n[piece:end],
@@ -196,42 +204,25 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
 def put(out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints,
         formats: tuple[str, ...]) -> None:
     """Write records of the source under their keys, or quarantine them with their reasons."""
-    label_n = source.label[row_n]
-    held: list[bytes] = []
-    seen: list[tuple[str, int, int]] = []
-    good: list[int] = []
-    bytes_held = 0
-
-    def settle() -> None:
-        pick_m = np.array(good, np.int64)
-        label_m = label_n[pick_m]
-        out.extend(key_n[pick_m], held, seen, label_m, said_C.take(pa.array(label_m)),
-                   names_of(source, row_n[pick_m]))
-        for kept in (held, seen, good):
-            kept.clear()
-
-    for j, (label, found) in enumerate(zip(label_n.tolist(), read_many(source, row_n))):
-        data = b""
-        try:
-            if isinstance(found, image.Rejected):
-                raise found
-            data = found
-            size = image.look(data, formats)
-            if label < 0:
-                raise image.Rejected("label-not-integer")
-        except image.Rejected as why:
-            i = int(row_n[j])
-            said = said_C[label].as_py() if label >= 0 else None
-            out.reject(why, data, said, source.name(i), source.offset(i))
-            continue
-        held.append(data)
-        seen.append(size)
-        good.append(j)
-        bytes_held += len(data)
-        if bytes_held >= HELD:
-            settle()
-            bytes_held = 0
-    settle()
+    done = 0
+    for run in read_many(source, row_n, HELD):
+        row_m, key_m = row_n[done:done + len(run.start_n)], key_n[done:done + len(run.start_n)]
+        done += len(row_m)
+        label_m = source.label[row_m]
+        looks = image.look_many(run.data, run.start_n, run.stop_n, formats)
+        nameless = image.Rejected("label-not-integer")
+        bad = {**dict.fromkeys(np.flatnonzero(label_m < 0).tolist(), nameless), **looks.bad,
+               **run.bad}
+        for j, why in sorted(bad.items()):
+            i, label = int(row_m[j]), int(label_m[j])
+            data = run.data[run.start_n[j]:run.stop_n[j]].tobytes()
+            out.reject(why, data, said_C[label].as_py() if label >= 0 else None, source.name(i),
+                       source.offset(i))
+        good = np.delete(np.arange(len(row_m)), list(bad))
+        out.extend(key_m[good], run.data, run.start_n[good], run.stop_n[good],
+                   [image.FORMATS[f] for f in looks.format_n[good].tolist()],
+                   looks.width_n[good], looks.height_n[good], label_m[good],
+                   said_C.take(pa.array(label_m[good])), names_of(source, row_m[good]))
 
 
 def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -335,7 +326,8 @@ def survey(src: str | os.PathLike[str], options: Options) -> dict[str, Any]:
     """Say what sharding would do, and write nothing."""
     source = open_source(src)
     facts = source.describe()
-    padded = source.bytes() + source.n * 1024 * (3 if options.with_json else 2)
+    parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
+    padded = source.bytes() + int(source.n * 1024 * parts)
     return {"dry_run": True, "read": source.n, "identities": len(source.classes),
             "shards": len(deal.spans(source.n, options.samples_per_shard)),
             "bytes": padded, "recognised": facts}

@@ -1,6 +1,13 @@
 """What the first bytes of an image say: format and size, without decoding a pixel."""
 
+# n images
+
 from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 MAX_BYTES = 16 << 20
 MAX_PIXELS = 64_000_000
@@ -12,6 +19,10 @@ _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 # The bytes that a walk has looked at, from the first one on -> (width, height); and their lengths.
 _fronts: dict[bytes, tuple[int, int]] = {}
 _lengths: list[int] = []
+_latest: list[bytes] = []  # one of them, or none
+
+U8 = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 
 
 class Rejected(Exception):
@@ -20,6 +31,15 @@ class Rejected(Exception):
     def __init__(self, reason: str, note: str = "") -> None:
         super().__init__(reason, note)
         self.reason, self.note = reason, note
+
+
+class Looks(NamedTuple):
+    """What is known of many images: the place of each format in FORMATS, and the sizes."""
+
+    format_n: Ints
+    width_n: npt.NDArray[np.int32]
+    height_n: npt.NDArray[np.int32]
+    bad: dict[int, Rejected]  # these have none of it
 
 
 def kind(data: bytes) -> str:
@@ -65,6 +85,47 @@ def look(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> tuple[str, int, in
     return found, width, height
 
 
+def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = ("jpg",)) -> Looks:
+    """Look at the images [start, stop) of `data`; what `look` would raise stands in `bad`."""
+    n = len(start_n)
+    out = Looks(np.zeros(n, np.int64), np.zeros(n, np.int32), np.zeros(n, np.int32), {})
+
+    def one(j: int) -> None:
+        try:
+            image = data[start_n[j]:stop_n[j]].tobytes()
+            suffix, out.width_n[j], out.height_n[j] = look(image, formats)
+        except Rejected as why:
+            out.bad[j] = why
+            return
+        out.format_n[j] = FORMATS.index(suffix)
+        for length in _lengths:
+            if image[:length] in _fronts:
+                _latest[:] = [image[:length]]
+
+    todo_m = np.arange(n)
+    for _ in range(3):
+        if _latest and "jpg" in formats:  # most begin as the one before did
+            front, (width, height) = np.frombuffer(_latest[0], np.uint8), _fronts[_latest[0]]
+            size_m = stop_n[todo_m] - start_n[todo_m]
+            like_m = ((size_m >= len(front)) & (size_m <= MAX_BYTES)
+                      & (width * height <= MAX_PIXELS))
+            pick_m = todo_m[like_m]
+            if len(pick_m):
+                begin = np.lib.stride_tricks.sliding_window_view(data, len(front))
+                same_m = (begin[start_n[pick_m]] == front).all(axis=1)
+                same_m &= (data[stop_n[pick_m] - 2] == 0xFF) & (data[stop_n[pick_m] - 1] == 0xD9)
+                pick_m = pick_m[same_m]
+                out.width_n[pick_m], out.height_n[pick_m] = width, height
+                todo_m = np.setdiff1d(todo_m, pick_m, assume_unique=True)
+        if not len(todo_m):
+            return out
+        one(int(todo_m[0]))
+        todo_m = todo_m[1:]
+    for j in todo_m.tolist():
+        one(j)
+    return out
+
+
 def jpeg_size(data: bytes) -> tuple[int, int]:
     """Return (width, height) from the frame header of a JPEG.
 
@@ -103,6 +164,7 @@ def _keep(front: bytes, size: tuple[int, int]) -> None:
     """Remember the bytes that the walk of a JPEG has looked at, and the size that they say."""
     if len(front) > 4096:
         return
+    _latest.clear()
     if len(_fronts) >= 1024 or (len(front) not in _lengths and len(_lengths) >= 6):
         _fronts.clear()
         _lengths.clear()

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from glint.shards import blocks
 from glint.shards.image import MAX_BYTES
 from glint.shards.write import BLOCK
 
@@ -142,6 +143,20 @@ def _numbers(text_md: U8, length_m: Ints) -> Ints:
     return np.where(sound_m, value_m, -2)
 
 
+def _tagged(head_mb: U8, label_m: Ints) -> npt.NDArray[np.bool_]:
+    """Say which members are named KEY_LABEL.suffix, with the labels that are given."""
+    tagged_m = head_mb[:, 9] == ord("_")
+    if tagged_m.any():
+        text_md, length_m = blocks.plain(np.maximum(label_m, 0))
+        place_d = np.arange(text_md.shape[1])
+        same_md = (head_mb[:, 10:10 + text_md.shape[1]] == text_md) | (
+            place_d >= length_m[:, None])
+        ended_m = head_mb[np.arange(len(head_mb)), 10 + length_m] == ord(".")
+        tagged_m = tagged_m & same_md.all(axis=1) & ended_m
+    result: npt.NDArray[np.bool_] = tagged_m
+    return result
+
+
 class _Walk:
     """The state of one pass over a shard."""
 
@@ -234,7 +249,8 @@ class _Walk:
         said_m = _octal(head_mb[:, 148:154])
         sum_m = _sums(head_mb)
         named_m = ((head_mb[:, :9] == self.rows.key_n9[row_m]).all(axis=1)
-                   & (head_mb[:, 9] == ord(".")))
+                   & ((head_mb[:, 9] == ord(".")) | (_tagged(head_mb, self.rows.label_n[row_m])
+                                                     if image else False)))
         plain_m = ((head_mb[:, 156] == ord("0"))
                    & (head_mb[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1))
         broken_m = (said_m != sum_m) | (size_m < 0)

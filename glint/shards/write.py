@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
@@ -118,22 +119,29 @@ class Shard:
         if self._waiting:
             key, data, seen, label, said, source = zip(*self._waiting)
             self._waiting, self._held = [], 0
-            self.extend(np.array(key, np.int64), data, seen, np.array(label, np.int64),
-                        pa.array(said, pa.string()), pa.array(source, pa.string()))
+            stop_n = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
+            suffixes, width, height = zip(*seen)
+            self.extend(np.array(key, np.int64), np.frombuffer(b"".join(data), np.uint8),
+                        np.append(np.zeros(1, np.int64), stop_n[:-1]), stop_n, suffixes,
+                        np.array(width, np.int32), np.array(height, np.int32),
+                        np.array(label, np.int64), pa.array(said, pa.string()),
+                        pa.array(source, pa.string()))
 
-    def extend(self, key_n: Ints, data: Sequence[bytes], seen: Sequence[tuple[str, int, int]],
-               label_n: Ints, source_label: pa.Array, source: pa.Array) -> None:
-        """Append samples, a few megabytes of them; the columns are as for `add`."""
+    def extend(self, key_n: Ints, data: U8, begin_n: Ints, end_n: Ints, suffixes: Sequence[str],
+               width_n: npt.NDArray[np.int32], height_n: npt.NDArray[np.int32], label_n: Ints,
+               source_label: pa.Array, source: pa.Array) -> None:
+        """Append samples, a few megabytes of them: images [begin, end) of `data`."""
         self._settle()
-        if not data:
+        n = len(key_n)
+        if not n:
             return
         if key_n.min() < 0 or key_n.max() >= 10**9:
             raise ValueError(f"a key has nine digits, got {key_n.min()} to {key_n.max()}")
-        size_n = np.fromiter(map(len, data), np.int64, len(data))
-        digest = b"".join(map(xxhash.xxh3_128_digest, data))
+        size_n = end_n - begin_n
         key_nd = blocks.decimal(key_n, 9)
         text_nd, length_n = blocks.plain(label_n)
-        json_n = self._json(seen, label_n, source_label, source) if self.with_json else []
+        json_n = self._json(
+            width_n, height_n, label_n, source_label, source) if self.with_json else []
         image_n = 1 + (size_n + BLOCK - 1) // BLOCK
         step_n = image_n + (2 if self.members == MEMBERS[0] else 0)
         if json_n:
@@ -146,12 +154,16 @@ class Shard:
         block_b = self._room[:total]
         view = block_b.reshape(-1).data
         block_b[start_n + image_n - 1] = 0  # the padding
-        for at, one in zip(((start_n + 1) * BLOCK).tolist(), data):
-            view[at:at + len(one)] = one
+        images, hashed, digests = data.data, xxhash.xxh3_128_digest, []
+        for at, stop, begin, end in zip(((start_n + 1) * BLOCK).tolist(),
+                                        ((start_n + 1) * BLOCK + size_n).tolist(),
+                                        begin_n.tolist(), end_n.tolist()):
+            image = images[begin:end]
+            view[at:stop] = image
+            digests.append(hashed(image))
         tag_nt = None
         if self.members != MEMBERS[0]:
-            tag_nt = np.concatenate([np.full((len(data), 1), ord("_"), np.uint8), text_nd], axis=1)
-        suffixes = [one[0] for one in seen]
+            tag_nt = np.concatenate([np.full((n, 1), ord("_"), np.uint8), text_nd], axis=1)
         for suffix in set(suffixes):
             pick = slice(None) if len(set(suffixes)) == 1 else np.flatnonzero(
                 np.array(suffixes) == suffix)
@@ -159,7 +171,7 @@ class Shard:
                 key_nd[pick], suffix, size_n[pick], None if tag_nt is None else tag_nt[pick]))
         at_n = start_n + image_n
         if self.members == MEMBERS[0]:
-            body_nb = np.zeros((len(data), BLOCK), np.uint8)
+            body_nb = np.zeros((n, BLOCK), np.uint8)
             body_nb[:, :text_nd.shape[1]] = text_nd
             blocks.put(block_b, at_n, blocks.headers(key_nd, "cls", length_n))
             blocks.put(block_b, at_n + 1, body_nb)
@@ -171,18 +183,18 @@ class Shard:
                 view[at:at + len(one)] = one
         offset_n = self.tar.size + (start_n + 1) * BLOCK
         self.tar.extend(block_b)
-        size_3n = np.array([one[1:] for one in seen], np.int32)
-        values = (key_nd, label_n, source_label, len(data), offset_n, size_n.astype(np.int32),
-                  digest, source, size_3n[:, 0], size_3n[:, 1])
+        values = (key_nd, label_n, source_label, n, offset_n, size_n.astype(np.int32),
+                  b"".join(digests), source, width_n, height_n)
         for column, value in zip(self._columns.values(), values):
             column.append(value)
 
-    def _json(self, seen: Sequence[tuple[str, int, int]], label_n: Ints, source_label: pa.Array,
-              source: pa.Array) -> list[bytes]:
+    def _json(self, width_n: npt.NDArray[np.int32], height_n: npt.NDArray[np.int32],
+              label_n: Ints, source_label: pa.Array, source: pa.Array) -> list[bytes]:
         return [json.dumps({"height": height, "label": label, "source": where,
                             "source_label": said, "width": width}, sort_keys=True).encode()
-                for (_, width, height), label, said, where in zip(
-                    seen, label_n.tolist(), source_label.to_pylist(), source.to_pylist())]
+                for width, height, label, said, where in zip(
+                    width_n.tolist(), height_n.tolist(), label_n.tolist(),
+                    source_label.to_pylist(), source.to_pylist())]
 
     def reject(self, why: Rejected, data: bytes, source_label: str | None, source: str,
                offset: int | None) -> None:

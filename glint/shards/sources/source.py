@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from glint.errors import InputError, ResourceError
 from glint.shards.image import Rejected
@@ -57,20 +57,49 @@ class Source(Protocol):
         ...
 
 
-def read_many(source: Source, row_n: Ints) -> Iterator[bytes | Rejected]:
-    """Read records one after the other; what `read` would raise is given instead.
+class Run(NamedTuple):
+    """Records read together: record j is bytes [start, stop) of `data`, unless it is in `bad`.
+
+    The next run may use the same memory.
+    """
+
+    data: npt.NDArray[np.uint8]
+    start_n: Ints
+    stop_n: Ints
+    bad: dict[int, Rejected]
+
+
+def read_many(source: Source, row_n: Ints, most: int) -> Iterator[Run]:
+    """Read records in runs of about `most` bytes.
 
     A source that can do better than one `read` after the other has a method `many`.
     """
     many = getattr(source, "many", None)
     if many is not None:
-        yield from many(row_n)
+        yield from many(row_n, most)
         return
+    held: list[bytes] = []
+    bad: dict[int, Rejected] = {}
+    total = 0
     for i in row_n.tolist():
         try:
-            yield source.read(i)
+            held.append(source.read(i))
         except Rejected as why:
-            yield why
+            bad[len(held)] = why
+            held.append(b"")
+        total += len(held[-1])
+        if total >= most:
+            yield joined(held, bad)
+            held, bad, total = [], {}, 0
+    if held:
+        yield joined(held, bad)
+
+
+def joined(held: Sequence[bytes], bad: dict[int, Rejected]) -> Run:
+    """Return a run of byte strings."""
+    stop_n = np.cumsum(np.fromiter(map(len, held), np.int64, len(held)))
+    start_n = np.append(np.zeros(1, np.int64), stop_n[:-1])
+    return Run(np.frombuffer(b"".join(held), np.uint8), start_n, stop_n, bad)
 
 
 def names_of(source: Source, row_n: Ints) -> pa.Array:
@@ -90,18 +119,22 @@ def dense(value_n: Ints) -> tuple[Ints, Strings]:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Return size and SHA-256 of a file; for a large one of its ends, with its time of change."""
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
+    """Return size and xxh3-128 of a file; for a large one of its ends, with its time of change.
+
+    It tells a changed input from the one a run began with; nobody has a reason to forge it.
+    """
+    hasher = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
         stat = os.fstat(file.fileno())
         if stat.st_size <= WHOLE:
-            while block := file.read(1 << 20):
-                hasher.update(block)
-            return {"name": path.name, "size": stat.st_size, "sha256": hasher.hexdigest()}
+            room = memoryview(bytearray(1 << 20))
+            while got := file.readinto(room):
+                hasher.update(room[:got])
+            return {"name": path.name, "size": stat.st_size, "xxh3": hasher.hexdigest()}
         hasher.update(file.read(1 << 20))
         file.seek(-(1 << 20), os.SEEK_END)
         hasher.update(file.read())
-    return {"name": path.name, "size": stat.st_size, "ends_sha256": hasher.hexdigest(),
+    return {"name": path.name, "size": stat.st_size, "ends_xxh3": hasher.hexdigest(),
             "mtime_ns": stat.st_mtime_ns}
 
 

@@ -137,6 +137,36 @@ def test_tarfile_and_webdataset_read_the_index_s_samples(world: Path, tmp_path: 
     assert row == data.n
 
 
+def test_one_member_a_sample(world: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    from glint.shards import verify
+
+    out, both = tmp_path / "one", tmp_path / "both"
+    stage.shard(world, out, stage.Options(25, members="jpg"))
+    stage.shard(world, both, stage.Options(25))
+    data, other = Dataset(out), Dataset(both)
+    assert [data.read(i) for i in range(55)] == [other.read(i) for i in range(55)]
+    urls = [str(data.shard_path(i)) for i in range(3)]
+    seen = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert [s["jpg"] for s in seen] == [data.read(i) for i in range(55)]
+    assert [s["__key__"].split("_") for s in seen] == [
+        [key, str(label)] for key, label in zip(data.key, data.label.tolist())]
+    assert {k for s in seen for k in s if not k.startswith("__")} == {"jpg"}
+    assert verify.verify(out, deep=True)["ok"]
+    block = bytearray(Path(urls[0]).read_bytes())
+    assert block[9:10] == b"_" and block[148:154] != b"000000"
+    block[10] ^= 1  # another label, and a checksum that allows it
+    block[148:154] = b"%06o" % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
+    Path(urls[0]).write_bytes(block)
+    found = verify.verify(out, deep=True)
+    assert not found["ok"] and "another name" in found["shown"][0]
+    with pytest.raises(UsageError, match=r"GL0002 .*--members"):
+        stage.Options(members="cls")
+    with pytest.raises(UsageError, match=r"no KEY\.json"):
+        stage.Options(members="jpg", with_json=True)
+
+
 def test_a_tar_is_what_tarfile_writes() -> None:
     ours, theirs = io.BytesIO(), io.BytesIO()
     tar = Tar(ours)
@@ -243,7 +273,7 @@ def test_another_plan_is_refused(world: Path, tmp_path: Path, jpeg: Jpeg) -> Non
     data = bytearray((world / "train.rec").read_bytes())
     data[-100] ^= 1
     (world / "train.rec").write_bytes(data)
-    with pytest.raises(MismatchError, match=r"source\.rec\.sha256 was"):
+    with pytest.raises(MismatchError, match=r"source\.rec\.xxh3 was"):
         stage.shard(world, out, stage.Options(16))
 
 

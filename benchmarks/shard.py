@@ -1,0 +1,409 @@
+"""`glint shard` against webdataset's ShardWriter and a plain write; `glint verify` against a read.
+
+    python benchmarks/shard.py --quick
+    python benchmarks/shard.py --out benchmarks/results/shard.jsonl
+
+One JSON line a figure: {"figure", "value", "target", "holds"}; exit 1 where one falls short.
+One RecordIO file of noise JPEGs, 112 x 112, 4 to 6 kB each, no two alike (200,000 of them, 20,000
+with --quick), page cache warm. Every writer is a forked process, so that imports do not count; its
+CPU time includes the system's and its children's. Rounds alternate; figures are medians of ratios.
+glint: all of it, from fingerprint to manifest, fsynced. ShardWriter: its defaults, images and
+labels from memory. Plain write: as many bytes of a tar from memory, in megabytes, not fsynced; the
+hashes that glint's contract asks for (xxh3-128 an image, SHA-256 a shard) are told apart.
+Memory: fresh processes, the largest of the parent and its workers, over records of a few bytes.
+verify: the same files read front to back, 4 MiB at a time; cold by dropping them from the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SHARD = 10_000  # samples
+SIDE = 112
+
+# ---- material -----------------------------------------------------------------------------------
+
+
+def pictures(count: int = 300) -> list[bytes]:
+    """Encode noise, smooth enough for 4 to 6 kB."""
+    import numpy as np
+    import simplejpeg
+
+    draw = np.random.default_rng(0)
+    made: list[bytes] = []
+    while len(made) < count:
+        coarse = draw.integers(0, 256, (14, 14, 3)).repeat(8, 0).repeat(8, 1)
+        noise = draw.normal(0, draw.uniform(11, 14.5), (SIDE, SIDE, 3))
+        pixels = np.clip(coarse * 0.6 + 50 + noise, 0, 255).astype(np.uint8)
+        data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 85, "RGB", "420")
+        if 4000 <= len(data) <= 6000:
+            made.append(data)
+    return made
+
+
+def distinct(data: bytes, i: int) -> bytes:
+    """Make an image unlike all others: seven bits of its number a byte, which make no marker."""
+    mark = bytes(i >> shift & 0x7F | 0x80 * (shift == 7) for shift in (21, 14, 7, 0))
+    return data[:-40] + b"\x11" + mark.replace(b"\xff", b"\xfe") + data[-35:]
+
+
+def write_records(folder: Path, n: int, images: list[bytes]) -> None:
+    """Write n records, 50 to an identity, with their .idx."""
+    from glint.shards import recordio
+
+    folder.mkdir(parents=True)
+    with recordio.Writer(folder / "train.rec", folder / "train.idx") as writer:
+        for i in range(n):
+            image = images[i % len(images)]
+            writer.write(i + 1, recordio.pack(float(i // 50), i + 1, 0,
+                                              distinct(image, i) if len(image) > 200 else image))
+
+
+# ---- measuring ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Cost:
+    """What a process and its children took."""
+
+    cpu: float
+    wall: float
+    said: Any
+
+
+def forked(work: Callable[[], Any]) -> Cost:
+    """Run `work` in a forked process and wait for it; what it returns comes back as JSON."""
+    read, write = os.pipe()
+    started = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(read)
+            os.write(write, json.dumps(work()).encode())
+            code = 0
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        finally:
+            os._exit(code)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        said = pipe.read()
+    _, status, usage = os.wait4(child, 0)
+    wall = time.perf_counter() - started
+    if status:
+        raise SystemExit("a measured process failed")
+    return Cost(usage.ru_utime + usage.ru_stime, wall, json.loads(said))
+
+
+def rounds(runs: dict[str, Callable[[], Any]], count: int, clean: Path) -> dict[str, list[Cost]]:
+    """Run all by turns, `clean` empty and the disk at rest before each."""
+    costs: dict[str, list[Cost]] = {name: [] for name in runs}
+    for _ in range(count):
+        for name, work in runs.items():
+            shutil.rmtree(clean, ignore_errors=True)
+            clean.mkdir()
+            os.sync()
+            costs[name].append(forked(work))
+    shutil.rmtree(clean, ignore_errors=True)
+    return costs
+
+
+def ratio(costs: dict[str, list[Cost]], a: str, b: str, what: str = "cpu") -> float:
+    """Return the median over rounds of a's cost over b's."""
+    return statistics.median(getattr(x, what) / getattr(y, what)
+                             for x, y in zip(costs[a], costs[b]))
+
+
+# ---- writers ------------------------------------------------------------------------------------
+
+
+def ours(source: Path, out: Path, workers: int = 1, **options: Any) -> Callable[[], Any]:
+    """Shard with glint; return bytes of the shards."""
+
+    def work() -> Any:
+        from glint.pipelines import shard
+
+        result = shard.shard(source, out / "glint", shard.Options(SHARD, **options),
+                             workers=workers)
+        return {"bytes": result["bytes"], "n": result["written"]}
+
+    return work
+
+
+def shard_writer(images: list[bytes], n: int, out: Path) -> Callable[[], Any]:
+    """Write with webdataset, from memory."""
+
+    def work() -> Any:
+        import webdataset
+
+        with contextlib.redirect_stdout(sys.stderr), webdataset.ShardWriter(
+                str(out / "wds-%06d.tar"), maxcount=SHARD, verbose=0) as sink:
+            for i in range(n):
+                sink.write({"__key__": f"{i:09d}", "jpg": images[i % len(images)], "cls": i // 50})
+        return sum(path.stat().st_size for path in out.iterdir())
+
+    return work
+
+
+def plain_write(total: int, out: Path, *, sync: bool = False, hashed: int = 0,
+                image: bytes = b"") -> Callable[[], Any]:
+    """Write `total` bytes to shards from memory; with `hashed` images, hash as glint must."""
+
+    def work() -> Any:
+        import xxhash
+
+        block = os.urandom(1 << 20)
+        size = -(-total // max(1, round(total / (72 << 20))))
+        left, number = total, 0
+        while left > 0:
+            with open(out / f"plain-{number:06d}", "wb", buffering=0) as file:
+                hasher, room = hashlib.sha256(), min(left, size)
+                while room > 0:
+                    piece = block[:room]
+                    file.write(piece)
+                    if hashed:
+                        hasher.update(piece)
+                    room -= len(piece)
+                    left -= len(piece)
+                if sync:
+                    os.fsync(file.fileno())
+            number += 1
+        for _ in range(hashed):
+            xxhash.xxh3_128_digest(image)
+        return total
+
+    return work
+
+
+def copy(source: Path, out: Path) -> Callable[[], Any]:
+    """Copy a file by read and write, and fsync it."""
+
+    def work() -> Any:
+        done = 0
+        with source.open("rb", buffering=0) as old, open(out / "copy", "wb", buffering=0) as new:
+            while block := old.read(1 << 20):
+                done += new.write(block)
+            os.fsync(new.fileno())
+        return done
+
+    return work
+
+
+# ---- sections -----------------------------------------------------------------------------------
+
+
+def speed(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
+    """CPU time, wall time and size."""
+    n, images, source, out = args.images, pictures(), place / "source", place / "out"
+    write_records(source, n, images)
+    payload = sum(len(images[i % len(images)]) for i in range(n))
+    out.mkdir()
+    both = forked(ours(source, out)).said  # also warms the page cache
+    shutil.rmtree(out)
+    total, image = both["bytes"], images[0]
+    costs = rounds({
+        "glint": ours(source, out), "one member": ours(source, out, members="jpg"),
+        "webdataset": shard_writer(images, n, out), "plain": plain_write(total, out),
+        "hashed": plain_write(total, out, hashed=n, image=image)}, args.rounds, out)
+    for name in costs:
+        rate = n / statistics.median(c.cpu for c in costs[name])
+        yield told(f"images per CPU-second, {name}", rate)
+    yield floor("shard: images per CPU-second over ShardWriter", ratio(
+        costs, "webdataset", "glint"), 10)
+    yield ceiling("shard: CPU over a plain write of the same bytes", ratio(
+        costs, "glint", "plain"), 3)
+    yield told("shard: CPU over a plain write and the hashes of the contract", ratio(
+        costs, "glint", "hashed"))
+    one = costs["one member"][0].said["bytes"]
+    yield ceiling("shard: size overhead, jpg and cls", total / payload - 1, 0.34)
+    yield ceiling("shard: size overhead, one member", one / payload - 1, 0.15)
+    yield told("ShardWriter: size overhead", costs["webdataset"][0].said / payload - 1)
+    wall = rounds({"glint": ours(source, out, 2), "copy": copy(source / "train.rec", out)},
+                  args.rounds, out)
+    yield floor("shard: wall of a fsynced copy of the source over glint's, 2 workers", ratio(
+        wall, "copy", "glint", "wall"), 0.7)
+
+
+_PEAK = """
+import resource, sys
+from glint.pipelines import shard
+if __name__ == "__main__":
+    shard.shard(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))
+    print(max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF,
+                                                          resource.RUSAGE_CHILDREN)) / 1024)
+"""
+
+
+def peak(source: Path, out: Path, workers: int) -> float:
+    """Return the peak memory of the largest process, MiB."""
+    script = out.parent / "peak.py"
+    script.write_text(_PEAK)
+    shutil.rmtree(out, ignore_errors=True)
+    done = subprocess.run([sys.executable, script, source, out, str(workers)], check=True,
+                          capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    shutil.rmtree(out)
+    return float(done.stdout)
+
+
+def memory(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
+    """Peak memory per process, and whether it grows with the records."""
+    tiny = [b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x70\x00\x70\x01\x01\x11\x00\xff\xd9"]
+    peaks = {}
+    for n in (20_000, args.records):
+        source = place / f"tiny-{n}"
+        write_records(source, n, tiny)
+        peaks[n] = peak(source, place / "peak", 1)
+        shutil.rmtree(source)
+        yield ceiling(f"shard: peak MiB, {n} records", peaks[n], 400)
+    yield told(f"shard: bytes of peak memory per record, 20000 to {args.records}",
+               (peaks[args.records] - peaks[20_000]) * 2**20 / (args.records - 20_000))
+    if (place / "source").exists():
+        yield ceiling(f"shard: peak MiB, {args.images} images, 1 worker",
+                      peak(place / "source", place / "peak", 1), 400)
+        yield ceiling(f"shard: peak MiB, {args.images} images, 2 workers",
+                      peak(place / "source", place / "peak", 2), 400)
+
+
+def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
+    """`glint verify --deep` against reading, in the same state of the page cache."""
+    source, data = place / "source", place / "dataset"
+    if not source.exists():
+        write_records(source, args.images, pictures())
+    data.mkdir()
+    forked(ours(source, data))
+    data /= "glint"
+    paths = sorted((data / "data").iterdir())
+
+    def read() -> int:
+        room, done = bytearray(4 << 20), 0
+        for path in paths:
+            with path.open("rb", buffering=0) as file:
+                while got := file.readinto(room):
+                    done += got
+        return done
+
+    def deep(workers: int) -> Callable[[], Any]:
+        def work() -> Any:
+            from glint.shards import verify
+
+            result = verify.verify(data, deep=True, workers=workers)
+            if not result["ok"]:
+                raise AssertionError(result["shown"])
+            return result["bytes"]
+        return work
+
+    runs = {"read": read, "one": deep(1), "two": deep(2)}
+    for state in ("cold", "warm"):
+        costs: dict[str, list[Cost]] = {name: [] for name in runs}
+        for _ in range(args.rounds):
+            for name, work in runs.items():
+                for path in paths if state == "cold" else ():
+                    with path.open("rb") as file:
+                        os.fsync(file.fileno())
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                costs[name].append(forked(work))
+        size = costs["read"][0].said
+        for name in costs:
+            best = statistics.median(c.wall for c in costs[name])
+            yield told(f"verify: MB/s {state}, {name}", size / best / 1e6)
+        yield told(f"verify --deep: speed over a plain read, {state}, 1 worker",
+                   ratio(costs, "read", "one", "wall"))
+        yield floor(f"verify --deep: speed over a plain read, {state}, 2 workers",
+                    ratio(costs, "read", "two", "wall"), 0.6)
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+def told(figure: str, value: float) -> dict[str, Any]:
+    """A figure without a target."""
+    return {"figure": figure, "value": round(value, 4), "target": None, "holds": None}
+
+
+def floor(figure: str, value: float, least: float) -> dict[str, Any]:
+    """A figure that must not be less."""
+    return {"figure": figure, "value": round(value, 4), "target": f">= {least}",
+            "holds": bool(value >= least)}
+
+
+def ceiling(figure: str, value: float, most: float) -> dict[str, Any]:
+    """A figure that must not be more."""
+    return {"figure": figure, "value": round(value, 4), "target": f"<= {most}",
+            "holds": bool(value <= most)}
+
+
+def machine() -> dict[str, Any]:
+    """Name what the figures depend on."""
+    import numpy as np
+    import pyarrow as pa
+    import webdataset
+
+    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+                            capture_output=True, text=True, check=False).stdout.strip()
+    model = next((line.split(":")[1].strip() for line in
+                  Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())
+    return {"machine": model, "cores": len(os.sched_getaffinity(0)),
+            "load": [round(x, 1) for x in os.getloadavg()], "python": platform.python_version(),
+            "numpy": np.__version__, "pyarrow": pa.__version__,
+            "webdataset": webdataset.__version__, "commit": commit,
+            "date": time.strftime("%Y-%m-%d")}
+
+
+SECTIONS = {"speed": speed, "memory": memory, "verify": verify}
+
+
+def main() -> int:
+    """Run sections, print their figures, keep them on request."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute")
+    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--images", type=int, default=0)
+    parser.add_argument("--records", type=int, default=0, help="of the memory section")
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--scratch", type=Path, help="where to write, instead of the system's")
+    parser.add_argument("--out", type=Path, help="append the figures, with the machine's name")
+    args = parser.parse_args()
+    args.images = args.images or (20_000 if args.quick else 200_000)
+    args.records = args.records or (200_000 if args.quick else 2_000_000)
+    args.rounds = args.rounds or (3 if args.quick else 5)
+    sys.path.insert(0, str(ROOT))
+    import webdataset  # noqa: F401
+
+    import glint.pipelines.shard
+    import glint.shards.verify  # noqa: F401
+
+    holds, where = True, machine()
+    with tempfile.TemporaryDirectory(dir=args.scratch) as temporary:
+        for name, section in SECTIONS.items():
+            if args.only not in (None, name):
+                continue
+            for figure in section(args, Path(temporary)):
+                print(json.dumps(figure), flush=True)
+                holds &= figure["holds"] is not False
+                if args.out:
+                    with args.out.open("a") as file:
+                        file.write(json.dumps({**figure, **where}) + "\n")
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
