@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from glint.errors import GlintError, InputError
+from glint.errors import InputError
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources.folder import text
 from glint.shards.sources.source import Ints, fingerprint, persistent
@@ -125,19 +125,18 @@ class Packed:
         return {k: v for k, v in self.__dict__.items() if k != "_open"}
 
     def _pread(self, file: int, count: int, at: int) -> bytes:
-        if file not in self._open:
-            if len(self._open) >= 64:
-                self._open.pop(next(iter(self._open))).close()
-            try:
-                self._open[file] = open(self._path(file), "rb", buffering=0)  # noqa: SIM115
-            except OSError as error:
-                raise Rejected("unreadable", error.strerror or "") from None
-        handle = self._open[file].fileno()
-        count = max(min(count, os.fstat(handle).st_size - at), 0)  # no more room than there is
-        try:
-            return persistent(lambda: os.pread(handle, count, at), text(self.files[file]))
-        except GlintError as error:
-            raise Rejected("unreadable", error.what) from None
+        """Read bytes of a file. Raises InputError GL0001, ResourceError GL0903."""
+        path = self._path(file)
+
+        def read() -> bytes:
+            if file not in self._open:
+                if len(self._open) >= 64:
+                    self._open.pop(next(iter(self._open))).close()
+                self._open[file] = open(path, "rb", buffering=0)  # noqa: SIM115
+            fd = self._open[file].fileno()
+            return os.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
+
+        return persistent(read, f"{path} @ 0x{at:x}")
 
     def read(self, i: int) -> bytes:
         flaw, size, packed = int(self.flaw[i]), int(self.size[i]), int(self.packed[i])
