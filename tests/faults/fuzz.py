@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from glint.errors import GlintError
 from glint.shards import recordio
@@ -42,7 +44,7 @@ from glint.shards.sources.source import read_many
 
 ROOT = Path(__file__).parents[2]
 RSS, ALLOCATION = 64 << 20, 16 << 20  # bytes: growth in all, and at once where the input is less
-ROOM = 1 << 30  # address space that the child may take beyond what it begins with
+ROOM = 6 << 30  # address space that the child may take beyond what it begins with
 WORDS = (0, 1, 3, 4, 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 29) - 1, 1 << 29, 3 << 29,
          recordio.MAGIC, 0x7F800000, 0x7FC00000, 0xFFFF0000, 16 << 20)
 OCTAL = (b"00000000000\0", b"77777777777\0", b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff",
@@ -164,6 +166,18 @@ def _zips(folder: Path) -> list[bytes]:
     return [*made, file.getvalue()]
 
 
+def _tables(folder: Path) -> list[bytes]:
+    made = []
+    for packed in ("none", "snappy", "zstd"):
+        for images in ([JPEG] * 4, [{"bytes": JPEG, "path": "x"}] * 4):
+            file = io.BytesIO()
+            pq.write_table(pa.table({"image": images, "label": [3, 1, 1, 2]}), file,
+                           compression=packed, row_group_size=2,
+                           write_page_checksum=packed == "zstd")
+            made.append(file.getvalue())
+    return made
+
+
 def _bins(folder: Path) -> list[bytes]:
     images = [JPEG + bytes([i]) for i in range(4)]
     arrays = [np.frombuffer(image, np.uint8) for image in images]
@@ -239,6 +253,7 @@ KINDS = {
     "idx": Kind(_idx, "case.idx", _read_source, _text),
     "tar": Kind(_tars, "case.tar", _read_source, _header),
     "zip": Kind(_zips, "case.zip", _read_source, _words),
+    "parquet": Kind(_tables, "case.parquet", _read_source, _words),
     "bin": Kind(_bins, "case.bin", _read_bin, _words),
     "toml": Kind(_recipes, "case.toml", _read_recipe, _text),
 }
@@ -265,6 +280,7 @@ def fuzz(kind: str, count: int, seed: int = 0, first: int = 0, seconds: float = 
             path.write_bytes(good)
             how.read(path, 0)
         start, begin, most, peak, case = _pages(1), time.monotonic(), 0, 0, first
+        arrow = pa.default_memory_pool().max_memory()
         tracemalloc.start()
         try:
             for case in range(first, first + count):
@@ -291,13 +307,17 @@ def fuzz(kind: str, count: int, seed: int = 0, first: int = 0, seconds: float = 
         finally:
             tracemalloc.stop()
         most = max(most, _pages(1) - start)
+    grown = pa.default_memory_pool().max_memory()
+    if grown > max(arrow, ALLOCATION):
+        failures.append(f"Arrow took {grown} bytes at once")
     if most > RSS:
         failures.append(f"the process grew by {most} bytes")
     done = case - first + 1
     wall = time.monotonic() - begin
     return {"kind": kind, "seed": seed, "first": first, "count": done, "seconds": round(wall, 1),
             "per_second": round(done / wall), "rss_growth_mib": round(most / 2**20, 1),
-            "peak_traced_mib": round(peak / 2**20, 2), "outcomes": dict(sorted(outcomes.items())),
+            "peak_traced_mib": round(peak / 2**20, 2), "peak_arrow_mib": round(grown / 2**20, 2),
+            "outcomes": dict(sorted(outcomes.items())),
             "failures": len(failures), "shown": failures[:5], "ok": not failures}
 
 

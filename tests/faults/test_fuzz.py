@@ -24,7 +24,7 @@ def fuzz() -> ModuleType:
 
 
 @pytest.mark.parametrize("kind, count", [("rec", 500), ("idx", 300), ("tar", 700), ("zip", 700),
-                                         ("bin", 800), ("toml", 400)])
+                                         ("parquet", 500), ("bin", 800), ("toml", 400)])
 def test_a_few_thousand(fuzz: ModuleType, kind: str, count: int) -> None:
     result = fuzz.apart(kind, count, seed=1, first=0, seconds=20.0)
     assert result["ok"], result
@@ -36,7 +36,7 @@ def test_a_few_thousand(fuzz: ModuleType, kind: str, count: int) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("kind", ["rec", "idx", "tar", "zip", "bin", "toml"])
+@pytest.mark.parametrize("kind", ["rec", "idx", "tar", "zip", "parquet", "bin", "toml"])
 def test_many(fuzz: ModuleType, kind: str) -> None:
     count = int(os.environ.get("GLINT_FUZZ", "20000"))
     result = fuzz.apart(kind, count, seed=2, first=0, seconds=float("inf"))

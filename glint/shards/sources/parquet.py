@@ -57,8 +57,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _file(path: Path) -> Any:
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20,
-                          page_checksum_verification=True)
+    # Mapped, a length that lies gives the bytes there are; read, it would be allocated first.
+    return pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
 
 
 def _is_binary(kind: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from glint.shards.recordio import MAGIC, MAX_LENGTH, damaged
 from glint.shards.sources.source import Ints, Run, dense, fingerprint, persistent
 from glint.shards.strings import Strings, load_array
 
-WINDOW = 256 << 20  # bytes of the file mapped at a time
+WINDOW = 32 << 20  # bytes of the file mapped at a time
+PIECE = 1 << 20  # bytes of the file read at a time
 LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
 EXACT = 1 << 24  # above it float32 skips integers
 
@@ -71,19 +72,19 @@ def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
     """Return `count` little-endian words at each 4-aligned offset (ascending); 0 past the end."""
     out_rw = np.zeros((len(at_r), count), np.uint32)
     size = path.stat().st_size // 4 * 4
-    with path.open("rb") as file:
+    room = np.empty(PIECE // 4 + count, "<u4")
+    with path.open("rb", buffering=0) as file:
         first = 0
         while first < len(at_r) and at_r[first] < size:
-            begin = int(at_r[first]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            length = min(size - begin, WINDOW + 4 * count)
-            last = int(np.searchsorted(at_r, min(begin + WINDOW, size), "left"))
-            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
-                word = np.frombuffer(view, "<u4")
-                index = (at_r[first:last] - begin) // 4
-                for w in range(count):
-                    inside = index + w < len(word)
-                    out_rw[first:last, w][inside] = word[(index + w)[inside]]
-                del word
+            begin = int(at_r[first])
+            last = int(np.searchsorted(at_r, min(begin + PIECE, size), "left"))
+            length = min(size, int(at_r[last - 1]) + 4 * count) - begin
+            read = partial(os.preadv, file.fileno(), [room[:length // 4].data], begin)
+            word = room[:persistent(read, f"{path.name} @ 0x{begin:x}") // 4]
+            index = (at_r[first:last] - begin) // 4
+            for w in range(count):
+                inside = index + w < len(word)
+                out_rw[first:last, w][inside] = word[(index + w)[inside]]
             first = last
     return out_rw
 
@@ -592,12 +593,12 @@ class RecordIO:
     def _run(self, row_n: Ints, span_n: Ints, at_n: Ints) -> Run:
         data = self._memory
         fd, view, preadv = self._file.fileno(), data.data, os.preadv
-        got: list[int] = []
-        for at, size, offset in zip(at_n.tolist(), span_n.tolist(), self.at[row_n].tolist()):
-            try:
-                got.append(preadv(fd, (view[at:at + size],), offset))
-            except OSError:
-                got.append(-1)  # `read` tries again
+        offset_n = self.at[row_n].tolist()
+        try:
+            got = [preadv(fd, (view[at:stop],), offset) for at, stop, offset in zip(
+                at_n.tolist(), (at_n + span_n).tolist(), offset_n)]
+        except OSError:
+            got = [-1] * len(row_n)  # one by one, `read` tries again and knows what to say
         front_n = np.minimum(at_n // 4, len(data) // 4 - 3)
         word = data[:len(data) // 4 * 4].view("<u4")
         length_n, label_n = (word[front_n + w].astype(np.int64) for w in (1, 2))
