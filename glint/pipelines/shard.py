@@ -39,7 +39,8 @@ Merge = Callable[["Plan", list[dict[str, Any]], dict[str, Any]], dict[str, Any]]
 # A handful of bad records is let pass however small the set is.
 BAD_FLOOR = 16
 # Records looked up together, and bytes of images written together.
-PIECE, HELD = 1 << 16, 1 << 21
+PIECE, HELD = 1 << 16, 2 << 20
+_FORMAT = np.array(image.FORMATS)
 # Only these columns repeat enough for a dictionary.
 ROW_OPTIONS = {**parquet.OPTIONS, "use_dictionary": ["source_label"]}
 
@@ -210,19 +211,20 @@ def put(out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints,
         done += len(row_m)
         label_m = source.label[row_m]
         looks = image.look_many(run.data, run.start_n, run.stop_n, formats)
-        nameless = image.Rejected("label-not-integer")
-        bad = {**dict.fromkeys(np.flatnonzero(label_m < 0).tolist(), nameless), **looks.bad,
-               **run.bad}
+        bad = {j: image.Rejected("label-not-integer") for j in np.flatnonzero(label_m < 0).tolist()}
+        bad |= looks.bad | run.bad
         for j, why in sorted(bad.items()):
             i, label = int(row_m[j]), int(label_m[j])
             data = run.data[run.start_n[j]:run.stop_n[j]].tobytes()
             out.reject(why, data, said_C[label].as_py() if label >= 0 else None, source.name(i),
                        source.offset(i))
-        good = np.delete(np.arange(len(row_m)), list(bad))
+        good: Ints | slice = slice(None)
+        if bad:
+            good = np.delete(np.arange(len(row_m)), list(bad))
+        label_m = label_m[good]
         out.extend(key_m[good], run.data, run.start_n[good], run.stop_n[good],
-                   [image.FORMATS[f] for f in looks.format_n[good].tolist()],
-                   looks.width_n[good], looks.height_n[good], label_m[good],
-                   said_C.take(pa.array(label_m[good])), names_of(source, row_m[good]))
+                   _FORMAT[looks.format_n[good]], looks.width_n[good], looks.height_n[good],
+                   label_m, said_C.take(pa.array(label_m)), names_of(source, row_m[good]))
 
 
 def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,10 @@ def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = 
                 same_m &= (data[stop_n[pick_m] - 2] == 0xFF) & (data[stop_n[pick_m] - 1] == 0xD9)
                 pick_m = pick_m[same_m]
                 out.width_n[pick_m], out.height_n[pick_m] = width, height
-                todo_m = np.setdiff1d(todo_m, pick_m, assume_unique=True)
+                rest_n = np.zeros(n, np.bool_)
+                rest_n[todo_m] = True
+                rest_n[pick_m] = False
+                todo_m = np.flatnonzero(rest_n)
         if not len(todo_m):
             return out
         one(int(todo_m[0]))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -122,14 +121,15 @@ class Shard:
             stop_n = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
             suffixes, width, height = zip(*seen)
             self.extend(np.array(key, np.int64), np.frombuffer(b"".join(data), np.uint8),
-                        np.append(np.zeros(1, np.int64), stop_n[:-1]), stop_n, suffixes,
+                        np.append(np.zeros(1, np.int64), stop_n[:-1]), stop_n, np.array(suffixes),
                         np.array(width, np.int32), np.array(height, np.int32),
                         np.array(label, np.int64), pa.array(said, pa.string()),
                         pa.array(source, pa.string()))
 
-    def extend(self, key_n: Ints, data: U8, begin_n: Ints, end_n: Ints, suffixes: Sequence[str],
-               width_n: npt.NDArray[np.int32], height_n: npt.NDArray[np.int32], label_n: Ints,
-               source_label: pa.Array, source: pa.Array) -> None:
+    def extend(self, key_n: Ints, data: U8, begin_n: Ints, end_n: Ints,
+               suffixes: npt.NDArray[np.str_], width_n: npt.NDArray[np.int32],
+               height_n: npt.NDArray[np.int32], label_n: Ints, source_label: pa.Array,
+               source: pa.Array) -> None:
         """Append samples, a few megabytes of them: images [begin, end) of `data`."""
         self._settle()
         n = len(key_n)
@@ -164,9 +164,9 @@ class Shard:
         tag_nt = None
         if self.members != MEMBERS[0]:
             tag_nt = np.concatenate([np.full((n, 1), ord("_"), np.uint8), text_nd], axis=1)
-        for suffix in set(suffixes):
-            pick = slice(None) if len(set(suffixes)) == 1 else np.flatnonzero(
-                np.array(suffixes) == suffix)
+        alike = bool((suffixes == suffixes[0]).all())
+        for suffix in [str(suffixes[0])] if alike else np.unique(suffixes).tolist():
+            pick = slice(None) if alike else np.flatnonzero(suffixes == suffix)
             blocks.put(block_b, start_n[pick], blocks.headers(
                 key_nd[pick], suffix, size_n[pick], None if tag_nt is None else tag_nt[pick]))
         at_n = start_n + image_n

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from glint.shards.sources.source import Ints, Run, dense, fingerprint, persisten
 from glint.shards.strings import Strings, load_array
 
 WINDOW = 32 << 20  # bytes of the file mapped at a time
-PIECE = 1 << 20  # bytes of the file read at a time
 LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
 EXACT = 1 << 24  # above it float32 skips integers
 

@@ -59,7 +59,7 @@ def test_the_content_does_not_depend_on_how_samples_are_joined() -> None:
             key, data, seen, label, name, source = zip(*samples()[at:at + step])
             run = joined(data, {})
             suffix, width, height = zip(*seen)
-            shard.extend(np.array(key), run.data, run.start_n, run.stop_n, suffix,
+            shard.extend(np.array(key), run.data, run.start_n, run.stop_n, np.array(suffix),
                          np.array(width, np.int32), np.array(height, np.int32), np.array(label),
                          pa.array(name), pa.array(["x", *source])[1:])
         shard.close()
