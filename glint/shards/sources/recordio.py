@@ -71,19 +71,19 @@ def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
     """Return `count` little-endian words at each 4-aligned offset (ascending); 0 past the end."""
     out_rw = np.zeros((len(at_r), count), np.uint32)
     size = path.stat().st_size // 4 * 4
-    room = np.empty(PIECE // 4 + count, "<u4")
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         first = 0
         while first < len(at_r) and at_r[first] < size:
-            begin = int(at_r[first])
-            last = int(np.searchsorted(at_r, min(begin + PIECE, size), "left"))
-            length = min(size, int(at_r[last - 1]) + 4 * count) - begin
-            read = partial(os.preadv, file.fileno(), [room[:length // 4].data], begin)
-            word = room[:persistent(read, f"{path.name} @ 0x{begin:x}") // 4]
-            index = (at_r[first:last] - begin) // 4
-            for w in range(count):
-                inside = index + w < len(word)
-                out_rw[first:last, w][inside] = word[(index + w)[inside]]
+            begin = int(at_r[first]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+            length = min(size - begin, WINDOW + 4 * count)
+            last = int(np.searchsorted(at_r, min(begin + WINDOW, size), "left"))
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
+                word = np.frombuffer(view, "<u4")
+                index = (at_r[first:last] - begin) // 4
+                for w in range(count):
+                    inside = index + w < len(word)
+                    out_rw[first:last, w][inside] = word[(index + w)[inside]]
+                del word
             first = last
     return out_rw
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,6 @@ from glint.shards.image import Rejected
 from glint.shards.strings import Strings
 
 Ints = npt.NDArray[np.int64]
-Got = TypeVar("Got")
 WHOLE = 1 << 30  # files up to this size are told apart by all their bytes
 
 
@@ -139,7 +138,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
             "mtime_ns": stat.st_mtime_ns}
 
 
-def persistent(read: Callable[[], Got], where: str) -> Got:
+def persistent(read: Callable[[], bytes], where: str) -> bytes:
     """Read, trying three times. Raises ResourceError GL0903, InputError GL0001 for a lost file."""
     for attempt in range(3):
         try:
