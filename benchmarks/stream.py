@@ -5,9 +5,10 @@
 
 One JSON line a figure: {"figure", "value", "target", "holds"}; exit 1 where one falls short.
 speed: the same pictures (smooth noise, 112 x 112, quality 95, about 5.3 kB) in every reader's
-form; every reader is a process of its own that waits for its turn; rounds alternate, so that a busy
-machine is busy for all; rates are medians, per CPU-second of the process with its children unless
-"wall" is in the name; batch 128, simplejpeg, one torch thread, page cache warm.
+form; every reader is a process of its own that waits for its turn; turns are shuffled in every
+round, so that a busy machine is busy for all; rates are medians, per CPU-second of the process
+with its children unless "wall" is in the name; batch 128, simplejpeg, one torch thread, page cache
+warm.
 index: samples.parquet of 17,091,657 rows in 1,710 shards and of 42,474,557 in 4,248, made up, every
 shard a link to one real shard; from opening the dataset to the first decoded batch. Memory is
 counted without the pages of the mapped file, which all ranks of a machine share and which can be
@@ -25,6 +26,7 @@ import gc
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -314,7 +316,9 @@ def speed(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
             yield {"figure": f"speed missing {name}", "value": str(error), "target": None,
                    "holds": None}
     for number in range(args.rounds + 1):  # the first one warms up
-        for reader in readers.values():
+        turns = list(readers.values())
+        random.Random(number).shuffle(turns)  # nobody always finds the cache as one other left it
+        for reader in turns:
             found = reader.go()
             if found["images"] < images:
                 raise RuntimeError(f"{reader.name} saw {found['images']} of {images} images")
@@ -538,8 +542,6 @@ def order(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
 
 def wds_order(n: int, shard: int) -> Any:
     """Give webdataset's order: shards shuffled, then its shuffle buffer."""
-    import random
-
     import numpy as np
     from webdataset.filters import _shuffle
 
