@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -91,6 +92,7 @@ class Cost:
 def forked(work: Callable[[], Any]) -> Cost:
     """Run `work` in a forked process and wait for it; what it returns comes back as JSON."""
     read, write = os.pipe()
+    gc.freeze()  # or the child's collector copies every page of ours
     started = time.perf_counter()
     child = os.fork()
     if child == 0:
@@ -407,7 +409,8 @@ def main() -> int:
     import glint.pipelines.shard
     import glint.shards.verify  # noqa: F401
 
-    holds, where = True, machine()
+    holds = True
+    where = {**machine(), "images": args.images, "rounds": args.rounds}
     with tempfile.TemporaryDirectory(dir=args.scratch) as temporary:
         for name, section in SECTIONS.items():
             if args.only not in (None, name):
