@@ -49,8 +49,9 @@ def memory(field: str) -> float:
 def ported(folder: Path, name: str) -> types.ModuleType:
     """Load a module of the peer with its GPU calls taken out."""
     text = (folder / f"{name}.py").read_text()
-    text = text.replace(".cuda()", "").replace("torch.cuda.amp.autocast(self.fp16)",
-                                               "__import__('contextlib').nullcontext()")
+    text = text.replace(".cuda()", "").replace(
+        "torch.cuda.amp.autocast(self.fp16)", "__import__('contextlib').nullcontext()"
+    )
     module = types.ModuleType(name)
     exec(compile(text, str(folder / f"{name}.py"), "exec"), module.__dict__)
     return module
@@ -105,8 +106,16 @@ def glint_step(case: dict[str, Any]) -> Any:
     from glint.nn.heads.partial_fc import PartialFC
     from glint.nn.margins import CosFace
 
-    head = PartialFC(case["classes"], DIM, margin=CosFace(MARGIN), scale=SCALE, rate=case["rate"],
-                     momentum=MOMENTUM, weight_decay=DECAY, **case["options"])
+    head = PartialFC(
+        case["classes"],
+        DIM,
+        margin=CosFace(MARGIN),
+        scale=SCALE,
+        rate=case["rate"],
+        momentum=MOMENTUM,
+        weight_decay=DECAY,
+        **case["options"],
+    )
 
     def step(feature_nD: Any, label_n: Any, number: int) -> None:
         head(feature_nD, label_n, step=number).backward()
@@ -161,8 +170,17 @@ def child(case: dict[str, Any]) -> None:
         wall.append(time.perf_counter() - at[1])
         if products is not None:
             floor.append(products())
-    print(json.dumps({"cpu": cpu[case["warm"] :], "wall": wall[case["warm"] :], "floor": floor,
-                      "memory": memory("VmHWM") - before, "base": before}))
+    print(
+        json.dumps(
+            {
+                "cpu": cpu[case["warm"] :],
+                "wall": wall[case["warm"] :],
+                "floor": floor,
+                "memory": memory("VmHWM") - before,
+                "base": before,
+            }
+        )
+    )
 
 
 def error_child(case: dict[str, Any]) -> None:
@@ -178,19 +196,31 @@ def error_child(case: dict[str, Any]) -> None:
     start = PartialFC(case["classes"], DIM, margin=CosFace(MARGIN), dtype=torch.float64)
     # features near their centres, as in the middle of training: cosines to them of about 0.6
     feature_nD = torch.nn.functional.normalize(start.weight[label_n]) + (
-        1.3 * torch.nn.functional.normalize(torch.randn(BATCH, DIM, dtype=torch.float64)))
+        1.3 * torch.nn.functional.normalize(torch.randn(BATCH, DIM, dtype=torch.float64))
+    )
     found = {}
-    for name, dtype, gemm in (("float64", torch.float64, "float32"),
-                              ("float32", torch.float32, "float32"),
-                              ("bf16", torch.float32, "bf16")):
-        head = PartialFC(case["classes"], DIM, margin=CosFace(MARGIN), scale=SCALE, dtype=dtype,
-                         gemm=gemm)
+    for name, dtype, gemm in (
+        ("float64", torch.float64, "float32"),
+        ("float32", torch.float32, "float32"),
+        ("bf16", torch.float32, "bf16"),
+    ):
+        head = PartialFC(
+            case["classes"], DIM, margin=CosFace(MARGIN), scale=SCALE, dtype=dtype, gemm=gemm
+        )
         leaf_nD = feature_nD.to(dtype).clone().requires_grad_()
         loss = head(leaf_nD, label_n, step=0)
         loss.backward()
         found[name] = [x.double() for x in (loss.detach(), leaf_nD.grad, head.gradient()[1])]
-    print(json.dumps({name: [float((a - b).norm() / b.norm()) for a, b in
-                             zip(found[name], found["float64"])] for name in ("float32", "bf16")}))
+    print(
+        json.dumps(
+            {
+                name: [
+                    float((a - b).norm() / b.norm()) for a, b in zip(found[name], found["float64"])
+                ]
+                for name in ("float32", "bf16")
+            }
+        )
+    )
 
 
 def ten_million(case: dict[str, Any]) -> None:
@@ -205,8 +235,16 @@ def ten_million(case: dict[str, Any]) -> None:
     face_pD = torch.randn(people, DIM)
     label_p = torch.randint(0, case["classes"], (people,))
     started = time.perf_counter()
-    head = PartialFC(case["classes"], DIM, margin=CosFace(MARGIN), scale=SCALE, rate=case["rate"],
-                     rule=case["rule"], storage=case["storage"], gemm=case["gemm"])
+    head = PartialFC(
+        case["classes"],
+        DIM,
+        margin=CosFace(MARGIN),
+        scale=SCALE,
+        rate=case["rate"],
+        rule=case["rule"],
+        storage=case["storage"],
+        gemm=case["gemm"],
+    )
     made = time.perf_counter() - started
     layer = torch.nn.Linear(DIM, DIM, bias=False)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=MOMENTUM)
@@ -222,8 +260,10 @@ def ten_million(case: dict[str, Any]) -> None:
         head.update(step=number, lr=0.05)
         losses.append(loss.item())
         wall.append(time.perf_counter() - started)
-        print(f"rate {case['rate']} step {number} loss {losses[-1]:.4f} {wall[-1]:.2f} s",
-              file=sys.stderr)
+        print(
+            f"rate {case['rate']} step {number} loss {losses[-1]:.4f} {wall[-1]:.2f} s",
+            file=sys.stderr,
+        )
     print(json.dumps({"losses": losses, "wall": wall, "made": made, "peak": memory("VmHWM")}))
 
 
@@ -235,8 +275,13 @@ def spawn(case: dict[str, Any], work: str = "case") -> dict[str, Any]:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     if case.get("threads", 1) == 1:
         env |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, "--child", work, json.dumps(case)], env=env,
-                          stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", work, json.dumps(case)],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -250,8 +295,13 @@ class Figures:
 
     def add(self, figure: str, value: float, target: str, holds: bool | None, **more: Any) -> None:
         """Add a figure; holds None: there is no target."""
-        line = {"figure": figure, "value": float(f"{value:.4g}"), "target": target, "holds": holds,
-                **more}
+        line = {
+            "figure": figure,
+            "value": float(f"{value:.4g}"),
+            "target": target,
+            "holds": holds,
+            **more,
+        }
         self.good = self.good and holds is not False
         self.lines.append(line)
         self.show(line)
@@ -263,16 +313,25 @@ class Figures:
             Path(self.out).write_text("".join(json.dumps(one) + "\n" for one in self.lines))
 
 
-def compare(figures: Figures, name: str, classes: int, rate: float, peer: str,
-            cases: dict[str, Any], targets: dict[str, tuple[float, float]], rounds: int,
-            steps: int) -> None:
+def compare(
+    figures: Figures,
+    name: str,
+    classes: int,
+    rate: float,
+    peer: str,
+    cases: dict[str, Any],
+    targets: dict[str, tuple[float, float]],
+    rounds: int,
+    steps: int,
+) -> None:
     """Time reference and glint in turns, then give ratios and memory.
 
     targets: case -> (least speed-up over the reference, most multiples of the floor), 0 = none.
     """
     shape = {"classes": classes, "rate": rate, "warm": 2, "steps": steps}
     runs: dict[str, dict[str, Any]] = {
-        "reference": {**shape, "kind": "peer" if peer else "dense", "peer": peer}}
+        "reference": {**shape, "kind": "peer" if peer else "dense", "peer": peer}
+    }
     for label, options in cases.items():
         runs[label] = {**shape, "kind": "glint", "options": options}
     cpu: dict[str, list[float]] = {label: [] for label in runs}
@@ -292,38 +351,66 @@ def compare(figures: Figures, name: str, classes: int, rate: float, peer: str,
         gemm = options.get("gemm", "float32")
         faster, above = targets.get(label, (0, 0))
         ratio = middle["reference"] / middle[label]
-        figures.add(f"{name} {label}: times as fast as the reference", ratio,
-                    f">= {faster}" if faster else "", ratio >= faster if faster else None,
-                    cpu_ms=round(middle[label], 1), reference_cpu_ms=round(middle["reference"], 1),
-                    wall_ratio=round(clock["reference"] / clock[label], 3))
+        figures.add(
+            f"{name} {label}: times as fast as the reference",
+            ratio,
+            f">= {faster}" if faster else "",
+            ratio >= faster if faster else None,
+            cpu_ms=round(middle[label], 1),
+            reference_cpu_ms=round(middle["reference"], 1),
+            wall_ratio=round(clock["reference"] / clock[label], 3),
+        )
         floor = 1000 * statistics.median(products[label])
-        figures.add(f"{name} {label}: times the {gemm} GEMM floor", middle[label] / floor,
-                    f"<= {above}" if above else "",
-                    middle[label] <= above * floor if above else None, floor_cpu_ms=round(floor, 1))
+        figures.add(
+            f"{name} {label}: times the {gemm} GEMM floor",
+            middle[label] / floor,
+            f"<= {above}" if above else "",
+            middle[label] <= above * floor if above else None,
+            floor_cpu_ms=round(floor, 1),
+        )
         most = (0.3 if options["rule"] == "none" else 0.5) if faster else 0
         share = peak[label] / peak["reference"]
-        figures.add(f"{name} {label}: peak memory over the reference's", share,
-                    f"<= {most}" if most else "", share <= most if most else None,
-                    mib=round(peak[label]), reference_mib=round(peak["reference"]))
+        figures.add(
+            f"{name} {label}: peak memory over the reference's",
+            share,
+            f"<= {most}" if most else "",
+            share <= most if most else None,
+            mib=round(peak[label]),
+            reference_mib=round(peak["reference"]),
+        )
 
 
 def about(peer: str) -> dict[str, Any]:
     """Say where and with what the figures were measured."""
     from importlib.metadata import version
 
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text()
-                  .splitlines() if line.startswith("model name")), platform.machine())
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT,
-                            stdout=subprocess.PIPE, text=True).stdout.strip()
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
     head = ""
     if peer:
         import hashlib
 
         head = hashlib.sha256((Path(peer) / "partial_fc_v2.py").read_bytes()).hexdigest()
-    return {"benchmark": "head", "cpu": model, "cores": os.cpu_count(), "load": os.getloadavg()[0],
-            "python": platform.python_version(), "torch": version("torch"), "commit": commit,
-            "reference": "partial_fc_v2.py " + head[:16] if peer else "own dense code",
-            "blas_settings": {k: v for k, v in os.environ.items() if "BLAS" in k or "MKL" in k}}
+    return {
+        "benchmark": "head",
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "commit": commit,
+        "reference": "partial_fc_v2.py " + head[:16] if peer else "own dense code",
+        "blas_settings": {k: v for k, v in os.environ.items() if "BLAS" in k or "MKL" in k},
+    }
 
 
 def main() -> None:
@@ -356,16 +443,30 @@ def main() -> None:
 def real_steps(figures: Figures, options: argparse.Namespace) -> None:
     """Take real steps at rates 0.1 and 0.01: the sampled loss must fall."""
     for rate in (0.1, 0.01):
-        case = {"classes": options.classes, "rate": rate, "rule": options.rule,
-                "storage": options.storage, "gemm": options.gemm, "steps": options.steps,
-                "threads": 2}
+        case = {
+            "classes": options.classes,
+            "rate": rate,
+            "rule": options.rule,
+            "storage": options.storage,
+            "gemm": options.gemm,
+            "steps": options.steps,
+            "threads": 2,
+        }
         result = spawn(case, "ten")
         first, last = result["losses"][0], result["losses"][-1]
-        figures.add(f"{options.classes} classes, rate {rate}: last loss over first", last / first,
-                    "< 1", last < first, losses=[round(loss, 3) for loss in result["losses"]],
-                    step_wall_s=round(statistics.median(result["wall"]), 3),
-                    peak_rss_gib=round(result["peak"] / 1024, 2), made_in_s=round(result["made"]),
-                    rule=options.rule, storage=options.storage, gemm=options.gemm)
+        figures.add(
+            f"{options.classes} classes, rate {rate}: last loss over first",
+            last / first,
+            "< 1",
+            last < first,
+            losses=[round(loss, 3) for loss in result["losses"]],
+            step_wall_s=round(statistics.median(result["wall"]), 3),
+            peak_rss_gib=round(result["peak"] / 1024, 2),
+            made_in_s=round(result["made"]),
+            rule=options.rule,
+            storage=options.storage,
+            gemm=options.gemm,
+        )
 
 
 def ratios(figures: Figures, peer: str, options: argparse.Namespace) -> None:
@@ -373,32 +474,85 @@ def ratios(figures: Figures, peer: str, options: argparse.Namespace) -> None:
     scale, rounds, steps = (10, 1, 5) if options.quick else (1, options.rounds, 5)
     exact, none = {"rule": "dense_exact"}, {"rule": "none"}
     half = {"gemm": "bf16"}
-    cases = {"dense_exact": exact, "none": none, "dense_exact bf16": {**exact, **half},
-             "none bf16": {**none, **half}}
-    targets = {"dense_exact": (3, 1.5), "none": (3, 1.5), "dense_exact bf16": (5, 1.5),
-               "none bf16": (5, 1.5)}
+    cases = {
+        "dense_exact": exact,
+        "none": none,
+        "dense_exact bf16": {**exact, **half},
+        "none bf16": {**none, **half},
+    }
+    targets = {
+        "dense_exact": (3, 1.5),
+        "none": (3, 1.5),
+        "dense_exact bf16": (5, 1.5),
+        "none bf16": (5, 1.5),
+    }
     if not options.quick:
         cases["v1_stale"] = {"rule": "v1_stale"}
         cases["v1_stale bf16 kept in bf16"] = {"rule": "v1_stale", "storage": "bf16", **half}
-        compare(figures, f"{500_000 // scale} r=0.1", 500_000 // scale, 0.1, peer, cases, targets,
-                rounds, steps)
-    compare(figures, f"{1_000_000 // scale} r=0.1", 1_000_000 // scale, 0.1, peer, cases, targets,
-            rounds, steps)
-    compare(figures, f"{1_000_000 // scale} r=0.02", 1_000_000 // scale, 0.02, peer,
-            {"dense_exact": exact, "none": none}, {"dense_exact": (10, 0), "none": (10, 0)}, rounds,
-            steps)
+        compare(
+            figures,
+            f"{500_000 // scale} r=0.1",
+            500_000 // scale,
+            0.1,
+            peer,
+            cases,
+            targets,
+            rounds,
+            steps,
+        )
+    compare(
+        figures,
+        f"{1_000_000 // scale} r=0.1",
+        1_000_000 // scale,
+        0.1,
+        peer,
+        cases,
+        targets,
+        rounds,
+        steps,
+    )
+    compare(
+        figures,
+        f"{1_000_000 // scale} r=0.02",
+        1_000_000 // scale,
+        0.02,
+        peer,
+        {"dense_exact": exact, "none": none},
+        {"dense_exact": (10, 0), "none": (10, 0)},
+        rounds,
+        steps,
+    )
     classes, batch = 1_000_000 // scale, 1024
-    result = spawn({"kind": "glint", "classes": classes, "rate": 1.0, "batch": batch, "warm": 0,
-                    "steps": 1, "threads": 2, "options": {**none, **half}})
+    result = spawn(
+        {
+            "kind": "glint",
+            "classes": classes,
+            "rate": 1.0,
+            "batch": batch,
+            "warm": 0,
+            "steps": 1,
+            "threads": 2,
+            "options": {**none, **half},
+        }
+    )
     above = result["memory"] / 1024 - classes * DIM * 4 / 2**30
-    figures.add(f"full softmax, {classes} classes, batch {batch}: GiB above the weights", above,
-                f"< {3 / scale:g}", above < 3 / scale, wall_s=round(result["wall"][0], 1),
-                stored_logits_gib_by_count=round(3 * classes * batch * 4 / 2**30, 2))
+    figures.add(
+        f"full softmax, {classes} classes, batch {batch}: GiB above the weights",
+        above,
+        f"< {3 / scale:g}",
+        above < 3 / scale,
+        wall_s=round(result["wall"][0], 1),
+        stored_logits_gib_by_count=round(3 * classes * batch * 4 / 2**30, 2),
+    )
     wrong = spawn({"classes": 20_000}, "error")
     for name, most in (("float32", 1e-5), ("bf16", 2e-2)):
         for part, error in zip(("loss", "feature gradient", "centre gradient"), wrong[name]):
-            figures.add(f"{name} products: relative error of the {part} against float64", error,
-                        f"<= {most}", error <= most)
+            figures.add(
+                f"{name} products: relative error of the {part} against float64",
+                error,
+                f"<= {most}",
+                error <= most,
+            )
 
 
 if __name__ == "__main__":

@@ -91,39 +91,76 @@ def main() -> int:
         work = Path(temporary)
         where, split = lay_out(lfw, work / "people", 1000 if args.quick else None)
         shard = run_glint("shard", work / "people", work / "data")
-        figure("images written of read", shard["written"], f"{shard['read']}",
-               shard["written"] == shard["read"] == len(where))
+        figure(
+            "images written of read",
+            shard["written"],
+            f"{shard['read']}",
+            shard["written"] == shard["read"] == len(where),
+        )
         if not args.quick:
             pairs = list(csv.DictReader((lfw / "pairs.tsv").open(), delimiter="\t"))
             with (work / "pairs.tsv").open("w") as file:
                 file.write("fold\ta\tb\tsame\n")
                 for row in pairs:
-                    file.write(f"{row['fold']}\t{where[row['a']]}\t{where[row['b']]}\t"
-                               f"{row['same']}\n")
-            got = run_glint("eval", "--model", model, "--dataset", work / "data", "--pairs",
-                            work / "pairs.tsv", "--no-flip")
-            figure("LFW accuracy, 6000 pairs, no flip", got["accuracy"], f"{STATED} +- 0.005",
-                   abs(got["accuracy"] - STATED) <= 0.005)
+                    file.write(
+                        f"{row['fold']}\t{where[row['a']]}\t{where[row['b']]}\t{row['same']}\n"
+                    )
+            got = run_glint(
+                "eval",
+                "--model",
+                model,
+                "--dataset",
+                work / "data",
+                "--pairs",
+                work / "pairs.tsv",
+                "--no-flip",
+            )
+            figure(
+                "LFW accuracy, 6000 pairs, no flip",
+                got["accuracy"],
+                f"{STATED} +- 0.005",
+                abs(got["accuracy"] - STATED) <= 0.005,
+            )
         run_glint("embed", work / "data", "--model", model, "--out", work / "emb")
-        run_glint("dedup-conflicts", work / "data", "--embeddings", work / "emb", "--out",
-                  work / "conflicts", "--no-thumbs")
+        run_glint(
+            "dedup-conflicts",
+            work / "data",
+            "--embeddings",
+            work / "emb",
+            "--out",
+            work / "conflicts",
+            "--no-thumbs",
+        )
         names = pq.read_table(work / "data" / "identities.parquet")["source_label"].to_pylist()
         rows = pq.read_table(work / "conflicts" / "pairs.parquet").to_pylist()
         planted = {frozenset((person, f"{person}__second")) for person in split}
-        counts = dict(zip(*np.unique([Path(p).parent.name for p in where.values()],
-                                     return_counts=True)))
-        merged = {frozenset((names[r["a"]], names[r["b"]])) for r in rows
-                  if r["verdict"] == "merge"}
+        counts = dict(
+            zip(*np.unique([Path(p).parent.name for p in where.values()], return_counts=True))
+        )
+        merged = {
+            frozenset((names[r["a"]], names[r["b"]])) for r in rows if r["verdict"] == "merge"
+        }
         found = merged & planted
         several = {p for p in planted if min(counts[name] for name in p) >= 2}
         figure("planted splits", len(planted), "-", True)
-        figure("recall of planted splits, auto-merge", len(found) / len(planted), ">= 0.90",
-               len(found) / len(planted) >= 0.90)
-        figure("recall where both halves have two faces or more",
-               len(found & several) / len(several), ">= 0.95",
-               len(found & several) / len(several) >= 0.95)
-        figure("precision of merges (known duplicates of LFW counted as wrong)",
-               len(found) / len(merged), ">= 0.93", len(found) / len(merged) >= 0.93)
+        figure(
+            "recall of planted splits, auto-merge",
+            len(found) / len(planted),
+            ">= 0.90",
+            len(found) / len(planted) >= 0.90,
+        )
+        figure(
+            "recall where both halves have two faces or more",
+            len(found & several) / len(several),
+            ">= 0.95",
+            len(found & several) / len(several) >= 0.95,
+        )
+        figure(
+            "precision of merges (known duplicates of LFW counted as wrong)",
+            len(found) / len(merged),
+            ">= 0.93",
+            len(found) / len(merged) >= 0.93,
+        )
     if args.out:
         args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return 0 if all(line["holds"] for line in lines) else 1

@@ -73,8 +73,12 @@ def write_records(folder: Path, n: int, images: list[bytes]) -> None:
     with recordio.Writer(folder / "train.rec", folder / "train.idx") as writer:
         for i in range(n):
             image = images[i % len(images)]
-            writer.write(i + 1, recordio.pack(float(i // 50), i + 1, 0,
-                                              distinct(image, i) if len(image) > 200 else image))
+            writer.write(
+                i + 1,
+                recordio.pack(
+                    float(i // 50), i + 1, 0, distinct(image, i) if len(image) > 200 else image
+                ),
+            )
 
 
 # ---- measuring ----------------------------------------------------------------------------------
@@ -130,8 +134,9 @@ def rounds(runs: dict[str, Callable[[], Any]], count: int, clean: Path) -> dict[
 
 def ratio(costs: dict[str, list[Cost]], a: str, b: str, what: str = "cpu") -> float:
     """Return the median over rounds of a's cost over b's."""
-    return statistics.median(getattr(x, what) / getattr(y, what)
-                             for x, y in zip(costs[a], costs[b]))
+    return statistics.median(
+        getattr(x, what) / getattr(y, what) for x, y in zip(costs[a], costs[b])
+    )
 
 
 # ---- writers ------------------------------------------------------------------------------------
@@ -143,8 +148,9 @@ def ours(source: Path, out: Path, workers: int = 1, **options: Any) -> Callable[
     def work() -> Any:
         from glint.pipelines import shard
 
-        result = shard.shard(source, out / "glint", shard.Options(SHARD, **options),
-                             workers=workers)
+        result = shard.shard(
+            source, out / "glint", shard.Options(SHARD, **options), workers=workers
+        )
         return {"bytes": result["bytes"], "n": result["written"]}
 
     return work
@@ -156,8 +162,10 @@ def shard_writer(images: list[bytes], n: int, out: Path) -> Callable[[], Any]:
     def work() -> Any:
         import webdataset
 
-        with contextlib.redirect_stdout(sys.stderr), webdataset.ShardWriter(
-                str(out / "wds-%06d.tar"), maxcount=SHARD, verbose=0) as sink:
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            webdataset.ShardWriter(str(out / "wds-%06d.tar"), maxcount=SHARD, verbose=0) as sink,
+        ):
             for i in range(n):
                 sink.write({"__key__": f"{i:09d}", "jpg": images[i % len(images)], "cls": i // 50})
         return sum(path.stat().st_size for path in out.iterdir())
@@ -165,8 +173,9 @@ def shard_writer(images: list[bytes], n: int, out: Path) -> Callable[[], Any]:
     return work
 
 
-def plain_write(total: int, out: Path, *, sync: bool = False, hashed: int = 0,
-                image: bytes = b"") -> Callable[[], Any]:
+def plain_write(
+    total: int, out: Path, *, sync: bool = False, hashed: int = 0, image: bytes = b""
+) -> Callable[[], Any]:
     """Write `total` bytes to shards from memory; with `hashed` images, hash as glint must."""
 
     def work() -> Any:
@@ -221,27 +230,42 @@ def speed(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
     both = forked(ours(source, out)).said  # also warms the page cache
     shutil.rmtree(out)
     total, image = both["bytes"], images[0]
-    costs = rounds({
-        "glint": ours(source, out), "one member": ours(source, out, members="jpg"),
-        "webdataset": shard_writer(images, n, out), "plain": plain_write(total, out),
-        "hashed": plain_write(total, out, hashed=n, image=image)}, args.rounds, out)
+    costs = rounds(
+        {
+            "glint": ours(source, out),
+            "one member": ours(source, out, members="jpg"),
+            "webdataset": shard_writer(images, n, out),
+            "plain": plain_write(total, out),
+            "hashed": plain_write(total, out, hashed=n, image=image),
+        },
+        args.rounds,
+        out,
+    )
     for name in costs:
         rate = n / statistics.median(c.cpu for c in costs[name])
         yield told(f"images per CPU-second, {name}", rate)
-    yield floor("shard: images per CPU-second over ShardWriter", ratio(
-        costs, "webdataset", "glint"), 10)
-    yield ceiling("shard: CPU over a plain write of the same bytes", ratio(
-        costs, "glint", "plain"), 3)
-    yield told("shard: CPU over a plain write and the hashes of the contract", ratio(
-        costs, "glint", "hashed"))
+    yield floor(
+        "shard: images per CPU-second over ShardWriter", ratio(costs, "webdataset", "glint"), 10
+    )
+    yield ceiling(
+        "shard: CPU over a plain write of the same bytes", ratio(costs, "glint", "plain"), 3
+    )
+    yield told(
+        "shard: CPU over a plain write and the hashes of the contract",
+        ratio(costs, "glint", "hashed"),
+    )
     one = costs["one member"][0].said["bytes"]
     yield ceiling("shard: size overhead, jpg and cls", total / payload - 1, 0.34)
     yield ceiling("shard: size overhead, one member", one / payload - 1, 0.15)
     yield told("ShardWriter: size overhead", costs["webdataset"][0].said / payload - 1)
-    wall = rounds({"glint": ours(source, out, 2), "copy": copy(source / "train.rec", out)},
-                  args.rounds, out)
-    yield floor("shard: wall of a fsynced copy of the source over glint's, 2 workers", ratio(
-        wall, "copy", "glint", "wall"), 0.7)
+    wall = rounds(
+        {"glint": ours(source, out, 2), "copy": copy(source / "train.rec", out)}, args.rounds, out
+    )
+    yield floor(
+        "shard: wall of a fsynced copy of the source over glint's, 2 workers",
+        ratio(wall, "copy", "glint", "wall"),
+        0.7,
+    )
 
 
 _PEAK = """
@@ -274,9 +298,13 @@ def peak(source: Path, out: Path, workers: int) -> float:
     script = out.parent / "peak.py"
     script.write_text(_PEAK)
     shutil.rmtree(out, ignore_errors=True)
-    done = subprocess.run([sys.executable, script, source, out, str(workers)], check=True,
-                          capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, script, source, out, str(workers)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     shutil.rmtree(out)
     return float(done.stdout)
 
@@ -291,13 +319,21 @@ def memory(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
         peaks[n] = peak(source, place / "peak", 1)
         shutil.rmtree(source)
         yield ceiling(f"shard: peak MiB, {n} records", peaks[n], 400)
-    yield told(f"shard: bytes of peak memory per record, 20000 to {args.records}",
-               (peaks[args.records] - peaks[20_000]) * 2**20 / (args.records - 20_000))
+    yield told(
+        f"shard: bytes of peak memory per record, 20000 to {args.records}",
+        (peaks[args.records] - peaks[20_000]) * 2**20 / (args.records - 20_000),
+    )
     if (place / "source").exists():
-        yield ceiling(f"shard: peak MiB, {args.images} images, 1 worker",
-                      peak(place / "source", place / "peak", 1), 400)
-        yield ceiling(f"shard: peak MiB, {args.images} images, 2 workers",
-                      peak(place / "source", place / "peak", 2), 400)
+        yield ceiling(
+            f"shard: peak MiB, {args.images} images, 1 worker",
+            peak(place / "source", place / "peak", 1),
+            400,
+        )
+        yield ceiling(
+            f"shard: peak MiB, {args.images} images, 2 workers",
+            peak(place / "source", place / "peak", 2),
+            400,
+        )
 
 
 def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
@@ -326,6 +362,7 @@ def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
             if not result["ok"]:
                 raise AssertionError(result["shown"])
             return result["bytes"]
+
         return work
 
     runs = {"read": read, "one": deep(1), "two": deep(2)}
@@ -342,10 +379,15 @@ def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
         for name in costs:
             best = statistics.median(c.wall for c in costs[name])
             yield told(f"verify: MB/s {state}, {name}", size / best / 1e6)
-        yield told(f"verify --deep: speed over a plain read, {state}, 1 worker",
-                   ratio(costs, "read", "one", "wall"))
-        yield floor(f"verify --deep: speed over a plain read, {state}, 2 workers",
-                    ratio(costs, "read", "two", "wall"), 0.6)
+        yield told(
+            f"verify --deep: speed over a plain read, {state}, 1 worker",
+            ratio(costs, "read", "one", "wall"),
+        )
+        yield floor(
+            f"verify --deep: speed over a plain read, {state}, 2 workers",
+            ratio(costs, "read", "two", "wall"),
+            0.6,
+        )
 
 
 # ---- figures ------------------------------------------------------------------------------------
@@ -358,14 +400,22 @@ def told(figure: str, value: float) -> dict[str, Any]:
 
 def floor(figure: str, value: float, least: float) -> dict[str, Any]:
     """A figure that must not be less."""
-    return {"figure": figure, "value": round(value, 4), "target": f">= {least}",
-            "holds": bool(value >= least)}
+    return {
+        "figure": figure,
+        "value": round(value, 4),
+        "target": f">= {least}",
+        "holds": bool(value >= least),
+    }
 
 
 def ceiling(figure: str, value: float, most: float) -> dict[str, Any]:
     """A figure that must not be more."""
-    return {"figure": figure, "value": round(value, 4), "target": f"<= {most}",
-            "holds": bool(value <= most)}
+    return {
+        "figure": figure,
+        "value": round(value, 4),
+        "target": f"<= {most}",
+        "holds": bool(value <= most),
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -374,16 +424,31 @@ def machine() -> dict[str, Any]:
     import pyarrow as pa
     import webdataset
 
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=False).stdout.strip()
-    model = next((line.split(":")[1].strip() for line in
-                  Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
-    return {"machine": model, "cores": len(os.sched_getaffinity(0)),
-            "load": [round(x, 1) for x in os.getloadavg()], "python": platform.python_version(),
-            "numpy": np.__version__, "pyarrow": pa.__version__,
-            "webdataset": webdataset.__version__, "commit": commit,
-            "date": time.strftime("%Y-%m-%d")}
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "machine": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(x, 1) for x in os.getloadavg()],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pyarrow": pa.__version__,
+        "webdataset": webdataset.__version__,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 SECTIONS = {"speed": speed, "memory": memory, "verify": verify}

@@ -114,24 +114,31 @@ def folder(forms: Path) -> Epoch:
             with open(paths[i], "rb") as file:
                 return file.read(), int(paths[i].parent.name)
 
-    return over(torch.utils.data.DataLoader(Files(), batch_size=None, shuffle=True), True,
-                lambda sample: sample[0])
+    return over(
+        torch.utils.data.DataLoader(Files(), batch_size=None, shuffle=True),
+        True,
+        lambda sample: sample[0],
+    )
 
 
 def mosaic(forms: Path) -> Epoch:
     """Read mosaicml-streaming's own form."""
     from streaming import StreamingDataset
 
-    return over(StreamingDataset(local=str(forms / "mds"), shuffle=True, batch_size=BATCH), True,
-                lambda sample: sample["jpg"])
+    return over(
+        StreamingDataset(local=str(forms / "mds"), shuffle=True, batch_size=BATCH),
+        True,
+        lambda sample: sample["jpg"],
+    )
 
 
 def litdata(forms: Path) -> Epoch:
     """Read litdata's own form."""
     from litdata import StreamingDataset
 
-    return over(StreamingDataset(str(forms / "lit"), shuffle=True), True,
-                lambda sample: sample["jpg"])
+    return over(
+        StreamingDataset(str(forms / "lit"), shuffle=True), True, lambda sample: sample["jpg"]
+    )
 
 
 def over(samples: Any, decoded: bool, pick: Callable[[Any], bytes]) -> Epoch:
@@ -168,12 +175,16 @@ def stand_in() -> None:
     """Tell mosaicml-streaming that packages are there which only its other readers use."""
     anything = type("Anything", (), {})
     for name, names in {
-        "transformers": (), "transformers.models": (), "transformers.models.auto": (),
+        "transformers": (),
+        "transformers.models": (),
+        "transformers.models.auto": (),
         "transformers.models.auto.tokenization_auto": ("AutoTokenizer",),
         "transformers.feature_extraction_utils": ("BatchFeature",),
         "transformers.tokenization_utils_base": ("BatchEncoding",),
-        "torchvision": (), "torchvision.datasets": ("VisionDataset",),
-        "torchvision.transforms": (), "torchvision.transforms.functional": ("to_tensor",),
+        "torchvision": (),
+        "torchvision.datasets": ("VisionDataset",),
+        "torchvision.transforms": (),
+        "torchvision.transforms.functional": ("to_tensor",),
     }.items():
         module = types.ModuleType(name)
         module.__dict__.update(dict.fromkeys(names, anything), __path__=[])
@@ -182,8 +193,10 @@ def stand_in() -> None:
 
 def convert(name: str, forms: Path) -> None:
     """Write a peer's form of the folder; in the peer's environment."""
-    files = [(path.read_bytes(), int(path.parent.name))
-             for path in sorted((forms / "folder").glob("*/*.jpg"))]
+    files = [
+        (path.read_bytes(), int(path.parent.name))
+        for path in sorted((forms / "folder").glob("*/*.jpg"))
+    ]
     if name == "mosaicml-streaming":
         from streaming import MDSWriter
 
@@ -222,8 +235,12 @@ def serve(name: str, forms: Path) -> None:
         gc.collect()
         cpu, wall = spent(), time.perf_counter()
         images = epoch()
-        print(json.dumps({"images": images, "cpu": spent() - cpu,
-                          "wall": time.perf_counter() - wall}), flush=True)
+        print(
+            json.dumps(
+                {"images": images, "cpu": spent() - cpu, "wall": time.perf_counter() - wall}
+            ),
+            flush=True,
+        )
 
 
 # ---- speed --------------------------------------------------------------------------------------
@@ -235,10 +252,18 @@ class Reader:
     def __init__(self, name: str, python: str, forms: Path) -> None:
         self.name, self.rounds = name, list[dict[str, float]]()
         self._process = subprocess.Popen(
-            [python, __file__, "--serve", name, "--forms", str(forms)], text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-                 "PYTHONWARNINGS": "ignore"})
+            [python, __file__, "--serve", name, "--forms", str(forms)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+                "PYTHONWARNINGS": "ignore",
+            },
+        )
 
     def ready(self) -> None:
         """Wait until it has imported and opened everything. Raises RuntimeError if it cannot."""
@@ -291,11 +316,29 @@ def pictures(forms: Path, images: int) -> None:
         for i in range(min(500, images - start)):
             label = int(rng.integers(identities))
             path = forms / "folder" / f"{label:05d}" / f"{start + i:06d}.jpg"
-            path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[i]), quality=95,
-                                                    colorsubsampling="420"))
-    subprocess.run([sys.executable, "-m", "glint", "shard", str(forms / "folder"),
-                    str(forms / "glint"), "--samples-per-shard", str(SHARD), "--workers", "1",
-                    "--json"], check=True, capture_output=True, cwd=ROOT)
+            path.write_bytes(
+                simplejpeg.encode_jpeg(
+                    np.ascontiguousarray(pixels[i]), quality=95, colorsubsampling="420"
+                )
+            )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "glint",
+            "shard",
+            str(forms / "folder"),
+            str(forms / "glint"),
+            "--samples-per-shard",
+            str(SHARD),
+            "--workers",
+            "1",
+            "--json",
+        ],
+        check=True,
+        capture_output=True,
+        cwd=ROOT,
+    )
 
 
 def speed(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
@@ -303,8 +346,11 @@ def speed(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
     cores, busy = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     images = args.images or (2000 if args.quick else 50_000)
     pictures(forms, images)
-    started = {name: Reader(name, python, forms) for name in READERS
-               if (python := args.peer_python if name in PEERS else sys.executable)}
+    started = {
+        name: Reader(name, python, forms)
+        for name in READERS
+        if (python := args.peer_python if name in PEERS else sys.executable)
+    }
     readers: dict[str, Reader] = {}
     for name in READERS:
         try:
@@ -313,8 +359,12 @@ def speed(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
             started[name].ready()
             readers[name] = started[name]
         except RuntimeError as error:
-            yield {"figure": f"speed missing {name}", "value": str(error), "target": None,
-                   "holds": None}
+            yield {
+                "figure": f"speed missing {name}",
+                "value": str(error),
+                "target": None,
+                "holds": None,
+            }
     for number in range(args.rounds + 1):  # the first one warms up
         turns = list(readers.values())
         random.Random(number).shuffle(turns)  # nobody always finds the cache as one other left it
@@ -334,20 +384,31 @@ def speed(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
         """Give how much faster a is: the median over rounds, as neighbours share the weather."""
         return statistics.median(
             (x["images"] / x[clock]) / (y["images"] / y[clock])
-            for x, y in zip(readers[a].rounds, readers[b].rounds))
+            for x, y in zip(readers[a].rounds, readers[b].rounds)
+        )
 
     for name in readers:
-        yield {"figure": f"speed {name} images per CPU-second", "value": round(rate(name)),
-               "target": None, "holds": None, "wall": round(rate(name, "wall"))}
-    for a, b, least in (("glint", "bare", 0.93), ("glint", "webdataset", 2.0),
-                        ("glint", "mosaicml-streaming", 2.5),
-                        ("glint", "litdata", 1.1), ("glint", "folder", 1.1),
-                        ("glint_stored", "webdataset_stored", 8.0)):
+        yield {
+            "figure": f"speed {name} images per CPU-second",
+            "value": round(rate(name)),
+            "target": None,
+            "holds": None,
+            "wall": round(rate(name, "wall")),
+        }
+    for a, b, least in (
+        ("glint", "bare", 0.93),
+        ("glint", "webdataset", 2.0),
+        ("glint", "mosaicml-streaming", 2.5),
+        ("glint", "litdata", 1.1),
+        ("glint", "folder", 1.1),
+        ("glint_stored", "webdataset_stored", 8.0),
+    ):
         if a in readers and b in readers:
             yield floor(f"speed {a} / {b}, per CPU-second", ratio(a, b), least)
     share = 1 - ratio("glint", "glint_unchecked")
-    yield ceiling("speed share of a decoded stream spent on checksums (noise of rounds in it)",
-                  share, 0.02)
+    yield ceiling(
+        "speed share of a decoded stream spent on checksums (noise of rounds in it)", share, 0.02
+    )
     per_image = hashing(forms)
     yield ceiling("speed share spent on checksums, timed alone", per_image * rate("glint"), 0.02)
     best = max(ratio("glint_threads", "glint", "wall"), ratio("glint_workers", "glint", "wall"))
@@ -373,9 +434,9 @@ def hashing(forms: Path) -> float:
     for _ in range(15):
         start = time.process_time()
         for at in range(0, len(data), BATCH):
-            digests = columns.record[row_n[at:at + BATCH]]["digest"].tobytes()
-            for i, jpeg in enumerate(data[at:at + BATCH]):
-                if xxhash.xxh3_128_digest(jpeg) != digests[16 * i:16 * i + 16]:
+            digests = columns.record[row_n[at : at + BATCH]]["digest"].tobytes()
+            for i, jpeg in enumerate(data[at : at + BATCH]):
+                if xxhash.xxh3_128_digest(jpeg) != digests[16 * i : 16 * i + 16]:
                     raise RuntimeError("a checksum is wrong")
         took.append((time.process_time() - start) / len(data))
     return statistics.median(took)
@@ -413,26 +474,46 @@ def made_up(root: Path, real: Path, rows: int, classes: int) -> None:
             label = rng.integers(0, classes, len(row))
             label[row < classes] = row[row < classes]
             text = pc.cast(pa.array(label), pa.string())
-            out.write_table(pa.table({
-                "key": pc.utf8_lpad(pc.cast(pa.array(row), pa.string()), 9, "0"), "label": label,
-                "source_label": text, "shard": (row // per_shard).astype(np.int32),
-                "offset": dataset.offset[at], "size": dataset.size[at],
-                "digest": pa.FixedSizeBinaryArray.from_buffers(
-                    pa.binary(16), len(row), [None, pa.py_buffer(digest[at].tobytes())]),
-                "source": text, "width": np.full(len(row), SIDE, np.int32),
-                "height": np.full(len(row), SIDE, np.int32)}, schema=tables.SAMPLES))
-    (root / "manifest.json").write_text(json.dumps({
-        "format": "glint/dataset@1", "written": rows, "identities": classes,
-        "shards": [{"name": f"train-{s:06d}.tar"} for s in range(shards)],
-        "digest": f"sha256:made-up-{rows}"}))
+            out.write_table(
+                pa.table(
+                    {
+                        "key": pc.utf8_lpad(pc.cast(pa.array(row), pa.string()), 9, "0"),
+                        "label": label,
+                        "source_label": text,
+                        "shard": (row // per_shard).astype(np.int32),
+                        "offset": dataset.offset[at],
+                        "size": dataset.size[at],
+                        "digest": pa.FixedSizeBinaryArray.from_buffers(
+                            pa.binary(16), len(row), [None, pa.py_buffer(digest[at].tobytes())]
+                        ),
+                        "source": text,
+                        "width": np.full(len(row), SIDE, np.int32),
+                        "height": np.full(len(row), SIDE, np.int32),
+                    },
+                    schema=tables.SAMPLES,
+                )
+            )
+    (root / "manifest.json").write_text(
+        json.dumps(
+            {
+                "format": "glint/dataset@1",
+                "written": rows,
+                "identities": classes,
+                "shards": [{"name": f"train-{s:06d}.tar"} for s in range(shards)],
+                "digest": f"sha256:made-up-{rows}",
+            }
+        )
+    )
     count = np.full(classes, rows / classes)
     draws = np.minimum(count, 3.5)
     names = tables.SAMPLING.with_metadata({"dataset": f"sha256:made-up-{rows}"})
     columns = {"label": np.arange(classes), "weight": draws, "repeat": draws, "draws": draws}
     label = pq.read_table(root / "samples.parquet", columns=["label"])["label"].to_numpy()
     columns["count"] = np.bincount(label, minlength=classes)
-    pq.write_table(pa.table({name: columns[name] for name in tables.SAMPLING.names}, schema=names),
-                   root / "sampling.parquet")
+    pq.write_table(
+        pa.table({name: columns[name] for name in tables.SAMPLING.names}, schema=names),
+        root / "sampling.parquet",
+    )
 
 
 FIRST_BATCH = """
@@ -473,9 +554,13 @@ print(json.dumps({"wall": wall, "cpu": cpu, "seek": sorted(seek)[10],
 
 def first_batch(root: Path, sampling: str = "") -> dict[str, float]:
     """Open a dataset and make one batch, in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", FIRST_BATCH, str(root), sampling],
-                          capture_output=True, text=True, check=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_BATCH, str(root), sampling],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -483,8 +568,11 @@ def first_batch(root: Path, sampling: str = "") -> dict[str, float]:
 def index(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
     """Measure start to first batch, and the memory it takes."""
     pictures(forms, args.images or (2000 if args.quick else 50_000))
-    sets = {"1.2M": (1_200_000, 50_000)} if args.quick else {
-        "17M": (17_091_657, 360_232), "42M": (42_474_557, 2_059_906)}
+    sets = (
+        {"1.2M": (1_200_000, 50_000)}
+        if args.quick
+        else {"17M": (17_091_657, 360_232), "42M": (42_474_557, 2_059_906)}
+    )
     for name, (rows, classes) in sets.items():
         root = forms / f"index-{name}"
         if not (root / "manifest.json").exists():
@@ -492,18 +580,29 @@ def index(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
         for old in (root / "_glint").glob("*"):
             old.unlink()
         cold = first_batch(root)
-        yield {"figure": f"index {name} first start ever, the columns are written, seconds",
-               "value": round(cold["wall"], 2), "target": None, "holds": None,
-               "cpu": round(cold["cpu"], 2)}
-        for kind, sampling in (("", ""), (" with a sampling table",
-                                          str(root / "sampling.parquet"))):
+        yield {
+            "figure": f"index {name} first start ever, the columns are written, seconds",
+            "value": round(cold["wall"], 2),
+            "target": None,
+            "holds": None,
+            "cpu": round(cold["cpu"], 2),
+        }
+        for kind, sampling in (
+            ("", ""),
+            (" with a sampling table", str(root / "sampling.parquet")),
+        ):
             runs = [first_batch(root, sampling) for _ in range(1 if args.quick else 3)]
             middle = {k: statistics.median(run[k] for run in runs) for k in runs[0]}
-            yield {**ceiling(f"index {name}{kind} start to first batch, seconds", middle["wall"],
-                             1.0), "cpu": round(middle["cpu"], 3)}
-            yield {**ceiling(f"index {name}{kind} memory of each rank's own, MiB",
-                             middle["anonymous"], 300), "with pages of the shared mapping":
-                   round(middle["resident"], 1)}
+            yield {
+                **ceiling(f"index {name}{kind} start to first batch, seconds", middle["wall"], 1.0),
+                "cpu": round(middle["cpu"], 3),
+            }
+            yield {
+                **ceiling(
+                    f"index {name}{kind} memory of each rank's own, MiB", middle["anonymous"], 300
+                ),
+                "with pages of the shared mapping": round(middle["resident"], 1),
+            }
             yield ceiling(f"index {name}{kind} seek, milliseconds", 1e3 * middle["seek"], 50)
 
 
@@ -527,15 +626,29 @@ def order(args: argparse.Namespace, forms: Path) -> Iterator[dict[str, Any]]:
     true = scores["a true permutation"]
     peer = scores[f"webdataset, shuffle({BUFFER})"]
     for name, score in scores.items():
-        yield {"figure": f"order {name}", "value": round(score["ks"], 4), "target": None,
-               "holds": None, **{k: round(v, 4) for k, v in score.items()}}
+        yield {
+            "figure": f"order {name}",
+            "value": round(score["ks"], 4),
+            "target": None,
+            "holds": None,
+            **{k: round(v, 4) for k, v in score.items()},
+        }
     whole, blocks = scores["glint, whole epoch"], scores[f"glint, block={block}"]
-    yield ceiling("order whole epoch: distance of a batch from uniform / a true permutation's",
-                  whole["ks"] / true["ks"], 1.05)
-    yield ceiling("order blocks: distance of a batch from uniform / webdataset's",
-                  blocks["ks"] / peer["ks"], 1.0)
-    yield floor("order blocks: shards in a batch / webdataset's",
-                blocks["shards in a batch"] / peer["shards in a batch"], 1.0)
+    yield ceiling(
+        "order whole epoch: distance of a batch from uniform / a true permutation's",
+        whole["ks"] / true["ks"],
+        1.05,
+    )
+    yield ceiling(
+        "order blocks: distance of a batch from uniform / webdataset's",
+        blocks["ks"] / peer["ks"],
+        1.0,
+    )
+    yield floor(
+        "order blocks: shards in a batch / webdataset's",
+        blocks["shards in a batch"] / peer["shards in a batch"],
+        1.0,
+    )
     if args.picture:
         draw(plans, n, args.picture)
 
@@ -548,8 +661,9 @@ def wds_order(n: int, shard: int) -> Any:
     shards = [range(s, min(s + shard, n)) for s in range(0, n, shard)]
     random.Random(0).shuffle(shards)
     rows = (row for one in shards for row in one)
-    return np.fromiter(_shuffle(rows, BUFFER, BUFFER, rng=random.Random(1)), dtype=np.int64,
-                       count=n)
+    return np.fromiter(
+        _shuffle(rows, BUFFER, BUFFER, rng=random.Random(1)), dtype=np.int64, count=n
+    )
 
 
 def shuffled(rows: Any, shard: int) -> dict[str, float]:
@@ -563,7 +677,7 @@ def shuffled(rows: Any, shard: int) -> dict[str, float]:
     import numpy as np
 
     n = len(rows)
-    batch = rows[:n // BATCH * BATCH].reshape(-1, BATCH)
+    batch = rows[: n // BATCH * BATCH].reshape(-1, BATCH)
     place = np.sort(batch, axis=1) / n
     step = np.arange(BATCH) / BATCH
     distance = np.maximum(place - step, step + 1 / BATCH - place).max(axis=1)
@@ -573,9 +687,12 @@ def shuffled(rows: Any, shard: int) -> dict[str, float]:
         pairs += (label[:, apart:] == label[:, :-apart]).sum()
     expected = len(batch) * BATCH * (BATCH - 1) / 2 * 49 / (n - 1)
     different = [len(np.unique(one)) for one in batch // shard]
-    return {"ks": float(distance.mean()), "shards in a batch": float(np.mean(different)),
-            "neighbours": float((np.abs(np.diff(rows)) < 1000).mean()),
-            "same label": float(pairs / expected)}
+    return {
+        "ks": float(distance.mean()),
+        "shards in a batch": float(np.mean(different)),
+        "neighbours": float((np.abs(np.diff(rows)) < 1000).mean()),
+        "same label": float(pairs / expected),
+    }
 
 
 def draw(plans: dict[str, Any], n: int, path: Path) -> None:
@@ -585,22 +702,26 @@ def draw(plans: dict[str, Any], n: int, path: Path) -> None:
     for i, (name, rows) in enumerate(plans.items()):
         left = 30 + i * (side + gap)
         taken = rows[:shown][::4]
-        dots = "".join(f"M{left + x * 4 * side / shown:.1f} {40 + side - y * side / n:.1f}h1"
-                       for x, y in enumerate(taken))
+        dots = "".join(
+            f"M{left + x * 4 * side / shown:.1f} {40 + side - y * side / n:.1f}h1"
+            for x, y in enumerate(taken)
+        )
         parts.append(
             f'<text x="{left}" y="26">{name}</text>'
             f'<rect x="{left}" y="40" width="{side}" height="{side}" fill="none" stroke="#999"/>'
             f'<path d="{dots}" stroke="#1a5fb4" stroke-width="1.4" fill="none"/>'
             f'<text x="{left}" y="{side + 58}" class="s">position 0 to {shown:,}</text>'
             f'<text transform="translate({left - 8} {side + 40}) rotate(-90)" class="s">'
-            f'row 0 to {n:,}</text>')
+            f"row 0 to {n:,}</text>"
+        )
     width, height = 30 + len(plans) * (side + gap), side + 72
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" font-family="sans-serif" font-size="14">'
-        '<style>.s{font-size:11px;fill:#555}</style>'
-        '<rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n")
+        "<style>.s{font-size:11px;fill:#555}</style>"
+        '<rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n"
+    )
 
 
 # ---- figures ------------------------------------------------------------------------------------
@@ -608,14 +729,22 @@ def draw(plans: dict[str, Any], n: int, path: Path) -> None:
 
 def floor(figure: str, value: float, least: float) -> dict[str, Any]:
     """A figure that must not be less."""
-    return {"figure": figure, "value": round(value, 4), "target": f">= {least}",
-            "holds": bool(value >= least)}
+    return {
+        "figure": figure,
+        "value": round(value, 4),
+        "target": f">= {least}",
+        "holds": bool(value >= least),
+    }
 
 
 def ceiling(figure: str, value: float, most: float) -> dict[str, Any]:
     """A figure that must not be more."""
-    return {"figure": figure, "value": round(value, 4), "target": f"<= {most}",
-            "holds": bool(value <= most)}
+    return {
+        "figure": figure,
+        "value": round(value, 4),
+        "target": f"<= {most}",
+        "holds": bool(value <= most),
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -624,16 +753,31 @@ def machine() -> dict[str, Any]:
     import simplejpeg
     import torch
 
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=False).stdout.strip()
-    model = next((line.split(":")[1].strip() for line in
-                  Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
-    return {"machine": model, "cores": len(os.sched_getaffinity(0)),
-            "load": [round(x, 1) for x in os.getloadavg()], "python": platform.python_version(),
-            "numpy": np.__version__, "torch": torch.__version__,
-            "simplejpeg": simplejpeg.__version__, "commit": commit,
-            "date": time.strftime("%Y-%m-%d")}
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "machine": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(x, 1) for x in os.getloadavg()],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": torch.__version__,
+        "simplejpeg": simplejpeg.__version__,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 SECTIONS = {"speed": speed, "index": index, "order": order}

@@ -57,30 +57,56 @@ def main() -> None:
                     if label < 0:
                         raise Rejected("label-not-integer")
                 except Rejected as why:  # never dropped in silence
-                    bad.append({
-                        "source": where, "offset": source.offset(record),
-                        "source_label": names[label] if label >= 0 else None,
-                        "reason": why.reason, "note": why.note, "size": len(data),
-                        "sha256": hashlib.sha256(data).hexdigest(), "head": data[:64]})
+                    bad.append(
+                        {
+                            "source": where,
+                            "offset": source.offset(record),
+                            "source_label": names[label] if label >= 0 else None,
+                            "reason": why.reason,
+                            "note": why.note,
+                            "size": len(data),
+                            "sha256": hashlib.sha256(data).hexdigest(),
+                            "head": data[:64],
+                        }
+                    )
                     continue
                 offset = tar.add(key, suffix, data)  # the image's bytes, untouched
                 tar.add(key, "cls", b"%d" % label)
                 digest = xxhash.xxh3_128_digest(data)
-                samples.append((f"{key:09d}", label, names[label], shard, offset, len(data),
-                                digest, where, width, height))
+                samples.append(
+                    (
+                        f"{key:09d}",
+                        label,
+                        names[label],
+                        shard,
+                        offset,
+                        len(data),
+                        digest,
+                        where,
+                        width,
+                        height,
+                    )
+                )
             tar.close()
 
     # The index: a reader needs no tar module, and sees at once when a byte has changed.
     columns = list(zip(*samples)) or [()] * len(tables.SAMPLES)
-    index = pa.table([pa.array(column, field.type) for column, field
-                      in zip(columns, tables.SAMPLES)], schema=tables.SAMPLES)
+    index = pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, tables.SAMPLES)],
+        schema=tables.SAMPLES,
+    )
     parquet.write(args.out / "samples.parquet", index)
-    parquet.write(args.out / "quarantine.parquet",
-                  pa.Table.from_pylist(bad, schema=tables.QUARANTINE))
+    parquet.write(
+        args.out / "quarantine.parquet", pa.Table.from_pylist(bad, schema=tables.QUARANTINE)
+    )
     count = np.bincount(index.column("label").to_numpy(), minlength=len(names))
-    parquet.write(args.out / "identities.parquet", pa.table(
-        [np.arange(len(names)), names, pa.array(people, pa.string()), count],
-        schema=tables.IDENTITIES))
+    parquet.write(
+        args.out / "identities.parquet",
+        pa.table(
+            [np.arange(len(names)), names, pa.array(people, pa.string()), count],
+            schema=tables.IDENTITIES,
+        ),
+    )
     print(f"read {source.n} = {len(samples)} written + {len(bad)} quarantined")
 
 

@@ -51,8 +51,9 @@ def ranks() -> Iterator[Callable[..., list[Any]]]:
                 threaded.ProcessLocalGroup.exception_handle(error)
 
         try:
-            threads = [threading.Thread(target=one, args=(rank,), daemon=True)
-                       for rank in range(size)]
+            threads = [
+                threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(size)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:

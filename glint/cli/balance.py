@@ -39,8 +39,9 @@ def balance(
         from glint.pipelines import balance as stage
         from glint.shards.index import Dataset
 
-        options = stage.Options(cap=cap, least=least, power=power, repeat=repeat, most=most,
-                                each=each)
+        options = stage.Options(
+            cap=cap, least=least, power=power, repeat=repeat, most=most, each=each
+        )
         return stage.balance(Dataset(dataset), options, out)
 
     show.run(work, "glint/balance-result@1", as_json, debug=debug, say=_say)

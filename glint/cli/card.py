@@ -36,8 +36,9 @@ def card(
     def work() -> dict[str, Any]:
         from glint.pipelines import card as stage
 
-        return stage.card(dataset, licence=licence, consent=consent, contact=contact, title=title,
-                          dry_run=dry_run)
+        return stage.card(
+            dataset, licence=licence, consent=consent, contact=contact, title=title, dry_run=dry_run
+        )
 
     show.run(work, "glint/card-result@1", as_json, debug=debug, say=_say)
 

@@ -63,13 +63,15 @@ def find(
         from glint.pipelines import conflicts, embed, verdicts
         from glint.shards.index import Dataset
 
-        options = verdicts.Options(threshold=threshold, low=low, cap=cap, engine=engine, seed=seed,
-                                   rate=rate)
+        options = verdicts.Options(
+            threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
+        )
         data = Dataset(dataset)
         emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
         with show.progress("dedup-conflicts") as progress:
-            return conflicts.run(data, emb, out, options, thumbs=thumbs, command=command,
-                                 progress=progress)
+            return conflicts.run(
+                data, emb, out, options, thumbs=thumbs, command=command, progress=progress
+            )
 
     show.run(work, "glint/conflicts-result@1", as_json, debug=debug, say=_say_found)
 
@@ -116,8 +118,10 @@ def _say_found(r: dict[str, Any]) -> str:
     if r["groups_refused"]:
         lines.append(f"  {r['groups_refused']} groups refused (chains or too large): masked")
     if r["classes_excluded"] or r["samples_excluded"]:
-        lines.append(f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "
-                     "without a usable embedding took no part")
+        lines.append(
+            f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "
+            "without a usable embedding took no part"
+        )
     if not r["calibrated"]:
         lines.append("  not calibrated: too few identities have two images; give --threshold")
     lines += [
@@ -131,20 +135,28 @@ def _say_found(r: dict[str, Any]) -> str:
 
 def _say_applied(r: dict[str, Any]) -> str:
     if r["already"]:
-        return (f"nothing to do: this report is in force already, as label version "
-                f"{r['version']} of {r['dataset']}")
+        return (
+            f"nothing to do: this report is in force already, as label version "
+            f"{r['version']} of {r['dataset']}"
+        )
     verb = "would become" if r["dry_run"] else "are now"
     lines = [
         f"identities {r['classes_before']} -> {r['classes']}, masked pairs "
         f"{r['masks_before']} -> {r['masks']}; no shard rewritten",
     ]
     if r["dry_run"]:
-        lines.append(f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing "
-                     "written)")
+        lines.append(
+            f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing written)"
+        )
         lines.append(f"Next: glint dedup-conflicts apply {r['report']}")
     else:
-        lines.append(f"the labels of {r['dataset']} {verb} at version {r['version']} (was "
-                     f"{r['version_before']})")
-        lines.append(f"Next: glint balance {r['dataset']}" if r["applied"] else
-                     f"Next: glint dedup-conflicts apply {r['report']}   (to put it back)")
+        lines.append(
+            f"the labels of {r['dataset']} {verb} at version {r['version']} (was "
+            f"{r['version_before']})"
+        )
+        lines.append(
+            f"Next: glint balance {r['dataset']}"
+            if r["applied"]
+            else f"Next: glint dedup-conflicts apply {r['report']}   (to put it back)"
+        )
     return "\n".join(lines)

@@ -38,9 +38,16 @@ def drop(
         from glint.pipelines import drop as stage
 
         with show.progress("drop") as progress:
-            return stage.drop(dataset, identity, reason, keys=key, erase=erase,
-                              workers=workers or len(os.sched_getaffinity(0)), dry_run=dry_run,
-                              progress=progress)
+            return stage.drop(
+                dataset,
+                identity,
+                reason,
+                keys=key,
+                erase=erase,
+                workers=workers or len(os.sched_getaffinity(0)),
+                dry_run=dry_run,
+                progress=progress,
+            )
 
     show.run(work, "glint/drop-result@1", as_json, debug=debug, say=_say)
 
@@ -51,20 +58,31 @@ def _say(result: dict[str, Any]) -> str:
     some += " ..." if len(result["identities"]) > 10 else ""
     lines = [f"identities   {len(result['identities'])} ({some}), {result['images']} images"]
     if result["merged_with"]:
-        lines.append(f"             {len(result['merged_with'])} of them by the labels in force, "
-                     "which say they are the same person")
+        lines.append(
+            f"             {len(result['merged_with'])} of them by the labels in force, "
+            "which say they are the same person"
+        )
     if result["erased_to"]:
-        lines.append(f"{'would write' if would else 'wrote':13s}{result['erased_to']}: "
-                     f"{result['written']} samples; {result['dataset']} still holds all of them")
+        lines.append(
+            f"{'would write' if would else 'wrote':13s}{result['erased_to']}: "
+            f"{result['written']} samples; {result['dataset']} still holds all of them"
+        )
         if not would:
-            lines.append(f"next         glint verify {result['erased_to']} --deep; then remove "
-                         f"{result['dataset']}, its embeddings and its reports")
+            lines.append(
+                f"next         glint verify {result['erased_to']} --deep; then remove "
+                f"{result['dataset']}, its embeddings and its reports"
+            )
         return "\n".join(lines)
-    lines.append(f"{would + 'set':13s}label version {result['version_before']} -> "
-                 f"{result['version']}, {result['classes']} classes left")
+    lines.append(
+        f"{would + 'set':13s}label version {result['version_before']} -> "
+        f"{result['version']}, {result['classes']} classes left"
+    )
     if not would:
-        lines.append("note         the images are still in the shards: --erase OUT writes a "
-                     "dataset without them")
-        lines.append(f"next         glint balance {result['dataset']} (if a sampling table is in "
-                     "use)")
+        lines.append(
+            "note         the images are still in the shards: --erase OUT writes a "
+            "dataset without them"
+        )
+        lines.append(
+            f"next         glint balance {result['dataset']} (if a sampling table is in use)"
+        )
     return "\n".join(lines)

@@ -38,11 +38,19 @@ def embed(
 
         data = Dataset(dataset)
         with show.progress("embed") as progress:
-            return stage.embed(data, open_model(model), out, batch=batch, flip=flip, dtype=dtype,
-                               workers=workers, trim=trim, progress=progress)
+            return stage.embed(
+                data,
+                open_model(model),
+                out,
+                batch=batch,
+                flip=flip,
+                dtype=dtype,
+                workers=workers,
+                trim=trim,
+                progress=progress,
+            )
 
-    show.run(work, "glint/embed-result@1", as_json, debug=debug,
-             say=lambda r: _say(r, dataset))
+    show.run(work, "glint/embed-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
 def _say(result: dict[str, Any], dataset: Path) -> str:
@@ -52,6 +60,7 @@ def _say(result: dict[str, Any], dataset: Path) -> str:
         lines.append(f"  {result['failed']} failed ({why}): rows of NaN, named in samples.parquet")
     if result["empty_classes"]:
         lines.append(f"  {result['empty_classes']} identities have no face: rows of NaN in centres")
-    lines.append(f"Next: glint dedup-conflicts {dataset} --embeddings {result['out']} "
-                 "--out CONFLICTS")
+    lines.append(
+        f"Next: glint dedup-conflicts {dataset} --embeddings {result['out']} --out CONFLICTS"
+    )
     return "\n".join(lines)

@@ -33,27 +33,41 @@ def merge(
         from glint.pipelines import merge as stage
 
         with show.progress("merge") as progress:
-            return stage.merge(out, sources, samples_per_shard=samples_per_shard, seed=seed,
-                               workers=workers or len(os.sched_getaffinity(0)),
-                               dry_run=dry_run, progress=progress)
+            return stage.merge(
+                out,
+                sources,
+                samples_per_shard=samples_per_shard,
+                seed=seed,
+                workers=workers or len(os.sched_getaffinity(0)),
+                dry_run=dry_run,
+                progress=progress,
+            )
 
     show.run(work, "glint/merge-result@1", as_json, debug=debug, say=_say)
 
 
 def _say(result: dict[str, Any]) -> str:
-    lines = [f"from         {one['name']}: {one['samples']} samples, {one['identities']} "
-             f"identities from label {one['first_label']}" for one in result["from"]]
-    lines.append(f"duplicates   {result['duplicate_images']} images stand in more than one "
-                 f"dataset ({result['duplicate_samples']} samples)")
+    lines = [
+        f"from         {one['name']}: {one['samples']} samples, {one['identities']} "
+        f"identities from label {one['first_label']}"
+        for one in result["from"]
+    ]
+    lines.append(
+        f"duplicates   {result['duplicate_images']} images stand in more than one "
+        f"dataset ({result['duplicate_samples']} samples)"
+    )
     if result.get("dry_run"):
-        return "\n".join([*lines, f"would write  {result['written']} samples in "
-                          f"{result['shards']} shards"])
+        return "\n".join(
+            [*lines, f"would write  {result['written']} samples in {result['shards']} shards"]
+        )
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
-    return "\n".join([
-        *lines,
-        f"wrote        {result['out']}: {result['written']} samples of {result['identities']} "
-        f"identities in {result['shards']} shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
-        f"digest       {result['digest']}",
-        f"next         glint embed {result['out']} --model MODEL.onnx --out EMB, then "
-        "glint dedup-conflicts: one person may have a label in each dataset",
-    ])
+    return "\n".join(
+        [
+            *lines,
+            f"wrote        {result['out']}: {result['written']} samples of {result['identities']} "
+            f"identities in {result['shards']} shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
+            f"digest       {result['digest']}",
+            f"next         glint embed {result['out']} --model MODEL.onnx --out EMB, then "
+            "glint dedup-conflicts: one person may have a label in each dataset",
+        ]
+    )

@@ -28,8 +28,15 @@ def fail(error: GlintError) -> NoReturn:
     raise SystemExit(error.exit_code)
 
 
-def run(work: Callable[[], dict[str, Any]], schema: str, as_json: bool, text: str = "", *,
-        debug: bool = False, say: Callable[[dict[str, Any]], str] | None = None) -> None:
+def run(
+    work: Callable[[], dict[str, Any]],
+    schema: str,
+    as_json: bool,
+    text: str = "",
+    *,
+    debug: bool = False,
+    say: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
     """Do `work` and show its result: JSON with `schema`, or `say(result)` for people."""
     log.set_up()
     try:
@@ -64,9 +71,14 @@ def progress(title: str) -> Iterator[Progress]:
         )
         from rich.progress import Progress as Bar
 
-        with Bar(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                 console=Console(stderr=True)) as bar:
+        with Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        ) as bar:
             task = bar.add_task(title, total=None, note="")
 
             def show(done: int, total: int, note: str = "") -> None:

@@ -44,17 +44,24 @@ def plan(
 
 def _say(found: dict[str, Any]) -> str:
     need, head, took = found["memory"], found["head"], found["seconds"]
-    lines = [f"{head['classes']} classes x {head['dim']} on {head['world']} ranks: "
-             f"{found['rows']} rows a rank, {found['playing']} play a step"]
+    lines = [
+        f"{head['classes']} classes x {head['dim']} on {head['world']} ranks: "
+        f"{found['rows']} rows a rank, {found['playing']} play a step"
+    ]
     lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in need.items()]
     lines.append(f"  dense momentum SGD over autograd: {found['reference_memory'] / 1e9:.3f} GB")
-    lines.append(f"  messages {found['communication']['received'] / 1e6:.3f} MB a step in "
-                 f"{found['communication']['collectives']} collectives")
-    lines.append(f"  step about {1000 * took['total']:.1f} ms: products "
-                 f"{1000 * took['products']:.1f}, rows {1000 * took['rows']:.1f}, messages "
-                 f"{1000 * took['messages']:.1f}")
+    lines.append(
+        f"  messages {found['communication']['received'] / 1e6:.3f} MB a step in "
+        f"{found['communication']['collectives']} collectives"
+    )
+    lines.append(
+        f"  step about {1000 * took['total']:.1f} ms: products "
+        f"{1000 * took['products']:.1f}, rows {1000 * took['rows']:.1f}, messages "
+        f"{1000 * took['messages']:.1f}"
+    )
     if "card" in found:
         verdict = "fits" if found["fits"] else "does not fit"
-        lines.append(f"  {found['card']:g} GB a rank: {verdict}; "
-                     f"at most {found['largest']} classes")
+        lines.append(
+            f"  {found['card']:g} GB a rank: {verdict}; at most {found['largest']} classes"
+        )
     return "\n".join(lines)

@@ -35,9 +35,15 @@ def reshard(
         from glint.pipelines import reshard as stage
 
         with show.progress("reshard") as progress:
-            return stage.reshard(src, out, samples_per_shard, drop_quarantine=drop_quarantine,
-                                 workers=workers or len(os.sched_getaffinity(0)),
-                                 dry_run=dry_run, progress=progress)
+            return stage.reshard(
+                src,
+                out,
+                samples_per_shard,
+                drop_quarantine=drop_quarantine,
+                workers=workers or len(os.sched_getaffinity(0)),
+                dry_run=dry_run,
+                progress=progress,
+            )
 
     show.run(work, "glint/reshard-result@1", as_json, debug=debug, say=_say)
 
@@ -46,10 +52,12 @@ def _say(result: dict[str, Any]) -> str:
     if result.get("dry_run"):
         return f"would write  {result['written']} samples in {result['shards']} shards"
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
-    return "\n".join([
-        f"wrote        {result['out']}: {result['written']} samples in {result['shards']} "
-        f"shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
-        f"content      {result['content']}, that of the old one",
-        f"digest       {result['digest']}",
-        f"next         glint verify {result['out']} --deep",
-    ])
+    return "\n".join(
+        [
+            f"wrote        {result['out']}: {result['written']} samples in {result['shards']} "
+            f"shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
+            f"content      {result['content']}, that of the old one",
+            f"digest       {result['digest']}",
+            f"next         glint verify {result['out']} --deep",
+        ]
+    )

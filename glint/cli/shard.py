@@ -28,7 +28,8 @@ def shard(
     max_bad: float = typer.Option(0.001, help="Share of bad records to let pass (16 always are)."),
     resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
     rebuild_idx: bool = typer.Option(
-        False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."),
+        False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -39,9 +40,13 @@ def shard(
         from glint.pipelines import shard as stage
         from glint.shards import sources
 
-        options = stage.Options(samples_per_shard, seed, with_json,
-                                tuple(f.strip() for f in formats.split(",") if f.strip()),
-                                members.replace(" ", ""))
+        options = stage.Options(
+            samples_per_shard,
+            seed,
+            with_json,
+            tuple(f.strip() for f in formats.split(",") if f.strip()),
+            members.replace(" ", ""),
+        )
         with sources.resyncing(resync):
             if dry_run:
                 return stage.survey(src, options)
@@ -54,18 +59,20 @@ def shard(
 
         with show.progress("shard") as progress:
             count = workers or len(os.sched_getaffinity(0))
-            return stage.shard(src, out, options, workers=count, max_bad=max_bad,
-                               progress=progress)
+            return stage.shard(src, out, options, workers=count, max_bad=max_bad, progress=progress)
 
     show.run(work, "glint/shard-result@1", as_json, debug=debug, say=_say)
 
 
 def _facts(facts: dict[str, Any]) -> list[str]:
-    lines = [f"recognised   {facts['layout']}: {facts['images']} images, "
-             f"{facts['identities']} identities"]
+    lines = [
+        f"recognised   {facts['layout']}: {facts['images']} images, "
+        f"{facts['identities']} identities"
+    ]
     if "idx" in facts:
-        lines.append(f"             {facts['source']} with {facts['records']} records, "
-                     f".idx {facts['idx']}")
+        lines.append(
+            f"             {facts['source']} with {facts['records']} records, .idx {facts['idx']}"
+        )
     return lines + [f"note         {note}" for note in facts["notes"]]
 
 
@@ -73,10 +80,17 @@ def _say(result: dict[str, Any]) -> str:
     lines = _facts(result["recognised"])
     size = f"{result['bytes'] / 1e6:.1f} MB"
     if result.get("dry_run"):
-        return "\n".join([*lines, f"would write  at most {result['read']} samples in "
-                          f"{result['shards']} shards, about {size}"])
-    reasons = "".join(f"\n             {count:8d} {reason}"
-                      for reason, count in result["quarantine_reasons"].items())
+        return "\n".join(
+            [
+                *lines,
+                f"would write  at most {result['read']} samples in "
+                f"{result['shards']} shards, about {size}",
+            ]
+        )
+    reasons = "".join(
+        f"\n             {count:8d} {reason}"
+        for reason, count in result["quarantine_reasons"].items()
+    )
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
     lines += [
         f"read         {result['read']} = {result['written']} written + "
@@ -108,27 +122,43 @@ def _info(dataset: Path) -> dict[str, Any]:
     count = data.identities().column("count").to_numpy()
     manifest = data.manifest
     return {
-        "dataset": str(dataset), "source": manifest["source"], "layout": manifest["layout"],
-        "read": manifest["read"], "written": data.n, "quarantined": manifest["quarantined"],
-        "quarantine_reasons": manifest["quarantine_reasons"], "identities": data.classes,
+        "dataset": str(dataset),
+        "source": manifest["source"],
+        "layout": manifest["layout"],
+        "read": manifest["read"],
+        "written": data.n,
+        "quarantined": manifest["quarantined"],
+        "quarantine_reasons": manifest["quarantine_reasons"],
+        "identities": data.classes,
         "images_per_identity": {
-            "least": int(count.min()), "median": float(np.median(count)),
-            "most": int(count.max())} if len(count) else {},
-        "shards": len(data.shards), "bytes": sum(s["bytes"] for s in manifest["shards"]),
-        "label_version": table.version, "classes": table.classes,
-        "dropped_identities": int((table.target < 0).sum()), "masked_pairs": len(table.masks),
-        "digest": data.digest, "glint": manifest["glint"]}
+            "least": int(count.min()),
+            "median": float(np.median(count)),
+            "most": int(count.max()),
+        }
+        if len(count)
+        else {},
+        "shards": len(data.shards),
+        "bytes": sum(s["bytes"] for s in manifest["shards"]),
+        "label_version": table.version,
+        "classes": table.classes,
+        "dropped_identities": int((table.target < 0).sum()),
+        "masked_pairs": len(table.masks),
+        "digest": data.digest,
+        "glint": manifest["glint"],
+    }
 
 
 def _say_info(result: dict[str, Any]) -> str:
     per = result["images_per_identity"]
     spread = f", {per['least']} to {per['most']} images each" if per else ""
-    return "\n".join([
-        f"dataset      {result['dataset']}, from {result['source']} ({result['layout']})",
-        f"samples      {result['written']} in {result['shards']} shards, "
-        f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} quarantined",
-        f"identities   {result['identities']}{spread}",
-        f"labels       version {result['label_version']}: {result['classes']} classes, "
-        f"{result['dropped_identities']} identities dropped, {result['masked_pairs']} pairs masked",
-        f"digest       {result['digest']}",
-    ])
+    return "\n".join(
+        [
+            f"dataset      {result['dataset']}, from {result['source']} ({result['layout']})",
+            f"samples      {result['written']} in {result['shards']} shards, "
+            f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} quarantined",
+            f"identities   {result['identities']}{spread}",
+            f"labels       version {result['label_version']}: {result['classes']} classes, "
+            f"{result['dropped_identities']} identities dropped, {result['masked_pairs']} pairs masked",
+            f"digest       {result['digest']}",
+        ]
+    )

@@ -50,8 +50,9 @@ def synth(
         twice = min(10, identities // 10) if conflicts is None else conflicts
         spare = max(0, identities - twice) // 4
         alike = min(10, identities // 10, spare) if lookalikes is None else lookalikes
-        world = World(identities, images, twice, alike, likeness, noise, damaged, tail,
-                      unseen, pairs, seed)
+        world = World(
+            identities, images, twice, alike, likeness, noise, damaged, tail, unseen, pairs, seed
+        )
         with show.progress("synth") as progress:
             return {"out": str(out), **make(world, out, workers=workers, progress=progress)}
 

@@ -32,8 +32,7 @@ def verify(
         from glint.shards import verify as check
 
         if dry_run:
-            return {"dry_run": True, "dataset": str(dataset), "deep": deep,
-                    **check.survey(dataset)}
+            return {"dry_run": True, "dataset": str(dataset), "deep": deep, **check.survey(dataset)}
         with show.progress("verify") as progress:
             count = workers or len(os.sched_getaffinity(0))
             result = check.verify(dataset, deep=deep, workers=count, progress=progress)
@@ -45,14 +44,22 @@ def verify(
         from glint.errors import InputError
 
         count = bad[0]["problem_count"]
-        show.fail(InputError("GL0306", f"{count} problem{'s' if count > 1 else ''} found",
-                             where=str(dataset), hint=bad[0]["hint"]))
+        show.fail(
+            InputError(
+                "GL0306",
+                f"{count} problem{'s' if count > 1 else ''} found",
+                where=str(dataset),
+                hint=bad[0]["hint"],
+            )
+        )
 
 
 def _say(result: dict[str, Any]) -> str:
     if result.get("dry_run"):
-        return (f"would read {result['files']} tables and {result['shards']} shards, "
-                f"{result['bytes'] / 1e6:.1f} MB")
+        return (
+            f"would read {result['files']} tables and {result['shards']} shards, "
+            f"{result['bytes'] / 1e6:.1f} MB"
+        )
     lines = [f"bad          {line}" for line in result["shown"]]
     more = result["problem_count"] - len(lines)
     lines += [f"             and {more} more"] if more else []
@@ -62,11 +69,15 @@ def _say(result: dict[str, Any]) -> str:
         rate = ""
         if result["deep"] and result["seconds"]:
             rate = f", {result['bytes'] / 1e9 / result['seconds']:.2f} GB/s"
-        lines.append(f"checked      {read}: {result['shards']} shards, "
-                     f"{result['samples']} samples, "
-                     f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}")
-    lines.append("result       " + ("all as written" if result["ok"]
-                                    else f"{result['problem_count']} problems"))
+        lines.append(
+            f"checked      {read}: {result['shards']} shards, "
+            f"{result['samples']} samples, "
+            f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}"
+        )
+    lines.append(
+        "result       "
+        + ("all as written" if result["ok"] else f"{result['problem_count']} problems")
+    )
     if result["ok"] and not result["deep"]:
         lines.append(f"next         glint verify {result['dataset']} --deep")
     return "\n".join(lines)

@@ -5,38 +5,44 @@ from __future__ import annotations
 import pyarrow as pa
 
 # One row per written sample, in shard order, then offset order.
-SAMPLES = pa.schema([
-    ("key", pa.string()),  # nine digits, generated
-    ("label", pa.int64()),  # dense, as sharded
-    ("source_label", pa.string()),
-    ("shard", pa.int32()),
-    ("offset", pa.int64()),  # of the image bytes inside the tar
-    ("size", pa.int32()),
-    ("digest", pa.binary(16)),  # xxh3-128 of the image bytes, big endian
-    ("source", pa.string()),  # path below the source, or the record's key
-    ("width", pa.int32()),
-    ("height", pa.int32()),
-])
+SAMPLES = pa.schema(
+    [
+        ("key", pa.string()),  # nine digits, generated
+        ("label", pa.int64()),  # dense, as sharded
+        ("source_label", pa.string()),
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # of the image bytes inside the tar
+        ("size", pa.int32()),
+        ("digest", pa.binary(16)),  # xxh3-128 of the image bytes, big endian
+        ("source", pa.string()),  # path below the source, or the record's key
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+    ]
+)
 
 # Row i is label i.
-IDENTITIES = pa.schema([
-    ("label", pa.int64()),
-    ("source_label", pa.string()),
-    ("name", pa.string()),
-    ("count", pa.int64()),
-])
+IDENTITIES = pa.schema(
+    [
+        ("label", pa.int64()),
+        ("source_label", pa.string()),
+        ("name", pa.string()),
+        ("count", pa.int64()),
+    ]
+)
 
 # One row per source record that was not written.
-QUARANTINE = pa.schema([
-    ("source", pa.string()),
-    ("offset", pa.int64()),  # in the record file; null for a file of its own
-    ("source_label", pa.string()),
-    ("reason", pa.string()),
-    ("note", pa.string()),
-    ("size", pa.int64()),
-    ("sha256", pa.string()),
-    ("head", pa.binary()),  # the first 64 bytes
-])
+QUARANTINE = pa.schema(
+    [
+        ("source", pa.string()),
+        ("offset", pa.int64()),  # in the record file; null for a file of its own
+        ("source_label", pa.string()),
+        ("reason", pa.string()),
+        ("note", pa.string()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+        ("head", pa.binary()),  # the first 64 bytes
+    ]
+)
 
 # What `glint merge` adds to the samples: the dataset, by name, and the key there.
 PROVENANCE = pa.schema([("dataset", pa.string()), ("dataset_key", pa.string())])
@@ -45,13 +51,15 @@ PROVENANCE = pa.schema([("dataset", pa.string()), ("dataset_key", pa.string())])
 MERGED = pa.schema([("dataset", pa.string()), ("old", pa.int64()), ("new", pa.int64())])
 
 # Samples of merged datasets whose image stands in another one too, byte for byte.
-DUPLICATES = pa.schema([
-    ("digest", pa.binary(16)),
-    ("dataset", pa.string()),
-    ("dataset_key", pa.string()),
-    ("key", pa.string()),  # in the merged dataset
-    ("label", pa.int64()),
-])
+DUPLICATES = pa.schema(
+    [
+        ("digest", pa.binary(16)),
+        ("dataset", pa.string()),
+        ("dataset_key", pa.string()),
+        ("key", pa.string()),  # in the merged dataset
+        ("label", pa.int64()),
+    ]
+)
 
 # A label version: what became of each label as sharded (target -1 = dropped).
 LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
@@ -60,35 +68,41 @@ LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
 MASKS = pa.schema([("a", pa.int64()), ("b", pa.int64())])
 
 # Per target of the label version it names: how often it is drawn.
-SAMPLING = pa.schema([
-    ("label", pa.int64()),
-    ("count", pa.int64()),
-    ("weight", pa.float64()),  # n^q, scaled to the same total
-    ("repeat", pa.float64()),
-    ("draws", pa.float64()),  # images per epoch; fractions allowed
-])
+SAMPLING = pa.schema(
+    [
+        ("label", pa.int64()),
+        ("count", pa.int64()),
+        ("weight", pa.float64()),  # n^q, scaled to the same total
+        ("repeat", pa.float64()),
+        ("draws", pa.float64()),  # images per epoch; fractions allowed
+    ]
+)
 
 # Pairs of identities that look alike.
-PAIRS = pa.schema([
-    ("a", pa.int64()),
-    ("b", pa.int64()),
-    ("cosine", pa.float64()),  # of the class centres
-    ("cross_mean", pa.float64()),  # of up to 32 x 32 samples
-    ("cross_q10", pa.float64()),
-    ("n_a", pa.int64()),  # samples with an embedding
-    ("n_b", pa.int64()),
-    ("score", pa.float64()),  # 1 = as alike as two halves of one person
-    ("probability", pa.float64()),  # that both are one person; NaN where there is no model
-    ("verdict", pa.string()),  # merge, mask or keep
-    ("reason", pa.string()),
-])
+PAIRS = pa.schema(
+    [
+        ("a", pa.int64()),
+        ("b", pa.int64()),
+        ("cosine", pa.float64()),  # of the class centres
+        ("cross_mean", pa.float64()),  # of up to 32 x 32 samples
+        ("cross_q10", pa.float64()),
+        ("n_a", pa.int64()),  # samples with an embedding
+        ("n_b", pa.int64()),
+        ("score", pa.float64()),  # 1 = as alike as two halves of one person
+        ("probability", pa.float64()),  # that both are one person; NaN where there is no model
+        ("verdict", pa.string()),  # merge, mask or keep
+        ("reason", pa.string()),
+    ]
+)
 
 # Identities (labels as sharded) that merge into one.
 GROUPS = pa.schema([("group", pa.int64()), ("label", pa.int64())])
 
 # One row per embedded sample.
-EMBEDDED = pa.schema([
-    ("key", pa.string()),
-    ("norm", pa.float32()),
-    ("status", pa.string()),
-])
+EMBEDDED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("norm", pa.float32()),
+        ("status", pa.string()),
+    ]
+)

@@ -112,8 +112,15 @@ class AdaFace:
         return torch.cos(inside_N) - self.m * (1 + z_N), slope_N
 
 
-def margin(kind: str, *, m: float | None = None, m1: float = 1.0, m2: float = 0.0,
-           m3: float = 0.0, straight_through: bool = False) -> Margin:
+def margin(
+    kind: str,
+    *,
+    m: float | None = None,
+    m1: float = 1.0,
+    m2: float = 0.0,
+    m3: float = 0.0,
+    straight_through: bool = False,
+) -> Margin:
     """Make the margin that a recipe names: "cosface", "arcface", "adaface" or "combined".
 
     m is for the first three (default 0.4, 0.5, 0.4), m1 m2 m3 for the last. Raises UsageError
@@ -127,8 +134,9 @@ def margin(kind: str, *, m: float | None = None, m1: float = 1.0, m2: float = 0.
         return AdaFace(0.4 if m is None else m)
     if kind == "combined":
         return Combined(m1, m2, m3)
-    raise UsageError("GL0002",
-                     f"margin is {kind!r}, expected cosface, arcface, adaface or combined")
+    raise UsageError(
+        "GL0002", f"margin is {kind!r}, expected cosface, arcface, adaface or combined"
+    )
 
 
 def _not_zero(sine_N: Tensor) -> Tensor:

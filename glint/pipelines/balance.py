@@ -46,12 +46,23 @@ class Options:
             ("--cap", self.cap, lambda: self.cap is None or self.cap >= 1, "at least 1"),
             ("--min", self.least, lambda: self.least >= 0, "at least 0"),
             ("--power", self.power, lambda: 0 <= self.power <= 1, "from 0 to 1"),
-            ("--repeat", self.repeat, lambda: self.repeat is None or 0 <= self.repeat <= 1,
-             "a share from 0 to 1"),
+            (
+                "--repeat",
+                self.repeat,
+                lambda: self.repeat is None or 0 <= self.repeat <= 1,
+                "a share from 0 to 1",
+            ),
             ("--max-repeat", self.most, lambda: 1 <= self.most < np.inf, "at least 1"),
             ("--per-identity", self.each, lambda: self.each >= 0, "at least 0"),
-            ("--per-identity", "another option that sets draws", lambda: not self.each or (
-                self.cap is None and self.power == 1.0 and self.repeat is None), "it alone"),
+            (
+                "--per-identity",
+                "another option that sets draws",
+                lambda: (
+                    not self.each
+                    or (self.cap is None and self.power == 1.0 and self.repeat is None)
+                ),
+                "it alone",
+            ),
         ]
         for name, value, good, want in checks:
             if not good():
@@ -121,19 +132,40 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
     drawn = plan(count_C, options)
     epoch = float(drawn.draws_C.sum())
     if epoch == 0:
-        raise InputError("GL0002", f"no identity has {options.least} images, the most is "
-                         f"{int(count_C.max(initial=0))}", where="--min")
+        raise InputError(
+            "GL0002",
+            f"no identity has {options.least} images, the most is {int(count_C.max(initial=0))}",
+            where="--min",
+        )
     path = out or dataset.root / "sampling.parquet"
-    about = {"format": FORMAT, "dataset": dataset.digest, "label_version": str(version.version),
-             "each": str(options.each), "options": json.dumps(asdict(options), sort_keys=True)}
-    table = pa.table({"label": np.arange(version.classes, dtype=np.int64), "count": count_C,
-                      "weight": drawn.weight_C, "repeat": drawn.repeat_C, "draws": drawn.draws_C},
-                     schema=tables.SAMPLING.with_metadata(about))
+    about = {
+        "format": FORMAT,
+        "dataset": dataset.digest,
+        "label_version": str(version.version),
+        "each": str(options.each),
+        "options": json.dumps(asdict(options), sort_keys=True),
+    }
+    table = pa.table(
+        {
+            "label": np.arange(version.classes, dtype=np.int64),
+            "count": count_C,
+            "weight": drawn.weight_C,
+            "repeat": drawn.repeat_C,
+            "draws": drawn.draws_C,
+        },
+        schema=tables.SAMPLING.with_metadata(about),
+    )
     commit.make_dir(path.parent)
     parquet.write(path, table)
     some_C = count_C > 0
-    return {"identities": version.classes, "images": int(count_C.sum()),
-            "epoch_samples": round(epoch), "never_seen": int((drawn.draws_C == 0).sum()),
-            "gini_before": gini(count_C[some_C]), "gini_after": gini(drawn.draws_C[some_C]),
-            "tail_share": tail_share(count_C[some_C], drawn.draws_C[some_C]),
-            "label_version": version.version, "sampling": str(path)}
+    return {
+        "identities": version.classes,
+        "images": int(count_C.sum()),
+        "epoch_samples": round(epoch),
+        "never_seen": int((drawn.draws_C == 0).sum()),
+        "gini_before": gini(count_C[some_C]),
+        "gini_after": gini(drawn.draws_C[some_C]),
+        "tail_share": tail_share(count_C[some_C], drawn.draws_C[some_C]),
+        "label_version": version.version,
+        "sampling": str(path),
+    }

@@ -26,15 +26,27 @@ from glint.shards.index import Dataset
 FORMAT = "glint/conflicts@1"
 
 
-def run(dataset: Dataset, emb: embed.Embeddings, out: Path, options: Options, *,
-        thumbs: bool = True, command: str = "", progress: Progress = log.silent) -> dict[str, Any]:
+def run(
+    dataset: Dataset,
+    emb: embed.Embeddings,
+    out: Path,
+    options: Options,
+    *,
+    thumbs: bool = True,
+    command: str = "",
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Find conflicts and write pairs.parquet, groups.parquet, conflicts.json and report.html.
 
     Raises BusyError when `out` holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / "_glint").is_dir():
-        raise BusyError("GL0004", "the folder is not empty and holds no conflicts",
-                        where=str(out), hint="choose another --out")
+        raise BusyError(
+            "GL0004",
+            "the folder is not empty and holds no conflicts",
+            where=str(out),
+            hint="choose another --out",
+        )
     commit.make_dir(out / "_glint")
     with commit.lock(out / "_glint" / "lock"):
         samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
@@ -43,49 +55,107 @@ def run(dataset: Dataset, emb: embed.Embeddings, out: Path, options: Options, *,
         about = _write(dataset, emb, out, found, samples, options, command)
         gallery.write(out / "report.html", dataset, emb, samples, found, about, thumbs=thumbs)
     counts: dict[str, Any] = about["counts"]
-    return {**counts, "calibrated": found.scale.genuine is not None, "low": found.low,
-            "engine": found.pairs.engine, "report": str(out / "report.html"), "out": str(out)}
+    return {
+        **counts,
+        "calibrated": found.scale.genuine is not None,
+        "low": found.low,
+        "engine": found.pairs.engine,
+        "report": str(out / "report.html"),
+        "out": str(out),
+    }
 
 
-def _write(dataset: Dataset, emb: embed.Embeddings, out: Path, found: Found, samples: Samples,
-           options: Options, command: str) -> dict[str, Any]:
+def _write(
+    dataset: Dataset,
+    emb: embed.Embeddings,
+    out: Path,
+    found: Found,
+    samples: Samples,
+    options: Options,
+    command: str,
+) -> dict[str, Any]:
     """Write the tables and conflicts.json, which names their digests and comes last."""
     import pyarrow as pa
 
     pairs, proof = found.pairs, found.evidence
-    parquet.write(out / "pairs.parquet", pa.table({
-        "a": pairs.a, "b": pairs.b, "cosine": pairs.cosine, "cross_mean": proof.cross_mean,
-        "cross_q10": proof.cross_q10, "n_a": found.n_a, "n_b": found.n_b, "score": proof.score,
-        "probability": found.probability,
-        "verdict": pa.array(found.verdict.tolist(), pa.string()),
-        "reason": pa.array(found.reason, pa.string())}, schema=tables.PAIRS))
+    parquet.write(
+        out / "pairs.parquet",
+        pa.table(
+            {
+                "a": pairs.a,
+                "b": pairs.b,
+                "cosine": pairs.cosine,
+                "cross_mean": proof.cross_mean,
+                "cross_q10": proof.cross_q10,
+                "n_a": found.n_a,
+                "n_b": found.n_b,
+                "score": proof.score,
+                "probability": found.probability,
+                "verdict": pa.array(found.verdict.tolist(), pa.string()),
+                "reason": pa.array(found.reason, pa.string()),
+            },
+            schema=tables.PAIRS,
+        ),
+    )
     merged = found.groups.merged
-    parquet.write(out / "groups.parquet", pa.table({
-        "group": np.repeat(np.arange(len(merged), dtype=np.int64), [len(g) for g in merged]),
-        "label": np.concatenate([*merged, np.empty(0, np.int64)])}, schema=tables.GROUPS))
+    parquet.write(
+        out / "groups.parquet",
+        pa.table(
+            {
+                "group": np.repeat(
+                    np.arange(len(merged), dtype=np.int64), [len(g) for g in merged]
+                ),
+                "label": np.concatenate([*merged, np.empty(0, np.int64)]),
+            },
+            schema=tables.GROUPS,
+        ),
+    )
     tally = {name: int((found.verdict == name).sum()) for name in ("merge", "mask", "keep")}
-    counts = {"pairs": len(pairs.a), **tally, "groups": len(merged),
-              "largest_group": max((len(g) for g in merged), default=0),
-              "groups_refused": len(found.groups.refused),
-              "expected_wrong_merges": None if np.isnan(found.wrong) else round(found.wrong, 4),
-              "identities": dataset.classes,
-              "identities_after": dataset.classes - sum(len(g) - 1 for g in merged),
-              "images_in_groups": int(sum(samples.count_C[g].sum() for g in merged)),
-              "samples_excluded": samples.excluded, "classes_excluded": pairs.excluded}
+    counts = {
+        "pairs": len(pairs.a),
+        **tally,
+        "groups": len(merged),
+        "largest_group": max((len(g) for g in merged), default=0),
+        "groups_refused": len(found.groups.refused),
+        "expected_wrong_merges": None if np.isnan(found.wrong) else round(found.wrong, 4),
+        "identities": dataset.classes,
+        "identities_after": dataset.classes - sum(len(g) - 1 for g in merged),
+        "images_in_groups": int(sum(samples.count_C[g].sum() for g in merged)),
+        "samples_excluded": samples.excluded,
+        "classes_excluded": pairs.excluded,
+    }
     about = {
-        "format": FORMAT, "glint": glint.__version__, "command": command,
-        "dataset": {"path": os.path.relpath(dataset.root, out),
-                    "absolute": str(dataset.root.resolve()), "digest": dataset.digest,
-                    "label_version": labels.current(dataset.root, dataset.classes).version},
-        "embeddings": {"path": str(emb.root), "model": emb.about.get("model"),
-                       "name": emb.about.get("name")},
-        "options": {"threshold": options.threshold, "low": found.low, "cap": options.cap,
-                    "seed": options.seed, "rate": options.rate},
-        "engine": pairs.engine, "calibration": found.scale.about(), "counts": counts,
-        "refused": [{"labels": piece.tolist(), "reason": text}
-                    for piece, text in found.groups.refused],
-        "files": {name: "sha256:" + hashlib.sha256((out / name).read_bytes()).hexdigest()
-                  for name in ("pairs.parquet", "groups.parquet")},
+        "format": FORMAT,
+        "glint": glint.__version__,
+        "command": command,
+        "dataset": {
+            "path": os.path.relpath(dataset.root, out),
+            "absolute": str(dataset.root.resolve()),
+            "digest": dataset.digest,
+            "label_version": labels.current(dataset.root, dataset.classes).version,
+        },
+        "embeddings": {
+            "path": str(emb.root),
+            "model": emb.about.get("model"),
+            "name": emb.about.get("name"),
+        },
+        "options": {
+            "threshold": options.threshold,
+            "low": found.low,
+            "cap": options.cap,
+            "seed": options.seed,
+            "rate": options.rate,
+        },
+        "engine": pairs.engine,
+        "calibration": found.scale.about(),
+        "counts": counts,
+        "refused": [
+            {"labels": piece.tolist(), "reason": text} for piece, text in found.groups.refused
+        ],
+        "files": {
+            name: "sha256:" + hashlib.sha256((out / name).read_bytes()).hexdigest()
+            for name in ("pairs.parquet", "groups.parquet")
+        },
     }
     commit.write_json(out / "conflicts.json", about)
     return about

@@ -39,8 +39,9 @@ class Decisions:
     digest: str
 
 
-def relabel(target_C: Ints, old_m2: Ints, groups: Sequence[Ints],
-            mask_m2: Ints) -> tuple[Ints, Ints]:
+def relabel(
+    target_C: Ints, old_m2: Ints, groups: Sequence[Ints], mask_m2: Ints
+) -> tuple[Ints, Ints]:
     """Return the targets and masks that follow from a label version and decisions on top of it.
 
     target_C: targets in force (-1 = dropped); old_m2: masks in force, in targets; groups and
@@ -60,8 +61,9 @@ def relabel(target_C: Ints, old_m2: Ints, groups: Sequence[Ints],
         head[piece] = piece[0]
     new = (np.cumsum(head == np.arange(number)) - 1)[head]
     renew = np.concatenate([new, [-1]])  # index -1: dropped stays dropped
-    fresh_m2 = np.concatenate([renew[old_m2.reshape(-1, 2)],
-                               renew[target_C[mask_m2.reshape(-1, 2)]]])
+    fresh_m2 = np.concatenate(
+        [renew[old_m2.reshape(-1, 2)], renew[target_C[mask_m2.reshape(-1, 2)]]]
+    )
     fresh_m2 = np.sort(fresh_m2, axis=1)
     fresh_m2 = fresh_m2[(fresh_m2[:, 0] >= 0) & (fresh_m2[:, 0] != fresh_m2[:, 1])]
     return renew[target_C].astype(np.int64), np.unique(fresh_m2, axis=0).astype(np.int64)
@@ -74,27 +76,32 @@ def read(folder: Path) -> Decisions:
     """
     path = folder / "conflicts.json"
     if not path.is_file():
-        raise InputError("GL0501", "expected the folder of a conflict report, found no "
-                         "conflicts.json", where=str(folder),
-                         hint="make one with: glint dedup-conflicts DATASET --embeddings DIR "
-                         "--out DIR")
+        raise InputError(
+            "GL0501",
+            "expected the folder of a conflict report, found no conflicts.json",
+            where=str(folder),
+            hint="make one with: glint dedup-conflicts DATASET --embeddings DIR --out DIR",
+        )
     about = commit.read_json(path, "GL0501")
     try:
         if about["format"] != FORMAT:
-            raise InputError("GL0501", f"expected format {FORMAT!r}, found {about['format']!r}",
-                             where=str(path))
+            raise InputError(
+                "GL0501", f"expected format {FORMAT!r}, found {about['format']!r}", where=str(path)
+            )
         named = about["dataset"]
         digest, version = str(named["digest"]), int(named["label_version"])
-        places = [Path(os.path.normpath(folder / str(named["path"]))),
-                  Path(str(named["absolute"]))]
+        places = [Path(os.path.normpath(folder / str(named["path"]))), Path(str(named["absolute"]))]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("GL0501", f"lacks or spoils {error}", where=str(path)) from None
     root = next((p for p in places if (p / "manifest.json").is_file()), places[-1])
     dataset = Dataset(root)
     if dataset.digest != digest:
-        raise MismatchError("GL0501", f"the report was made from dataset {digest}, found "
-                            f"{dataset.digest}", where=str(root),
-                            hint="run glint embed and glint dedup-conflicts again")
+        raise MismatchError(
+            "GL0501",
+            f"the report was made from dataset {digest}, found {dataset.digest}",
+            where=str(root),
+            hint="run glint embed and glint dedup-conflicts again",
+        )
     groups = _groups(folder / "groups.parquet", dataset.classes)
     mask_m2 = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
     state = hashlib.sha256()
@@ -108,12 +115,16 @@ def _groups(path: Path, classes: int) -> list[Ints]:
     table = parquet.read(path, tables.GROUPS, code="GL0501")
     group, label = (table.column(name).to_numpy() for name in ("group", "label"))
     if len(label) and not 0 <= label.min() <= label.max() < classes:
-        raise InputError("GL0501", f"labels run from {label.min()} to {label.max()}, expected 0 "
-                         f"to {classes - 1}", where=str(path))
+        raise InputError(
+            "GL0501",
+            f"labels run from {label.min()} to {label.max()}, expected 0 to {classes - 1}",
+            where=str(path),
+        )
     seen, times = np.unique(label, return_counts=True)
     if (times > 1).any():
-        raise InputError("GL0501", f"identity {seen[times > 1][0]} stands in two groups",
-                         where=str(path))
+        raise InputError(
+            "GL0501", f"identity {seen[times > 1][0]} stands in two groups", where=str(path)
+        )
     return [np.sort(label[group == number]) for number in np.unique(group)]
 
 
@@ -124,19 +135,25 @@ def _verdicts(path: Path, groups: list[Ints], classes: int) -> Ints:
     verdict = np.array(table.column("verdict").to_pylist(), dtype=str)
     for name in np.unique(verdict):
         if name not in ("merge", "mask", "keep"):
-            raise InputError("GL0501", f"expected merge, mask or keep, found {str(name)!r}",
-                             where=str(path))
+            raise InputError(
+                "GL0501", f"expected merge, mask or keep, found {str(name)!r}", where=str(path)
+            )
     if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < classes):
-        raise InputError("GL0501", f"a pair names an identity outside 0 to {classes - 1}",
-                         where=str(path))
+        raise InputError(
+            "GL0501", f"a pair names an identity outside 0 to {classes - 1}", where=str(path)
+        )
     joined = components(a[verdict == "merge"], b[verdict == "merge"])
     said = {tuple(piece.tolist()) for piece in joined}
     held = {tuple(piece.tolist()) for piece in groups}
     for odd in sorted(said ^ held):
         where = "pairs.parquet merges" if odd in said else "groups.parquet groups"
         other = "groups.parquet" if odd in said else "pairs.parquet"
-        raise InputError("GL0501", f"{where} the identities {list(odd)}, {other} does not",
-                         where=str(path.parent), hint="both files must say the same")
+        raise InputError(
+            "GL0501",
+            f"{where} the identities {list(odd)}, {other} does not",
+            where=str(path.parent),
+            hint="both files must say the same",
+        )
     mask = verdict == "mask"
     return np.stack([a[mask], b[mask]], axis=1).astype(np.int64)
 
@@ -165,18 +182,29 @@ def apply(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
     if _applied(decisions) is not None:
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
     if now.version != decisions.label_version:
-        raise MismatchError("GL0501", f"the report was made on label version "
-                            f"{decisions.label_version}, in force is {now.version}",
-                            where=str(dataset.root), hint="undo what was applied since, or run "
-                            "glint dedup-conflicts again")
+        raise MismatchError(
+            "GL0501",
+            f"the report was made on label version "
+            f"{decisions.label_version}, in force is {now.version}",
+            where=str(dataset.root),
+            hint="undo what was applied since, or run glint dedup-conflicts again",
+        )
     target_C, mask_m2 = relabel(now.target, now.masks, decisions.groups, decisions.mask_m2)
     classes = int(target_C.max(initial=-1)) + 1
     then = labels.LabelTable(now.version, target_C, classes, mask_m2)
     if dry_run:
         return _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
-    labels.commit(dataset.root, target_C, mask_m2, {
-        "stage": STAGE, "report": decisions.digest, "groups": len(decisions.groups),
-        "masks": len(decisions.mask_m2)})
+    labels.commit(
+        dataset.root,
+        target_C,
+        mask_m2,
+        {
+            "stage": STAGE,
+            "report": decisions.digest,
+            "groups": len(decisions.groups),
+            "masks": len(decisions.mask_m2),
+        },
+    )
     then = labels.current(dataset.root, dataset.classes)
     return _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
 
@@ -190,19 +218,39 @@ def undo(folder: Path) -> dict[str, Any]:
     dataset = decisions.dataset
     now = labels.current(dataset.root, dataset.classes)
     if _applied(decisions) is None:
-        raise InputError("GL0502", f"this report is not in force (the labels stand at version "
-                         f"{now.version})", where=str(folder),
-                         hint="a report that was applied later must be undone first")
+        raise InputError(
+            "GL0502",
+            f"this report is not in force (the labels stand at version {now.version})",
+            where=str(folder),
+            hint="a report that was applied later must be undone first",
+        )
     labels.undo(dataset.root)
     then = labels.current(dataset.root, dataset.classes)
     result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=False)
     return {**result, "undone": True}
 
 
-def _result(folder: Path, dataset: Dataset, before: labels.LabelTable, after: labels.LabelTable,
-            *, applied: bool, already: bool, dry_run: bool) -> dict[str, Any]:
-    return {"applied": applied, "already": already, "dry_run": dry_run,
-            "version": after.version, "version_before": before.version,
-            "classes": after.classes, "classes_before": before.classes,
-            "masks": len(after.masks), "masks_before": len(before.masks),
-            "shards_rewritten": 0, "dataset": str(dataset.root), "report": str(folder)}
+def _result(
+    folder: Path,
+    dataset: Dataset,
+    before: labels.LabelTable,
+    after: labels.LabelTable,
+    *,
+    applied: bool,
+    already: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    return {
+        "applied": applied,
+        "already": already,
+        "dry_run": dry_run,
+        "version": after.version,
+        "version_before": before.version,
+        "classes": after.classes,
+        "classes_before": before.classes,
+        "masks": len(after.masks),
+        "masks_before": len(before.masks),
+        "shards_rewritten": 0,
+        "dataset": str(dataset.root),
+        "report": str(folder),
+    }

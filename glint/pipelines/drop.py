@@ -34,8 +34,10 @@ def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     say which is meant. Raises UsageError GL0002.
     """
     table = dataset.identities()
-    columns = {"name": table.column("name").to_pylist(),
-               "source-label": table.column("source_label").to_pylist()}
+    columns = {
+        "name": table.column("name").to_pylist(),
+        "source-label": table.column("source_label").to_pylist(),
+    }
     found: list[int] = []
     for word in wanted:
         kind, _, rest = word.partition(":")
@@ -46,16 +48,29 @@ def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
                 if text.isascii() and text.isdigit() and int(text) < dataset.classes:
                     hits[int(text)] = one
             else:
-                hits.update({i: one for i, said in enumerate(columns[one])
-                             if said == text and i not in hits})
+                hits.update(
+                    {
+                        i: one
+                        for i, said in enumerate(columns[one])
+                        if said == text and i not in hits
+                    }
+                )
         if not hits:
-            raise UsageError("GL0002", f"no identity is called {word!r}", where="--identity",
-                             hint=f"labels run from 0 to {dataset.classes - 1}; names and source "
-                             "labels are those of identities.parquet")
+            raise UsageError(
+                "GL0002",
+                f"no identity is called {word!r}",
+                where="--identity",
+                hint=f"labels run from 0 to {dataset.classes - 1}; names and source "
+                "labels are those of identities.parquet",
+            )
         if len(hits) > 1:
             some = ", ".join(f"label {i} by its {how}" for i, how in sorted(hits.items())[:5])
-            raise UsageError("GL0002", f"{word!r} means {len(hits)} identities: {some}",
-                             where="--identity", hint="write label:N for the one that is meant")
+            raise UsageError(
+                "GL0002",
+                f"{word!r} means {len(hits)} identities: {some}",
+                where="--identity",
+                hint="write label:N for the one that is meant",
+            )
         found += hits
     return sorted(set(found))
 
@@ -83,16 +98,22 @@ def _hash(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _tombstone(dataset: Dataset, gone: Sequence[int], keys: Sequence[int],
-               reason: str, op: str) -> dict[str, Any]:
+def _tombstone(
+    dataset: Dataset, gone: Sequence[int], keys: Sequence[int], reason: str, op: str
+) -> dict[str, Any]:
     """Return the line that outlives the names: hashes of them, labels, counts, reason, date."""
     table = dataset.identities()
     names, said = (table.column(c).to_pylist() for c in ("name", "source_label"))
-    return {"op": op, "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "reason": reason, "labels": list(gone), "keys": [f"{key:09d}" for key in keys],
-            "name_sha256": [_hash(names[i]) for i in gone],
-            "source_label_sha256": [_hash(said[i]) for i in gone],
-            "images": int(np.isin(dataset.label, list(gone)).sum()) + len(keys)}
+    return {
+        "op": op,
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "reason": reason,
+        "labels": list(gone),
+        "keys": [f"{key:09d}" for key in keys],
+        "name_sha256": [_hash(names[i]) for i in gone],
+        "source_label_sha256": [_hash(said[i]) for i in gone],
+        "images": int(np.isin(dataset.label, list(gone)).sum()) + len(keys),
+    }
 
 
 def taken_down(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -100,8 +121,12 @@ def taken_down(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(root) / TOMBSTONES
     lines, bad = seal.lines(path)
     if bad is not None:
-        raise InputError("GL0304", f"expected a sealed line, found damage at byte {bad}",
-                         where=str(path), hint="bring the file back from a copy")
+        raise InputError(
+            "GL0304",
+            f"expected a sealed line, found damage at byte {bad}",
+            where=str(path),
+            hint="bring the file back from a copy",
+        )
     return lines
 
 
@@ -115,8 +140,9 @@ def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) ->
     if (now.target[list(gone)] < 0).all():
         return now.version
     target_C, mask_m2 = without(now.target, now.masks, gone)
-    return labels.commit(root, target_C, mask_m2, {
-        "stage": STAGE, "labels": list(gone), "reason": reason})
+    return labels.commit(
+        root, target_C, mask_m2, {"stage": STAGE, "labels": list(gone), "reason": reason}
+    )
 
 
 def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
@@ -127,9 +153,17 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     return sorted({int(word) for word in wanted})
 
 
-def drop(root: str | os.PathLike[str], identities: Sequence[str], reason: str, *,
-         keys: Sequence[str] = (), erase: str | os.PathLike[str] | None = None, workers: int = 1,
-         dry_run: bool = False, progress: Progress = log.silent) -> dict[str, Any]:
+def drop(
+    root: str | os.PathLike[str],
+    identities: Sequence[str],
+    reason: str,
+    *,
+    keys: Sequence[str] = (),
+    erase: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    dry_run: bool = False,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
     Whom the labels in force merge with a named identity is the same person and goes too. Without
@@ -141,12 +175,15 @@ def drop(root: str | os.PathLike[str], identities: Sequence[str], reason: str, *
     if not reason.strip():
         raise UsageError("GL0002", "expected some words, found none", where="--reason")
     if keys and erase is None:
-        raise UsageError("GL0002", "labels cannot leave out a single image", where="--key",
-                         hint="write a new dataset without it: add --erase OUT")
+        raise UsageError(
+            "GL0002",
+            "labels cannot leave out a single image",
+            where="--key",
+            hint="write a new dataset without it: add --erase OUT",
+        )
     old = taken_down(root)
     if not identities and not keys and not (erase is not None and old):
-        raise UsageError("GL0002", "expected an identity or a key, found none",
-                         where="--identity")
+        raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
     table = labels.current(root, dataset.classes)
     named = find(dataset, identities)
     gone = same_person(table.target, named)
@@ -154,27 +191,52 @@ def drop(root: str | os.PathLike[str], identities: Sequence[str], reason: str, *
     fresh = [label for label in gone if label not in _buried(old)]
     images = np.isin(dataset.label, gone)
     result: dict[str, Any] = {
-        "dataset": str(root), "identities": gone, "merged_with": sorted(set(gone) - set(named)),
-        "images": int(images.sum()), "already": sorted(set(gone) - set(fresh)),
-        "version_before": table.version}
+        "dataset": str(root),
+        "identities": gone,
+        "merged_with": sorted(set(gone) - set(named)),
+        "images": int(images.sum()),
+        "already": sorted(set(gone) - set(fresh)),
+        "version_before": table.version,
+    }
     if erase is not None:
-        return {**result, **_erase(dataset, Path(erase), gone, gone_keys, reason, workers,
-                                   dry_run, progress)}
+        return {
+            **result,
+            **_erase(dataset, Path(erase), gone, gone_keys, reason, workers, dry_run, progress),
+        }
     if dry_run:
-        return {**result, "dry_run": True, "version": table.version, "erased_to": None,
-                "classes": without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1}
+        return {
+            **result,
+            "dry_run": True,
+            "version": table.version,
+            "erased_to": None,
+            "classes": without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
+        }
     commit.make_dir(dataset.root / "_glint")
     with commit.lock(dataset.root / "_glint" / "lock"):
         if fresh:
-            seal.append(dataset.root / TOMBSTONES,
-                        _tombstone(dataset, fresh, (), reason, STAGE), "GL0304")
+            seal.append(
+                dataset.root / TOMBSTONES, _tombstone(dataset, fresh, (), reason, STAGE), "GL0304"
+            )
         version = _put_in_force(dataset.root, dataset.classes, gone, reason)
-    return {**result, "dry_run": False, "version": version, "erased_to": None,
-            "classes": labels.current(root, dataset.classes).classes}
+    return {
+        **result,
+        "dry_run": False,
+        "version": version,
+        "erased_to": None,
+        "classes": labels.current(root, dataset.classes).classes,
+    }
 
 
-def _erase(dataset: Dataset, out: Path, gone: list[int], keys: list[int], reason: str,
-           workers: int, dry_run: bool, progress: Progress) -> dict[str, Any]:
+def _erase(
+    dataset: Dataset,
+    out: Path,
+    gone: list[int],
+    keys: list[int],
+    reason: str,
+    workers: int,
+    dry_run: bool,
+    progress: Progress,
+) -> dict[str, Any]:
     """Write the dataset without these identities and keys, and without those taken down before."""
     old = taken_down(dataset.root)
     everyone = sorted({*gone, *_buried(old)})
@@ -191,8 +253,11 @@ def _erase(dataset: Dataset, out: Path, gone: list[int], keys: list[int], reason
         done = {key for line in lines for key in line.get("keys", ())}
         fresh_keys = [key for key in keys if f"{key:09d}" not in done]
         if fresh or fresh_keys:
-            seal.append(folder / TOMBSTONES,
-                        _tombstone(dataset, fresh, fresh_keys, reason, "erase"), "GL0304")
+            seal.append(
+                folder / TOMBSTONES,
+                _tombstone(dataset, fresh, fresh_keys, reason, "erase"),
+                "GL0304",
+            )
         if everyone:
             _put_in_force(folder, dataset.classes, everyone, reason)
 

@@ -74,22 +74,41 @@ class Embeddings:
     about: dict[str, Any]
 
 
-def embed(dataset: Source, model: Recogniser, out: Path, *, batch: int = 64, flip: bool = False,
-          dtype: str = "float16", workers: int = 2, trim: bool = False, block: int = BLOCK,
-          progress: Progress = log.silent) -> dict[str, Any]:
+def embed(
+    dataset: Source,
+    model: Recogniser,
+    out: Path,
+    *,
+    batch: int = 64,
+    flip: bool = False,
+    dtype: str = "float16",
+    workers: int = 2,
+    trim: bool = False,
+    block: int = BLOCK,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
     more than 75 degrees from their centre out of it. Raises MismatchError when `out` was begun with
     other inputs, BusyError when another run writes there, InputError when no image can be embedded.
     """
-    plan = {"format": FORMAT, "dataset": dataset.digest, "model": model.digest,
-            "name": model.name, "dim": int(model.dim), "size": int(model.size),
-            "images": int(dataset.n), "classes": int(dataset.classes), "flip": flip,
-            "dtype": dtype, "trim": trim, "block": block}
+    plan = {
+        "format": FORMAT,
+        "dataset": dataset.digest,
+        "model": model.digest,
+        "name": model.name,
+        "dim": int(model.dim),
+        "size": int(model.size),
+        "images": int(dataset.n),
+        "classes": int(dataset.classes),
+        "flip": flip,
+        "dtype": dtype,
+        "trim": trim,
+        "block": block,
+    }
     if dtype not in ("float16", "float32"):
-        raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}",
-                         where="--dtype")
+        raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
     work = out / "_glint"
     commit.make_dir(work)
     with commit.lock(work / "lock"), commit.writing(out):
@@ -102,9 +121,14 @@ def embed(dataset: Source, model: Recogniser, out: Path, *, batch: int = 64, fli
             finally:
                 rows.journal.close()
         about = commit.read_json(out / "embeddings.json", "GL0402")
-    return {"images": about["images"], "dim": about["dim"], "failed": about["failed"],
-            "failures": about["failures"], "empty_classes": about["empty_classes"],
-            "out": str(out)}
+    return {
+        "images": about["images"],
+        "dim": about["dim"],
+        "failed": about["failed"],
+        "failures": about["failures"],
+        "empty_classes": about["empty_classes"],
+        "out": str(out),
+    }
 
 
 def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
@@ -113,23 +137,34 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
     Raises InputError for a missing or unreadable folder, MismatchError for another dataset's.
     """
     if not (root / "embeddings.json").is_file():
-        raise InputError("GL0402", "expected embeddings, found no embeddings.json",
-                         where=str(root), hint="run `glint embed` to its end first")
+        raise InputError(
+            "GL0402",
+            "expected embeddings, found no embeddings.json",
+            where=str(root),
+            hint="run `glint embed` to its end first",
+        )
     about = commit.read_json(root / "embeddings.json", "GL0402")
     if about.get("dataset") != dataset_digest:
-        raise MismatchError("GL0402", f"made from dataset {about.get('dataset')}, "
-                            f"expected {dataset_digest}", where=str(root),
-                            hint="run `glint embed` on this dataset")
+        raise MismatchError(
+            "GL0402",
+            f"made from dataset {about.get('dataset')}, expected {dataset_digest}",
+            where=str(root),
+            hint="run `glint embed` on this dataset",
+        )
     sample_ND = _open(root / "samples.npy", images)
     centre_CD = _open(root / "centres.npy", classes)
     if sample_ND.shape[1] != centre_CD.shape[1]:
-        raise InputError("GL0402", f"samples have {sample_ND.shape[1]} columns, "
-                         f"centres {centre_CD.shape[1]}", where=str(root))
+        raise InputError(
+            "GL0402",
+            f"samples have {sample_ND.shape[1]} columns, centres {centre_CD.shape[1]}",
+            where=str(root),
+        )
     return Embeddings(root, sample_ND, centre_CD, about)
 
 
-def centres(sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *,
-            trim: bool = False) -> npt.NDArray[np.float32]:
+def centres(
+    sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *, trim: bool = False
+) -> npt.NDArray[np.float32]:
     """Average unit embeddings per label and scale to length one; NaN where a label has none.
 
     trim: a second pass leaves out samples more than 75 degrees from the first average.
@@ -142,8 +177,12 @@ def centres(sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *,
     return centre_CD
 
 
-def _mean(sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int,
-          near_CD: npt.NDArray[np.float32] | None) -> npt.NDArray[np.float32]:
+def _mean(
+    sample_ND: Floats,
+    label_N: npt.NDArray[np.int64],
+    classes: int,
+    near_CD: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.float32]:
     """Sum finite rows (those near `near_CD` where given) per label; scale to length one."""
     sum_CD = np.zeros((classes, sample_ND.shape[1]), np.float32)
     for start in range(0, len(sample_ND), 16384):
@@ -192,8 +231,11 @@ class _Rows:
     def _trusted(self) -> set[int]:
         """Believe a journal line only where the rows it names still have its digest."""
         claimed = {int(entry["block"]): str(entry["xxh3"]) for entry in self.journal.lines}
-        return {number for number, digest in claimed.items()
-                if number * self.block < self.images and self._digest(self._cut(number)) == digest}
+        return {
+            number
+            for number, digest in claimed.items()
+            if number * self.block < self.images and self._digest(self._cut(number)) == digest
+        }
 
     def missing(self) -> list[tuple[int, slice]]:
         """List the blocks that are not there yet."""
@@ -220,14 +262,22 @@ def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def _fill(rows: _Rows, dataset: Source, model: Recogniser, batch: int, flip: bool, workers: int,
-          progress: Progress) -> None:
+def _fill(
+    rows: _Rows,
+    dataset: Source,
+    model: Recogniser,
+    batch: int,
+    flip: bool,
+    workers: int,
+    progress: Progress,
+) -> None:
     """Embed every missing block; the next batch is decoded while this one is embedded."""
     done = sum(rows._cut(i).stop - rows._cut(i).start for i in rows.done)
     if done:
         logger.info("continuing: %d of %d images are embedded already", done, rows.images)
     failed = 0
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="glint-decode") as pool:
+
         def decoded(cut: slice) -> Iterator[tuple[int, int, list[_Decoded]]]:
             starts = range(cut.start, cut.stop, batch)
             ahead = [(s, min(s + batch, cut.stop)) for s in starts]
@@ -235,8 +285,10 @@ def _fill(rows: _Rows, dataset: Source, model: Recogniser, batch: int, flip: boo
             for i, (start, stop) in enumerate(ahead):
                 ready = [future.result() for future in waiting]
                 if i + 1 < len(ahead):
-                    waiting = [pool.submit(_decode, dataset, row, model.size)
-                               for row in range(*ahead[i + 1])]
+                    waiting = [
+                        pool.submit(_decode, dataset, row, model.size)
+                        for row in range(*ahead[i + 1])
+                    ]
                 yield start, stop, ready
 
         for number, cut in rows.missing():
@@ -258,8 +310,9 @@ def _fill(rows: _Rows, dataset: Source, model: Recogniser, batch: int, flip: boo
             rows.commit(number)
 
 
-def _unit(model: Recogniser, image_nHWC: npt.NDArray[np.uint8],
-          flip: bool) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _unit(
+    model: Recogniser, image_nHWC: npt.NDArray[np.uint8], flip: bool
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Embed images; return unit rows and their norms, NaN where the model gave no direction."""
     raw_nD = np.asarray(model.embed(image_nHWC), dtype=np.float32)
     if flip:
@@ -299,22 +352,38 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
     failures = {name: count for name, count in failures.items() if count}
     failed = sum(failures.values())
     if failed == dataset.n:
-        raise InputError("GL0402", f"none of {dataset.n} images could be embedded: {failures}",
-                         where=str(out), hint="the model takes JPEGs of "
-                         f"{plan['size']}x{plan['size']} pixels")
+        raise InputError(
+            "GL0402",
+            f"none of {dataset.n} images could be embedded: {failures}",
+            where=str(out),
+            hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
+        )
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
     with commit.atomic(out / "centres.npy") as file:
         np.save(file, centre_CD)
-    parquet.write(out / "samples.parquet", pa.table({
-        "key": pa.array([str(key) for key in dataset.key], pa.string()),
-        "norm": pa.array(np.asarray(rows.norm_N), pa.float32()),
-        "status": pa.DictionaryArray.from_arrays(pa.array(status_N), list(STATUS)).cast(
-            pa.string())}, schema=tables.EMBEDDED))
+    parquet.write(
+        out / "samples.parquet",
+        pa.table(
+            {
+                "key": pa.array([str(key) for key in dataset.key], pa.string()),
+                "norm": pa.array(np.asarray(rows.norm_N), pa.float32()),
+                "status": pa.DictionaryArray.from_arrays(pa.array(status_N), list(STATUS)).cast(
+                    pa.string()
+                ),
+            },
+            schema=tables.EMBEDDED,
+        ),
+    )
     norm_N = np.array(rows.norm_N)
     (work / "samples.npy").replace(out / "samples.npy")
-    about = {**plan, "failed": failed, "failures": failures,
-             "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
-             "norm_mean": float(np.nanmean(norm_N)), "norm_std": float(np.nanstd(norm_N))}
+    about = {
+        **plan,
+        "failed": failed,
+        "failures": failures,
+        "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
+        "norm_mean": float(np.nanmean(norm_N)),
+        "norm_std": float(np.nanstd(norm_N)),
+    }
     commit.write_json(out / "embeddings.json", about)
     for path in work.iterdir():
         if path.name != "lock":
@@ -327,18 +396,28 @@ def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
         if not path.exists():
             continue
         found = commit.read_json(path, "GL0402")
-        differ = [f"{key}: {found.get(key)} there, {value} now" for key, value in plan.items()
-                  if found.get(key) != value]
+        differ = [
+            f"{key}: {found.get(key)} there, {value} now"
+            for key, value in plan.items()
+            if found.get(key) != value
+        ]
         if differ:
-            raise MismatchError("GL0006", "begun from other inputs or options (" +
-                                "; ".join(differ) + ")", where=str(out),
-                                hint="choose another --out, or delete this folder")
+            raise MismatchError(
+                "GL0006",
+                "begun from other inputs or options (" + "; ".join(differ) + ")",
+                where=str(out),
+                hint="choose another --out, or delete this folder",
+            )
         if path.parent == work and (out / "samples.npy").exists():  # stopped while finishing
             (out / "samples.npy").replace(work / "samples.npy")
         return
     if (out / "samples.npy").exists():
-        raise BusyError("GL0004", "samples.npy is there, but not what it was made from",
-                        where=str(out), hint="choose another --out")
+        raise BusyError(
+            "GL0004",
+            "samples.npy is there, but not what it was made from",
+            where=str(out),
+            hint="choose another --out",
+        )
     commit.write_json(work / "plan.json", plan)
 
 
@@ -349,6 +428,9 @@ def _open(path: Path, rows: int) -> Any:
     except (OSError, ValueError) as error:
         raise InputError("GL0402", f"cannot be read: {error}", where=str(path)) from None
     if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":
-        raise InputError("GL0402", f"expected {rows} rows of floats, "
-                         f"found {array.dtype} {array.shape}", where=str(path))
+        raise InputError(
+            "GL0402",
+            f"expected {rows} rows of floats, found {array.dtype} {array.shape}",
+            where=str(path),
+        )
     return array

@@ -24,16 +24,59 @@ SIDE = 112
 
 # One latent each, uniform in -1..1.
 LATENTS = (
-    "face_width", "face_height", "jaw_taper", "jaw_square", "chin", "cheek_shade",
-    "skin_light", "skin_hue", "skin_red",
-    "eye_gap", "eye_y", "eye_width", "eye_height", "eye_tilt", "iris_size", "iris_hue",
-    "iris_light", "lid",
-    "brow_gap", "brow_thick", "brow_angle", "brow_curve", "brow_length", "brow_dark",
-    "nose_length", "nose_width", "nose_bridge", "nostril",
-    "mouth_width", "mouth_y", "lip_upper", "lip_lower", "lip_red", "mouth_curve",
-    "hairline", "hair_part", "hair_peak", "hair_volume", "hair_length", "hair_light", "hair_red",
-    "hair_grey", "beard", "moustache", "ear_size", "ear_y", "freckles",
-    "mole1_x", "mole1_y", "mole1_dark", "mole2_x", "mole2_y", "mole2_dark",
+    "face_width",
+    "face_height",
+    "jaw_taper",
+    "jaw_square",
+    "chin",
+    "cheek_shade",
+    "skin_light",
+    "skin_hue",
+    "skin_red",
+    "eye_gap",
+    "eye_y",
+    "eye_width",
+    "eye_height",
+    "eye_tilt",
+    "iris_size",
+    "iris_hue",
+    "iris_light",
+    "lid",
+    "brow_gap",
+    "brow_thick",
+    "brow_angle",
+    "brow_curve",
+    "brow_length",
+    "brow_dark",
+    "nose_length",
+    "nose_width",
+    "nose_bridge",
+    "nostril",
+    "mouth_width",
+    "mouth_y",
+    "lip_upper",
+    "lip_lower",
+    "lip_red",
+    "mouth_curve",
+    "hairline",
+    "hair_part",
+    "hair_peak",
+    "hair_volume",
+    "hair_length",
+    "hair_light",
+    "hair_red",
+    "hair_grey",
+    "beard",
+    "moustache",
+    "ear_size",
+    "ear_y",
+    "freckles",
+    "mole1_x",
+    "mole1_y",
+    "mole1_dark",
+    "mole2_x",
+    "mole2_y",
+    "mole2_dark",
 )
 
 _X = np.arange(SIDE, dtype=np.float32)[None, :]
@@ -72,8 +115,9 @@ def lookalike(seed: int, number: int, of: Latents, share: float) -> Latents:
 
 def jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
     """Encode an RGB picture (h, w, 3) as a 4:2:0 JPEG."""
-    data: bytes = simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB",
-                                         colorsubsampling="420", fastdct=False)
+    data: bytes = simplejpeg.encode_jpeg(
+        picture, quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
+    )
     return data
 
 
@@ -130,13 +174,22 @@ class _View:
         self.squint = 1.0 - 0.45 * max(0.0, self.spread())
         light = 0.5 + 0.5 * p["skin_light"]
         self.skin = _mix((0.30, 0.19, 0.14), (0.94, 0.77, 0.67), light)
-        self.skin = (self.skin[0] * (1.0 + 0.08 * p["skin_red"]), self.skin[1],
-                     self.skin[2] * (1.0 - 0.16 * p["skin_hue"]))
+        self.skin = (
+            self.skin[0] * (1.0 + 0.08 * p["skin_red"]),
+            self.skin[1],
+            self.skin[2] * (1.0 - 0.16 * p["skin_hue"]),
+        )
         tone = 0.5 + 0.5 * p["hair_light"]
-        hair = (_mix((0.05, 0.04, 0.04), (0.36, 0.22, 0.12), 2.0 * tone) if tone < 0.5
-                else _mix((0.36, 0.22, 0.12), (0.86, 0.70, 0.42), 2.0 * tone - 1.0))
-        hair = (hair[0] * (1.0 + 0.30 * max(0.0, p["hair_red"])), hair[1],
-                hair[2] * (1.0 - 0.30 * max(0.0, p["hair_red"])))
+        hair = (
+            _mix((0.05, 0.04, 0.04), (0.36, 0.22, 0.12), 2.0 * tone)
+            if tone < 0.5
+            else _mix((0.36, 0.22, 0.12), (0.86, 0.70, 0.42), 2.0 * tone - 1.0)
+        )
+        hair = (
+            hair[0] * (1.0 + 0.30 * max(0.0, p["hair_red"])),
+            hair[1],
+            hair[2] * (1.0 - 0.30 * max(0.0, p["hair_red"])),
+        )
         grey = max(0.0, p["hair_grey"] * 1.6 - 0.6)
         mean = 0.35 + 0.4 * tone
         self.hair = _mix(hair, (mean, mean, mean), grey)
@@ -155,11 +208,20 @@ class _View:
         across = x * self.cos_yaw + z * self.sin_yaw
         depth = z * self.cos_yaw - x * self.sin_yaw
         down = y * self.cos_pitch + depth * self.sin_pitch
-        return (self.cx + self.scale * (across * self.cos_roll - down * self.sin_roll),
-                self.cy + self.scale * (across * self.sin_roll + down * self.cos_roll))
+        return (
+            self.cx + self.scale * (across * self.cos_roll - down * self.sin_roll),
+            self.cy + self.scale * (across * self.sin_roll + down * self.cos_roll),
+        )
 
-    def window(self, x: float, y: float, half_x: float, half_y: float, lift: float = 0.0,
-               flat: bool = False) -> _Window | None:
+    def window(
+        self,
+        x: float,
+        y: float,
+        half_x: float,
+        half_y: float,
+        lift: float = 0.0,
+        flat: bool = False,
+    ) -> _Window | None:
         """Open the window around a face point, with coordinates in its tangent plane.
 
         flat: coordinates of the head as a whole (outline, hair, ears) instead.
@@ -196,8 +258,9 @@ class _View:
 class _Window:
     """A rectangle of the picture with the face coordinates of its pixels."""
 
-    def __init__(self, where: tuple[slice, slice], u_hw: Pixels, v_hw: Pixels,
-                 scale: float) -> None:
+    def __init__(
+        self, where: tuple[slice, slice], u_hw: Pixels, v_hw: Pixels, scale: float
+    ) -> None:
         self.where, self.u_hw, self.v_hw, self.scale = where, u_hw, v_hw, np.float32(scale)
 
     def cover(self, distance_hw: Pixels, soft: float = 1.0) -> Pixels:
@@ -211,8 +274,9 @@ class _Window:
         part += cover_hw * (np.array(colour, np.float32)[:, None, None] - part)
 
 
-def _mix(a: tuple[float, float, float], b: tuple[float, float, float],
-         t: float) -> tuple[float, float, float]:
+def _mix(
+    a: tuple[float, float, float], b: tuple[float, float, float], t: float
+) -> tuple[float, float, float]:
     return (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t)
 
 
@@ -256,7 +320,7 @@ def _hair_back(canvas: Pixels, view: _View) -> None:
     wide = view.width + volume
     low_hw = np.maximum(v_hw, 0.0) / np.float32(max(0.3, length))
     high_hw = np.minimum(v_hw, 0.0) / np.float32(view.height + volume - 0.10)
-    reach_hw = np.sqrt((u_hw / np.float32(wide)) ** 2 + low_hw ** 4 + high_hw ** 2)
+    reach_hw = np.sqrt((u_hw / np.float32(wide)) ** 2 + low_hw**4 + high_hw**2)
     cover_hw = window.cover((reach_hw - 1.0) * np.float32(0.9))
     window.blend(canvas, cover_hw, _dim(view.hair, 0.8))
 
@@ -267,7 +331,8 @@ def _body(canvas: Pixels, view: _View) -> None:
     if window is None:
         return
     neck_hw = np.abs(window.u_hw - np.float32(0.1 * view.sin_yaw)) - np.float32(
-        0.36 + 0.12 * view.p["face_width"] + 0.06 * view.p["jaw_square"])
+        0.36 + 0.12 * view.p["face_width"] + 0.06 * view.p["jaw_square"]
+    )
     window.blend(canvas, window.cover(neck_hw + (window.v_hw < -0.9)), _dim(view.skin, 0.72))
     collar = np.float32(-0.05 + 0.12 * view.spread())
     chest_hw = collar + np.float32(0.10) * window.u_hw * window.u_hw - window.v_hw
@@ -285,10 +350,11 @@ def _ears(canvas: Pixels, view: _View) -> None:
         window = view.window(x, y, 0.3, 0.4, flat=True)
         if window is None:
             continue
-        round_hw = np.sqrt((window.u_hw / np.float32(0.55)) ** 2 + window.v_hw ** 2)
+        round_hw = np.sqrt((window.u_hw / np.float32(0.55)) ** 2 + window.v_hw**2)
         window.blend(canvas, window.cover(round_hw - np.float32(size)), _dim(view.skin, 0.86))
-        window.blend(canvas, window.cover(round_hw - np.float32(size * 0.55), 2.0),
-                     _dim(view.skin, 0.68))
+        window.blend(
+            canvas, window.cover(round_hw - np.float32(size * 0.55), 2.0), _dim(view.skin, 0.68)
+        )
 
 
 def _head(canvas: Pixels, view: _View) -> Pixels:
@@ -319,7 +385,7 @@ def _skin_marks(canvas: Pixels, view: _View, head_hw: Pixels) -> None:
     for side in (-1.0, 1.0):  # cheeks
         window = view.window(side * 0.40, 0.28, 0.26, 0.26)
         if window is not None:
-            fall_hw = np.clip(1.0 - (window.u_hw ** 2 + window.v_hw ** 2) * np.float32(16), 0, 1)
+            fall_hw = np.clip(1.0 - (window.u_hw**2 + window.v_hw**2) * np.float32(16), 0, 1)
             tint = (skin[0], skin[1] * 0.78, skin[2] * 0.74)
             window.blend(canvas, fall_hw * np.float32(0.25 + 0.25 * p["cheek_shade"]), tint)
     beard, moustache = max(0.0, p["beard"] * 1.5 - 0.5), max(0.0, p["moustache"] * 1.5 - 0.5)
@@ -327,18 +393,24 @@ def _skin_marks(canvas: Pixels, view: _View, head_hw: Pixels) -> None:
     if beard > 0:
         window = view.window(0.0, 0.72, 0.8, 0.55)
         if window is not None:
-            edge_hw = np.float32(0.02) - window.v_hw - np.float32(0.9) * window.u_hw ** 2
+            edge_hw = np.float32(0.02) - window.v_hw - np.float32(0.9) * window.u_hw**2
             cover_hw = window.cover(edge_hw, 5.0) * head_hw[window.where]
             window.blend(canvas, cover_hw * np.float32(0.75 * beard * trim), _dim(view.hair, 0.8))
     if moustache > 0:
         window = view.window(0.0, 0.40 + 0.06 * p["nose_length"], 0.34, 0.12, 0.08)
         if window is not None:
-            arch_hw = np.abs(window.v_hw - np.float32(0.5) * window.u_hw ** 2) - np.float32(
-                0.05) * (1.0 - (window.u_hw / np.float32(0.34)) ** 2)
-            window.blend(canvas, window.cover(arch_hw, 2.0) * np.float32(0.85 * moustache * trim),
-                         _dim(view.hair, 0.8))
-    spots = [(0.5 * p["mole1_x"], 0.15 + 0.6 * p["mole1_y"], p["mole1_dark"]),
-             (0.55 * p["mole2_x"], 0.1 + 0.65 * p["mole2_y"], p["mole2_dark"])]
+            arch_hw = np.abs(window.v_hw - np.float32(0.5) * window.u_hw**2) - np.float32(0.05) * (
+                1.0 - (window.u_hw / np.float32(0.34)) ** 2
+            )
+            window.blend(
+                canvas,
+                window.cover(arch_hw, 2.0) * np.float32(0.85 * moustache * trim),
+                _dim(view.hair, 0.8),
+            )
+    spots = [
+        (0.5 * p["mole1_x"], 0.15 + 0.6 * p["mole1_y"], p["mole1_dark"]),
+        (0.55 * p["mole2_x"], 0.1 + 0.65 * p["mole2_y"], p["mole2_dark"]),
+    ]
     for x, y, dark in spots:
         if dark > -0.2:
             _dot(canvas, view, x, y, 0.028 + 0.02 * dark, 0.55 + 0.4 * dark)
@@ -347,16 +419,23 @@ def _skin_marks(canvas: Pixels, view: _View, head_hw: Pixels) -> None:
         for step in range(8):  # a fixed spiral, so that only its strength is a latent
             angle, radius = 2.4 * step, 0.06 + 0.022 * step
             for side in (-1.0, 1.0):
-                _dot(canvas, view, side * 0.34 + radius * math.cos(angle),
-                     0.24 + 0.7 * radius * math.sin(angle), 0.018, 0.55 * dense)
+                _dot(
+                    canvas,
+                    view,
+                    side * 0.34 + radius * math.cos(angle),
+                    0.24 + 0.7 * radius * math.sin(angle),
+                    0.018,
+                    0.55 * dense,
+                )
 
 
 def _dot(canvas: Pixels, view: _View, x: float, y: float, radius: float, strength: float) -> None:
     window = view.window(x, y, radius, radius)
     if window is not None:
-        round_hw = np.sqrt(window.u_hw ** 2 + window.v_hw ** 2) - np.float32(radius)
-        window.blend(canvas, window.cover(round_hw, 1.5) * np.float32(strength),
-                     _dim(view.skin, 0.35))
+        round_hw = np.sqrt(window.u_hw**2 + window.v_hw**2) - np.float32(radius)
+        window.blend(
+            canvas, window.cover(round_hw, 1.5) * np.float32(strength), _dim(view.skin, 0.35)
+        )
 
 
 def _eyes(canvas: Pixels, view: _View) -> None:
@@ -368,8 +447,11 @@ def _eyes(canvas: Pixels, view: _View) -> None:
     iris = 0.074 + 0.016 * p["iris_size"]
     look_x, look_y = 0.05 * view.spread(), 0.02 * view.spread()
     hue, lit = p["iris_hue"], 0.5 + 0.5 * p["iris_light"]
-    tint = (_mix((0.30, 0.18, 0.08), (0.25, 0.45, 0.25), hue) if hue > 0
-            else _mix((0.30, 0.18, 0.08), (0.25, 0.45, 0.75), -hue))
+    tint = (
+        _mix((0.30, 0.18, 0.08), (0.25, 0.45, 0.25), hue)
+        if hue > 0
+        else _mix((0.30, 0.18, 0.08), (0.25, 0.45, 0.75), -hue)
+    )
     tint = _dim(tint, 0.4 + 0.9 * lit)
     lid = 0.012 + 0.010 * p["lid"]
     thick, length = 0.048 + 0.028 * p["brow_thick"], 0.20 + 0.05 * p["brow_length"]
@@ -383,17 +465,25 @@ def _eyes(canvas: Pixels, view: _View) -> None:
             v_hw = window.v_hw + np.float32(tilt) * u_hw
             bow_hw = 1.0 - (u_hw / np.float32(wide)) ** 2
             lens_hw = np.abs(v_hw) - np.float32(high) * bow_hw
-            window.blend(canvas, window.cover(lens_hw - np.float32(lid), 1.6) * np.float32(0.8),
-                         _dim(view.skin, 0.35))
+            window.blend(
+                canvas,
+                window.cover(lens_hw - np.float32(lid), 1.6) * np.float32(0.8),
+                _dim(view.skin, 0.35),
+            )
             crease_hw = np.abs(v_hw + np.float32(high + 0.035) * bow_hw) - np.float32(0.008)
-            window.blend(canvas, window.cover(crease_hw, 1.5) * (bow_hw > 0) * np.float32(0.4),
-                         _dim(view.skin, 0.5))
+            window.blend(
+                canvas,
+                window.cover(crease_hw, 1.5) * (bow_hw > 0) * np.float32(0.4),
+                _dim(view.skin, 0.5),
+            )
             white_hw = window.cover(lens_hw)
             window.blend(canvas, white_hw, (0.93, 0.92, 0.90))
-            round_hw = np.sqrt((window.u_hw - np.float32(look_x)) ** 2
-                               + (window.v_hw - np.float32(look_y)) ** 2)
-            window.blend(canvas, np.minimum(white_hw, window.cover(round_hw - np.float32(iris))),
-                         tint)
+            round_hw = np.sqrt(
+                (window.u_hw - np.float32(look_x)) ** 2 + (window.v_hw - np.float32(look_y)) ** 2
+            )
+            window.blend(
+                canvas, np.minimum(white_hw, window.cover(round_hw - np.float32(iris))), tint
+            )
             pupil_hw = window.cover(round_hw - np.float32(0.42 * iris))
             window.blend(canvas, np.minimum(white_hw, pupil_hw), (0.03, 0.03, 0.03))
         window = view.window(side * (gap + 0.02), brow_y, length, thick + 0.10, 0.03)
@@ -401,7 +491,7 @@ def _eyes(canvas: Pixels, view: _View) -> None:
             u_hw = window.u_hw * np.float32(side)
             line_hw = np.float32(arch) * u_hw * u_hw - np.float32(0.035) - np.float32(slope) * u_hw
             along_hw = u_hw / np.float32(length)
-            body_hw = np.float32(thick) * (1.0 - 0.55 * along_hw) * (1.0 - along_hw ** 4)
+            body_hw = np.float32(thick) * (1.0 - 0.55 * along_hw) * (1.0 - along_hw**4)
             stroke_hw = np.abs(window.v_hw - line_hw) - body_hw * np.float32(0.8)
             window.blend(canvas, window.cover(stroke_hw, 1.4) * (np.abs(along_hw) < 1), brow)
 
@@ -413,23 +503,30 @@ def _nose(canvas: Pixels, view: _View) -> None:
     window = view.window(0.0, tip_y * 0.5, 0.24, 0.40, 0.10)
     if window is not None:
         along_hw = np.clip((window.v_hw + np.float32(0.28)) * np.float32(1.8), 0.0, 1.0)
-        half_hw = np.float32(bridge) + np.float32(0.5 * (wide - bridge)) * along_hw ** 2
+        half_hw = np.float32(bridge) + np.float32(0.5 * (wide - bridge)) * along_hw**2
         side_hw = np.abs(np.abs(window.u_hw) - half_hw) - np.float32(0.014)
         within_hw = np.abs(window.v_hw) < tip_y * 0.5 + 0.10
-        window.blend(canvas, window.cover(side_hw, 3.0) * within_hw * np.float32(0.42),
-                     _dim(skin, 0.62))
+        window.blend(
+            canvas, window.cover(side_hw, 3.0) * within_hw * np.float32(0.42), _dim(skin, 0.62)
+        )
         ridge_hw = window.cover(np.abs(window.u_hw) - half_hw * np.float32(0.45), 3.0)
         window.blend(canvas, ridge_hw * within_hw * np.float32(0.35), _dim(skin, 1.12))
     window = view.window(0.0, tip_y, wide + 0.08, 0.14, 0.20)
     if window is not None:
-        wing_hw = np.sqrt((window.u_hw / np.float32(wide)) ** 2
-                          + (window.v_hw / np.float32(0.085)) ** 2)
+        wing_hw = np.sqrt(
+            (window.u_hw / np.float32(wide)) ** 2 + (window.v_hw / np.float32(0.085)) ** 2
+        )
         ring_hw = np.abs(wing_hw - 1.0) * np.float32(0.09) - np.float32(0.016)
-        window.blend(canvas, window.cover(ring_hw, 2.0) * (window.v_hw > -0.03) * np.float32(0.6),
-                     _dim(skin, 0.55))
+        window.blend(
+            canvas,
+            window.cover(ring_hw, 2.0) * (window.v_hw > -0.03) * np.float32(0.6),
+            _dim(skin, 0.55),
+        )
         hole = 0.026 + 0.010 * p["nostril"]
-        hole_hw = np.sqrt(((np.abs(window.u_hw) - np.float32(0.52 * wide)) / 1.5) ** 2
-                          + (window.v_hw - np.float32(0.035)) ** 2) - np.float32(hole)
+        hole_hw = np.sqrt(
+            ((np.abs(window.u_hw) - np.float32(0.52 * wide)) / 1.5) ** 2
+            + (window.v_hw - np.float32(0.035)) ** 2
+        ) - np.float32(hole)
         window.blend(canvas, window.cover(hole_hw, 1.4) * np.float32(0.85), _dim(skin, 0.28))
 
 
@@ -440,23 +537,33 @@ def _mouth(canvas: Pixels, view: _View) -> None:
     upper, lower = 0.058 + 0.030 * p["lip_upper"], 0.078 + 0.036 * p["lip_lower"]
     gape = 0.13 * view.open
     curve = 1.1 * view.smile + 0.7 * p["mouth_curve"]
-    lip = (skin[0] * (0.90 + 0.12 * p["lip_red"]), skin[1] * (0.58 - 0.14 * p["lip_red"]),
-           skin[2] * (0.62 - 0.12 * p["lip_red"]))
+    lip = (
+        skin[0] * (0.90 + 0.12 * p["lip_red"]),
+        skin[1] * (0.58 - 0.14 * p["lip_red"]),
+        skin[2] * (0.62 - 0.12 * p["lip_red"]),
+    )
     window = view.window(0.0, y, wide + 0.02, 0.12 + gape + 0.14, 0.06)
     if window is None:
         return
     along_hw = window.u_hw / np.float32(wide)
     bow_hw = 1.0 - along_hw * along_hw
-    mid_hw = window.v_hw + np.float32(curve) * window.u_hw * window.u_hw - np.float32(
-        0.35 * curve * wide * wide)
+    mid_hw = (
+        window.v_hw
+        + np.float32(curve) * window.u_hw * window.u_hw
+        - np.float32(0.35 * curve * wide * wide)
+    )
     peak_hw = np.float32(upper) * bow_hw * (1.0 - 0.30 * np.clip(1 - 5 * np.abs(along_hw), 0, 1))
     above_hw = -mid_hw - peak_hw
     below_hw = mid_hw - np.float32(lower + gape) * bow_hw
     both_hw = np.maximum(above_hw, below_hw)
     window.blend(canvas, window.cover(both_hw, 1.3), lip)
-    window.blend(canvas, window.cover(np.abs(mid_hw - np.float32(gape) * bow_hw)
-                                      - np.float32(0.010), 1.5)
-                 * (bow_hw > 0) * np.float32(0.7), _dim(lip, 0.35))
+    window.blend(
+        canvas,
+        window.cover(np.abs(mid_hw - np.float32(gape) * bow_hw) - np.float32(0.010), 1.5)
+        * (bow_hw > 0)
+        * np.float32(0.7),
+        _dim(lip, 0.35),
+    )
     if gape > 0.02:
         gap_hw = np.maximum(-mid_hw, mid_hw - np.float32(gape) * bow_hw)
         window.blend(canvas, window.cover(gap_hw), (0.22, 0.06, 0.06))
@@ -471,25 +578,36 @@ def _hair_front(canvas: Pixels, view: _View) -> None:
         return
     u_hw, v_hw = window.u_hw, window.v_hw - np.float32(0.2)
     volume = 0.07 + 0.06 * p["hair_volume"]
-    out_hw = np.sqrt((u_hw / np.float32(view.width + 0.6 * volume + 0.02)) ** 2
-                     + (v_hw / np.float32(view.height + volume)) ** 2)
+    out_hw = np.sqrt(
+        (u_hw / np.float32(view.width + 0.6 * volume + 0.02)) ** 2
+        + (v_hw / np.float32(view.height + volume)) ** 2
+    )
     shift_hw = u_hw - np.float32(0.42 * view.sin_yaw)
     line = -0.62 - 0.22 * p["hairline"] + 0.05 * view.spread() + 0.42 * view.sin_pitch
     part = 0.28 * p["hair_part"] + 0.05 * view.spread()
     peak = 0.30 + 0.50 * p["hair_peak"]
-    edge_hw = (v_hw - np.float32(line) - np.float32(part) * shift_hw
-               - np.float32(peak) * shift_hw * shift_hw
-               - np.float32(2.2) * np.clip(np.abs(u_hw) - np.float32(view.width - 0.22), 0, 1))
+    edge_hw = (
+        v_hw
+        - np.float32(line)
+        - np.float32(part) * shift_hw
+        - np.float32(peak) * shift_hw * shift_hw
+        - np.float32(2.2) * np.clip(np.abs(u_hw) - np.float32(view.width - 0.22), 0, 1)
+    )
     wave = 0.015 + 0.02 * view.roll()
-    edge_hw += np.float32(wave) * np.sin(u_hw * np.float32(18 + 14 * view.roll())
-                                         + np.float32(6.28 * view.roll()))
+    edge_hw += np.float32(wave) * np.sin(
+        u_hw * np.float32(18 + 14 * view.roll()) + np.float32(6.28 * view.roll())
+    )
     cover_hw = window.cover(np.maximum((out_hw - 1.0) * np.float32(0.8), edge_hw), 1.5)
     cover_hw *= v_hw < np.float32(0.35)
     window.blend(canvas, cover_hw, view.hair)
-    streak_hw = np.sin(shift_hw * np.float32(30 + 20 * view.roll())
-                       + v_hw * np.float32(12 * view.spread()) + np.float32(6.28 * view.roll()))
-    window.blend(canvas, cover_hw * np.clip(streak_hw, 0, 1) * np.float32(0.35),
-                 _dim(view.hair, 1.45))
+    streak_hw = np.sin(
+        shift_hw * np.float32(30 + 20 * view.roll())
+        + v_hw * np.float32(12 * view.spread())
+        + np.float32(6.28 * view.roll())
+    )
+    window.blend(
+        canvas, cover_hw * np.clip(streak_hw, 0, 1) * np.float32(0.35), _dim(view.hair, 1.45)
+    )
 
 
 def _light(canvas: Pixels, view: _View) -> None:
@@ -503,8 +621,11 @@ def _light(canvas: Pixels, view: _View) -> None:
     x_hw = window.u_hw * np.float32(0.85 / view.width)
     y_hw = window.v_hw * np.float32(0.8 / view.height)
     flat_hw = np.maximum(1.0 - x_hw * x_hw - y_hw * y_hw, 0.04)
-    lamp_hw = (x_hw * np.float32(left / size) - y_hw * np.float32(up / size)
-               + np.sqrt(flat_hw) * np.float32(0.74 / size))
+    lamp_hw = (
+        x_hw * np.float32(left / size)
+        - y_hw * np.float32(up / size)
+        + np.sqrt(flat_hw) * np.float32(0.74 / size)
+    )
     shade_hw = np.float32(1.12 - hard) + np.float32(1.25 * hard) * np.clip(lamp_hw, 0.0, 1.0)
     uneven = np.array([view.roll() for _ in range(25)]).reshape(5, 5) * 0.40 + 0.80
     canvas[:, window.where[0], window.where[1]] *= shade_hw * _field(uneven)[window.where]
@@ -517,20 +638,26 @@ def _occlude(canvas: Pixels, view: _View) -> None:
         for side in (-1.0, 1.0):
             window = view.window(side * 0.35, -0.08, 0.30, 0.24, 0.10)
             if window is not None:
-                lens_hw = np.sqrt((window.u_hw / 1.25) ** 2 + window.v_hw ** 2) - np.float32(0.20)
+                lens_hw = np.sqrt((window.u_hw / 1.25) ** 2 + window.v_hw**2) - np.float32(0.20)
                 window.blend(canvas, window.cover(lens_hw), _dim(tone, 0.25))
     elif kind < 0.10:  # clear glasses
         for side in (-1.0, 1.0):
             window = view.window(side * 0.35, -0.08, 0.32, 0.26, 0.10)
             if window is not None:
-                lens_hw = np.abs(np.sqrt((window.u_hw / 1.25) ** 2 + window.v_hw ** 2)
-                                 - np.float32(0.16 + 0.06 * size)) - np.float32(0.018)
+                lens_hw = np.abs(
+                    np.sqrt((window.u_hw / 1.25) ** 2 + window.v_hw**2)
+                    - np.float32(0.16 + 0.06 * size)
+                ) - np.float32(0.018)
                 window.blend(canvas, window.cover(lens_hw), _dim(tone, 0.5))
     elif kind < 0.13:  # mask over mouth and nose
         window = view.window(0.0, 0.62, 0.75, 0.48, 0.08)
         if window is not None:
-            mask_hw = np.sqrt((window.u_hw / np.float32(0.68)) ** 4
-                              + (window.v_hw / np.float32(0.42)) ** 4) - 1.0
+            mask_hw = (
+                np.sqrt(
+                    (window.u_hw / np.float32(0.68)) ** 4 + (window.v_hw / np.float32(0.42)) ** 4
+                )
+                - 1.0
+            )
             window.blend(canvas, window.cover(mask_hw * np.float32(0.4)), tone)
     elif kind < 0.20:  # a bar or a hand across a part of the face
         window = view.window(0.85 * shift, 0.5 * size, 1.4, 1.6, flat=True)
@@ -545,8 +672,9 @@ def _camera(canvas: Pixels, view: _View, bits: np.random.Philox) -> NDArray[np.u
     soft = view.roll()
     for _ in range(int(soft * soft * 5.0)):
         canvas[:, 1:-1] += 0.25 * (canvas[:, :-2] + canvas[:, 2:] - 2.0 * canvas[:, 1:-1])
-        canvas[:, :, 1:-1] += 0.25 * (canvas[:, :, :-2] + canvas[:, :, 2:]
-                                      - 2.0 * canvas[:, :, 1:-1])
+        canvas[:, :, 1:-1] += 0.25 * (
+            canvas[:, :, :-2] + canvas[:, :, 2:] - 2.0 * canvas[:, :, 1:-1]
+        )
     grain = 0.01 + 0.05 * view.roll() ** 2
     words: Any = bits.random_raw(canvas.size // 4)
     noise = words.view(np.uint8).reshape(2, *canvas.shape)
@@ -559,6 +687,6 @@ def _camera(canvas: Pixels, view: _View, bits: np.random.Philox) -> NDArray[np.u
     picture = np.empty((SIDE, SIDE, 3), np.uint8)
     for channel, weight in enumerate((0.20, 0.06, 0.20)):
         tint = gain * (1.0 + weight * view.spread())
-        curve = np.clip((_RAMP ** gamma) * tint * (1.0 - 0.15 * lift) + 0.10 * lift, 0.0, 1.0)
+        curve = np.clip((_RAMP**gamma) * tint * (1.0 - 0.15 * lift) + 0.10 * lift, 0.0, 1.0)
         picture[:, :, channel] = (curve * 255.0 + 0.5).astype(np.uint8)[index[channel]]
     return picture

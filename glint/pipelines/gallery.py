@@ -41,8 +41,13 @@ class Faces:
         faces: list[bytes] = []
         if self.thumbs and most:
             faces = [self._read(int(row)) for row in self._pick(label, towards, most)]
-        return Side(label, self.name[label] or "", str(self.source_label[label]),
-                    int(self.samples.count_C[label]), faces)
+        return Side(
+            label,
+            self.name[label] or "",
+            str(self.source_label[label]),
+            int(self.samples.count_C[label]),
+            faces,
+        )
 
     def _pick(self, label: int, towards: int | None, most: int) -> npt.NDArray[np.int64]:
         rows = self.samples.rows(label)
@@ -61,57 +66,93 @@ class Faces:
             return b""  # damaged since it was embedded: the page says "no image"
 
 
-def write(path: Path, dataset: Dataset, emb: Embeddings, samples: Samples, found: Found,
-          about: dict[str, Any], *, thumbs: bool = True) -> None:
+def write(
+    path: Path,
+    dataset: Dataset,
+    emb: Embeddings,
+    samples: Samples,
+    found: Found,
+    about: dict[str, Any],
+    *,
+    thumbs: bool = True,
+) -> None:
     """Write report.html."""
     report.write(path, page(dataset, emb, samples, found, about, thumbs=thumbs))
 
 
-def page(dataset: Dataset, emb: Embeddings, samples: Samples, found: Found,
-         about: dict[str, Any], *, thumbs: bool = True) -> Page:
+def page(
+    dataset: Dataset,
+    emb: Embeddings,
+    samples: Samples,
+    found: Found,
+    about: dict[str, Any],
+    *,
+    thumbs: bool = True,
+) -> Page:
     """Choose and describe what the page shows."""
     faces = Faces(dataset, emb, samples, thumbs)
     score = np.where(np.isnan(found.evidence.score), -np.inf, found.evidence.score)
     need = found.scale.merge_from(found.n_a, found.n_b)
     order = np.lexsort((found.pairs.b, found.pairs.a, -found.pairs.cosine, -score))
-    chosen = {int(k) for name, most in CARDS.items()
-              for k in order[found.verdict[order] == name][:most]}
+    chosen = {
+        int(k) for name, most in CARDS.items() for k in order[found.verdict[order] == name][:most]
+    }
 
     def card(k: int, most: int) -> Card:
         a, b = int(found.pairs.a[k]), int(found.pairs.b[k])
-        return Card(faces.side(a, b, most), faces.side(b, a, most), float(found.pairs.cosine[k]),
-                    float(found.evidence.cross_mean[k]), float(found.evidence.cross_q10[k]),
-                    float(found.evidence.score[k]), float(need[k]), str(found.verdict[k]),
-                    found.reason[k], float(found.probability[k]))
+        return Card(
+            faces.side(a, b, most),
+            faces.side(b, a, most),
+            float(found.pairs.cosine[k]),
+            float(found.evidence.cross_mean[k]),
+            float(found.evidence.cross_q10[k]),
+            float(found.evidence.score[k]),
+            float(need[k]),
+            str(found.verdict[k]),
+            found.reason[k],
+            float(found.probability[k]),
+        )
 
     rest = [int(k) for k in order if int(k) not in chosen]
     counts = about["counts"]
     return Page(
         title="Identities that look like one person",
-        facts=_facts(about), thumbs=thumbs, charts=_charts(found, about),
-        counts=[("merge", f"{counts['merge']}", "pairs to merge"),
-                ("mask", f"{counts['mask']}", "pairs to mask"),
-                ("keep", f"{counts['keep']}", "pairs to keep apart"),
-                ("", f"{counts['groups']}", f"groups, largest {counts['largest_group']}"),
-                ("", f"{counts['identities']} \u2192 {counts['identities_after']}", "identities"),
-                ("", f"{counts['images_in_groups']}", "images in these groups")],
+        facts=_facts(about),
+        thumbs=thumbs,
+        charts=_charts(found, about),
+        counts=[
+            ("merge", f"{counts['merge']}", "pairs to merge"),
+            ("mask", f"{counts['mask']}", "pairs to mask"),
+            ("keep", f"{counts['keep']}", "pairs to keep apart"),
+            ("", f"{counts['groups']}", f"groups, largest {counts['largest_group']}"),
+            ("", f"{counts['identities']} \u2192 {counts['identities_after']}", "identities"),
+            ("", f"{counts['images_in_groups']}", "images in these groups"),
+        ],
         notes=_notes(found, counts),
         cards=[card(int(k), FACES) for k in order if int(k) in chosen],
-        rows=[card(k, 0) for k in rest[:ROWS]], left_out=len(rest[ROWS:]),
-        groups=_groups(faces, emb, found))
+        rows=[card(k, 0) for k in rest[:ROWS]],
+        left_out=len(rest[ROWS:]),
+        groups=_groups(faces, emb, found),
+    )
 
 
 def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
     notes = []
     if found.scale.genuine is None:
-        notes.append("Too few identities have two images to calibrate on: scores are not "
-                     "comparable and nothing merges without --threshold.")
+        notes.append(
+            "Too few identities have two images to calibrate on: scores are not "
+            "comparable and nothing merges without --threshold."
+        )
     if counts["samples_excluded"] or counts["classes_excluded"]:
-        notes.append(f"{counts['samples_excluded']} images and {counts['classes_excluded']} "
-                     "identities have no usable embedding and took no part.")
+        notes.append(
+            f"{counts['samples_excluded']} images and {counts['classes_excluded']} "
+            "identities have no usable embedding and took no part."
+        )
     if counts["groups_refused"]:
-        notes.append(f"{counts['groups_refused']} groups are held together by a chain or are too "
-                     "large: they are masked, not merged. Look at them below.")
+        notes.append(
+            f"{counts['groups_refused']} groups are held together by a chain or are too "
+            "large: they are masked, not merged. Look at them below."
+        )
     return notes
 
 
@@ -120,10 +161,15 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
     rate = ""
     if calibration["model"]:
         rate = f" and at most {options['rate']:.2%} of merges expected wrong"
-    cut = "merge at centre cosine " + f"{options['threshold']}" if (
-        options["threshold"] is not None) else f"merge from score{rate}, by images a side: " + (
-        ", ".join(f"{size} {value:.2f}" for size, value in calibration["merge_from"].items())
-        or "none (not calibrated)")
+    cut = (
+        "merge at centre cosine " + f"{options['threshold']}"
+        if (options["threshold"] is not None)
+        else f"merge from score{rate}, by images a side: "
+        + (
+            ", ".join(f"{size} {value:.2f}" for size, value in calibration["merge_from"].items())
+            or "none (not calibrated)"
+        )
+    )
     return [
         ("dataset", f"{about['dataset']['absolute']}"),
         ("digest", about["dataset"]["digest"]),
@@ -131,11 +177,21 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("recogniser", f"{about['embeddings']['name']} ({about['embeddings']['model']})"),
         ("searched from", f"centre cosine {options['low']:.3f}, exact, engine {about['engine']}"),
         ("thresholds", cut),
-        ("mask", "from probability 0.05" if calibration["model"] else "from score " + (
-            ", ".join(f"{size} {value:.2f}" for size, value in calibration["mask_from"].items())
-            or "none")),
-        ("calibrated on", f"{calibration['genuine_splits']} splits of one identity, "
-                          f"{calibration['impostor_pairs']} random pairs of two"),
+        (
+            "mask",
+            "from probability 0.05"
+            if calibration["model"]
+            else "from score "
+            + (
+                ", ".join(f"{size} {value:.2f}" for size, value in calibration["mask_from"].items())
+                or "none"
+            ),
+        ),
+        (
+            "calibrated on",
+            f"{calibration['genuine_splits']} splits of one identity, "
+            f"{calibration['impostor_pairs']} random pairs of two",
+        ),
         ("groups", f"at most {options['cap']} identities"),
         ("command", about["command"] or "(called from Python)"),
         ("made", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC by glint {glint.__version__}"),
@@ -148,30 +204,55 @@ def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
     if threshold is not None:
         cuts.append((threshold, f"merge from {threshold:g}"))
     calibration = about["calibration"]["merge_from"]
-    marks = [(calibration[size], f"merge, {words}") for size, words in (
-        ("1x1", "1 image a side"), ("8x8", "8")) if size in calibration] if (
-        threshold is None) else []
+    marks = (
+        [
+            (calibration[size], f"merge, {words}")
+            for size, words in (("1x1", "1 image a side"), ("8x8", "8"))
+            if size in calibration
+        ]
+        if (threshold is None)
+        else []
+    )
     score, start = found.evidence.score, min(found.low, 0.3) - 0.05
-    by_verdict = [(name, name, score[found.verdict == name], True)
-                  for name in ("keep", "mask", "merge")]
+    by_verdict = [
+        (name, name, score[found.verdict == name], True) for name in ("keep", "mask", "merge")
+    ]
     return [
-        chart("Pairs of identities by the cosine of their centres", "centre cosine",
-              [("pairs", "pairs", found.pairs.cosine, True),
-               ("same", "one identity split in two", found.genuine.cosine_S, False)], cuts,
-              start=start, stop=1.0),
-        chart("Pairs by score: 1 is what one person shows", "score",
-              [*by_verdict, ("same", "one identity split in two", found.genuine.score_S, False)],
-              marks, start=0.0, stop=1.5, step=0.02)]
+        chart(
+            "Pairs of identities by the cosine of their centres",
+            "centre cosine",
+            [
+                ("pairs", "pairs", found.pairs.cosine, True),
+                ("same", "one identity split in two", found.genuine.cosine_S, False),
+            ],
+            cuts,
+            start=start,
+            stop=1.0,
+        ),
+        chart(
+            "Pairs by score: 1 is what one person shows",
+            "score",
+            [*by_verdict, ("same", "one identity split in two", found.genuine.score_S, False)],
+            marks,
+            start=0.0,
+            stop=1.5,
+            step=0.02,
+        ),
+    ]
 
 
 def _groups(faces: Faces, emb: Embeddings, found: Found) -> list[Group]:
     pieces = [(piece, why) for piece, why in found.groups.refused] + [
-        (piece, "") for piece in found.groups.merged if len(piece) > 2]
+        (piece, "") for piece in found.groups.merged if len(piece) > 2
+    ]
     shown = []
     for number, (piece, why) in enumerate(pieces[:GROUPS], 1):
         piece = piece[:16]
         i, j = np.divmod(np.arange(len(piece) ** 2), len(piece))
         cosine = knn.cosines(emb.centre_CD, piece[i], piece[j]).reshape(len(piece), -1)
-        shown.append(Group(number, [faces.side(int(label), None, 3) for label in piece],
-                           cosine.tolist(), why))
+        shown.append(
+            Group(
+                number, [faces.side(int(label), None, 3) for label in piece], cosine.tolist(), why
+            )
+        )
     return shown

@@ -65,8 +65,11 @@ def _identities(datasets: list[Dataset], names: list[str], base: list[int]) -> p
     for dataset, name, more in zip(datasets, names, base):
         table = dataset.identities().select(tables.IDENTITIES.names)
         label = pa.array(table.column("label").to_numpy() + more)
-        pieces.append(table.set_column(0, "label", label).append_column(
-            "dataset", pa.array([name] * table.num_rows, pa.string())))
+        pieces.append(
+            table.set_column(0, "label", label).append_column(
+                "dataset", pa.array([name] * table.num_rows, pa.string())
+            )
+        )
     return pa.concat_tables(pieces)
 
 
@@ -75,9 +78,11 @@ def _quarantine(datasets: list[Dataset], names: list[str]) -> pa.Table:
     pieces = []
     for dataset, name in zip(datasets, names):
         table = parquet.read(dataset.root / "quarantine.parquet", tables.QUARANTINE).select(
-            tables.QUARANTINE.names)
-        pieces.append(table.append_column(
-            "dataset", pa.array([name] * table.num_rows, pa.string())))
+            tables.QUARANTINE.names
+        )
+        pieces.append(
+            table.append_column("dataset", pa.array([name] * table.num_rows, pa.string()))
+        )
     return pa.concat_tables(pieces)
 
 
@@ -90,7 +95,7 @@ def shared_images(digest_Nk: npt.NDArray[np.uint8], end: Sequence[int]) -> list[
     order_N = np.lexsort((word_N2[:, 1], word_N2[:, 0]))
     sorted_N2 = word_N2[order_N]
     differs = np.append(True, (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1))
-    start_g = np.flatnonzero(differs[:len(order_N)])
+    start_g = np.flatnonzero(differs[: len(order_N)])
     stop_g = np.append(start_g[1:], len(order_N))
     groups = []
     for start, stop in zip(start_g[stop_g - start_g > 1], stop_g[stop_g - start_g > 1]):
@@ -108,21 +113,40 @@ def _duplicates(folder: Path, plan: Path, end: list[int]) -> str:
     label_N = load_array(plan, "label")
     named, keyed = Strings.load(plan, "dataset"), Strings.load(plan, "dataset_key")
     rows = [row for group in shared_images(digest_Nk, end) for row in group.tolist()]
-    parquet.write(folder / DUPLICATES, pa.table([
-        pa.array([digest_Nk[row].tobytes() for row in rows], pa.binary(16)),
-        pa.array([named[row].decode() for row in rows], pa.string()),
-        pa.array([keyed[row].decode() for row in rows], pa.string()),
-        pa.array([f"{key_N[row]:09d}" for row in rows], pa.string()),
-        pa.array([int(label_N[row]) for row in rows], pa.int64())], schema=tables.DUPLICATES))
+    parquet.write(
+        folder / DUPLICATES,
+        pa.table(
+            [
+                pa.array([digest_Nk[row].tobytes() for row in rows], pa.binary(16)),
+                pa.array([named[row].decode() for row in rows], pa.string()),
+                pa.array([keyed[row].decode() for row in rows], pa.string()),
+                pa.array([f"{key_N[row]:09d}" for row in rows], pa.string()),
+                pa.array([int(label_N[row]) for row in rows], pa.int64()),
+            ],
+            schema=tables.DUPLICATES,
+        ),
+    )
     return DUPLICATES
 
 
 def _map(datasets: list[Dataset], names: list[str], base: list[int], folder: Path) -> str:
     """Write merge.parquet: what became of every label."""
-    parquet.write(folder / "merge.parquet", pa.concat_tables([pa.table(
-        [pa.array([name] * dataset.classes, pa.string()), np.arange(dataset.classes),
-         np.arange(dataset.classes) + more], schema=tables.MERGED)
-        for dataset, name, more in zip(datasets, names, base)]))
+    parquet.write(
+        folder / "merge.parquet",
+        pa.concat_tables(
+            [
+                pa.table(
+                    [
+                        pa.array([name] * dataset.classes, pa.string()),
+                        np.arange(dataset.classes),
+                        np.arange(dataset.classes) + more,
+                    ],
+                    schema=tables.MERGED,
+                )
+                for dataset, name, more in zip(datasets, names, base)
+            ]
+        ),
+    )
     return "merge.parquet"
 
 
@@ -132,11 +156,17 @@ def _tombstones(datasets: list[Dataset], names: list[str], base: list[int], out:
     for dataset, name, more in zip(datasets, names, base):
         lines, bad = seal.lines(dataset.root / TOMBSTONES)
         if bad is not None:
-            raise InputError("GL0304", f"expected a sealed line, found damage at byte {bad}",
-                             where=str(dataset.root / TOMBSTONES))
+            raise InputError(
+                "GL0304",
+                f"expected a sealed line, found damage at byte {bad}",
+                where=str(dataset.root / TOMBSTONES),
+            )
         for entry in lines:
-            moved = {**entry, "labels": [label + more for label in entry.get("labels", ())],
-                     "dataset": name}
+            moved = {
+                **entry,
+                "labels": [label + more for label in entry.get("labels", ())],
+                "dataset": name,
+            }
             moved.pop("keys", None)
             one = seal.line(before, moved)
             raw, before = raw + one, str(json.loads(one)[seal.FIELD])
@@ -144,12 +174,18 @@ def _tombstones(datasets: list[Dataset], names: list[str], base: list[int], out:
         commit.write_bytes(out / TOMBSTONES, raw)
 
 
-def job(roots: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *,
-        samples_per_shard: int = 10_000, seed: int = 0) -> rewrite.Job:
+def job(
+    roots: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    samples_per_shard: int = 10_000,
+    seed: int = 0,
+) -> rewrite.Job:
     """Describe the merged dataset. Raises UsageError GL0002, InputError GL0301, GL0304."""
     if len(roots) < 2:
-        raise UsageError("GL0002", f"expected two datasets or more, found {len(roots)}",
-                         where="SRC")
+        raise UsageError(
+            "GL0002", f"expected two datasets or more, found {len(roots)}", where="SRC"
+        )
     real = [Path(root).resolve() for root in roots]
     if len(set(real)) != len(real):
         twice = next(str(root) for i, root in enumerate(roots) if real[i] in real[:i])
@@ -158,17 +194,32 @@ def job(roots: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *,
     base = [0, *np.cumsum([dataset.classes for dataset in datasets])[:-1].tolist()]
     end = np.cumsum([dataset.n for dataset in datasets]).tolist()
     if end[-1] > 10**9:
-        raise InputError("GL0301", f"{end[-1]} samples, nine-digit keys allow 10^9",
-                         where=str(roots[-1]))
-    came = [{"name": name, "digest": d.digest, "samples": d.n, "identities": d.classes,
-             "first_label": more, "source": d.manifest["source"],
-             "derived": d.manifest.get("derived", [])}
-            for name, d, more in zip(names, datasets, base)]
+        raise InputError(
+            "GL0301", f"{end[-1]} samples, nine-digit keys allow 10^9", where=str(roots[-1])
+        )
+    came = [
+        {
+            "name": name,
+            "digest": d.digest,
+            "samples": d.n,
+            "identities": d.classes,
+            "first_label": more,
+            "source": d.manifest["source"],
+            "derived": d.manifest.get("derived", []),
+        }
+        for name, d, more in zip(names, datasets, base)
+    ]
     facts: dict[str, Any] = {
-             "source": " + ".join(names), "layout": "merged datasets",
-             "recognised": {"layout": "merged datasets", "images": end[-1],
-                            "identities": base[-1] + datasets[-1].classes, "notes": []},
-             "derived": [{"by": STAGE, "from": came}]}
+        "source": " + ".join(names),
+        "layout": "merged datasets",
+        "recognised": {
+            "layout": "merged datasets",
+            "images": end[-1],
+            "identities": base[-1] + datasets[-1].classes,
+            "notes": [],
+        },
+        "derived": [{"by": STAGE, "from": came}],
+    }
     erased = sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets)
     if erased:
         facts["erased"] = erased
@@ -178,17 +229,32 @@ def job(roots: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *,
         return [_map(datasets, names, base, folder), _duplicates(folder, plan, end)]
 
     return rewrite.Job(
-        kind=STAGE, datasets=datasets, names=names, out=Path(out),
+        kind=STAGE,
+        datasets=datasets,
+        names=names,
+        out=Path(out),
         options=Options(samples_per_shard, seed, any(map(rewrite.has_json, datasets))),
-        base=base, print_={}, order=lambda: deal.order(end[-1], seed),
+        base=base,
+        print_={},
+        order=lambda: deal.order(end[-1], seed),
         identities=lambda: _identities(datasets, names, base),
-        quarantine=lambda: _quarantine(datasets, names), facts=facts, extra=extra,
-        provenance=True)
+        quarantine=lambda: _quarantine(datasets, names),
+        facts=facts,
+        extra=extra,
+        provenance=True,
+    )
 
 
-def merge(out: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]], *,
-          samples_per_shard: int = 10_000, seed: int = 0, workers: int = 1, dry_run: bool = False,
-          progress: Progress = log.silent) -> dict[str, Any]:
+def merge(
+    out: str | os.PathLike[str],
+    roots: Sequence[str | os.PathLike[str]],
+    *,
+    samples_per_shard: int = 10_000,
+    seed: int = 0,
+    workers: int = 1,
+    dry_run: bool = False,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Write several datasets as one, in one shuffled order.
 
     Labels of a dataset follow those of the one before (merge.parquet says which became which);
@@ -198,22 +264,36 @@ def merge(out: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]], 
     """
     todo = job(roots, out, samples_per_shard=samples_per_shard, seed=seed)
     end = np.cumsum([dataset.n for dataset in todo.datasets]).tolist()
-    came = [{key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
-            for one in todo.facts["derived"][0]["from"]]
+    came = [
+        {key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
+        for one in todo.facts["derived"][0]["from"]
+    ]
     if dry_run:
         digest_Nk = np.concatenate([dataset.digests for dataset in todo.datasets])
         groups = shared_images(digest_Nk, end)
-        return {**rewrite.survey(todo), "from": came, "duplicate_images": len(groups),
-                "duplicate_samples": sum(map(len, groups))}
+        return {
+            **rewrite.survey(todo),
+            "from": came,
+            "duplicate_images": len(groups),
+            "duplicate_samples": sum(map(len, groups)),
+        }
     target_C, mask_m2, versions = _tables(todo.datasets)
 
     def relabel(folder: Path) -> None:
         if versions and not labels.history(folder):
-            labels.commit(folder, target_C, mask_m2, {
-                "stage": STAGE, "from": [dataset.digest for dataset in todo.datasets]})
+            labels.commit(
+                folder,
+                target_C,
+                mask_m2,
+                {"stage": STAGE, "from": [dataset.digest for dataset in todo.datasets]},
+            )
 
     result = rewrite.rewrite(todo, workers=workers, progress=progress, after=relabel)
     table = parquet.read(Path(out) / DUPLICATES, tables.DUPLICATES)
-    return {**result, "from": came, "label_version": labels.current(out, len(target_C)).version,
-            "duplicate_images": len(set(table.column("digest").to_pylist())),
-            "duplicate_samples": table.num_rows}
+    return {
+        **result,
+        "from": came,
+        "label_version": labels.current(out, len(target_C)).version,
+        "duplicate_images": len(set(table.column("digest").to_pylist())),
+        "duplicate_samples": table.num_rows,
+    }

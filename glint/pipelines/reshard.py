@@ -71,9 +71,19 @@ def _quarantine(dataset: Dataset, gone: Iterable[int], drop: bool) -> pa.Table:
     names = {said[label] for label in gone}
     if not names:
         return table
-    rows = [row if row["source_label"] not in names else
-            {**row, "source": ERASED, "source_label": None, "note": None, "sha256": None,
-             "head": None} for row in table.to_pylist()]
+    rows = [
+        row
+        if row["source_label"] not in names
+        else {
+            **row,
+            "source": ERASED,
+            "source_label": None,
+            "note": None,
+            "sha256": None,
+            "head": None,
+        }
+        for row in table.to_pylist()
+    ]
     return pa.Table.from_pylist(rows, schema=table.schema)
 
 
@@ -108,42 +118,75 @@ def _extra(dataset: Dataset, without: Without, out: Path) -> list[str]:
     return names
 
 
-def job(dataset: Dataset, out: str | os.PathLike[str], samples_per_shard: int, *,
-        drop_quarantine: bool = False, without: Without | None = None) -> rewrite.Job:
+def job(
+    dataset: Dataset,
+    out: str | os.PathLike[str],
+    samples_per_shard: int,
+    *,
+    drop_quarantine: bool = False,
+    without: Without | None = None,
+) -> rewrite.Job:
     """Describe the new dataset. Raises UsageError GL0002, InputError GL0301."""
     labels.current(dataset.root, dataset.classes)  # a damaged label table is not carried on
     gone = without or Without()
     said = dataset.manifest
-    step = {"by": "erase" if without else "reshard", "from": dataset.digest,
-            "samples": dataset.n, "samples_per_shard": said["samples_per_shard"]}
-    facts = {"source": said["source"], "layout": said["layout"],
-             "recognised": said.get("recognised", {}),
-             "derived": [*said.get("derived", []), step]}
+    step = {
+        "by": "erase" if without else "reshard",
+        "from": dataset.digest,
+        "samples": dataset.n,
+        "samples_per_shard": said["samples_per_shard"],
+    }
+    facts = {
+        "source": said["source"],
+        "layout": said["layout"],
+        "recognised": said.get("recognised", {}),
+        "derived": [*said.get("derived", []), step],
+    }
     if without or said.get("erased"):
         lost = int(np.isin(dataset.label, gone.labels).sum())
         if gone.keys:
-            lost = int((np.isin(dataset.label, gone.labels)
-                        | np.isin(rewrite.keys(dataset), gone.keys)).sum())
+            lost = int(
+                (
+                    np.isin(dataset.label, gone.labels) | np.isin(rewrite.keys(dataset), gone.keys)
+                ).sum()
+            )
         facts["erased"] = int(said.get("erased", 0)) + lost
     return rewrite.Job(
-        kind=str(step["by"]), datasets=[dataset], names=[""], out=Path(out),
+        kind=str(step["by"]),
+        datasets=[dataset],
+        names=[""],
+        out=Path(out),
         options=Options(samples_per_shard, int(said["seed"]), rewrite.has_json(dataset)),
-        base=[0], print_={"drop_quarantine": drop_quarantine, "labels": list(gone.labels),
-                          "keys": list(gone.keys), "why": list(gone.why)},
+        base=[0],
+        print_={
+            "drop_quarantine": drop_quarantine,
+            "labels": list(gone.labels),
+            "keys": list(gone.keys),
+            "why": list(gone.why),
+        },
         order=lambda: _order(dataset, gone),
         identities=lambda: _identities(dataset, gone.labels),
         quarantine=lambda: _quarantine(dataset, gone.labels, drop_quarantine),
-        facts=facts, extra=lambda folder, plan: _extra(dataset, gone, folder),
-        provenance=_is_merged(dataset))
+        facts=facts,
+        extra=lambda folder, plan: _extra(dataset, gone, folder),
+        provenance=_is_merged(dataset),
+    )
 
 
 def _is_merged(dataset: Dataset) -> bool:
     return any(entry.get("name") == "merge.parquet" for entry in dataset.manifest.get("files", ()))
 
 
-def reshard(src: str | os.PathLike[str], out: str | os.PathLike[str], samples_per_shard: int, *,
-            drop_quarantine: bool = False, workers: int = 1, dry_run: bool = False,
-            progress: Progress = log.silent) -> dict[str, Any]:
+def reshard(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    samples_per_shard: int,
+    *,
+    drop_quarantine: bool = False,
+    workers: int = 1,
+    dry_run: bool = False,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Write the samples of `src` into shards of another size, keys and image bytes untouched.
 
     Shard i holds the keys [i*n, (i+1)*n), as if the source had been sharded so at once. Label
@@ -156,7 +199,10 @@ def reshard(src: str | os.PathLike[str], out: str | os.PathLike[str], samples_pe
     result = rewrite.rewrite(todo, workers=workers, progress=progress)
     before, after = content(dataset), content(Dataset(out))
     if before != after:
-        raise InputError("GL0301", f"the samples are not those of {src}: expected content "
-                         f"{before}, found {after}", where=str(out),
-                         hint="remove the folder and run the same command again")
+        raise InputError(
+            "GL0301",
+            f"the samples are not those of {src}: expected content {before}, found {after}",
+            where=str(out),
+            hint="remove the folder and run the same command again",
+        )
     return {**result, "content": after}

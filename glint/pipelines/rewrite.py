@@ -38,8 +38,14 @@ from glint.shards.verify import TABLES, TOMBSTONES
 from glint.shards.write import BLOCK, Shard
 
 Ints = npt.NDArray[np.int64]
-_NUMBERS = {"offset": np.int64, "size": np.int32, "shard": np.int32, "label": np.int64,
-            "width": np.int32, "height": np.int32}
+_NUMBERS = {
+    "offset": np.int64,
+    "size": np.int32,
+    "shard": np.int32,
+    "label": np.int64,
+    "width": np.int32,
+    "height": np.int32,
+}
 _TEXTS = ("source", "source_label")
 
 
@@ -77,8 +83,12 @@ def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     path = dataset.root / "samples.parquet"
     found = parquet.read(path, tables.SAMPLES, columns=[name]).column(name)
     if len(found) != dataset.n or found.null_count:
-        raise InputError("GL0301", f"column {name} has {len(found)} cells, {found.null_count} of "
-                         f"them empty; the manifest says {dataset.n} samples", where=str(path))
+        raise InputError(
+            "GL0301",
+            f"column {name} has {len(found)} cells, {found.null_count} of "
+            f"them empty; the manifest says {dataset.n} samples",
+            where=str(path),
+        )
     return found
 
 
@@ -88,10 +98,14 @@ def keys(dataset: Dataset) -> Ints:
         key_n: Ints = column(dataset, "key").cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         key_n = np.array([-1])
-    if len(key_n) and (key_n[0] < 0 or key_n[-1] >= positions(dataset)
-                       or (np.diff(key_n) <= 0).any()):
-        raise InputError("GL0301", "keys should be numbers that ascend",
-                         where=str(dataset.root / "samples.parquet"))
+    if len(key_n) and (
+        key_n[0] < 0 or key_n[-1] >= positions(dataset) or (np.diff(key_n) <= 0).any()
+    ):
+        raise InputError(
+            "GL0301",
+            "keys should be numbers that ascend",
+            where=str(dataset.root / "samples.parquet"),
+        )
     return key_n
 
 
@@ -103,7 +117,7 @@ def has_json(dataset: Dataset) -> bool:
     with path.open("rb") as file:
         file.seek(int(dataset.offset[0]) + int(dataset.size[0]) + -int(dataset.size[0]) % BLOCK)
         head = file.read(3 * BLOCK)
-    return head[2 * BLOCK + 9:2 * BLOCK + 15] == b".json\0"
+    return head[2 * BLOCK + 9 : 2 * BLOCK + 15] == b".json\0"
 
 
 def state(dataset: Dataset) -> dict[str, str]:
@@ -112,8 +126,11 @@ def state(dataset: Dataset) -> dict[str, str]:
     for name, path in (("labels", "labels/history.jsonl"), ("tombstones", TOMBSTONES)):
         lines, bad = seal.lines(dataset.root / path)
         if bad is not None:
-            raise InputError("GL0304", f"expected a sealed line, found damage at byte {bad}",
-                             where=str(dataset.root / path))
+            raise InputError(
+                "GL0304",
+                f"expected a sealed line, found damage at byte {bad}",
+                where=str(dataset.root / path),
+            )
         told[name] = lines[-1][seal.FIELD] if lines else ""
     return told
 
@@ -132,7 +149,7 @@ def _save(job: Job, folder: Path) -> None:
         at = 0
         for dataset, more in zip(job.datasets, add):
             getattr(dataset, name, None)  # checks the range of labels and shards
-            whole[at:at + dataset.n] = column(dataset, name).to_numpy() + more
+            whole[at : at + dataset.n] = column(dataset, name).to_numpy() + more
             at += dataset.n
         whole.flush()
     digest_Nk = [dataset.digests for dataset in job.datasets]
@@ -142,7 +159,8 @@ def _save(job: Job, folder: Path) -> None:
     if job.provenance:
         _provenance(job).save(folder, "dataset")
         Strings.of_columns(_origin(d, "dataset_key", "key") for d in job.datasets).save(
-            folder, "dataset_key")
+            folder, "dataset_key"
+        )
     np.save(folder / "order.npy", job.order(), allow_pickle=False)
     commit.write_json(folder / "paths.json", {"paths": paths, "provenance": job.provenance})
     commit.sync_files(folder)
@@ -150,8 +168,9 @@ def _save(job: Job, folder: Path) -> None:
 
 def _origin(dataset: Dataset, name: str, fallback: str) -> pa.ChunkedArray:
     if name in pq.read_schema(dataset.root / "samples.parquet").names:
-        return parquet.read(dataset.root / "samples.parquet", tables.PROVENANCE,
-                            columns=[name]).column(name)
+        return parquet.read(
+            dataset.root / "samples.parquet", tables.PROVENANCE, columns=[name]
+        ).column(name)
     return column(dataset, fallback)
 
 
@@ -200,9 +219,12 @@ class Rows:
         except OSError as error:
             raise InputError("GL0302", f"cannot be read: {error.strerror}", where=path) from None
         if xxhash.xxh3_128_digest(data) != self.digest_Nk[row].tobytes():
-            raise InputError("GL0303", "the image bytes do not match their checksum",
-                             where=f"{path} @ 0x{offset:x}",
-                             hint="glint verify --deep names all that is damaged")
+            raise InputError(
+                "GL0303",
+                "the image bytes do not match their checksum",
+                where=f"{path} @ 0x{offset:x}",
+                hint="glint verify --deep names all that is damaged",
+            )
         return data
 
 
@@ -231,26 +253,39 @@ def run(plan: sharding.Plan, shard: int) -> dict[str, Any]:
         table = out.samples()
         for extra in tables.PROVENANCE.names:
             if extra in rows.text:
-                table = table.append_column(extra, pa.array(
-                    [rows.text[extra][row].decode() for row in taken], pa.string()))
+                table = table.append_column(
+                    extra, pa.array([rows.text[extra][row].decode() for row in taken], pa.string())
+                )
         with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
             pq.write_table(table, part, **{**sharding.ROW_OPTIONS, "compression": "none"})
-    return {"shard": shard, "name": name, "samples": table.num_rows, "bytes": out.tar.size,
-            "sha256": out.tar.sha256, "content": out.content(), "bad": {}}
+    return {
+        "shard": shard,
+        "name": name,
+        "samples": table.num_rows,
+        "bytes": out.tar.size,
+        "sha256": out.tar.sha256,
+        "content": out.content(),
+        "bad": {},
+    }
 
 
-def _join(job: Job, plan: sharding.Plan, entries: list[dict[str, Any]],
-          facts: dict[str, Any]) -> dict[str, Any]:
+def _join(
+    job: Job, plan: sharding.Plan, entries: list[dict[str, Any]], facts: dict[str, Any]
+) -> dict[str, Any]:
     """Join the rows of all shards, write the tables and, last, the manifest; return it."""
     identities = job.identities()
     count_C = np.zeros(identities.num_rows, np.int64)
     schema = tables.SAMPLES
     for field in tables.PROVENANCE if job.provenance else ():
         schema = schema.append(field)
-    options = {**sharding.ROW_OPTIONS,
-               "use_dictionary": ["source_label", *(["dataset"] if job.provenance else [])]}
-    with commit.atomic(job.out / "samples.parquet") as file, pq.ParquetWriter(
-            file, schema, **options) as writer:
+    options = {
+        **sharding.ROW_OPTIONS,
+        "use_dictionary": ["source_label", *(["dataset"] if job.provenance else [])],
+    }
+    with (
+        commit.atomic(job.out / "samples.parquet") as file,
+        pq.ParquetWriter(file, schema, **options) as writer,
+    ):
         for entry in entries:
             rows = parquet.read(plan.parts / f"{entry['shard']:06d}.parquet", schema)
             count_C += np.bincount(rows.column("label").to_numpy(), minlength=len(count_C))
@@ -259,8 +294,10 @@ def _join(job: Job, plan: sharding.Plan, entries: list[dict[str, Any]],
     bad = job.quarantine()
     parquet.write(job.out / "quarantine.parquet", bad)
     place = identities.schema.get_field_index("count")
-    parquet.write(job.out / "identities.parquet", identities.set_column(
-        place, tables.IDENTITIES.field("count"), pa.array(count_C)))
+    parquet.write(
+        job.out / "identities.parquet",
+        identities.set_column(place, tables.IDENTITIES.field("count"), pa.array(count_C)),
+    )
     names = [*TABLES, *job.extra(job.out, plan.folder)]
     hasher = hashlib.sha256(FORMAT.encode())
     for entry in entries:
@@ -272,15 +309,23 @@ def _join(job: Job, plan: sharding.Plan, entries: list[dict[str, Any]],
     written = sum(entry["samples"] for entry in entries)
     reasons = dict(sorted(Counter(bad.column("reason").to_pylist()).items()))
     manifest = {
-        "format": FORMAT, "glint": glint.__version__, **job.facts,
-        "read": written + bad.num_rows + int(job.facts.get("erased", 0)), "written": written,
-        "quarantined": bad.num_rows, "quarantine_reasons": reasons,
+        "format": FORMAT,
+        "glint": glint.__version__,
+        **job.facts,
+        "read": written + bad.num_rows + int(job.facts.get("erased", 0)),
+        "written": written,
+        "quarantined": bad.num_rows,
+        "quarantine_reasons": reasons,
         "identities": identities.num_rows,
-        "shards": [{k: entry[k] for k in ("name", "samples", "bytes", "sha256")}
-                   for entry in entries],
-        "seed": plan.options.seed, "samples_per_shard": plan.options.samples_per_shard,
-        "positions": plan.n, "digest": "sha256:" + hasher.hexdigest(),
-        "files": [seal.entry(job.out / name) for name in names]}
+        "shards": [
+            {k: entry[k] for k in ("name", "samples", "bytes", "sha256")} for entry in entries
+        ],
+        "seed": plan.options.seed,
+        "samples_per_shard": plan.options.samples_per_shard,
+        "positions": plan.n,
+        "digest": "sha256:" + hasher.hexdigest(),
+        "files": [seal.entry(job.out / name) for name in names],
+    }
     manifest = seal.sealed(manifest)
     commit.write_json(job.out / "manifest.json", manifest)
     return manifest
@@ -289,21 +334,30 @@ def _join(job: Job, plan: sharding.Plan, entries: list[dict[str, Any]],
 def _plan(job: Job) -> tuple[sharding.Plan, dict[str, Any]]:
     """Write the plan, or take up the one that lies there. Raises MismatchError GL0006."""
     place = job.out / "_glint" / "plan.json"
-    told = {"dataset": FORMAT, "options": {"samples_per_shard": job.options.samples_per_shard,
-                                           "seed": job.options.seed},
-            "source": {"kind": job.kind, "names": job.names,
-                       "from": {
+    told = {
+        "dataset": FORMAT,
+        "options": {"samples_per_shard": job.options.samples_per_shard, "seed": job.options.seed},
+        "source": {
+            "kind": job.kind,
+            "names": job.names,
+            "from": {
                 "/".join(filter(None, (str(i), name))): state(dataset)
-                for i, (name, dataset) in enumerate(zip(job.names, job.datasets))},
-                **job.print_}}
+                for i, (name, dataset) in enumerate(zip(job.names, job.datasets))
+            },
+            **job.print_,
+        },
+    }
     stamp = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()
     if place.exists():
         stored = commit.read_json(place, "GL0006")
         if stored.get("fingerprint") != told:
             lines = sharding.differences(stored.get("fingerprint"), told)
-            raise MismatchError("GL0006", "begun from other inputs or options: "
-                                + "; ".join(lines[:6]), where=str(job.out),
-                                hint="use the old ones, or another output")
+            raise MismatchError(
+                "GL0006",
+                "begun from other inputs or options: " + "; ".join(lines[:6]),
+                where=str(job.out),
+                hint="use the old ones, or another output",
+            )
         plan = sharding.Plan(str(job.out), stamp, job.kind, "", int(stored["n"]), job.options)
         return plan, dict(stored["facts"])
     folder = sharding.Plan(str(job.out), stamp, job.kind, "", 0, job.options).folder
@@ -317,8 +371,13 @@ def _plan(job: Job) -> tuple[sharding.Plan, dict[str, Any]]:
     return sharding.Plan(str(job.out), stamp, job.kind, "", n, job.options), facts
 
 
-def rewrite(job: Job, *, workers: int = 1, progress: Progress = log.silent,
-            after: Callable[[Path], None] | None = None) -> dict[str, Any]:
+def rewrite(
+    job: Job,
+    *,
+    workers: int = 1,
+    progress: Progress = log.silent,
+    after: Callable[[Path], None] | None = None,
+) -> dict[str, Any]:
     """Write the dataset of a job and return the counts; the same call continues a killed one.
 
     `after` runs on the finished folder, still locked; it may run twice. Raises InputError for
@@ -343,24 +402,35 @@ def rewrite(job: Job, *, workers: int = 1, progress: Progress = log.silent,
             manifest, resumed = sharding.whole(job.out), len(plan.spans())
         else:
             try:
-                manifest, resumed = sharding.write(plan, facts, workers, progress, work=run,
-                                                   join=partial(_join, job))
+                manifest, resumed = sharding.write(
+                    plan, facts, workers, progress, work=run, join=partial(_join, job)
+                )
             finally:
                 _open.cache_clear()
         if after is not None:
             after(job.out)
         sharding.tidy(plan)
     keep = ("read", "written", "quarantined", "identities", "digest")
-    return {**{name: manifest[name] for name in keep}, "shards": len(manifest["shards"]),
-            "bytes": sum(entry["bytes"] for entry in manifest["shards"]), "out": str(job.out),
-            "resumed_shards": resumed}
+    return {
+        **{name: manifest[name] for name in keep},
+        "shards": len(manifest["shards"]),
+        "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
+        "out": str(job.out),
+        "resumed_shards": resumed,
+    }
 
 
 def survey(job: Job) -> dict[str, Any]:
     """Say what a job would write, and write nothing."""
     order_n = job.order()
-    return {"dry_run": True, "out": str(job.out), "written": int((order_n >= 0).sum()),
-            "identities": job.identities().num_rows,
-            "shards": len(deal.spans(len(order_n), job.options.samples_per_shard)),
-            "from": [{"name": name, "digest": dataset.digest, "samples": dataset.n}
-                     for name, dataset in zip(job.names, job.datasets)]}
+    return {
+        "dry_run": True,
+        "out": str(job.out),
+        "written": int((order_n >= 0).sum()),
+        "identities": job.identities().num_rows,
+        "shards": len(deal.spans(len(order_n), job.options.samples_per_shard)),
+        "from": [
+            {"name": name, "digest": dataset.digest, "samples": dataset.n}
+            for name, dataset in zip(job.names, job.datasets)
+        ],
+    }

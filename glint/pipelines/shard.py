@@ -57,20 +57,34 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
-            raise UsageError("GL0002", f"expected 1 or more, found {self.samples_per_shard}",
-                             where="--samples-per-shard")
+            raise UsageError(
+                "GL0002",
+                f"expected 1 or more, found {self.samples_per_shard}",
+                where="--samples-per-shard",
+            )
         if not 0 <= self.seed < 2**63:
             raise UsageError("GL0002", f"expected 0 or more, found {self.seed}", where="--seed")
         if self.members not in MEMBERS:
-            raise UsageError("GL0002", f"expected {' or '.join(MEMBERS)}, found {self.members}",
-                             where="--members")
+            raise UsageError(
+                "GL0002",
+                f"expected {' or '.join(MEMBERS)}, found {self.members}",
+                where="--members",
+            )
         if self.with_json and self.members != MEMBERS[0]:
-            raise UsageError("GL0002", "a layout of one member has no KEY.json",
-                             where="--with-json", hint="leave out --members or --with-json")
+            raise UsageError(
+                "GL0002",
+                "a layout of one member has no KEY.json",
+                where="--with-json",
+                hint="leave out --members or --with-json",
+            )
         unknown = [f for f in self.formats if f not in image.FORMATS]
         if unknown or not self.formats:
-            raise UsageError("GL0002", f"expected some of {', '.join(image.FORMATS)}, found "
-                             f"{', '.join(self.formats) or 'nothing'}", where="--formats")
+            raise UsageError(
+                "GL0002",
+                f"expected some of {', '.join(image.FORMATS)}, found "
+                f"{', '.join(self.formats) or 'nothing'}",
+                where="--formats",
+            )
 
 
 @dataclass(frozen=True)
@@ -105,8 +119,11 @@ def _state(out: Path) -> Path:
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict) and old.get("kind") == new.get("kind"):
-        return [line for key in sorted({*old, *new})
-                for line in differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))]
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in differences(old.get(key), new.get(key), f"{at}.{key}".lstrip("."))
+        ]
     shown = [v["kind"] if isinstance(v, dict) and "kind" in v else v for v in (old, new)]
     return [] if old == new else [f"{at} was {shown[0]}, is {shown[1]}"]
 
@@ -117,17 +134,26 @@ def check_places(src: Path, out: Path) -> None:
         raise BusyError("GL0004", "expected a folder or nothing, found a file", where=str(out))
     real, source = out.resolve(), src.resolve()
     if real == source or (source.is_dir() and source in real.parents):
-        raise UsageError("GL0002", "the output lies in the source", where=str(out),
-                         hint="choose a folder outside the source")
+        raise UsageError(
+            "GL0002",
+            "the output lies in the source",
+            where=str(out),
+            hint="choose a folder outside the source",
+        )
     if out.is_dir() and not (_state(out) / "plan.json").exists():
         foreign = sorted(p.name for p in out.iterdir() if p.name != "_glint")
         if foreign:
-            raise BusyError("GL0004", f"the folder is not empty: {', '.join(foreign[:5])}",
-                            where=str(out), hint="choose a new or an empty folder")
+            raise BusyError(
+                "GL0004",
+                f"the folder is not empty: {', '.join(foreign[:5])}",
+                where=str(out),
+                hint="choose a new or an empty folder",
+            )
 
 
-def make_plan(src: str | os.PathLike[str], out: str | os.PathLike[str],
-              options: Options) -> tuple[Plan, dict[str, Any]]:
+def make_plan(
+    src: str | os.PathLike[str], out: str | os.PathLike[str], options: Options
+) -> tuple[Plan, dict[str, Any]]:
     """Write the plan of a dataset, or take up the one in `out`; return it and what was recognised.
 
     Raises MismatchError GL0006 where `out` was begun from other inputs or options.
@@ -140,22 +166,29 @@ def make_plan(src: str | os.PathLike[str], out: str | os.PathLike[str],
     else:
         source = open_source(src)
         told = source.fingerprint()
-    print_ = {"dataset": FORMAT, "options": {**asdict(options), "formats": list(options.formats)},
-              "source": told}
+    print_ = {
+        "dataset": FORMAT,
+        "options": {**asdict(options), "formats": list(options.formats)},
+        "source": told,
+    }
     stamp = hashlib.sha256(repr(sorted(print_.items())).encode()).hexdigest()
     if (state / "plan.json").exists():
         stored = commit.read_json(state / "plan.json", "GL0006")
         if stored.get("fingerprint") != print_:
             lines = differences(stored.get("fingerprint"), print_)
-            raise MismatchError("GL0006", "begun from other inputs or options: "
-                                + "; ".join(lines[:6]), where=str(out),
-                                hint="use the old ones, or another output")
+            raise MismatchError(
+                "GL0006",
+                "begun from other inputs or options: " + "; ".join(lines[:6]),
+                where=str(out),
+                hint="use the old ones, or another output",
+            )
         plan = Plan(str(out), stamp, kind, str(path), int(stored["n"]), options)
         return plan, dict(stored["facts"])
     source = source or open_source(src)
     if source.n > 10**9:
-        raise InputError("GL0201", f"{source.n} records, nine-digit keys allow 10^9",
-                         where=str(src))
+        raise InputError(
+            "GL0201", f"{source.n} records, nine-digit keys allow 10^9", where=str(src)
+        )
     plan = Plan(str(out), stamp, kind, str(path), source.n, options)
     shutil.rmtree(plan.folder, ignore_errors=True)
     commit.make_dir(plan.folder)
@@ -171,8 +204,9 @@ def make_plan(src: str | os.PathLike[str], out: str | os.PathLike[str],
 @lru_cache(maxsize=1)
 def _open(plan: Plan) -> tuple[Source, Any, pa.Array]:
     source = reopen(plan.kind, plan.path, {}, plan.folder)
-    said_C = pa.array([value.decode("utf-8", "backslashreplace") for value in source.classes],
-                      pa.string())
+    said_C = pa.array(
+        [value.decode("utf-8", "backslashreplace") for value in source.classes], pa.string()
+    )
     return source, load_array(plan.folder, "order"), said_C
 
 
@@ -185,29 +219,36 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
     with commit.atomic(Path(plan.out) / "data" / name) as file:
-        out = Shard(file, shard, with_json=plan.options.with_json,
-                    members=plan.options.members)
+        out = Shard(file, shard, with_json=plan.options.with_json, members=plan.options.members)
         for piece in range(start, stop, PIECE):
             end = min(piece + PIECE, stop)
-            put(out, source, said_C, np.arange(piece, end), order_n[piece:end],
-                plan.options.formats)
+            put(
+                out, source, said_C, np.arange(piece, end), order_n[piece:end], plan.options.formats
+            )
         out.close()
         samples, bad = out.samples(), out.quarantine()
         with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
             pq.write_table(samples, part, **{**ROW_OPTIONS, "compression": "none"})
         if bad.num_rows:
             parquet.write(plan.parts / f"{shard:06d}.bad.parquet", bad)
-    return {"shard": shard, "name": name, "samples": samples.num_rows, "bytes": out.tar.size,
-            "sha256": out.tar.sha256, "content": out.content(),
-            "bad": dict(Counter(bad.column("reason").to_pylist()))}
+    return {
+        "shard": shard,
+        "name": name,
+        "samples": samples.num_rows,
+        "bytes": out.tar.size,
+        "sha256": out.tar.sha256,
+        "content": out.content(),
+        "bad": dict(Counter(bad.column("reason").to_pylist())),
+    }
 
 
-def put(out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints,
-        formats: tuple[str, ...]) -> None:
+def put(
+    out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints, formats: tuple[str, ...]
+) -> None:
     """Write records of the source under their keys, or quarantine them with their reasons."""
     done = 0
     for run in read_many(source, row_n, HELD):
-        row_m, key_m = row_n[done:done + len(run.start_n)], key_n[done:done + len(run.start_n)]
+        row_m, key_m = row_n[done : done + len(run.start_n)], key_n[done : done + len(run.start_n)]
         done += len(row_m)
         label_m = source.label[row_m]
         looks = image.look_many(run.data, run.start_n, run.stop_n, formats)
@@ -215,16 +256,30 @@ def put(out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints,
         bad |= looks.bad | run.bad
         for j, why in sorted(bad.items()):
             i, label = int(row_m[j]), int(label_m[j])
-            data = run.data[run.start_n[j]:run.stop_n[j]].tobytes()
-            out.reject(why, data, said_C[label].as_py() if label >= 0 else None, source.name(i),
-                       source.offset(i))
+            data = run.data[run.start_n[j] : run.stop_n[j]].tobytes()
+            out.reject(
+                why,
+                data,
+                said_C[label].as_py() if label >= 0 else None,
+                source.name(i),
+                source.offset(i),
+            )
         good: Ints | slice = slice(None)
         if bad:
             good = np.delete(np.arange(len(row_m)), list(bad))
         label_m = label_m[good]
-        out.extend(key_m[good], run.data, run.start_n[good], run.stop_n[good],
-                   _FORMAT[looks.format_n[good]], looks.width_n[good], looks.height_n[good],
-                   label_m, said_C.take(pa.array(label_m)), names_of(source, row_m[good]))
+        out.extend(
+            key_m[good],
+            run.data,
+            run.start_n[good],
+            run.stop_n[good],
+            _FORMAT[looks.format_n[good]],
+            looks.width_n[good],
+            looks.height_n[good],
+            label_m,
+            said_C.take(pa.array(label_m)),
+            names_of(source, row_m[good]),
+        )
 
 
 def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -233,23 +288,38 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
     source, _, _ = _open(plan)
     count_C = np.zeros(len(source.classes), np.int64)
     bad: list[pa.Table] = []
-    with commit.atomic(out / "samples.parquet") as file, pq.ParquetWriter(
-            file, tables.SAMPLES, **ROW_OPTIONS) as writer:
+    with (
+        commit.atomic(out / "samples.parquet") as file,
+        pq.ParquetWriter(file, tables.SAMPLES, **ROW_OPTIONS) as writer,
+    ):
         for entry in entries:
             rows = parquet.read(plan.parts / f"{entry['shard']:06d}.parquet", tables.SAMPLES)
             count_C += np.bincount(rows.column("label").to_numpy(), minlength=len(count_C))
             if rows.num_rows:
                 writer.write_table(rows)
             if entry["bad"]:
-                bad.append(parquet.read(plan.parts / f"{entry['shard']:06d}.bad.parquet",
-                                        tables.QUARANTINE))
-    parquet.write(out / "quarantine.parquet", pa.concat_tables(
-        [tables.QUARANTINE.empty_table(), *bad]))
+                bad.append(
+                    parquet.read(
+                        plan.parts / f"{entry['shard']:06d}.bad.parquet", tables.QUARANTINE
+                    )
+                )
+    parquet.write(
+        out / "quarantine.parquet", pa.concat_tables([tables.QUARANTINE.empty_table(), *bad])
+    )
     told = [value.decode("utf-8", "backslashreplace") for value in source.classes]
     names = [value.decode("utf-8", "backslashreplace") or None for value in source.names]
-    parquet.write(out / "identities.parquet", pa.table(
-        [pa.array(np.arange(len(told))), pa.array(told, pa.string()), pa.array(names, pa.string()),
-         pa.array(count_C)], schema=tables.IDENTITIES))
+    parquet.write(
+        out / "identities.parquet",
+        pa.table(
+            [
+                pa.array(np.arange(len(told))),
+                pa.array(told, pa.string()),
+                pa.array(names, pa.string()),
+                pa.array(count_C),
+            ],
+            schema=tables.IDENTITIES,
+        ),
+    )
     hasher = hashlib.sha256(FORMAT.encode())
     for entry in entries:
         hasher.update("\n{name} {samples} {bytes} {sha256} {content}".format(**entry).encode())
@@ -261,15 +331,27 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
     if written + sum(reasons.values()) != plan.n:
         raise AssertionError(f"read {plan.n}, written {written}, quarantined {reasons}")
     manifest = {
-        "format": FORMAT, "glint": glint.__version__, "source": facts["source"],
-        "layout": facts["layout"], "recognised": {k: v for k, v in facts.items() if k != "bytes"},
-        "read": plan.n, "written": written, "quarantined": sum(reasons.values()),
-        "quarantine_reasons": dict(sorted(reasons.items())), "identities": len(told),
-        "shards": [{k: entry[k] for k in ("name", "samples", "bytes", "sha256")}
-                   for entry in entries],
-        "seed": plan.options.seed, "samples_per_shard": plan.options.samples_per_shard,
-        "digest": "sha256:" + hasher.hexdigest(), "files": [seal.entry(out / name) for name in (
-            "samples.parquet", "identities.parquet", "quarantine.parquet")]}
+        "format": FORMAT,
+        "glint": glint.__version__,
+        "source": facts["source"],
+        "layout": facts["layout"],
+        "recognised": {k: v for k, v in facts.items() if k != "bytes"},
+        "read": plan.n,
+        "written": written,
+        "quarantined": sum(reasons.values()),
+        "quarantine_reasons": dict(sorted(reasons.items())),
+        "identities": len(told),
+        "shards": [
+            {k: entry[k] for k in ("name", "samples", "bytes", "sha256")} for entry in entries
+        ],
+        "seed": plan.options.seed,
+        "samples_per_shard": plan.options.samples_per_shard,
+        "digest": "sha256:" + hasher.hexdigest(),
+        "files": [
+            seal.entry(out / name)
+            for name in ("samples.parquet", "identities.parquet", "quarantine.parquet")
+        ],
+    }
     manifest = seal.sealed(manifest)
     commit.write_json(out / "manifest.json", manifest)
     return manifest
@@ -298,17 +380,26 @@ def whole(out: Path) -> dict[str, Any]:
         size = path.stat().st_size if path.is_file() else -1
         if size != entry["bytes"]:
             found = f"{size} bytes" if size >= 0 else "no file"
-            raise InputError("GL0302", f"expected {entry['bytes']} bytes, found {found}",
-                             where=str(path), hint="make the dataset again into a new folder")
+            raise InputError(
+                "GL0302",
+                f"expected {entry['bytes']} bytes, found {found}",
+                where=str(path),
+                hint="make the dataset again into a new folder",
+            )
     return manifest
 
 
 def _result(manifest: dict[str, Any], resumed: int, out: Path) -> dict[str, Any]:
     keep = ("read", "written", "quarantined", "quarantine_reasons", "identities")
-    return {**{key: manifest[key] for key in keep}, "shards": len(manifest["shards"]),
-            "digest": manifest["digest"], "out": str(out),
-            "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
-            "resumed_shards": resumed, "recognised": manifest["recognised"]}
+    return {
+        **{key: manifest[key] for key in keep},
+        "shards": len(manifest["shards"]),
+        "digest": manifest["digest"],
+        "out": str(out),
+        "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
+        "resumed_shards": resumed,
+        "recognised": manifest["recognised"],
+    }
 
 
 def _check_budget(result: dict[str, Any], max_bad: float) -> None:
@@ -316,10 +407,14 @@ def _check_budget(result: dict[str, Any], max_bad: float) -> None:
     allowed = max(int(max_bad * read), BAD_FLOOR)
     if bad > allowed or bad == read:
         reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
-        error = BudgetError("GL0221", f"{bad} of {read} records were not usable ({reasons}); "
-                            f"{min(allowed, read - 1)} are let pass", where=result["out"],
-                            hint="the dataset is complete without them; quarantine.parquet lists "
-                            "each; --max-bad raises the budget")
+        error = BudgetError(
+            "GL0221",
+            f"{bad} of {read} records were not usable ({reasons}); "
+            f"{min(allowed, read - 1)} are let pass",
+            where=result["out"],
+            hint="the dataset is complete without them; quarantine.parquet lists "
+            "each; --max-bad raises the budget",
+        )
         error.result = result
         raise error
 
@@ -330,14 +425,25 @@ def survey(src: str | os.PathLike[str], options: Options) -> dict[str, Any]:
     facts = source.describe()
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
-    return {"dry_run": True, "read": source.n, "identities": len(source.classes),
-            "shards": len(deal.spans(source.n, options.samples_per_shard)),
-            "bytes": padded, "recognised": facts}
+    return {
+        "dry_run": True,
+        "read": source.n,
+        "identities": len(source.classes),
+        "shards": len(deal.spans(source.n, options.samples_per_shard)),
+        "bytes": padded,
+        "recognised": facts,
+    }
 
 
-def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Options | None = None,
-          *, workers: int = 1, max_bad: float = 0.001,
-          progress: Progress = log.silent) -> dict[str, Any]:
+def shard(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    workers: int = 1,
+    max_bad: float = 0.001,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Shard a source into `out` and return the counts.
 
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
@@ -348,8 +454,9 @@ def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Opt
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     if not 0 <= max_bad <= 1:
-        raise UsageError("GL0002", f"expected a share from 0 to 1, found {max_bad}",
-                         where="--max-bad")
+        raise UsageError(
+            "GL0002", f"expected a share from 0 to 1, found {max_bad}", where="--max-bad"
+        )
     recognise(src)
     check_places(src, out)
     fresh = not out.exists()
@@ -373,8 +480,15 @@ def shard(src: str | os.PathLike[str], out: str | os.PathLike[str], options: Opt
     return result
 
 
-def write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress, *,
-          work: Run | None = None, join: Merge | None = None) -> tuple[dict[str, Any], int]:
+def write(
+    plan: Plan,
+    facts: dict[str, Any],
+    workers: int,
+    progress: Progress,
+    *,
+    work: Run | None = None,
+    join: Merge | None = None,
+) -> tuple[dict[str, Any], int]:
     """Run the shards that are not done yet, then merge; return the manifest and how many were."""
     out, spans = Path(plan.out), plan.spans()
     for folder in (out / "data", plan.parts):
@@ -384,8 +498,11 @@ def write(plan: Plan, facts: dict[str, Any], workers: int, progress: Progress, *
             left.unlink(missing_ok=True)
     free = shutil.disk_usage(out).free
     if facts["bytes"] + 2048 * plan.n > free:
-        log.logger.warning("about %.1f GB are needed, %.1f GB are free",
-                           (facts["bytes"] + 2048 * plan.n) / 1e9, free / 1e9)
+        log.logger.warning(
+            "about %.1f GB are needed, %.1f GB are free",
+            (facts["bytes"] + 2048 * plan.n) / 1e9,
+            free / 1e9,
+        )
     journal = commit.Journal(_state(out) / "journal.jsonl")
     try:
         done = _finished(plan, journal)
@@ -415,4 +532,3 @@ def tidy(plan: Plan) -> None:
     shutil.rmtree(plan.parts, ignore_errors=True)
     shutil.rmtree(plan.folder, ignore_errors=True)
     (_state(Path(plan.out)) / "journal.jsonl").unlink(missing_ok=True)
-

@@ -51,8 +51,13 @@ def _start(parent: int) -> None:
         os._exit(1)
 
 
-def each(work: Callable[[Any, int], Result], plan: object, todo: Sequence[int], workers: int,
-         done: Callable[[int, Result], None]) -> None:
+def each(
+    work: Callable[[Any, int], Result],
+    plan: object,
+    todo: Sequence[int],
+    workers: int,
+    done: Callable[[int, Result], None],
+) -> None:
     """Call work(plan, piece) for every piece of `todo` and `done(piece, result)` here, as they end.
 
     With one worker all happens in this process. `work` and `plan` must pickle. Results come in
@@ -84,9 +89,11 @@ def each(work: Callable[[Any, int], Result], plan: object, todo: Sequence[int], 
                         for future in [f for f in running if f.cancel()]:
                             left.append(running.pop(future))
             except BrokenProcessPool:
-                raise LostError("GL0902", f"a worker process died; {len(left) + len(running)} "
-                                "pieces are not done", hint="the same command continues; if "
-                                "memory ran out, use fewer --workers") from None
+                raise LostError(
+                    "GL0902",
+                    f"a worker process died; {len(left) + len(running)} pieces are not done",
+                    hint="the same command continues; if memory ran out, use fewer --workers",
+                ) from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
         if left:
@@ -94,5 +101,8 @@ def each(work: Callable[[Any, int], Result], plan: object, todo: Sequence[int], 
 
 
 def _stop(left: int) -> Stopped:
-    return Stopped("GL0704", f"stopped on a signal, {left} pieces are left",
-                   hint="what is done is saved: the same command continues")
+    return Stopped(
+        "GL0704",
+        f"stopped on a signal, {left} pieces are left",
+        hint="what is done is saved: the same command continues",
+    )

@@ -33,8 +33,16 @@ VIEWS = 8  # images of an unseen person that pairs are drawn from
 FOLDS = 10
 CHUNK = 64  # images per task
 DAMAGE = ("jpeg-truncated", "empty", "not-an-image")
-_SCHEMA = pa.schema([("key", pa.int64()), ("label", pa.int64()), ("person", pa.int64()),
-                     ("image", pa.int64()), ("flipped", pa.bool_()), ("damage", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.int64()),
+        ("label", pa.int64()),
+        ("person", pa.int64()),
+        ("image", pa.int64()),
+        ("flipped", pa.bool_()),
+        ("damage", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,16 @@ class World:
 
     def check(self) -> None:
         """Raise UsageError GL0002 for a world that cannot be."""
-        for name, least in (("identities", 1), ("images", 2), ("conflicts", 0), ("lookalikes", 0),
-                            ("damaged", 0), ("unseen", 0), ("pairs", 0), ("seed", 0)):
+        for name, least in (
+            ("identities", 1),
+            ("images", 2),
+            ("conflicts", 0),
+            ("lookalikes", 0),
+            ("damaged", 0),
+            ("unseen", 0),
+            ("pairs", 0),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise _wrong(name, getattr(self, name), f"at least {least}")
         if self.conflicts + 2 * self.lookalikes > self.identities:
@@ -74,8 +90,11 @@ class World:
         if not 0 <= self.tail <= 2:
             raise _wrong("tail", self.tail, "from 0 to 2")
         if self.pairs and (self.unseen < 2 * FOLDS or self.pairs % (2 * FOLDS)):
-            raise _wrong("pairs", self.pairs, f"a multiple of {2 * FOLDS}, with --unseen of at "
-                         f"least {2 * FOLDS}")
+            raise _wrong(
+                "pairs",
+                self.pairs,
+                f"a multiple of {2 * FOLDS}, with --unseen of at least {2 * FOLDS}",
+            )
         most = FOLDS * (self.unseen // FOLDS) * VIEWS * (VIEWS - 1) // 2
         if self.pairs // 2 > most:
             raise _wrong("pairs", self.pairs, f"at most {2 * most} with {self.unseen} unseen")
@@ -142,8 +161,12 @@ def make(
     """
     world.check()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BusyError("GL0004", "is there already and not empty", where=str(out),
-                        hint="name another folder, or remove this one")
+        raise BusyError(
+            "GL0004",
+            "is there already and not empty",
+            where=str(out),
+            hint="name another folder, or remove this one",
+        )
     make_dir(out)
     plan = cast(world)
     labels, total = len(plan.person_C), int(plan.count_C.sum())
@@ -153,9 +176,11 @@ def make(
     rec, idx = out / "train.rec.tmp", out / "train.idx.tmp"
     truth = out / "truth.parquet.tmp"
     flipped = 0
-    with writing(out), Writer(rec, idx) as writer, pq.ParquetWriter(
-        truth, _SCHEMA, write_page_checksum=True
-    ) as table:
+    with (
+        writing(out),
+        Writer(rec, idx) as writer,
+        pq.ParquetWriter(truth, _SCHEMA, write_page_checksum=True) as table,
+    ):
         done = 0
         for (label, first, last), images in _rendered(world, plan, tasks, workers):
             rows: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
@@ -316,4 +341,3 @@ def pairs(world: World) -> tuple[list[bytes], list[bool]]:
                 images.append(photograph(person(world.seed, who), world.seed, who, view))
             flags.append(same)
     return images, flags
-

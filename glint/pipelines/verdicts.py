@@ -43,11 +43,15 @@ class Options:
     def __post_init__(self) -> None:
         for name, value in (("--threshold", self.threshold), ("--low", self.low)):
             if value is not None and not -1 <= value <= 1:
-                raise UsageError("GL0002", f"expected a cosine, from -1 to 1, found {value}",
-                                 where=name)
+                raise UsageError(
+                    "GL0002", f"expected a cosine, from -1 to 1, found {value}", where=name
+                )
         if not 0 < self.rate < 1:
-            raise UsageError("GL0002", f"expected a share between 0 and 1, found {self.rate}",
-                             where="--false-merge-rate")
+            raise UsageError(
+                "GL0002",
+                f"expected a share between 0 and 1, found {self.rate}",
+                where="--false-merge-rate",
+            )
         if self.cap < 2:
             raise UsageError("GL0002", f"expected at least 2, found {self.cap}", where="--cap")
 
@@ -74,8 +78,14 @@ class Found:
     wrong: float
 
 
-def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options, *,
-         progress: Progress = log.silent) -> Found:
+def find(
+    centre_CD: Centres,
+    samples: Samples,
+    target_C: Ints,
+    options: Options,
+    *,
+    progress: Progress = log.silent,
+) -> Found:
     """Search, verify and judge pairs of identities.
 
     target_C: the labels in force; pairs that they merge and identities they drop are left out.
@@ -85,14 +95,18 @@ def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options,
     if model is not None:
         scale = replace(scale, model=True)
     if scale.genuine is None:
-        logger.warning("too few identities have two images (%d splits, at least %d needed): "
-                       "no pair merges by itself; give --threshold", scale.genuine_splits,
-                       calibrate.ENOUGH)
+        logger.warning(
+            "too few identities have two images (%d splits, at least %d needed): "
+            "no pair merges by itself; give --threshold",
+            scale.genuine_splits,
+            calibrate.ENOUGH,
+        )
     low = _low(options, genuine, impostor, int((samples.count_C > 0).sum()))
     pairs = knn.pairs_above(centre_CD, low, engine=options.engine, progress=progress)
     pairs = _open_pairs(pairs, target_C)
-    proof = evidence.collect(samples, pairs.a, pairs.b, pairs.cosine, scale.prior,
-                             progress=progress)
+    proof = evidence.collect(
+        samples, pairs.a, pairs.b, pairs.cosine, scale.prior, progress=progress
+    )
     n_a, n_b = samples.count_C[pairs.a], samples.count_C[pairs.b]
     part, probability = 0.0, np.full(len(pairs.a), np.nan)
     if model is not None:
@@ -119,12 +133,20 @@ def find(centre_CD: Centres, samples: Samples, target_C: Ints, options: Options,
         if int(pairs.a[k]) in why:
             verdict[k], reason[k] = "mask", why[int(pairs.a[k])]
     wrong = float((1.0 - probability[verdict == "merge"]).sum())
-    return Found(pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability,
-                 wrong)
+    return Found(
+        pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability, wrong
+    )
 
 
-def judge(cosine: evidence.Reals, score: evidence.Reals, probability: evidence.Reals, n_a: Ints,
-          n_b: Ints, scale: Scale, options: Options) -> npt.NDArray[np.str_]:
+def judge(
+    cosine: evidence.Reals,
+    score: evidence.Reals,
+    probability: evidence.Reals,
+    n_a: Ints,
+    n_b: Ints,
+    scale: Scale,
+    options: Options,
+) -> npt.NDArray[np.str_]:
     """Give each of K pairs its verdict: merge, mask or keep.
 
     With a model, the most probable pairs merge as long as the expected share of wrong merges is at

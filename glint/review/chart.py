@@ -51,16 +51,25 @@ class Chart:
     floor: int = HEIGHT - BOTTOM
 
 
-def chart(title: str, axis: str, values: Sequence[tuple[str, str, Reals, bool]],
-          lines: Sequence[tuple[float, str]], *, start: float, stop: float,
-          step: float = 0.01) -> Chart:
+def chart(
+    title: str,
+    axis: str,
+    values: Sequence[tuple[str, str, Reals, bool]],
+    lines: Sequence[tuple[float, str]],
+    *,
+    start: float,
+    stop: float,
+    step: float = 0.01,
+) -> Chart:
     """Draw histograms over one axis: values = (kind, words, S values, filled); NaN is left out.
 
     Values outside [start, stop] count in the outermost bins.
     """
     bins = max(1, int(round((stop - start) / step)))
-    counts = [np.histogram(np.clip(v[np.isfinite(v)], start, stop), bins, (start, stop))[0]
-              for _, _, v, _ in values]
+    counts = [
+        np.histogram(np.clip(v[np.isfinite(v)], start, stop), bins, (start, stop))[0]
+        for _, _, v, _ in values
+    ]
     top = max([10, *(int(c.max()) for c in counts if c.size)])
     decades = int(np.ceil(np.log10(top)))
     floor = HEIGHT - BOTTOM
@@ -79,14 +88,15 @@ def chart(title: str, axis: str, values: Sequence[tuple[str, str, Reals, bool]],
     for (kind, words, _, filled), count in zip(values, counts):
         steps = [(x(start), float(floor))]
         for i, number in enumerate(count):
-            left, right = start + i * (stop - start) / bins, start + (i + 1) * (
-                stop - start) / bins
+            left, right = start + i * (stop - start) / bins, start + (i + 1) * (stop - start) / bins
             steps += [(x(left), y(number)), (x(right), y(number))]
         steps.append((x(stop), float(floor)))
         points = " ".join(f"{a:g},{b:g}" for a, b in steps)
         series.append(Series(kind, f"{words} ({int(count.sum())})", points, filled))
-    across = [Tick(x(value), f"{value:.1f}")
-              for value in np.arange(np.ceil(start * 10) / 10, stop + 1e-9, 0.1)]
+    across = [
+        Tick(x(value), f"{value:.1f}")
+        for value in np.arange(np.ceil(start * 10) / 10, stop + 1e-9, 0.1)
+    ]
     up = [Tick(y(10.0**d), f"{10**d}") for d in range(decades + 1)]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
     return Chart(title, axis, series, across, up, drawn)

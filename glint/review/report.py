@@ -101,14 +101,21 @@ def html(page: Page) -> str:
 
     style = (TEMPLATES / "report.css").read_text()
     script = (TEMPLATES / "report.js").read_text()
-    policy = (f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
-              f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'")
-    space = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
-                               undefined=jinja2.StrictUndefined, trim_blocks=True,
-                               lstrip_blocks=True)
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
+    )
+    space = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     space.filters["data_uri"] = _data_uri
-    return space.get_template("report.html").render(page=page, style=style, script=script,
-                                                    policy=policy)
+    return space.get_template("report.html").render(
+        page=page, style=style, script=script, policy=policy
+    )
 
 
 def write(path: Path, page: Page) -> None:

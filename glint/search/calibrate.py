@@ -107,9 +107,11 @@ class Scale:
         """Return plain numbers for conflicts.json."""
         finite = {k: v for k, v in asdict(self).items() if v == v}
         sizes = [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32)] if self.genuine else []
-        return {**finite, "merge_from": {f"{n}x{m}": float(self.merge_from(n, m))
-                                         for n, m in sizes},
-                "mask_from": {f"{n}x{m}": float(self.mask_from(n, m)) for n, m in sizes}}
+        return {
+            **finite,
+            "merge_from": {f"{n}x{m}": float(self.merge_from(n, m)) for n, m in sizes},
+            "mask_from": {f"{n}x{m}": float(self.mask_from(n, m)) for n, m in sizes},
+        }
 
 
 def _x(n: Any, m: Any) -> Reals:
@@ -139,13 +141,20 @@ def impostor(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
         for draw in range(min(IMPOSTORS, 10 * len(some))):
             a, b = rng.choice(len(some), 2, replace=False)
             most = 1 if draw % 2 else SAMPLES
-            found.append(_judge(samples, samples.rows(int(some[a]), most),
-                                samples.rows(int(some[b]), most), prior))
+            found.append(
+                _judge(
+                    samples,
+                    samples.rows(int(some[a]), most),
+                    samples.rows(int(some[b]), most),
+                    prior,
+                )
+            )
     return _drawn(found)
 
 
-def _judge(samples: Samples, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64],
-           prior: float) -> tuple[float, float, float]:
+def _judge(
+    samples: Samples, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], prior: float
+) -> tuple[float, float, float]:
     """Return (x, score, centre cosine) of two sets of rows."""
     x_nD, y_mD = samples.unit(left), samples.unit(right)
     a_D, b_D = x_nD.mean(axis=0), y_mD.mean(axis=0)
@@ -195,14 +204,20 @@ def calibrate(samples: Samples, *, seed: int = 0) -> tuple[Scale, Drawn, Drawn]:
 
     prior = evidence.prior_rho(samples, seed=seed)
     usable_prior = prior if np.isfinite(prior) else 1.0
-    same, other = genuine(samples, usable_prior, seed=seed), impostor(
-        samples, usable_prior, seed=seed)
+    same, other = (
+        genuine(samples, usable_prior, seed=seed),
+        impostor(samples, usable_prior, seed=seed),
+    )
     classes = max(int((samples.count_C > 0).sum()), 2)
     pairs = classes * (classes - 1) / 2
     enough = len(same.x_S) >= ENOUGH and len(other.x_S) >= ENOUGH
     scale = Scale(
-        usable_prior, fit(same, upper=False) if enough else None,
-        fit(other, upper=True) if enough else None, len(same.x_S), len(other.x_S),
+        usable_prior,
+        fit(same, upper=False) if enough else None,
+        fit(other, upper=True) if enough else None,
+        len(same.x_S),
+        len(other.x_S),
         float(norm.isf(min(FALSE_MERGES / pairs, 0.01))),
-        float(norm.isf(min(FALSE_MASKS / classes, 0.01))))
+        float(norm.isf(min(FALSE_MASKS / classes, 0.01))),
+    )
     return scale, same, other

@@ -103,8 +103,15 @@ def prior_rho(samples: Samples, *, seed: int = 0, most: int = 2000) -> float:
     return float(np.median(rhos)) if rhos else float("nan")
 
 
-def judge(x_nD: npt.NDArray[np.float32], y_mD: npt.NDArray[np.float32], prior: float, *,
-          cosine: float, n: int, m: int) -> tuple[float, float]:
+def judge(
+    x_nD: npt.NDArray[np.float32],
+    y_mD: npt.NDArray[np.float32],
+    prior: float,
+    *,
+    cosine: float,
+    n: int,
+    m: int,
+) -> tuple[float, float]:
     """Return (cross mean, score) of two sets of unit rows.
 
     cosine: of the two centres, means over n and m samples, of which the rows may be a part.
@@ -118,8 +125,15 @@ def judge(x_nD: npt.NDArray[np.float32], y_mD: npt.NDArray[np.float32], prior: f
     return mean, float(min(by_samples, by_centres))
 
 
-def collect(samples: Samples, a: Labels, b: Labels, cosine: Reals, prior: float, *,
-            progress: Progress = log.silent) -> Evidence:
+def collect(
+    samples: Samples,
+    a: Labels,
+    b: Labels,
+    cosine: Reals,
+    prior: float,
+    *,
+    progress: Progress = log.silent,
+) -> Evidence:
     """Judge K pairs of identities, whose centres have `cosine`, by up to 32 samples of each."""
     out_K3 = np.full((len(a), 3), np.nan)
     held, x_nD = -1, np.empty((0, 0), np.float32)
@@ -129,8 +143,14 @@ def collect(samples: Samples, a: Labels, b: Labels, cosine: Reals, prior: float,
             held, x_nD = label, samples.unit(samples.rows(label))
         y_mD = samples.unit(samples.rows(other))
         if len(x_nD) and len(y_mD):
-            mean, score = judge(x_nD, y_mD, prior, cosine=float(cosine[k]),
-                                n=int(samples.count_C[label]), m=int(samples.count_C[other]))
+            mean, score = judge(
+                x_nD,
+                y_mD,
+                prior,
+                cosine=float(cosine[k]),
+                n=int(samples.count_C[label]),
+                m=int(samples.count_C[other]),
+            )
             out_K3[k] = mean, np.quantile(x_nD @ y_mD.T, 0.1), score
         progress(done, len(a))
     return Evidence(out_K3[:, 0], out_K3[:, 1], out_K3[:, 2])

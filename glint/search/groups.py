@@ -58,8 +58,13 @@ def guarded(a: Labels, b: Labels, strength: Strength, *, cap: int) -> Groups:
             lack = np.where(np.isnan(value), np.inf, least - value)
             worst = int(np.argmax(lack))
             if lack[worst] > 0:
-                refused.append((piece, f"a chain: {piece[i[worst]]} and {piece[j[worst]]} show "
-                                f"{value[worst]:.3f}, expected at least {least[worst]:.3f}"))
+                refused.append(
+                    (
+                        piece,
+                        f"a chain: {piece[i[worst]]} and {piece[j[worst]]} show "
+                        f"{value[worst]:.3f}, expected at least {least[worst]:.3f}",
+                    )
+                )
                 continue
         merged.append(piece)
     return Groups(merged, refused)

@@ -77,19 +77,31 @@ def cosines(x_ND: npt.NDArray[np.floating], a: Rows, b: Rows) -> npt.NDArray[np.
 def choose(engine: str) -> str:
     """Resolve `auto`: faiss where it loads, else torch. Raises UsageError for unknown names."""
     if engine not in ENGINES:
-        raise UsageError("GL0002", f"expected one of {', '.join(ENGINES)}, found {engine!r}",
-                         where="--engine")
+        raise UsageError(
+            "GL0002", f"expected one of {', '.join(ENGINES)}, found {engine!r}", where="--engine"
+        )
     if engine == "faiss" and not door.available():
-        raise UsageError("GL0003", "faiss cannot be imported", where="--engine faiss",
-                         hint="pip install 'glint-faces[cpu]', or leave --engine at auto")
+        raise UsageError(
+            "GL0003",
+            "faiss cannot be imported",
+            where="--engine faiss",
+            hint="pip install 'glint-faces[cpu]', or leave --engine at auto",
+        )
     if engine == "auto":
         return "faiss" if door.available() else "torch"
     return engine
 
 
-def pairs_above(x_ND: npt.NDArray[np.floating], threshold: float, *, engine: str = "auto",
-                block: int = 2048, device: str = "cpu", limit: int = 50_000_000,
-                progress: Progress = log.silent) -> Pairs:
+def pairs_above(
+    x_ND: npt.NDArray[np.floating],
+    threshold: float,
+    *,
+    engine: str = "auto",
+    block: int = 2048,
+    device: str = "cpu",
+    limit: int = 50_000_000,
+    progress: Progress = log.silent,
+) -> Pairs:
     """Find every pair of rows with cosine >= `threshold`, exactly.
 
     x_ND: any float type, any length of rows; rows that are NaN, infinite or zero are left out.
@@ -101,8 +113,11 @@ def pairs_above(x_ND: npt.NDArray[np.floating], threshold: float, *, engine: str
     for start in range(0, len(good), 16384):
         unit_ND[start : start + 16384] = unit64(x_ND[good[start : start + 16384]])
     bound = threshold - margin(x_ND.shape[1])
-    screen = _faiss(unit_ND, bound, block) if engine == "faiss" else _torch(
-        unit_ND, bound, block, device)
+    screen = (
+        _faiss(unit_ND, bound, block)
+        if engine == "faiss"
+        else _torch(unit_ND, bound, block, device)
+    )
 
     kept_a, kept_b, kept_cosine, held = [], [], [], 0
     for done, a, b in screen:
@@ -115,9 +130,12 @@ def pairs_above(x_ND: npt.NDArray[np.floating], threshold: float, *, engine: str
         held += int(keep.sum())
         if held > limit:
             raise ResourceError(
-                "GL0503", f"more than {limit} pairs reach cosine {threshold:.3f} "
-                f"({done} of {len(good)} rows searched)", where="pair search",
-                hint="search at a higher cosine: --low")
+                "GL0503",
+                f"more than {limit} pairs reach cosine {threshold:.3f} "
+                f"({done} of {len(good)} rows searched)",
+                where="pair search",
+                hint="search at a higher cosine: --low",
+            )
         progress(done, len(good), f"{held} pairs")
     a = np.concatenate([*kept_a, np.empty(0, np.int64)])
     b = np.concatenate([*kept_b, np.empty(0, np.int64)])
@@ -126,8 +144,9 @@ def pairs_above(x_ND: npt.NDArray[np.floating], threshold: float, *, engine: str
     return Pairs(a[order], b[order], cosine[order], len(x_ND) - len(good), engine)
 
 
-def _faiss(unit_ND: npt.NDArray[np.float32], bound: float,
-           block: int) -> Iterator[tuple[int, Rows, Rows]]:
+def _faiss(
+    unit_ND: npt.NDArray[np.float32], bound: float, block: int
+) -> Iterator[tuple[int, Rows, Rows]]:
     """Yield (rows done, a, b) with a < b from faiss range search."""
     index = door.FlatIndex(unit_ND)
     for start in range(0, len(unit_ND), block):
@@ -137,8 +156,9 @@ def _faiss(unit_ND: npt.NDArray[np.float32], bound: float,
         yield min(start + block, len(unit_ND)), a[upper], b[upper]
 
 
-def _torch(unit_ND: npt.NDArray[np.float32], bound: float, block: int,
-           device: str) -> Iterator[tuple[int, Rows, Rows]]:
+def _torch(
+    unit_ND: npt.NDArray[np.float32], bound: float, block: int, device: str
+) -> Iterator[tuple[int, Rows, Rows]]:
     """Yield (rows done, a, b) with a < b from the upper triangle of blocked products."""
     import torch
 
@@ -155,7 +175,6 @@ def _torch(unit_ND: npt.NDArray[np.float32], bound: float, block: int,
                 upper = a < b
                 found_a.append(a[upper])
                 found_b.append(b[upper])
-            yield (min(start + block, len(x_ND)), np.concatenate(found_a),
-                   np.concatenate(found_b))
+            yield (min(start + block, len(x_ND)), np.concatenate(found_a), np.concatenate(found_b))
     finally:
         torch.set_float32_matmul_precision(before)

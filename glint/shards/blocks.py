@@ -20,12 +20,21 @@ _WHOLE = np.dtype(f"V{BLOCK}")  # one block as one item: copied, not looped over
 def template(suffix: bytes) -> tuple[bytes, int]:
     """Return the header of KEY.suffix as a %-template of (key, size, checksum), and its sum."""
     name = b"%09d." + suffix
-    shape = (name + b"\0" * (100 - 9 - 1 - len(suffix))  # name
-             + b"0000644\0" + b"0000000\0" + b"0000000\0"  # mode, uid, gid
-             + b"%011o\0" + b"00000000000\0"  # size, mtime
-             + b"%06o\0 " + b"0" + b"\0" * 100  # checksum, type, link
-             + b"ustar\00000" + b"\0" * 64  # magic, version, user and group name
-             + b"\0" * 183)  # device, prefix, padding
+    shape = (
+        name
+        + b"\0" * (100 - 9 - 1 - len(suffix))  # name
+        + b"0000644\0"
+        + b"0000000\0"
+        + b"0000000\0"  # mode, uid, gid
+        + b"%011o\0"
+        + b"00000000000\0"  # size, mtime
+        + b"%06o\0 "
+        + b"0"
+        + b"\0" * 100  # checksum, type, link
+        + b"ustar\00000"
+        + b"\0" * 64  # magic, version, user and group name
+        + b"\0" * 183
+    )  # device, prefix, padding
     # The checksum is taken with eight blanks in its own place.
     return shape, sum(shape % (0, 0, 0)) - sum(b"000000\0 ") + sum(b" " * 8)
 
@@ -88,8 +97,8 @@ def headers(key_nd: U8, suffix: str, size_n: Ints, tag_nt: U8 | None = None) -> 
         length_n = (tag_nt != 0).sum(axis=1)
         for length in np.unique(length_n).tolist():
             row_m = np.flatnonzero(length_n == length)
-            head_nb[row_m, 9:9 + length] = tag_nt[row_m, :length]
-            head_nb[row_m, 9 + length:9 + length + len(tail)] = tail
+            head_nb[row_m, 9 : 9 + length] = tag_nt[row_m, :length]
+            head_nb[row_m, 9 + length : 9 + length + len(tail)] = tail
         sum_n += tag_nt.sum(axis=1, dtype=np.int64)
     head_nb[:, 148:154] = octal(sum_n, 6)
     return head_nb

@@ -21,8 +21,12 @@ def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
     """Turn a failed write into the error that people read."""
     where = os.fspath(error.filename or path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError("GL0901", "no space is left on the device", where=where,
-                             hint="free some space; the same command continues where it stopped")
+        return ResourceError(
+            "GL0901",
+            "no space is left on the device",
+            where=where,
+            hint="free some space; the same command continues where it stopped",
+        )
     return ResourceError("GL0007", f"cannot write: {error.strerror or error}", where=where)
 
 
@@ -164,8 +168,12 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "another process"
-            raise BusyError("GL0005", f"held by {holder}", where=os.fspath(path),
-                            hint="wait for it to end, or choose another output") from None
+            raise BusyError(
+                "GL0005",
+                f"held by {holder}",
+                where=os.fspath(path),
+                hint="wait for it to end, or choose another output",
+            ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         try:

@@ -43,10 +43,10 @@ def _feed(chunk: pa.Array, name: str, hasher: Any, lengths: Any) -> None:
     if not len(chunk):
         return
     if name == "digest":
-        hasher.update(chunk.buffers()[1][16 * chunk.offset:16 * (chunk.offset + len(chunk))])
+        hasher.update(chunk.buffers()[1][16 * chunk.offset : 16 * (chunk.offset + len(chunk))])
     elif lengths is None:
         hasher.update(chunk.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
     else:
-        end_n = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset:][:len(chunk) + 1]
+        end_n = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
         lengths.update(np.diff(end_n).astype("<i8").tobytes())
-        hasher.update((chunk.buffers()[2] or b"")[int(end_n[0]):int(end_n[-1])])
+        hasher.update((chunk.buffers()[2] or b"")[int(end_n[0]) : int(end_n[-1])])

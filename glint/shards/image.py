@@ -92,7 +92,7 @@ def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = 
 
     def one(j: int) -> None:
         try:
-            image = data[start_n[j]:stop_n[j]].tobytes()
+            image = data[start_n[j] : stop_n[j]].tobytes()
             suffix, out.width_n[j], out.height_n[j] = look(image, formats)
         except Rejected as why:
             out.bad[j] = why
@@ -107,8 +107,7 @@ def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = 
         if _latest and "jpg" in formats:  # most begin as the one before did
             front, (width, height) = np.frombuffer(_latest[0], np.uint8), _fronts[_latest[0]]
             size_m = stop_n[todo_m] - start_n[todo_m]
-            like_m = ((size_m >= len(front)) & (size_m <= MAX_BYTES)
-                      & (width * height <= MAX_PIXELS))
+            like_m = (size_m >= len(front)) & (size_m <= MAX_BYTES) & (width * height <= MAX_PIXELS)
             pick_m = todo_m[like_m]
             if len(pick_m):
                 begin = np.lib.stride_tricks.sliding_window_view(data, len(front))
@@ -150,7 +149,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
                 raise Rejected("jpeg-truncated", "no end marker")
             if not width or not height:
                 raise Rejected("jpeg-damaged", f"{width} x {height} pixels")
-            _keep(data[:at + 9], (width, height))
+            _keep(data[: at + 9], (width, height))
             return width, height
         if marker == 0xFF:  # fill
             at += 1
@@ -188,8 +187,10 @@ def webp_size(data: bytes) -> tuple[int, int]:
     if len(data) < 30 or int.from_bytes(data[4:8], "little") + 8 > len(data):
         raise Rejected("image-truncated", "shorter than its RIFF header says")
     if data[12:16] == b"VP8 ":
-        return (int.from_bytes(data[26:28], "little") & 0x3FFF,
-                int.from_bytes(data[28:30], "little") & 0x3FFF)
+        return (
+            int.from_bytes(data[26:28], "little") & 0x3FFF,
+            int.from_bytes(data[28:30], "little") & 0x3FFF,
+        )
     if data[12:16] == b"VP8L":
         bits = int.from_bytes(data[21:25], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1

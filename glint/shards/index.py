@@ -59,21 +59,29 @@ class Dataset:
         path = self.root / "manifest.json"
         if not path.is_file():
             found = "a folder without manifest.json" if self.root.is_dir() else "no such folder"
-            raise InputError("GL0301", f"expected a dataset, found {found}", where=str(root),
-                             hint="make one with: glint shard SRC OUT; if a run stopped half way, "
-                             "the same command continues it")
+            raise InputError(
+                "GL0301",
+                f"expected a dataset, found {found}",
+                where=str(root),
+                hint="make one with: glint shard SRC OUT; if a run stopped half way, "
+                "the same command continues it",
+            )
         self.manifest: dict[str, Any] = commit.read_json(path)
         if self.manifest.get("format") != FORMAT:
-            raise InputError("GL0301", f"expected format {FORMAT!r}, found "
-                             f"{self.manifest.get('format')!r}", where=str(path))
+            raise InputError(
+                "GL0301",
+                f"expected format {FORMAT!r}, found {self.manifest.get('format')!r}",
+                where=str(path),
+            )
         try:
             self.digest = str(self.manifest["digest"])
             self.n = int(self.manifest["written"])
             self.classes = int(self.manifest["identities"])
             self.shards = [str(entry["name"]) for entry in self.manifest["shards"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError("GL0301", f"the manifest lacks or spoils {error}",
-                             where=str(path)) from None
+            raise InputError(
+                "GL0301", f"the manifest lacks or spoils {error}", where=str(path)
+            ) from None
         if any("/" in name or name in ("", ".", "..") for name in self.shards):
             raise InputError("GL0301", "a shard's name is not a plain file name", where=str(path))
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
@@ -88,8 +96,11 @@ class Dataset:
         path = self.root / "samples.parquet"
         table = parquet.read(path, tables.SAMPLES, columns=[name])
         if table.num_rows != self.n:
-            raise InputError("GL0301", f"the manifest says {self.n} samples, found "
-                             f"{table.num_rows}", where=str(path))
+            raise InputError(
+                "GL0301",
+                f"the manifest says {self.n} samples, found {table.num_rows}",
+                where=str(path),
+            )
         return table.column(name)
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
@@ -116,9 +127,12 @@ class Dataset:
         """Dense labels as sharded, int64 [n]."""
         label_n: npt.NDArray[np.int64] = self._numbers("label")
         if self.n and not 0 <= label_n.min() <= label_n.max() < self.classes:
-            raise InputError("GL0301", f"labels run from {label_n.min()} to {label_n.max()}, "
-                             f"expected 0 to {self.classes - 1}",
-                             where=str(self.root / "samples.parquet"))
+            raise InputError(
+                "GL0301",
+                f"labels run from {label_n.min()} to {label_n.max()}, "
+                f"expected 0 to {self.classes - 1}",
+                where=str(self.root / "samples.parquet"),
+            )
         return label_n
 
     @cached_property
@@ -126,8 +140,11 @@ class Dataset:
         """Number of the shard, int32 [n]."""
         shard_n: npt.NDArray[np.int32] = self._numbers("shard")
         if self.n and not 0 <= shard_n.min() <= shard_n.max() < len(self.shards):
-            raise InputError("GL0301", "a sample names a shard that the manifest lacks",
-                             where=str(self.root / "samples.parquet"))
+            raise InputError(
+                "GL0301",
+                "a sample names a shard that the manifest lacks",
+                where=str(self.root / "samples.parquet"),
+            )
         return shard_n
 
     @cached_property
@@ -146,8 +163,11 @@ class Dataset:
     def digests(self) -> npt.NDArray[np.uint8]:
         """xxh3-128 of the image bytes, uint8 [n, 16]."""
         chunks = self._column("digest").chunks
-        parts = [np.frombuffer(c.buffers()[1], np.uint8, 16 * len(c), 16 * c.offset)
-                 for c in chunks if len(c)]
+        parts = [
+            np.frombuffer(c.buffers()[1], np.uint8, 16 * len(c), 16 * c.offset)
+            for c in chunks
+            if len(c)
+        ]
         digest_nk = np.concatenate(parts) if parts else np.empty(0, np.uint8)
         return digest_nk.reshape(-1, 16)
 
@@ -169,7 +189,7 @@ class Dataset:
 
     def rows_of(self, label: int) -> npt.NDArray[np.int64]:
         """Return the rows of one label as sharded, ascending."""
-        return self._order[self._starts[label]:self._starts[label + 1]]
+        return self._order[self._starts[label] : self._starts[label + 1]]
 
     def _open(self, shard: int) -> IO[bytes]:
         file = self._files.get(shard)
@@ -178,8 +198,9 @@ class Dataset:
             try:
                 file = open(path, "rb", buffering=0)  # noqa: SIM115
             except OSError as error:
-                raise InputError("GL0302", f"cannot be opened: {error.strerror}",
-                                 where=str(path)) from None
+                raise InputError(
+                    "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
+                ) from None
             self._files[shard] = file
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
@@ -201,6 +222,9 @@ class Dataset:
 
     def _spoilt(self, row: int, what: str) -> InputError:
         shard = self.shards[int(self.shard[row])]
-        return InputError("GL0303", what, where=f"data/{shard} key {self.key[row]} "
-                          f"@ 0x{int(self.offset[row]):x}",
-                          hint="make the dataset again from its source into a new folder")
+        return InputError(
+            "GL0303",
+            what,
+            where=f"data/{shard} key {self.key[row]} @ 0x{int(self.offset[row]):x}",
+            hint="make the dataset again from its source into a new folder",
+        )

@@ -45,8 +45,9 @@ def _bad(what: str, where: str) -> InputError:
 def _checked(version: int, target_C: Ints, mask_m2: Ints, classes: int, where: str) -> LabelTable:
     """Validate one version. Raises InputError GL0304."""
     if target_C.ndim != 1 or len(target_C) != classes:
-        raise _bad(f"expected one target for each of {classes} labels, found {target_C.shape}",
-                   where)
+        raise _bad(
+            f"expected one target for each of {classes} labels, found {target_C.shape}", where
+        )
     kept = np.unique(target_C)
     if len(kept) and kept[0] < -1:
         raise _bad(f"a target is -1 (dropped) or a class, found {kept[0]}", where)
@@ -88,14 +89,16 @@ def _masks_name(version: int) -> str:
 
 def _load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTable:
     if version == 0:
-        return LabelTable(0, np.arange(classes, dtype=np.int64), classes,
-                          np.empty((0, 2), np.int64))
+        return LabelTable(
+            0, np.arange(classes, dtype=np.int64), classes, np.empty((0, 2), np.int64)
+        )
     path = _folder(root) / _name(version)
     table = parquet.read(path, tables.LABELS, code="GL0304")
     label_C = table.column("label").to_numpy()
     if not np.array_equal(label_C, np.arange(classes)):
-        raise _bad(f"expected the labels 0..{classes - 1} in order, found {len(label_C)} rows",
-                   str(path))
+        raise _bad(
+            f"expected the labels 0..{classes - 1} in order, found {len(label_C)} rows", str(path)
+        )
     masks = parquet.read(_folder(root) / _masks_name(version), tables.MASKS, code="GL0304")
     mask_m2 = np.stack([masks.column("a").to_numpy(), masks.column("b").to_numpy()], axis=1)
     return _checked(version, table.column("target").to_numpy(), mask_m2, classes, str(path))
@@ -123,12 +126,13 @@ def _note(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
 
 
 def _switch(root: str | os.PathLike[str], version: int) -> None:
-    files.write_json(_folder(root) / "current.json",
-                      {"version": version, "file": _name(version) if version else None})
+    files.write_json(
+        _folder(root) / "current.json",
+        {"version": version, "file": _name(version) if version else None},
+    )
 
 
-def commit(root: str | os.PathLike[str], target: Ints, masks: Ints,
-                   why: dict[str, Any]) -> int:
+def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
     """Write a new label version, put it in force and return its number.
 
     `target` int64 [C], `masks` int64 [m, 2]; `why` goes into the history as it is. No shard and
@@ -147,13 +151,13 @@ def commit(root: str | os.PathLike[str], target: Ints, masks: Ints,
         version = max(taken, default=0) + 1
         _checked(version, target_C, mask_m2, classes, str(folder / _name(version)))
         label_C = np.arange(classes, dtype=np.int64)
-        parquet.write(folder / _masks_name(version),
-                      pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=tables.MASKS))
-        parquet.write(folder / _name(version),
-                      pa.table([label_C, target_C], schema=tables.LABELS))
+        parquet.write(
+            folder / _masks_name(version),
+            pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=tables.MASKS),
+        )
+        parquet.write(folder / _name(version), pa.table([label_C, target_C], schema=tables.LABELS))
         made = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
-        _note(root, {"op": "apply", "version": version, "from": before, "why": why,
-                     "files": made})
+        _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": made})
         _switch(root, version)
     return version
 
@@ -167,8 +171,9 @@ def undo(root: str | os.PathLike[str]) -> int:
     version = _head(root)[0]
     parents = {line["version"]: line["from"] for line in history(root) if line.get("op") == "apply"}
     if version == 0 or version not in parents:
-        raise InputError("GL0502", "the labels stand as sharded, nothing was applied",
-                         where=str(root))
+        raise InputError(
+            "GL0502", "the labels stand as sharded, nothing was applied", where=str(root)
+        )
     with files.lock(folder / "lock"):
         before = int(parents[version])
         _note(root, {"op": "undo", "version": before, "from": version})

@@ -35,22 +35,38 @@ def _reading(path: str | os.PathLike[str], code: str) -> Iterator[None]:
         raise InputError(code, f"the table is damaged: {what}", where=os.fspath(path)) from None
 
 
-def _check_columns(found: pa.Schema, schema: pa.Schema | None, columns: Sequence[str] | None,
-                   code: str, path: str | os.PathLike[str]) -> None:
+def _check_columns(
+    found: pa.Schema,
+    schema: pa.Schema | None,
+    columns: Sequence[str] | None,
+    code: str,
+    path: str | os.PathLike[str],
+) -> None:
     for field in schema or ():
         if columns is not None and field.name not in columns:
             continue
         at = found.get_field_index(field.name)
         if at < 0:
-            raise InputError(code, f"the column {field.name!r} is missing; found "
-                             f"{', '.join(found.names)}", where=os.fspath(path))
+            raise InputError(
+                code,
+                f"the column {field.name!r} is missing; found {', '.join(found.names)}",
+                where=os.fspath(path),
+            )
         if found.field(at).type != field.type:
-            raise InputError(code, f"the column {field.name!r} should be {field.type}, "
-                             f"found {found.field(at).type}", where=os.fspath(path))
+            raise InputError(
+                code,
+                f"the column {field.name!r} should be {field.type}, found {found.field(at).type}",
+                where=os.fspath(path),
+            )
 
 
-def groups(path: str | os.PathLike[str], schema: pa.Schema, *,
-           columns: Sequence[str] | None = None, code: str = "GL0301") -> Iterator[pa.Table]:
+def groups(
+    path: str | os.PathLike[str],
+    schema: pa.Schema,
+    *,
+    columns: Sequence[str] | None = None,
+    code: str = "GL0301",
+) -> Iterator[pa.Table]:
     """Read a table one row group after the other, verifying page checksums.
 
     Raises InputError `code`, when the damaged group is reached.
@@ -60,11 +76,17 @@ def groups(path: str | os.PathLike[str], schema: pa.Schema, *,
         _check_columns(file.schema_arrow, schema, columns, code, path)
         for group in range(file.num_row_groups):
             yield file.read_row_group(
-                group, columns=list(columns) if columns is not None else None, use_threads=False)
+                group, columns=list(columns) if columns is not None else None, use_threads=False
+            )
 
 
-def read(path: str | os.PathLike[str], schema: pa.Schema | None = None, *,
-         columns: Sequence[str] | None = None, code: str = "GL0301") -> pa.Table:
+def read(
+    path: str | os.PathLike[str],
+    schema: pa.Schema | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    code: str = "GL0301",
+) -> pa.Table:
     """Read a table, verifying page checksums.
 
     With `schema`, its columns must be there with its types (others may be there as well).
@@ -73,18 +95,25 @@ def read(path: str | os.PathLike[str], schema: pa.Schema | None = None, *,
     with _reading(path, code), Path(path).open("rb") as handle:
         file = pq.ParquetFile(handle, page_checksum_verification=True)
         _check_columns(file.schema_arrow, schema, columns, code, path)
-        return file.read(columns=list(columns) if columns is not None else None,
-                         use_threads=False)
+        return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
 
 
-def scan(path: str | os.PathLike[str], schema: pa.Schema, columns: Sequence[str],
-         rows: int = 1 << 20, code: str = "GL0301") -> Iterator[pa.RecordBatch]:
+def scan(
+    path: str | os.PathLike[str],
+    schema: pa.Schema,
+    columns: Sequence[str],
+    rows: int = 1 << 20,
+    code: str = "GL0301",
+) -> Iterator[pa.RecordBatch]:
     """Give the rows of a table in batches, verifying page checksums. Raises InputError `code`."""
     with _reading(path, code), Path(path).open("rb") as handle:
         file = pq.ParquetFile(handle, page_checksum_verification=True)
         for name in columns:
             at = file.schema_arrow.get_field_index(name)
             if at < 0 or file.schema_arrow.field(at).type != schema.field(name).type:
-                raise InputError(code, f"the column {name!r} is missing or not "
-                                 f"{schema.field(name).type}", where=os.fspath(path))
+                raise InputError(
+                    code,
+                    f"the column {name!r} is missing or not {schema.field(name).type}",
+                    where=os.fspath(path),
+                )
         yield from file.iter_batches(rows, columns=list(columns), use_threads=False)

@@ -50,8 +50,9 @@ class Header(NamedTuple):
 
 def damaged(what: str, path: str, offset: int, hint: str = "") -> InputError:
     """Return the error of a damaged record at `offset` of `path`."""
-    return InputError("GL0213", what, where=f"{path} @ 0x{offset:x}" if path else f"@ 0x{offset:x}",
-                      hint=hint)
+    return InputError(
+        "GL0213", what, where=f"{path} @ 0x{offset:x}" if path else f"@ 0x{offset:x}", hint=hint
+    )
 
 
 def pack(label: float | Sequence[float], id: int, id2: int, image: bytes) -> bytes:
@@ -73,14 +74,22 @@ def unpack(record: bytes, *, path: str = "", offset: int = 0) -> tuple[Header, b
     if flag == 0:
         return Header(0, label, id_, id2), record[24:]
     if 4 * flag > len(record) - 24:
-        raise damaged(f"the header claims {flag} labels, {len(record) - 24} bytes are left",
-                      path, offset)
+        raise damaged(
+            f"the header claims {flag} labels, {len(record) - 24} bytes are left", path, offset
+        )
     end = 24 + 4 * flag
     return Header(flag, struct.unpack_from(f"<{flag}f", record, 24), id_, id2), record[end:]
 
 
-def parse(buffer: Buffer, offset: int = 0, limit: int = MAX_RECORD, *, path: str = "",
-          base: int = 0, end: int | None = None) -> tuple[bytes, int]:
+def parse(
+    buffer: Buffer,
+    offset: int = 0,
+    limit: int = MAX_RECORD,
+    *,
+    path: str = "",
+    base: int = 0,
+    end: int | None = None,
+) -> tuple[bytes, int]:
     """Return the payload at `offset` of `buffer` and the offset behind it.
 
     `base` is where `buffer` begins in the file `path`, for the text of errors; `end` is where the
@@ -92,23 +101,32 @@ def parse(buffer: Buffer, offset: int = 0, limit: int = MAX_RECORD, *, path: str
     parts: list[bytes] = []
     while True:
         if at + 8 > end:
-            raise damaged(f"expected a record, found the end of the file after {max(end - at, 0)} "
-                          "of 8 bytes", path, base + at)
+            raise damaged(
+                f"expected a record, found the end of the file after {max(end - at, 0)} of 8 bytes",
+                path,
+                base + at,
+            )
         magic, lrec = PART.unpack_from(buffer, at)
         if magic != MAGIC:
             raise damaged(f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}", path, base + at)
         cflag, length = lrec >> 29, lrec & MAX_LENGTH
         if cflag not in ((2, 3) if parts else (0, 1)):
-            raise damaged(f"expected {'a next' if parts else 'a first or whole'} part, "
-                          f"found part flag {cflag}", path, base + at)
+            raise damaged(
+                f"expected {'a next' if parts else 'a first or whole'} part, "
+                f"found part flag {cflag}",
+                path,
+                base + at,
+            )
         if length > end - at - 8:
-            raise damaged(f"the record claims {length} bytes, the file has {end - at - 8} left",
-                          path, base + at)
+            raise damaged(
+                f"the record claims {length} bytes, the file has {end - at - 8} left",
+                path,
+                base + at,
+            )
         total += length + (4 if parts else 0)
         if total > limit:
-            raise damaged(f"the record is longer than the limit of {limit} bytes", path,
-                          base + at)
-        part = bytes(buffer[at + 8:at + 8 + length])
+            raise damaged(f"the record is longer than the limit of {limit} bytes", path, base + at)
+        part = bytes(buffer[at + 8 : at + 8 + length])
         at += 8 + length + (-length & 3)
         if cflag == 0:
             return part, min(at, end)
@@ -117,8 +135,7 @@ def parse(buffer: Buffer, offset: int = 0, limit: int = MAX_RECORD, *, path: str
             return MAGIC_BYTES.join(parts), min(at, end)
 
 
-def read_at(source: int | Buffer, offset: int, limit: int = MAX_RECORD, *,
-            path: str = "") -> bytes:
+def read_at(source: int | Buffer, offset: int, limit: int = MAX_RECORD, *, path: str = "") -> bytes:
     """Return the payload of the record at `offset` of an open file (its number) or a buffer.
 
     Raises InputError GL0213: bad magic, lengths that lie, a record cut short or over `limit`.
@@ -196,8 +213,11 @@ def _bad_line(block: bytes, before: int, name: str) -> NoReturn:
     for number, line in enumerate(block.split(b"\n"), before + 1):
         if not _IDX_LINES.fullmatch(line):
             shown = line[:40].decode("ascii", "backslashreplace")
-            raise InputError("GL0216", f"expected 'key<tab>offset', found {shown!r}",
-                             where=f"{name} line {number}")
+            raise InputError(
+                "GL0216",
+                f"expected 'key<tab>offset', found {shown!r}",
+                where=f"{name} line {number}",
+            )
     raise AssertionError("a block is bad only where a line is")
 
 
@@ -215,15 +235,22 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def write(self, key: int, payload: bytes) -> int:
         """Append one record and return its offset; `payload` is what `pack` returned."""
         if len(payload) > MAX_LENGTH:
-            raise InputError("GL0213", f"a record holds at most {MAX_LENGTH} bytes, "
-                             f"found {len(payload)}", where=f"key {key}")
+            raise InputError(
+                "GL0213",
+                f"a record holds at most {MAX_LENGTH} bytes, found {len(payload)}",
+                where=f"key {key}",
+            )
         offset, start = self.offset, 0
         found = payload.find(MAGIC_BYTES)
         while found >= 0:
@@ -239,8 +266,7 @@ class Writer:
         return offset
 
     def _part(self, cflag: int, data: bytes) -> None:
-        self._rec.write(PART.pack(MAGIC, cflag << 29 | len(data)) + data
-                        + b"\0" * (-len(data) & 3))
+        self._rec.write(PART.pack(MAGIC, cflag << 29 | len(data)) + data + b"\0" * (-len(data) & 3))
         self.offset += 8 + len(data) + (-len(data) & 3)
 
     def close(self) -> None:

@@ -43,11 +43,15 @@ def check(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, Any]:
     if FIELD not in value:
         raise InputError(code, f"expected the field {FIELD!r}, found none", where=os.fspath(path))
     if expected[FIELD] != value[FIELD]:
-        raise InputError(code, f"expected the seal {expected[FIELD]}, found {value[FIELD]}",
-                         where=os.fspath(path))
+        raise InputError(
+            code,
+            f"expected the seal {expected[FIELD]}, found {value[FIELD]}",
+            where=os.fspath(path),
+        )
     if Path(path).read_bytes() != spell(expected):
-        raise InputError(code, "expected the spelling that glint writes, found another",
-                         where=os.fspath(path))
+        raise InputError(
+            code, "expected the spelling that glint writes, found another", where=os.fspath(path)
+        )
     return value
 
 
@@ -94,8 +98,12 @@ def append(path: str | os.PathLike[str], value: dict[str, Any], code: str) -> di
     path = Path(path)
     old, bad = lines(path)
     if bad is not None:
-        raise InputError(code, f"expected a sealed line, found damage at byte {bad}",
-                         where=os.fspath(path), hint="bring the file back from a copy")
+        raise InputError(
+            code,
+            f"expected a sealed line, found damage at byte {bad}",
+            where=os.fspath(path),
+            hint="bring the file back from a copy",
+        )
     raw = line(old[-1][FIELD] if old else "", value)
     with commit.writing(path):
         before = path.read_bytes() if path.exists() else b""

@@ -31,8 +31,8 @@ class Strings:
         """Take over Arrow columns of strings, one after the other."""
         blobs, lengths = [np.empty(0, np.uint8)], [np.empty(0, np.int64)]
         for chunk in (chunk for column in columns for chunk in column.chunks if len(chunk)):
-            end = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset:][:len(chunk) + 1]
-            blobs.append(np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[end[0]:end[-1]])
+            end = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
+            blobs.append(np.frombuffer(chunk.buffers()[2] or b"", np.uint8)[end[0] : end[-1]])
             lengths.append(np.diff(end).astype(np.int64))
         return cls(np.concatenate(blobs), np.cumsum(np.concatenate(lengths)))
 
@@ -41,7 +41,7 @@ class Strings:
 
     def __getitem__(self, row: int) -> bytes:
         start = int(self.end_n[row - 1]) if row else 0
-        return self.blob[start:int(self.end_n[row])].tobytes()
+        return self.blob[start : int(self.end_n[row])].tobytes()
 
     def __iter__(self) -> Iterator[bytes]:
         start = 0

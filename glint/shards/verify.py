@@ -37,8 +37,15 @@ class _Check:
         self.root, self.found = root, Findings()
         self.notes: list[str] = []
 
-    def problem(self, code: str, what: str, file: str, expected: object = "",
-                found: object = "", offset: int | None = None) -> None:
+    def problem(
+        self,
+        code: str,
+        what: str,
+        file: str,
+        expected: object = "",
+        found: object = "",
+        offset: int | None = None,
+    ) -> None:
         """Note a problem with a file."""
         self.found.add(Problem(code, what, file, None, offset, str(expected), str(found)))
 
@@ -72,12 +79,22 @@ class _Check:
         said = dataset.manifest
         total = sum(entry.samples for entry in entries(dataset))
         if total != dataset.n:
-            self.problem("GL0301", "the counts of the shards do not add up", "manifest.json",
-                         dataset.n, total)
+            self.problem(
+                "GL0301",
+                "the counts of the shards do not add up",
+                "manifest.json",
+                dataset.n,
+                total,
+            )
         parts = [said.get(name, 0) for name in ("written", "quarantined", "erased")]
         if said.get("read") != sum(parts):
-            self.problem("GL0301", "read is not written + quarantined", "manifest.json",
-                         " + ".join(map(str, parts)), said.get("read"))
+            self.problem(
+                "GL0301",
+                "read is not written + quarantined",
+                "manifest.json",
+                " + ".join(map(str, parts)),
+                said.get("read"),
+            )
         return dataset
 
     def tables(self, dataset: Dataset) -> None:
@@ -99,14 +116,22 @@ class _Check:
         try:
             found = seal.entry(folder / name)
         except OSError as error:
-            what = ("the file is missing" if isinstance(error, FileNotFoundError)
-                    else f"cannot be read: {error.strerror}")
+            what = (
+                "the file is missing"
+                if isinstance(error, FileNotFoundError)
+                else f"cannot be read: {error.strerror}"
+            )
             self.problem(code, what, below + name)
             return
         for field in ("bytes", "sha256"):
             if found[field] != entry.get(field):
-                self.problem(code, "the file's bytes have changed", below + name,
-                             f"{field} {entry.get(field)}", found[field])
+                self.problem(
+                    code,
+                    "the file's bytes have changed",
+                    below + name,
+                    f"{field} {entry.get(field)}",
+                    found[field],
+                )
                 return
 
     def folder(self, dataset: Dataset, deep: bool) -> None:
@@ -117,21 +142,32 @@ class _Check:
         there = {p.name: p for p in sorted(data.iterdir())} if data.is_dir() else {}
         lost = [entry for name, entry in listed.items() if name not in there]
         for entry in lost:
-            self.problem("GL0302", "the shard is missing", entry.file, f"{entry.bytes} bytes",
-                         "no file")
+            self.problem(
+                "GL0302", "the shard is missing", entry.file, f"{entry.bytes} bytes", "no file"
+            )
         for name, path in there.items():
             if name in listed:
                 size = path.stat().st_size
                 if size != listed[name].bytes and not deep:
-                    self.problem("GL0302", "the shard has another size", f"data/{name}",
-                                 f"{listed[name].bytes} bytes", f"{size} bytes",
-                                 min(size, listed[name].bytes))
+                    self.problem(
+                        "GL0302",
+                        "the shard has another size",
+                        f"data/{name}",
+                        f"{listed[name].bytes} bytes",
+                        f"{size} bytes",
+                        min(size, listed[name].bytes),
+                    )
             elif ".tmp." in name:
                 self.notes.append(f"data/{name} was left by a run that was killed")
             elif name.endswith(".tar"):
                 twin = self._twin(path, lost) if deep else ""
-                self.problem("GL0302", "a shard that the manifest does not list", f"data/{name}",
-                             "no such file", f"the bytes of {twin}" if twin else "a file")
+                self.problem(
+                    "GL0302",
+                    "a shard that the manifest does not list",
+                    f"data/{name}",
+                    "no such file",
+                    f"the bytes of {twin}" if twin else "a file",
+                )
 
     def _twin(self, path: Path, lost: list[Entry]) -> str:
         if path.stat().st_size not in {entry.bytes for entry in lost}:
@@ -149,28 +185,44 @@ class _Check:
                 key_n = rows.key_n9.astype(np.int64) @ (10 ** np.arange(8, -1, -1)) - 5_333_333_328
                 total += len(key_n)
                 if len(key_n) and (key_n[0] <= last or (np.diff(key_n) <= 0).any()):
-                    self.problem("GL0301", f"keys do not ascend in shard {number}",
-                                 "samples.parquet")
+                    self.problem(
+                        "GL0301", f"keys do not ascend in shard {number}", "samples.parquet"
+                    )
                 last = int(key_n[-1]) if len(key_n) else last
                 inside = (rows.label_n >= 0) & (rows.label_n < dataset.classes)
                 if not inside.all():
                     worst = int(rows.label_n[~inside][0])
-                    self.problem("GL0301", f"a label of shard {number} is out of range",
-                                 "samples.parquet", f"0 to {dataset.classes - 1}", worst)
+                    self.problem(
+                        "GL0301",
+                        f"a label of shard {number} is out of range",
+                        "samples.parquet",
+                        f"0 to {dataset.classes - 1}",
+                        worst,
+                    )
                 count_C += np.bincount(rows.label_n[inside], minlength=dataset.classes)
                 yield number, rows
         except InputError as error:
             self.error(error, "samples.parquet")
             return
         if total != dataset.n:
-            self.problem("GL0301", "the index has another number of samples", "samples.parquet",
-                         dataset.n, total)
+            self.problem(
+                "GL0301",
+                "the index has another number of samples",
+                "samples.parquet",
+                dataset.n,
+                total,
+            )
 
     def share(self, entry: Entry, rows: Rows) -> None:
         """Check the number of samples of one shard."""
         if len(rows.label_n) != entry.samples:
-            self.problem("GL0302", "the index has another number of samples of this shard",
-                         entry.file, entry.samples, len(rows.label_n))
+            self.problem(
+                "GL0302",
+                "the index has another number of samples of this shard",
+                entry.file,
+                entry.samples,
+                len(rows.label_n),
+            )
 
     def identities(self, dataset: Dataset, count_C: Ints | None) -> None:
         """Check that row i is label i and that its count is right."""
@@ -181,12 +233,22 @@ class _Check:
             return
         label, count = (table.column(name).to_numpy() for name in ("label", "count"))
         if not np.array_equal(label, np.arange(dataset.classes)):
-            self.problem("GL0301", "row i is not label i", "identities.parquet",
-                         f"labels 0 to {dataset.classes - 1}", f"{len(label)} rows")
+            self.problem(
+                "GL0301",
+                "row i is not label i",
+                "identities.parquet",
+                f"labels 0 to {dataset.classes - 1}",
+                f"{len(label)} rows",
+            )
         elif count_C is not None and not np.array_equal(count, count_C):
             wrong = np.flatnonzero(count != count_C)
-            self.problem("GL0301", f"{len(wrong)} counts are wrong, first label {wrong[0]}",
-                         "identities.parquet", count_C[wrong[0]], count[wrong[0]])
+            self.problem(
+                "GL0301",
+                f"{len(wrong)} counts are wrong, first label {wrong[0]}",
+                "identities.parquet",
+                count_C[wrong[0]],
+                count[wrong[0]],
+            )
 
     def quarantine(self, dataset: Dataset) -> None:
         """Check that what was not written is accounted for."""
@@ -195,11 +257,18 @@ class _Check:
         except InputError as error:
             self.error(error, "quarantine.parquet")
             return
-        said, found = (dataset.manifest.get("quarantine_reasons"),
-                       dict(sorted(Counter(table.column("reason").to_pylist()).items())))
+        said, found = (
+            dataset.manifest.get("quarantine_reasons"),
+            dict(sorted(Counter(table.column("reason").to_pylist()).items())),
+        )
         if said != found or dataset.manifest.get("quarantined") != table.num_rows:
-            self.problem("GL0301", "the quarantine is not what the manifest says",
-                         "quarantine.parquet", said, found)
+            self.problem(
+                "GL0301",
+                "the quarantine is not what the manifest says",
+                "quarantine.parquet",
+                said,
+                found,
+            )
 
     def versions(self, dataset: Dataset) -> dict[str, int]:
         """Check the label table in force, every version in the history, and the tombstones."""
@@ -222,12 +291,20 @@ class _Check:
             return {}
         path = folder / "current.json"
         if path.exists() and path.read_bytes() != seal.spell(commit.read_json(path)):
-            self.problem("GL0304", "expected the spelling that glint writes, found another",
-                         "labels/current.json")
+            self.problem(
+                "GL0304",
+                "expected the spelling that glint writes, found another",
+                "labels/current.json",
+            )
         ends = {history[-1]["version"], history[-1]["from"]} if history else {0}
         if bad is None and table.version not in ends:
-            self.problem("GL0304", "the version in force is not the history's last",
-                         "labels/current.json", sorted(ends)[-1], table.version)
+            self.problem(
+                "GL0304",
+                "the version in force is not the history's last",
+                "labels/current.json",
+                sorted(ends)[-1],
+                table.version,
+            )
         elif history and bad is None and table.version != history[-1]["version"]:
             self.notes.append("the last change of the labels was interrupted: make it again")
         self._tombstones(table)
@@ -240,15 +317,21 @@ class _Check:
         for line in lines:
             for label in line.get("labels", ()):
                 if not 0 <= label < len(table.target) or table.target[label] >= 0:
-                    self.problem("GL0304", f"identity {label} was taken down and is in the labels "
-                                 "in force", "labels/current.json", "target -1",
-                                 table.target[label] if label < len(table.target) else "no label")
+                    self.problem(
+                        "GL0304",
+                        f"identity {label} was taken down and is in the labels in force",
+                        "labels/current.json",
+                        "target -1",
+                        table.target[label] if label < len(table.target) else "no label",
+                    )
 
 
 def entries(dataset: Dataset) -> list[Entry]:
     """Return the shards as the manifest lists them."""
-    return [Entry(str(e["name"]), int(e["samples"]), int(e["bytes"]), str(e["sha256"]))
-            for e in dataset.manifest["shards"]]
+    return [
+        Entry(str(e["name"]), int(e["samples"]), int(e["bytes"]), str(e["sha256"]))
+        for e in dataset.manifest["shards"]
+    ]
 
 
 def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
@@ -267,8 +350,11 @@ def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
         for start, stop in zip(start_r.tolist(), [*start_r[1:].tolist(), len(shard_n)]):
             now = int(shard_n[start])
             if now < number or now >= len(dataset.shards):
-                raise InputError("GL0301", f"shard {now} follows shard {number} of "
-                                 f"{len(dataset.shards)}", where=str(path))
+                raise InputError(
+                    "GL0301",
+                    f"shard {now} follows shard {number} of {len(dataset.shards)}",
+                    where=str(path),
+                )
             piece = table.slice(start, stop - start)
             if now == number and held is not None:
                 held = pa.concat_tables([held, piece])
@@ -287,21 +373,23 @@ def columns(table: pa.Table, shard: int) -> Rows:
         if table.column(name).null_count:
             raise InputError("GL0301", f"column {name} has an empty cell in shard {shard}")
     arrays = {name: table.column(name).combine_chunks() for name in _COLUMNS}
-    arrays = {name: a.chunk(0) if isinstance(a, pa.ChunkedArray) else a
-              for name, a in arrays.items()}
+    arrays = {
+        name: a.chunk(0) if isinstance(a, pa.ChunkedArray) else a for name, a in arrays.items()
+    }
     key, digest, n = arrays["key"], arrays["digest"], table.num_rows
-    end_n = np.frombuffer(key.buffers()[1], np.int32)[key.offset:key.offset + n + 1]
-    text = np.frombuffer(key.buffers()[2] or b"", np.uint8)[end_n[0]:end_n[-1]]
+    end_n = np.frombuffer(key.buffers()[1], np.int32)[key.offset : key.offset + n + 1]
+    text = np.frombuffer(key.buffers()[2] or b"", np.uint8)[end_n[0] : end_n[-1]]
     if (np.diff(end_n) != 9).any() or ((text < ord("0")) | (text > ord("9"))).any():
         raise InputError("GL0301", f"a key of shard {shard} is not nine digits")
-    image_nk = np.frombuffer(digest.buffers()[1], np.uint8)[16 * digest.offset:][:16 * n]
-    label_n, offset_n, size_n = (arrays[name].to_numpy(zero_copy_only=False).astype(np.int64)
-                                 for name in ("label", "offset", "size"))
+    image_nk = np.frombuffer(digest.buffers()[1], np.uint8)[16 * digest.offset :][: 16 * n]
+    label_n, offset_n, size_n = (
+        arrays[name].to_numpy(zero_copy_only=False).astype(np.int64)
+        for name in ("label", "offset", "size")
+    )
     return Rows(text.reshape(n, 9), label_n, offset_n, size_n, image_nk.reshape(n, 16))
 
 
-def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int,
-          progress: Progress) -> None:
+def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int, progress: Progress) -> None:
     """Walk every shard, `workers` of them at a time; name shards that hold another's bytes."""
     listed = entries(dataset)
     total, done = sum(entry.bytes for entry in listed), 0
@@ -316,8 +404,13 @@ def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int,
             found, told = future.result()
             other = owner.get(told, entry.name)
             if told != entry.sha256 and other != entry.name:
-                check.problem("GL0302", "the shard holds another's bytes", entry.file, entry.name,
-                              f"the bytes of {other}")
+                check.problem(
+                    "GL0302",
+                    "the shard holds another's bytes",
+                    entry.file,
+                    entry.name,
+                    f"the bytes of {other}",
+                )
             else:
                 check.found.join(found)
             done += entry.bytes
@@ -343,8 +436,13 @@ def _none() -> Rows:
     return Rows(np.empty((0, 9), np.uint8), none, none, none, np.empty((0, 16), np.uint8))
 
 
-def verify(root: str | os.PathLike[str], *, deep: bool = False, workers: int = 1,
-           progress: Progress = log.silent) -> dict[str, Any]:
+def verify(
+    root: str | os.PathLike[str],
+    *,
+    deep: bool = False,
+    workers: int = 1,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
@@ -377,19 +475,31 @@ def verify(root: str | os.PathLike[str], *, deep: bool = False, workers: int = 1
                 parquet.read(check.root / "sampling.parquet", tables.SAMPLING, code="GL0305")
             except InputError as error:
                 check.error(error, "sampling.parquet")
-        result |= {"shards": len(dataset.shards), "samples": dataset.n,
-                   "identities": dataset.classes, "digest": dataset.digest,
-                   "bytes": sum(entry.bytes for entry in entries(dataset))}
-    return {**result, "ok": not check.found.count, "problem_count": check.found.count,
-            "problems": [problem.as_dict() for problem in check.found.shown[:SHOWN]],
-            "shown": [str(problem) for problem in check.found.shown[:SHOWN]],
-            "notes": check.notes, "hint": _TODO if check.found.count else "",
-            "seconds": round(time.perf_counter() - started, 3)}
+        result |= {
+            "shards": len(dataset.shards),
+            "samples": dataset.n,
+            "identities": dataset.classes,
+            "digest": dataset.digest,
+            "bytes": sum(entry.bytes for entry in entries(dataset)),
+        }
+    return {
+        **result,
+        "ok": not check.found.count,
+        "problem_count": check.found.count,
+        "problems": [problem.as_dict() for problem in check.found.shown[:SHOWN]],
+        "shown": [str(problem) for problem in check.found.shown[:SHOWN]],
+        "notes": check.notes,
+        "hint": _TODO if check.found.count else "",
+        "seconds": round(time.perf_counter() - started, 3),
+    }
 
 
 def survey(root: str | os.PathLike[str]) -> dict[str, int]:
     """Say what there is to read. Raises InputError GL0301."""
     dataset = Dataset(root)
     listed = entries(dataset)
-    return {"files": len(dataset.manifest.get("files", ())) + 1, "shards": len(listed),
-            "bytes": sum(entry.bytes for entry in listed)}
+    return {
+        "files": len(dataset.manifest.get("files", ())) + 1,
+        "shards": len(listed),
+        "bytes": sum(entry.bytes for entry in listed),
+    }

@@ -70,7 +70,7 @@ class Findings:
     def join(self, other: Findings) -> None:
         """Note another's problems."""
         self.count += other.count
-        self.shown += other.shown[:SHOWN - len(self.shown)]
+        self.shown += other.shown[: SHOWN - len(self.shown)]
 
 
 class Rows(NamedTuple):
@@ -149,8 +149,9 @@ def _tagged(head_mb: U8, label_m: Ints) -> npt.NDArray[np.bool_]:
     if tagged_m.any():
         text_md, length_m = blocks.plain(np.maximum(label_m, 0))
         place_d = np.arange(text_md.shape[1])
-        same_md = (head_mb[:, 10:10 + text_md.shape[1]] == text_md) | (
-            place_d >= length_m[:, None])
+        same_md = (head_mb[:, 10 : 10 + text_md.shape[1]] == text_md) | (
+            place_d >= length_m[:, None]
+        )
         ended_m = head_mb[np.arange(len(head_mb)), 10 + length_m] == ord(".")
         tagged_m = tagged_m & same_md.all(axis=1) & ended_m
     result: npt.NDArray[np.bool_] = tagged_m
@@ -163,8 +164,9 @@ class _Walk:
     def __init__(self, entry: Entry, rows: Rows) -> None:
         self.entry, self.rows, self.found = entry, rows, Findings()
 
-    def problem(self, code: str, what: str, row: int, offset: int, expected: str = "",
-                found: str = "") -> None:
+    def problem(
+        self, code: str, what: str, row: int, offset: int, expected: str = "", found: str = ""
+    ) -> None:
         """Note a problem with a sample."""
         key = self.rows.key_n9[row].tobytes().decode("ascii", "replace")
         self.found.add(Problem(code, what, self.entry.file, key, offset, expected, found))
@@ -174,19 +176,38 @@ class _Walk:
         offset_n, size_n = self.rows.offset_n, self.rows.size_n
         stop_n = offset_n + size_n + (-size_n) % BLOCK
         next_n = np.append(offset_n[1:] - BLOCK, end)
-        first = np.append(np.array([BLOCK]), stop_n[:-1] + BLOCK)[:len(offset_n)]
-        wrong_n = ((offset_n % BLOCK != 0) | (size_n < 1) | (offset_n < first) | (stop_n > next_n)
-                   | (next_n - offset_n > ROOM))
+        first = np.append(np.array([BLOCK]), stop_n[:-1] + BLOCK)[: len(offset_n)]
+        wrong_n = (
+            (offset_n % BLOCK != 0)
+            | (size_n < 1)
+            | (offset_n < first)
+            | (stop_n > next_n)
+            | (next_n - offset_n > ROOM)
+        )
         if len(wrong_n) and offset_n[0] != BLOCK:
             wrong_n[0] = True
         if not len(wrong_n) and end > ROOM:
-            self.found.add(Problem("GL0302", "the index has no sample of this shard",
-                                   self.entry.file, None, None, "samples", f"{end} bytes"))
+            self.found.add(
+                Problem(
+                    "GL0302",
+                    "the index has no sample of this shard",
+                    self.entry.file,
+                    None,
+                    None,
+                    "samples",
+                    f"{end} bytes",
+                )
+            )
             return False
         for row in np.flatnonzero(wrong_n).tolist():
-            self.problem("GL0302", "the index does not describe a tar of this size here", row,
-                         int(offset_n[row]), f"{BLOCK}-byte blocks below byte {end}",
-                         f"{int(size_n[row])} bytes at {int(offset_n[row])}")
+            self.problem(
+                "GL0302",
+                "the index does not describe a tar of this size here",
+                row,
+                int(offset_n[row]),
+                f"{BLOCK}-byte blocks below byte {end}",
+                f"{int(size_n[row])} bytes at {int(offset_n[row])}",
+            )
         return not wrong_n.any()
 
     def pieces(self, end: int) -> Iterator[tuple[int, int, int, int]]:
@@ -207,14 +228,18 @@ class _Walk:
         hash_ = xxhash.xxh3_128_digest
         at_n = (self.rows.offset_n[row:stop] - base).tolist()
         size_n = self.rows.size_n[row:stop].tolist()
-        told = [hash_(view[at:at + size]) for at, size in zip(at_n, size_n)]
+        told = [hash_(view[at : at + size]) for at, size in zip(at_n, size_n)]
         digest_nk = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 16)
         wrong_n = (digest_nk != self.rows.digest_nk[row:stop]).any(axis=1)
         for i in np.flatnonzero(wrong_n).tolist():
-            self.problem("GL0303", "the image bytes do not match their checksum", row + i,
-                         int(self.rows.offset_n[row + i]),
-                         "xxh3-128 " + self.rows.digest_nk[row + i].tobytes().hex(),
-                         told[i].hex())
+            self.problem(
+                "GL0303",
+                "the image bytes do not match their checksum",
+                row + i,
+                int(self.rows.offset_n[row + i]),
+                "xxh3-128 " + self.rows.digest_nk[row + i].tobytes().hex(),
+                told[i].hex(),
+            )
 
     def members(self, row: int, stop: int, base: int, data: U8, final: bool) -> int:
         """Walk the headers of rows' members in `data`; return the byte after the last one.
@@ -229,30 +254,50 @@ class _Walk:
         while len(row_m):
             head_mb = block_b[at_m]
             size_m = _octal(head_mb[:, _SIZE])
-            good_m = self._headers(head_mb, row_m, base + at_m * BLOCK, size_m, image,
-                                   at_m + 1 + (size_m + BLOCK - 1) // BLOCK > end_n)
+            good_m = self._headers(
+                head_mb,
+                row_m,
+                base + at_m * BLOCK,
+                size_m,
+                image,
+                at_m + 1 + (size_m + BLOCK - 1) // BLOCK > end_n,
+            )
             if not image:
                 self._labels(block_b, head_mb, row_m, at_m, size_m, good_m, base)
             row_m, at_m, end_n, size_m = (v[good_m] for v in (row_m, at_m, end_n, size_m))
             at_m = at_m + 1 + (size_m + BLOCK - 1) // BLOCK
             image = False
             going_m = at_m < end_n
-            if (final and len(row_m) and row_m[-1] == stop - 1 and going_m[-1]
-                    and not block_b[at_m[-1]].any()):  # the end of the archive
+            if (
+                final
+                and len(row_m)
+                and row_m[-1] == stop - 1
+                and going_m[-1]
+                and not block_b[at_m[-1]].any()
+            ):  # the end of the archive
                 last, going_m[-1] = int(at_m[-1]), False
             row_m, at_m, end_n = row_m[going_m], at_m[going_m], end_n[going_m]
         return base + last * BLOCK
 
-    def _headers(self, head_mb: U8, row_m: Ints, offset_m: Ints, size_m: Ints, image: bool,
-                 beyond_m: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _headers(
+        self,
+        head_mb: U8,
+        row_m: Ints,
+        offset_m: Ints,
+        size_m: Ints,
+        image: bool,
+        beyond_m: npt.NDArray[np.bool_],
+    ) -> npt.NDArray[np.bool_]:
         """Check headers; return which may be walked on from."""
         said_m = _octal(head_mb[:, 148:154])
         sum_m = _sums(head_mb)
-        named_m = ((head_mb[:, :9] == self.rows.key_n9[row_m]).all(axis=1)
-                   & ((head_mb[:, 9] == ord(".")) | (_tagged(head_mb, self.rows.label_n[row_m])
-                                                     if image else False)))
-        plain_m = ((head_mb[:, 156] == ord("0"))
-                   & (head_mb[:, 257:262] == np.frombuffer(b"ustar", np.uint8)).all(axis=1))
+        named_m = (head_mb[:, :9] == self.rows.key_n9[row_m]).all(axis=1) & (
+            (head_mb[:, 9] == ord("."))
+            | (_tagged(head_mb, self.rows.label_n[row_m]) if image else False)
+        )
+        plain_m = (head_mb[:, 156] == ord("0")) & (
+            head_mb[:, 257:262] == np.frombuffer(b"ustar", np.uint8)
+        ).all(axis=1)
         broken_m = (said_m != sum_m) | (size_m < 0)
         other_m = size_m != self.rows.size_n[row_m] if image else np.zeros(len(row_m), np.bool_)
         bad_m = broken_m | ~named_m | ~plain_m | other_m | beyond_m
@@ -261,25 +306,58 @@ class _Walk:
             name = head_mb[i, :100].tobytes().split(b"\0")[0].decode("ascii", "backslashreplace")
             key = self.rows.key_n9[row].tobytes().decode("ascii", "replace")
             if broken_m[i]:
-                self.problem("GL0302", "a tar header is damaged", row, offset,
-                             f"checksum {sum_m[i]:o}", f"{max(int(said_m[i]), 0):o}")
+                self.problem(
+                    "GL0302",
+                    "a tar header is damaged",
+                    row,
+                    offset,
+                    f"checksum {sum_m[i]:o}",
+                    f"{max(int(said_m[i]), 0):o}",
+                )
             elif not named_m[i]:
-                self.problem("GL0302", "a tar member has another name", row, offset,
-                             f"{key}.*", repr(name))
+                self.problem(
+                    "GL0302", "a tar member has another name", row, offset, f"{key}.*", repr(name)
+                )
             elif not plain_m[i]:
-                self.problem("GL0302", "a tar member is not a plain USTAR file", row, offset,
-                             "type '0'", repr(chr(head_mb[i, 156])))
+                self.problem(
+                    "GL0302",
+                    "a tar member is not a plain USTAR file",
+                    row,
+                    offset,
+                    "type '0'",
+                    repr(chr(head_mb[i, 156])),
+                )
             elif other_m[i]:
-                self.problem("GL0302", "a tar member has another size than the index says", row,
-                             offset, str(int(self.rows.size_n[row])), str(int(size_m[i])))
+                self.problem(
+                    "GL0302",
+                    "a tar member has another size than the index says",
+                    row,
+                    offset,
+                    str(int(self.rows.size_n[row])),
+                    str(int(size_m[i])),
+                )
             else:
-                self.problem("GL0302", "a tar member runs into the next sample", row, offset,
-                             "a smaller member", f"{int(size_m[i])} bytes")
+                self.problem(
+                    "GL0302",
+                    "a tar member runs into the next sample",
+                    row,
+                    offset,
+                    "a smaller member",
+                    f"{int(size_m[i])} bytes",
+                )
         good_m: npt.NDArray[np.bool_] = ~bad_m
         return good_m
 
-    def _labels(self, block_b: U8, head_mb: U8, row_m: Ints, at_m: Ints, size_m: Ints,
-                good_m: npt.NDArray[np.bool_], base: int) -> None:
+    def _labels(
+        self,
+        block_b: U8,
+        head_mb: U8,
+        row_m: Ints,
+        at_m: Ints,
+        size_m: Ints,
+        good_m: npt.NDArray[np.bool_],
+        base: int,
+    ) -> None:
         """Check the label members among these headers."""
         suffix = np.frombuffer(b"cls\0", np.uint8)
         pick_m = np.flatnonzero(good_m & (head_mb[:, 10:14] == suffix).all(axis=1))
@@ -287,20 +365,43 @@ class _Walk:
         wrong_m = label_m != self.rows.label_n[row_m[pick_m]]
         for i in pick_m[wrong_m].tolist():
             row, at = int(row_m[i]), int(at_m[i]) + 1
-            text = block_b[at].tobytes()[:min(max(int(size_m[i]), 0), 19)]
-            self.problem("GL0302", "the label in the shard is not the index's", row,
-                         base + at * BLOCK, str(int(self.rows.label_n[row])), repr(text))
+            text = block_b[at].tobytes()[: min(max(int(size_m[i]), 0), 19)]
+            self.problem(
+                "GL0302",
+                "the label in the shard is not the index's",
+                row,
+                base + at * BLOCK,
+                str(int(self.rows.label_n[row])),
+                repr(text),
+            )
 
     def tail(self, offset: int, data: U8) -> None:
         """Check the end of the archive: zeros, two blocks at least."""
         if data.any():
             at = int(np.flatnonzero(data)[0])
-            self.found.add(Problem("GL0302", "something stands behind the last sample",
-                                   self.entry.file, None, offset + at, "zeros",
-                                   f"0x{int(data[at]):02x}"))
+            self.found.add(
+                Problem(
+                    "GL0302",
+                    "something stands behind the last sample",
+                    self.entry.file,
+                    None,
+                    offset + at,
+                    "zeros",
+                    f"0x{int(data[at]):02x}",
+                )
+            )
         elif len(data) < 2 * BLOCK:
-            self.found.add(Problem("GL0302", "the end of the archive is missing", self.entry.file,
-                                   None, offset, f"{2 * BLOCK} zeros or more", str(len(data))))
+            self.found.add(
+                Problem(
+                    "GL0302",
+                    "the end of the archive is missing",
+                    self.entry.file,
+                    None,
+                    offset,
+                    f"{2 * BLOCK} zeros or more",
+                    str(len(data)),
+                )
+            )
 
     def padding(self, file: IO[bytes]) -> None:
         """Find bytes between members that are not zero: a second pass, for damage not yet found."""
@@ -316,8 +417,14 @@ class _Walk:
                 row += 1
             if any(pad):
                 i = next(i for i, byte in enumerate(pad) if byte)
-                self.problem("GL0302", "a tar member's padding is not zero", row, end + i,
-                             "0x00", f"0x{pad[i]:02x}")
+                self.problem(
+                    "GL0302",
+                    "a tar member's padding is not zero",
+                    row,
+                    end + i,
+                    "0x00",
+                    f"0x{pad[i]:02x}",
+                )
             at = end + len(pad)
 
 
@@ -350,38 +457,67 @@ def walk(root: str | os.PathLike[str], entry: Entry, rows: Rows | None) -> tuple
 
 
 def _walk(file: IO[bytes], entry: Entry, rows: Rows | None) -> tuple[Findings, str]:
-    none = Rows(np.empty((0, 9), np.uint8), *(np.empty(0, np.int64),) * 3,
-                np.empty((0, 16), np.uint8))
+    none = Rows(
+        np.empty((0, 9), np.uint8), *(np.empty(0, np.int64),) * 3, np.empty((0, 16), np.uint8)
+    )
     state = _Walk(entry, rows if rows is not None else none)
     hasher = hashlib.sha256()
     size = os.fstat(file.fileno()).st_size
     if size != entry.bytes:
-        state.found.add(Problem("GL0302", "the shard has another size", entry.file, None,
-                                min(size, entry.bytes), f"{entry.bytes} bytes", f"{size} bytes"))
+        state.found.add(
+            Problem(
+                "GL0302",
+                "the shard has another size",
+                entry.file,
+                None,
+                min(size, entry.bytes),
+                f"{entry.bytes} bytes",
+                f"{size} bytes",
+            )
+        )
     at = 0
     if rows is not None and size % BLOCK == 0 and state.sane(size):
         for row, stop, start, end in state.pieces(size):
-            data = _room(end - start)[:end - start]
+            data = _room(end - start)[: end - start]
             got = 0
             while got < len(data) and (more := file.readinto(data[got:])):  # type: ignore[attr-defined]
                 got += more
             hasher.update(data[:got].data)
             at = start + got
             if got < len(data):
-                state.found.add(Problem("GL0302", "the shard ends early", entry.file, None, at,
-                                        f"{end} bytes", f"{at} bytes"))
+                state.found.add(
+                    Problem(
+                        "GL0302",
+                        "the shard ends early",
+                        entry.file,
+                        None,
+                        at,
+                        f"{end} bytes",
+                        f"{at} bytes",
+                    )
+                )
                 break
             state.images(row, stop, start, data)
             behind = state.members(row, stop, start, data, end == size)
-            if end == size and (not len(state.rows.offset_n) or behind < size
-                                or not state.found.count):
-                state.tail(behind, data[behind - start:])
+            if end == size and (
+                not len(state.rows.offset_n) or behind < size or not state.found.count
+            ):
+                state.tail(behind, data[behind - start :])
     _rest(file, hasher, _room(PIECE))
     told = hasher.hexdigest()
     if told != entry.sha256:
         if not state.found.count and rows is not None:
             state.padding(file)
         if not state.found.count:
-            state.found.add(Problem("GL0302", "the shard's bytes have changed", entry.file, None,
-                                    None, "sha256 " + entry.sha256, told))
+            state.found.add(
+                Problem(
+                    "GL0302",
+                    "the shard's bytes have changed",
+                    entry.file,
+                    None,
+                    None,
+                    "sha256 " + entry.sha256,
+                    told,
+                )
+            )
     return state.found, told

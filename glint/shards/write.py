@@ -96,8 +96,9 @@ class Shard:
     "jpg,cls" it is KEY.jpg and KEY.cls, and `with_json` adds KEY.json.
     """
 
-    def __init__(self, file: IO[bytes], number: int, *, with_json: bool = False,
-                 members: str = MEMBERS[0]) -> None:
+    def __init__(
+        self, file: IO[bytes], number: int, *, with_json: bool = False, members: str = MEMBERS[0]
+    ) -> None:
         self.tar = Tar(file)
         self.number, self.with_json, self.members = number, with_json, members
         self._columns: dict[str, list[Any]] = {name: [] for name in tables.SAMPLES.names}
@@ -106,8 +107,15 @@ class Shard:
         self._waiting: list[tuple[int, bytes, tuple[str, int, int], int, str, str]] = []
         self._held = 0
 
-    def add(self, key: int, data: bytes, seen: tuple[str, int, int], label: int,
-            source_label: str, source: str) -> None:
+    def add(
+        self,
+        key: int,
+        data: bytes,
+        seen: tuple[str, int, int],
+        label: int,
+        source_label: str,
+        source: str,
+    ) -> None:
         """Append a sample; `seen` is what `image.look` returned."""
         self._waiting.append((key, data, seen, label, source_label, source))
         self._held += len(data)
@@ -120,16 +128,32 @@ class Shard:
             self._waiting, self._held = [], 0
             stop_n = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
             suffixes, width, height = zip(*seen)
-            self.extend(np.array(key, np.int64), np.frombuffer(b"".join(data), np.uint8),
-                        np.append(np.zeros(1, np.int64), stop_n[:-1]), stop_n, np.array(suffixes),
-                        np.array(width, np.int32), np.array(height, np.int32),
-                        np.array(label, np.int64), pa.array(said, pa.string()),
-                        pa.array(source, pa.string()))
+            self.extend(
+                np.array(key, np.int64),
+                np.frombuffer(b"".join(data), np.uint8),
+                np.append(np.zeros(1, np.int64), stop_n[:-1]),
+                stop_n,
+                np.array(suffixes),
+                np.array(width, np.int32),
+                np.array(height, np.int32),
+                np.array(label, np.int64),
+                pa.array(said, pa.string()),
+                pa.array(source, pa.string()),
+            )
 
-    def extend(self, key_n: Ints, data: U8, begin_n: Ints, end_n: Ints,
-               suffixes: npt.NDArray[np.str_], width_n: npt.NDArray[np.int32],
-               height_n: npt.NDArray[np.int32], label_n: Ints, source_label: pa.Array,
-               source: pa.Array) -> None:
+    def extend(
+        self,
+        key_n: Ints,
+        data: U8,
+        begin_n: Ints,
+        end_n: Ints,
+        suffixes: npt.NDArray[np.str_],
+        width_n: npt.NDArray[np.int32],
+        height_n: npt.NDArray[np.int32],
+        label_n: Ints,
+        source_label: pa.Array,
+        source: pa.Array,
+    ) -> None:
         """Append samples, a few megabytes of them: images [begin, end) of `data`."""
         self._settle()
         n = len(key_n)
@@ -140,8 +164,9 @@ class Shard:
         size_n = end_n - begin_n
         key_nd = blocks.decimal(key_n, 9)
         text_nd, length_n = blocks.plain(label_n)
-        json_n = self._json(
-            width_n, height_n, label_n, source_label, source) if self.with_json else []
+        json_n = (
+            self._json(width_n, height_n, label_n, source_label, source) if self.with_json else []
+        )
         image_n = 1 + (size_n + BLOCK - 1) // BLOCK
         step_n = image_n + (2 if self.members == MEMBERS[0] else 0)
         if json_n:
@@ -155,9 +180,12 @@ class Shard:
         view = block_b.reshape(-1).data
         block_b[start_n + image_n - 1] = 0  # the padding
         images, hashed, digests = data.data, xxhash.xxh3_128_digest, []
-        for at, stop, begin, end in zip(((start_n + 1) * BLOCK).tolist(),
-                                        ((start_n + 1) * BLOCK + size_n).tolist(),
-                                        begin_n.tolist(), end_n.tolist()):
+        for at, stop, begin, end in zip(
+            ((start_n + 1) * BLOCK).tolist(),
+            ((start_n + 1) * BLOCK + size_n).tolist(),
+            begin_n.tolist(),
+            end_n.tolist(),
+        ):
             image = images[begin:end]
             view[at:stop] = image
             digests.append(hashed(image))
@@ -167,12 +195,17 @@ class Shard:
         alike = bool((suffixes == suffixes[0]).all())
         for suffix in [str(suffixes[0])] if alike else np.unique(suffixes).tolist():
             pick = slice(None) if alike else np.flatnonzero(suffixes == suffix)
-            blocks.put(block_b, start_n[pick], blocks.headers(
-                key_nd[pick], suffix, size_n[pick], None if tag_nt is None else tag_nt[pick]))
+            blocks.put(
+                block_b,
+                start_n[pick],
+                blocks.headers(
+                    key_nd[pick], suffix, size_n[pick], None if tag_nt is None else tag_nt[pick]
+                ),
+            )
         at_n = start_n + image_n
         if self.members == MEMBERS[0]:
             body_nb = np.zeros((n, BLOCK), np.uint8)
-            body_nb[:, :text_nd.shape[1]] = text_nd
+            body_nb[:, : text_nd.shape[1]] = text_nd
             blocks.put(block_b, at_n, blocks.headers(key_nd, "cls", length_n))
             blocks.put(block_b, at_n + 1, body_nb)
             at_n = at_n + 2
@@ -180,29 +213,68 @@ class Shard:
             block_b[start_n + step_n - 1] = 0
             blocks.put(block_b, at_n, blocks.headers(key_nd, "json", json_size_n))
             for at, one in zip(((at_n + 1) * BLOCK).tolist(), json_n):
-                view[at:at + len(one)] = one
+                view[at : at + len(one)] = one
         offset_n = self.tar.size + (start_n + 1) * BLOCK
         self.tar.extend(block_b)
-        values = (key_nd, label_n, source_label, n, offset_n, size_n.astype(np.int32),
-                  b"".join(digests), source, width_n, height_n)
+        values = (
+            key_nd,
+            label_n,
+            source_label,
+            n,
+            offset_n,
+            size_n.astype(np.int32),
+            b"".join(digests),
+            source,
+            width_n,
+            height_n,
+        )
         for column, value in zip(self._columns.values(), values):
             column.append(value)
 
-    def _json(self, width_n: npt.NDArray[np.int32], height_n: npt.NDArray[np.int32],
-              label_n: Ints, source_label: pa.Array, source: pa.Array) -> list[bytes]:
-        return [json.dumps({"height": height, "label": label, "source": where,
-                            "source_label": said, "width": width}, sort_keys=True).encode()
-                for width, height, label, said, where in zip(
-                    width_n.tolist(), height_n.tolist(), label_n.tolist(),
-                    source_label.to_pylist(), source.to_pylist())]
+    def _json(
+        self,
+        width_n: npt.NDArray[np.int32],
+        height_n: npt.NDArray[np.int32],
+        label_n: Ints,
+        source_label: pa.Array,
+        source: pa.Array,
+    ) -> list[bytes]:
+        return [
+            json.dumps(
+                {
+                    "height": height,
+                    "label": label,
+                    "source": where,
+                    "source_label": said,
+                    "width": width,
+                },
+                sort_keys=True,
+            ).encode()
+            for width, height, label, said, where in zip(
+                width_n.tolist(),
+                height_n.tolist(),
+                label_n.tolist(),
+                source_label.to_pylist(),
+                source.to_pylist(),
+            )
+        ]
 
-    def reject(self, why: Rejected, data: bytes, source_label: str | None, source: str,
-               offset: int | None) -> None:
+    def reject(
+        self, why: Rejected, data: bytes, source_label: str | None, source: str, offset: int | None
+    ) -> None:
         """Note a record that is not written; `data` is what there is of it."""
-        self._bad.append({
-            "source": source, "offset": offset, "source_label": source_label,
-            "reason": why.reason, "note": why.note, "size": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(), "head": data[:64]})
+        self._bad.append(
+            {
+                "source": source,
+                "offset": offset,
+                "source_label": source_label,
+                "reason": why.reason,
+                "note": why.note,
+                "size": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "head": data[:64],
+            }
+        )
 
     def close(self) -> None:
         """Write what is left and the end of the archive; the file itself stays open."""
@@ -221,8 +293,9 @@ class Shard:
             elif field.name == "shard":
                 columns.append(pa.array(np.full(n, self.number, np.int32)))
             elif field.name == "digest":
-                columns.append(pa.Array.from_buffers(
-                    field.type, n, [None, pa.py_buffer(b"".join(parts))]))
+                columns.append(
+                    pa.Array.from_buffers(field.type, n, [None, pa.py_buffer(b"".join(parts))])
+                )
             elif field.type == pa.string():
                 columns.append(pa.concat_arrays([pa.array([], pa.string()), *parts]))
             else:
@@ -262,9 +335,12 @@ def _plain_parts(column: pa.Array | pa.ChunkedArray) -> list[bytes]:
     if column.type == pa.string():
         if not n:
             return []
-        end_n = np.frombuffer(buffers[1], np.int32)[at:at + n + 1]
-        text = np.frombuffer(buffers[2] or b"", np.uint8)[end_n[0]:end_n[-1]]
+        end_n = np.frombuffer(buffers[1], np.int32)[at : at + n + 1]
+        text = np.frombuffer(buffers[2] or b"", np.uint8)[end_n[0] : end_n[-1]]
         return [np.diff(end_n).tobytes(), text.tobytes()]
-    width = column.type.byte_width if hasattr(column.type, "byte_width") else (
-        column.type.bit_width // 8)
-    return [bytes(buffers[1])[width * at:width * (at + n)]]
+    width = (
+        column.type.byte_width
+        if hasattr(column.type, "byte_width")
+        else (column.type.bit_width // 8)
+    )
+    return [bytes(buffers[1])[width * at : width * (at + n)]]

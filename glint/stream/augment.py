@@ -33,8 +33,12 @@ def mirrored(image_nHWC: torch.Tensor, flip_n: torch.Tensor) -> torch.Tensor:
     return torch.where(flip, turned_nHWC, flat).view(image_nHWC.shape)
 
 
-def to_input(image_nHWC: torch.Tensor, dtype: torch.dtype = torch.float32,
-             channels_last: bool = False, flip: torch.Tensor | None = None) -> torch.Tensor:
+def to_input(
+    image_nHWC: torch.Tensor,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+    flip: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Turn uint8 pixels into (x / 255 - 0.5) / 0.5, shape nCHW, on the device they lie on.
 
     flip: bool n, the images to mirror (`Batch.flip`); None mirrors none.

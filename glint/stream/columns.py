@@ -55,8 +55,12 @@ class Columns:
         return np.asarray(np.searchsorted(self.first_s, row_m, side="right") - 1)
 
 
-_KINDS = {"record": RECORD, "member": np.dtype("<u4"), "first_L": np.dtype("<i8"),
-          "first_s": np.dtype("<i8")}
+_KINDS = {
+    "record": RECORD,
+    "member": np.dtype("<u4"),
+    "first_L": np.dtype("<i8"),
+    "first_s": np.dtype("<i8"),
+}
 _NAMES = tuple(_KINDS)
 
 
@@ -130,7 +134,8 @@ def _write(dataset: Dataset, path: Path) -> None:
     with commit.atomic(path) as file:
         file.seek(at)
         rest: tuple[npt.NDArray[Any], ...] = _derive(
-            dataset, lambda part: file.write(part.tobytes()))
+            dataset, lambda part: file.write(part.tobytes())
+        )
         for name, value in zip(_NAMES[1:], rest):
             at = -(-file.tell() // _PAGE) * _PAGE
             about["columns"][name] = [at, len(value)]
@@ -162,8 +167,9 @@ def _mapped(path: Path) -> Columns | None:
         return None
 
 
-def _derive(dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]) -> tuple[
-        npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _derive(
+    dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Give records to `put`, part after part; then give `member`, `first_L` and `first_s`."""
     from scipy import sparse
 
@@ -180,8 +186,11 @@ def _derive(dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]) -> tup
         if not len(part):
             continue
         if not 0 <= label.min() <= label.max() < dataset.classes:
-            raise _bad(path, f"labels run from {label.min()} to {label.max()}, expected 0 to "
-                       f"{dataset.classes - 1}")
+            raise _bad(
+                path,
+                f"labels run from {label.min()} to {label.max()}, expected 0 to "
+                f"{dataset.classes - 1}",
+            )
         if shard[0] < last or (np.diff(shard) < 0).any():
             raise _bad(path, "rows do not stand in the order of their shards")
         if shard[-1] >= len(dataset.shards):
@@ -192,9 +201,10 @@ def _derive(dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]) -> tup
             raise _bad(path, "a size is negative")
         last = int(shard[-1])
         part["label"], part["block"], part["size"] = label, offset // BLOCK, size
-        part["digest"] = np.frombuffer(digest.buffers()[1], np.uint8, 16 * len(part),
-                                       16 * digest.offset).reshape(-1, 16)
-        label_n[done:done + len(part)] = label
+        part["digest"] = np.frombuffer(
+            digest.buffers()[1], np.uint8, 16 * len(part), 16 * digest.offset
+        ).reshape(-1, 16)
+        label_n[done : done + len(part)] = label
         count_s += np.bincount(shard, minlength=len(count_s))
         done += len(part)
         put(part)
@@ -204,8 +214,7 @@ def _derive(dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]) -> tup
     where = (label_n, np.arange(n, dtype=np.int32))
     grouped = sparse.csr_matrix((np.ones(n, np.int8), where), shape=(dataset.classes, max(n, 1)))
     first_s = np.concatenate([[0], np.cumsum(count_s)]).astype(np.int64)
-    return (grouped.indices.astype(np.uint32, copy=False), grouped.indptr.astype(np.int64),
-            first_s)
+    return (grouped.indices.astype(np.uint32, copy=False), grouped.indptr.astype(np.int64), first_s)
 
 
 def _bad(path: Path, what: str) -> InputError:

@@ -37,11 +37,13 @@ class Coverage:
     most_repeats: float  # the most often that one image is drawn, per epoch
 
     def __str__(self) -> str:
-        return (f"{self.draws} draws per epoch from {self.images} images of {self.identities} "
-                f"identities; tail (<= {TAIL} images): {self.tail_identities:.1%} of identities, "
-                f"{self.tail_images:.1%} of images, {self.tail_share:.1%} of draws; "
-                f"after {self.epochs} epochs {self.seen:.1%} of images seen, "
-                f"one image at most {self.most_repeats:.1f} x per epoch")
+        return (
+            f"{self.draws} draws per epoch from {self.images} images of {self.identities} "
+            f"identities; tail (<= {TAIL} images): {self.tail_identities:.1%} of identities, "
+            f"{self.tail_images:.1%} of images, {self.tail_share:.1%} of draws; "
+            f"after {self.epochs} epochs {self.seen:.1%} of images seen, "
+            f"one image at most {self.most_repeats:.1f} x per epoch"
+        )
 
 
 def coverage(count_C: npt.NDArray[Any], draws: Drawn | None, epochs: int) -> Coverage:
@@ -52,13 +54,17 @@ def coverage(count_C: npt.NDArray[Any], draws: Drawn | None, epochs: int) -> Cov
     tail = (count > 0) & (count <= TAIL)
     safe = np.maximum(count, 1)
     return Coverage(
-        epochs=epochs, images=images, identities=int((count > 0).sum()),
-        draws=total // max(epochs, 1), drawn_identities=int((drawn > 0).sum()),
+        epochs=epochs,
+        images=images,
+        identities=int((count > 0).sum()),
+        draws=total // max(epochs, 1),
+        drawn_identities=int((drawn > 0).sum()),
         tail_identities=_share(int(tail.sum()), int((count > 0).sum())),
         tail_images=_share(int(count[tail].sum()), images),
         tail_share=_share(int(drawn[tail].sum()), total),
         seen=_share(int(np.minimum(count, drawn).sum()), images),
-        most_repeats=float((-(-drawn // safe)).max(initial=0)) / max(epochs, 1))
+        most_repeats=float((-(-drawn // safe)).max(initial=0)) / max(epochs, 1),
+    )
 
 
 def _share(part: int, whole: int) -> float:

@@ -22,16 +22,20 @@ def decode_into(jpeg: bytes | memoryview, out_HW3: npt.NDArray[np.uint8], where:
         size = _size(jpeg)
         if size is not None and size != out_HW3.shape[:2]:
             raise _wrong_size(size, out_HW3.shape, where) from None
-        raise InputError("GL0303", f"not a decodable JPEG ({len(jpeg)} bytes): {error}",
-                         where=where) from None
+        raise InputError(
+            "GL0303", f"not a decodable JPEG ({len(jpeg)} bytes): {error}", where=where
+        ) from None
     if found.shape != out_HW3.shape:
         raise _wrong_size(found.shape, out_HW3.shape, where)
 
 
 def _wrong_size(found: tuple[int, ...], expected: tuple[int, ...], where: str) -> InputError:
-    return InputError("GL0303", f"expected {expected[1]}x{expected[0]} pixels, found "
-                      f"{found[1]}x{found[0]}", where=where,
-                      hint="align and crop the faces before sharding")
+    return InputError(
+        "GL0303",
+        f"expected {expected[1]}x{expected[0]} pixels, found {found[1]}x{found[0]}",
+        where=where,
+        hint="align and crop the faces before sharding",
+    )
 
 
 def _size(jpeg: bytes | memoryview) -> tuple[int, int] | None:

@@ -69,8 +69,9 @@ def _lowlight(image_SS3: U8, u: list[float], name: tuple[int, int, int]) -> None
     if u[1] < 0.1:
         _apply(image_SS3, blur(size, 1 + int(u[1] * 10 * 8)))
     if u[2] < 0.3:
-        darken(image_SS3, 1.5 + 2.0 * u[3], 0.2 + 0.5 * u[4], 0.3 + 0.9 * u[5], key_of(
-            _NOISE, *name))
+        darken(
+            image_SS3, 1.5 + 2.0 * u[3], 0.2 + 0.5 * u[4], 0.3 + 0.9 * u[5], key_of(_NOISE, *name)
+        )
 
 
 def darken(image_SS3: U8, gamma: float, gain: float, noise: float, key: int) -> None:
@@ -80,7 +81,7 @@ def darken(image_SS3: U8, gamma: float, gain: float, noise: float, key: int) -> 
     # The sum of four bytes is near enough a normal number, of sigma 147.8.
     sigma = np.rint(noise * np.sqrt(table + 1.0) * 256 / 147.8).astype(np.int32)
     count = image_SS3.size
-    bits = hash_at(key, np.arange(-(-count // 2))).view(np.uint8)[:4 * count]
+    bits = hash_at(key, np.arange(-(-count // 2))).view(np.uint8)[: 4 * count]
     grain = bits.reshape(count, 4).sum(axis=1, dtype=np.int32) - 510
     flat = image_SS3.reshape(-1)
     value = table[flat].astype(np.int32) + ((grain * sigma[flat] + 128) >> 8)

@@ -53,8 +53,9 @@ class Draws:
     Errors: UsageError GL0002.
     """
 
-    def __init__(self, members: Members, draws_C: npt.NDArray[Any] | None = None,
-                 seed: int = 0) -> None:
+    def __init__(
+        self, members: Members, draws_C: npt.NDArray[Any] | None = None, seed: int = 0
+    ) -> None:
         self.members, self.n = members, members.n
         self.count_C = members.count_C
         self._lock = threading.Lock()
@@ -66,17 +67,24 @@ class Draws:
             return
         draws = np.asarray(draws_C, dtype=np.float64)
         if not (np.isfinite(draws).all() and (draws >= 0).all() and draws.sum() < 2.0**38):
-            raise UsageError("GL0002", "draws must be finite and not negative, and their sum "
-                             "below 2**38", where="sampling table")
+            raise UsageError(
+                "GL0002",
+                "draws must be finite and not negative, and their sum below 2**38",
+                where="sampling table",
+            )
         if len(draws) != len(self.count_C):
-            raise UsageError("GL0002", f"rows name {len(self.count_C)} identities, the table has "
-                             f"{len(draws)}", where="sampling table")
+            raise UsageError(
+                "GL0002",
+                f"rows name {len(self.count_C)} identities, the table has {len(draws)}",
+                where="sampling table",
+            )
         fixed = np.rint(draws * _ONE).astype(np.int64)
         fixed[(draws > 0) & (fixed == 0)] = 1
         if (fixed[self.count_C == 0] > 0).any():
             missing = int(np.flatnonzero((fixed > 0) & (self.count_C == 0))[0])
-            raise UsageError("GL0002", f"identity {missing} has draws but no image",
-                             where="sampling table")
+            raise UsageError(
+                "GL0002", f"identity {missing} has draws but no image", where="sampling table"
+            )
         short = -int(fixed.sum()) % _ONE
         if short:
             fixed[int(np.argmax(fixed))] += short
@@ -165,8 +173,10 @@ class Draws:
                 base_l, first_l = members.base(label), members.first_L[label] - begin
                 size_l = np.where(kept_L[label], members.size_L[label], 0)
                 change = np.zeros(end - begin + 1, dtype=np.int8)
-                for a_l, b_l in ((start_l, np.minimum(start_l + rest_l, count_l)),
-                                 (np.zeros_like(start_l), start_l + rest_l - count_l)):
+                for a_l, b_l in (
+                    (start_l, np.minimum(start_l + rest_l, count_l)),
+                    (np.zeros_like(start_l), start_l + rest_l - count_l),
+                ):
                     a_l = np.clip(a_l - base_l, 0, size_l)
                     b_l = np.clip(b_l - base_l, a_l, size_l)
                     some = a_l < b_l

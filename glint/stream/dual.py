@@ -38,19 +38,37 @@ class Dual:
     Errors: as Stream.
     """
 
-    def __init__(self, dataset: Dataset, *, labels: LabelTable, batch: int,
-                 identities: int | None = None, each: int = 2, rank: int = 0, world: int = 1,
-                 seed: int = 0, sampling: str | None = None, block: int | None = None,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        labels: LabelTable,
+        batch: int,
+        identities: int | None = None,
+        each: int = 2,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        sampling: str | None = None,
+        block: int | None = None,
+        **options: Any,
+    ) -> None:
         if each < 1:
             raise UsageError("GL0002", f"images per identity must be at least 1, found {each}")
         columns = open_columns(dataset)
         common = {"labels": labels, "rank": rank, "world": world, "columns": columns, **options}
-        self.instance = Stream(dataset, batch=batch, seed=seed, sampling=sampling, block=block,
-                               **common)
+        self.instance = Stream(
+            dataset, batch=batch, seed=seed, sampling=sampling, block=block, **common
+        )
         count = batch if identities is None else identities
-        self.identity = Stream(dataset, batch=count * each, seed=seed ^ 0x1DE47, each=each,
-                               endless=True, **{**common, "drop_last": True})
+        self.identity = Stream(
+            dataset,
+            batch=count * each,
+            seed=seed ^ 0x1DE47,
+            each=each,
+            endless=True,
+            **{**common, "drop_last": True},
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,8 +83,11 @@ class Dual:
     def place(self, since: Place, steps: int) -> Place:
         """Give where both streams stand, `steps` steps of the same epoch after `since`."""
         each_step = self.identity.batch * self.identity.world
-        return Place(since.epoch, self.instance.position(steps, since.position),
-                     since.identity + steps * each_step)
+        return Place(
+            since.epoch,
+            self.instance.position(steps, since.position),
+            since.identity + steps * each_step,
+        )
 
     def batches(self, place: Place) -> Iterator[tuple[Batch, Batch]]:
         """Give (single images, identities' images) from a place to the end of its epoch.

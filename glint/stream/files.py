@@ -45,8 +45,9 @@ class Shards:
         try:
             file = open(path, "rb", buffering=0)  # noqa: SIM115
         except OSError as error:
-            raise InputError("GL0302", f"cannot be opened: {error.strerror}",
-                             where=str(path)) from None
+            raise InputError(
+                "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
+            ) from None
         with self._lock:
             self._files[shard] = file
             if len(self._files) > self._most:
@@ -61,8 +62,15 @@ class Shards:
         offset_n = record_n["block"].astype(np.int64) * BLOCK
         digests = record_n["digest"].tobytes() if self.verify else b""
         ends = range(0, 16 * len(row_n), 16)
-        return list(zip(row_n.tolist(), shard_n.tolist(), offset_n.tolist(),
-                        record_n["size"].tolist(), [digests[a:a + 16] for a in ends]))
+        return list(
+            zip(
+                row_n.tolist(),
+                shard_n.tolist(),
+                offset_n.tolist(),
+                record_n["size"].tolist(),
+                [digests[a : a + 16] for a in ends],
+            )
+        )
 
     def read(self, sample: tuple[int, int, int, int, bytes]) -> bytes:
         """Read one sample and check it. Raises InputError GL0302, GL0303, GL0903."""
@@ -71,8 +79,9 @@ class Shards:
         try:
             data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise InputError("GL0903", f"cannot be read: {error.strerror}",
-                             where=self.where(row)) from None
+            raise InputError(
+                "GL0903", f"cannot be read: {error.strerror}", where=self.where(row)
+            ) from None
         if len(data) != size:
             raise self.spoilt(row, f"expected {size} bytes, found {len(data)}")
         if digest and xxhash.xxh3_128_digest(data) != digest:
@@ -91,13 +100,16 @@ class Shards:
         """Name a sample by shard, key and offset."""
         shard = int(self.columns.shard_of(np.array([row]))[0])
         offset = int(self.columns.record["block"][row]) * BLOCK
-        return (f"data/{self.dataset.shards[shard]} key {key_of(self.dataset, row)} "
-                f"@ 0x{offset:x}")
+        return f"data/{self.dataset.shards[shard]} key {key_of(self.dataset, row)} @ 0x{offset:x}"
 
     def spoilt(self, row: int, what: str) -> InputError:
         """Make the error of a sample that is not what the index says."""
-        return InputError("GL0303", what, where=self.where(row),
-                          hint="make the dataset again from its source into a new folder")
+        return InputError(
+            "GL0303",
+            what,
+            where=self.where(row),
+            hint="make the dataset again from its source into a new folder",
+        )
 
 
 class Window:
@@ -131,9 +143,10 @@ class Window:
             first, size = int(begin_m[a]), int(end_m[b - 1] - begin_m[a])
             whole = memory[:size]
             memory = memory[size:]
-            whole = whole[:_read(shards, int(shard_m[a]), whole, first)].toreadonly()
-            at = zip(row_m[a:b].tolist(), (begin_m[a:b] - first).tolist(),
-                     (end_m[a:b] - first).tolist())
+            whole = whole[: _read(shards, int(shard_m[a]), whole, first)].toreadonly()
+            at = zip(
+                row_m[a:b].tolist(), (begin_m[a:b] - first).tolist(), (end_m[a:b] - first).tolist()
+            )
             self._at.update((row, whole[begin:end]) for row, begin, end in at)
 
     def __getitem__(self, row: int) -> memoryview:
@@ -148,6 +161,9 @@ def _read(shards: Shards, shard: int, into: memoryview, offset: int) -> int:
         while got < len(into) and (more := os.preadv(file.fileno(), [into[got:]], offset + got)):
             got += more
     except OSError as error:
-        raise InputError("GL0903", f"cannot be read: {error.strerror}",
-                         where=str(shards.dataset.shard_path(shard))) from None
+        raise InputError(
+            "GL0903",
+            f"cannot be read: {error.strerror}",
+            where=str(shards.dataset.shard_path(shard)),
+        ) from None
     return got

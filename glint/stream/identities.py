@@ -27,15 +27,19 @@ class IdentityPlan:
     State: O(C). Errors: UsageError GL0002.
     """
 
-    def __init__(self, members: Members, each: int, seed: int, kept_C: Any = None,
-                 endless: bool = False) -> None:
+    def __init__(
+        self, members: Members, each: int, seed: int, kept_C: Any = None, endless: bool = False
+    ) -> None:
         if each < 1:
             raise UsageError("GL0002", f"images per identity must be at least 1, found {each}")
         some_C = members.count_C > 0
         self.class_c = np.flatnonzero(some_C if kept_C is None else some_C & kept_C)
         if not len(self.class_c):
-            raise UsageError("GL0002", "no identity with an image is left to draw",
-                             hint="check the label table and the sampling table")
+            raise UsageError(
+                "GL0002",
+                "no identity with an image is left to draw",
+                hint="check the label table and the sampling table",
+            )
         self.members, self.each, self.seed, self.endless = members, each, seed, endless
         self.cycle = len(self.class_c) * each
         self.length = ENDLESS if endless else self.cycle
@@ -62,8 +66,10 @@ class IdentityPlan:
             class_m[here] = self.class_c[shuffle(turn_m[here], len(self.class_c), key)]
         count_m = self.members.count_C[class_m]
         round_m, group_m = np.divmod(cycle_m, np.maximum(count_m // self.each, 1))
-        key_m = mix(hash_at(key_of(self.seed, _INSIDE), class_m)
-                    ^ hash_at(key_of(self.seed, _ROUND), round_m))
+        key_m = mix(
+            hash_at(key_of(self.seed, _INSIDE), class_m)
+            ^ hash_at(key_of(self.seed, _ROUND), round_m)
+        )
         image_m = _ordered((group_m * self.each + within_m) % count_m, count_m, key_m)
         return self.members.row_of(class_m, image_m)
 

@@ -73,18 +73,39 @@ class Stream:
     Errors: UsageError GL0001, GL0002; InputError GL0301, GL0304, GL0305.
     """
 
-    def __init__(self, dataset: Dataset, *, labels: LabelTable, sampling: str | Path | None = None,
-                 rank: int = 0, world: int = 1, batch: int, seed: int = 0, workers: int = 0,
-                 threads: int = 0, block: int | None = None, flip: bool = True,
-                 augment: Kind = "none", drop_last: bool = True, verify: bool = True,
-                 size: int = 112, pinned: bool = False, each: int = 0, endless: bool = False,
-                 columns: Columns | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        labels: LabelTable,
+        sampling: str | Path | None = None,
+        rank: int = 0,
+        world: int = 1,
+        batch: int,
+        seed: int = 0,
+        workers: int = 0,
+        threads: int = 0,
+        block: int | None = None,
+        flip: bool = True,
+        augment: Kind = "none",
+        drop_last: bool = True,
+        verify: bool = True,
+        size: int = 112,
+        pinned: bool = False,
+        each: int = 0,
+        endless: bool = False,
+        columns: Columns | None = None,
+    ) -> None:
         if batch < 1 or workers < 0 or threads < 0:
-            raise UsageError("GL0002", f"batch must be at least 1, workers and threads at least 0; "
-                             f"found {batch}, {workers}, {threads}")
+            raise UsageError(
+                "GL0002",
+                f"batch must be at least 1, workers and threads at least 0; "
+                f"found {batch}, {workers}, {threads}",
+            )
         if augment not in KINDS:
-            raise UsageError("GL0002", f"expected one of {', '.join(KINDS)}, found {augment!r}",
-                             where="augment")
+            raise UsageError(
+                "GL0002", f"expected one of {', '.join(KINDS)}, found {augment!r}", where="augment"
+            )
         self.dataset, self.classes, self.seed, self.flip = dataset, labels.classes, seed, flip
         self.batch, self.rank, self.world = batch, rank, world
         self.workers, self.threads, self.drop_last = workers, threads, drop_last
@@ -102,8 +123,12 @@ class Stream:
         self.plan: Plan | IdentityPlan
         if each:
             if batch % each:
-                raise UsageError("GL0002", f"a batch of {batch} does not hold whole groups of "
-                                 f"{each} images of an identity", where="batch")
+                raise UsageError(
+                    "GL0002",
+                    f"a batch of {batch} does not hold whole groups of "
+                    f"{each} images of an identity",
+                    where="batch",
+                )
             kept_C = None if draws_C is None else draws_C > 0
             self.plan = IdentityPlan(members, each, seed, kept_C, endless)
             block = None
@@ -113,17 +138,21 @@ class Stream:
             self.plan = Plan(dataset.n, seed, self.draws, block)
         self.block = block
         self._shards = Shards(dataset, self.columns, verify)
-        self._reader = Reader(self._shards, size=size,
-                              degrade=None if augment == "none" else Degrade(augment, seed))
+        self._reader = Reader(
+            self._shards, size=size, degrade=None if augment == "none" else Degrade(augment, seed)
+        )
         self._buffers = Buffers((batch, *self._reader.shape), pinned)
         self._slice = self._from(0)
         self._planned: tuple[tuple[int, Slice, int], I64] | None = None
         self._windows: OrderedDict[tuple[int, Slice, int, int], Window] = OrderedDict()
         self._window_lock = threading.Lock()
         if block is not None:
-            logger.info("sequential reads: windows of %d samples, at most %.0f MiB of stored "
-                        "bytes held by each loader process", block * self.window_blocks,
-                        self.window_bytes / 2**20)
+            logger.info(
+                "sequential reads: windows of %d samples, at most %.0f MiB of stored "
+                "bytes held by each loader process",
+                block * self.window_blocks,
+                self.window_bytes / 2**20,
+            )
 
     @property
     def epoch_samples(self) -> int:
@@ -166,8 +195,9 @@ class Stream:
         table = None if self.draws is None or not self.sampling_digest else self.draws
         return coverage(self.count_C, table, epochs)
 
-    def batches(self, epoch: int, start_step: int = 0,
-                origin: int = 0) -> Generator[Batch, None, None]:
+    def batches(
+        self, epoch: int, start_step: int = 0, origin: int = 0
+    ) -> Generator[Batch, None, None]:
         """Give this rank's batches of an epoch from a step on.
 
         origin: position at which step 0 begins, for a run that stopped in this epoch under another
@@ -183,8 +213,9 @@ class Stream:
             return self._from_threads(epoch, part, steps)
         return (self._make(epoch, part, step) for step in steps)
 
-    def stored(self, epoch: int, start_step: int = 0,
-               origin: int = 0) -> Iterator[tuple[list[bytes], torch.Tensor, I64]]:
+    def stored(
+        self, epoch: int, start_step: int = 0, origin: int = 0
+    ) -> Iterator[tuple[list[bytes], torch.Tensor, I64]]:
         """Give the same batches undecoded: stored bytes (checked), labels, rows."""
         part, read = self._from(origin), self._shards.read
         for step in range(start_step, part.steps):
@@ -193,11 +224,19 @@ class Stream:
             yield data, torch.from_numpy(self.target_L[self.columns.record["label"][row_n]]), row_n
 
     def _from(self, origin: int) -> Slice:
-        return Slice(self.plan.length, self.batch * self.world, self.rank, self.world, origin,
-                     self.drop_last)
+        return Slice(
+            self.plan.length, self.batch * self.world, self.rank, self.world, origin, self.drop_last
+        )
 
-    def _fill(self, epoch: int, part: Slice, step: int, image_nHW3: U8,
-              pool: ThreadPoolExecutor | None = None, stride: int = 1) -> tuple[I64, I64]:
+    def _fill(
+        self,
+        epoch: int,
+        part: Slice,
+        step: int,
+        image_nHW3: U8,
+        pool: ThreadPoolExecutor | None = None,
+        stride: int = 1,
+    ) -> tuple[I64, I64]:
         """Fill a batch. stride: this process makes every stride-th batch of the epoch."""
         position_n = part.positions(step)
         row_n = self._rows(epoch, part, step)
@@ -216,13 +255,15 @@ class Stream:
                 window = self._window(epoch, part, step, span, stride)
                 end = min(len(position_n), begin + span[1] - first)
             here = slice(begin, end)
-            self._reader.fill(image_nHW3[here], row_n[here], position_n[here], epoch, pool,
-                              threads, window)
+            self._reader.fill(
+                image_nHW3[here], row_n[here], position_n[here], epoch, pool, threads, window
+            )
             begin = end
         return row_n, position_n
 
-    def _window(self, epoch: int, part: Slice, step: int, span: tuple[int, int],
-                stride: int) -> Window:
+    def _window(
+        self, epoch: int, part: Slice, step: int, span: tuple[int, int], stride: int
+    ) -> Window:
         """Give the bytes of this process's samples in a window; read at once, in file order."""
         name = (epoch, part, *span)
         with self._window_lock:
@@ -231,8 +272,7 @@ class Stream:
                 first = max(0, (span[0] - part.origin) // part.batch)
                 first += (step - first) % stride
                 last = min(part.steps, -(-(span[1] - part.origin) // part.batch))
-                position_m = np.concatenate([part.positions(s)
-                                             for s in range(first, last, stride)])
+                position_m = np.concatenate([part.positions(s) for s in range(first, last, stride)])
                 inside = (position_m >= span[0]) & (position_m < span[1])
                 row_m = self.plan.rows_at(epoch, position_m[inside])
                 while len(self._windows) >= HELD:
@@ -251,12 +291,16 @@ class Stream:
             planned = self._planned = (epoch, part, group), row_gn
         return np.asarray(planned[1][step - group], dtype=np.int64)
 
-    def _batch(self, image: torch.Tensor, row_n: I64, position_n: I64, epoch: int,
-               step: int) -> Batch:
+    def _batch(
+        self, image: torch.Tensor, row_n: I64, position_n: I64, epoch: int, step: int
+    ) -> Batch:
         repeats = max(0, int(position_n[-1]) - max(self.plan.length, int(position_n[0])) + 1)
         label = torch.from_numpy(self.target_L[self.columns.record["label"][row_n]])
-        flip = torch.from_numpy(flips(self.seed, epoch, position_n) if self.flip
-                                else np.zeros(len(row_n), dtype=np.bool_))
+        flip = torch.from_numpy(
+            flips(self.seed, epoch, position_n)
+            if self.flip
+            else np.zeros(len(row_n), dtype=np.bool_)
+        )
         return Batch(image, flip, label, row_n, position_n, epoch, step, repeats)
 
     def _make(self, epoch: int, part: Slice, step: int) -> Batch:
@@ -294,8 +338,11 @@ class Stream:
 def _targets(dataset: Dataset, labels: LabelTable, columns: Columns) -> I64:
     """Give the class of every label, -1 where it was dropped; all that have an image checked."""
     if len(labels.target) != dataset.classes:
-        raise InputError("GL0304", f"expected {dataset.classes} labels, found "
-                         f"{len(labels.target)}", where=str(dataset.root))
+        raise InputError(
+            "GL0304",
+            f"expected {dataset.classes} labels, found {len(labels.target)}",
+            where=str(dataset.root),
+        )
     target_L = np.asarray(labels.target, dtype=np.int64)
     bad_L = (target_L < -1) | (target_L >= labels.classes)
     bad_L &= np.diff(columns.first_L) > 0
@@ -303,6 +350,9 @@ def _targets(dataset: Dataset, labels: LabelTable, columns: Columns) -> I64:
         label = int(np.flatnonzero(bad_L)[0])
         row = int(columns.member[columns.first_L[label]])
         shard = dataset.shards[int(columns.shard_of(np.array([row]))[0])]
-        raise InputError("GL0304", f"expected a label below {labels.classes}, found "
-                         f"{target_L[label]}", where=f"data/{shard} key {key_of(dataset, row)}")
+        raise InputError(
+            "GL0304",
+            f"expected a label below {labels.classes}, found {target_L[label]}",
+            where=f"data/{shard} key {key_of(dataset, row)}",
+        )
     return target_L

@@ -20,10 +20,15 @@ class Members:
     class of each label, -1 where it is dropped. Nothing here grows with n.
     """
 
-    def __init__(self, member_n: npt.NDArray[Any], first_L: I64, target_L: I64,
-                 classes: int) -> None:
+    def __init__(
+        self, member_n: npt.NDArray[Any], first_L: I64, target_L: I64, classes: int
+    ) -> None:
         self.n, self.member_n, self.first_L, self.target_L = (
-            len(member_n), member_n, first_L, target_L)
+            len(member_n),
+            member_n,
+            first_L,
+            target_L,
+        )
         self.size_L = np.diff(first_L)
         self._plain = classes == len(target_L) and bool((target_L == np.arange(classes)).all())
         if self._plain:  # a class is a label: nothing else to keep
@@ -40,8 +45,9 @@ class Members:
         self._end_l = np.cumsum(self.size_L[self._label_l])
         self._start_C = np.cumsum(self.count_C) - self.count_C
         self._base_L = np.zeros(len(target_L), dtype=np.int64)
-        self._base_L[self._label_l] = (self._end_l - self.size_L[self._label_l]
-                                       - self._start_C[target_L[self._label_l]])
+        self._base_L[self._label_l] = (
+            self._end_l - self.size_L[self._label_l] - self._start_C[target_L[self._label_l]]
+        )
 
     def base(self, label: slice) -> I64:
         """Give the place of each label's first row among the rows of its class."""
@@ -56,8 +62,11 @@ class Members:
         most = int(identity.max(initial=-1)) + 1
         classes = most if classes is None else classes
         if len(identity) >= 2**32 or most > classes:
-            raise UsageError("GL0002", f"rows name identity {most - 1}, the table has {classes}",
-                             where="sampling table")
+            raise UsageError(
+                "GL0002",
+                f"rows name identity {most - 1}, the table has {classes}",
+                where="sampling table",
+            )
         order = np.argsort(identity, kind="stable")
         first = np.searchsorted(identity[order], np.arange(-1, classes + 1))
         target = np.arange(-1, classes, dtype=np.int64)

@@ -82,7 +82,8 @@ def unshuffle(index_m: Any, n: Any, key: Any) -> I64:
 
 def _walk(index_m: Any, n: Any, key: Any, *, backward: bool) -> I64:
     x, size, key_m = np.broadcast_arrays(
-        np.asarray(index_m), np.asarray(n), np.asarray(key, dtype=np.uint64))
+        np.asarray(index_m), np.asarray(n), np.asarray(key, dtype=np.uint64)
+    )
     shape = x.shape
     todo = np.array(x, dtype=np.uint64).reshape(-1)
     size_u = size.astype(np.uint64).reshape(-1)

@@ -32,18 +32,28 @@ class Plan:
     Errors: UsageError GL0002 for an empty epoch or a bad block.
     """
 
-    def __init__(self, n: int, seed: int, draws: Draws | None = None, block: int | None = None,
-                 window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        draws: Draws | None = None,
+        block: int | None = None,
+        window: int = WINDOW,
+    ) -> None:
         if draws is not None and draws.n != n:
             raise UsageError("GL0002", f"draws are for {draws.n} rows, the dataset has {n}")
         self.n, self.seed, self.draws, self.block, self.window = n, seed, draws, block, window
         self.length = n if draws is None else draws.length
         if self.length < 1:
-            raise UsageError("GL0002", "an epoch of this dataset holds no sample",
-                             hint="check the label table and the sampling table")
+            raise UsageError(
+                "GL0002",
+                "an epoch of this dataset holds no sample",
+                hint="check the label table and the sampling table",
+            )
         if block is not None and (block < 1 or window < 1):
-            raise UsageError("GL0002", f"block and window must be at least 1, found {block}, "
-                             f"{window}")
+            raise UsageError(
+                "GL0002", f"block and window must be at least 1, found {block}, {window}"
+            )
 
     def rows(self, epoch: int, start: int, stop: int) -> I64:
         """Give the rows at positions [start, stop) of an epoch; they may pass its end and wrap."""
@@ -68,8 +78,7 @@ class Plan:
         # its window, so each window is one run of whole blocks and at most one tail.
         short_window = short // window
         last_of_it = min((short_window + 1) * window, blocks) - 1
-        start_missing = np.where(
-            position_m >= (last_of_it + 1) * block - missing, missing, 0)
+        start_missing = np.where(position_m >= (last_of_it + 1) * block - missing, missing, 0)
         window_m = (position_m + start_missing) // (window * block)
         first_m = window_m * window
         size_m = np.minimum(window, blocks - first_m) * block
@@ -78,8 +87,9 @@ class Plan:
         key_m = hash_at(key_of(self.seed, _INSIDE, epoch), window_m)
         inside_m = shuffle(inside_m, size_m, key_m)
         ordinal_m = first_m + inside_m // block
-        ordinal_m = np.where(ordinal_m == last_of_it, short,
-                             np.where(ordinal_m == short, last_of_it, ordinal_m))
+        ordinal_m = np.where(
+            ordinal_m == last_of_it, short, np.where(ordinal_m == short, last_of_it, ordinal_m)
+        )
         return shuffle(ordinal_m, blocks, block_key) * block + inside_m % block
 
     def window_at(self, epoch: int, position: int) -> tuple[int, int]:
@@ -126,11 +136,16 @@ class Slice:
         if self.world < 1 or not 0 <= self.rank < self.world:
             raise UsageError("GL0002", f"rank {self.rank} of {self.world} does not exist")
         if self.batch < 1 or self.batch % self.world:
-            raise UsageError("GL0002", f"global batch {self.batch} is not a positive multiple of "
-                             f"the world size {self.world}", hint="change the batch or the ranks")
+            raise UsageError(
+                "GL0002",
+                f"global batch {self.batch} is not a positive multiple of "
+                f"the world size {self.world}",
+                hint="change the batch or the ranks",
+            )
         if not 0 <= self.origin <= self.length:
-            raise UsageError("GL0002", f"position {self.origin} is outside an epoch of "
-                             f"{self.length}")
+            raise UsageError(
+                "GL0002", f"position {self.origin} is outside an epoch of {self.length}"
+            )
 
     @property
     def per_rank(self) -> int:
@@ -160,4 +175,3 @@ def batch_positions(step: int, batch: int, rank: int, world: int) -> tuple[int, 
     share = batch // world
     start = step * batch + rank * share
     return start, start + share
-

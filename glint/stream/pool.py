@@ -38,8 +38,14 @@ class Workers:
     shape: of `image`, uint8. Forked, so the dataset's index is shared, not copied.
     """
 
-    def __init__(self, make: Make, shape: tuple[int, ...], workers: int, threads: int = 1,
-                 deadline: float = DEADLINE) -> None:
+    def __init__(
+        self,
+        make: Make,
+        shape: tuple[int, ...],
+        workers: int,
+        threads: int = 1,
+        deadline: float = DEADLINE,
+    ) -> None:
         context = mp.get_context("fork")
         self._deadline = deadline
         self._ends: list[Connection] = []
@@ -48,12 +54,16 @@ class Workers:
         size = int(np.prod(shape))
         try:
             for _ in range(workers):
-                slots = [np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8).reshape(shape)
-                         for _ in range(DEPTH)]
+                slots = [
+                    np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8).reshape(shape)
+                    for _ in range(DEPTH)
+                ]
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_work, daemon=True,
-                    args=(make, theirs, [*self._ends, ours], slots, threads, os.getpid()))
+                    target=_work,
+                    daemon=True,
+                    args=(make, theirs, [*self._ends, ours], slots, threads, os.getpid()),
+                )
                 with warnings.catch_warnings():  # a fork beside torch's threads: see _work
                     warnings.simplefilter("ignore", DeprecationWarning)
                     process.start()
@@ -116,9 +126,12 @@ class Workers:
             return kind, rest
         if process.sentinel in ready:
             raise self._lost(worker, step)
-        raise LostError("GL0902", f"no batch from worker {worker} (pid {process.pid}) for "
-                        f"{self._deadline:.0f} s", where=f"step {step}",
-                        hint="the storage may hang; look at the worker with py-spy or strace")
+        raise LostError(
+            "GL0902",
+            f"no batch from worker {worker} (pid {process.pid}) for {self._deadline:.0f} s",
+            where=f"step {step}",
+            hint="the storage may hang; look at the worker with py-spy or strace",
+        )
 
     def _lost(self, worker: int, step: int) -> LostError:
         process = self._processes[worker]
@@ -128,14 +141,24 @@ class Workers:
             how = f"was killed by {signal.Signals(-code).name}"
         else:
             how = f"ended with status {code}"
-        hint = ("out of memory kills look like this: fewer data.workers, a smaller data.batch"
-                if code == -signal.SIGKILL else "")
-        return LostError("GL0902", f"worker {worker} (pid {process.pid}) {how}",
-                         where=f"step {step}", hint=hint)
+        hint = (
+            "out of memory kills look like this: fewer data.workers, a smaller data.batch"
+            if code == -signal.SIGKILL
+            else ""
+        )
+        return LostError(
+            "GL0902", f"worker {worker} (pid {process.pid}) {how}", where=f"step {step}", hint=hint
+        )
 
 
-def _work(make: Make, end: Connection, others: list[Connection], slots: list[U8], threads: int,
-          parent: int) -> None:
+def _work(
+    make: Make,
+    end: Connection,
+    others: list[Connection],
+    slots: list[U8],
+    threads: int,
+    parent: int,
+) -> None:
     """Serve one pipe until it closes or the parent is gone.
 
     The process is a fork, so it must not enter a parallel region of torch: one thread only.

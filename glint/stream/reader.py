@@ -25,8 +25,16 @@ class Reader:
         self.shards, self.degrade = shards, degrade
         self.shape = (size, size, 3)
 
-    def fill(self, image_nHW3: U8, row_n: I64, position_n: I64, epoch: int,
-             pool: Executor | None = None, parts: int = 1, window: Window | None = None) -> None:
+    def fill(
+        self,
+        image_nHW3: U8,
+        row_n: I64,
+        position_n: I64,
+        epoch: int,
+        pool: Executor | None = None,
+        parts: int = 1,
+        window: Window | None = None,
+    ) -> None:
         """Write the images of rows into a batch, degraded as (seed, epoch, position) says.
 
         With a pool of threads the batch is cut into `parts`. window: bytes read ahead.
@@ -36,8 +44,10 @@ class Reader:
             self._fill(image_nHW3, row_n, window)
         else:
             edge = np.linspace(0, len(row_n), parts + 1).astype(int)
-            done = [pool.submit(self._fill, image_nHW3[a:b], row_n[a:b], window)
-                    for a, b in pairwise(edge.tolist())]
+            done = [
+                pool.submit(self._fill, image_nHW3[a:b], row_n[a:b], window)
+                for a, b in pairwise(edge.tolist())
+            ]
             for future in done:
                 future.result()
         if self.degrade is not None:
@@ -56,5 +66,6 @@ class Reader:
             try:
                 decode_into(data, out)
             except InputError as error:
-                raise InputError(error.code, error.what, where=shards.where(sample[0]),
-                                 hint=error.hint) from None
+                raise InputError(
+                    error.code, error.what, where=shards.where(sample[0]), hint=error.hint
+                ) from None

@@ -42,16 +42,23 @@ def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError("GL0001", "no such sampling table", where=str(path),
-                         hint="make it with: glint balance DATASET")
+        raise UsageError(
+            "GL0001",
+            "no such sampling table",
+            where=str(path),
+            hint="make it with: glint balance DATASET",
+        )
     table = parquet.read(path, columns=["label", "count", "draws"], code="GL0305")
-    about = {k.decode(errors="replace"): v.decode(errors="replace")
-             for k, v in (table.schema.metadata or {}).items()}
+    about = {
+        k.decode(errors="replace"): v.decode(errors="replace")
+        for k, v in (table.schema.metadata or {}).items()
+    }
     if about.get("dataset", dataset) != dataset:
         raise _stale(path, f"made for dataset {about['dataset']}, this is {dataset}")
     if about.get("label_version", str(version)) != str(version):
-        raise _stale(path, f"made for label version {about['label_version']}, "
-                     f"version {version} is in force")
+        raise _stale(
+            path, f"made for label version {about['label_version']}, version {version} is in force"
+        )
     for name in table.column_names:
         if table.column(name).null_count:
             raise InputError("GL0305", f"column {name} has empty cells", where=str(path))
@@ -60,8 +67,9 @@ def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str
     draws = table.column("draws").to_numpy().astype(np.float64)
     classes = len(count_C)
     if len(label) and not (label.min() >= 0 and label.max() < classes):
-        raise _stale(path, f"labels run from {label.min()} to {label.max()}, "
-                     f"there are {classes} identities")
+        raise _stale(
+            path, f"labels run from {label.min()} to {label.max()}, there are {classes} identities"
+        )
     if (np.diff(label) <= 0).any() and len(np.unique(label)) != len(label):
         raise InputError("GL0305", "a label stands twice", where=str(path))
     if not (np.isfinite(draws).all() and (draws >= 0).all()):
@@ -69,8 +77,11 @@ def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str
     wrong = np.flatnonzero(count != count_C[label])
     if wrong.size:
         first = label[wrong[0]]
-        raise _stale(path, f"{wrong.size} counts differ, first: label {first} has "
-                     f"{count[wrong[0]]} images in the table and {count_C[first]} in the dataset")
+        raise _stale(
+            path,
+            f"{wrong.size} counts differ, first: label {first} has "
+            f"{count[wrong[0]]} images in the table and {count_C[first]} in the dataset",
+        )
     draws_C = np.zeros(classes, dtype=np.float64)
     draws_C[label] = draws
     draws_C[count_C == 0] = 0
@@ -81,11 +92,16 @@ def _each(text: str, draws_C: F64, path: Path) -> int:
     """Read how many images of an identity stand together; its draws must say the same."""
     each = int(text) if text.isdigit() else -1
     if each < 0 or (each and not np.isin(draws_C, (0, each)).all()):
-        raise InputError("GL0305", f"expected draws of 0 or of {text!r} images per identity, found "
-                         f"{draws_C.max(initial=0):g}", where=str(path))
+        raise InputError(
+            "GL0305",
+            f"expected draws of 0 or of {text!r} images per identity, found "
+            f"{draws_C.max(initial=0):g}",
+            where=str(path),
+        )
     return each
 
 
 def _stale(path: Path, what: str) -> InputError:
-    return InputError("GL0305", what, where=str(path),
-                      hint="make it again with: glint balance DATASET")
+    return InputError(
+        "GL0305", what, where=str(path), hint="make it again with: glint balance DATASET"
+    )

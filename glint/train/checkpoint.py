@@ -91,7 +91,9 @@ def save(
         barrier()
     except OSError as error:
         raise ResourceError(
-            "GL0901", f"the checkpoint could not be written: {error}", where=str(final),
+            "GL0901",
+            f"the checkpoint could not be written: {error}",
+            where=str(final),
             hint="free space there; the checkpoint before it is intact",
         ) from error
     return final
@@ -117,7 +119,9 @@ def newest(folder: Path) -> Saved | None:
         logger.warning("checkpoint %s passed over: %s", path.name, wrong)
     if found:
         raise MismatchError(
-            "GL0701", f"{len(found)} checkpoints and none is valid", where=str(folder),
+            "GL0701",
+            f"{len(found)} checkpoints and none is valid",
+            where=str(folder),
             hint="start a new run with another --out, or restore the folder from a backup",
         )
     return None

@@ -11,8 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from glint.errors import UsageError
 
 # bytes kept per class row beside the weights: multiples of a stored row, and plain bytes
-STATE = {"none": (0, 0), "v1_stale": (1, 0), "lazy_decay": (1, 4), "dense_exact": (1, 4),
-         "adamw": (2, 0)}
+STATE = {
+    "none": (0, 0),
+    "v1_stale": (1, 0),
+    "lazy_decay": (1, 4),
+    "dense_exact": (1, 4),
+    "adamw": (2, 0),
+}
 SIZE = {"float32": 4, "bf16": 2}
 KEEP = 64 << 20  # bytes of exponentials that a head keeps rather than compute twice
 INDEX = 4 * 8  # bytes per row that plays: its class, its row, and sorting them
@@ -36,18 +41,23 @@ class Head:
 
     def checked(self) -> Head:
         """Give the head back; raises UsageError GL0002 for a value out of range."""
-        checks = (("classes", self.classes >= 1, "at least 1"),
-                  ("dim", self.dim >= 1, "at least 1"), ("world", self.world >= 1, "at least 1"),
-                  ("batch", self.batch >= 1, "at least 1"), ("rate", 0 <= self.rate <= 1, "0 to 1"),
-                  ("block", self.block >= 1, "at least 1"),
-                  ("rule", self.rule in STATE, " or ".join(STATE)),
-                  ("storage", self.storage in SIZE, " or ".join(SIZE)),
-                  ("gemm", self.gemm in SIZE, " or ".join(SIZE)))
+        checks = (
+            ("classes", self.classes >= 1, "at least 1"),
+            ("dim", self.dim >= 1, "at least 1"),
+            ("world", self.world >= 1, "at least 1"),
+            ("batch", self.batch >= 1, "at least 1"),
+            ("rate", 0 <= self.rate <= 1, "0 to 1"),
+            ("block", self.block >= 1, "at least 1"),
+            ("rule", self.rule in STATE, " or ".join(STATE)),
+            ("storage", self.storage in SIZE, " or ".join(SIZE)),
+            ("gemm", self.gemm in SIZE, " or ".join(SIZE)),
+        )
         for name, good, expected in checks:
             if not good:
                 found = getattr(self, name)
-                raise UsageError("GL0002", f"{name} is {found!r}, expected {expected}",
-                                 where="plan")
+                raise UsageError(
+                    "GL0002", f"{name} is {found!r}, expected {expected}", where="plan"
+                )
         return self
 
     @property
@@ -98,8 +108,10 @@ def communication(head: Head) -> dict[str, int]:
     """Give the bytes that a rank receives per step and the number of collectives."""
     others = head.samples - head.batch
     received = others * (head.dim + 3) * 4 + others * 3 * 4 + others * head.dim * 4
-    return {"received": received if head.world > 1 else 0,
-            "collectives": 3 if head.world > 1 else 0}
+    return {
+        "received": received if head.world > 1 else 0,
+        "collectives": 3 if head.world > 1 else 0,
+    }
 
 
 def products(head: Head) -> float:
@@ -122,8 +134,11 @@ def seconds(head: Head, *, tflops: float, gbps: float, link: float) -> dict[str,
 
     None of the three overlaps another, so the sum is not a lower bound of what could be done.
     """
-    parts = {"products": products(head) / (tflops * 1e12), "rows": moved(head) / (gbps * 1e9),
-             "messages": communication(head)["received"] / (link * 1e9)}
+    parts = {
+        "products": products(head) / (tflops * 1e12),
+        "rows": moved(head) / (gbps * 1e9),
+        "messages": communication(head)["received"] / (link * 1e9),
+    }
     return {**parts, "total": sum(parts.values())}
 
 
@@ -142,8 +157,14 @@ def largest(head: Head, card: float) -> int:
     return low
 
 
-def plan(head: Head, *, card: float = 0.0, tflops: float, gbps: float, link: float,
-         ) -> dict[str, object]:
+def plan(
+    head: Head,
+    *,
+    card: float = 0.0,
+    tflops: float,
+    gbps: float,
+    link: float,
+) -> dict[str, object]:
     """Give the whole plan as plain data. card: GB (1e9 bytes) of memory for the head per rank."""
     head.checked()
     for name, value in (("tflops", tflops), ("gbps", gbps), ("link", link)):
@@ -151,9 +172,14 @@ def plan(head: Head, *, card: float = 0.0, tflops: float, gbps: float, link: flo
             raise UsageError("GL0002", f"{name} is {value:g}, expected more than 0", where="plan")
     need = memory(head)
     result: dict[str, object] = {
-        "head": asdict(head), "rows": head.rows, "playing": head.playing, "memory": need,
-        "reference_memory": reference_memory(head), "communication": communication(head),
-        "flop": products(head), "seconds": seconds(head, tflops=tflops, gbps=gbps, link=link),
+        "head": asdict(head),
+        "rows": head.rows,
+        "playing": head.playing,
+        "memory": need,
+        "reference_memory": reference_memory(head),
+        "communication": communication(head),
+        "flop": products(head),
+        "seconds": seconds(head, tflops=tflops, gbps=gbps, link=link),
     }
     if card:
         result["card"] = card

@@ -162,7 +162,12 @@ class Recipe(Table):
         if (self.head.rule == "adamw") != (self.optim.kind == "adamw"):
             momentum_free = self.head.rule == "none"
             if not momentum_free:
-                yield "head.rule", (f'"{self.head.rule}" does not go with optim.kind = '
-                                    f'"{self.optim.kind}"; "none" goes with both')
+                yield (
+                    "head.rule",
+                    (
+                        f'"{self.head.rule}" does not go with optim.kind = '
+                        f'"{self.optim.kind}"; "none" goes with both'
+                    ),
+                )
         if self.run.precision == "float64" and "bf16" in (self.head.gemm, self.head.storage):
             yield "head", 'gemm and storage must be "float32" with run.precision = "float64"'

@@ -58,16 +58,19 @@ def test_the_round(call: Callable[..., Any], data: Path, tmp_path: Path) -> None
     text = call("drop", data, "--identity", "id1", "--reason", "asked to")
     assert "label version 0 -> 1, 2 classes left" in text
     assert "the images are still in the shards" in text
-    said = call("card", data, "--license", "MIT", "--consent", "drawn", "--contact", "me",
-                "--json")
+    said = call("card", data, "--license", "MIT", "--consent", "drawn", "--contact", "me", "--json")
     assert said["schema"] == "glint/card-result@1" and (data / "README.md").is_file()
 
 
 def test_verify_fails_with_its_findings(call: Callable[..., Any], data: Path) -> None:
     path = data / "data/train-000001.tar"
     path.write_bytes(path.read_bytes()[:-512])
-    done = subprocess.run([sys.executable, "-m", "glint", "verify", str(data), "--json"],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "glint", "verify", str(data), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 3
     said = json.loads(done.stdout)
     assert not said["ok"] and said["problem_count"] == 1
@@ -85,9 +88,12 @@ def test_what_is_refused(call: Callable[..., Any], data: Path, tmp_path: Path) -
 def test_dry_runs_write_nothing(call: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     card = ("--license", "MIT", "--consent", "drawn", "--contact", "me")
-    for line in (["verify", data], ["reshard", data, tmp_path / "x", "--samples-per-shard", "3"],
-                 ["drop", data, "--identity", "0", "--reason", "r"],
-                 ["drop", data, "--identity", "0", "--reason", "r", "--erase", tmp_path / "x"],
-                 ["card", data, *card]):
+    for line in (
+        ["verify", data],
+        ["reshard", data, tmp_path / "x", "--samples-per-shard", "3"],
+        ["drop", data, "--identity", "0", "--reason", "r"],
+        ["drop", data, "--identity", "0", "--reason", "r", "--erase", tmp_path / "x"],
+        ["card", data, *card],
+    ):
         assert call(*line, "--dry-run", "--json")["dry_run"] is True
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

@@ -13,8 +13,13 @@ COMMANDS = ["embed", "dedup-conflicts", "balance"]
 
 
 def glint(*args: str, code: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-m", "glint", *args], capture_output=True, text=True,
-                          timeout=100, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "glint", *args],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -26,12 +31,15 @@ def test_help_names_the_subcommands() -> None:
         assert name in text
 
 
-@pytest.mark.parametrize("args", [
-    ["dedup-conflicts", "SET", "--embeddings", "e", "--out", "o"],
-    ["dedup-conflicts", "find", "SET", "--embeddings", "e", "--out", "o"],
-    ["dedup-conflicts", "--json", "SET", "--embeddings", "e", "--out", "o"],
-    ["balance", "SET"],
-])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["dedup-conflicts", "SET", "--embeddings", "e", "--out", "o"],
+        ["dedup-conflicts", "find", "SET", "--embeddings", "e", "--out", "o"],
+        ["dedup-conflicts", "--json", "SET", "--embeddings", "e", "--out", "o"],
+        ["balance", "SET"],
+    ],
+)
 def test_a_path_that_is_no_dataset(tmp_path: Path, args: list[str]) -> None:
     done = glint(*[str(tmp_path / a) if a in ("SET", "e", "o") else a for a in args], code=3)
     assert done.stdout == ""
@@ -52,8 +60,10 @@ def test_usage_mistakes(tmp_path: Path) -> None:
 
 
 def test_importing_the_commands_is_light() -> None:
-    code = ("import sys; from glint.cli import embed, conflicts, balance; "
-            "bad = {'torch', 'faiss', 'numpy', 'pyarrow', 'scipy', 'jinja2'} & set(sys.modules); "
-            "print(sorted(bad))")
+    code = (
+        "import sys; from glint.cli import embed, conflicts, balance; "
+        "bad = {'torch', 'faiss', 'numpy', 'pyarrow', 'scipy', 'jinja2'} & set(sys.modules); "
+        "print(sorted(bad))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []

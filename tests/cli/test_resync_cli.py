@@ -11,8 +11,9 @@ from glint.shards import recordio
 Glint = Callable[..., Any]
 
 
-def test_damage_is_passed_and_an_idx_is_rebuilt(glint: Glint, tmp_path: Path,
-                                                jpeg: Callable[[int], bytes]) -> None:
+def test_damage_is_passed_and_an_idx_is_rebuilt(
+    glint: Glint, tmp_path: Path, jpeg: Callable[[int], bytes]
+) -> None:
     rec, out = tmp_path / "a.rec", tmp_path / "out"
     with recordio.Writer(rec) as writer:
         at = [writer.write(k, recordio.pack(0.0, k, 0, jpeg(k))) for k in range(5)]
@@ -27,4 +28,5 @@ def test_damage_is_passed_and_an_idx_is_rebuilt(glint: Glint, tmp_path: Path,
     assert result["written"] == 4
     assert result["quarantine_reasons"] == {"lost-bytes": 1}
     assert rec.with_suffix(".idx").read_bytes() == b"".join(
-        b"%d\t%d\n" % (k, at[k]) for k in (0, 1, 3, 4))
+        b"%d\t%d\n" % (k, at[k]) for k in (0, 1, 3, 4)
+    )

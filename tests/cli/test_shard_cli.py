@@ -28,10 +28,17 @@ def test_a_folder_just_works(glint: Glint, faces: Path, tmp_path: Path) -> None:
     assert "read         13 = 12 written + 1 quarantined" in text and "1 not-an-image" in text
     result = glint("shard", faces, tmp_path / "other", "--workers", "1", "--json")
     assert result["schema"] == "glint/shard-result@1"
-    assert {k: result[k] for k in ("read", "written", "quarantined", "quarantine_reasons",
-                                   "identities", "shards")} == {
-        "read": 13, "written": 12, "quarantined": 1, "quarantine_reasons": {"not-an-image": 1},
-        "identities": 3, "shards": 1}
+    assert {
+        k: result[k]
+        for k in ("read", "written", "quarantined", "quarantine_reasons", "identities", "shards")
+    } == {
+        "read": 13,
+        "written": 12,
+        "quarantined": 1,
+        "quarantine_reasons": {"not-an-image": 1},
+        "identities": 3,
+        "shards": 1,
+    }
     assert result["digest"] in text
     info = glint("info", tmp_path / "out", "--json")
     assert (info["digest"], info["written"], info["label_version"]) == (result["digest"], 12, 0)
@@ -42,21 +49,32 @@ def test_a_folder_just_works(glint: Glint, faces: Path, tmp_path: Path) -> None:
 def test_dry_run(glint: Glint, faces: Path, tmp_path: Path) -> None:
     assert glint("shard", faces, tmp_path / "out", "--dry-run", "--json")["read"] == 13
     assert "would write  at most 13 samples in 1 shards" in glint(
-        "shard", faces, tmp_path / "out", "--dry-run")
+        "shard", faces, tmp_path / "out", "--dry-run"
+    )
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments, code, text", [
-    (["nothing", "out"], 2, "GL0001 no-such-path: nothing"),
-    (["faces", "out", "--seed", "-3"], 2, "GL0002"),
-    (["faces", "out", "--formats", "gif"], 2, "expected some of jpg, png, webp, found gif"),
-    (["faces", "faces/out"], 2, "the output lies in the source"),
-    (["faces", "."], 4, "GL0004 output-exists"),
-    (["empty", "out"], 3, "GL0201 unknown-source"),
-    (["bad.rec", "out"], 3, "GL0213 corrupt-record: bad.rec @ 0x0"),
-])
-def test_mistakes(glint: Glint, faces: Path, tmp_path: Path, arguments: list[str], code: int,
-                  text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments, code, text",
+    [
+        (["nothing", "out"], 2, "GL0001 no-such-path: nothing"),
+        (["faces", "out", "--seed", "-3"], 2, "GL0002"),
+        (["faces", "out", "--formats", "gif"], 2, "expected some of jpg, png, webp, found gif"),
+        (["faces", "faces/out"], 2, "the output lies in the source"),
+        (["faces", "."], 4, "GL0004 output-exists"),
+        (["empty", "out"], 3, "GL0201 unknown-source"),
+        (["bad.rec", "out"], 3, "GL0213 corrupt-record: bad.rec @ 0x0"),
+    ],
+)
+def test_mistakes(
+    glint: Glint,
+    faces: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.rec").write_bytes(b"not a record file at all")
@@ -76,8 +94,13 @@ def test_an_output_that_cannot_be_written(glint: Glint, faces: Path, tmp_path: P
 
 
 def test_no_surroundings_reach_the_bytes(glint: Glint, faces: Path, tmp_path: Path) -> None:
-    digests = {glint("shard", faces, tmp_path / str(i), "--json", env=env)["digest"]
-               for i, env in enumerate([{"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"},
-                                        {"LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo",
-                                         "PYTHONHASHSEED": "2"}])}
+    digests = {
+        glint("shard", faces, tmp_path / str(i), "--json", env=env)["digest"]
+        for i, env in enumerate(
+            [
+                {"LC_ALL": "C", "TZ": "UTC", "PYTHONHASHSEED": "1"},
+                {"LC_ALL": "C.UTF-8", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "2"},
+            ]
+        )
+    }
     assert len(digests) == 1

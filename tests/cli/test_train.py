@@ -136,9 +136,7 @@ def test_another_number_of_ranks_continues_with_the_same_samples(
 ) -> None:
     path = recipe(small, tmp_path, batch=8)
     run = tmp_path / "run"
-    glint(
-        "train", path, "--nproc", "2", "--out", run, "--set", "schedule.max_steps=3", "--json"
-    )
+    glint("train", path, "--nproc", "2", "--out", run, "--set", "schedule.max_steps=3", "--json")
     before = rows_of(run)
     assert before.shape[0] == 43
     one = in_process(path, run, "schedule.max_steps=3", "data.batch=16")  # loads, nothing to do

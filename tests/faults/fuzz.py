@@ -45,13 +45,63 @@ from glint.shards.sources.source import read_many
 ROOT = Path(__file__).parents[2]
 RSS, ALLOCATION = 64 << 20, 16 << 20  # bytes: growth in all, and at once where the input is less
 ROOM = 6 << 30  # address space that the child may take beyond what it begins with
-WORDS = (0, 1, 3, 4, 24, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 29) - 1, 1 << 29, 3 << 29,
-         recordio.MAGIC, 0x7F800000, 0x7FC00000, 0xFFFF0000, 16 << 20)
-OCTAL = (b"00000000000\0", b"77777777777\0", b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff",
-         b"\xff" * 12, b"            ", b"00000001000\0", b"-0000000001\0")
-TEXT = (b"\t", b"\n", b"\r\n", b" ", b"-1", b"99999999999999999999", b"9223372036854775807",
-        b"\xff", b"\0", b"\xef\xbb\xbf", b"1e9", b"nan", b"inf", b"'''", b'"', b"[", b"]", b"{",
-        b"}", b"=", b"[[", b"true", b"0x10", b"#", b"\\u0000", b"batch", b"path", b"." * 50)
+WORDS = (
+    0,
+    1,
+    3,
+    4,
+    24,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    (1 << 29) - 1,
+    1 << 29,
+    3 << 29,
+    recordio.MAGIC,
+    0x7F800000,
+    0x7FC00000,
+    0xFFFF0000,
+    16 << 20,
+)
+OCTAL = (
+    b"00000000000\0",
+    b"77777777777\0",
+    b"\x80" + b"\0" * 7 + b"\x7f\xff\xff\xff",
+    b"\xff" * 12,
+    b"            ",
+    b"00000001000\0",
+    b"-0000000001\0",
+)
+TEXT = (
+    b"\t",
+    b"\n",
+    b"\r\n",
+    b" ",
+    b"-1",
+    b"99999999999999999999",
+    b"9223372036854775807",
+    b"\xff",
+    b"\0",
+    b"\xef\xbb\xbf",
+    b"1e9",
+    b"nan",
+    b"inf",
+    b"'''",
+    b'"',
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b"=",
+    b"[[",
+    b"true",
+    b"0x10",
+    b"#",
+    b"\\u0000",
+    b"batch",
+    b"path",
+    b"." * 50,
+)
 JPEG = b"\xff\xd8\xff\xc0\x00\x11\x08\x00\x70\x00\x70\x03" + b"\x01\x02" * 20 + b"\xff\xd9"
 Chance = random.Random
 
@@ -137,8 +187,10 @@ def _idx(folder: Path) -> list[bytes]:
 def _tars(folder: Path) -> list[bytes]:
     made = []
     for k, format in enumerate((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
-        for names in (["a/1.jpg", "b/2.jpg", "b/" + "n" * 120 + ".jpg"],
-                      ["1.jpg", "1.cls", "2.jpg", "2.json"]):
+        for names in (
+            ["a/1.jpg", "b/2.jpg", "b/" + "n" * 120 + ".jpg"],
+            ["1.jpg", "1.cls", "2.jpg", "2.json"],
+        ):
             file = io.BytesIO()
             with tarfile.open(fileobj=file, mode="w", format=format) as archive:
                 for name in names:
@@ -146,7 +198,7 @@ def _tars(folder: Path) -> list[bytes]:
                     info = tarfile.TarInfo(name if k or len(name) < 100 else "b/3.jpg")
                     info.size = len(data)
                     archive.addfile(info, io.BytesIO(data))
-            made.append(file.getvalue()[:len(file.getvalue()) // 10240 * 10240])
+            made.append(file.getvalue()[: len(file.getvalue()) // 10240 * 10240])
             made[-1] = made[-1].rstrip(b"\0") + bytes(1024 + -len(made[-1].rstrip(b"\0")) % 512)
     return made
 
@@ -160,8 +212,10 @@ def _zips(folder: Path) -> list[bytes]:
                 archive.writestr(name, JPEG)
         made.append(file.getvalue())
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive, archive.open("a/1.jpg", "w",
-                                                             force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(file, "w") as archive,
+        archive.open("a/1.jpg", "w", force_zip64=True) as member,
+    ):
         member.write(JPEG)
     return [*made, file.getvalue()]
 
@@ -171,9 +225,13 @@ def _tables(folder: Path) -> list[bytes]:
     for packed in ("none", "snappy", "zstd"):
         for images in ([JPEG] * 4, [{"bytes": JPEG, "path": "x"}] * 4):
             file = io.BytesIO()
-            pq.write_table(pa.table({"image": images, "label": [3, 1, 1, 2]}), file,
-                           compression=packed, row_group_size=2,
-                           write_page_checksum=packed == "zstd")
+            pq.write_table(
+                pa.table({"image": images, "label": [3, 1, 1, 2]}),
+                file,
+                compression=packed,
+                row_group_size=2,
+                write_page_checksum=packed == "zstd",
+            )
             made.append(file.getvalue())
     return made
 
@@ -181,24 +239,28 @@ def _tables(folder: Path) -> list[bytes]:
 def _bins(folder: Path) -> list[bytes]:
     images = [JPEG + bytes([i]) for i in range(4)]
     arrays = [np.frombuffer(image, np.uint8) for image in images]
-    return [pickle.dumps((some, [True, False]), protocol) for some in (images, arrays)
-            for protocol in range(6)]
+    return [
+        pickle.dumps((some, [True, False]), protocol)
+        for some in (images, arrays)
+        for protocol in range(6)
+    ]
 
 
 def _recipes(folder: Path) -> list[bytes]:
     paths = sorted((ROOT / "train").glob("*.toml"))[::6] + sorted(
-        (ROOT / "pipelines").glob("*.toml"))
+        (ROOT / "pipelines").glob("*.toml")
+    )
     return [path.read_bytes() for path in paths]
 
 
 def _words(data: bytearray, chance: Chance) -> None:
     at = chance.randrange(max(len(data) - 4, 1)) // 4 * 4
-    data[at:at + 4] = struct.pack("<I", chance.choice(WORDS))
+    data[at : at + 4] = struct.pack("<I", chance.choice(WORDS))
 
 
 def _text(data: bytearray, chance: Chance) -> None:
     at = chance.randrange(len(data) + 1)
-    data[at:at + chance.choice((0, 0, 1, 3))] = chance.choice(TEXT) * chance.choice((1, 1, 1, 40))
+    data[at : at + chance.choice((0, 0, 1, 3))] = chance.choice(TEXT) * chance.choice((1, 1, 1, 40))
 
 
 def _header(data: bytearray, chance: Chance) -> None:
@@ -208,20 +270,32 @@ def _header(data: bytearray, chance: Chance) -> None:
         return
     field = chance.choice(("size", "type", "name", "byte", "magic"))
     if field == "size":
-        data[at + 124:at + 136] = chance.choice(OCTAL)
+        data[at + 124 : at + 136] = chance.choice(OCTAL)
     elif field == "type":
-        data[at + 156:at + 157] = chance.choice([b"%c" % c for c in b"01234567LKxgSVDM\0\xff"])
+        data[at + 156 : at + 157] = chance.choice([b"%c" % c for c in b"01234567LKxgSVDM\0\xff"])
     elif field == "name":
-        name = chance.choice((b"../x.jpg", b"/x.jpg", b"a/../../b", b"", b"a\n/b.jpg",
-                              b"\xff/b.jpg", b"1.jpg", b"1.cls", b".jpg", b"././@LongLink"))
-        data[at:at + 100] = name.ljust(100, b"\0")
+        name = chance.choice(
+            (
+                b"../x.jpg",
+                b"/x.jpg",
+                b"a/../../b",
+                b"",
+                b"a\n/b.jpg",
+                b"\xff/b.jpg",
+                b"1.jpg",
+                b"1.cls",
+                b".jpg",
+                b"././@LongLink",
+            )
+        )
+        data[at : at + 100] = name.ljust(100, b"\0")
     elif field == "magic":
-        data[at + 257:at + 265] = chance.choice((b"ustar\00000", b"ustar  \0", bytes(8)))
+        data[at + 257 : at + 265] = chance.choice((b"ustar\00000", b"ustar  \0", bytes(8)))
     else:
         data[at + chance.randrange(512)] = chance.randrange(256)
     if chance.random() < 0.8:
-        data[at + 148:at + 156] = b" " * 8
-        data[at + 148:at + 156] = b"%06o\0 " % (sum(data[at:at + 512]) & 0o777777)
+        data[at + 148 : at + 156] = b" " * 8
+        data[at + 148 : at + 156] = b"%06o\0 " % (sum(data[at : at + 512]) & 0o777777)
 
 
 def mutated(seeds: list[bytes], chance: Chance, harm: Callable[[bytearray, Chance], None]) -> bytes:
@@ -233,16 +307,16 @@ def mutated(seeds: list[bytes], chance: Chance, harm: Callable[[bytearray, Chanc
         if way == 0 and at < len(data):
             data[at] ^= 1 << chance.randrange(8)
         elif way == 1:
-            data[at:at + length] = chance.randbytes(length)
+            data[at : at + length] = chance.randbytes(length)
         elif way == 2:
-            del data[at:at + length]
+            del data[at : at + length]
         elif way == 3:
-            data[at:at] = data[at:at + length]
+            data[at:at] = data[at : at + length]
         elif way == 4:
             del data[at:]
         elif way == 5:
             other = chance.choice(seeds)
-            data[at:] = other[chance.randrange(len(other) + 1):]
+            data[at:] = other[chance.randrange(len(other) + 1) :]
         else:
             harm(data, chance)
     return bytes(data)
@@ -265,8 +339,14 @@ def _pages(which: int) -> int:
         return int(file.read().split()[which]) * resource.getpagesize()
 
 
-def fuzz(kind: str, count: int, seed: int = 0, first: int = 0, seconds: float = float("inf"),
-         at: Callable[[int], None] = lambda case: None) -> dict[str, Any]:
+def fuzz(
+    kind: str,
+    count: int,
+    seed: int = 0,
+    first: int = 0,
+    seconds: float = float("inf"),
+    at: Callable[[int], None] = lambda case: None,
+) -> dict[str, Any]:
     """Run cases first.. of a kind and return what happened; `at` is told each case as it begins."""
     how = KINDS[kind]
     outcomes: Counter[str] = Counter()
@@ -314,11 +394,21 @@ def fuzz(kind: str, count: int, seed: int = 0, first: int = 0, seconds: float = 
         failures.append(f"the process grew by {most} bytes")
     done = case - first + 1
     wall = time.monotonic() - begin
-    return {"kind": kind, "seed": seed, "first": first, "count": done, "seconds": round(wall, 1),
-            "per_second": round(done / wall), "rss_growth_mib": round(most / 2**20, 1),
-            "peak_traced_mib": round(peak / 2**20, 2), "peak_arrow_mib": round(grown / 2**20, 2),
-            "outcomes": dict(sorted(outcomes.items())),
-            "failures": len(failures), "shown": failures[:5], "ok": not failures}
+    return {
+        "kind": kind,
+        "seed": seed,
+        "first": first,
+        "count": done,
+        "seconds": round(wall, 1),
+        "per_second": round(done / wall),
+        "rss_growth_mib": round(most / 2**20, 1),
+        "peak_traced_mib": round(peak / 2**20, 2),
+        "peak_arrow_mib": round(grown / 2**20, 2),
+        "outcomes": dict(sorted(outcomes.items())),
+        "failures": len(failures),
+        "shown": failures[:5],
+        "ok": not failures,
+    }
 
 
 def apart(kind: str, count: int, seed: int, first: int, seconds: float) -> dict[str, Any]:
@@ -352,8 +442,15 @@ def apart(kind: str, count: int, seed: int, first: int, seconds: float) -> dict[
     if status == 0 and text:
         return {**json.loads(text), "signals": 0}
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    return {"kind": kind, "seed": seed, "first": first, "ok": False, "signals": int(number > 0),
-            "signal": number, "case": struct.unpack("<q", page[:])[0]}
+    return {
+        "kind": kind,
+        "seed": seed,
+        "first": first,
+        "ok": False,
+        "signals": int(number > 0),
+        "signal": number,
+        "case": struct.unpack("<q", page[:])[0],
+    }
 
 
 def main() -> None:

@@ -33,8 +33,9 @@ def test_every_flip_is_found(tmp_path: Path, jpeg: Callable[[int], bytes]) -> No
     shard.shard(tmp_path / "src", data, shard.Options(8, with_json=True))
     labels.commit(data, np.array([0, 0, 1, 2, 3, 4]), np.array([[0, 1]]), {})
     assert verify(data, deep=True)["ok"]
-    files = [p for p in sorted(data.rglob("*")) if p.is_file()
-             and p.name not in ("lock", "plan.json")]
+    files = [
+        p for p in sorted(data.rglob("*")) if p.is_file() and p.name not in ("lock", "plan.json")
+    ]
     size = np.array([p.stat().st_size for p in files])
     rng = np.random.default_rng(20)
     images = missed = 0

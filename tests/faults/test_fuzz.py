@@ -23,8 +23,18 @@ def fuzz() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("kind, count", [("rec", 500), ("idx", 300), ("tar", 700), ("zip", 700),
-                                         ("parquet", 500), ("bin", 800), ("toml", 400)])
+@pytest.mark.parametrize(
+    "kind, count",
+    [
+        ("rec", 500),
+        ("idx", 300),
+        ("tar", 700),
+        ("zip", 700),
+        ("parquet", 500),
+        ("bin", 800),
+        ("toml", 400),
+    ],
+)
 def test_a_few_thousand(fuzz: ModuleType, kind: str, count: int) -> None:
     result = fuzz.apart(kind, count, seed=1, first=0, seconds=20.0)
     assert result["ok"], result
@@ -59,13 +69,22 @@ def test_what_the_harness_would_see(fuzz: ModuleType, monkeypatch: pytest.Monkey
     monkeypatch.setitem(fuzz.KINDS, "bin", fuzz.Kind(how.seeds, how.name, spoilt, how.harm))
     result = fuzz.fuzz("bin", 10)
     assert not result["ok"] and result["outcomes"] == {"other": 1, "read": 9}
-    assert [text.split(":")[0] for text in result["shown"]] == ["case 3", "case 5", "case 9",
-                                                                "the process grew by "
-                                                                + result["shown"][3].split()[4]
-                                                                + " bytes"]
-    monkeypatch.setitem(fuzz.KINDS, "bin", fuzz.Kind(
-        how.seeds, how.name, lambda path, case: os.kill(os.getpid(), signal.SIGKILL)
-        if case == 4 else "read", how.harm))
+    assert [text.split(":")[0] for text in result["shown"]] == [
+        "case 3",
+        "case 5",
+        "case 9",
+        "the process grew by " + result["shown"][3].split()[4] + " bytes",
+    ]
+    monkeypatch.setitem(
+        fuzz.KINDS,
+        "bin",
+        fuzz.Kind(
+            how.seeds,
+            how.name,
+            lambda path, case: os.kill(os.getpid(), signal.SIGKILL) if case == 4 else "read",
+            how.harm,
+        ),
+    )
     result = fuzz.apart("bin", 10, seed=0, first=0, seconds=60.0)
     assert (result["ok"], result["signal"], result["case"]) == (False, signal.SIGKILL, 4)
 
@@ -74,6 +93,7 @@ def test_a_case_can_be_played_again(fuzz: ModuleType, tmp_path: Path) -> None:
     how = fuzz.KINDS["rec"]
     seeds = how.seeds(tmp_path)
     made = [fuzz.mutated(seeds, fuzz.Chance(f"rec/0/{case}"), how.harm) for case in range(50)]
-    assert made == [fuzz.mutated(seeds, fuzz.Chance(f"rec/0/{case}"), how.harm)
-                    for case in range(50)]
+    assert made == [
+        fuzz.mutated(seeds, fuzz.Chance(f"rec/0/{case}"), how.harm) for case in range(50)
+    ]
     assert len(set(made)) > 40

@@ -22,8 +22,9 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*"))
-            if p.is_file()}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,19 @@ def world(tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[[int], bytes]
 
 
 def command(world: Path, out: Path, workers: int) -> list[str]:
-    return [sys.executable, "-m", "glint", "shard", str(world), str(out), "--samples-per-shard",
-            "50", "--workers", str(workers), "--json"]
+    return [
+        sys.executable,
+        "-m",
+        "glint",
+        "shard",
+        str(world),
+        str(out),
+        "--samples-per-shard",
+        "50",
+        "--workers",
+        str(workers),
+        "--json",
+    ]
 
 
 def finals_are_whole(out: Path, whole: dict[str, bytes]) -> None:
@@ -48,11 +60,13 @@ def finals_are_whole(out: Path, whole: dict[str, bytes]) -> None:
         assert path.read_bytes() == whole[str(path.relative_to(out))], path
 
 
-def kill_and_continue(world: Path, out: Path, whole: dict[str, bytes], workers: int,
-                      after: float) -> bool:
+def kill_and_continue(
+    world: Path, out: Path, whole: dict[str, bytes], workers: int, after: float
+) -> bool:
     shutil.rmtree(out, ignore_errors=True)
-    process = subprocess.Popen(command(world, out, workers), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env=ENV)
+    process = subprocess.Popen(
+        command(world, out, workers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV
+    )
     deadline = time.monotonic() + 60
     while not (out / "data" / "train-000000.tar").exists() and process.poll() is None:
         assert time.monotonic() < deadline
@@ -86,26 +100,43 @@ def test_one_kill(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_many_kills(world: Path, whole: dict[str, bytes], tmp_path: Path, workers: int) -> None:
     rng = random.Random(workers)
-    unfinished = [kill_and_continue(world, tmp_path / "out", whole, workers, rng.random() * 0.5)
-                  for _ in range(20)]
+    unfinished = [
+        kill_and_continue(world, tmp_path / "out", whole, workers, rng.random() * 0.5)
+        for _ in range(20)
+    ]
     assert sum(unfinished) > 5
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("call, error", [("fsync", "EIO"), ("rename", "ENOSPC"),
-                                         ("write", "ENOSPC")])
-def test_a_disk_that_fails(world: Path, whole: dict[str, bytes], tmp_path: Path, call: str,
-                           error: str) -> None:
+@pytest.mark.parametrize(
+    "call, error", [("fsync", "EIO"), ("rename", "ENOSPC"), ("write", "ENOSPC")]
+)
+def test_a_disk_that_fails(
+    world: Path, whole: dict[str, bytes], tmp_path: Path, call: str, error: str
+) -> None:
     out = tmp_path / "out"
     codes = []
     for when in (1, 2, 7, 40, 160):
         shutil.rmtree(out, ignore_errors=True)
         done = subprocess.run(
-            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
-             f"inject={call}:error={error}:when={when}", *command(world, out, 1)],
-            capture_output=True, text=True, env=ENV)
+            [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"trace={call}",
+                "-e",
+                f"inject={call}:error={error}:when={when}",
+                *command(world, out, 1),
+            ],
+            capture_output=True,
+            text=True,
+            env=ENV,
+        )
         assert "Traceback" not in done.stderr
         codes.append(done.returncode)
         if codes[-1]:
@@ -119,8 +150,13 @@ def test_a_disk_that_fails(world: Path, whole: dict[str, bytes], tmp_path: Path,
 @pytest.mark.faults
 def test_a_worker_that_is_killed(world: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(command(world, out, 2), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True, env=ENV)
+    process = subprocess.Popen(
+        command(world, out, 2),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENV,
+    )
     while not (out / "data" / "train-000000.tar").exists():
         time.sleep(0.002)
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():

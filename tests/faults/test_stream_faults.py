@@ -45,22 +45,41 @@ def dataset(tmp_path: Path) -> Dataset:
     rows: dict[str, list[object]] = {name: [] for name in tables.SAMPLES.names}
     pixels = np.random.default_rng(0).integers(0, 255, (400, 14, 14, 3), dtype=np.uint8)
     for s in range(10):
-        with tarfile.open(root / "data" / f"train-{s:06d}.tar", "w",
-                          format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(
+            root / "data" / f"train-{s:06d}.tar", "w", format=tarfile.USTAR_FORMAT
+        ) as tar:
             for row in range(s * SHARD, (s + 1) * SHARD):
                 image = np.ascontiguousarray(pixels[row].repeat(8, 0).repeat(8, 1))
                 data = simplejpeg.encode_jpeg(image)
                 info = tarfile.TarInfo(f"{row:09d}.jpg")
                 info.size = len(data)
-                values = (f"{row:09d}", row % 20, str(row % 20), s, tar.offset + 512, len(data),
-                          xxhash.xxh3_128_digest(data), str(row), 112, 112)
+                values = (
+                    f"{row:09d}",
+                    row % 20,
+                    str(row % 20),
+                    s,
+                    tar.offset + 512,
+                    len(data),
+                    xxhash.xxh3_128_digest(data),
+                    str(row),
+                    112,
+                    112,
+                )
                 tar.addfile(info, io.BytesIO(data))
                 for column, value in zip(rows.values(), values):
                     column.append(value)
     pq.write_table(pa.table(rows, schema=tables.SAMPLES), root / "samples.parquet")
-    (root / "manifest.json").write_text(json.dumps({
-        "format": "glint/dataset@1", "written": 400, "identities": 20, "digest": "sha256:faults",
-        "shards": [{"name": f"train-{s:06d}.tar"} for s in range(10)]}))
+    (root / "manifest.json").write_text(
+        json.dumps(
+            {
+                "format": "glint/dataset@1",
+                "written": 400,
+                "identities": 20,
+                "digest": "sha256:faults",
+                "shards": [{"name": f"train-{s:06d}.tar"} for s in range(10)],
+            }
+        )
+    )
     return Dataset(root)
 
 
@@ -91,8 +110,10 @@ def children() -> set[int]:
 @pytest.mark.parametrize("options", [{}, {"block": 4}])
 def test_a_worker_killed(dataset: Dataset, number: int, options: dict[str, int]) -> None:
     before = children()
-    error = error_after(stream(dataset, workers=2, **options),
-                        lambda: os.kill(sorted(children() - before)[number], signal.SIGKILL))
+    error = error_after(
+        stream(dataset, workers=2, **options),
+        lambda: os.kill(sorted(children() - before)[number], signal.SIGKILL),
+    )
     assert isinstance(error, LostError) and error.code == "GL0902"
     assert "killed by SIGKILL" in error.what and "step" in error.where
     assert not children() - before
@@ -131,6 +152,7 @@ def test_a_sample_flipped(dataset: Dataset, options: dict[str, int]) -> None:
 @pytest.mark.parametrize("options", HOW)
 def test_shards_rewritten_in_place(dataset: Dataset, options: dict[str, int]) -> None:
     """The same names, other contents: what the index says no longer holds."""
+
     def rewrite() -> None:
         for shard in range(2, 9):
             data = dataset.shard_path(shard - 1).read_bytes()

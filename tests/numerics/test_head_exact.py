@@ -28,9 +28,11 @@ def plain(kind, feature_ND, centre_CD, label_N, kept_NC=None):
     if isinstance(kind, CosFace):
         moved = c - kind.m
     elif isinstance(kind, ArcFace):
-        moved = torch.where(c < -torch.cos(torch.tensor(kind.m, dtype=c.dtype)),
-                            c - kind.m * torch.sin(torch.tensor(kind.m, dtype=c.dtype)),
-                            torch.cos(torch.arccos(c) + kind.m))
+        moved = torch.where(
+            c < -torch.cos(torch.tensor(kind.m, dtype=c.dtype)),
+            c - kind.m * torch.sin(torch.tensor(kind.m, dtype=c.dtype)),
+            torch.cos(torch.arccos(c) + kind.m),
+        )
     else:
         moved = torch.cos(kind.m1 * torch.arccos(c) + kind.m2) - kind.m3
     target = F.one_hot(label_N, centre_CD.shape[0]).bool()
@@ -54,9 +56,17 @@ def head_on(world, counts, classes, feature_ND, label_N, **options):
     feature = feature_ND[first : first + counts[world.rank]].clone().requires_grad_()
     label = label_N[first : first + counts[world.rank]].clone()
     kept = label.clone()
-    head = PartialFC(classes, feature.shape[1], scale=SCALE, world=world, seed=SEED,
-                     dtype=torch.float64, ddp_mean=False, keep=0 if len(counts) % 2 else 1 << 20,
-                     **{"margin": CosFace(), **options})
+    head = PartialFC(
+        classes,
+        feature.shape[1],
+        scale=SCALE,
+        world=world,
+        seed=SEED,
+        dtype=torch.float64,
+        ddp_mean=False,
+        keep=0 if len(counts) % 2 else 1 << 20,
+        **{"margin": CosFace(), **options},
+    )
     loss = head(feature, label, step=0, counts=counts)
     loss.backward()
     assert torch.equal(label, kept)  # the caller's labels are his
@@ -75,15 +85,32 @@ def joined(results, classes, dim):
 
 
 @pytest.mark.parametrize("kind", [CosFace(0.35), ArcFace(0.5), Combined(1.0, 0.3, 0.2)], ids=str)
-@pytest.mark.parametrize(("counts", "classes"), [
-    ([5], 1), ([1], 37), ([6], 37), ([3, 3], 37), ([4, 1, 2], 37), ([2, 2, 2], 2), ([3, 0, 2], 9),
-    ([2, 2, 2, 2], 1003), ([1, 1, 1, 1, 1], 9), ([5, 5, 5], 1)])
+@pytest.mark.parametrize(
+    ("counts", "classes"),
+    [
+        ([5], 1),
+        ([1], 37),
+        ([6], 37),
+        ([3, 3], 37),
+        ([4, 1, 2], 37),
+        ([2, 2, 2], 2),
+        ([3, 0, 2], 9),
+        ([2, 2, 2, 2], 1003),
+        ([1, 1, 1, 1, 1], 9),
+        ([5, 5, 5], 1),
+    ],
+)
 def test_equals_full_softmax(ranks, counts, classes, kind):
     dim = 8
     feature, label = batch(counts, classes, dim)
     loss, feature_grad, centre_grad, weight = joined(
-        ranks(len(counts), lambda world: head_on(world, counts, classes, feature, label,
-                                                 margin=kind, block=16)), classes, dim)
+        ranks(
+            len(counts),
+            lambda world: head_on(world, counts, classes, feature, label, margin=kind, block=16),
+        ),
+        classes,
+        dim,
+    )
     feature.requires_grad_()
     weight.requires_grad_()
     truth = plain(kind, feature, weight, label)
@@ -99,8 +126,13 @@ def test_sampled_equals_softmax_over_the_sampled_classes(ranks, counts, same, ra
     classes, dim = 101, 6
     feature, label = batch(counts, classes, dim, same)
     loss, feature_grad, centre_grad, weight = joined(
-        ranks(len(counts), lambda world: head_on(world, counts, classes, feature, label,
-                                                 rate=rate, block=7)), classes, dim)
+        ranks(
+            len(counts),
+            lambda world: head_on(world, counts, classes, feature, label, rate=rate, block=7),
+        ),
+        classes,
+        dim,
+    )
     playing = sampled_classes(label, classes, rate, seed=SEED, step=0)
     kept = torch.zeros(len(label), classes, dtype=torch.bool)
     kept[:, playing] = True
@@ -118,13 +150,31 @@ def test_sampled_equals_softmax_over_the_sampled_classes(ranks, counts, same, ra
 def test_threshold_and_known_pairs_leave_the_denominator(ranks, counts, rate):
     classes, dim, threshold = 53, 4, 0.3
     feature, label = batch(counts, classes, dim)
-    pairs = torch.tensor([[int(label[0]), (int(label[0]) + 3) % classes],
-                          [(int(label[1]) + 1) % classes, int(label[1])],
-                          [int(label[1]), (int(label[1]) + 7) % classes]])
+    pairs = torch.tensor(
+        [
+            [int(label[0]), (int(label[0]) + 3) % classes],
+            [(int(label[1]) + 1) % classes, int(label[1])],
+            [int(label[1]), (int(label[1]) + 7) % classes],
+        ]
+    )
     loss, feature_grad, centre_grad, weight = joined(
-        ranks(len(counts), lambda world: head_on(
-            world, counts, classes, feature, label, rate=rate, block=8, threshold=threshold,
-            masks=pairs.numpy())), classes, dim)
+        ranks(
+            len(counts),
+            lambda world: head_on(
+                world,
+                counts,
+                classes,
+                feature,
+                label,
+                rate=rate,
+                block=8,
+                threshold=threshold,
+                masks=pairs.numpy(),
+            ),
+        ),
+        classes,
+        dim,
+    )
     kept = F.normalize(feature) @ F.normalize(weight).T <= threshold
     for a, b in pairs.tolist():
         kept[label == a, b] = False
@@ -173,8 +223,17 @@ def run_steps(world, rate, rule, dtype, steps=6, classes=203, dim=8, total=12, l
     """Train centres and a shared linear layer for a few steps; give losses and final centres."""
     generator = torch.Generator().manual_seed(3)
     mixing = torch.eye(dim, dtype=dtype)
-    head = PartialFC(classes, dim, margin=CosFace(), world=world, rate=rate, rule=rule,
-                     seed=SEED, dtype=dtype, block=16)
+    head = PartialFC(
+        classes,
+        dim,
+        margin=CosFace(),
+        world=world,
+        rate=rate,
+        rule=rule,
+        seed=SEED,
+        dtype=dtype,
+        block=16,
+    )
     losses = []
     for step in range(steps):
         data = torch.randn(total, dim, generator=generator).to(dtype)

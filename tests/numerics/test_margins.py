@@ -28,16 +28,36 @@ class Written(torch.autograd.Function):
         return upstream * ctx.saved_tensors[0], None
 
 
-@pytest.mark.parametrize("kind", [CosFace(0.4), ArcFace(0.5), ArcFace(1.2), Combined(1, 0.5, 0),
-                                  Combined(0.9, 0.4, 0.15), Combined(2.0, 0.1, 0.0),
-                                  Combined(4.0, 0.0, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        CosFace(0.4),
+        ArcFace(0.5),
+        ArcFace(1.2),
+        Combined(1, 0.5, 0),
+        Combined(0.9, 0.4, 0.15),
+        Combined(2.0, 0.1, 0.0),
+        Combined(4.0, 0.0, 0.0),
+    ],
+    ids=str,
+)
 def test_derivative_is_the_derivative(kind):
     cosine = COSINES[::4].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda c: Written.apply(c, kind), cosine, eps=1e-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [CosFace(0.4), ArcFace(0.5), ArcFace(1.2), Combined(1, 0.5, 0),
-                                  Combined(2.0, 0.3, 0.2), Combined(4.0, 0.0, 0.0)], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        CosFace(0.4),
+        ArcFace(0.5),
+        ArcFace(1.2),
+        Combined(1, 0.5, 0),
+        Combined(2.0, 0.3, 0.2),
+        Combined(4.0, 0.0, 0.0),
+    ],
+    ids=str,
+)
 def test_never_falls_and_never_helps_the_target(kind):
     moved, slope = kind(torch.linspace(-1, 1, 4001, dtype=torch.float64), torch.ones(4001))
     assert (moved.diff() >= -1e-12).all()

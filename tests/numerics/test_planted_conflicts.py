@@ -16,9 +16,18 @@ from glint.search.evidence import Samples
 class World:
     """Identities with 2 to 30 samples; some split in two ids, some twins of others."""
 
-    def __init__(self, seed: int, *, people: int = 300, splits: int = 30, twins: int = 30,
-                 dim: int = 128, rho: tuple[float, float] = (0.55, 0.8), least: int = 2,
-                 alike: tuple[float, float] = (0.5, 0.75)) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        people: int = 300,
+        splits: int = 30,
+        twins: int = 30,
+        dim: int = 128,
+        rho: tuple[float, float] = (0.55, 0.8),
+        least: int = 2,
+        alike: tuple[float, float] = (0.5, 0.75),
+    ) -> None:
         rng = np.random.default_rng(seed)
         middle = list(knn.unit64(rng.standard_normal((people, dim))))
         self.alike = set()
@@ -58,9 +67,13 @@ def with_verdict(found: Found, verdict: str) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("rho", "alike"), [
-    ((0.55, 0.8), (0.5, 0.75)), ((0.85, 0.95), (0.5, 0.8)),
-])
+@pytest.mark.parametrize(
+    ("rho", "alike"),
+    [
+        ((0.55, 0.8), (0.5, 0.75)),
+        ((0.85, 0.95), (0.5, 0.8)),
+    ],
+)
 def test_splits_are_merged_and_look_alikes_are_not(
     seed: int, rho: tuple[float, float], alike: tuple[float, float]
 ) -> None:

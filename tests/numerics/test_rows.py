@@ -76,7 +76,7 @@ def test_adamw_by_hand_and_against_torch():
 
 
 def moving_lr(step):
-    return 0.1 * (1 + step) / 20 if step < 20 else 0.1 * 0.995 ** step
+    return 0.1 * (1 + step) / 20 if step < 20 else 0.1 * 0.995**step
 
 
 @pytest.mark.parametrize("horizon", [4096, 50])
@@ -101,8 +101,9 @@ def test_dense_exact_equals_dense_sgd(dtype, tolerance, horizon):
         optimiser.step()
         longest = max(longest, int((rule.now - state["last"]).max()))
         now = rule.current(weight, state, index, Store(dtype))
-        apply(rule, weight, state, index, now - goal[index].to(dtype), step=step,
-                   lr=moving_lr(step))
+        apply(
+            rule, weight, state, index, now - goal[index].to(dtype), step=step, lr=moving_lr(step)
+        )
     assert longest > min(40, horizon - 1)
     rule.flush(weight, state, Store(weight.dtype))
     momentum = optimiser.state[dense]["momentum_buffer"]

@@ -38,18 +38,28 @@ def write(folder: Path) -> None:
                 tile = np.random.default_rng(key).integers(0, 256, (7, 7, 3), np.uint8)
                 image = simplejpeg.encode_jpeg(np.kron(tile, np.ones((16, 16, 1), np.uint8)))
             elif kind == "magic":
-                image = b"".join(rng.choice([MAGIC, b"abc", b"abcd", b"x"])
-                                 for _ in range(rng.randrange(1, 12)))
+                image = b"".join(
+                    rng.choice([MAGIC, b"abc", b"abcd", b"x"]) for _ in range(rng.randrange(1, 12))
+                )
             else:
                 image = rng.randbytes(rng.randrange(1, 5000)) if kind == "bytes" else b""
-            label = rng.choice([float(key), 16777216.0, [float(key), 1.0], [0.5, -2.0, 3e30],
-                                [7.0]])
+            label = rng.choice(
+                [float(key), 16777216.0, [float(key), 1.0], [0.5, -2.0, 3e30], [7.0]]
+            )
             id_, id2 = rng.choice([key, 2**63 + key, 0]), rng.choice([0, 1])
             writer.write(key, recordio.pack(label, id_, id2, image))
             flat = label if isinstance(label, list) else [label]
-            rows.append({"key": key, "kind": kind, "flag": len(flat) * isinstance(label, list),
-                         "label": [float(np.float32(v)) for v in flat], "id": id_, "id2": id2,
-                         "sha256": hashlib.sha256(image).hexdigest()})
+            rows.append(
+                {
+                    "key": key,
+                    "kind": kind,
+                    "flag": len(flat) * isinstance(label, list),
+                    "label": [float(np.float32(v)) for v in flat],
+                    "id": id_,
+                    "id2": id2,
+                    "sha256": hashlib.sha256(image).hexdigest(),
+                }
+            )
         writer.write(0, recordio.pack([COUNT + 1, COUNT + 1], 0, 1, b""))
     (folder / "expected.json").write_text(json.dumps(rows))
     print(f"glint wrote {len(rows)} records and a header to {folder}")
@@ -62,11 +72,11 @@ def check(folder: Path) -> None:
 
     rows = json.loads((folder / "expected.json").read_text())
     reader = mx.recordio.MXIndexedRecordIO(
-        str(folder / "glint.idx"), str(folder / "glint.rec"), "r")
+        str(folder / "glint.idx"), str(folder / "glint.rec"), "r"
+    )
     assert sorted(reader.keys) == list(range(COUNT + 1)), "keys"
     plain = mx.recordio.MXRecordIO(str(folder / "glint.rec"), "r")
-    again = mx.recordio.MXIndexedRecordIO(
-        str(folder / "mxnet.idx"), str(folder / "mxnet.rec"), "w")
+    again = mx.recordio.MXIndexedRecordIO(str(folder / "mxnet.idx"), str(folder / "mxnet.rec"), "w")
     decoded = 0
     for row in rows:
         record = reader.read_idx(row["key"])
@@ -74,7 +84,11 @@ def check(folder: Path) -> None:
         header, image = mx.recordio.unpack(record)
         label = np.atleast_1d(header.label).astype(np.float64).tolist()
         assert (header.flag, label, header.id, header.id2) == (
-            row["flag"], row["label"], row["id"], row["id2"]), f"key {row['key']}: {header}"
+            row["flag"],
+            row["label"],
+            row["id"],
+            row["id2"],
+        ), f"key {row['key']}: {header}"
         assert hashlib.sha256(image).hexdigest() == row["sha256"], f"key {row['key']}: image"
         if row["kind"] == "jpeg":
             assert mx.image.imdecode(image).shape == (112, 112, 3)
@@ -87,8 +101,10 @@ def check(folder: Path) -> None:
     for kind in ("rec", "idx"):
         ours, theirs = ((folder / f"{who}.{kind}").read_bytes() for who in ("glint", "mxnet"))
         assert ours == theirs, f"mxnet writes another .{kind}"
-    print(f"mxnet {mx.__version__} read {len(rows)} of {len(rows)} records as glint wrote them, "
-          f"decoded {decoded} images, and wrote the same .rec and .idx bytes")
+    print(
+        f"mxnet {mx.__version__} read {len(rows)} of {len(rows)} records as glint wrote them, "
+        f"decoded {decoded} images, and wrote the same .rec and .idx bytes"
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,12 @@ from glint.shards import commit, labels
 
 CLASSES = 12
 groups_of = st.lists(st.integers(0, CLASSES), min_size=CLASSES, max_size=CLASSES)
-pairs_of = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)).filter(
-    lambda p: p[0] < p[1]), max_size=8)
+pairs_of = st.lists(
+    st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)).filter(
+        lambda p: p[0] < p[1]
+    ),
+    max_size=8,
+)
 
 
 def groups_from(owner: list[int]) -> list[np.ndarray]:
@@ -38,10 +42,20 @@ def dense(target: list[int]) -> np.ndarray:
 
 
 @settings(max_examples=80, deadline=None)
-@given(start=groups_of, owner=groups_of, masks=pairs_of, old=pairs_of,
-       order=st.randoms(use_true_random=False))
-def test_relabelling(start: list[int], owner: list[int], masks: list[tuple[int, int]],
-                     old: list[tuple[int, int]], order) -> None:
+@given(
+    start=groups_of,
+    owner=groups_of,
+    masks=pairs_of,
+    old=pairs_of,
+    order=st.randoms(use_true_random=False),
+)
+def test_relabelling(
+    start: list[int],
+    owner: list[int],
+    masks: list[tuple[int, int]],
+    old: list[tuple[int, int]],
+    order,
+) -> None:
     before = dense(start)
     classes = int(before.max(initial=-1)) + 1
     old_m2 = as_masks(sorted({p for p in old if p[1] < classes}))

@@ -40,7 +40,8 @@ def test_groups_and_turns(made, first):
             distinct = min(plan.each, count[c])
             assert len(set(rows)) == distinct  # as many different ones as there are
             assert max(np.bincount(np.unique(rows, return_inverse=True)[1])) <= -(
-                -plan.each // distinct)
+                -plan.each // distinct
+            )
             seen[c].append((cycle, rows))
     for c, groups in seen.items():  # no image again inside a round of whole groups
         length = max(count[c] // plan.each, 1)
@@ -60,8 +61,9 @@ def test_chains_of_resumes_follow_the_one_order(made, data):
     while position < stop:
         world = data.draw(st.integers(1, 8))
         batch = world * plan.each * data.draw(st.integers(1, 6))
-        ranks = [Slice(plan.length, batch, r, world, position, drop_last=False)
-                 for r in range(world)]
+        ranks = [
+            Slice(plan.length, batch, r, world, position, drop_last=False) for r in range(world)
+        ]
         steps = data.draw(st.integers(1, min(ranks[0].steps, 5)))
         for step in range(steps):
             shares = [part.positions(step) for part in ranks]

@@ -27,7 +27,7 @@ def reference(payload: bytes) -> bytes:
     """Write one record as dmlc-core does: word by word."""
     out, start = b"", 0
     for at in range(0, len(payload) // 4 * 4, 4):
-        if payload[at:at + 4] == recordio.MAGIC_BYTES:
+        if payload[at : at + 4] == recordio.MAGIC_BYTES:
             out += struct.pack("<II", recordio.MAGIC, (1 if start == 0 else 2) << 29 | at - start)
             out += payload[start:at]
             start = at + 4
@@ -72,21 +72,23 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         if how == 0:
             block[at] ^= 1 << rng.randrange(8)
         elif how == 1:
-            del block[at:at + rng.randint(1, 40)]
+            del block[at : at + rng.randint(1, 40)]
         elif how == 2:
             block[at:at] = rng.randbytes(rng.randint(1, 40))
         elif how == 3:
             at = at // 4 * 4
-            block[at:at + 4] = rng.choice([recordio.MAGIC_BYTES, b"\xff" * 4, b"\0" * 4])
+            block[at : at + 4] = rng.choice([recordio.MAGIC_BYTES, b"\xff" * 4, b"\0" * 4])
         else:
-            block = block[:at + 1]
+            block = block[: at + 1]
         if not block:
             return b""
     return bytes(block)
 
 
-@pytest.mark.parametrize("seed, count", [
-    (1, 1000), pytest.param(2, 20_000, marks=[pytest.mark.faults, pytest.mark.timeout(600)])])
+@pytest.mark.parametrize(
+    "seed, count",
+    [(1, 1000), pytest.param(2, 20_000, marks=[pytest.mark.faults, pytest.mark.timeout(600)])],
+)
 def test_mutated_files_give_only_glint_errors(tmp_path: Path, seed: int, count: int) -> None:
     rng = random.Random(seed)
     rec, idx = tmp_path / "train.rec", tmp_path / "train.idx"

@@ -46,8 +46,9 @@ def test_chains_of_resumes_take_every_position_once_in_order(plan, epoch, data):
     while position < plan.length:
         world = data.draw(st.integers(1, 8))
         batch = world * data.draw(st.integers(1, 12))
-        ranks = [Slice(plan.length, batch, r, world, position, drop_last=False)
-                 for r in range(world)]
+        ranks = [
+            Slice(plan.length, batch, r, world, position, drop_last=False) for r in range(world)
+        ]
         assert len({part.steps for part in ranks}) == 1
         steps = data.draw(st.integers(1, ranks[0].steps))
         taken = []
@@ -65,7 +66,7 @@ def test_chains_of_resumes_take_every_position_once_in_order(plan, epoch, data):
     if plan.draws is None:
         assert sorted(seen) == list(range(plan.n))
     else:
-        times = plan.draws.at(epoch).times_n[:plan.n]
+        times = plan.draws.at(epoch).times_n[: plan.n]
         assert np.bincount(seen, minlength=plan.n).tolist() == times.tolist()
 
 

@@ -26,6 +26,10 @@ def test_the_tests_it_names_exist() -> None:
 
 
 def test_no_row_is_left_out() -> None:
-    rows = [int(n) for n in re.findall(r"^\| (\d+) \|", (ROOT / "docs/acceptance.md").read_text(),
-                                       re.MULTILINE)]
+    rows = [
+        int(n)
+        for n in re.findall(
+            r"^\| (\d+) \|", (ROOT / "docs/acceptance.md").read_text(), re.MULTILINE
+        )
+    ]
     assert rows == [*range(1, 52), *range(61, 69)]

@@ -32,8 +32,12 @@ class KnownPairs:
         bad_m = outside_m2.any(1) | (pair_m2[:, 0] == pair_m2[:, 1])
         if bool(bad_m.any()):
             row = int(bad_m.nonzero()[0, 0])
-            raise InputError("GL0304", f"expected two different labels from 0 to {classes - 1}, "
-                             f"found {pair_m2[row].tolist()}", where=f"mask pair {row}")
+            raise InputError(
+                "GL0304",
+                f"expected two different labels from 0 to {classes - 1}, "
+                f"found {pair_m2[row].tolist()}",
+                where=f"mask pair {row}",
+            )
         directed_d2 = torch.cat([pair_m2, pair_m2.flip(1)])
         other_d = directed_d2[:, 1]
         directed_d2 = directed_d2[(other_d >= span.start) & (other_d < span.stop)]
@@ -48,8 +52,9 @@ class KnownPairs:
         """
         first_N = torch.searchsorted(self.label_d, label_N)
         count_N = torch.searchsorted(self.label_d, label_N, right=True) - first_N
-        row_e = torch.repeat_interleave(torch.arange(label_N.shape[0], device=label_N.device),
-                                        count_N)
+        row_e = torch.repeat_interleave(
+            torch.arange(label_N.shape[0], device=label_N.device), count_N
+        )
         if row_e.numel() == 0:
             return None
         rank_e = torch.arange(row_e.numel(), device=row_e.device)

@@ -39,12 +39,29 @@ class PartialFC(nn.Module):
     the same for every world size.
     """
 
-    def __init__(self, classes: int, dim: int, *, margin: Margin, scale: float = 64.0,
-                 rate: float = 1.0, rule: str = "none", momentum: float = 0.9,
-                 weight_decay: float = 5e-4, threshold: float = 0.0, masks: Any = None,
-                 world: World | None = None, seed: int = 0, dtype: torch.dtype = torch.float32,
-                 block: int = 1024, ddp_mean: bool = True, gemm: str = "float32",
-                 storage: str = "float32", keep: int = _KEEP, tally: bool = False) -> None:
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        *,
+        margin: Margin,
+        scale: float = 64.0,
+        rate: float = 1.0,
+        rule: str = "none",
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        threshold: float = 0.0,
+        masks: Any = None,
+        world: World | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        block: int = 1024,
+        ddp_mean: bool = True,
+        gemm: str = "float32",
+        storage: str = "float32",
+        keep: int = _KEEP,
+        tally: bool = False,
+    ) -> None:
         """Make the head; classes and dim are those of the whole table.
 
         rate: share of classes that play at a step, 0 = those of the batch, 1 = all; rule: a name of
@@ -65,9 +82,17 @@ class PartialFC(nn.Module):
         self.span = span(classes, self.world.size, self.world.rank)
         self.rule = row_rule(rule, momentum=momentum, weight_decay=weight_decay)
         self.weight: Tensor
-        self.register_buffer("weight", initial_centres(
-            self.span.start, self.span.stop, dim, seed=seed,
-            dtype=torch.bfloat16 if storage == "bf16" else dtype, device=self.world.device))
+        self.register_buffer(
+            "weight",
+            initial_centres(
+                self.span.start,
+                self.span.stop,
+                dim,
+                seed=seed,
+                dtype=torch.bfloat16 if storage == "bf16" else dtype,
+                device=self.world.device,
+            ),
+        )
         self.store = Store(dtype, seed=seed, first=self.span.start)
         self._names = tuple(state := self.rule.state(self.weight))
         for name in self._names:
@@ -79,17 +104,20 @@ class PartialFC(nn.Module):
         self._pending: list[Trace] = []
         self._seen: list[Tensor] = []
 
-    def forward(self, feature_nD: Tensor, label_n: Tensor, *, step: int,
-                counts: Sequence[int] | None = None) -> Tensor:
+    def forward(
+        self, feature_nD: Tensor, label_n: Tensor, *, step: int, counts: Sequence[int] | None = None
+    ) -> Tensor:
         """Give the mean loss of the global batch, the same on every rank.
 
         counts: rows per rank where they differ, known to all ranks. Raises InputError (GL0222) for
         a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
         """
-        batch = gather_batch(feature_nD, label_n, self.world, self.classes,
-                             dtype=self.store.compute, counts=counts)
-        playing_k = sampled_classes(batch.label_N, self.classes, self.rate, seed=self.seed,
-                                    step=step, span=self.span)
+        batch = gather_batch(
+            feature_nD, label_n, self.world, self.classes, dtype=self.store.compute, counts=counts
+        )
+        playing_k = sampled_classes(
+            batch.label_N, self.classes, self.rate, seed=self.seed, step=step, span=self.span
+        )
         index_k = None if playing_k is None else playing_k - self.span.start
         masked = None
         if self._pairs is not None:
@@ -99,9 +127,20 @@ class PartialFC(nn.Module):
             self.tally.note(index_k, target_N[target_N >= 0])
         playing = Playing(self.rule, self.weight, self._state(), self.store, index_k, self.block)
         loss, *self._seen = margin_softmax(
-            feature_nD, playing, batch, target_N, margin=self.margin, scale=self.scale,
-            world=self.world, keeper=self._pending.append, threshold=self.threshold, masked=masked,
-            ddp_mean=self.ddp_mean, gemm=self.gemm, keep=self.keep)
+            feature_nD,
+            playing,
+            batch,
+            target_N,
+            margin=self.margin,
+            scale=self.scale,
+            world=self.world,
+            keeper=self._pending.append,
+            threshold=self.threshold,
+            masked=masked,
+            ddp_mean=self.ddp_mean,
+            gemm=self.gemm,
+            keep=self.keep,
+        )
         return loss
 
     @torch.no_grad()
@@ -119,8 +158,16 @@ class PartialFC(nn.Module):
             trace.release()
             return
         index_k, grad_kD = self._joined(pending)
-        apply(self.rule, self.weight, self._state(), index_k, grad_kD.div_(divide), step=step,
-              lr=lr, store=self.store)
+        apply(
+            self.rule,
+            self.weight,
+            self._state(),
+            index_k,
+            grad_kD.div_(divide),
+            step=step,
+            lr=lr,
+            store=self.store,
+        )
 
     @torch.no_grad()
     def gradient(self) -> tuple[Tensor | None, Tensor]:
@@ -162,9 +209,11 @@ class PartialFC(nn.Module):
         if not self._seen:
             return {}
         cosine_N, hardest_N, length_k = self._seen
-        found = {"positive_cosine": cosine_N,
-                 "hardest_negative": hardest_N[hardest_N > -torch.inf],
-                 "centre_norm": length_k}
+        found = {
+            "positive_cosine": cosine_N,
+            "hardest_negative": hardest_N[hardest_N > -torch.inf],
+            "centre_norm": length_k,
+        }
         return {name: float(value.mean()) for name, value in found.items() if value.numel()}
 
     def _state(self) -> dict[str, Tensor]:
@@ -174,14 +223,16 @@ class PartialFC(nn.Module):
         """Give the gradient of several passes, those of one row added up."""
         if not pending:
             none = torch.empty(0, dtype=torch.int64, device=self.weight.device)
-            return none, torch.empty((0, self.dim), dtype=self.store.compute,
-                                     device=self.weight.device)
+            return none, torch.empty(
+                (0, self.dim), dtype=self.store.compute, device=self.weight.device
+            )
         indices = [trace.playing.index_k for trace in pending]
         every = [index for index in indices if index is not None]
         joined_k = torch.unique(torch.cat(every)) if every else None
         rows = self.weight.shape[0] if joined_k is None else joined_k.numel()
-        total_kD = torch.zeros((rows, self.dim), dtype=self.store.compute,
-                               device=self.weight.device)
+        total_kD = torch.zeros(
+            (rows, self.dim), dtype=self.store.compute, device=self.weight.device
+        )
         for trace, index_k in zip(pending, indices):
             playing = trace.playing
             for number in range(len(playing)):
@@ -196,13 +247,17 @@ class PartialFC(nn.Module):
     def _targets(self, label_N: Tensor, playing_k: Tensor | None) -> Tensor:
         """Give the row of each label among those that play on this rank, -1 elsewhere."""
         mine_N = (label_N >= self.span.start) & (label_N < self.span.stop)
-        row_N = (label_N - self.span.start if playing_k is None
-                 else torch.searchsorted(playing_k, label_N))
+        row_N = (
+            label_N - self.span.start
+            if playing_k is None
+            else torch.searchsorted(playing_k, label_N)
+        )
         return torch.where(mine_N, row_N, -1)
 
 
-def initial_centres(start: int, stop: int, dim: int, *, seed: int, dtype: torch.dtype,
-                    device: torch.device) -> Tensor:
+def initial_centres(
+    start: int, stop: int, dim: int, *, seed: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Draw the rows [start, stop) of the table, N(0, 0.01^2), (stop - start, dim).
 
     A row depends on (seed, class, dim) only: classes share a CPU generator by fixed blocks.
@@ -217,16 +272,27 @@ def initial_centres(start: int, stop: int, dim: int, *, seed: int, dtype: torch.
     return rows_cD
 
 
-def _check_options(classes: int, dim: int, rate: float, scale: float, block: int,
-                   dtype: torch.dtype, gemm: str, storage: str) -> None:
+def _check_options(
+    classes: int,
+    dim: int,
+    rate: float,
+    scale: float,
+    block: int,
+    dtype: torch.dtype,
+    gemm: str,
+    storage: str,
+) -> None:
     kinds = ("float32", "bf16") if dtype == torch.float32 else ("float32",)
-    checks = (("classes", classes, classes >= 1, "at least 1"),
-              ("dim", dim, dim >= 1, "at least 1"),
-              ("rate", rate, 0 <= rate <= 1, "0 to 1"), ("scale", scale, scale > 0, "above 0"),
-              ("block", block, block >= 1, "at least 1"),
-              ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),
-              ("gemm", gemm, gemm in kinds, f"{' or '.join(kinds)} in {dtype}"),
-              ("storage", storage, storage in kinds, f"{' or '.join(kinds)} in {dtype}"))
+    checks = (
+        ("classes", classes, classes >= 1, "at least 1"),
+        ("dim", dim, dim >= 1, "at least 1"),
+        ("rate", rate, 0 <= rate <= 1, "0 to 1"),
+        ("scale", scale, scale > 0, "above 0"),
+        ("block", block, block >= 1, "at least 1"),
+        ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),
+        ("gemm", gemm, gemm in kinds, f"{' or '.join(kinds)} in {dtype}"),
+        ("storage", storage, storage in kinds, f"{' or '.join(kinds)} in {dtype}"),
+    )
     for name, value, good, expected in checks:
         if not good:
             raise UsageError("GL0002", f"{name} is {value}, expected {expected}", where="head")

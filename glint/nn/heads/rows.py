@@ -41,8 +41,16 @@ class RowRule(Protocol):
 
     def read(self, weight_cD: Tensor, state: State, at: At, store: Store) -> Rows: ...
 
-    def move(self, rows: Rows, state: State, at: At, grad_bD: Tensor, *, step: int, lr: float,
-             ) -> None: ...
+    def move(
+        self,
+        rows: Rows,
+        state: State,
+        at: At,
+        grad_bD: Tensor,
+        *,
+        step: int,
+        lr: float,
+    ) -> None: ...
 
     def write(self, rows: Rows, weight_cD: Tensor, state: State, at: At, store: Store) -> None: ...
 
@@ -71,8 +79,17 @@ def row_rule(name: str, *, momentum: float = 0.9, weight_decay: float = 5e-4) ->
     raise UsageError("GL0002", f"rule is {name!r}, expected one of {', '.join(RULES)}")
 
 
-def apply(rule: RowRule, weight_cD: Tensor, state: State, index_k: Tensor | None,
-          grad_kD: Tensor, *, step: int, lr: float, store: Store | None = None) -> None:
+def apply(
+    rule: RowRule,
+    weight_cD: Tensor,
+    state: State,
+    index_k: Tensor | None,
+    grad_kD: Tensor,
+    *,
+    step: int,
+    lr: float,
+    store: Store | None = None,
+) -> None:
     """Move the rows `index_k` (None: all) by their gradient, one update in blocks."""
     store = _EXACT[weight_cD.dtype] if store is None else store
     store.step = step
@@ -86,8 +103,15 @@ def apply(rule: RowRule, weight_cD: Tensor, state: State, index_k: Tensor | None
 class Playing:
     """The rows of a table that play a step, by block; index_k None means all of them."""
 
-    def __init__(self, rule: RowRule, weight_cD: Tensor, state: State, store: Store,
-                 index_k: Tensor | None, block: int) -> None:
+    def __init__(
+        self,
+        rule: RowRule,
+        weight_cD: Tensor,
+        state: State,
+        store: Store,
+        index_k: Tensor | None,
+        block: int,
+    ) -> None:
         self.rule, self.weight_cD, self.state, self.store = rule, weight_cD, state, store
         self.index_k, self.block = index_k, block
         self.count = weight_cD.shape[0] if index_k is None else index_k.numel()
@@ -146,7 +170,8 @@ class _NeverBehind:
     def write(self, rows: Rows, weight_cD: Tensor, state: State, at: At, store: Store) -> None:
         """Put the rows and their state back."""
         for salt, (table_cD, rows_bD) in enumerate(
-                zip((weight_cD, *(state[name] for name in self.names)), rows)):
+            zip((weight_cD, *(state[name] for name in self.names)), rows)
+        ):
             store.put(table_cD, at, rows_bD, salt)
 
     def done(self, weight_cD: Tensor, state: State, store: Store, *, lr: float) -> None:
@@ -169,8 +194,16 @@ class Plain(_NeverBehind):
         """Keep nothing."""
         return {}
 
-    def move(self, rows: Rows, state: State, at: At, grad_bD: Tensor, *, step: int, lr: float,
-             ) -> None:
+    def move(
+        self,
+        rows: Rows,
+        state: State,
+        at: At,
+        grad_bD: Tensor,
+        *,
+        step: int,
+        lr: float,
+    ) -> None:
         """Move the rows."""
         rows[0].mul_(1 - lr * self.weight_decay).add_(grad_bD, alpha=-lr)
 
@@ -190,8 +223,16 @@ class Stale(_NeverBehind):
         """Keep one momentum row per class row."""
         return {"momentum": torch.zeros_like(weight_cD)}
 
-    def move(self, rows: Rows, state: State, at: At, grad_bD: Tensor, *, step: int, lr: float,
-             ) -> None:
+    def move(
+        self,
+        rows: Rows,
+        state: State,
+        at: At,
+        grad_bD: Tensor,
+        *,
+        step: int,
+        lr: float,
+    ) -> None:
         """Move the rows."""
         rows[1].mul_(self.momentum)
         _momentum_step(rows, grad_bD, lr, self.weight_decay)
@@ -213,8 +254,16 @@ class LazyDecay(_NeverBehind):
         last_c = torch.full((weight_cD.shape[0],), -1, dtype=torch.int32, device=weight_cD.device)
         return {"momentum": torch.zeros_like(weight_cD), "last": last_c}
 
-    def move(self, rows: Rows, state: State, at: At, grad_bD: Tensor, *, step: int, lr: float,
-             ) -> None:
+    def move(
+        self,
+        rows: Rows,
+        state: State,
+        at: At,
+        grad_bD: Tensor,
+        *,
+        step: int,
+        lr: float,
+    ) -> None:
         """Move the rows and note the step."""
         gap_b = (step - 1 - state["last"][at]).clamp_min(0).to(torch.float64)
         fade_b = torch.pow(self.momentum, gap_b + 1).to(grad_bD.dtype)
@@ -264,8 +313,16 @@ class DenseExact:
         now_bD = (weight_bD * ww_b1).addcmul_(momentum_bD, wv_b1)
         return [now_bD, momentum_bD.mul_(vv_b1).addcmul_(weight_bD, vw_b1)]
 
-    def move(self, rows: Rows, state: State, at: At, grad_bD: Tensor, *, step: int, lr: float,
-             ) -> None:
+    def move(
+        self,
+        rows: Rows,
+        state: State,
+        at: At,
+        grad_bD: Tensor,
+        *,
+        step: int,
+        lr: float,
+    ) -> None:
         """Move the rows."""
         rows[1].mul_(self.momentum)
         _momentum_step(rows, grad_bD, lr, self.weight_decay)
@@ -279,10 +336,16 @@ class DenseExact:
     def done(self, weight_cD: Tensor, state: State, store: Store, *, lr: float) -> None:
         """Count the update for all rows that did not play."""
         self.now += 1
-        idle_22 = torch.tensor([[1 - lr * self.weight_decay, -lr * self.momentum],
-                                [self.weight_decay, self.momentum]], dtype=torch.float64)
-        self.missed_g4 = torch.cat([torch.eye(2, dtype=torch.float64).view(1, 4),
-                                    (idle_22 @ self.missed_g4.view(-1, 2, 2)).view(-1, 4)])
+        idle_22 = torch.tensor(
+            [[1 - lr * self.weight_decay, -lr * self.momentum], [self.weight_decay, self.momentum]],
+            dtype=torch.float64,
+        )
+        self.missed_g4 = torch.cat(
+            [
+                torch.eye(2, dtype=torch.float64).view(1, 4),
+                (idle_22 @ self.missed_g4.view(-1, 2, 2)).view(-1, 4),
+            ]
+        )
         if self.now >= self.horizon:
             self.flush(weight_cD, state, store)
 
@@ -312,24 +375,33 @@ class LazyAdamW(_NeverBehind):
 
     names = ("exp_avg", "exp_avg_sq")
 
-    def __init__(self, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-8) -> None:
+    def __init__(
+        self, weight_decay: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
 
     def state(self, weight_cD: Tensor) -> State:
         """Keep two moments per class row."""
         return {"exp_avg": torch.zeros_like(weight_cD), "exp_avg_sq": torch.zeros_like(weight_cD)}
 
-    def move(self, rows: Rows, state: State, at: At, grad_bD: Tensor, *, step: int, lr: float,
-             ) -> None:
+    def move(
+        self,
+        rows: Rows,
+        state: State,
+        at: At,
+        grad_bD: Tensor,
+        *,
+        step: int,
+        lr: float,
+    ) -> None:
         """Move the rows and their moments."""
         weight_bD, first_bD, second_bD = rows
         (beta1, beta2), time = self.betas, step + 1
         first_bD.mul_(beta1).add_(grad_bD, alpha=1 - beta1)
         second_bD.mul_(beta2).addcmul_(grad_bD, grad_bD, value=1 - beta2)
-        below_bD = (second_bD / (1 - beta2 ** time)).sqrt_().add_(self.eps)
+        below_bD = (second_bD / (1 - beta2**time)).sqrt_().add_(self.eps)
         weight_bD.mul_(1 - lr * self.weight_decay)
-        weight_bD.addcdiv_(first_bD, below_bD, value=-lr / (1 - beta1 ** time))
+        weight_bD.addcdiv_(first_bD, below_bD, value=-lr / (1 - beta1**time))
 
 
 def _momentum_step(rows: Rows, grad_bD: Tensor, lr: float, weight_decay: float) -> None:

@@ -32,8 +32,9 @@ def sample_size(classes: int, rate: float, positives: int) -> int:
     return max(positives, 1, min(classes, int(rate * classes)))
 
 
-def sampled_classes(label_N: Tensor, classes: int, rate: float, *, seed: int, step: int,
-                    span: Span | None = None) -> Tensor | None:
+def sampled_classes(
+    label_N: Tensor, classes: int, rate: float, *, seed: int, step: int, span: Span | None = None
+) -> Tensor | None:
     """Give the classes of `span` that play at this step, sorted, int64 (k); None means all.
 
     label_N: labels of the whole batch over all ranks. Costs O(rate * classes) at most.

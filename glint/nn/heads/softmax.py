@@ -74,8 +74,15 @@ class Masked:
 
 
 @torch.no_grad()
-def gather_batch(feature_nD: Tensor, label_n: Tensor, world: World, classes: int, *,
-                 dtype: torch.dtype, counts: Sequence[int] | None = None) -> Batch:
+def gather_batch(
+    feature_nD: Tensor,
+    label_n: Tensor,
+    world: World,
+    classes: int,
+    *,
+    dtype: torch.dtype,
+    counts: Sequence[int] | None = None,
+) -> Batch:
     """Normalise this rank's features and gather everybody's, with their labels: one collective.
 
     counts: rows on each rank, known to all; None says that all hold n. Raises InputError (GL0222)
@@ -83,8 +90,10 @@ def gather_batch(feature_nD: Tensor, label_n: Tensor, world: World, classes: int
     (that would wait for the device): there a bad label makes the loss infinite.
     """
     if feature_nD.ndim != 2 or label_n.shape != feature_nD.shape[:1]:
-        raise ValueError(f"expected features (n, D) and labels (n), found "
-                         f"{tuple(feature_nD.shape)} and {tuple(label_n.shape)}")
+        raise ValueError(
+            f"expected features (n, D) and labels (n), found "
+            f"{tuple(feature_nD.shape)} and {tuple(label_n.shape)}"
+        )
     counts = even(feature_nD.shape[0], world) if counts is None else tuple(counts)
     if sum(counts) == 0:
         raise ValueError("the batch is empty on every rank")
@@ -101,10 +110,22 @@ def gather_batch(feature_nD: Tensor, label_n: Tensor, world: World, classes: int
     return Batch(unit_ND, norm_N, label_N, counts, sum(counts[: world.rank]))
 
 
-def margin_softmax(feature_nD: Tensor, playing: Playing, batch: Batch, target_N: Tensor, *,
-                   margin: Margin, scale: float, world: World, keeper: Callable[[Trace], None],
-                   threshold: float = 0.0, masked: Masked | None = None, ddp_mean: bool = True,
-                   gemm: str = "float32", keep: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def margin_softmax(
+    feature_nD: Tensor,
+    playing: Playing,
+    batch: Batch,
+    target_N: Tensor,
+    *,
+    margin: Margin,
+    scale: float,
+    world: World,
+    keeper: Callable[[Trace], None],
+    threshold: float = 0.0,
+    masked: Masked | None = None,
+    ddp_mean: bool = True,
+    gemm: str = "float32",
+    keep: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give (loss, cosine_N, hardest_N, length_k); differentiable in features.
 
     feature_nD: this rank's features, those given to `gather_batch`; playing: this rank's class
@@ -119,7 +140,8 @@ def margin_softmax(feature_nD: Tensor, playing: Playing, batch: Batch, target_N:
     learn = torch.is_grad_enabled()
     trace = Trace(playing, batch, target_N, scale, threshold, masked, gemm, keep if learn else 0)
     loss, cosine_N, hardest_N = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
-        feature_nD, anchor, trace, margin, world, ddp_mean, learn, keeper)
+        feature_nD, anchor, trace, margin, world, ddp_mean, learn, keeper
+    )
     return loss, cosine_N, hardest_N, trace.length_k
 
 
@@ -127,9 +149,17 @@ class _MarginSoftmax(torch.autograd.Function):
     """See `margin_softmax`."""
 
     @staticmethod
-    def forward(ctx: Any, feature_nD: Tensor, anchor: Tensor, trace: Trace, margin: Margin,
-                world: World, ddp_mean: bool, learn: bool, keeper: Callable[[Trace], None],
-                ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        feature_nD: Tensor,
+        anchor: Tensor,
+        trace: Trace,
+        margin: Margin,
+        world: World,
+        ddp_mean: bool,
+        learn: bool,
+        keeper: Callable[[Trace], None],
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, scale = trace.batch, trace.scale
         with torch.autocast(feature_nD.device.type, enabled=False):
             mine_N, sum_N, pull_ND = trace.stream(learn)
@@ -157,7 +187,7 @@ class _MarginSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        pull_ND, = ctx.saved_tensors
+        (pull_ND,) = ctx.saved_tensors
         trace, world, ddp_mean, dtype, keeper = ctx.plain
         batch: Batch = trace.batch
         with torch.autocast(pull_ND.device.type, enabled=False):
@@ -168,8 +198,9 @@ class _MarginSoftmax(torch.autograd.Function):
             rows = slice(batch.start, batch.start + batch.counts[world.rank])
             unit_nD = batch.unit_ND[rows]
             along_n1 = (unit_grad_nD * unit_nD).sum(1, keepdim=True)
-            feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * _inverse(
-                batch.norm_N[rows])[:, None]
+            feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * _inverse(batch.norm_N[rows])[
+                :, None
+            ]
         keeper(trace)
         return (feature_grad_nD.to(dtype), *[None] * 7)
 
@@ -185,8 +216,17 @@ class Trace:
     at_target_N: Tensor  # d loss / d target cosine, but for `weight`
     weight: Tensor  # upstream gradient * scale / N
 
-    def __init__(self, playing: Playing, batch: Batch, target_N: Tensor, scale: float,
-                 threshold: float, masked: Masked | None, gemm: str, keep: int) -> None:
+    def __init__(
+        self,
+        playing: Playing,
+        batch: Batch,
+        target_N: Tensor,
+        scale: float,
+        threshold: float,
+        masked: Masked | None,
+        gemm: str,
+        keep: int,
+    ) -> None:
         self.playing, self.batch, self.scale, self.masked = playing, batch, scale, masked
         self.cut = scale * threshold if threshold > 0 else None
         self.half = gemm == "bf16"
@@ -245,12 +285,12 @@ class Trace:
         """Give each sample's cosine to its own class, (N), -inf where another rank has it."""
         cosine_t = (self.batch.unit_ND[self.sample_t] * self.own_tD).sum(1)
         return self.batch.unit_ND.new_full((self.batch.size,), -torch.inf).index_copy_(
-            0, self.sample_t, cosine_t)
+            0, self.sample_t, cosine_t
+        )
 
     def add_targets(self, pull_ND: Tensor) -> None:
         """Add the targets' share to the gradient of unit features."""
-        pull_ND.index_add_(0, self.sample_t,
-                           self.own_tD * self.at_target_N[self.sample_t][:, None])
+        pull_ND.index_add_(0, self.sample_t, self.own_tD * self.at_target_N[self.sample_t][:, None])
 
     def gradient(self, number: int, centre_bD: Tensor) -> Tensor:
         """Give the gradient of block `number`'s rows, (b, D), from the rows themselves."""
@@ -305,8 +345,9 @@ class Trace:
             logit_Nb[self.sample_t[here], self.row_t[here] - rows.start] = -torch.inf
         if self.masked is not None:
             entries = slice(*self.masked.bounds[number : number + 2])
-            logit_Nb[self.masked.row_e[entries], self.masked.column_e[entries] - rows.start] = (
-                -torch.inf)
+            logit_Nb[
+                self.masked.row_e[entries], self.masked.column_e[entries] - rows.start
+            ] = -torch.inf
         return logit_Nb
 
     def _weighed(self, number: int, exp_Nb: Tensor) -> Tensor:
@@ -325,8 +366,9 @@ def _joined(largest_WN: Tensor, sum_WN: Tensor) -> tuple[Tensor, Tensor]:
     return largest_N, (sum_WN * torch.exp(largest_WN - _finite(largest_N))).sum(0)
 
 
-def _gather(unit_nD: Tensor, norm_n: Tensor, label_n: Tensor, world: World,
-            counts: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _gather(
+    unit_nD: Tensor, norm_n: Tensor, label_n: Tensor, world: World, counts: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gather features, lengths and labels in one buffer; the labels' bits ride as floats."""
     packed_n = torch.cat([unit_nD, norm_n[:, None], label_n[:, None].view(unit_nD.dtype)], 1)
     packed_N = all_gather_rows(packed_n, world, counts)
@@ -343,9 +385,12 @@ def _check_labels(label_N: Tensor, classes: int, counts: tuple[int, ...]) -> Non
     rank, row = 0, first
     while row >= counts[rank]:
         rank, row = rank + 1, row - counts[rank]
-    raise InputError("GL0222", f"expected a label from 0 to {classes - 1}, found "
-                     f"{int(label_N[first])}", where=f"row {row} of the batch of rank {rank}",
-                     hint="does the head have as many classes as the label table?")
+    raise InputError(
+        "GL0222",
+        f"expected a label from 0 to {classes - 1}, found {int(label_N[first])}",
+        where=f"row {row} of the batch of rank {rank}",
+        hint="does the head have as many classes as the label table?",
+    )
 
 
 def _inverse(length: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ _BLOCK = 4096
 
 
 @torch.no_grad()
-def crowded(weight_cD: Tensor, *, threshold: float = 0.4, sample: int = 256, seed: int = 0,
-            step: int = 0) -> float:
+def crowded(
+    weight_cD: Tensor, *, threshold: float = 0.4, sample: int = 256, seed: int = 0, step: int = 0
+) -> float:
     """Give the share of `sample` drawn centres that have another one above `threshold` in cosine.
 
     Only this rank's centres are compared. Costs sample * c * D products and one block of memory;

@@ -52,8 +52,9 @@ class Store:
         """Round to bf16, up or down by chance."""
         if isinstance(at, slice):
             at = torch.arange(at.start, at.stop, device=rows_bD.device)
-        noise_bD = noise(at + self.first, rows_bD.shape[1], stream_key(self.seed, 2, self.step,
-                                                                       salt))
+        noise_bD = noise(
+            at + self.first, rows_bD.shape[1], stream_key(self.seed, 2, self.step, salt)
+        )
         bits_bD = rows_bD.contiguous().view(torch.int32).add(noise_bD).add_(1 << 15)
         return bits_bD.bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
 

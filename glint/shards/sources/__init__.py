@@ -16,12 +16,23 @@ from glint.shards.sources.recordio import RecordIO, rebuild_idx, resyncing
 from glint.shards.sources.source import Source
 from glint.shards.sources.webdataset import WebDataset, is_webdataset
 
-KINDS: dict[str, Any] = {"recordio": RecordIO, "folder": Folder, "archive": Archive,
-                         "webdataset": WebDataset, "parquet": Parquet}
-READS = ("glint reads a .rec file, folders of images (one per identity), tars and zips of such "
-         "folders, webdataset tars, Parquet files, and a folder that holds one of these")
-_PACKED = ((b"\x1f\x8b", "gzip", "gunzip"), (b"BZh", "bzip2", "bunzip2"),
-           (b"\xfd7zXZ\0", "xz", "unxz"), (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"))
+KINDS: dict[str, Any] = {
+    "recordio": RecordIO,
+    "folder": Folder,
+    "archive": Archive,
+    "webdataset": WebDataset,
+    "parquet": Parquet,
+}
+READS = (
+    "glint reads a .rec file, folders of images (one per identity), tars and zips of such "
+    "folders, webdataset tars, Parquet files, and a folder that holds one of these"
+)
+_PACKED = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"\xfd7zXZ\0", "xz", "unxz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+)
 
 
 def _kind_of(path: Path) -> str:
@@ -30,16 +41,21 @@ def _kind_of(path: Path) -> str:
         head = file.read(512)
     for magic, name, tool in _PACKED:
         if head.startswith(magic):
-            raise InputError("GL0201", f"a file packed with {name}: its images cannot be read "
-                             "where they lie", where=str(path), hint=f"unpack it first: {tool}")
+            raise InputError(
+                "GL0201",
+                f"a file packed with {name}: its images cannot be read where they lie",
+                where=str(path),
+                hint=f"unpack it first: {tool}",
+            )
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
     if head[:4] == b"PAR1":
         return "parquet"
     if head[257:262] == b"ustar" or path.suffix == ".tar":
         return "webdataset" if is_webdataset(path) else "archive"
-    raise InputError("GL0201", f"a file of kind {path.suffix or 'without suffix'}",
-                     where=str(path), hint=READS)
+    raise InputError(
+        "GL0201", f"a file of kind {path.suffix or 'without suffix'}", where=str(path), hint=READS
+    )
 
 
 def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
@@ -57,13 +73,21 @@ def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
     if len(records) > 1:
         records = [p for p in records if p.name == "train.rec"] or records
     if len(records) > 1:
-        raise InputError("GL0201", "several .rec files: " + ", ".join(p.name for p in records[:5]),
-                         where=str(path), hint="name one of them")
+        raise InputError(
+            "GL0201",
+            "several .rec files: " + ", ".join(p.name for p in records[:5]),
+            where=str(path),
+            hint="name one of them",
+        )
     if records:
         return "recordio", records[0]
     if _is_dataset(path):
-        raise InputError("GL0201", "a dataset of glint's own", where=str(path),
-                         hint="glint reshard deals its samples anew")
+        raise InputError(
+            "GL0201",
+            "a dataset of glint's own",
+            where=str(path),
+            hint="glint reshard deals its samples anew",
+        )
     return _of_folder(path), path
 
 
@@ -86,17 +110,22 @@ def _of_folder(path: Path) -> str:
     if packed and not found:
         return _kind_of(path / os.fsdecode(packed[0]))
     if len(found) > 1:
-        raise InputError("GL0201", "both Parquet files and archives", where=str(path),
-                         hint="name one of them")
+        raise InputError(
+            "GL0201", "both Parquet files and archives", where=str(path), hint="name one of them"
+        )
     if not found:
         return "folder"
     told: dict[str, str] = {}
     for name in next(iter(found.values())):
         told.setdefault(_kind_of(path / os.fsdecode(name)), os.fsdecode(name))
     if len(told) > 1:
-        raise InputError("GL0201", "files of several kinds: " + ", ".join(
-            f"{name} ({kind})" for kind, name in told.items()), where=str(path),
-            hint="name one of them")
+        raise InputError(
+            "GL0201",
+            "files of several kinds: "
+            + ", ".join(f"{name} ({kind})" for kind, name in told.items()),
+            where=str(path),
+            hint="name one of them",
+        )
     return next(iter(told))
 
 
@@ -115,5 +144,14 @@ def reopen(kind: str, path: str, facts: dict[str, Any], folder: Path) -> Source:
     return source
 
 
-__all__ = ["KINDS", "READS", "Packed", "Source", "open_source", "rebuild_idx", "recognise",
-           "reopen", "resyncing"]
+__all__ = [
+    "KINDS",
+    "READS",
+    "Packed",
+    "Source",
+    "open_source",
+    "rebuild_idx",
+    "recognise",
+    "reopen",
+    "resyncing",
+]

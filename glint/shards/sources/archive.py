@@ -38,8 +38,11 @@ def members(path: Path) -> Iterator[Member]:
 
 def unsafe(name: bytes) -> bool:
     """Say whether a name would lead out of the folder that it is extracted to."""
-    return (name[:1] in (b"/", b"\\", b"") or _DRIVE.match(name) is not None
-            or b".." in _PARTS.split(name))
+    return (
+        name[:1] in (b"/", b"\\", b"")
+        or _DRIVE.match(name) is not None
+        or b".." in _PARTS.split(name)
+    )
 
 
 class Archive(Packed):
@@ -85,11 +88,23 @@ class Archive(Packed):
         rank = np.array([place[label] for label in label_of] + [-1], np.int64)
         flaw_n = rows.ints("flaw")
         flaw_n[(flaw_n == 0) & rows.repeated()] = DUPLICATE
-        super().__init__(root, files, rows, flaw_n, rank[np.array(code_n, np.int64)],
-                         Strings.of(classes), Strings.of(c.rsplit(b"/", 1)[-1] for c in classes))
+        super().__init__(
+            root,
+            files,
+            rows,
+            flaw_n,
+            rank[np.array(code_n, np.int64)],
+            Strings.of(classes),
+            Strings.of(c.rsplit(b"/", 1)[-1] for c in classes),
+        )
         notes = [f"{skipped} hidden or loose files were skipped"] if skipped else []
         refused = int((self.flaw == UNSAFE).sum())
         if refused:
             notes.append(f"{refused} members are no regular files inside the archive: refused")
-        self._facts = {"layout": "archive/webface" if webface else "archive", "images": self.n,
-                       "identities": len(classes), "files": len(files), "notes": notes}
+        self._facts = {
+            "layout": "archive/webface" if webface else "archive",
+            "images": self.n,
+            "identities": len(classes),
+            "files": len(files),
+            "notes": notes,
+        }

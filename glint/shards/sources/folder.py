@@ -103,9 +103,13 @@ class Folder:
         self.classes = Strings.of(folders[i] for i in order)
         self.names = Strings.of(folders[i].rsplit(b"/", 1)[-1] for i in order)
         notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
-        self._facts = {"layout": "folder/webface" if webface else "folder",
-                       "images": len(paths), "identities": len(folders), "depth": deepest,
-                       "notes": notes}
+        self._facts = {
+            "layout": "folder/webface" if webface else "folder",
+            "images": len(paths),
+            "identities": len(folders),
+            "depth": deepest,
+            "notes": notes,
+        }
 
     def _list(self, here: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
         """Return (name, size) of the files and the paths of the folders of one folder, sorted."""
@@ -124,8 +128,9 @@ class Folder:
                     else:
                         self._skipped += 1
         except OSError as error:
-            raise ResourceError("GL0903", f"cannot be listed: {error.strerror}",
-                                where=text(folder)) from error
+            raise ResourceError(
+                "GL0903", f"cannot be listed: {error.strerror}", where=text(folder)
+            ) from error
         return sorted(files), sorted(below)
 
     @property

@@ -27,10 +27,32 @@ RAW, STORED, DEFLATED = 0, 1, 2  # bytes as they are; a zip member, not packed o
 SLACK = 1 << 16  # what deflate may add to bytes that it cannot pack
 
 # What a listing finds wrong with a record; the index into this tuple is stored.
-FLAWS = ("", "no-identity", "bad-name", "unsafe-member", "duplicate-name", "encrypted",
-         "unsupported-method", "no-image", "no-label", "label-not-integer", "ambiguous-sample")
-(SOUND, NO_IDENTITY, BAD_NAME, UNSAFE, DUPLICATE, ENCRYPTED, METHOD, NO_IMAGE, NO_LABEL,
- NOT_INTEGER, AMBIGUOUS) = range(len(FLAWS))
+FLAWS = (
+    "",
+    "no-identity",
+    "bad-name",
+    "unsafe-member",
+    "duplicate-name",
+    "encrypted",
+    "unsupported-method",
+    "no-image",
+    "no-label",
+    "label-not-integer",
+    "ambiguous-sample",
+)
+(
+    SOUND,
+    NO_IDENTITY,
+    BAD_NAME,
+    UNSAFE,
+    DUPLICATE,
+    ENCRYPTED,
+    METHOD,
+    NO_IMAGE,
+    NO_LABEL,
+    NOT_INTEGER,
+    AMBIGUOUS,
+) = range(len(FLAWS))
 
 
 class Member(NamedTuple):
@@ -49,8 +71,9 @@ class Rows:
     """Records as they are listed: numbers in arrays, names in one string."""
 
     def __init__(self) -> None:
-        self.number = {name: array("q") for name in
-                       ("file", "at", "size", "packed", "method", "crc", "flaw")}
+        self.number = {
+            name: array("q") for name in ("file", "at", "size", "packed", "method", "crc", "flaw")
+        }
         self.blob, self.end, self.hash = bytearray(), array("q"), array("Q")
 
     def __len__(self) -> int:
@@ -58,9 +81,15 @@ class Rows:
 
     def add(self, file: int, member: Member, flaw: int) -> None:
         """Append one record."""
-        for name, value in (("file", file), ("at", member.at), ("size", member.size),
-                            ("packed", member.packed), ("method", member.method),
-                            ("crc", member.crc), ("flaw", flaw)):
+        for name, value in (
+            ("file", file),
+            ("at", member.at),
+            ("size", member.size),
+            ("packed", member.packed),
+            ("method", member.method),
+            ("crc", member.crc),
+            ("flaw", flaw),
+        ):
             self.number[name].append(value)
         self.blob += member.name
         self.end.append(len(self.blob))
@@ -89,8 +118,16 @@ class Packed:
 
     kind = "packed"
 
-    def __init__(self, root: Path, files: Sequence[bytes], rows: Rows, flaw_n: Ints,
-                 label_n: Ints, classes: Strings, names: Strings) -> None:
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[bytes],
+        rows: Rows,
+        flaw_n: Ints,
+        label_n: Ints,
+        classes: Strings,
+        names: Strings,
+    ) -> None:
         self.root, self.files, self.paths = root, Strings.of(files), rows.names()
         self.file, self.at, self.size = rows.ints("file"), rows.ints("at"), rows.ints("size")
         self.packed, self.method = rows.ints("packed"), rows.ints("method").astype(np.uint8)
@@ -197,8 +234,11 @@ def unpacked(data: bytes, size: int, crc: int, method: int) -> bytes:
         if not worker.eof and len(data) <= size:
             raise Rejected("corrupt-record", "the packed bytes end early")
     if len(data) != size:
-        raise Rejected("corrupt-record", f"{size} bytes declared, "
-                       + (f"{len(data)} found" if len(data) < size else "more found"))
+        raise Rejected(
+            "corrupt-record",
+            f"{size} bytes declared, "
+            + (f"{len(data)} found" if len(data) < size else "more found"),
+        )
     if zlib.crc32(data) != crc:
         raise Rejected("corrupt-record", "the CRC does not match")
     return data
@@ -210,9 +250,11 @@ def beneath(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
         return [b""]
     places = [place for place in (root, root / "data") if place.is_dir()]
     for place in places:
-        found = sorted(os.fsencode(p.relative_to(root)) for p in place.iterdir()
-                       if p.is_file() and p.name.lower().endswith(suffixes)
-                       and not p.name.startswith("."))
+        found = sorted(
+            os.fsencode(p.relative_to(root))
+            for p in place.iterdir()
+            if p.is_file() and p.name.lower().endswith(suffixes) and not p.name.startswith(".")
+        )
         if found:
             return found
     return []
@@ -221,5 +263,4 @@ def beneath(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
 def damaged(what: str, path: Path, at: int | None = None, hint: str = "") -> InputError:
     """Return the error of an archive that cannot be listed."""
     where = str(path) if at is None else f"{path} @ 0x{at:x}"
-    return InputError("GL0214", what, where=where,
-                      hint=hint or "copy or download the file again")
+    return InputError("GL0214", what, where=where, hint=hint or "copy or download the file again")

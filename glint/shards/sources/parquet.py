@@ -39,8 +39,17 @@ from glint.shards.sources.source import Ints, dense
 from glint.shards.strings import Strings
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
-LABELS = ("label", "labels", "identity", "identity_id", "cls", "class", "class_id", "person_id",
-          "id")
+LABELS = (
+    "label",
+    "labels",
+    "identity",
+    "identity_id",
+    "cls",
+    "class",
+    "class_id",
+    "person_id",
+    "id",
+)
 ROWS = 64  # read together
 SPOOL = b"images.bin"
 
@@ -70,21 +79,37 @@ def columns(schema: Any, path: Path) -> tuple[str, str, bool]:
 
     Raises InputError GL0214 where there is no one column for either.
     """
+
     def chosen(what: str, names: tuple[str, ...], good: list[str]) -> str:
         named = [name for name in names if name in good]
         if not named and len(good) != 1:
-            raise InputError("GL0214", f"expected one column of {what}, named "
-                             f"{', '.join(names[:4])}; found {', '.join(schema.names[:20])}",
-                             where=str(path))
+            raise InputError(
+                "GL0214",
+                f"expected one column of {what}, named "
+                f"{', '.join(names[:4])}; found {', '.join(schema.names[:20])}",
+                where=str(path),
+            )
         return named[0] if named else good[0]
 
-    inner = [f.name for f in schema if pa.types.is_struct(f.type)
-             and f.type.get_field_index("bytes") >= 0
-             and _is_binary(f.type.field(f.type.get_field_index("bytes")).type)]
+    inner = [
+        f.name
+        for f in schema
+        if pa.types.is_struct(f.type)
+        and f.type.get_field_index("bytes") >= 0
+        and _is_binary(f.type.field(f.type.get_field_index("bytes")).type)
+    ]
     image = chosen("image bytes", IMAGES, inner + [f.name for f in schema if _is_binary(f.type)])
-    label = chosen("labels", LABELS, [
-        f.name for f in schema if pa.types.is_integer(f.type) or pa.types.is_string(f.type)
-        or pa.types.is_large_string(f.type)])
+    label = chosen(
+        "labels",
+        LABELS,
+        [
+            f.name
+            for f in schema
+            if pa.types.is_integer(f.type)
+            or pa.types.is_string(f.type)
+            or pa.types.is_large_string(f.type)
+        ],
+    )
     return image, label, image in inner
 
 
@@ -122,8 +147,9 @@ class Parquet(Packed):
                 file = _file(path)
                 image, label, struct = columns(file.schema_arrow, path)
                 if self.image and image != self.image:
-                    raise damaged(f"the images are in {image!r}, in other files in "
-                                  f"{self.image!r}", path)
+                    raise damaged(
+                        f"the images are in {image!r}, in other files in {self.image!r}", path
+                    )
                 self.image, self.struct = image, struct
                 kinds.add(pa.types.is_integer(file.schema_arrow.field(label).type))
                 names = names or _class_names(file.schema_arrow, label)
@@ -156,10 +182,17 @@ class Parquet(Packed):
         else:
             label_n, classes = dense(value_n)
             people = Strings.of(
-                names[int(c)].encode() if int(c) < len(names) else b"" for c in classes)
+                names[int(c)].encode() if int(c) < len(names) else b"" for c in classes
+            )
         super().__init__(root, files, rows, rows.ints("flaw"), label_n, classes, people)
-        self._facts = {"layout": "parquet", "images": self.n, "identities": len(classes),
-                       "files": len(files), "image_column": self.image, "notes": []}
+        self._facts = {
+            "layout": "parquet",
+            "images": self.n,
+            "identities": len(classes),
+            "files": len(files),
+            "image_column": self.image,
+            "notes": [],
+        }
 
     @staticmethod
     def root_of(root: Path, name: bytes) -> Path:
@@ -176,8 +209,7 @@ class Parquet(Packed):
             for batch in _file(path).iter_batches(ROWS, columns=[self.image], use_threads=False):
                 column = batch.column(0)
                 if self.struct:
-                    column = pa.StructArray.flatten(column)[
-                        column.type.get_field_index("bytes")]
+                    column = pa.StructArray.flatten(column)[column.type.get_field_index("bytes")]
                 for row in range(len(column)):
                     buffer = column[row].as_buffer()
                     yield buffer.to_pybytes() if buffer is not None else None
@@ -208,8 +240,12 @@ class Parquet(Packed):
         """
         free = shutil.disk_usage(folder).free
         if self._bytes > free:
-            raise ResourceError("GL0901", f"a copy of the images needs {self._bytes / 1e9:.1f} GB, "
-                                f"{free / 1e9:.1f} GB are free", where=str(folder))
+            raise ResourceError(
+                "GL0901",
+                f"a copy of the images needs {self._bytes / 1e9:.1f} GB, "
+                f"{free / 1e9:.1f} GB are free",
+                where=str(folder),
+            )
         end = 0
         flaw_n, at_n, size_n = (np.array(v) for v in (self.flaw, self.at, self.size))
         with (folder / os.fsdecode(SPOOL)).open("wb") as spool:
@@ -224,13 +260,18 @@ class Parquet(Packed):
                             end += spool.write(data)
                     i += 1
                 if i != self._start[number + 1]:
-                    raise damaged(f"{self._start[number + 1] - self._start[number]} labels, "
-                                  f"{i - self._start[number]} images",
-                                  self.root_of(self.root, self.files[number]))
+                    raise damaged(
+                        f"{self._start[number + 1] - self._start[number]} labels, "
+                        f"{i - self._start[number]} images",
+                        self.root_of(self.root, self.files[number]),
+                    )
         for name in self._ARRAYS:
             found = {"flaw": flaw_n, "at": at_n, "size": size_n, "packed": size_n}.get(name)
-            np.save(folder / f"{name}.npy", getattr(self, name) if found is None else found,
-                    allow_pickle=False)
+            np.save(
+                folder / f"{name}.npy",
+                getattr(self, name) if found is None else found,
+                allow_pickle=False,
+            )
         for name in self._STRINGS:
             getattr(self, name).save(folder, name)
 

@@ -106,14 +106,21 @@ def scan_offsets(path: Path) -> Ints:
                     magic, lrec = unpack(view, at - begin)
                     cflag, n = lrec >> 29, lrec & MAX_LENGTH
                     if magic != MAGIC:
-                        raise damaged(f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}",
-                                      path.name, at, f"it is record {len(found)}; with an .idx "
-                                      "beside the file, or --resync, glint goes on behind it")
+                        raise damaged(
+                            f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}",
+                            path.name,
+                            at,
+                            f"it is record {len(found)}; with an .idx "
+                            "beside the file, or --resync, glint goes on behind it",
+                        )
                     if cflag not in ((2, 3) if inside else (0, 1)):
                         raise damaged(f"part flag {cflag} is out of place", path.name, at)
                     if n > size - at - 8:
-                        raise damaged(f"the record claims {n} bytes, the file has "
-                                      f"{size - at - 8} left", path.name, at)
+                        raise damaged(
+                            f"the record claims {n} bytes, the file has {size - at - 8} left",
+                            path.name,
+                            at,
+                        )
                     if not inside:
                         found.append(at)
                     inside = cflag in (1, 2)
@@ -152,7 +159,7 @@ def scan_past_damage(path: Path) -> tuple[Ints, npt.NDArray[np.bool_]]:
     cflag_p, length_p = (lrec_p >> 29).tolist(), lrec_p & MAX_LENGTH
     true_p = at_p + 8 + length_p
     end_p = true_p + (-length_p & 3)
-    next_p = np.append(at_p[1:], size)[:len(at_p)]
+    next_p = np.append(at_p[1:], size)[: len(at_p)]
     leads_p = end_p == next_p
     if len(at_p):  # the last record may lack its padding
         leads_p[-1] |= true_p[-1] <= size <= end_p[-1]
@@ -179,8 +186,11 @@ def scan_past_damage(path: Path) -> tuple[Ints, npt.NDArray[np.bool_]]:
             whole = cflag_p[p] == 0 or (cflag_p[p] == 1 and cflag_p[stop] == 3)
             if whole and leads[stop]:
                 mark(at[p], False)
-            elif (whole and ends[stop] <= min(int(next_p[stop]), size)
-                  and _plausible(file.fileno(), at[p], ends[stop])):
+            elif (
+                whole
+                and ends[stop] <= min(int(next_p[stop]), size)
+                and _plausible(file.fileno(), at[p], ends[stop])
+            ):
                 mark(at[p], False)
                 mark(ends[stop], True)
             else:
@@ -220,8 +230,10 @@ def rebuild_idx(rec: Path) -> dict[str, Any]:
         idx.replace(idx.with_name(idx.name + ".old"))
     with commit.atomic(idx) as file:
         for begin in range(0, len(key_r), 1 << 16):
-            pairs = zip(key_r[begin:begin + (1 << 16)].tolist(),
-                        offset_r[begin:begin + (1 << 16)].tolist())
+            pairs = zip(
+                key_r[begin : begin + (1 << 16)].tolist(),
+                offset_r[begin : begin + (1 << 16)].tolist(),
+            )
             file.write(b"".join(b"%d\t%d\n" % pair for pair in pairs))
     return {"idx": str(idx), "records": len(key_r), "lost_stretches": int(lost_r.sum())}
 
@@ -245,13 +257,19 @@ def read_heads(path: Path, offset_r: Ints) -> Heads:
     flag_r = word_rw[:, 2].astype(np.int64)
     image_r = length_r - 24 - 4 * flag_r
     with np.errstate(invalid="ignore"):  # signalling NaNs
-        value_r, first_r, second_r = (word_rw[:, w].view(np.float32).astype(np.float64)
-                                      for w in (3, 8, 9))
+        value_r, first_r, second_r = (
+            word_rw[:, w].view(np.float32).astype(np.float64) for w in (3, 8, 9)
+        )
     heads = Heads(
-        offset_r, span_r, whole_r & chained_r & (length_r >= 24), flag_r,
-        np.where(flag_r > 0, first_r, value_r), np.where(flag_r > 1, second_r, np.nan),
+        offset_r,
+        span_r,
+        whole_r & chained_r & (length_r >= 24),
+        flag_r,
+        np.where(flag_r > 0, first_r, value_r),
+        np.where(flag_r > 1, second_r, np.nan),
         word_rw[:, 4].astype(np.uint64) | word_rw[:, 5].astype(np.uint64) << np.uint64(32),
-        image_r)
+        image_r,
+    )
     rest = np.flatnonzero((word_rw[:, 0] == MAGIC) & (cflag_r == 1))
     with path.open("rb") as file:
         for i in rest.tolist():
@@ -284,8 +302,13 @@ def check_idx(path: Path, key_r: Ints, offset_r: Ints) -> None:
     for what, value_r in (("key", key_r), ("offset", offset_r)):
         kept, count = np.unique(value_r, return_counts=True)
         if len(kept) != len(value_r):
-            raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in
-                                  zip(kept[count > 1][:5].tolist(), count[count > 1].tolist())])
+            raise _mismatch(
+                idx,
+                [
+                    f"{what} {v} stands {c} times"
+                    for v, c in zip(kept[count > 1][:5].tolist(), count[count > 1].tolist())
+                ],
+            )
     if not len(offset_r):
         if size:
             raise _mismatch(idx, ["it lists no record"])
@@ -306,19 +329,28 @@ def check_idx(path: Path, key_r: Ints, offset_r: Ints) -> None:
     early_i = np.flatnonzero(sure_r & (due_r + 8 <= listed_r) & (due_r + 8 <= size))
     found = _words(path, np.sort(due_r[early_i]), 1)[:, 0] == MAGIC
     if found.any():
-        raise _mismatch(idx, [f"the record @ {at} is not listed"
-                              for at in np.sort(due_r[early_i])[found][:5]])
+        raise _mismatch(
+            idx, [f"the record @ {at} is not listed" for at in np.sort(due_r[early_i])[found][:5]]
+        )
     last_cut = sure_r[-1] and offset_r[-1] + 8 + length_r[-1] > size
     if last_cut or not inside_r.all():
         want = max(int(offset_r[-1]) + 8, int(due_r[-1]) if sure_r[-1] else 0)
-        raise damaged(f"the file ends here, {int((~inside_r).sum()) or 1} of {len(offset_r)} "
-                      f"records of {idx} lie behind it: at least {want - size} bytes are missing",
-                      path.name, size, "copy or download the file again")
+        raise damaged(
+            f"the file ends here, {int((~inside_r).sum()) or 1} of {len(offset_r)} "
+            f"records of {idx} lie behind it: at least {want - size} bytes are missing",
+            path.name,
+            size,
+            "copy or download the file again",
+        )
 
 
 def _mismatch(idx: str, bad: list[str]) -> InputError:
-    return InputError("GL0216", "it does not belong to its .rec file: " + "; ".join(bad),
-                      where=idx, hint="move the .idx away: glint then finds the records itself")
+    return InputError(
+        "GL0216",
+        "it does not belong to its .rec file: " + "; ".join(bad),
+        where=idx,
+        hint="move the .idx away: glint then finds the records itself",
+    )
 
 
 def _known_keys(idx: Path, heads: Heads, gaps: bool) -> Ints:
@@ -376,8 +408,11 @@ def _made_up_keys(heads: Heads, *, gaps: bool = False) -> Ints:
     first = len(ids) - count + 1
     with np.errstate(invalid="ignore"):
         header = np.flatnonzero(
-            empty_r & (heads.flag == 2) & (abs(heads.value - first) <= _slack(first))
-            & (abs(heads.second - first - count + 1) <= _slack(first + count)))
+            empty_r
+            & (heads.flag == 2)
+            & (abs(heads.value - first) <= _slack(first))
+            & (abs(heads.second - first - count + 1) <= _slack(first + count))
+        )
     key_r = np.arange(len(ids), dtype=np.int64)
     if len(header) == 1 and count > 1:
         empty_r[header] = False
@@ -400,8 +435,9 @@ def lay_out(key_r: Ints, heads: Heads) -> _Layout:
     header = np.flatnonzero((key_r == 0) & empty_r)
     first = float(heads.value[header[0]]) if len(header) else 0.0
     if not len(header) or not np.isfinite(first) or first < 1:
-        return _Layout("recordio/plain", key_r, np.ones(len(key_r), bool), flaw_r,
-                       {"records": len(key_r)}, [])
+        return _Layout(
+            "recordio/plain", key_r, np.ones(len(key_r), bool), flaw_r, {"records": len(key_r)}, []
+        )
     slack = _slack(first)
     identity_r = empty_r & (key_r >= first - slack) & (key_r > 0)
     image_r = ~identity_r
@@ -412,12 +448,23 @@ def lay_out(key_r: Ints, heads: Heads) -> _Layout:
         near = image_r & (flaw_r == 3) & (key_r <= first + slack)
         flaw_r[near] = 0
     facts = {"records": len(key_r), "identity_records": int(identity_r.sum())}
-    return _Layout("recordio/identity", key_r, image_r, flaw_r, facts,
-                   _range_notes(key_r, heads, identity_r, image_r, first + slack))
+    return _Layout(
+        "recordio/identity",
+        key_r,
+        image_r,
+        flaw_r,
+        facts,
+        _range_notes(key_r, heads, identity_r, image_r, first + slack),
+    )
 
 
-def _range_notes(key_r: Ints, heads: Heads, identity_r: npt.NDArray[np.bool_],
-                 image_r: npt.NDArray[np.bool_], stop: float) -> list[str]:
+def _range_notes(
+    key_r: Ints,
+    heads: Heads,
+    identity_r: npt.NDArray[np.bool_],
+    image_r: npt.NDArray[np.bool_],
+    stop: float,
+) -> list[str]:
     """Compare the identity records with the images; they may be wrong, and are only compared."""
     notes: list[str] = []
     a, b = heads.value[identity_r], heads.second[identity_r]
@@ -427,8 +474,10 @@ def _range_notes(key_r: Ints, heads: Heads, identity_r: npt.NDArray[np.bool_],
         notes.append(f"{int((~sound).sum())} identity records hold no range of image keys")
     a, b = np.sort(a[sound]), b[sound][np.argsort(a[sound], kind="stable")]
     if stop > EXACT:
-        notes.append("image keys go past 2^24, where the ranges of identity records are rounded; "
-                     "labels are taken from the images")
+        notes.append(
+            "image keys go past 2^24, where the ranges of identity records are rounded; "
+            "labels are taken from the images"
+        )
         return notes
     if len(a) and (b[:-1] > a[1:]).any():
         notes.append(f"{int((b[:-1] > a[1:]).sum())} identity records overlap")
@@ -496,16 +545,24 @@ class RecordIO:
         self.names = Strings.of(b"" for _ in range(len(self.classes)))
         notes = layout.notes
         if len(lost):
-            notes.append(f"{int(lost[:, 1].sum())} bytes in {len(lost)} stretches hold no record "
-                         "that can be read")
+            notes.append(
+                f"{int(lost[:, 1].sum())} bytes in {len(lost)} stretches hold no record "
+                "that can be read"
+            )
         beyond = int((number >= EXACT).sum())
         if beyond:
-            notes.append(f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
-                         "neighbours apart, so identities may have been merged before glint")
-        self._facts = {"layout": layout.name, **layout.facts, "images": len(self.key),
-                       "identities": len(self.classes),
-                       "idx": idx.name if idx.exists() else "absent, found by scanning",
-                       "notes": notes + self._property_notes()}
+            notes.append(
+                f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
+                "neighbours apart, so identities may have been merged before glint"
+            )
+        self._facts = {
+            "layout": layout.name,
+            **layout.facts,
+            "images": len(self.key),
+            "identities": len(self.classes),
+            "idx": idx.name if idx.exists() else "absent, found by scanning",
+            "notes": notes + self._property_notes(),
+        }
 
     @property
     def n(self) -> int:
@@ -532,8 +589,11 @@ class RecordIO:
     def fingerprint_of(cls, rec: Path) -> dict[str, Any]:
         """Return the fingerprint of a file that is not listed yet."""
         idx = rec.with_suffix(".idx")
-        said = {"kind": cls.kind, "rec": fingerprint(rec),
-                "idx": fingerprint(idx) if idx.exists() else None}
+        said = {
+            "kind": cls.kind,
+            "rec": fingerprint(rec),
+            "idx": fingerprint(idx) if idx.exists() else None,
+        }
         return {**said, "resync": True} if _resync.get() else said
 
     @cached_property
@@ -555,8 +615,11 @@ class RecordIO:
     def read(self, i: int) -> bytes:
         flaw = int(self.flaw[i])
         if flaw == LOST:
-            raise Rejected(FLAWS[LOST], f"{int(self.span[i])} bytes from 0x{int(self.at[i]):x} "
-                           "hold no record that can be read")
+            raise Rejected(
+                FLAWS[LOST],
+                f"{int(self.span[i])} bytes from 0x{int(self.at[i]):x} "
+                "hold no record that can be read",
+            )
         block = self.record(i)
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _FRONT.unpack_from(block)
@@ -594,17 +657,25 @@ class RecordIO:
         fd, view, preadv = self._file.fileno(), data.data, os.preadv
         offset_n = self.at[row_n].tolist()
         try:
-            got = [preadv(fd, (view[at:stop],), offset) for at, stop, offset in zip(
-                at_n.tolist(), (at_n + span_n).tolist(), offset_n)]
+            got = [
+                preadv(fd, (view[at:stop],), offset)
+                for at, stop, offset in zip(at_n.tolist(), (at_n + span_n).tolist(), offset_n)
+            ]
         except OSError:
             got = [-1] * len(row_n)  # one by one, `read` tries again and knows what to say
         front_n = np.minimum(at_n // 4, len(data) // 4 - 3)
-        word = data[:len(data) // 4 * 4].view("<u4")
+        word = data[: len(data) // 4 * 4].view("<u4")
         length_n, label_n = (word[front_n + w].astype(np.int64) for w in (1, 2))
         start_n, stop_n = 32 + 4 * label_n, 8 + length_n
-        good_n = ((self.flaw[row_n] == 0) & (span_n >= 32) & (np.array(got) == span_n)
-                  & (word[front_n] == MAGIC) & (length_n <= LIMIT) & (start_n <= stop_n)
-                  & (stop_n <= span_n))
+        good_n = (
+            (self.flaw[row_n] == 0)
+            & (span_n >= 32)
+            & (np.array(got) == span_n)
+            & (word[front_n] == MAGIC)
+            & (length_n <= LIMIT)
+            & (start_n <= stop_n)
+            & (stop_n <= span_n)
+        )
         start_n, stop_n = start_n + at_n, stop_n + at_n
         bad: dict[int, Rejected] = {}
         for j in np.flatnonzero(~good_n).tolist():  # of several parts, or no good
@@ -612,7 +683,7 @@ class RecordIO:
             try:
                 image = self.read(int(row_n[j]))
                 stop_n[j] = at + len(image)
-                view[at:at + len(image)] = image  # shorter than the record
+                view[at : at + len(image)] = image  # shorter than the record
             except Rejected as why:
                 bad[j] = why
         return Run(data, start_n, stop_n, bad)

@@ -37,21 +37,27 @@ class Source(Protocol):
     def describe(self) -> dict[str, Any]:
         """Say what was recognised, for people and for the manifest."""
         ...
+
     def fingerprint(self) -> dict[str, Any]:
         """Say what tells these inputs from others."""
         ...
+
     def read(self, i: int) -> bytes:
         """Return the image bytes of record i; raise Rejected where it has none to give."""
         ...
+
     def name(self, i: int) -> str:
         """Return the record's key, or the path below the source."""
         ...
+
     def offset(self, i: int) -> int | None:
         """Return where the record lies in its file; None for a file of its own."""
         ...
+
     def bytes(self) -> int:
         """Return about how many bytes the images take."""
         ...
+
     def save(self, folder: Path) -> None:
         """Write what `load` needs, so that a worker opens the source without listing it."""
         ...
@@ -105,8 +111,11 @@ def joined(held: Sequence[bytes], bad: dict[int, Rejected]) -> Run:
 def names_of(source: Source, row_n: Ints) -> pa.Array:
     """Return the `name` of records as an Arrow column; a source may have a method `names_of`."""
     made = getattr(source, "names_of", None)
-    return (pa.array([source.name(i) for i in row_n.tolist()], pa.string()) if made is None
-            else made(row_n))
+    return (
+        pa.array([source.name(i) for i in row_n.tolist()], pa.string())
+        if made is None
+        else made(row_n)
+    )
 
 
 def dense(value_n: Ints) -> tuple[Ints, Strings]:
@@ -134,8 +143,12 @@ def fingerprint(path: Path) -> dict[str, Any]:
         hasher.update(file.read(1 << 20))
         file.seek(-(1 << 20), os.SEEK_END)
         hasher.update(file.read())
-    return {"name": path.name, "size": stat.st_size, "ends_xxh3": hasher.hexdigest(),
-            "mtime_ns": stat.st_mtime_ns}
+    return {
+        "name": path.name,
+        "size": stat.st_size,
+        "ends_xxh3": hasher.hexdigest(),
+        "mtime_ns": stat.st_mtime_ns,
+    }
 
 
 def persistent(read: Callable[[], bytes], where: str) -> bytes:
@@ -144,10 +157,12 @@ def persistent(read: Callable[[], bytes], where: str) -> bytes:
         try:
             return read()
         except FileNotFoundError:
-            raise InputError("GL0001", "the file is gone since it was listed",
-                             where=where) from None
+            raise InputError(
+                "GL0001", "the file is gone since it was listed", where=where
+            ) from None
         except OSError as error:
             if attempt == 2:
-                raise ResourceError("GL0903", f"cannot be read: {error.strerror or error}",
-                                    where=where) from error
+                raise ResourceError(
+                    "GL0903", f"cannot be read: {error.strerror or error}", where=where
+                ) from error
     raise AssertionError("the loop returns or raises")

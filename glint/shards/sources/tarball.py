@@ -30,8 +30,11 @@ def members(path: Path) -> Iterator[Member]:
         while True:
             head = os.pread(fd, BLOCK, at)
             if len(head) < BLOCK:
-                raise damaged(f"the archive was cut: it ends after {size} bytes without its end "
-                              "mark", path, at)
+                raise damaged(
+                    f"the archive was cut: it ends after {size} bytes without its end mark",
+                    path,
+                    at,
+                )
             if head == _ZERO:
                 break
             kind = head[156:157]
@@ -43,8 +46,12 @@ def members(path: Path) -> Iterator[Member]:
                     raise damaged(f"a header of {count} bytes, {limit} are let pass", path, at)
                 block = os.pread(fd, count, start)
                 if len(block) < count:
-                    raise damaged(f"the archive was cut inside a header: {count} bytes expected, "
-                                  f"{len(block)} found", path, at)
+                    raise damaged(
+                        f"the archive was cut inside a header: {count} bytes expected, "
+                        f"{len(block)} found",
+                        path,
+                        at,
+                    )
                 if kind == b"L":
                     name = block.rstrip(b"\0")
                 elif kind in (b"x", b"g"):
@@ -65,8 +72,12 @@ def members(path: Path) -> Iterator[Member]:
                 block = os.pread(fd, BLOCK, start)
                 more, start = len(block) == BLOCK and block[504] != 0, start + BLOCK
             if count > size - start:
-                raise damaged(f"the archive was cut: a member claims {count} bytes, "
-                              f"{max(size - start, 0)} are left", path, at)
+                raise damaged(
+                    f"the archive was cut: a member claims {count} bytes, "
+                    f"{max(size - start, 0)} are left",
+                    path,
+                    at,
+                )
             name = name or _name(head)
             folder = kind == b"5" or (kind == b"\0" and name.endswith(b"/"))
             if not folder:
@@ -88,8 +99,11 @@ def _checked(head: bytes, path: Path, at: int) -> int:
     told = _number(head[148:156])
     found = sum(head) - sum(head[148:156]) + 8 * 32
     if told != found:
-        raise damaged(f"a tar header is damaged: checksum {found:o} expected, found "
-                      f"{head[148:156]!r}", path, at)
+        raise damaged(
+            f"a tar header is damaged: checksum {found:o} expected, found {head[148:156]!r}",
+            path,
+            at,
+        )
     size = _number(head[124:136])
     if size < 0:
         raise damaged(f"a tar header is damaged: a size of {head[124:136]!r}", path, at)
@@ -121,9 +135,9 @@ def _fields(block: bytes, path: Path, at: int) -> dict[bytes, bytes]:
         digits = block[start:blank] if blank > 0 else b""
         end = start + int(digits) if digits.isdigit() else -1
         equal = block.find(b"=", blank, max(end, 0))
-        if equal < 0 or end > len(block) or block[end - 1:end] != b"\n":
+        if equal < 0 or end > len(block) or block[end - 1 : end] != b"\n":
             raise damaged("a PAX header is damaged", path, at)
-        fields[block[blank + 1:equal]] = block[equal + 1:end - 1]
+        fields[block[blank + 1 : equal]] = block[equal + 1 : end - 1]
         start = end
     return fields
 
@@ -133,6 +147,10 @@ def _tail(fd: int, at: int, path: Path) -> None:
     while block := os.pread(fd, 1 << 20, at):
         if block.strip(b"\0"):
             at += len(block) - len(block.lstrip(b"\0"))
-            raise damaged("something stands behind the end of the archive", path, at,
-                          "tars that were joined must be taken apart")
+            raise damaged(
+                "something stands behind the end of the archive",
+                path,
+                at,
+                "tars that were joined must be taken apart",
+            )
         at += len(block)

@@ -39,7 +39,7 @@ def split(name: bytes) -> tuple[bytes, bytes]:
     """Return key and extension as webdataset cuts them: at the first dot of the last part."""
     start = name.rfind(b"/") + 1
     dot = name.find(b".", start)
-    return (name, b"") if dot < 0 else (name[:dot], name[dot + 1:].lower())
+    return (name, b"") if dot < 0 else (name[:dot], name[dot + 1 :].lower())
 
 
 def is_webdataset(path: Path) -> bool:
@@ -132,7 +132,19 @@ class WebDataset(Packed):
         flaw_n = rows.ints("flaw")
         flaw_n[(flaw_n == 0) & rows.repeated()] = DUPLICATE
         label_n, classes = dense(np.array(value, np.int64))
-        super().__init__(root, files, rows, flaw_n, label_n, classes,
-                         Strings.of(b"" for _ in range(len(classes))))
-        self._facts = {"layout": "webdataset", "images": self.n, "identities": len(classes),
-                       "files": len(files), "notes": []}
+        super().__init__(
+            root,
+            files,
+            rows,
+            flaw_n,
+            label_n,
+            classes,
+            Strings.of(b"" for _ in range(len(classes))),
+        )
+        self._facts = {
+            "layout": "webdataset",
+            "images": self.n,
+            "identities": len(classes),
+            "files": len(files),
+            "notes": [],
+        }

@@ -33,8 +33,9 @@ def _directory(fd: int, size: int, path: Path) -> tuple[int, int, int]:
     tail = os.pread(fd, 65_557, start)
     at = tail.rfind(b"PK\x05\x06")
     while at >= 0:
-        if at + 22 <= len(tail) and at + 22 + int.from_bytes(tail[at + 20:at + 22],
-                                                             "little") == len(tail):
+        if at + 22 <= len(tail) and at + 22 + int.from_bytes(
+            tail[at + 20 : at + 22], "little"
+        ) == len(tail):
             break
         at = tail.rfind(b"PK\x05\x06", 0, at)
     if at < 0:
@@ -47,14 +48,18 @@ def _directory(fd: int, size: int, path: Path) -> tuple[int, int, int]:
             end = _LOCATOR.unpack(locator)[2]
             found = os.pread(fd, 56, end) if end < size else b""
             if len(found) < 56 or found[:4] != b"PK\x06\x06":
-                raise damaged("the end of the zip64 directory is not where it should be", path,
-                              min(end, size))
+                raise damaged(
+                    "the end of the zip64 directory is not where it should be", path, min(end, size)
+                )
             _, _, _, _, disk, first, here, count, length, offset = _END64.unpack(found)
     if disk or first or here != count:
         raise damaged("the zip is one of several volumes", path, end, "join them first")
     if offset + length > end:
-        raise damaged(f"the central directory claims {length} bytes at {offset}, it must end "
-                      f"before {end}", path, end)
+        raise damaged(
+            f"the central directory claims {length} bytes at {offset}, it must end before {end}",
+            path,
+            end,
+        )
     return offset, offset + length, count
 
 
@@ -69,7 +74,7 @@ def _wide(extra: bytes, values: list[int]) -> list[int] | None:
                 if value == _FULL:
                     if place + 8 > end:
                         return None
-                    values[i] = int.from_bytes(extra[place:place + 8], "little")
+                    values[i] = int.from_bytes(extra[place : place + 8], "little")
                     place += 8
             return values
         at += 4 + length
@@ -101,8 +106,9 @@ def _entry(file: IO[bytes], at: int, end: int, path: Path) -> tuple[Member | Non
     head = file.read(46) if at + 46 <= end else b""
     if len(head) < 46 or head[:4] != b"PK\x01\x02":
         raise damaged("the central directory is damaged", path, at)
-    (_, _, _, flags, method, _, _, crc, packed, full, n, extra, note, _, _, mode,
-     where) = _ENTRY.unpack(head)
+    (_, _, _, flags, method, _, _, crc, packed, full, n, extra, note, _, _, mode, where) = (
+        _ENTRY.unpack(head)
+    )
     length = 46 + n + extra + note
     if at + length > end:
         raise damaged("the central directory is damaged", path, at)
@@ -122,5 +128,4 @@ def _entry(file: IO[bytes], at: int, end: int, path: Path) -> tuple[Member | Non
         flaw = ENCRYPTED
     elif method not in (0, 8):
         flaw = METHOD
-    return Member(name, where, full, packed, flaw, STORED if method == 0 else DEFLATED,
-                  crc), length
+    return Member(name, where, full, packed, flaw, STORED if method == 0 else DEFLATED, crc), length

@@ -24,8 +24,9 @@ def picture(label: int, number: int) -> bytes:
     base = np.random.default_rng(label).integers(40, 216, (7, 7, 3))
     noise = np.random.default_rng([label, number]).integers(-20, 20, (7, 7, 3))
     blocks = (base + noise).astype(np.uint8)
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(np.kron(
-        blocks, np.ones((16, 16, 1), np.uint8))), quality=90)
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(np.kron(blocks, np.ones((16, 16, 1), np.uint8))), quality=90
+    )
 
 
 @pytest.fixture
@@ -35,9 +36,13 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
     same_as: label -> the label whose person it shows, under numbers of its own.
     """
 
-    def make(counts: list[int], names: list[str] | None = None,
-             folder: str = "set", images: bool = True,
-             same_as: dict[int, int] | None = None) -> Dataset:
+    def make(
+        counts: list[int],
+        names: list[str] | None = None,
+        folder: str = "set",
+        images: bool = True,
+        same_as: dict[int, int] | None = None,
+    ) -> Dataset:
         root = tmp_path / folder
         (root / "data").mkdir(parents=True)
         rows: dict[str, list] = {name: [] for name in tables.SAMPLES.names}
@@ -53,19 +58,44 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
                     info.size = len(data)
                     at = tar.offset + 512
                     tar.addfile(info, io.BytesIO(data))
-                    values = (key, label, f"id{label}", 0, at, len(data),
-                              xxhash.xxh3_128_digest(data), f"id{label}/{number}.jpg", 112, 112)
+                    values = (
+                        key,
+                        label,
+                        f"id{label}",
+                        0,
+                        at,
+                        len(data),
+                        xxhash.xxh3_128_digest(data),
+                        f"id{label}/{number}.jpg",
+                        112,
+                        112,
+                    )
                     for name, value in zip(tables.SAMPLES.names, values):
                         rows[name].append(value)
         parquet.write(root / "samples.parquet", pa.table(rows, schema=tables.SAMPLES))
-        parquet.write(root / "identities.parquet", pa.table({
-            "label": list(range(len(counts))), "count": counts,
-            "source_label": [f"id{i}" for i in range(len(counts))],
-            "name": names or [None] * len(counts)}, schema=tables.IDENTITIES))
+        parquet.write(
+            root / "identities.parquet",
+            pa.table(
+                {
+                    "label": list(range(len(counts))),
+                    "count": counts,
+                    "source_label": [f"id{i}" for i in range(len(counts))],
+                    "name": names or [None] * len(counts),
+                },
+                schema=tables.IDENTITIES,
+            ),
+        )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        commit.write_json(root / "manifest.json", {
-            "format": FORMAT, "written": sum(counts), "identities": len(counts),
-            "digest": f"sha256:{digest}", "shards": [{"name": path.name}]})
+        commit.write_json(
+            root / "manifest.json",
+            {
+                "format": FORMAT,
+                "written": sum(counts),
+                "identities": len(counts),
+                "digest": f"sha256:{digest}",
+                "shards": [{"name": path.name}],
+            },
+        )
         return Dataset(root)
 
     return make

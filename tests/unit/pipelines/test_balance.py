@@ -63,14 +63,17 @@ def test_tail_share_by_hand() -> None:
     assert tail_share(np.array([9, 1, 2, 8]), np.array([9.0, 1, 2, 8])) == pytest.approx(3 / 20)
 
 
-@pytest.mark.parametrize(("option", "what"), [
-    ({"cap": 0}, "--cap: expected at least 1, found 0"),
-    ({"power": 1.5}, "--power: expected from 0 to 1, found 1.5"),
-    ({"power": float("nan")}, "--power: expected from 0 to 1, found nan"),
-    ({"least": -1}, "--min: expected at least 0, found -1"),
-    ({"repeat": 2.0}, "--repeat: expected a share from 0 to 1"),
-    ({"most": 0.5}, "--max-repeat: expected at least 1, found 0.5"),
-])
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ({"cap": 0}, "--cap: expected at least 1, found 0"),
+        ({"power": 1.5}, "--power: expected from 0 to 1, found 1.5"),
+        ({"power": float("nan")}, "--power: expected from 0 to 1, found nan"),
+        ({"least": -1}, "--min: expected at least 0, found -1"),
+        ({"repeat": 2.0}, "--repeat: expected a share from 0 to 1"),
+        ({"most": 0.5}, "--max-repeat: expected at least 1, found 0.5"),
+    ],
+)
 def test_bad_options(option: dict, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         Options(**option)
@@ -79,10 +82,17 @@ def test_bad_options(option: dict, what: str) -> None:
 def test_the_table(make_dataset) -> None:
     dataset = make_dataset([5, 1, 0, 30], images=False)
     got = balance(dataset, Options(cap=10, least=2))
-    assert got == {"identities": 4, "images": 36, "epoch_samples": 15, "never_seen": 2,
-                   "gini_before": pytest.approx(29 * 2 / 36 / 3),
-                   "gini_after": pytest.approx(20 / 45), "tail_share": 0.0, "label_version": 0,
-                   "sampling": str(dataset.root / "sampling.parquet")}
+    assert got == {
+        "identities": 4,
+        "images": 36,
+        "epoch_samples": 15,
+        "never_seen": 2,
+        "gini_before": pytest.approx(29 * 2 / 36 / 3),
+        "gini_after": pytest.approx(20 / 45),
+        "tail_share": 0.0,
+        "label_version": 0,
+        "sampling": str(dataset.root / "sampling.parquet"),
+    }
     table = pq.read_table(dataset.root / "sampling.parquet")
     assert table["label"].to_pylist() == [0, 1, 2, 3]
     assert table["count"].to_pylist() == [5, 1, 0, 30]

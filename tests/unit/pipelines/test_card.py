@@ -49,9 +49,13 @@ def test_numbers_are_the_tables(data: Path) -> None:
     assert front[0] == "license: cc-by-nc-4.0" and 'pretty_name: "set"' in front
     assert "    path: data/*.tar" in front and "- n<1K" in front
     holds = section(text, "What it holds")
-    for row in ("| images | 16 |", "| identities | 4 |", "| shards | 3 |",
-                "| images per identity: least, median, most | 1, 4, 7 |",
-                "| images of 112 x 112 pixels | 16 |"):
+    for row in (
+        "| images | 16 |",
+        "| identities | 4 |",
+        "| shards | 3 |",
+        "| images per identity: least, median, most | 1, 4, 7 |",
+        "| images of 112 x 112 pixels | 16 |",
+    ):
         assert row in holds, row
     out = section(text, "What was left out")
     assert "17 records were read = 16 written + 1 quarantined." in out
@@ -64,8 +68,12 @@ def test_numbers_are_the_tables(data: Path) -> None:
 
 
 def test_conflicts_and_takedowns(data: Path) -> None:
-    labels.commit(data, np.array([0, 1, 1, 2]), np.array([[0, 1]]),
-                  {"stage": "dedup-conflicts", "report": "sha256:12", "groups": 1, "masks": 1})
+    labels.commit(
+        data,
+        np.array([0, 1, 1, 2]),
+        np.array([[0, 1]]),
+        {"stage": "dedup-conflicts", "report": "sha256:12", "groups": 1, "masks": 1},
+    )
     drop.drop(data, ["id3"], "asked | to")
     text = stage.card(data, **SAID)["text"]
     told = " ".join(section(text, "Identity conflicts").split())
@@ -83,16 +91,20 @@ def test_rewritten_datasets_name_their_sources(data: Path, tmp_path: Path) -> No
     drop.drop(tmp_path / "five", ["0"], "x", erase=tmp_path / "less")
     merge.merge(tmp_path / "both", [data, tmp_path / "less"], samples_per_shard=9, seed=4)
     text = stage.card(tmp_path / "less", **SAID)["text"]
-    assert ("--samples-per-shard 6 --seed 2\nglint reshard OLD DATASET --samples-per-shard 5\n"
-            "glint drop OLD --reason TEXT --erase DATASET\n") in text
+    assert (
+        "--samples-per-shard 6 --seed 2\nglint reshard OLD DATASET --samples-per-shard 5\n"
+        "glint drop OLD --reason TEXT --erase DATASET\n"
+    ) in text
     assert "17 records were read = 15 written + 1 quarantined + 1 erased." in text
     text = stage.card(tmp_path / "both", **SAID)["text"]
     assert "glint merge DATASET set less --samples-per-shard 9 --seed 4" in text
     assert f"| less (my faces) | dataset | 15 | 4 | {Dataset(tmp_path / 'less').digest} |" in text
 
 
-@pytest.mark.parametrize("missing, option", [
-    ("licence", "--license"), ("consent", "--consent"), ("contact", "--contact")])
+@pytest.mark.parametrize(
+    "missing, option",
+    [("licence", "--license"), ("consent", "--consent"), ("contact", "--contact")],
+)
 def test_silence_is_refused(data: Path, missing: str, option: str) -> None:
     for text in (None, "", "  \n", "TODO", "n/a", "Unknown"):
         with pytest.raises(UsageError, match=f"GL0002 bad-option: {option}: a card of biometric"):
@@ -135,9 +147,11 @@ def test_a_lost_mark_loses_no_words(data: Path) -> None:
     stage.card(data, **SAID)
     path = data / "README.md"
     whole = path.read_text()
-    for spoilt in (whole.replace("<!-- glint:end notes -->", ""),
-                   whole.replace("<!-- glint:keep notes -->", ""),
-                   whole + "<!-- glint:keep notes -->\n2\n<!-- glint:end notes -->\n"):
+    for spoilt in (
+        whole.replace("<!-- glint:end notes -->", ""),
+        whole.replace("<!-- glint:keep notes -->", ""),
+        whole + "<!-- glint:keep notes -->\n2\n<!-- glint:end notes -->\n",
+    ):
         path.write_text(spoilt)
         with pytest.raises(InputError, match=r"GL0307 bad-card.*glint:keep notes"):
             stage.card(data)
@@ -175,7 +189,15 @@ def test_histogram() -> None:
     assert stage.histogram(np.empty(0, np.int64)) == "no identities"
 
 
-@pytest.mark.parametrize("n, name", [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"),
-                                     (42_474_558, "10M<n<100M"), (10**9, "1B<n<10B")])
+@pytest.mark.parametrize(
+    "n, name",
+    [
+        (0, "n<1K"),
+        (999, "n<1K"),
+        (1000, "1K<n<10K"),
+        (42_474_558, "10M<n<100M"),
+        (10**9, "1B<n<10B"),
+    ],
+)
 def test_size_category(n: int, name: str) -> None:
     assert stage._size_category(n) == name

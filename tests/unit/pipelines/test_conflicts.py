@@ -31,7 +31,8 @@ class Blocks:
 
 COUNTS = [4, 3, 5, 6, 2, 4, 0, 3] * 4
 NAMES = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'] + [
-    f"person {i}" for i in range(2, 32)]
+    f"person {i}" for i in range(2, 32)
+]
 
 
 @pytest.fixture
@@ -85,8 +86,9 @@ def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> No
     decisions.undo(out)
 
 
-def test_two_runs_write_the_same_tables(dataset: Dataset, emb: embed.Embeddings,
-                                        tmp_path: Path) -> None:
+def test_two_runs_write_the_same_tables(
+    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+) -> None:
     for name in ("a", "b"):
         conflicts.run(dataset, emb, tmp_path / name, Options())
     conflicts.run(dataset, emb, tmp_path / "b", Options())  # over its own output
@@ -126,19 +128,23 @@ def test_threshold_low_and_cap(dataset: Dataset, emb: embed.Embeddings, tmp_path
     assert reasons == {"28 identities in one group, more than 8"}
 
 
-def test_foreign_folder_is_left_alone(dataset: Dataset, emb: embed.Embeddings,
-                                      tmp_path: Path) -> None:
+def test_foreign_folder_is_left_alone(
+    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
     with pytest.raises(BusyError, match=r"GL0004.*not empty and holds no conflicts"):
         conflicts.run(dataset, emb, tmp_path / "mine", Options())
 
 
-@pytest.mark.parametrize(("option", "what"), [
-    ({"threshold": 1.5}, "--threshold: expected a cosine, from -1 to 1, found 1.5"),
-    ({"low": float("nan")}, "--low: expected a cosine"),
-    ({"cap": 1}, "--cap: expected at least 2, found 1"),
-])
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        ({"threshold": 1.5}, "--threshold: expected a cosine, from -1 to 1, found 1.5"),
+        ({"low": float("nan")}, "--low: expected a cosine"),
+        ({"cap": 1}, "--cap: expected at least 2, found 1"),
+    ],
+)
 def test_bad_options(option: dict, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         Options(**option)

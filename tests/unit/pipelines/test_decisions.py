@@ -17,32 +17,61 @@ from glint.shards import commit, labels, parquet
 from glint.shards.index import Dataset
 
 
-def report(dataset: Dataset, folder: Path, verdicts: list[tuple[int, int, str]],
-           groups: list[list[int]], version: int = 0) -> Path:
+def report(
+    dataset: Dataset,
+    folder: Path,
+    verdicts: list[tuple[int, int, str]],
+    groups: list[list[int]],
+    version: int = 0,
+) -> Path:
     """Write the three files of a report that `apply` reads."""
     folder.mkdir()
     rows = {name: [None] * len(verdicts) for name in tables.PAIRS.names}
     rows["a"], rows["b"] = [v[0] for v in verdicts], [v[1] for v in verdicts]
     rows["verdict"] = [v[2] for v in verdicts]
     parquet.write(folder / "pairs.parquet", pa.table(rows, schema=tables.PAIRS))
-    parquet.write(folder / "groups.parquet", pa.table({
-        "group": [i for i, g in enumerate(groups) for _ in g],
-        "label": [label for g in groups for label in g]}, schema=tables.GROUPS))
-    commit.write_json(folder / "conflicts.json", {
-        "format": decisions.FORMAT, "dataset": {
-            "path": "../" + dataset.root.name, "absolute": str(dataset.root),
-            "digest": dataset.digest, "label_version": version}})
+    parquet.write(
+        folder / "groups.parquet",
+        pa.table(
+            {
+                "group": [i for i, g in enumerate(groups) for _ in g],
+                "label": [label for g in groups for label in g],
+            },
+            schema=tables.GROUPS,
+        ),
+    )
+    commit.write_json(
+        folder / "conflicts.json",
+        {
+            "format": decisions.FORMAT,
+            "dataset": {
+                "path": "../" + dataset.root.name,
+                "absolute": str(dataset.root),
+                "digest": dataset.digest,
+                "label_version": version,
+            },
+        },
+    )
     return folder
 
 
-VERDICTS = [(0, 3, "merge"), (3, 5, "merge"), (0, 5, "mask"), (1, 4, "mask"), (2, 5, "mask"),
-            (1, 2, "keep")]
+VERDICTS = [
+    (0, 3, "merge"),
+    (3, 5, "merge"),
+    (0, 5, "mask"),
+    (1, 4, "mask"),
+    (2, 5, "mask"),
+    (1, 2, "keep"),
+]
 GROUPS = [[0, 3, 5]]
 
 
 def outside_labels(root: Path) -> dict[str, str]:
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
-            for p in root.rglob("*") if p.is_file() and p.parent.name != "labels"}
+    return {
+        str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in root.rglob("*")
+        if p.is_file() and p.parent.name != "labels"
+    }
 
 
 @pytest.fixture
@@ -60,7 +89,11 @@ def test_apply_then_undo(dataset: Dataset, tmp_path: Path) -> None:
 
     done = decisions.apply(folder)
     assert (done["applied"], done["version"], done["classes_before"], done["classes"]) == (
-        True, 1, 6, 4)
+        True,
+        1,
+        6,
+        4,
+    )
     now = labels.current(dataset.root, 6)
     assert now.target.tolist() == [0, 1, 2, 0, 3, 0]
     assert now.masks.tolist() == [[0, 2], [1, 3]]
@@ -114,17 +147,25 @@ def test_another_dataset_is_refused(dataset: Dataset, tmp_path: Path) -> None:
     assert not (dataset.root / "labels").exists()
 
 
-@pytest.mark.parametrize(("verdicts", "groups", "what"), [
-    ([(0, 3, "merge")], [], r"pairs.parquet merges the identities \[0, 3\], groups.parquet does n"),
-    ([], [[0, 3]], r"groups.parquet groups the identities \[0, 3\], pairs.parquet does not"),
-    ([(0, 3, "merge"), (3, 5, "merge")], [[0, 3]], r"the identities \[0, 3"),
-    ([(0, 3, "merge")], [[0, 3], [3, 5]], "identity 3 stands in two groups"),
-    ([(0, 3, "drop")], [], "expected merge, mask or keep, found 'drop'"),
-    ([(0, 9, "mask")], [], "names an identity outside 0 to 5"),
-    ([], [[0, 9]], "labels run from 0 to 9, expected 0 to 5"),
-])
-def test_contradictions_are_named(dataset: Dataset, tmp_path: Path, verdicts: list,
-                                  groups: list, what: str) -> None:
+@pytest.mark.parametrize(
+    ("verdicts", "groups", "what"),
+    [
+        (
+            [(0, 3, "merge")],
+            [],
+            r"pairs.parquet merges the identities \[0, 3\], groups.parquet does n",
+        ),
+        ([], [[0, 3]], r"groups.parquet groups the identities \[0, 3\], pairs.parquet does not"),
+        ([(0, 3, "merge"), (3, 5, "merge")], [[0, 3]], r"the identities \[0, 3"),
+        ([(0, 3, "merge")], [[0, 3], [3, 5]], "identity 3 stands in two groups"),
+        ([(0, 3, "drop")], [], "expected merge, mask or keep, found 'drop'"),
+        ([(0, 9, "mask")], [], "names an identity outside 0 to 5"),
+        ([], [[0, 9]], "labels run from 0 to 9, expected 0 to 5"),
+    ],
+)
+def test_contradictions_are_named(
+    dataset: Dataset, tmp_path: Path, verdicts: list, groups: list, what: str
+) -> None:
     folder = report(dataset, tmp_path / "conf", verdicts, groups)
     with pytest.raises(InputError, match="GL0501.*" + what):
         decisions.apply(folder)
@@ -161,7 +202,8 @@ def test_a_torn_table_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_dropped_identities_stay_dropped() -> None:
     target = np.array([0, -1, 1, 2])
-    got, masks = decisions.relabel(target, np.array([[0, 1]]), [np.array([1, 2, 3])],
-                                   np.array([[0, 1], [0, 3]]))
+    got, masks = decisions.relabel(
+        target, np.array([[0, 1]]), [np.array([1, 2, 3])], np.array([[0, 1], [0, 3]])
+    )
     assert got.tolist() == [0, -1, 1, 1]
     assert masks.tolist() == [[0, 1]]

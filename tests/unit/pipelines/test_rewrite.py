@@ -27,8 +27,11 @@ Jpeg = Callable[[int], bytes]
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*"))
-            if p.is_file() and "_glint" not in p.parts}
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in sorted(root.rglob("*"))
+        if p.is_file() and "_glint" not in p.parts
+    }
 
 
 def good(root: Path) -> dict[str, Any]:
@@ -68,8 +71,7 @@ def a(sources: Path, tmp_path: Path) -> Path:
 
 class TestReshard:
     @pytest.mark.parametrize("per_shard", [1, 5, 10_000])
-    def test_as_if_sharded_so_at_once(self, sources: Path, tmp_path: Path,
-                                      per_shard: int) -> None:
+    def test_as_if_sharded_so_at_once(self, sources: Path, tmp_path: Path, per_shard: int) -> None:
         for name, folder, with_json in (("one", "a", False), ("two", "b", True)):
             out, fresh = tmp_path / f"{name}-out", tmp_path / f"{name}-fresh"
             result = reshard(sources / folder, out, per_shard)
@@ -79,8 +81,9 @@ class TestReshard:
             for file in had:
                 if file != "manifest.json":
                     assert have[file] == had[file], file
-            assert result["content"] == content(Dataset(sources / folder)) == content(
-                Dataset(fresh))
+            assert (
+                result["content"] == content(Dataset(sources / folder)) == content(Dataset(fresh))
+            )
             manifest = good(out)
             if name == "two":  # nothing quarantined: the whole digest is that of sharding
                 assert manifest["digest"] == Dataset(fresh).digest
@@ -91,8 +94,11 @@ class TestReshard:
         result = reshard(a, tmp_path / "out", 6)
         assert result["quarantined"] == 1 and result["read"] == 25
         old, new = labels.current(a, 5), labels.current(tmp_path / "out", 5)
-        assert (new.version, new.target.tolist()) == (2, [0, 0, 1, -1, 2]) == (
-            old.version, old.target.tolist())
+        assert (
+            (new.version, new.target.tolist())
+            == (2, [0, 0, 1, -1, 2])
+            == (old.version, old.target.tolist())
+        )
         assert labels.history(tmp_path / "out") == labels.history(a)
         assert taking.taken_down(tmp_path / "out") == taking.taken_down(a) != []
         assert good(tmp_path / "out")["label_version"] == 2
@@ -104,8 +110,9 @@ class TestReshard:
         good(tmp_path / "out")
         assert reshard(tmp_path / "out", tmp_path / "back", 8)["content"] == content(Dataset(a))
 
-    def test_stopped_and_continued(self, a: Path, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_stopped_and_continued(
+        self, a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         reshard(a, tmp_path / "whole", 4)
         real, calls = rewrite.run, []
 
@@ -125,8 +132,7 @@ class TestReshard:
         assert result["resumed_shards"] == 3 and calls == [0, 1, 2, 3, 3, 4, 5, 6]
         assert files(tmp_path / "out") == files(tmp_path / "whole")
         assert reshard(a, tmp_path / "out", 4)["resumed_shards"] == 7
-        assert sorted(p.name for p in (tmp_path / "out/_glint").iterdir()) == [
-            "lock", "plan.json"]
+        assert sorted(p.name for p in (tmp_path / "out/_glint").iterdir()) == ["lock", "plan.json"]
 
     def test_two_processes_write_the_same(self, a: Path, tmp_path: Path) -> None:
         reshard(a, tmp_path / "one", 4)
@@ -187,12 +193,13 @@ class TestMerge:
         assert merged.key[:] == [f"{i:09d}" for i in range(33)]
         assert table.column("dataset").to_pylist() != sorted(table.column("dataset").to_pylist())
         people = pq.read_table(out / "identities.parquet")
-        assert people.column("source_label").to_pylist() == [f"person-{i}" for i in (
-            0, 1, 2, 3, 4, 0, 1, 2)]
+        assert people.column("source_label").to_pylist() == [
+            f"person-{i}" for i in (0, 1, 2, 3, 4, 0, 1, 2)
+        ]
         assert people.column("dataset").to_pylist() == ["a"] * 5 + ["b"] * 3
         assert pq.read_table(out / "merge.parquet").to_pylist() == [
-            {"dataset": "a", "old": i, "new": i} for i in range(5)] + [
-            {"dataset": "b", "old": i, "new": i + 5} for i in range(3)]
+            {"dataset": "a", "old": i, "new": i} for i in range(5)
+        ] + [{"dataset": "b", "old": i, "new": i + 5} for i in range(3)]
         twins = pq.read_table(out / "duplicates.parquet").to_pylist()
         assert sorted((t["dataset"], t["label"]) for t in twins) == [("a", 4), ("b", 5), ("b", 5)]
         for twin in twins:
@@ -228,8 +235,10 @@ class TestMerge:
         good(tmp_path / "less")
         result = reshard(tmp_path / "ab", tmp_path / "re", 3)
         table = pq.read_table(tmp_path / "re/samples.parquet")
-        assert table.column("dataset").to_pylist() == pq.read_table(
-            tmp_path / "ab/samples.parquet").column("dataset").to_pylist()
+        assert (
+            table.column("dataset").to_pylist()
+            == pq.read_table(tmp_path / "ab/samples.parquet").column("dataset").to_pylist()
+        )
         assert result["shards"] == 11 and good(tmp_path / "re")
         joining.merge(tmp_path / "abb", [tmp_path / "re", b])
         names = set(pq.read_table(tmp_path / "abb/samples.parquet").column("dataset").to_pylist())
@@ -268,7 +277,8 @@ class TestDrop:
         assert (line["reason"], line["images"], line["op"]) == ("asked to", 9, "drop")
         assert "person-1" not in (a / "_glint/tombstones.jsonl").read_text()
         assert {k: v for k, v in files(a).items() if k.startswith("data")} == {
-            k: v for k, v in before.items() if k.startswith("data")}
+            k: v for k, v in before.items() if k.startswith("data")
+        }
         good(a)
 
     def test_again_changes_nothing(self, a: Path) -> None:
@@ -278,8 +288,9 @@ class TestDrop:
         assert (result["already"], result["version"]) == ([2], 1)
         assert files(a) == before and len(taking.taken_down(a)) == 1
 
-    def test_a_kill_between_tombstone_and_labels(self, a: Path,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_kill_between_tombstone_and_labels(
+        self, a: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(labels, "commit", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
@@ -289,22 +300,29 @@ class TestDrop:
         assert len(taking.taken_down(a)) == 1 and good(a)
 
     @pytest.mark.parametrize("erase_first", [False, True])
-    def test_erased_bytes_are_gone(self, a: Path, tmp_path: Path, jpeg: Jpeg,
-                                   erase_first: bool) -> None:
+    def test_erased_bytes_are_gone(
+        self, a: Path, tmp_path: Path, jpeg: Jpeg, erase_first: bool
+    ) -> None:
         if not erase_first:
             taking.drop(a, ["person-1"], "asked to")
         data = Dataset(a)
         key = data.key[int(data.rows_of(4)[0])]
         lone = data.read(int(data.rows_of(4)[0]))
-        result = taking.drop(a, ["person-1"] if erase_first else [], "asked to", keys=[key],
-                             erase=tmp_path / "out")
+        result = taking.drop(
+            a, ["person-1"] if erase_first else [], "asked to", keys=[key], erase=tmp_path / "out"
+        )
         assert (result["written"], result["images"], result["identities"]) == (19, 5, [1])
         manifest = Dataset(tmp_path / "out").manifest
-        assert (manifest["read"], manifest["written"], manifest["quarantined"],
-                manifest["erased"]) == (25, 19, 1, 5)
+        assert (
+            manifest["read"],
+            manifest["written"],
+            manifest["quarantined"],
+            manifest["erased"],
+        ) == (25, 19, 1, 5)
         good(tmp_path / "out")
-        whole = b"".join(path.read_bytes() for path in sorted((tmp_path / "out").rglob("*"))
-                         if path.is_file())
+        whole = b"".join(
+            path.read_bytes() for path in sorted((tmp_path / "out").rglob("*")) if path.is_file()
+        )
         for i in (5, 6, 8, 9):
             assert jpeg(i)[-90:-2] not in whole
         assert lone[-90:-2] not in whole
@@ -315,20 +333,23 @@ class TestDrop:
         for name in ("identities", "quarantine", "samples"):
             text = str(pq.read_table(tmp_path / f"out/{name}.parquet").to_pylist())
             assert "person-1" not in text and "person-2" in text + "person-2" * (
-                name == "quarantine")
+                name == "quarantine"
+            )
         assert labels.current(tmp_path / "out", 5).target.tolist() == [0, -1, 1, 2, 3]
-        again = taking.drop(a, ["person-1"] if erase_first else [], "asked to", keys=[key],
-                            erase=tmp_path / "out")
+        again = taking.drop(
+            a, ["person-1"] if erase_first else [], "asked to", keys=[key], erase=tmp_path / "out"
+        )
         assert again["digest"] == result["digest"]
         assert len(taking.taken_down(tmp_path / "out")) == 2 - erase_first
 
     def test_what_is_refused(self, a: Path, tmp_path: Path) -> None:
         for who, keys, reason, text in (
-                (["5"], [], "x", "no identity is called '5'"),
-                (["nobody"], [], "x", "no identity is called 'nobody'"),
-                ([], [], "x", "expected an identity or a key"),
-                (["1"], [], "  ", "expected some words"),
-                ([], ["000000001"], "x", "labels cannot leave out a single image")):
+            (["5"], [], "x", "no identity is called '5'"),
+            (["nobody"], [], "x", "no identity is called 'nobody'"),
+            ([], [], "x", "expected an identity or a key"),
+            (["1"], [], "  ", "expected some words"),
+            ([], ["000000001"], "x", "labels cannot leave out a single image"),
+        ):
             with pytest.raises(UsageError, match=f"GL0002 bad-option.*{text}"):
                 taking.drop(a, who, reason, keys=keys)
         with pytest.raises(UsageError, match="no sample has the key '000000099'"):
@@ -347,11 +368,16 @@ class TestDrop:
         with pytest.raises(UsageError, match="'person-0' means 2 identities: label 0 by its"):
             taking.find(data, ["person-0"])
         assert taking.find(data, ["label:5", "person-4", "source-label:person-3", "2"]) == [
-            2, 3, 4, 5]
+            2,
+            3,
+            4,
+            5,
+        ]
 
     def test_without_is_dense_and_ordered(self) -> None:
-        target, masks = taking.without(np.array([3, -1, 0, 2, 1, 3]),
-                                       np.array([[0, 1], [2, 3], [0, 3]]), [3])
+        target, masks = taking.without(
+            np.array([3, -1, 0, 2, 1, 3]), np.array([[0, 1], [2, 3], [0, 3]]), [3]
+        )
         assert target.tolist() == [2, -1, 0, -1, 1, 2] and masks.tolist() == [[0, 1], [0, 2]]
         nothing, none = taking.without(np.array([0, 0]), np.empty((0, 2), np.int64), [0, 1])
         assert nothing.tolist() == [-1, -1] and none.shape == (0, 2)

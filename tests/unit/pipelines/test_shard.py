@@ -34,8 +34,9 @@ Jpeg = Callable[[int], bytes]
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*"))
-            if p.is_file()}
+    return {
+        str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def world(tmp_path: Path, jpeg: Jpeg) -> Path:
         writer.write(0, recordio.pack([61, 73], 0, 1, b""))
     data = bytearray((folder / "train.rec").read_bytes())
     at = int(recordio.read_idx(folder / "train.idx")[1][54])
-    data[at:at + 4] = b"oops"
+    data[at : at + 4] = b"oops"
     (folder / "train.rec").write_bytes(data)
     return folder
 
@@ -62,12 +63,20 @@ def world(tmp_path: Path, jpeg: Jpeg) -> Path:
 def test_what_is_written(world: Path, tmp_path: Path, jpeg: Jpeg) -> None:
     out = tmp_path / "out"
     said: list[tuple[int, int]] = []
-    result = stage.shard(world, out, stage.Options(16, seed=3),
-                         progress=lambda done, total, note="": said.append((done, total)))
+    result = stage.shard(
+        world,
+        out,
+        stage.Options(16, seed=3),
+        progress=lambda done, total, note="": said.append((done, total)),
+    )
     assert (result["read"], result["written"], result["quarantined"]) == (60, 55, 5)
     assert result["quarantine_reasons"] == {
-        "corrupt-record": 1, "empty": 1, "jpeg-truncated": 1, "label-not-integer": 1,
-        "not-an-image": 1}
+        "corrupt-record": 1,
+        "empty": 1,
+        "jpeg-truncated": 1,
+        "label-not-integer": 1,
+        "not-an-image": 1,
+    }
     assert (result["identities"], result["shards"]) == (12, 4) and said[-1] == (60, 60)
 
     data = Dataset(out)
@@ -105,8 +114,9 @@ def test_what_is_written(world: Path, tmp_path: Path, jpeg: Jpeg) -> None:
 
 
 @pytest.mark.parametrize("with_json", [False, True])
-def test_tarfile_and_webdataset_read_the_index_s_samples(world: Path, tmp_path: Path,
-                                                         with_json: bool) -> None:
+def test_tarfile_and_webdataset_read_the_index_s_samples(
+    world: Path, tmp_path: Path, with_json: bool
+) -> None:
     import webdataset
 
     out = tmp_path / "out"
@@ -121,14 +131,20 @@ def test_tarfile_and_webdataset_read_the_index_s_samples(world: Path, tmp_path: 
     assert all({k for k in s if not k.startswith("__")} == names for s in seen)
     if with_json:
         assert json.loads(seen[0]["json"]) == {
-            "height": 112, "label": int(data.label[0]), "source": data.source[0],
-            "source_label": data.source_label[0], "width": 112}
+            "height": 112,
+            "label": int(data.label[0]),
+            "source": data.source[0],
+            "source_label": data.source_label[0],
+            "width": 112,
+        }
     row = 0
     for url in urls:
         with tarfile.open(url) as tar:
             members = tar.getmembers()
-        assert all((m.mtime, m.uid, m.gid, m.mode, m.type) == (0, 0, 0, 0o644, tarfile.REGTYPE)
-                   for m in members)
+        assert all(
+            (m.mtime, m.uid, m.gid, m.mode, m.type) == (0, 0, 0, 0o644, tarfile.REGTYPE)
+            for m in members
+        )
         for member in members:
             if member.name.endswith(".jpg"):
                 assert member.name == data.key[row] + ".jpg"
@@ -151,7 +167,8 @@ def test_one_member_a_sample(world: Path, tmp_path: Path) -> None:
     seen = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     assert [s["jpg"] for s in seen] == [data.read(i) for i in range(55)]
     assert [s["__key__"].split("_") for s in seen] == [
-        [key, str(label)] for key, label in zip(data.key, data.label.tolist())]
+        [key, str(label)] for key, label in zip(data.key, data.label.tolist())
+    ]
     assert {k for s in seen for k in s if not k.startswith("__")} == {"jpg"}
     assert verify.verify(out, deep=True)["ok"]
     block = bytearray(Path(urls[0]).read_bytes())
@@ -199,8 +216,20 @@ def test_two_runs_and_two_workers_give_the_same_bytes(world: Path, tmp_path: Pat
 
 def test_the_plain_sharder_writes_the_same(world: Path, tmp_path: Path) -> None:
     stage.shard(world, tmp_path / "a", stage.Options(16, seed=5))
-    subprocess.run([sys.executable, ROOT / "pipelines" / "plain_shard.py", world, tmp_path / "b",
-                    "--samples-per-shard", "16", "--seed", "5"], check=True, cwd=ROOT)
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / "pipelines" / "plain_shard.py",
+            world,
+            tmp_path / "b",
+            "--samples-per-shard",
+            "16",
+            "--seed",
+            "5",
+        ],
+        check=True,
+        cwd=ROOT,
+    )
     full, plain = files(tmp_path / "a"), files(tmp_path / "b")
     assert sum(name.endswith(".tar") for name in plain) == 4
     for name, data in plain.items():
@@ -223,8 +252,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: type[BaseExce
     monkeypatch.setattr(stage, "run", run)
 
 
-def test_a_stopped_run_continues(world: Path, tmp_path: Path,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_continues(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage.shard(world, tmp_path / "whole", stage.Options(16))
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -235,8 +265,10 @@ def test_a_stopped_run_continues(world: Path, tmp_path: Path,
     with pytest.raises(InputError, match=r"GL0301 .*without manifest"):
         Dataset(out)
     (out / "data" / "train-000002.tar.tmp.99").write_bytes(b"left by a kill")
-    done = {name: (out / "data" / name).stat().st_mtime_ns
-            for name in ("train-000000.tar", "train-000001.tar")}
+    done = {
+        name: (out / "data" / name).stat().st_mtime_ns
+        for name in ("train-000000.tar", "train-000001.tar")
+    }
     spoilt = out / "data" / "train-000001.tar"
     spoilt.write_bytes(b"\0" * spoilt.stat().st_size)
     result = stage.shard(world, out, stage.Options(16))
@@ -245,8 +277,9 @@ def test_a_stopped_run_continues(world: Path, tmp_path: Path,
     assert files(out) == files(tmp_path / "whole")
 
 
-def test_a_signal_stops_between_shards(world: Path, tmp_path: Path,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_stops_between_shards(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = stage.run
 
     def run(plan: stage.Plan, piece: int) -> dict[str, object]:
@@ -309,8 +342,9 @@ def test_outputs_that_are_refused(world: Path, tmp_path: Path) -> None:
         stage.shard(world, new)
 
 
-@pytest.mark.parametrize("bad", [{"samples_per_shard": 0}, {"seed": -1}, {"formats": ("gif",)},
-                                 {"formats": ()}])
+@pytest.mark.parametrize(
+    "bad", [{"samples_per_shard": 0}, {"seed": -1}, {"formats": ("gif",)}, {"formats": ()}]
+)
 def test_options_that_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="GL0002"):
         stage.Options(**bad)  # type: ignore[arg-type]
@@ -356,7 +390,7 @@ def test_samples_that_changed_on_disk(world: Path, tmp_path: Path) -> None:
         Dataset(out).read(row)
     assert path.name in str(caught.value) and f"key {data.key[row]}" in str(caught.value)
     assert len(Dataset(out).read(row, verify=False)) == data.size[row]
-    path.write_bytes(block[:int(data.offset[row]) + 9])
+    path.write_bytes(block[: int(data.offset[row]) + 9])
     with pytest.raises(InputError, match=r"GL0303 .*found 9"):
         Dataset(out).read(row)
     path.unlink()
@@ -370,15 +404,22 @@ def test_an_index_that_changed_on_disk(world: Path, tmp_path: Path) -> None:
 
     def columns() -> list[object]:
         data = Dataset(out)
-        return [list(data.key), data.label.tolist(), data.offset.tolist(), data.size.tolist(),
-                data.digests.tolist(), list(data.source), list(data.source_label),
-                data.shard.tolist()]
+        return [
+            list(data.key),
+            data.label.tolist(),
+            data.offset.tolist(),
+            data.size.tolist(),
+            data.digests.tolist(),
+            list(data.source),
+            list(data.source_label),
+            data.shard.tolist(),
+        ]
 
     path, good = out / "samples.parquet", columns()
     data = path.read_bytes()
     refused = 0
     for at in range(0, len(data), 131):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1:])
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         try:
             assert columns() == good, at  # a bit that means nothing to these columns
         except InputError as error:
@@ -410,16 +451,21 @@ def test_real_sets_of_mxnet(shared: Path, tmp_path: Path, name: str) -> None:
         expected = {k: (str(int(float(label))), "") for k, label, _ in rows}
     else:
         rows = json.loads((folder / "expected.json").read_text())["sets"][name]
-        expected = {str(r["key"]): (str(int(r["label"][0])), r["sha256"]) for r in rows
-                    if r["payload_len"] or name == "multipart"}
+        expected = {
+            str(r["key"]): (str(int(r["label"][0])), r["sha256"])
+            for r in rows
+            if r["payload_len"] or name == "multipart"
+        }
     try:
         result = stage.shard(folder / name, tmp_path / "out", stage.Options(7))
     except BudgetError as error:
         assert name == "multipart" and error.result  # its payloads are no images
         result = error.result
     data = Dataset(tmp_path / "out")
-    found = {data.source[i]: (data.source_label[i], hashlib.sha256(data.read(i)).hexdigest())
-             for i in range(data.n)}
+    found = {
+        data.source[i]: (data.source_label[i], hashlib.sha256(data.read(i)).hexdigest())
+        for i in range(data.n)
+    }
     for row in pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist():
         found[row["source"]] = (row["source_label"], row["sha256"])
     assert set(found) == set(expected) and result["read"] == len(expected)

@@ -140,9 +140,7 @@ def test_the_tail_is_long_and_counts_keep_their_mean() -> None:
     assert set(cast(World(identities=50, images=20, tail=0.0, conflicts=0)).count_C) == {20}
 
 
-def test_memory_does_not_grow_with_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synth, "photograph", lambda *_: bytes(5000))
 
     def peak(images: int) -> int:

@@ -14,20 +14,34 @@ import pytest
 from glint.review.chart import chart
 from glint.review.report import Card, Group, Page, Side, html, write
 
-BAD = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\' & {{ 7*7 }} http://example.org/'
+BAD = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>' & {{ 7*7 }} http://example.org/"
 JPEG = b"\xff\xd8\xff\xe0not really"
 
 
-def page(name: str = BAD, faces: tuple[bytes, ...] = (JPEG, b"<svg onload=alert(3)>"),
-         **options: object) -> Page:
+def page(
+    name: str = BAD, faces: tuple[bytes, ...] = (JPEG, b"<svg onload=alert(3)>"), **options: object
+) -> Page:
     a, b = Side(3, name, name, 5, faces), Side(70, "", name, 1, faces)
     card = Card(a, b, 0.812, 0.7, 0.6, 0.97, 0.8, "merge", name)
-    bars = chart("pairs", "cosine", [("pairs", name, np.array([0.5, 0.8, np.nan]), True)],
-                 [(0.4, name)], start=0.3, stop=1.0)
-    values = {"title": "Identities", "facts": [("command", name)], "cards": [card],
-              "counts": [("merge", "1", "pairs to merge")], "charts": [bars], "rows": [card] * 3,
-              "groups": [Group(1, [a, b, a], [[1, 0.9, 0.3], [0.9, 1, 0.8], [0.3, 0.8, 1]], name)],
-              "left_out": 12, **options}
+    bars = chart(
+        "pairs",
+        "cosine",
+        [("pairs", name, np.array([0.5, 0.8, np.nan]), True)],
+        [(0.4, name)],
+        start=0.3,
+        stop=1.0,
+    )
+    values = {
+        "title": "Identities",
+        "facts": [("command", name)],
+        "cards": [card],
+        "counts": [("merge", "1", "pairs to merge")],
+        "charts": [bars],
+        "rows": [card] * 3,
+        "groups": [Group(1, [a, b, a], [[1, 0.9, 0.3], [0.9, 1, 0.8], [0.3, 0.8, 1]], name)],
+        "left_out": 12,
+        **options,
+    }
     return Page(**values)
 
 
@@ -75,8 +89,9 @@ def test_the_page_asks_the_network_for_nothing() -> None:
 
 def test_style_and_script_are_allowed_by_their_hash() -> None:
     tags = Tags(html(page()))
-    [policy] = [a["content"] for name, a in tags.tags
-                if a.get("http-equiv") == "Content-Security-Policy"]
+    [policy] = [
+        a["content"] for name, a in tags.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
     for kind in ("script", "style"):
@@ -94,8 +109,17 @@ def test_only_images_are_embedded() -> None:
 
 def test_numbers_and_words() -> None:
     text = html(page(name="Ann"))
-    for expected in ("0.812", "0.97", "merges from 0.80", "5 images", "1 image<", "12 further",
-                     "3 more pairs", "not merged", "do not upload"):
+    for expected in (
+        "0.812",
+        "0.97",
+        "merges from 0.80",
+        "5 images",
+        "1 image<",
+        "12 further",
+        "3 more pairs",
+        "not merged",
+        "do not upload",
+    ):
         assert expected in text
     assert re.search(r'weakest">0\.30<', text)
     empty = html(page(cards=[], rows=[], groups=[], left_out=0))
@@ -111,8 +135,15 @@ def test_mode_is_private_even_over_an_older_file(tmp_path: Path) -> None:
 
 
 def test_chart_counts_and_places() -> None:
-    got = chart("t", "x", [("pairs", "pairs", np.array([0.05, 0.05, 0.95, 7, np.nan]), True)],
-                [(0.5, "half"), (3, "outside")], start=0.0, stop=1.0, step=0.1)
+    got = chart(
+        "t",
+        "x",
+        [("pairs", "pairs", np.array([0.05, 0.05, 0.95, 7, np.nan]), True)],
+        [(0.5, "half"), (3, "outside")],
+        start=0.0,
+        stop=1.0,
+        step=0.1,
+    )
     [series] = got.series
     assert series.words == "pairs (4)"
     points = [tuple(map(float, p.split(","))) for p in series.points.split()]

@@ -17,8 +17,9 @@ def test_the_fit_finds_location_and_spread() -> None:
     for upper in (False, True):
         got = calibrate.fit(Drawn(x, score, score), upper=upper)
         np.testing.assert_allclose(got.location(np.array([0.1, 2])), [0.995, 0.9], atol=0.02)
-        np.testing.assert_allclose(got.spread(np.array([0.1, 2])), np.sqrt([0.002, 0.021]),
-                                   rtol=0.15)
+        np.testing.assert_allclose(
+            got.spread(np.array([0.1, 2])), np.sqrt([0.002, 0.021]), rtol=0.15
+        )
 
 
 def test_a_heavy_tail_widens_the_spread() -> None:

@@ -9,8 +9,9 @@ from glint.search import evidence, knn
 from glint.search.evidence import Samples
 
 
-def person(rng: np.random.Generator, n: int, rho: float, dim: int = 64,
-           middle: np.ndarray | None = None) -> np.ndarray:
+def person(
+    rng: np.random.Generator, n: int, rho: float, dim: int = 64, middle: np.ndarray | None = None
+) -> np.ndarray:
     """Draw n unit rows whose mean pairwise cosine is about rho."""
     middle = knn.unit64(rng.standard_normal((1, dim)))[0] if middle is None else middle
     noise = knn.unit64(rng.standard_normal((n, dim)))

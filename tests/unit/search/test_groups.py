@@ -24,6 +24,7 @@ def test_components() -> None:
 
 def test_a_chain_is_refused_whole() -> None:
     """1~2~3 with 1 and 3 unlike: nothing of it merges; 8~9 is untouched by it."""
+
     def strength(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.where((a == 1) & (b == 3), 0.2, 0.9), np.full(len(a), 0.5)
 
@@ -62,4 +63,5 @@ def test_order_of_pairs_does_not_matter() -> None:
         got = guarded(b[order], a[order], strength, cap=6)
         assert [m.tolist() for m in got.merged] == [m.tolist() for m in want.merged]
         assert [(m.tolist(), w) for m, w in got.refused] == [
-            (m.tolist(), w) for m, w in want.refused]
+            (m.tolist(), w) for m, w in want.refused
+        ]

@@ -23,8 +23,12 @@ def brute(x: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.n
     return a[keep], b[keep], cosine[keep]
 
 
-ENGINES = ["torch", pytest.param("faiss", marks=pytest.mark.skipif(
-    not door.available(), reason="faiss is not installed"))]
+ENGINES = [
+    "torch",
+    pytest.param(
+        "faiss", marks=pytest.mark.skipif(not door.available(), reason="faiss is not installed")
+    ),
+]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

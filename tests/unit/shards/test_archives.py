@@ -23,8 +23,12 @@ from glint.shards.sources.source import Source
 
 Jpeg = Callable[[int], bytes]
 TREE = {"bob/b1.jpg": 0, "bob/b2.jpg": 1, "alice/a.jpg": 2}
-WEBFACE = {f"{d}/{d}_{n}_{n:07d}/{n}_{k}.jpg": 10 * d + n + k
-           for d in (0, 7) for n in (0, 3) for k in (0, 1)}
+WEBFACE = {
+    f"{d}/{d}_{n}_{n:07d}/{n}_{k}.jpg": 10 * d + n + k
+    for d in (0, 7)
+    for n in (0, 3)
+    for k in (0, 1)
+}
 
 
 def tar(path: Path, members: dict[str, bytes], format: int = tarfile.GNU_FORMAT) -> Path:
@@ -49,8 +53,10 @@ def found(source: Source) -> dict[str, tuple[str, bytes]]:
     for i in range(source.n):
         try:
             label = int(source.label[i])
-            made[source.name(i)] = (source.classes[label].decode() if label >= 0 else "",
-                                    source.read(i))
+            made[source.name(i)] = (
+                source.classes[label].decode() if label >= 0 else "",
+                source.read(i),
+            )
         except Rejected:
             continue
     return made
@@ -72,17 +78,25 @@ def through_disk(source: Source, folder: Path, path: Path) -> Source:
     return reopen(source.kind, str(path), {}, folder)
 
 
-@pytest.mark.parametrize("make", [tar, zip_, lambda p, m: zip_(p, m, packed=True),
-                                  lambda p, m: tar(p, m, tarfile.PAX_FORMAT),
-                                  lambda p, m: tar(p, m, tarfile.USTAR_FORMAT)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        tar,
+        zip_,
+        lambda p, m: zip_(p, m, packed=True),
+        lambda p, m: tar(p, m, tarfile.PAX_FORMAT),
+        lambda p, m: tar(p, m, tarfile.USTAR_FORMAT),
+    ],
+)
 @pytest.mark.parametrize("top", ["", "faces/"])
-def test_archives_of_identity_folders(tmp_path: Path, jpeg: Jpeg, make: Callable[..., Path],
-                                      top: str) -> None:
+def test_archives_of_identity_folders(
+    tmp_path: Path, jpeg: Jpeg, make: Callable[..., Path], top: str
+) -> None:
     image = {top + name: jpeg(i) for name, i in TREE.items()}
     path = make(tmp_path / "faces.archive", image)
     source = open_source(path)
     assert source.describe()["layout"] == "archive" and source.describe()["identities"] == 2
-    want = {name: (name[len(top):].split("/")[0], data) for name, data in image.items()}
+    want = {name: (name[len(top) :].split("/")[0], data) for name, data in image.items()}
     assert found(source) == want
     again = through_disk(source, tmp_path / "plan", path)
     assert found(again) == want and list(again.label) == list(source.label) == [1, 1, 0]
@@ -102,12 +116,17 @@ def test_webface_s_ten_folders(tmp_path: Path, jpeg: Jpeg, how: str) -> None:
         for digit in "07":
             zip_(src / f"{digit}.zip", {n: d for n, d in image.items() if n[0] == digit})
     else:
-        (tar if how == "tar" else zip_)(src / f"w.{how}",
-                                        {f"WebFace/{n}": d for n, d in image.items()})
+        (tar if how == "tar" else zip_)(
+            src / f"w.{how}", {f"WebFace/{n}": d for n, d in image.items()}
+        )
     source = open_source(src)
     assert source.describe()["layout"].endswith("/webface")
     assert [c.decode() for c in source.classes] == [
-        "0_0_0000000", "0_3_0000003", "7_0_0000000", "7_3_0000003"]
+        "0_0_0000000",
+        "0_3_0000003",
+        "7_0_0000000",
+        "7_3_0000003",
+    ]
     assert list(source.names) == list(source.classes)
     made = found(source)
     assert sorted(data for _, data in made.values()) == sorted(image.values())
@@ -124,19 +143,33 @@ def test_long_names_and_large_counts_in_a_tar(tmp_path: Path, jpeg: Jpeg) -> Non
 def test_members_that_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
-        for name, kind in (("../up/a.jpg", b"0"), ("/etc/a.jpg", b"0"), ("a/../../b.jpg", b"0"),
-                           ("a/link.jpg", tarfile.SYMTYPE), ("a/hard.jpg", tarfile.LNKTYPE),
-                           ("a/dev.jpg", tarfile.CHRTYPE), ("a/pipe.jpg", tarfile.FIFOTYPE),
-                           ("a/sparse.jpg", tarfile.GNUTYPE_SPARSE), ("a/good.jpg", b"0"),
-                           ("a/bad\n.jpg", b"0"), ("a/good.jpg", b"0"), ("loose.jpg", b"0"),
-                           ("a/.hidden.jpg", b"0"), ("readme.txt", b"0")):
+        for name, kind in (
+            ("../up/a.jpg", b"0"),
+            ("/etc/a.jpg", b"0"),
+            ("a/../../b.jpg", b"0"),
+            ("a/link.jpg", tarfile.SYMTYPE),
+            ("a/hard.jpg", tarfile.LNKTYPE),
+            ("a/dev.jpg", tarfile.CHRTYPE),
+            ("a/pipe.jpg", tarfile.FIFOTYPE),
+            ("a/sparse.jpg", tarfile.GNUTYPE_SPARSE),
+            ("a/good.jpg", b"0"),
+            ("a/bad\n.jpg", b"0"),
+            ("a/good.jpg", b"0"),
+            ("loose.jpg", b"0"),
+            ("a/.hidden.jpg", b"0"),
+            ("readme.txt", b"0"),
+        ):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             info.size = len(jpeg(1)) if kind == b"0" else 0
             archive.addfile(info, io.BytesIO(jpeg(1)) if kind == b"0" else None)
     source = open_source(path)
-    assert reasons(source) == {"unsafe-member": 8, "bad-name": 1, "duplicate-name": 1,
-                               "no-identity": 1}
+    assert reasons(source) == {
+        "unsafe-member": 8,
+        "bad-name": 1,
+        "duplicate-name": 1,
+        "no-identity": 1,
+    }
     assert list(found(source)) == ["a/good.jpg"]
     assert any("8 members" in note for note in source.describe()["notes"])
     result = {row["source"] for row in _quarantined(path, tmp_path / "out")}
@@ -167,11 +200,15 @@ def test_zip_members_that_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
     at = data.find(jpeg(2))
     data[at + 100] ^= 1
     entry = data.rfind(b"a/liar.jpg") - 46  # a bomb that declares 1000 bytes
-    data[entry + 24:entry + 28] = (1000).to_bytes(4, "little")
+    data[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
     path.write_bytes(data)
     source = open_source(path)
-    assert reasons(source) == {"unsafe-member": 5, "too-large": 1, "unsupported-method": 1,
-                               "corrupt-record": 2}
+    assert reasons(source) == {
+        "unsafe-member": 5,
+        "too-large": 1,
+        "unsupported-method": 1,
+        "corrupt-record": 2,
+    }
     assert list(found(source)) == ["a/good.jpg"]
 
 
@@ -208,9 +245,13 @@ def test_damaged_tars_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
     path = tar(tmp_path / "a.tar", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
     whole = path.read_bytes()
     second = whole.find(b"b/2.jpg")
-    for at, value in ((second, b"c"), (second + 124, b"7"), (second + 124, b"\x80\xff"),
-                      (second + 148, b"9")):
-        path.write_bytes(whole[:at] + value + whole[at + len(value):])
+    for at, value in (
+        (second, b"c"),
+        (second + 124, b"7"),
+        (second + 124, b"\x80\xff"),
+        (second + 148, b"9"),
+    ):
+        path.write_bytes(whole[:at] + value + whole[at + len(value) :])
         with pytest.raises(InputError, match=r"GL0214 .*0x[0-9a-f]+: a tar header is damaged"):
             open_source(path)
     path.write_bytes(whole + whole)
@@ -221,25 +262,55 @@ def test_damaged_tars_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
 def test_existing_webdataset_tars(tmp_path: Path, jpeg: Jpeg) -> None:
     src = tmp_path / "w"
     src.mkdir()
-    tar(src / "0.tar", {"a1.jpg": jpeg(1), "a1.cls": b"7", "a1.json": b"{}",
-                        "a2.jpeg": jpeg(2), "a2.json": b'{"label": 70}'})
-    tar(src / "1.tar", {
-        "a1.jpg": jpeg(3), "a1.cls": b"7\n", "b.jpg": jpeg(4), "c.cls": b"7", "d.jpg": jpeg(5),
-        "d.cls": b"-1", "e.jpg": jpeg(6), "e.png": jpeg(6), "e.cls": b"7", "f.jpg": jpeg(7),
-        "f.json": b"[" * 100_000, "b.cls": b"7"})
+    tar(
+        src / "0.tar",
+        {
+            "a1.jpg": jpeg(1),
+            "a1.cls": b"7",
+            "a1.json": b"{}",
+            "a2.jpeg": jpeg(2),
+            "a2.json": b'{"label": 70}',
+        },
+    )
+    tar(
+        src / "1.tar",
+        {
+            "a1.jpg": jpeg(3),
+            "a1.cls": b"7\n",
+            "b.jpg": jpeg(4),
+            "c.cls": b"7",
+            "d.jpg": jpeg(5),
+            "d.cls": b"-1",
+            "e.jpg": jpeg(6),
+            "e.png": jpeg(6),
+            "e.cls": b"7",
+            "f.jpg": jpeg(7),
+            "f.json": b"[" * 100_000,
+            "b.cls": b"7",
+        },
+    )
     source = open_source(src)
     assert source.describe()["layout"] == "webdataset"
-    assert found(source) == {"0.tar/a1": ("7", jpeg(1)), "0.tar/a2": ("70", jpeg(2)),
-                             "1.tar/a1": ("7", jpeg(3))}
-    assert reasons(source) == {"no-label": 2, "no-image": 2, "label-not-integer": 1,
-                               "ambiguous-sample": 1}
+    assert found(source) == {
+        "0.tar/a1": ("7", jpeg(1)),
+        "0.tar/a2": ("70", jpeg(2)),
+        "1.tar/a1": ("7", jpeg(3)),
+    }
+    assert reasons(source) == {
+        "no-label": 2,
+        "no-image": 2,
+        "label-not-integer": 1,
+        "ambiguous-sample": 1,
+    }
     again = through_disk(source, tmp_path / "plan", src)
     assert found(again) == found(source)
 
 
 def test_a_key_that_stands_twice(tmp_path: Path, jpeg: Jpeg) -> None:
-    path = tar(tmp_path / "w.tar", {"a.jpg": jpeg(1), "a.cls": b"0", "b.jpg": jpeg(2),
-                                    "b.cls": b"1", "./a.png": jpeg(3)})
+    path = tar(
+        tmp_path / "w.tar",
+        {"a.jpg": jpeg(1), "a.cls": b"0", "b.jpg": jpeg(2), "b.cls": b"1", "./a.png": jpeg(3)},
+    )
     with tarfile.open(path, "a") as archive:
         for name, data in (("a.jpg", jpeg(4)), ("a.cls", b"1")):
             info = tarfile.TarInfo(name)
@@ -257,8 +328,13 @@ def test_parquet_with_image_bytes(tmp_path: Path, jpeg: Jpeg, layout: str) -> No
     label = [5, 2, 5, None, 9, -4]
     image: list[bytes | None] = [jpeg(i) for i in range(5)] + [b"x"]
     image[4] = None
-    schema = {"info": {"features": {"label": {"names": ["z", "y", "x", "w", "v", "Eve"],
-                                              "_type": "ClassLabel"}}}}
+    schema = {
+        "info": {
+            "features": {
+                "label": {"names": ["z", "y", "x", "w", "v", "Eve"], "_type": "ClassLabel"}
+            }
+        }
+    }
     for part in (0, 1):
         rows = [{"bytes": b, "path": "p.jpg"} for b in image] if layout == "struct" else image
         said = [None if v is None else f"p{v}" for v in label] if layout == "names" else label
@@ -276,7 +352,8 @@ def test_parquet_with_image_bytes(tmp_path: Path, jpeg: Jpeg, layout: str) -> No
         assert sorted(label for label, _ in made.values() if "-" not in label) == sorted(names * 2)
         assert {made[f"data/train-1.parquet/{i}"][1] for i in range(3)} == set(image[:3])
         assert reasons(opened) == {"no-label": 2, "no-image": 2} | (
-            {} if layout == "names" else {"label-not-integer": 2})
+            {} if layout == "names" else {"label-not-integer": 2}
+        )
     if layout != "names":
         assert list(source.names)[list(source.classes).index(b"5")] == b"Eve"
     result = stage.shard(src, tmp_path / "out", stage.Options(samples_per_shard=2), workers=2)
@@ -285,11 +362,19 @@ def test_parquet_with_image_bytes(tmp_path: Path, jpeg: Jpeg, layout: str) -> No
 
 def test_damaged_parquet_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"image": [jpeg(i) for i in range(9)], "label": list(range(9))}), path,
-                   compression="none", write_page_checksum=True)
+    pq.write_table(
+        pa.table({"image": [jpeg(i) for i in range(9)], "label": list(range(9))}),
+        path,
+        compression="none",
+        write_page_checksum=True,
+    )
     whole = path.read_bytes()
-    for bad in (whole[:-1], whole[:len(whole) // 2], whole[:4] + bytes(len(whole) - 8) + whole[-4:],
-                whole.replace(jpeg(3), jpeg(3)[:-3] + b"abc")):
+    for bad in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole[:4] + bytes(len(whole) - 8) + whole[-4:],
+        whole.replace(jpeg(3), jpeg(3)[:-3] + b"abc"),
+    ):
         path.write_bytes(bad)
         with pytest.raises(InputError, match="GL0214"):
             through_disk(open_source(path), tmp_path / f"plan{len(bad)}{bad[-9]}", path)
@@ -309,8 +394,9 @@ def test_a_dataset_of_glint_s_own_is_no_source(tmp_path: Path, jpeg: Jpeg) -> No
 
 
 @pytest.mark.parametrize("make", [tar, zip_])
-def test_an_archive_gives_the_bytes_that_its_folder_gives(tmp_path: Path, jpeg: Jpeg,
-                                                          make: Callable[..., Path]) -> None:
+def test_an_archive_gives_the_bytes_that_its_folder_gives(
+    tmp_path: Path, jpeg: Jpeg, make: Callable[..., Path]
+) -> None:
     src = tmp_path / "tree"
     image = {name: jpeg(i) for name, i in sorted(TREE.items())}
     for name, data in image.items():

@@ -24,8 +24,17 @@ LABELS = [0, 9, 10, 99, 100, 12345, 10**9, 2**53 - 1]
 def samples() -> list[tuple[int, bytes, tuple[str, int, int], int, str, str]]:
     draw = np.random.default_rng(1)
     kinds = ["jpg", "png", "jpg", "webp"] * 2
-    return [(k * 123_456_789 % 10**9, draw.bytes(size), (kind, 100 + k, 7), label, f"id {label}",
-             f"a/\u00e9{k}") for k, (size, label, kind) in enumerate(zip(SIZES, LABELS, kinds))]
+    return [
+        (
+            k * 123_456_789 % 10**9,
+            draw.bytes(size),
+            (kind, 100 + k, 7),
+            label,
+            f"id {label}",
+            f"a/\u00e9{k}",
+        )
+        for k, (size, label, kind) in enumerate(zip(SIZES, LABELS, kinds))
+    ]
 
 
 @pytest.mark.parametrize("with_json", [False, True])
@@ -38,11 +47,33 @@ def test_a_shard_is_what_the_plain_writer_writes(with_json: bool) -> None:
         offset = tar.add(key, seen[0], data)
         tar.add(key, "cls", b"%d" % label)
         if with_json:
-            tar.add(key, "json", json.dumps({
-                "height": seen[2], "label": label, "source": source, "source_label": said,
-                "width": seen[1]}, sort_keys=True).encode())
-        rows.append((f"{key:09d}", label, said, 3, offset, len(data),
-                     xxhash.xxh3_128_digest(data), source, *seen[1:]))
+            tar.add(
+                key,
+                "json",
+                json.dumps(
+                    {
+                        "height": seen[2],
+                        "label": label,
+                        "source": source,
+                        "source_label": said,
+                        "width": seen[1],
+                    },
+                    sort_keys=True,
+                ).encode(),
+            )
+        rows.append(
+            (
+                f"{key:09d}",
+                label,
+                said,
+                3,
+                offset,
+                len(data),
+                xxhash.xxh3_128_digest(data),
+                source,
+                *seen[1:],
+            )
+        )
     shard.close()
     tar.close()
     assert ours.getvalue() == theirs.getvalue()
@@ -56,12 +87,21 @@ def test_the_content_does_not_depend_on_how_samples_are_joined() -> None:
     for step in (1, 3, 8):
         shard = Shard(io.BytesIO(), 0)
         for at in range(0, 8, step):
-            key, data, seen, label, name, source = zip(*samples()[at:at + step])
+            key, data, seen, label, name, source = zip(*samples()[at : at + step])
             run = joined(data, {})
             suffix, width, height = zip(*seen)
-            shard.extend(np.array(key), run.data, run.start_n, run.stop_n, np.array(suffix),
-                         np.array(width, np.int32), np.array(height, np.int32), np.array(label),
-                         pa.array(name), pa.array(["x", *source])[1:])
+            shard.extend(
+                np.array(key),
+                run.data,
+                run.start_n,
+                run.stop_n,
+                np.array(suffix),
+                np.array(width, np.int32),
+                np.array(height, np.int32),
+                np.array(label),
+                pa.array(name),
+                pa.array(["x", *source])[1:],
+            )
         shard.close()
         said.append((shard.content(), shard.tar.sha256))
     assert len(set(said)) == 1
@@ -92,8 +132,10 @@ def test_one_member_holds_its_label_in_its_name() -> None:
     with tarfile.open(fileobj=file, mode="r:") as tar:  # checks every header's checksum
         found = [(m.name, m.offset_data, m.size) for m in tar.getmembers()]
     offset = shard.samples().column("offset").to_pylist()
-    assert found == [(f"{key:09d}_{label}.{seen[0]}", at, len(data))
-                     for (key, data, seen, label, _, _), at in zip(samples(), offset)]
+    assert found == [
+        (f"{key:09d}_{label}.{seen[0]}", at, len(data))
+        for (key, data, seen, label, _, _), at in zip(samples(), offset)
+    ]
 
 
 def test_keys_have_nine_digits() -> None:

@@ -28,16 +28,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_the_order_of_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(
-        "dir" if Path(f"/proc/self/fd/{fd}").is_dir() else "file"), fsync(fd))[1])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (
+            calls.append("dir" if Path(f"/proc/self/fd/{fd}").is_dir() else "file"),
+            fsync(fd),
+        )[1],
+    )
     monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append("rename"), replace(a, b))[1])
     commit.write_bytes(tmp_path / "a", b"x")
     assert calls == ["file", "rename", "dir"]
 
 
 @pytest.mark.parametrize("number, code", [(errno.ENOSPC, "GL0901"), (errno.EIO, "GL0007")])
-def test_disk_errors_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
-                                 code: str) -> None:
+def test_disk_errors_have_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
+) -> None:
     def broken(fd: int) -> None:
         raise OSError(number, os.strerror(number))
 
@@ -66,9 +73,11 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
 
 def test_one_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    code = ("from glint.shards import commit; from glint.errors import BusyError\n"
-            f"try:\n with commit.lock({str(path)!r}): print('held')\n"
-            "except BusyError as error: print(error)")
+    code = (
+        "from glint.shards import commit; from glint.errors import BusyError\n"
+        f"try:\n with commit.lock({str(path)!r}): print('held')\n"
+        "except BusyError as error: print(error)"
+    )
     ask = [sys.executable, "-c", code]
     with commit.lock(path):
         said = subprocess.run(ask, capture_output=True, text=True, check=True).stdout

@@ -50,8 +50,9 @@ def tar(folder: Path, jpeg: Jpeg) -> Path:
 
 
 @pytest.mark.parametrize("make", [rec, tar])
-def test_a_read_is_tried_again_and_then_an_error(tmp_path: Path, jpeg: Jpeg, make: Callable[
-        [Path, Jpeg], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_is_tried_again_and_then_an_error(
+    tmp_path: Path, jpeg: Jpeg, make: Callable[[Path, Jpeg], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = open_source(make(tmp_path, jpeg))
     assert source.read(1) == jpeg(1)
     monkeypatch.setattr(os, "pread", Failing(2))
@@ -62,8 +63,9 @@ def test_a_read_is_tried_again_and_then_an_error(tmp_path: Path, jpeg: Jpeg, mak
     assert no.value.exit_code == 6
 
 
-def test_no_shard_is_left_by_a_source_that_fails(tmp_path: Path, jpeg: Jpeg,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_shard_is_left_by_a_source_that_fails(
+    tmp_path: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
     src, out = tar(tmp_path, jpeg), tmp_path / "out"
     whole = stage.shard(src, tmp_path / "whole")["digest"]
     with monkeypatch.context() as broken, pytest.raises(ResourceError, match="GL0903"):

@@ -26,8 +26,16 @@ def reason(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> str:
     return caught.value.reason
 
 
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"optimize": True},
-                                     {"comment": b"\xff\xd9" * 9}, {"restart_marker_blocks": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"optimize": True},
+        {"comment": b"\xff\xd9" * 9},
+        {"restart_marker_blocks": 1},
+    ],
+)
 def test_sizes_of_jpegs(options: dict[str, object]) -> None:
     data = encoded("JPEG", 112, 96, **options)
     assert look(data) == ("jpg", 112, 96)
@@ -46,7 +54,7 @@ def test_images_that_begin_alike_are_still_looked_at(jpeg: Callable[[int], bytes
     at = data.index(b"\xff\xc0")
     for size in range(3000):  # more beginnings than are kept, of more lengths
         made = data[:2] + b"\xff\xfe\0\x04" + struct.pack(">H", size) + data[2:]
-        made = made[:at + 6 + 5] + struct.pack(">HH", 1 + size, 7) + made[at + 6 + 9:]
+        made = made[: at + 6 + 5] + struct.pack(">HH", 1 + size, 7) + made[at + 6 + 9 :]
         assert look(made) == ("jpg", 7, 1 + size)
     for size in range(40):
         made = data[:2] + b"\xff\xfe" + struct.pack(">H", 2 + size) + b"\0" * size + data[2:]
@@ -71,13 +79,19 @@ def test_other_formats_only_when_allowed(options: dict[str, object]) -> None:
     assert reason(encoded("JPEG", 8, 8), ("png",)) == "unexpected-format"
 
 
-@pytest.mark.parametrize("data, word", [
-    (b"<html>403 Forbidden</html>", "not-an-image"), (b"\0" * 100, "not-an-image"),
-    (b"GIF89a" + b"\0" * 30, "unexpected-format"), (b"II*\0" + b"\0" * 30, "unexpected-format"),
-    (b"RIFF\0\0\0\0WAVEfmt ", "not-an-image"), (b"\xff\xd8", "not-an-image"),
-    (b"\xff\xd8\xff\xda" + b"\0" * 20, "jpeg-damaged"), (b"\xff\xd8\xff\xe0" + b"\0" * 20,
-                                                          "jpeg-damaged"),
-])
+@pytest.mark.parametrize(
+    "data, word",
+    [
+        (b"<html>403 Forbidden</html>", "not-an-image"),
+        (b"\0" * 100, "not-an-image"),
+        (b"GIF89a" + b"\0" * 30, "unexpected-format"),
+        (b"II*\0" + b"\0" * 30, "unexpected-format"),
+        (b"RIFF\0\0\0\0WAVEfmt ", "not-an-image"),
+        (b"\xff\xd8", "not-an-image"),
+        (b"\xff\xd8\xff\xda" + b"\0" * 20, "jpeg-damaged"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 20, "jpeg-damaged"),
+    ],
+)
 def test_what_is_no_image(data: bytes, word: str) -> None:
     assert reason(data) == word
 
@@ -85,9 +99,9 @@ def test_what_is_no_image(data: bytes, word: str) -> None:
 def test_bombs_are_refused_by_their_header(jpeg: Callable[[int], bytes]) -> None:
     data = jpeg(0)
     at = data.index(b"\xff\xc0")
-    bomb = data[:at + 5] + struct.pack(">HH", 65535, 65535) + data[at + 9:]
+    bomb = data[: at + 5] + struct.pack(">HH", 65535, 65535) + data[at + 9 :]
     assert reason(bomb) == "too-many-pixels"
-    assert reason(data[:at + 5] + b"\0\0\0\0" + data[at + 9:]) == "jpeg-damaged"
+    assert reason(data[: at + 5] + b"\0\0\0\0" + data[at + 9 :]) == "jpeg-damaged"
     assert reason(data + b"\0" * (16 << 20)) == "too-large"
 
 
@@ -95,11 +109,27 @@ def test_many_are_looked_at_as_one_is(jpeg: Callable[[int], bytes]) -> None:
     webp = encoded("WEBP", 31, 17)
     bomb = jpeg(0)
     at = bomb.index(b"\xff\xc0")
-    bomb = bomb[:at + 5] + struct.pack(">HH", 65535, 65535) + bomb[at + 9:]
-    images = [jpeg(1), jpeg(2)[:-2], b"", jpeg(3) + b"tail", encoded("JPEG", 64, 48), webp, bomb,
-              jpeg(4)[:100], jpeg(5)[:at + 9], b"\xff\xd9", jpeg(6), encoded("PNG", 9, 8), bomb,
-              b"<html>", *map(jpeg, range(7, 20)), jpeg(7) + b"\0" * MAX_BYTES + b"\xff\xd9",
-              jpeg(8)[:-1], jpeg(9)]
+    bomb = bomb[: at + 5] + struct.pack(">HH", 65535, 65535) + bomb[at + 9 :]
+    images = [
+        jpeg(1),
+        jpeg(2)[:-2],
+        b"",
+        jpeg(3) + b"tail",
+        encoded("JPEG", 64, 48),
+        webp,
+        bomb,
+        jpeg(4)[:100],
+        jpeg(5)[: at + 9],
+        b"\xff\xd9",
+        jpeg(6),
+        encoded("PNG", 9, 8),
+        bomb,
+        b"<html>",
+        *map(jpeg, range(7, 20)),
+        jpeg(7) + b"\0" * MAX_BYTES + b"\xff\xd9",
+        jpeg(8)[:-1],
+        jpeg(9),
+    ]
     draw = np.random.default_rng(0)
     for formats in (("jpg",), ("jpg", "png", "webp"), ("png",)):
         for _ in range(6):

@@ -41,20 +41,33 @@ def test_versions_come_and_go(root: Path) -> None:
     third = labels.commit(root, np.arange(4), NONE, {})
     assert third == 3 and labels.undo(root) == 1
     assert [line["op"] for line in labels.history(root)] == [
-        "apply", "apply", "undo", "undo", "redo", "redo", "undo", "apply", "undo"]
+        "apply",
+        "apply",
+        "undo",
+        "undo",
+        "redo",
+        "redo",
+        "undo",
+        "apply",
+        "undo",
+    ]
     assert labels.history(root)[0]["why"] == {"by": "test"}
 
 
-@pytest.mark.parametrize("target, masks, text", [
-    ([0, 1, 2], [], "one target for each of 4 labels"),
-    ([0, 1, 2, 4], [], "without a hole, 3 is not used"),
-    ([0, 1, 2, -2], [], "found -2"),
-    ([0, 0, 1, 2], [[0, 3]], "outside 0..2"),
-    ([0, 0, 1, 2], [[1, 1]], "a < b"),
-    ([0, 0, 1, 2], [[0, 1], [0, 1]], "stands twice"),
-])
-def test_wrong_tables_are_refused(root: Path, target: list[int], masks: list[list[int]],
-                                  text: str) -> None:
+@pytest.mark.parametrize(
+    "target, masks, text",
+    [
+        ([0, 1, 2], [], "one target for each of 4 labels"),
+        ([0, 1, 2, 4], [], "without a hole, 3 is not used"),
+        ([0, 1, 2, -2], [], "found -2"),
+        ([0, 0, 1, 2], [[0, 3]], "outside 0..2"),
+        ([0, 0, 1, 2], [[1, 1]], "a < b"),
+        ([0, 0, 1, 2], [[0, 1], [0, 1]], "stands twice"),
+    ],
+)
+def test_wrong_tables_are_refused(
+    root: Path, target: list[int], masks: list[list[int]], text: str
+) -> None:
     with pytest.raises(InputError, match="GL0304 bad-label-table") as caught:
         labels.commit(root, np.array(target), np.array(masks, np.int64).reshape(-1, 2), {})
     assert text in str(caught.value)

@@ -33,7 +33,12 @@ def test_reads_what_mxnet_reads(shared: Path, name: str) -> None:
             header, image = recordio.unpack(payload)
             labels = list(header.label) if isinstance(header.label, tuple) else [header.label]
             assert (header.flag, labels, header.id, header.id2, len(image)) == (
-                row["flag"], row["label"], row["id"], row["id2"], row["payload_len"])
+                row["flag"],
+                row["label"],
+                row["id"],
+                row["id2"],
+                row["payload_len"],
+            )
             assert hashlib.sha256(image).hexdigest() == row["sha256"]
     finally:
         os.close(fd)
@@ -65,20 +70,25 @@ def test_writes_the_bytes_that_mxnet_wrote(shared: Path, tmp_path: Path, name: s
 
 
 def record(*parts: tuple[int, bytes]) -> bytes:
-    return b"".join(struct.pack("<II", recordio.MAGIC, flag << 29 | len(data)) + data
-                    + b"\0" * (-len(data) & 3) for flag, data in parts)
+    return b"".join(
+        struct.pack("<II", recordio.MAGIC, flag << 29 | len(data)) + data + b"\0" * (-len(data) & 3)
+        for flag, data in parts
+    )
 
 
-@pytest.mark.parametrize("data, text", [
-    (b"", "end of the file after 0 of 8"),
-    (b"\0" * 12, "expected magic 0xced7230a, found 0x00000000"),
-    (record((0, b"abcd"))[:-1], "claims 4 bytes, the file has 3 left"),
-    (struct.pack("<II", recordio.MAGIC, (1 << 29) - 1) + b"x", "claims 536870911 bytes"),
-    (record((3, b"abcd")), "expected a first or whole part, found part flag 3"),
-    (record((1, b"abcd"), (0, b"abcd")), "expected a next part, found part flag 0"),
-    (record((1, b"abcd")), "end of the file"),
-    (record((5, b"abcd")), "found part flag 5"),
-])
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        (b"", "end of the file after 0 of 8"),
+        (b"\0" * 12, "expected magic 0xced7230a, found 0x00000000"),
+        (record((0, b"abcd"))[:-1], "claims 4 bytes, the file has 3 left"),
+        (struct.pack("<II", recordio.MAGIC, (1 << 29) - 1) + b"x", "claims 536870911 bytes"),
+        (record((3, b"abcd")), "expected a first or whole part, found part flag 3"),
+        (record((1, b"abcd"), (0, b"abcd")), "expected a next part, found part flag 0"),
+        (record((1, b"abcd")), "end of the file"),
+        (record((5, b"abcd")), "found part flag 5"),
+    ],
+)
 def test_damage_is_told(data: bytes, text: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="GL0213 corrupt-record") as caught:
         recordio.parse(data, path="a.rec")
@@ -105,10 +115,13 @@ def test_limit_is_checked_before_bytes_are_read(tmp_path: Path) -> None:
             recordio.read_at(file.fileno(), 10**9)
 
 
-@pytest.mark.parametrize("payload, text", [
-    (b"short", "expected a header of 24 bytes, found 5"),
-    (struct.pack("<IfQQ", 2**32 - 1, 0, 0, 0) + b"x" * 8, "claims 4294967295 labels, 8 bytes"),
-])
+@pytest.mark.parametrize(
+    "payload, text",
+    [
+        (b"short", "expected a header of 24 bytes, found 5"),
+        (struct.pack("<IfQQ", 2**32 - 1, 0, 0, 0) + b"x" * 8, "claims 4294967295 labels, 8 bytes"),
+    ],
+)
 def test_headers_that_lie(payload: bytes, text: str) -> None:
     with pytest.raises(InputError, match=text):
         recordio.unpack(payload)
@@ -123,8 +136,9 @@ def test_idx_tolerates_what_editors_do(tmp_path: Path) -> None:
     assert len(recordio.read_idx(path)[0]) == 0
 
 
-@pytest.mark.parametrize("line", [b"2", b"2 x", b"1 2 3", b"-1\t5", b"1.5\t2", b"\0\0\0",
-                                  b"1\t99999999999999999999"])
+@pytest.mark.parametrize(
+    "line", [b"2", b"2 x", b"1 2 3", b"-1\t5", b"1.5\t2", b"\0\0\0", b"1\t99999999999999999999"]
+)
 def test_idx_of_another_kind(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "a.idx"
     path.write_bytes(b"1\t0\n" + line + b"\n3\t4\n")

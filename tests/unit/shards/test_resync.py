@@ -24,13 +24,27 @@ Jpeg = Callable[[int], bytes]
 def write(path: Path, jpeg: Jpeg, n: int = 8) -> list[int]:
     """Write records with ids; the fifth holds the magic and has two parts. Give the offsets."""
     with recordio.Writer(path, path.with_suffix(".idx")) as writer:
-        return [writer.write(k, recordio.pack(float(k % 3), k, 0, jpeg(k) + (
-            b"\0" * (-len(jpeg(k)) & 3) + recordio.MAGIC_BYTES + b"\xff\xd9" if k == 4 else b"")))
-            for k in range(n)]
+        return [
+            writer.write(
+                k,
+                recordio.pack(
+                    float(k % 3),
+                    k,
+                    0,
+                    jpeg(k)
+                    + (
+                        b"\0" * (-len(jpeg(k)) & 3) + recordio.MAGIC_BYTES + b"\xff\xd9"
+                        if k == 4
+                        else b""
+                    ),
+                ),
+            )
+            for k in range(n)
+        ]
 
 
 def zero(data: bytearray, at: int) -> None:
-    data[at:at + 4] = bytes(4)
+    data[at : at + 4] = bytes(4)
 
 
 def longer(data: bytearray, at: int) -> None:
@@ -52,8 +66,9 @@ def out_of_place(data: bytearray, at: int) -> None:
 @pytest.mark.parametrize("idx", [True, False])
 @pytest.mark.parametrize("harm", [zero, longer, beyond, out_of_place])
 @pytest.mark.parametrize("record", [0, 3, 4, 7])
-def test_one_damaged_record_costs_one(tmp_path: Path, jpeg: Jpeg, idx: bool, record: int,
-                                      harm: Callable[[bytearray, int], None]) -> None:
+def test_one_damaged_record_costs_one(
+    tmp_path: Path, jpeg: Jpeg, idx: bool, record: int, harm: Callable[[bytearray, int], None]
+) -> None:
     path = tmp_path / "a.rec"
     offsets = write(path, jpeg)
     data = bytearray(path.read_bytes())
@@ -73,8 +88,9 @@ def test_one_damaged_record_costs_one(tmp_path: Path, jpeg: Jpeg, idx: bool, rec
         source.read(lost)
     stop = [*offsets, len(data)][record + 1]
     assert caught.value.reason == "lost-bytes"
-    assert caught.value.note.startswith(f"{stop - offsets[record]} bytes from "
-                                        f"0x{offsets[record]:x}")
+    assert caught.value.note.startswith(
+        f"{stop - offsets[record]} bytes from 0x{offsets[record]:x}"
+    )
     assert source.offset(lost) == offsets[record] and source.label[lost] == -1
     assert any("1 stretches" in note for note in source.describe()["notes"])
 
@@ -83,14 +99,19 @@ def test_lost_bytes_are_quarantined_with_offset_and_length(tmp_path: Path, jpeg:
     path = tmp_path / "a.rec"
     offsets = write(path, jpeg)
     data = bytearray(path.read_bytes())
-    data[offsets[2] + 40:offsets[5] + 3] = random.Random(1).randbytes(offsets[5] - offsets[2] - 37)
+    data[offsets[2] + 40 : offsets[5] + 3] = random.Random(1).randbytes(
+        offsets[5] - offsets[2] - 37
+    )
     path.write_bytes(data)
     with resyncing():
         result = stage.shard(path, tmp_path / "out")
     assert result["written"] == 4  # the third is as long as it says, and damaged
     assert result["quarantine_reasons"] == {"jpeg-damaged": 1, "lost-bytes": 1}
-    row = next(row for row in pq.read_table(tmp_path / "out/quarantine.parquet").to_pylist()
-               if row["reason"] == "lost-bytes")
+    row = next(
+        row
+        for row in pq.read_table(tmp_path / "out/quarantine.parquet").to_pylist()
+        if row["reason"] == "lost-bytes"
+    )
     assert row["offset"] == offsets[3] and f"{offsets[6] - offsets[3]} bytes" in row["note"]
     with pytest.raises(GlintError, match="GL0006"):  # not the same plan without it
         stage.shard(path, tmp_path / "out")
@@ -110,14 +131,16 @@ def test_a_shorter_length_is_not_believed(tmp_path: Path, jpeg: Jpeg) -> None:
 
 def test_records_and_losses_cover_every_byte(tmp_path: Path, jpeg: Jpeg) -> None:
     path = tmp_path / "a.rec"
-    write(path, lambda k: jpeg(k)[:60 + k], 12)
+    write(path, lambda k: jpeg(k)[: 60 + k], 12)
     path.with_suffix(".idx").unlink()
     whole, chance = path.read_bytes(), random.Random(7)
     for _ in range(200):
         data = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
             at = chance.randrange(len(data))
-            data[at:at + chance.choice((0, 1, 4, 30))] = chance.randbytes(chance.choice((0, 1, 4)))
+            data[at : at + chance.choice((0, 1, 4, 30))] = chance.randbytes(
+                chance.choice((0, 1, 4))
+            )
         path.write_bytes(data)
         start, lost = scan_past_damage(path)
         assert start[0] == 0 and (np.diff(start) > 0).all() and start[-1] < len(data)
@@ -156,7 +179,8 @@ def test_a_rebuilt_idx(tmp_path: Path, jpeg: Jpeg) -> None:
     assert idx.read_bytes() == right
     with resyncing():
         assert rebuild_idx(path)["lost_stretches"] == 1
-    assert idx.read_bytes() == b"".join(b"%d\t%d\n" % (k, at) for k, at in enumerate(offsets)
-                                        if k != 3)
+    assert idx.read_bytes() == b"".join(
+        b"%d\t%d\n" % (k, at) for k, at in enumerate(offsets) if k != 3
+    )
     with pytest.raises(UsageError, match="GL0002"):
         rebuild_idx(tmp_path)

@@ -28,8 +28,9 @@ def write(folder: Path, records: Sequence[tuple[int, bytes]]) -> Path:
     return folder
 
 
-def identity_layout(jpeg: Jpeg, sizes: Sequence[int], *, shift: int = 0, ids: bool = True,
-                    vector: bool = False) -> list[tuple[int, bytes]]:
+def identity_layout(
+    jpeg: Jpeg, sizes: Sequence[int], *, shift: int = 0, ids: bool = True, vector: bool = False
+) -> list[tuple[int, bytes]]:
     """Give records as InsightFace's builder orders them; `shift` moves all keys up."""
     records: list[tuple[int, bytes]] = []
     ranges, key = [], 1 + shift
@@ -101,8 +102,11 @@ def test_keys_above_two_to_the_24(tmp_path: Path, jpeg: Jpeg) -> None:
 
 
 def test_several_identity_records_for_one_label(tmp_path: Path, jpeg: Jpeg) -> None:
-    records = [(1, recordio.pack(7.0, 1, 0, jpeg(1))), (2, recordio.pack(9.0, 2, 0, jpeg(2))),
-               (3, recordio.pack(7.0, 3, 0, jpeg(3)))]
+    records = [
+        (1, recordio.pack(7.0, 1, 0, jpeg(1))),
+        (2, recordio.pack(9.0, 2, 0, jpeg(2))),
+        (3, recordio.pack(7.0, 3, 0, jpeg(3))),
+    ]
     records += [(k, recordio.pack([k - 3, k - 2], k, 0, b"")) for k in (4, 5, 6)]
     records.append((0, recordio.pack([4, 7], 0, 1, b"")))
     source = open_source(write(tmp_path / "s", records))
@@ -123,8 +127,9 @@ def test_identity_records_are_compared_with_the_images(tmp_path: Path, jpeg: Jpe
 
 def test_labels_that_are_no_class(tmp_path: Path, jpeg: Jpeg) -> None:
     values = [0.0, 1.5, float("nan"), -1.0, float("inf"), 4.0]
-    source = open_source(write(tmp_path / "s", [
-        (k, recordio.pack(v, k, 0, jpeg(k))) for k, v in enumerate(values)]))
+    source = open_source(
+        write(tmp_path / "s", [(k, recordio.pack(v, k, 0, jpeg(k))) for k, v in enumerate(values)])
+    )
     assert source.label.tolist() == [0, -1, -1, -1, -1, 1]
     assert reasons(source) == {"label-not-integer": 4}
 
@@ -137,13 +142,14 @@ def test_images_behind_the_identities_are_not_dropped(tmp_path: Path, jpeg: Jpeg
 
 @pytest.mark.parametrize("spoil", ["magic", "length", "short"])
 @pytest.mark.parametrize("which", [0, 2, 5])
-def test_a_damaged_record_costs_one_record(tmp_path: Path, jpeg: Jpeg, spoil: str,
-                                           which: int) -> None:
+def test_a_damaged_record_costs_one_record(
+    tmp_path: Path, jpeg: Jpeg, spoil: str, which: int
+) -> None:
     folder = write(tmp_path / "s", identity_layout(jpeg, [3, 3]))
     data = bytearray((folder / "train.rec").read_bytes())
     at = int(recordio.read_idx(folder / "train.idx")[1][which])
     if spoil == "magic":
-        data[at:at + 4] = b"\0\0\0\0"
+        data[at : at + 4] = b"\0\0\0\0"
     elif spoil == "length":
         struct.pack_into("<I", data, at + 4, (1 << 29) - 1)
     else:
@@ -161,19 +167,23 @@ def plain(jpeg: Jpeg, n: int = 8) -> list[tuple[int, bytes]]:
     return [(k, recordio.pack(float(k // 2), k, 0, jpeg(k) + b"x" * k)) for k in range(n)]
 
 
-@pytest.mark.parametrize("change, text", [
-    (lambda k, o: (k, o + 4), "key 0 @ 4"),
-    (lambda k, o: (k, o + 1), "key 0 @ 1"),
-    (lambda k, o: (np.zeros_like(k), o), "key 0 stands 8 times"),
-    (lambda k, o: (k, np.where(k == 3, o[2], o)), "stands 2 times"),
-    (lambda k, o: (k[k != 3], o[k != 3]), "is not listed"),
-    (lambda k, o: (k[:0], o[:0]), "it lists no record"),
-    (lambda k, o: (k[:-1], o[:-1]), "is not listed"),
-    (lambda k, o: (k[1:], o[1:]), "is not listed"),
-    (lambda k, o: (k, np.where(k == 3, o + 8, o)), "key 3 @"),
-])
-def test_an_idx_of_another_file(tmp_path: Path, jpeg: Jpeg, change: Callable[..., object],
-                                text: str) -> None:
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (lambda k, o: (k, o + 4), "key 0 @ 4"),
+        (lambda k, o: (k, o + 1), "key 0 @ 1"),
+        (lambda k, o: (np.zeros_like(k), o), "key 0 stands 8 times"),
+        (lambda k, o: (k, np.where(k == 3, o[2], o)), "stands 2 times"),
+        (lambda k, o: (k[k != 3], o[k != 3]), "is not listed"),
+        (lambda k, o: (k[:0], o[:0]), "it lists no record"),
+        (lambda k, o: (k[:-1], o[:-1]), "is not listed"),
+        (lambda k, o: (k[1:], o[1:]), "is not listed"),
+        (lambda k, o: (k, np.where(k == 3, o + 8, o)), "key 3 @"),
+    ],
+)
+def test_an_idx_of_another_file(
+    tmp_path: Path, jpeg: Jpeg, change: Callable[..., object], text: str
+) -> None:
     folder = write(tmp_path / "s", plain(jpeg))
     key_r, offset_r = recordio.read_idx(folder / "train.idx")
     key_r, offset_r = change(key_r, offset_r)  # type: ignore[misc]
@@ -232,15 +242,35 @@ def tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def test_identity_folders(tmp_path: Path, jpeg: Jpeg) -> None:
-    source = open_source(tree(tmp_path / "s", {
-        "Bo/2.jpg": jpeg(2), "Bo/10.JPEG": jpeg(1), "Al Ice/x.jpg": jpeg(3), "Bo/.hidden": b"x",
-        "deep/er/y.jpg": jpeg(4), "loose.jpg": jpeg(5), "README.txt": b"x", "Bo/page.html": b"<a>",
-        "\u4eba/z.jpg": jpeg(6), "Bo/new\nline.jpg": jpeg(7)}))
+    source = open_source(
+        tree(
+            tmp_path / "s",
+            {
+                "Bo/2.jpg": jpeg(2),
+                "Bo/10.JPEG": jpeg(1),
+                "Al Ice/x.jpg": jpeg(3),
+                "Bo/.hidden": b"x",
+                "deep/er/y.jpg": jpeg(4),
+                "loose.jpg": jpeg(5),
+                "README.txt": b"x",
+                "Bo/page.html": b"<a>",
+                "\u4eba/z.jpg": jpeg(6),
+                "Bo/new\nline.jpg": jpeg(7),
+            },
+        )
+    )
     assert [n.decode() for n in source.classes] == ["Al Ice", "Bo", "deep/er", "\u4eba"]
     assert [n.decode() for n in source.names] == ["Al Ice", "Bo", "er", "\u4eba"]
     assert [source.name(i) for i in range(source.n)] == [
-        "loose.jpg", "Al Ice/x.jpg", "Bo/10.JPEG", "Bo/2.jpg", "Bo/new\nline.jpg", "Bo/page.html",
-        "deep/er/y.jpg", "\u4eba/z.jpg"]
+        "loose.jpg",
+        "Al Ice/x.jpg",
+        "Bo/10.JPEG",
+        "Bo/2.jpg",
+        "Bo/new\nline.jpg",
+        "Bo/page.html",
+        "deep/er/y.jpg",
+        "\u4eba/z.jpg",
+    ]
     assert source.label.tolist() == [-1, 0, 1, 1, 1, 1, 2, 3]
     assert reasons(source) == {"no-identity": 1, "bad-name": 1}
     assert source.describe()["notes"] == ["2 hidden or loose files were skipped"]

@@ -61,8 +61,12 @@ def flip(path: Path, bit: int) -> None:
 
 def test_a_good_dataset_is_good(made: Path) -> None:
     steps: list[tuple[int, int]] = []
-    result = verify(made, deep=True, workers=2,
-                    progress=lambda done, total, note="": steps.append((done, total)))
+    result = verify(
+        made,
+        deep=True,
+        workers=2,
+        progress=lambda done, total, note="": steps.append((done, total)),
+    )
     assert result["ok"] and result["problems"] == [] and result["notes"] == []
     assert (result["samples"], result["shards"], result["label_version"]) == (23, 3, 2)
     assert steps[-1] == (result["bytes"], result["bytes"])
@@ -75,8 +79,9 @@ def test_every_flipped_bit_is_found(made: Path) -> None:
     Bits are drawn at random, and every bit of the manifest's first and last bytes is tried.
     """
     rng = np.random.default_rng(0)
-    files = [p for p in sorted(made.rglob("*")) if p.is_file() and p.name not in (
-        "lock", "plan.json")]
+    files = [
+        p for p in sorted(made.rglob("*")) if p.is_file() and p.name not in ("lock", "plan.json")
+    ]
     assert len(files) == 14
     for path in files:
         raw = path.read_bytes()
@@ -102,8 +107,14 @@ def test_every_bit_of_a_sample_is_found_where_it_is(data: Path) -> None:
     path = data / "data" / dataset.shards[int(dataset.shard[row])]
     at, size, key = int(dataset.offset[row]), int(dataset.size[row]), dataset.key[row]
     end = int(dataset.offset[row + 1]) - BLOCK
-    for byte in [*range(at - BLOCK, at + 40, 9), at + size - 1, at + size, at + size + 1,
-                 *range(at + size + -size % BLOCK, at + size + -size % BLOCK + 600, 29), end - 1]:
+    for byte in [
+        *range(at - BLOCK, at + 40, 9),
+        at + size - 1,
+        at + size,
+        at + size + 1,
+        *range(at + size + -size % BLOCK, at + size + -size % BLOCK + 600, 29),
+        end - 1,
+    ]:
         flip(path, 8 * byte + byte % 8)
         (problem,) = said(data)
         assert problem["file"] == f"data/{path.name}" and problem["shard"] == path.name
@@ -126,7 +137,8 @@ def test_what_a_problem_says(data: Path) -> None:
     digest = dataset.digests[0].tobytes().hex()
     assert result["shown"][0].startswith(
         f"GL0303 data/train-000000.tar key {key} @ 0x{at:x}: the image bytes do not match their "
-        f"checksum: expected xxh3-128 {digest}, found ")
+        f"checksum: expected xxh3-128 {digest}, found "
+    )
     assert verify(data)["ok"]  # not deep: no shard is read
     assert str(Problem("GL0302", "gone", "data/x.tar")) == "GL0302 data/x.tar: gone"
 
@@ -159,7 +171,9 @@ def test_missing_extra_renamed_swapped(data: Path) -> None:
     one.write_bytes(raw[two])
     two.write_bytes(raw[one])
     assert [(p["shard"], p["found"]) for p in said(data)] == [
-        (one.name, f"the bytes of {two.name}"), (two.name, f"the bytes of {one.name}")]
+        (one.name, f"the bytes of {two.name}"),
+        (two.name, f"the bytes of {one.name}"),
+    ]
     one.write_bytes(raw[one])
     two.write_bytes(raw[two])
     (data / "data/train-000002.tar.tmp.77").write_bytes(b"half")
@@ -169,6 +183,7 @@ def test_missing_extra_renamed_swapped(data: Path) -> None:
 
 def test_a_well_sealed_lie_is_found(data: Path) -> None:
     """A table changed with its digest renewed contradicts the shards, the counts or itself."""
+
     def lie(table: Any) -> list[dict[str, Any]]:
         parquet.write(data / "samples.parquet", table)
         manifest = commit.read_json(data / "manifest.json")
@@ -187,8 +202,10 @@ def test_a_well_sealed_lie_is_found(data: Path) -> None:
         return good.set_column(place, field, pa.array(column, field.type))
 
     assert any("checksum" in p["what"] for p in lie(change("digest", 3, b"x" * 16)))
-    assert any(p["what"] == "the label in the shard is not the index's"
-               for p in lie(change("label", 3, (good.column("label")[3].as_py() + 1) % 6)))
+    assert any(
+        p["what"] == "the label in the shard is not the index's"
+        for p in lie(change("label", 3, (good.column("label")[3].as_py() + 1) % 6))
+    )
     assert any("another size than the index" in p["what"] for p in lie(change("size", 3, 77)))
     assert any("does not describe a tar" in p["what"] for p in lie(change("offset", 3, 513)))
     assert any("does not describe a tar" in p["what"] for p in lie(change("size", 3, 2**31 - 1)))
@@ -199,8 +216,10 @@ def test_a_well_sealed_lie_is_found(data: Path) -> None:
     assert any("follows shard" in p["what"] for p in lie(change("shard", 3, 2)))
     assert any("empty cell" in p["what"] for p in lie(change("digest", 3, None)))
     found = lie(good.slice(0, 20))
-    assert {"the index has another number of samples",
-            "the index has another number of samples of this shard"} <= {p["what"] for p in found}
+    assert {
+        "the index has another number of samples",
+        "the index has another number of samples of this shard",
+    } <= {p["what"] for p in found}
     assert lie(good) == []
 
 
@@ -212,8 +231,10 @@ def test_labels_and_takedowns(data: Path) -> None:
     assert said(data, deep=False) == []
     (data / "labels/v0001.masks.parquet").unlink()
     (problem,) = said(data, deep=False)
-    assert (problem["file"], problem["what"]) == ("labels/v0001.masks.parquet",
-                                                  "the file is missing")
+    assert (problem["file"], problem["what"]) == (
+        "labels/v0001.masks.parquet",
+        "the file is missing",
+    )
 
 
 def test_what_is_no_dataset(tmp_path: Path, data: Path) -> None:
@@ -231,7 +252,10 @@ def test_what_is_no_dataset(tmp_path: Path, data: Path) -> None:
 
 def test_problems_are_counted_and_capped(data: Path) -> None:
     assert [(number, table.num_rows) for number, table in runs(Dataset(data))] == [
-        (0, 8), (1, 7), (2, 8)]
+        (0, 8),
+        (1, 7),
+        (2, 8),
+    ]
     for path in sorted((data / "data").iterdir()):  # an image and a header of each sample
         path.write_bytes(b"\0" * path.stat().st_size)
     for i in range(80):
@@ -244,8 +268,10 @@ def test_a_tar_that_tarfile_wrote_is_walked(data: Path) -> None:
     """The walk reads USTAR as it is, not only what glint's own writer makes of it."""
     path = data / "data/train-000000.tar"
     plain = io.BytesIO()
-    with tarfile.open(path) as old, tarfile.open(fileobj=plain, mode="w",
-                                                 format=tarfile.USTAR_FORMAT) as new:
+    with (
+        tarfile.open(path) as old,
+        tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as new,
+    ):
         for member in old:
             member.uname = "somebody"
             new.addfile(member, old.extractfile(member))

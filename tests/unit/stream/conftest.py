@@ -27,8 +27,9 @@ def face(seed: int, size: int = 112) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=95))
 
 
-def write(root: Path, labels: Sequence[int], per_shard: int = 16,
-          images: Sequence[bytes] | None = None) -> Dataset:
+def write(
+    root: Path, labels: Sequence[int], per_shard: int = 16, images: Sequence[bytes] | None = None
+) -> Dataset:
     """Write a dataset with these labels, in order."""
     (root / "data").mkdir(parents=True)
     classes = max(labels) + 1
@@ -46,19 +47,43 @@ def write(root: Path, labels: Sequence[int], per_shard: int = 16,
                     if suffix == ".jpg":
                         offset = tar.offset + 512
                     tar.addfile(info, io.BytesIO(data))
-                values = (f"{row:09d}", labels[row], str(labels[row]), number, offset,
-                          len(image), xxhash.xxh3_128_digest(image), f"{row}.jpg", 112, 112)
+                values = (
+                    f"{row:09d}",
+                    labels[row],
+                    str(labels[row]),
+                    number,
+                    offset,
+                    len(image),
+                    xxhash.xxh3_128_digest(image),
+                    f"{row}.jpg",
+                    112,
+                    112,
+                )
                 for column, value in zip(columns.values(), values):
                     column.append(value)
     pq.write_table(pa.table(columns, schema=tables.SAMPLES), root / "samples.parquet")
     count = np.bincount(labels, minlength=classes)
-    identities = {"label": range(classes), "source_label": [str(i) for i in range(classes)],
-                  "name": [None] * classes, "count": count}
-    pq.write_table(pa.table({k: list(v) for k, v in identities.items()},
-                            schema=tables.IDENTITIES), root / "identities.parquet")
-    (root / "manifest.json").write_text(json.dumps({
-        "format": "glint/dataset@1", "written": len(labels), "identities": classes,
-        "shards": shards, "digest": "sha256:test"}))
+    identities = {
+        "label": range(classes),
+        "source_label": [str(i) for i in range(classes)],
+        "name": [None] * classes,
+        "count": count,
+    }
+    pq.write_table(
+        pa.table({k: list(v) for k, v in identities.items()}, schema=tables.IDENTITIES),
+        root / "identities.parquet",
+    )
+    (root / "manifest.json").write_text(
+        json.dumps(
+            {
+                "format": "glint/dataset@1",
+                "written": len(labels),
+                "identities": classes,
+                "shards": shards,
+                "digest": "sha256:test",
+            }
+        )
+    )
     return Dataset(root)
 
 
@@ -73,6 +98,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Dataset]:
     """A writer of datasets of this test's own."""
+
     def at(labels: Sequence[int], **options: object) -> Dataset:
         return write(tmp_path / "dataset", labels, **options)  # type: ignore[arg-type]
 

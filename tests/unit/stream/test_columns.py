@@ -17,9 +17,11 @@ from glint.stream.columns import key_of, open_columns
 
 
 def same(a, b):
-    return all((getattr(a, f.name) == getattr(b, f.name)).all()
-               and getattr(a, f.name).dtype == getattr(b, f.name).dtype
-               for f in dataclasses.fields(a))
+    return all(
+        (getattr(a, f.name) == getattr(b, f.name)).all()
+        and getattr(a, f.name).dtype == getattr(b, f.name).dtype
+        for f in dataclasses.fields(a)
+    )
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 20])
@@ -31,7 +33,7 @@ def test_columns_are_those_of_the_index(small, limit):
     assert (record["digest"] == small.digests).all()
     assert (columns.shard_of(np.arange(small.n)) == small.shard).all()
     for label in range(small.classes):
-        rows = columns.member[columns.first_L[label]:columns.first_L[label + 1]]
+        rows = columns.member[columns.first_L[label] : columns.first_L[label + 1]]
         assert (rows == small.rows_of(label)).all()
     assert all(key_of(small, row) == small.key[row] for row in (0, 31, 49))
 
@@ -52,15 +54,20 @@ def test_the_file_is_written_once_and_may_be_deleted(make):
     assert same(first, open_columns(dataset, 0)) and files(dataset) == written
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda path: os.truncate(path, path.stat().st_size - 1),
-    lambda path: path.write_bytes(b""),
-    lambda path: path.write_bytes(b"{}" + path.read_bytes()[2:])])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"{}" + path.read_bytes()[2:]),
+    ],
+)
 def test_a_file_that_is_not_whole_is_not_used(make, spoil):
     dataset = make([0, 1, 2, 1] * 8)
     want = open_columns(dataset, 0)
-    kept = dataclasses.replace(want, **{f.name: getattr(want, f.name).copy()
-                                        for f in dataclasses.fields(want)})
+    kept = dataclasses.replace(
+        want, **{f.name: getattr(want, f.name).copy() for f in dataclasses.fields(want)}
+    )
     spoil(files(dataset)[0])
     assert same(kept, open_columns(dataset, 0))
 
@@ -83,13 +90,17 @@ def test_another_index_has_another_file(make):
     assert len(files(dataset)) == 2
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"label": [0, 9] * 8}, "labels run from 0 to 9, expected 0 to 1"),
-    ({"shard": [0, 1] * 8}, "not stand in the order of their shards"),
-    ({"shard": [-1] * 16}, "not stand in the order of their shards"),
-    ({"shard": [7] * 16}, "a shard that the manifest lacks"),
-    ({"offset": [513] * 16}, "not a multiple of 512"),
-    ({"size": [-1] * 16}, "a size is negative")])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"label": [0, 9] * 8}, "labels run from 0 to 9, expected 0 to 1"),
+        ({"shard": [0, 1] * 8}, "not stand in the order of their shards"),
+        ({"shard": [-1] * 16}, "not stand in the order of their shards"),
+        ({"shard": [7] * 16}, "a shard that the manifest lacks"),
+        ({"offset": [513] * 16}, "not a multiple of 512"),
+        ({"size": [-1] * 16}, "a size is negative"),
+    ],
+)
 def test_an_index_that_cannot_be_is_refused(make, change, text):
     dataset = rewrite(make([0, 1] * 8), **change)
     with pytest.raises(InputError, match=text) as caught:

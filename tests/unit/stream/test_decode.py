@@ -32,9 +32,15 @@ def test_straight_into_the_batch(options):
     assert not batch[0].any() and not batch[2].any()
 
 
-@pytest.mark.parametrize(("size", "text"), [
-    ((96, 112), "expected 112x112 pixels, found 96x112"), ((64, 64), "found 64x64"),
-    ((160, 160), "found 160x160"), ((224, 56), "found 224x56")])
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        ((96, 112), "expected 112x112 pixels, found 96x112"),
+        ((64, 64), "found 64x64"),
+        ((160, 160), "found 160x160"),
+        ((224, 56), "found 224x56"),
+    ],
+)
 def test_wrong_size(size, text):
     with pytest.raises(InputError, match=text) as caught:
         decode_into(jpeg(size), np.empty((112, 112, 3), dtype=np.uint8), "here")

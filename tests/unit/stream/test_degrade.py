@@ -40,8 +40,9 @@ def test_shares_are_those_documented():
     image[:, :, ::3] = (200, 30, 60)
     before = image.copy()
     Degrade("insightface", 1)(image, 0, np.arange(3000))
-    grey = (image[..., 0] == image[..., 1]).all(axis=(1, 2)) & (
-        image[..., 1] == image[..., 2]).all(axis=(1, 2))
+    grey = (image[..., 0] == image[..., 1]).all(axis=(1, 2)) & (image[..., 1] == image[..., 2]).all(
+        axis=(1, 2)
+    )
     assert abs(grey.mean() - 0.1) < 0.02
     untouched = (image == before).all(axis=(1, 2, 3)).mean()
     assert abs(untouched - 0.8 * 0.9 * 0.8 * 0.9) < 0.04
@@ -105,18 +106,31 @@ def labels(dataset):
 
 @pytest.mark.parametrize("options", [{"workers": 2}, {"threads": 3}, {"block": 4}])
 def test_a_stream_degrades_the_same_however_it_loads(small, options):
-    plain = Stream(small, labels=labels(small), batch=5, seed=1, augment="lowlight",
-                   block=options.get("block"))
+    plain = Stream(
+        small, labels=labels(small), batch=5, seed=1, augment="lowlight", block=options.get("block")
+    )
     other = Stream(small, labels=labels(small), batch=5, seed=1, augment="lowlight", **options)
     made = list(zip(plain.batches(1), other.batches(1)))
     assert len(made) == 10 and all(torch.equal(a.image, b.image) for a, b in made)
-    ranks = [Stream(small, labels=labels(small), batch=5, seed=1, augment="lowlight", rank=r,
-                    world=2, block=options.get("block")) for r in range(2)]
+    ranks = [
+        Stream(
+            small,
+            labels=labels(small),
+            batch=5,
+            seed=1,
+            augment="lowlight",
+            rank=r,
+            world=2,
+            block=options.get("block"),
+        )
+        for r in range(2)
+    ]
     joined = [batch.image for step in zip(*(r.batches(1) for r in ranks)) for batch in step]
     assert torch.equal(torch.cat(joined), torch.cat([a.image for a, _ in made]))
     untouched = Stream(small, labels=labels(small), batch=5, seed=1, block=options.get("block"))
-    assert any(not torch.equal(a.image, b.image)
-               for a, b in zip(plain.batches(1), untouched.batches(1)))
+    assert any(
+        not torch.equal(a.image, b.image) for a, b in zip(plain.batches(1), untouched.batches(1))
+    )
 
 
 def test_an_unknown_kind_is_named(small):

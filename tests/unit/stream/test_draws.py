@@ -95,8 +95,10 @@ def test_no_dropped_row_and_no_table_is_the_o1_plan():
 
 
 def test_order_inside_an_identity_is_keyed():
-    first = [Draws(np.zeros(40, dtype=int), np.array([1.0]), seed).at(0).times_n.argmax()
-             for seed in range(30)]
+    first = [
+        Draws(np.zeros(40, dtype=int), np.array([1.0]), seed).at(0).times_n.argmax()
+        for seed in range(30)
+    ]
     assert len(set(map(int, first))) > 10
 
 
@@ -106,9 +108,15 @@ def test_many_copies_of_one_image():
     assert np.bincount(rows).tolist() == [1000, 1]
 
 
-@pytest.mark.parametrize(("draws_C", "text"), [
-    ([1.0, -1.0], "not negative"), ([1.0, np.nan], "finite"), ([1.0], "has 1"),
-    ([1.0, 1.0, 1.0], "identity 2 has draws but no image")])
+@pytest.mark.parametrize(
+    ("draws_C", "text"),
+    [
+        ([1.0, -1.0], "not negative"),
+        ([1.0, np.nan], "finite"),
+        ([1.0], "has 1"),
+        ([1.0, 1.0, 1.0], "identity 2 has draws but no image"),
+    ],
+)
 def test_bad_draws(draws_C, text):
     with pytest.raises(UsageError, match=text):
         Draws(np.array([0, 1, 1]), np.array(draws_C))

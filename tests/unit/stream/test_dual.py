@@ -71,7 +71,7 @@ def test_a_table_of_identities_is_honoured(small, tmp_path):
     assert result["epoch_samples"] == 3 * len(kept) and len(kept) > 0
     stream = Stream(small, labels=labels(small), batch=6, seed=1, sampling=path, drop_last=False)
     made = list(stream.batches(0))
-    label = torch.cat([b.label for b in made])[:3 * len(kept)].reshape(-1, 3)
+    label = torch.cat([b.label for b in made])[: 3 * len(kept)].reshape(-1, 3)
     assert sorted(label[:, 0].tolist()) == kept.tolist() and (label == label[:, :1]).all()
     assert stream.coverage(2).draws == 3 * len(kept)
     image_uniform = balance.balance(small, balance.Options(), tmp_path / "uniform.parquet")

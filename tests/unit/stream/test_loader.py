@@ -33,20 +33,32 @@ def stream(dataset, **options):
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return (torch.equal(a.image, b.image) and torch.equal(a.label, b.label)
-            and torch.equal(a.flip, b.flip)
-            and (a.row == b.row).all() and (a.position == b.position).all()
-            and (a.epoch, a.step, a.repeats) == (b.epoch, b.step, b.repeats))
+    return (
+        torch.equal(a.image, b.image)
+        and torch.equal(a.label, b.label)
+        and torch.equal(a.flip, b.flip)
+        and (a.row == b.row).all()
+        and (a.position == b.position).all()
+        and (a.epoch, a.step, a.repeats) == (b.epoch, b.step, b.repeats)
+    )
 
 
 def join(batches):
-    return [torch.cat([b.image for b in batches]), torch.cat([b.label for b in batches]),
-            torch.from_numpy(np.concatenate([b.row for b in batches]))]
+    return [
+        torch.cat([b.image for b in batches]),
+        torch.cat([b.label for b in batches]),
+        torch.from_numpy(np.concatenate([b.row for b in batches])),
+    ]
 
 
 def sampling(path, label, count, draws, **names):
-    columns = {"label": label, "count": count, "weight": [1.0] * len(label),
-               "repeat": [1.0] * len(label), "draws": np.asarray(draws, dtype=float)}
+    columns = {
+        "label": label,
+        "count": count,
+        "weight": [1.0] * len(label),
+        "repeat": [1.0] * len(label),
+        "draws": np.asarray(draws, dtype=float),
+    }
     schema = tables.SAMPLING.with_metadata({k: str(v) for k, v in names.items()} or None)
     pq.write_table(pa.table(columns, schema=schema), path)
     return path
@@ -71,9 +83,18 @@ def test_batches_hold_the_decoded_images_of_their_rows(small):
     assert np.concatenate([b.position for b in made]).tolist() == list(range(48))
 
 
-@pytest.mark.parametrize("options", [
-    {"workers": 1}, {"workers": 2}, {"workers": 3}, {"workers": 2, "threads": 2}, {"threads": 1},
-    {"threads": 3}, {"verify": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 1},
+        {"workers": 2},
+        {"workers": 3},
+        {"workers": 2, "threads": 2},
+        {"threads": 1},
+        {"threads": 3},
+        {"verify": False},
+    ],
+)
 def test_workers_and_threads_change_nothing(small, options):
     for epoch, start in ((0, 0), (2, 0), (2, 4)):
         want = list(stream(small).batches(epoch, start))
@@ -151,18 +172,23 @@ def test_sampling_counts_targets_not_labels(small, tmp_path):
     table = identity_table(7, [0, 1, 1, -1, 2, 3, 4])
     count = np.bincount(table.target[small.label][small.label != 3], minlength=5)
     path = sampling(tmp_path / "s.parquet", range(5), count, [2] * 5)
-    labels = torch.cat([b.label for b in
-                        stream(small, labels=table, sampling=path, batch=5).batches(0)])
+    labels = torch.cat(
+        [b.label for b in stream(small, labels=table, sampling=path, batch=5).batches(0)]
+    )
     assert torch.bincount(labels).tolist() == [2] * 5
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"count": [1] * 7}, "counts differ, first: label"),
-    ({"label": [0, 1, 2, 3, 4, 5, 7]}, "labels run from 0 to 7, there are 7"),
-    ({"label": [0, 1, 2, 3, 4, 5, 5]}, "a label stands twice"),
-    ({"draws": [1, 1, 1, 1, 1, 1, -1]}, "not negative"),
-    ({"label_version": 4}, "made for label version 4, version 0 is in force"),
-    ({"dataset": "sha256:other"}, "made for dataset sha256:other, this is sha256:test")])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"count": [1] * 7}, "counts differ, first: label"),
+        ({"label": [0, 1, 2, 3, 4, 5, 7]}, "labels run from 0 to 7, there are 7"),
+        ({"label": [0, 1, 2, 3, 4, 5, 5]}, "a label stands twice"),
+        ({"draws": [1, 1, 1, 1, 1, 1, -1]}, "not negative"),
+        ({"label_version": 4}, "made for label version 4, version 0 is in force"),
+        ({"dataset": "sha256:other"}, "made for dataset sha256:other, this is sha256:test"),
+    ],
+)
 def test_a_sampling_table_of_other_labels_is_refused(small, tmp_path, change, text):
     count = np.bincount(small.label, minlength=7)
     options = {"label": range(7), "count": count, "draws": [1] * 7, **change}
@@ -307,9 +333,11 @@ def test_workers_end_when_the_training_process_is_gone(small):
         "workers = pool.Workers(lambda step, image, threads: None, (1,), 2)\n"
         "next(workers.batches(range(4)))\n"
         "print(*workers.pids, flush=True)\n"
-        "os._exit(1)\n")
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
-                         check=False)
+        "os._exit(1)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
     pids = [int(pid) for pid in run.stdout.split()]
     assert len(pids) == 2, run.stderr
     until = time.monotonic() + 8

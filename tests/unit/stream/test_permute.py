@@ -16,7 +16,10 @@ def test_mix_is_splitmix64():
     golden = 0x9E3779B97F4A7C15
     states = [0, golden, (2 * golden) % 2**64]
     assert [hex(int(v)) for v in mix(np.array(states, dtype=np.uint64))] == [
-        "0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+        "0xe220a8397b1dcdaf",
+        "0x6e789e6aa1b965f4",
+        "0x6c45d188009454f",
+    ]
 
 
 @pytest.mark.parametrize("n", [*range(1, 40), 1000, 4096, 4097])
@@ -45,8 +48,9 @@ def test_no_index_is_fine():
 @pytest.mark.parametrize("n", [3, 4, 5])
 def test_all_permutations_are_about_equally_likely(n):
     keys = hash_at(9, np.arange(40_000))
-    image = shuffle(np.tile(np.arange(n), len(keys)), np.full(n * len(keys), n),
-                    np.repeat(keys, n)).reshape(-1, n)
+    image = shuffle(
+        np.tile(np.arange(n), len(keys)), np.full(n * len(keys), n), np.repeat(keys, n)
+    ).reshape(-1, n)
     found, count = np.unique(image, axis=0, return_counts=True)
     assert len(found) == len(list(permutations(range(n))))
     assert chisquare(count).pvalue > 1e-3

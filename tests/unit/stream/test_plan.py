@@ -27,7 +27,7 @@ def test_blocks_bound_what_is_open_at_a_time():
     plan = Plan(10_000, 1, block=50, window=4)
     rows = plan.rows(0, 0, 10_000)
     for start in range(0, 10_000, 200):  # 200 positions touch four blocks, one more at the seam
-        assert len(np.unique(rows[start:start + 200] // 50)) <= 8
+        assert len(np.unique(rows[start : start + 200] // 50)) <= 8
     assert len(np.unique(rows[:200] // 50)) == 4
 
 
@@ -58,11 +58,15 @@ def test_order_is_pinned():
     assert Plan(1000, 42, block=32).rows(3, 500, 506).tolist() == [151, 899, 840, 229, 266, 923]
 
 
-@pytest.mark.parametrize(("options", "text"), [
-    ({"batch": 7, "world": 2}, "not a positive multiple of the world size 2"),
-    ({"batch": 0}, "not a positive multiple"),
-    ({"batch": 4, "rank": 2, "world": 2}, "rank 2 of 2 does not exist"),
-    ({"batch": 4, "origin": 101}, "outside an epoch of 100")])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"batch": 7, "world": 2}, "not a positive multiple of the world size 2"),
+        ({"batch": 0}, "not a positive multiple"),
+        ({"batch": 4, "rank": 2, "world": 2}, "rank 2 of 2 does not exist"),
+        ({"batch": 4, "origin": 101}, "outside an epoch of 100"),
+    ],
+)
 def test_bad_slices(options, text):
     with pytest.raises(UsageError, match=text):
         Slice(100, **options)

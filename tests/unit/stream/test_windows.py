@@ -34,16 +34,19 @@ def test_a_window_holds_the_stored_bytes(small):
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 16, 200])
-@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"threads": 3}, {"workers": 2,
-                                                                          "threads": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"workers": 2}, {"threads": 3}, {"workers": 2, "threads": 2}]
+)
 def test_batches_hold_the_images_of_their_rows(small, block, options):
     made = list(stream(small, block=block, drop_last=False, **options).batches(3))
     rows = np.concatenate([b.row for b in made])
     assert sorted(rows[:50].tolist()) == list(range(50)) and made[-1].repeats == 6
-    plain = {int(r): image for b in stream(small, drop_last=False).batches(0)
-             for r, image in zip(b.row, b.image)}
-    assert all(torch.equal(image, plain[int(r)])
-               for b in made for r, image in zip(b.row, b.image))
+    plain = {
+        int(r): image
+        for b in stream(small, drop_last=False).batches(0)
+        for r, image in zip(b.row, b.image)
+    }
+    assert all(torch.equal(image, plain[int(r)]) for b in made for r, image in zip(b.row, b.image))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -52,8 +55,10 @@ def test_resumed_anywhere_under_any_world(make, world):
     whole = stream(dataset, block=1, batch=1, drop_last=False)  # 180 rows: 3 windows
     want = np.concatenate([b.row for b in whole.batches(1)])
     origin = 61
-    ranks = [stream(dataset, block=1, batch=4, rank=r, world=world, drop_last=False)
-             for r in range(world)]
+    ranks = [
+        stream(dataset, block=1, batch=4, rank=r, world=world, drop_last=False)
+        for r in range(world)
+    ]
     steps = zip(*(r.batches(1, origin=origin) for r in ranks))
     got = np.concatenate([b.row for step in steps for b in step])
     assert (got[:119] == want[61:]).all()

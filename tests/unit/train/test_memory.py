@@ -25,8 +25,17 @@ def measured(head: Head, steps=2):
     """Give (bytes of the tables, most bytes alive at once) of a head and its steps."""
     torch.manual_seed(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        model = PartialFC(head.classes, head.dim, margin=CosFace(), rate=head.rate, rule=head.rule,
-                          storage=head.storage, gemm=head.gemm, block=head.block, keep=head.keep)
+        model = PartialFC(
+            head.classes,
+            head.dim,
+            margin=CosFace(),
+            rate=head.rate,
+            rule=head.rule,
+            storage=head.storage,
+            gemm=head.gemm,
+            block=head.block,
+            keep=head.keep,
+        )
         for step in range(steps):
             feature = torch.randn(head.batch, head.dim, requires_grad=True)
             label = torch.randint(0, head.classes, (head.batch,))
@@ -42,12 +51,17 @@ def measured(head: Head, steps=2):
     return tables, most
 
 
-@pytest.mark.parametrize("head", [
-    Head(20_000, 64, 1, 32, 0.1, "none"),
-    Head(20_000, 64, 1, 32, 0.1, "dense_exact", keep=0),
-    Head(20_000, 64, 1, 256, 0.5, "v1_stale"),
-    Head(20_000, 64, 1, 64, 0.3, "adamw", "bf16", "bf16"),
-    Head(20_000, 64, 1, 128, 1.0, "lazy_decay", block=256, keep=0)], ids=str)
+@pytest.mark.parametrize(
+    "head",
+    [
+        Head(20_000, 64, 1, 32, 0.1, "none"),
+        Head(20_000, 64, 1, 32, 0.1, "dense_exact", keep=0),
+        Head(20_000, 64, 1, 256, 0.5, "v1_stale"),
+        Head(20_000, 64, 1, 64, 0.3, "adamw", "bf16", "bf16"),
+        Head(20_000, 64, 1, 128, 1.0, "lazy_decay", block=256, keep=0),
+    ],
+    ids=str,
+)
 def test_the_formulas_agree_with_what_is_allocated(head):
     tables, most = measured(head)
     need = memory.memory(head)
@@ -82,10 +96,15 @@ def test_ten_million_by_count():
     assert eight["communication"]["received"] == 7 * 128 * 4 * (512 + 3 + 3 + 512)
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"classes": 0}, "classes is 0"), ({"rate": 2.0}, "rate is 2.0"),
-    ({"rule": "sgd"}, "rule is 'sgd', expected none or v1_stale"),
-    ({"storage": "fp8"}, "storage is 'fp8'")])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"classes": 0}, "classes is 0"),
+        ({"rate": 2.0}, "rate is 2.0"),
+        ({"rule": "sgd"}, "rule is 'sgd', expected none or v1_stale"),
+        ({"storage": "fp8"}, "storage is 'fp8'"),
+    ],
+)
 def test_mistakes_are_named(change, text):
     with pytest.raises(UsageError, match=f"GL0002.*plan: {text}"):
         plan(Head(**{"classes": 10, **change}), **RATES)
@@ -94,8 +113,9 @@ def test_mistakes_are_named(change, text):
 def test_the_command_prints_one_object():
     app = typer.Typer()
     command.register(app)
-    done = CliRunner().invoke(app, ["--classes", "29000000", "--world", "8", "--card", "7",
-                                    "--storage", "bf16", "--json"])
+    done = CliRunner().invoke(
+        app, ["--classes", "29000000", "--world", "8", "--card", "7", "--storage", "bf16", "--json"]
+    )
     assert done.exit_code == 0
     found = json.loads(done.stdout)
     assert found["schema"] == "glint/plan-result@1" and found["rows"] == 3_625_000

@@ -87,9 +87,17 @@ def test_mistakes(overrides: list[str], told: str) -> None:
     assert caught.value.what.removesuffix(" (from --set)") == told
 
 
-@pytest.mark.parametrize(("rule", "kind", "good"), [
-    ("adamw", "adamw", True), ("none", "adamw", True), ("none", "sgd", True),
-    ("dense_exact", "sgd", True), ("adamw", "sgd", False), ("dense_exact", "adamw", False)])
+@pytest.mark.parametrize(
+    ("rule", "kind", "good"),
+    [
+        ("adamw", "adamw", True),
+        ("none", "adamw", True),
+        ("none", "sgd", True),
+        ("dense_exact", "sgd", True),
+        ("adamw", "sgd", False),
+        ("dense_exact", "adamw", False),
+    ],
+)
 def test_the_centres_rule_goes_with_the_optimiser(rule, kind, good):
     change = [f"head.rule={rule}", f"optim.kind={kind}", "optim.nesterov=false"]
     if good:

@@ -22,8 +22,10 @@ def head(classes=40, dim=6, **options):
 
 def data(n=7, classes=40, dim=6, seed=0, dtype=F64):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(n, dim, dtype=dtype, generator=generator),
-            torch.randint(0, classes, (n,), generator=generator))
+    return (
+        torch.randn(n, dim, dtype=dtype, generator=generator),
+        torch.randint(0, classes, (n,), generator=generator),
+    )
 
 
 def test_centres_are_a_buffer_and_no_parameter():
@@ -35,8 +37,10 @@ def test_centres_are_a_buffer_and_no_parameter():
 def test_initial_centres_are_the_same_for_every_world(world):
     device = torch.device("cpu")
     whole = initial_centres(0, 2500, 4, seed=9, dtype=torch.float32, device=device)
-    parts = [initial_centres(*span(2500, world, rank), 4, seed=9, dtype=torch.float32,
-                             device=device) for rank in range(world)]
+    parts = [
+        initial_centres(*span(2500, world, rank), 4, seed=9, dtype=torch.float32, device=device)
+        for rank in range(world)
+    ]
     assert torch.equal(torch.cat(parts), whole)
     assert abs(float(whole.mean())) < 5e-4 and abs(float(whole.std()) - 0.01) < 5e-4
     assert torch.unique(whole, dim=0).shape[0] == 2500  # no two classes start alike
@@ -49,8 +53,11 @@ def test_a_label_out_of_range_is_named_and_nothing_moves(bad):
     feature, label = data()
     label[4] = bad
     model = head()
-    with pytest.raises(InputError, match=rf"GL0222 bad-label: row 4 of the batch of rank 0: "
-                                         rf"expected a label from 0 to 39, found {bad}"):
+    with pytest.raises(
+        InputError,
+        match=rf"GL0222 bad-label: row 4 of the batch of rank 0: "
+        rf"expected a label from 0 to 39, found {bad}",
+    ):
         model(feature, label, step=0)
     assert not model._pending
 
@@ -67,10 +74,17 @@ def test_every_rank_hears_of_a_bad_label(ranks):
     assert ranks(3, work) == [3, 3, 3]
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"rate": 1.5}, "rate is 1.5, expected 0 to 1"), ({"classes": 0}, "classes is 0"),
-    ({"scale": 0.0}, "scale is 0.0, expected above 0"), ({"block": 0}, "block is 0"),
-    ({"dtype": torch.float16}, "dtype is torch.float16"), ({"rule": "adam"}, "rule is 'adam'")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 1.5}, "rate is 1.5, expected 0 to 1"),
+        ({"classes": 0}, "classes is 0"),
+        ({"scale": 0.0}, "scale is 0.0, expected above 0"),
+        ({"block": 0}, "block is 0"),
+        ({"dtype": torch.float16}, "dtype is torch.float16"),
+        ({"rule": "adam"}, "rule is 'adam'"),
+    ],
+)
 def test_bad_options_are_named(options, message):
     with pytest.raises(UsageError, match=message):
         head(**options)
@@ -186,6 +200,7 @@ def test_ddp_mean_gives_the_backbone_the_exact_gradient(ranks):
     truth = backbone.weight.grad.clone()
 
     for counts in ([4, 4], [5, 3]):
+
         def work(world, counts=counts):
             net = torch.nn.Linear(6, 6, dtype=F64)
             net.load_state_dict(start)
@@ -237,8 +252,15 @@ class Largest(TorchDispatchMode):
 
 def test_the_logits_are_never_stored():
     n, classes, dim, block = 64, 4096, 8, 128
-    model = head(classes=classes, dim=dim, block=block, dtype=torch.float32, threshold=0.5,
-                 masks=[[0, 1]], keep=0)
+    model = head(
+        classes=classes,
+        dim=dim,
+        block=block,
+        dtype=torch.float32,
+        threshold=0.5,
+        masks=[[0, 1]],
+        keep=0,
+    )
     feature, label = data(n, classes, dim, dtype=torch.float32)
     with Largest() as seen:
         model(feature.requires_grad_(), label, step=0).backward()
@@ -332,9 +354,13 @@ def test_statistics_are_those_of_the_batch():
     own = cosine[torch.arange(9), label]
     others = cosine.clone()
     others[torch.arange(9), label] = -2
-    assert model.statistics() == pytest.approx({
-        "positive_cosine": float(own.mean()), "hardest_negative": float(others.amax(1).mean()),
-        "centre_norm": float(model.weight.norm(dim=1).mean())})
+    assert model.statistics() == pytest.approx(
+        {
+            "positive_cosine": float(own.mean()),
+            "hardest_negative": float(others.amax(1).mean()),
+            "centre_norm": float(model.weight.norm(dim=1).mean()),
+        }
+    )
 
 
 def test_a_rank_without_classes_says_so(ranks):

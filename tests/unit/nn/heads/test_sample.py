@@ -24,8 +24,12 @@ def test_permutation_of_a_large_domain_stays_inside_and_apart():
     assert torch.unique(values).numel() == 200_000
 
 
-@given(st.integers(1, 400), st.floats(0, 0.99), st.lists(st.integers(0, 10**9), min_size=1,
-                                                        max_size=20), st.integers(0, 10**6))
+@given(
+    st.integers(1, 400),
+    st.floats(0, 0.99),
+    st.lists(st.integers(0, 10**9), min_size=1, max_size=20),
+    st.integers(0, 10**6),
+)
 @settings(max_examples=150, deadline=None)
 def test_positives_always_play_and_the_size_is_right(classes, rate, labels, step):
     label = torch.tensor([value % classes for value in labels])
@@ -43,8 +47,10 @@ def test_positives_always_play_and_the_size_is_right(classes, rate, labels, step
 def test_the_set_does_not_depend_on_the_world(classes, world, rate):
     label = torch.arange(5) * 7 % classes
     whole = sampled_classes(label, classes, rate, seed=0, step=4)
-    parts = [sampled_classes(label, classes, rate, seed=0, step=4,
-                             span=span(classes, world, rank)) for rank in range(world)]
+    parts = [
+        sampled_classes(label, classes, rate, seed=0, step=4, span=span(classes, world, rank))
+        for rank in range(world)
+    ]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -109,4 +115,4 @@ def test_frozen_values():
 
 
 FROZEN = [3, 7, 128, 277, 287, 337, 712, 838]
-FROZEN_KEY = 0xbcd9dbb49673066b
+FROZEN_KEY = 0xBCD9DBB49673066B

@@ -30,8 +30,12 @@ def test_tally_by_hand():
     tally.note(None, torch.tensor([3]))
     assert tally.played_c.tolist() == [2, 1, 2, 2] and tally.active_c.tolist() == [0, 0, 1, 1]
     found = tally.summary(torch.tensor([1, 5, 2, 9]), share=0.25)
-    assert found == {"passive_tail": 1.0, "active_tail": 0.0, "passive_head": 0.5,
-                     "active_head": 0.5}
+    assert found == {
+        "passive_tail": 1.0,
+        "active_tail": 0.0,
+        "passive_head": 0.5,
+        "active_head": 0.5,
+    }
     assert Tally(4, torch.device("cpu")).summary(torch.ones(4)) == {}
 
 

@@ -53,8 +53,12 @@ def test_noise_is_uniform_and_of_class_column_and_key():
     count = torch.bincount((draw.to(torch.int64) + 32768).flatten() // 4096, minlength=16).double()
     expected = draw.numel() / 16
     assert float(((count - expected) ** 2 / expected).sum()) < 15 + 5 * math.sqrt(30)
-    for other in (noise(torch.arange(4000), 33, 78), draw.roll(1, 0), draw.roll(1, 1),
-                  draw.roll(2, 1)):
+    for other in (
+        noise(torch.arange(4000), 33, 78),
+        draw.roll(1, 0),
+        draw.roll(1, 1),
+        draw.roll(2, 1),
+    ):
         apart = torch.corrcoef(torch.stack([draw.double().flatten(), other.double().flatten()]))
         assert abs(float(apart[0, 1])) < 5 / math.sqrt(draw.numel())
 
@@ -78,8 +82,9 @@ def steps(model, first, last, lr=0.05):
         generator = torch.Generator().manual_seed(step)
         label = torch.randint(0, 50, (24,), generator=generator)
         faces = F.normalize(torch.randn(50, 16, generator=torch.Generator().manual_seed(99)))
-        loss = model(faces[label] + 0.05 * torch.randn(24, 16, generator=generator), label,
-                     step=step)
+        loss = model(
+            faces[label] + 0.05 * torch.randn(24, 16, generator=generator), label, step=step
+        )
         loss.backward()
         model.update(step=step, lr=lr)
         losses.append(loss.item())
