@@ -23,7 +23,6 @@ import gc
 import hashlib
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -34,6 +33,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from figures import ceiling, floor, machine, told
 
 ROOT = Path(__file__).parents[1]
 SHARD = 10_000  # samples
@@ -390,67 +391,6 @@ def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
         )
 
 
-# ---- figures ------------------------------------------------------------------------------------
-
-
-def told(figure: str, value: float) -> dict[str, Any]:
-    """A figure without a target."""
-    return {"figure": figure, "value": round(value, 4), "target": None, "holds": None}
-
-
-def floor(figure: str, value: float, least: float) -> dict[str, Any]:
-    """A figure that must not be less."""
-    return {
-        "figure": figure,
-        "value": round(value, 4),
-        "target": f">= {least}",
-        "holds": bool(value >= least),
-    }
-
-
-def ceiling(figure: str, value: float, most: float) -> dict[str, Any]:
-    """A figure that must not be more."""
-    return {
-        "figure": figure,
-        "value": round(value, 4),
-        "target": f"<= {most}",
-        "holds": bool(value <= most),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Name what the figures depend on."""
-    import numpy as np
-    import pyarrow as pa
-    import webdataset
-
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "machine": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": [round(x, 1) for x in os.getloadavg()],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "pyarrow": pa.__version__,
-        "webdataset": webdataset.__version__,
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 SECTIONS = {"speed": speed, "memory": memory, "verify": verify}
 
 
@@ -475,7 +415,11 @@ def main() -> int:
     import glint.shards.verify  # noqa: F401
 
     holds = True
-    where = {**machine(), "images": args.images, "rounds": args.rounds}
+    where = {
+        **machine("numpy", "pyarrow", "webdataset"),
+        "images": args.images,
+        "rounds": args.rounds,
+    }
     with tempfile.TemporaryDirectory(dir=args.scratch) as temporary:
         for name, section in SECTIONS.items():
             if args.only not in (None, name):

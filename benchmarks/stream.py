@@ -25,7 +25,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -37,6 +36,8 @@ import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from figures import ceiling, floor, machine
 
 ROOT = Path(__file__).parents[1]
 BATCH, SIDE = 128, 112
@@ -724,62 +725,6 @@ def draw(plans: dict[str, Any], n: int, path: Path) -> None:
     )
 
 
-# ---- figures ------------------------------------------------------------------------------------
-
-
-def floor(figure: str, value: float, least: float) -> dict[str, Any]:
-    """A figure that must not be less."""
-    return {
-        "figure": figure,
-        "value": round(value, 4),
-        "target": f">= {least}",
-        "holds": bool(value >= least),
-    }
-
-
-def ceiling(figure: str, value: float, most: float) -> dict[str, Any]:
-    """A figure that must not be more."""
-    return {
-        "figure": figure,
-        "value": round(value, 4),
-        "target": f"<= {most}",
-        "holds": bool(value <= most),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Name what the figures depend on."""
-    import numpy as np
-    import simplejpeg
-    import torch
-
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "machine": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": [round(x, 1) for x in os.getloadavg()],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "simplejpeg": simplejpeg.__version__,
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 SECTIONS = {"speed": speed, "index": index, "order": order}
 
 
@@ -804,7 +749,7 @@ def main() -> int:
     holds = True
     with tempfile.TemporaryDirectory() as temporary:
         forms = args.forms or Path(temporary)
-        where = machine()
+        where = machine("numpy", "torch", "simplejpeg")
         for name, section in SECTIONS.items():
             if args.only not in (None, name):
                 continue

@@ -155,10 +155,12 @@ def _say_info(result: dict[str, Any]) -> str:
         [
             f"dataset      {result['dataset']}, from {result['source']} ({result['layout']})",
             f"samples      {result['written']} in {result['shards']} shards, "
-            f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} quarantined",
+            f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} "
+            "quarantined",
             f"identities   {result['identities']}{spread}",
             f"labels       version {result['label_version']}: {result['classes']} classes, "
-            f"{result['dropped_identities']} identities dropped, {result['masked_pairs']} pairs masked",
+            f"{result['dropped_identities']} identities dropped, "
+            f"{result['masked_pairs']} pairs masked",
             f"digest       {result['digest']}",
         ]
     )

@@ -1,0 +1,66 @@
+"""Figures as every benchmark prints them, and what they depend on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def told(figure: str, value: float) -> dict[str, Any]:
+    """A figure without a target."""
+    return {"figure": figure, "value": round(value, 4), "target": None, "holds": None}
+
+
+def floor(figure: str, value: float, least: float) -> dict[str, Any]:
+    """A figure that must not be less."""
+    return {
+        "figure": figure,
+        "value": round(value, 4),
+        "target": f">= {least}",
+        "holds": bool(value >= least),
+    }
+
+
+def ceiling(figure: str, value: float, most: float) -> dict[str, Any]:
+    """A figure that must not be more."""
+    return {
+        "figure": figure,
+        "value": round(value, 4),
+        "target": f"<= {most}",
+        "holds": bool(value <= most),
+    }
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Name what the figures depend on: processor, load, versions, commit, date."""
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return {
+        "machine": next(names, platform.processor()),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(x, 1) for x in os.getloadavg()],
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
