@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from glint.cli import out as show
+
+if TYPE_CHECKING:
+    from glint.train.recipe import Recipe
 
 
 def register(app: typer.Typer) -> None:
@@ -71,17 +74,27 @@ def _launch(
 
 
 def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str, Any]:
-    from glint.errors import UsageError
-    from glint.log import silent
     from glint.recipes import shelf
-    from glint.recipes.load import dump, load
+    from glint.recipes.load import load
     from glint.train.recipe import Recipe
 
     settings = load(shelf.find("train", recipe), Recipe, change)
+    if os.environ.get("RANK", "0") != "0":
+        return _train(settings, folder, quiet)
 
+    from glint.train.folder import claimed
+
+    with claimed(folder):
+        return _train(settings, folder, quiet)
+
+
+def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
     import torch
 
     from glint.dist.world import join, leave
+    from glint.errors import UsageError
+    from glint.log import silent
+    from glint.recipes.load import dump
     from glint.shards.commit import write_bytes
     from glint.train import loop, restore
     from glint.train.build import build
@@ -101,7 +114,6 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str
         )
         run = build(settings, world, folder)
         if world.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             write_bytes(folder / "recipe.toml", dump(settings).encode())
         if quiet:
             return loop.train(run, silent)
@@ -112,9 +124,10 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str
 
 
 def _say(result: dict[str, Any]) -> str:
+    loss = result["loss"]
     lines = [
         f"{result['steps']} steps, {result['images']} images, {result['classes']} identities, "
-        f"{result['world']} ranks: loss {result['loss']}"
+        f"ranks {result['world']}: loss {'-' if loss is None else f'{loss:.4f}'}"
     ]
     for name, accuracy in result["verification"].items():
         lines.append(f"  {name}  {100 * accuracy:.2f} %")

@@ -89,6 +89,7 @@ def _checked(n: int, world: World, counts: Sequence[int] | None) -> Sequence[int
     if counts is None:
         return even(n, world)
     if len(counts) != world.size or counts[world.rank] != n:
-        raise ValueError(f"counts {list(counts)} do not say {n} for rank {world.rank} "
-                         f"of {world.size}")
+        raise ValueError(
+            f"counts {list(counts)} do not say {n} for rank {world.rank} of {world.size}"
+        )
     return counts

@@ -25,8 +25,9 @@ TOLD = frozenset({*range(2, 11), Stopped.exit_code})  # exit codes with which gl
 _PR_SET_PDEATHSIG = 1
 
 
-def run_ranks(argv: Sequence[str], nproc: int, env: Mapping[str, str] | None = None, *,
-              grace: float = GRACE) -> int:
+def run_ranks(
+    argv: Sequence[str], nproc: int, env: Mapping[str, str] | None = None, *, grace: float = GRACE
+) -> int:
     """Run `argv` as `nproc` ranks on this machine and give their common exit code.
 
     Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and GLINT_RENDEZVOUS on top of
@@ -34,35 +35,49 @@ def run_ranks(argv: Sequence[str], nproc: int, env: Mapping[str, str] | None = N
     ranks' output is kept aside and its end is logged when one of them dies. A rank that dies is
     seen within a second; the others then get SIGTERM and, `grace` seconds later, SIGKILL. Ranks
     die with this process. SIGTERM, SIGINT and SIGUSR1 are passed on; a second SIGINT or SIGTERM
-    kills. An exit code of glint's own (2 to 10, 75) is given back as it is; anything else raises
-    LostError (GL0601) with the rank and its signal or exit code.
+    kills. An exit code of glint's own (2 to 10, 75) is given back as it is, ranks that were stopped
+    before they could save give 128 + the signal; anything else raises LostError (GL0601) with
+    the rank and its signal or exit code.
     """
     if nproc < 1:
         raise ValueError(f"nproc is {nproc}")
     with tempfile.TemporaryDirectory(prefix="glint-ranks-") as folder:
         ranks: list[subprocess.Popen[bytes]] = []
         try:
-            with _passed_on(ranks):
+            with _passed_on(ranks) as stopped:
                 for rank in range(nproc):
                     ranks.append(_start(argv, rank, nproc, env, Path(folder)))
-                return _watch(ranks, Path(folder), grace)
+                return _watch(ranks, Path(folder), grace, stopped)
         finally:
             _end(ranks, grace)
 
 
-def _start(argv: Sequence[str], rank: int, nproc: int, env: Mapping[str, str] | None,
-           folder: Path) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Sequence[str], rank: int, nproc: int, env: Mapping[str, str] | None, folder: Path
+) -> subprocess.Popen[bytes]:
     child = dict(os.environ if env is None else env)
-    child.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc),
-                 LOCAL_WORLD_SIZE=str(nproc), GLINT_RENDEZVOUS=f"file://{folder / 'meeting'}")
+    child.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(nproc),
+        LOCAL_WORLD_SIZE=str(nproc),
+        GLINT_RENDEZVOUS=f"file://{folder / 'meeting'}",
+    )
     if sys.platform == "linux":
         child.setdefault("GLOO_SOCKET_IFNAME", "lo")
     start = _dies_with_parent()
     if rank == 0:
         return subprocess.Popen(argv, env=child, preexec_fn=start, start_new_session=True)
     with open(_output(folder, rank), "wb") as out:
-        return subprocess.Popen(argv, env=child, preexec_fn=start, start_new_session=True,
-                                stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            argv,
+            env=child,
+            preexec_fn=start,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
@@ -80,29 +95,29 @@ def _dies_with_parent() -> Callable[[], None] | None:
 
 
 @contextmanager
-def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Pass signals on to the ranks while the block runs (main thread only)."""
+def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    """Pass signals on to the ranks and list them while the block runs (main thread only)."""
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield []
         return
-    seen = 0
+    seen: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
         if number != signal.SIGUSR1:
-            seen += 1
-        _signal(ranks, signal.SIGKILL if seen > 1 else signal.Signals(number))
+            seen.append(number)
+        _signal(ranks, signal.SIGKILL if len(seen) > 1 else signal.Signals(number))
 
-    before = {n: signal.signal(n, pass_on) for n in
-              (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
-        yield
+        yield seen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, grace: float) -> int:
+def _watch(
+    ranks: list[subprocess.Popen[bytes]], folder: Path, grace: float, stopped: Sequence[int]
+) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
         if any(codes):
@@ -122,6 +137,8 @@ def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, grace: float) -> 
             logger.error("%s", _tail(folder, rank) or f"rank {rank} left with exit code {code}")
         return code
     _end(ranks, grace)
+    if stopped:  # before they could say so themselves: while they started
+        return 128 + stopped[0]
     raise _lost(rank, code, len(ranks), _tail(folder, rank))
 
 
@@ -144,8 +161,9 @@ def _lost(rank: int, code: int, nproc: int, tail: str) -> GlintError:
     else:
         how = f"left with exit code {code}"
     hint = "the machine may have run out of memory" if code == -signal.SIGKILL else tail
-    return LostError("GL0601", f"{how}; the other ranks were ended", hint=hint,
-                     where=f"rank {rank} of {nproc}")
+    return LostError(
+        "GL0601", f"{how}; the other ranks were ended", hint=hint, where=f"rank {rank} of {nproc}"
+    )
 
 
 def _output(folder: Path, rank: int) -> Path:

@@ -41,8 +41,11 @@ def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> Wor
     """
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if not 0 <= rank < size:
-        raise UsageError("GL0002", f"RANK is {rank}, expected 0 to WORLD_SIZE - 1 = {size - 1}",
-                         where="environment")
+        raise UsageError(
+            "GL0002",
+            f"RANK is {rank}, expected 0 to WORLD_SIZE - 1 = {size - 1}",
+            where="environment",
+        )
     place = _place(device, _number("LOCAL_RANK", rank))
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -50,17 +53,27 @@ def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> Wor
         return World(device=place)
     method = os.environ.get("GLINT_RENDEZVOUS", "env://")
     if method == "env://" and "MASTER_ADDR" not in os.environ:
-        raise UsageError("GL0002", f"WORLD_SIZE is {size}, but nothing says where ranks meet",
-                         where="environment",
-                         hint="start the ranks with --nproc or torchrun, or set GLINT_RENDEZVOUS")
+        raise UsageError(
+            "GL0002",
+            f"WORLD_SIZE is {size}, but nothing says where ranks meet",
+            where="environment",
+            hint="start the ranks with --nproc or torchrun, or set GLINT_RENDEZVOUS",
+        )
     try:
         dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo", init_method=method, rank=rank,
-            world_size=size, timeout=timedelta(seconds=timeout))
+            "nccl" if place.type == "cuda" else "gloo",
+            init_method=method,
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise LostError("GL0601", f"{size} ranks did not meet within {timeout:g} s: {error}",
-                        where=f"rank {rank}",
-                        hint="is every rank started, and can they reach each other?") from error
+        raise LostError(
+            "GL0601",
+            f"{size} ranks did not meet within {timeout:g} s: {error}",
+            where=f"rank {rank}",
+            hint="is every rank started, and can they reach each other?",
+        ) from error
     return World(rank, size, place)
 
 
@@ -77,8 +90,9 @@ def _number(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError("GL0002", f"{name} is {text!r}, expected a whole number",
-                         where="environment") from None
+        raise UsageError(
+            "GL0002", f"{name} is {text!r}, expected a whole number", where="environment"
+        ) from None
 
 
 def _place(device: str | torch.device, local_rank: int) -> torch.device:
@@ -92,7 +106,10 @@ def _place(device: str | torch.device, local_rank: int) -> torch.device:
         count = torch.cuda.device_count()
         index = local_rank if place.index is None else place.index
         if index >= count:
-            raise ResourceError("GL0002", f"device cuda:{index} was asked for, {count} found",
-                                hint="start fewer ranks on this machine, or use device cpu")
+            raise ResourceError(
+                "GL0002",
+                f"device cuda:{index} was asked for, {count} found",
+                hint="start fewer ranks on this machine, or use device cpu",
+            )
         place = torch.device("cuda", index)
     return place

@@ -18,10 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from glint.dist.world import World
-from glint.errors import DivergedError, MismatchError
+from glint.errors import BusyError, DivergedError, MismatchError, UsageError
 from glint.recipes.load import load
 from glint.train import checkpoint, loop
 from glint.train.build import build
+from glint.train.folder import claimed
 from glint.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -206,6 +207,36 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_continues(
         f"schedule.max_steps={done + 1}", "--json",
     )  # fmt: skip
     assert result["resumed_from"] == done
+
+
+def test_a_stop_while_ranks_start_is_no_lost_rank(small: Any, tmp_path: Path) -> None:
+    args = [sys.executable, "-m", "glint", "train", str(recipe(small, tmp_path))]
+    args += ["--nproc", "2", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    time.sleep(2.5)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM, 75), err
+    assert "GL0601" not in err
+
+
+def test_folders_of_others_and_of_running_runs_are_left_alone(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "recipe.toml").write_text("mine")
+    with pytest.raises(BusyError, match="no run of glint train"), claimed(foreign):
+        pass
+    assert [p.name for p in foreign.iterdir()] == ["recipe.toml"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BusyError, match="is a file"), claimed(tmp_path / "file"):
+        pass
+    run = tmp_path / "run"
+    with claimed(run), pytest.raises(BusyError, match="held by process"), claimed(run):
+        pass
+    with claimed(run):  # the same run again
+        pass
+    with pytest.raises(UsageError, match="current folder"), claimed(Path("")):
+        pass
 
 
 def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> None:

@@ -52,8 +52,11 @@ def test_a_killed_rank_is_named_within_a_second_and_none_is_left(tmp_path):
         time.sleep(60)
     """
     start = time.monotonic()
-    with pytest.raises(LostError, match=r"GL0601 rank-lost: rank 1 of 3: killed by signal 9 "
-                                        r"\(SIGKILL\)"):
+    with pytest.raises(
+        LostError,
+        match=r"GL0601 rank-lost: rank 1 of 3: killed by signal 9 "
+        r"\(SIGKILL\)",
+    ):
         run_ranks(program(text), 3)
     assert time.monotonic() - start < 10
     assert not any(alive(int((tmp_path / str(rank)).read_text())) for rank in range(3))
@@ -110,8 +113,10 @@ def launcher(text, tmp_path):
     text = f"""
 open({str(tmp_path)!r} + "/" + os.environ["RANK"], "w").write(str(os.getpid()))
 """ + textwrap.dedent(text)
-    code = ("import sys; from glint.dist.launch import run_ranks\n"
-            f"sys.exit(run_ranks({program(text)!r}, 2))")
+    code = (
+        "import sys; from glint.dist.launch import run_ranks\n"
+        f"sys.exit(run_ranks({program(text)!r}, 2))"
+    )
     process = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -134,10 +139,13 @@ def test_ranks_die_with_their_parent(tmp_path):
 
 
 def test_sigterm_is_passed_on_and_75_comes_back(tmp_path):
-    process, _ = launcher("""
+    process, _ = launcher(
+        """
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
         time.sleep(60)
-    """, tmp_path)
+    """,
+        tmp_path,
+    )
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75

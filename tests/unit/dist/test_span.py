@@ -18,7 +18,15 @@ def test_is_torch_chunk_and_covers_every_class_once(classes, world):
 
 def test_later_ranks_may_be_empty():
     assert [tuple(span(9, 8, rank)) for rank in range(8)] == [
-        (0, 2), (2, 4), (4, 6), (6, 8), (8, 9), (9, 9), (9, 9), (9, 9)]
+        (0, 2),
+        (2, 4),
+        (4, 6),
+        (6, 8),
+        (8, 9),
+        (9, 9),
+        (9, 9),
+        (9, 9),
+    ]
 
 
 @pytest.mark.parametrize("wrong", [(5, 0, 0), (5, 2, 2), (5, 2, -1), (-1, 1, 0)])
