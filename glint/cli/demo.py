@@ -95,7 +95,7 @@ def _road(
     final = glint(
         "final model", "train", RECIPE, "--nproc", str(nproc), "--out", runs / "final", *common,
         "--set", f"run.finetune={first['checkpoint']}", "--set", "data.sampling=auto",
-        "--set", "optim.lr=0.05", "--set", "schedule.epochs=2",
+        "--set", "optim.lr=0.05", "--set", "schedule.epochs=1",
     )  # fmt: skip
     onnx = folder / "model.onnx"
     export = glint("export", "export", final["checkpoint"], onnx)

@@ -235,7 +235,7 @@ def test_folders_of_others_and_of_running_runs_are_left_alone(tmp_path: Path) ->
         pass
     with claimed(run):  # the same run again
         pass
-    with pytest.raises(UsageError, match="current folder"), claimed(Path("")):
+    with pytest.raises(UsageError, match="current folder"), claimed(Path()):
         pass
 
 
