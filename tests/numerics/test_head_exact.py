@@ -275,9 +275,9 @@ from test_head_exact import batch, head_on
 from glint.dist.world import join, leave
 torch.set_num_threads(1)
 world = join("cpu", timeout=60)
-counts = [5, 3]
+counts = {counts}
 feature, label = batch(counts, 37, 8)
-result = head_on(world, counts, 37, feature, label, rate=0.4, block=8)
+result = head_on(world, counts, 37, feature, label, rate={rate}, block=8)
 torch.save(result, {out!r} + str(world.rank))
 leave(world)
 sys.stdout.flush()
@@ -285,13 +285,16 @@ os._exit(0)
 """
 
 
-def test_real_processes_over_gloo_equal_one_process(ranks, tmp_path):
+@pytest.mark.parametrize(("counts", "rate"), [([5, 3], 0.4), ([3, 4, 1], 1.0)])
+def test_real_processes_over_gloo_equal_one_process(ranks, tmp_path, counts, rate):
     out = str(tmp_path / "rank-")
-    program = PROGRAM.format(tests=str(Path(__file__).parent), out=out)
+    program = PROGRAM.format(tests=str(Path(__file__).parent), out=out, counts=counts, rate=rate)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    assert run_ranks([sys.executable, "-c", program], 2, env) == 0
-    real = joined([torch.load(out + str(rank)) for rank in range(2)], 37, 8)
-    feature, label = batch([5, 3], 37, 8)
-    alone = joined(ranks(1, lambda world: head_on(world, [8], 37, feature, label, rate=0.4)), 37, 8)
+    assert run_ranks([sys.executable, "-c", program], len(counts), env) == 0
+    real = joined([torch.load(out + str(rank)) for rank in range(len(counts))], 37, 8)
+    feature, label = batch(counts, 37, 8)
+    alone = joined(
+        ranks(1, lambda world: head_on(world, [8], 37, feature, label, rate=rate)), 37, 8
+    )
     for found, expected in zip(real, alone):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
