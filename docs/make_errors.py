@@ -32,6 +32,10 @@ hint: what to do about it
 
 Codes and slugs are stable: none is ever given a second meaning. `--debug` shows the stack trace.
 
+With `--json` the same error is also the one object on stdout: `schema` "glint/error@1", `error`
+(the code), `slug`, `what`, `where`, `hint` and `exit`. Work that went over a budget of bad records
+(exit code 5) prints its result instead.
+
 ## Exit codes
 
 | code | meaning |

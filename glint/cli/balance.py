@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def balance(
     each: int = typer.Option(
         0, "--per-identity", help="Identities take turns, K images of each: P x K batches."
     ),
-    out: Path | None = typer.Option(None, "--out", "-o", help="Default: DATASET/sampling.parquet"),
+    out: str | None = typer.Option(
+        None, "--out", "-o", metavar="FILE", help="Default: DATASET/sampling.parquet"
+    ),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
@@ -42,12 +45,15 @@ def balance(
         options = stage.Options(
             cap=cap, least=least, power=power, repeat=repeat, most=most, each=each
         )
-        return stage.balance(Dataset(dataset), options, out)
+        file = None if out is None else show.path(out, "--out")
+        return stage.balance(Dataset(dataset), options, file)
 
-    show.run(work, "glint/balance-result@1", as_json, debug=debug, say=_say)
+    show.run(work, "glint/balance-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
-def _say(r: dict[str, Any]) -> str:
+def _say(r: dict[str, Any], dataset: Path) -> str:
+    own = Path(r["sampling"]).resolve() == (dataset / "sampling.parquet").resolve()
+    change = "data.sampling=" + ("auto" if own else r["sampling"])
     return (
         f"{r['identities']} identities, {r['images']} images (labels version "
         f"{r['label_version']})\n"
@@ -55,5 +61,5 @@ def _say(r: dict[str, Any]) -> str:
         f"{r['gini_after']:.2f}; the smaller half of the identities gets "
         f"{100 * r['tail_share']:.1f} %; {r['never_seen']} identities never seen\n"
         f"wrote {r['sampling']}\n"
-        "Next: glint train RECIPE --set data.sampling=auto"
+        f"Next: glint train RECIPE --set {shlex.quote(change)}"
     )

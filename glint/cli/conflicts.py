@@ -41,7 +41,9 @@ def register(app: typer.Typer) -> None:
 def find(
     dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
     embeddings: Path = typer.Option(..., "--embeddings", "--emb", help="From `glint embed`."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the tables and the report."),
+    out: str = typer.Option(
+        ..., "--out", "-o", metavar="FOLDER", help="Folder for the tables and the report."
+    ),
     threshold: float | None = typer.Option(
         None, "--threshold", help="Merge at this centre cosine instead of the calibrated score."
     ),
@@ -53,6 +55,9 @@ def find(
     engine: str = typer.Option("auto", "--engine", help="auto, faiss or torch: the same pairs."),
     thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Faces in the report."),
     seed: int = typer.Option(0, "--seed", help="Of the calibration draws."),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Replace a report that is applied, or was edited by hand."
+    ),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
@@ -66,11 +71,20 @@ def find(
         options = verdicts.Options(
             threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
         )
+        folder = show.path(out, "--out")
         data = Dataset(dataset)
+        conflicts.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
         emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
         with show.progress("dedup-conflicts") as progress:
             return conflicts.run(
-                data, emb, out, options, thumbs=thumbs, command=command, progress=progress
+                data,
+                emb,
+                folder,
+                options,
+                thumbs=thumbs,
+                overwrite=overwrite,
+                command=command,
+                progress=progress,
             )
 
     show.run(work, "glint/conflicts-result@1", as_json, debug=debug, say=_say_found)
@@ -138,6 +152,11 @@ def _say_applied(r: dict[str, Any]) -> str:
         return (
             f"nothing to do: this report is in force already, as label version "
             f"{r['version']} of {r['dataset']}"
+        )
+    if r.get("nothing"):
+        return (
+            f"nothing to apply: this report merges and masks nothing new; the labels of "
+            f"{r['dataset']} stay at version {r['version']}"
         )
     verb = "would become" if r["dry_run"] else "are now"
     lines = [

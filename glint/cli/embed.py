@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 def embed(
     dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
     model: Path = typer.Option(..., "--model", "-m", help="ONNX recogniser or glint checkpoint."),
-    out: Path = typer.Option(..., "--out", "-o", help="Folder for the embeddings."),
+    out: str = typer.Option(
+        ..., "--out", "-o", metavar="FOLDER", help="Folder for the embeddings."
+    ),
     batch: int = typer.Option(64, "--batch", min=1, help="Images per call of the model."),
     flip: bool = typer.Option(False, "--flip/--no-flip", help="Add the mirrored image."),
     dtype: str = typer.Option("float16", "--dtype", help="float16 or float32."),
@@ -36,12 +38,14 @@ def embed(
         from glint.pipelines import embed as stage
         from glint.shards.index import Dataset
 
+        folder = show.path(out, "--out")
         data = Dataset(dataset)
+        stage.check_out(folder)  # before the model is opened, which takes seconds
         with show.progress("embed") as progress:
             return stage.embed(
                 data,
                 open_model(model),
-                out,
+                folder,
                 batch=batch,
                 flip=flip,
                 dtype=dtype,

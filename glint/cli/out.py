@@ -8,16 +8,37 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 
 from glint import log
-from glint.errors import BudgetError, GlintError
+from glint.errors import BudgetError, GlintError, UsageError
 from glint.log import Progress
 
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
 DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
+
+
+def path(text: str, option: str) -> Path:
+    """Turn an option's text into a path. Raises UsageError for "", or it would mean "."."""
+    if not text:
+        raise UsageError("GL0002", "expected a path, found an empty text", where=option)
+    return Path(text)
+
+
+def told(error: GlintError) -> dict[str, object]:
+    """Return an error as the one JSON object that `--json` prints for it."""
+    return {
+        "schema": "glint/error@1",
+        "error": error.code,
+        "slug": error.slug,
+        "what": error.what,
+        "where": error.where,
+        "hint": error.hint,
+        "exit": error.exit_code,
+    }
 
 
 def fail(error: GlintError) -> NoReturn:
@@ -37,7 +58,10 @@ def run(
     debug: bool = False,
     say: Callable[[dict[str, Any]], str] | None = None,
 ) -> None:
-    """Do `work` and show its result: JSON with `schema`, or `say(result)` for people."""
+    """Do `work` and show its result: JSON with `schema`, or `say(result)` for people.
+
+    An error is told on stderr and, as JSON, on stdout too: there is one object whatever happens.
+    """
     log.set_up()
     try:
         result = work()
@@ -46,6 +70,8 @@ def run(
             raise
         if as_json and isinstance(error, BudgetError) and error.result is not None:
             print(json.dumps({"schema": schema, **error.result}))
+        elif as_json:
+            print(json.dumps(told(error)))
         fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

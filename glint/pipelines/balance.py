@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint.errors import InputError, UsageError
+from glint.errors import BusyError, UsageError
 from glint.manifests import tables
-from glint.shards import commit, labels, parquet
+from glint.shards import labels, parquet
 from glint.shards.index import Dataset
 
 FORMAT = "glint/sampling@1"
@@ -122,22 +122,24 @@ def tail_share(count_C: Counts, draws_C: Reals) -> float:
 def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict[str, Any]:
     """Write the sampling table of the label version in force.
 
-    Raises InputError when the options leave nothing to draw.
+    Raises UsageError when the options leave nothing to draw or `out` cannot name a file, BusyError
+    when something else has that name.
     """
     import pyarrow as pa
 
+    path = out or dataset.root / "sampling.parquet"
+    _refuse_foreign(path)
     version = labels.current(dataset.root, dataset.classes)
     target_n = version.target[dataset.label]
     count_C = np.bincount(target_n[target_n >= 0], minlength=version.classes).astype(np.int64)
     drawn = plan(count_C, options)
     epoch = float(drawn.draws_C.sum())
     if epoch == 0:
-        raise InputError(
+        raise UsageError(
             "GL0002",
             f"no identity has {options.least} images, the most is {int(count_C.max(initial=0))}",
             where="--min",
         )
-    path = out or dataset.root / "sampling.parquet"
     about = {
         "format": FORMAT,
         "dataset": dataset.digest,
@@ -155,7 +157,6 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
         },
         schema=tables.SAMPLING.with_metadata(about),
     )
-    commit.make_dir(path.parent)
     parquet.write(path, table)
     some_C = count_C > 0
     return {
@@ -169,3 +170,27 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
         "label_version": version.version,
         "sampling": str(path),
     }
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise UsageError where `path` cannot name a file, BusyError where it is not our own table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.is_dir():
+        raise UsageError("GL0002", f"expected a file, found the folder {path}", where="--out")
+    if not path.parent.is_dir():
+        raise UsageError("GL0001", f"no such folder: {path.parent}", where="--out")
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        about = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError, ValueError):
+        about = {}
+    if about.get(b"format") != FORMAT.encode():
+        raise BusyError(
+            "GL0004",
+            "the file is no sampling table that glint wrote",
+            where=str(path),
+            hint="choose another --out, or move this file away",
+        )

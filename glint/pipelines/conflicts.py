@@ -5,7 +5,6 @@ Nothing of the dataset changes here: `glint.pipelines.decisions` applies and und
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from glint import log
 from glint.errors import BusyError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.pipelines import embed, gallery
+from glint.pipelines import decisions, embed, gallery, output
 from glint.pipelines.verdicts import Found, Options, find
 from glint.search.evidence import Samples
 from glint.shards import commit, labels, parquet
 from glint.shards.index import Dataset
 
 FORMAT = "glint/conflicts@1"
+BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
+TABLES = ("pairs.parquet", "groups.parquet")
 
 
 def run(
@@ -33,27 +34,26 @@ def run(
     options: Options,
     *,
     thumbs: bool = True,
+    overwrite: bool = False,
     command: str = "",
     progress: Progress = log.silent,
 ) -> dict[str, Any]:
     """Find conflicts and write pairs.parquet, groups.parquet, conflicts.json and report.html.
 
-    Raises BusyError when `out` holds something else.
+    Raises BusyError when `out` holds something else or, without `overwrite`, a report that is in
+    force or was edited by hand.
     """
-    if out.exists() and any(out.iterdir()) and not (out / "_glint").is_dir():
-        raise BusyError(
-            "GL0004",
-            "the folder is not empty and holds no conflicts",
-            where=str(out),
-            hint="choose another --out",
-        )
+    check_out(out, dataset, overwrite=overwrite)
+    begun = out / BEGUN
     commit.make_dir(out / "_glint")
     with commit.lock(out / "_glint" / "lock"):
+        commit.write_json(begun, {"format": FORMAT})
         samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
         target_C = labels.current(dataset.root, dataset.classes).target
         found = find(emb.centre_CD, samples, target_C, options, progress=progress)
         about = _write(dataset, emb, out, found, samples, options, command)
         gallery.write(out / "report.html", dataset, emb, samples, found, about, thumbs=thumbs)
+        begun.unlink()
     counts: dict[str, Any] = about["counts"]
     return {
         **counts,
@@ -63,6 +63,42 @@ def run(
         "report": str(out / "report.html"),
         "out": str(out),
     }
+
+
+def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:
+    """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing.
+
+    Without `overwrite`, a report in force and tables that `run` did not write are kept.
+    """
+    output.refuse_foreign(out, "glint/conflicts", ("conflicts.json", BEGUN), "conflicts")
+    path = out / "conflicts.json"
+    if overwrite or not path.is_file():
+        return
+    if decisions.stands(out, dataset):
+        raise BusyError(
+            "GL0004",
+            "this report is applied to the labels",
+            where=str(out),
+            hint=f"first run: glint dedup-conflicts undo {out}; or choose another --out, or give "
+            "--overwrite",
+        )
+    written = commit.read_json(path, "GL0501").get("files")
+    for name in TABLES:
+        table = out / name
+        if (out / BEGUN).exists() or not table.is_file():  # a run that stopped half way left these
+            continue
+        if not isinstance(written, dict) or _sha256(table) != written.get(name):
+            raise BusyError(
+                "GL0004",
+                "was edited since the report was made",
+                where=str(table),
+                hint="choose another --out, or give --overwrite",
+            )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + commit.sha256(file)
 
 
 def _write(
@@ -152,10 +188,7 @@ def _write(
         "refused": [
             {"labels": piece.tolist(), "reason": text} for piece, text in found.groups.refused
         ],
-        "files": {
-            name: "sha256:" + hashlib.sha256((out / name).read_bytes()).hexdigest()
-            for name in ("pairs.parquet", "groups.parquet")
-        },
+        "files": {name: _sha256(out / name) for name in TABLES},
     }
     commit.write_json(out / "conflicts.json", about)
     return about

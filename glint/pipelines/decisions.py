@@ -25,6 +25,8 @@ from glint.shards.index import Dataset
 
 FORMAT = "glint/conflicts@1"
 STAGE = "dedup-conflicts"
+TABLES = ("pairs.parquet", "groups.parquet")
+REPORT = (*TABLES, "conflicts.json")
 Ints = npt.NDArray[np.int64]
 
 
@@ -36,7 +38,8 @@ class Decisions:
     groups: list[Ints]
     mask_m2: Ints
     label_version: int
-    digest: str
+    digest: str  # of conflicts.json and both tables: what `labels.history` names the report by
+    tables: str  # of the tables alone, as histories of old name it
 
 
 def relabel(
@@ -82,6 +85,25 @@ def read(folder: Path) -> Decisions:
             where=str(folder),
             hint="make one with: glint dedup-conflicts DATASET --embeddings DIR --out DIR",
         )
+    root, digest, version = _named(folder)
+    dataset = Dataset(root)
+    if dataset.digest != digest:
+        raise MismatchError(
+            "GL0501",
+            f"the report was made from dataset {digest}, found {dataset.digest}",
+            where=str(root),
+            hint="run glint embed and glint dedup-conflicts again",
+        )
+    groups = _groups(folder / "groups.parquet", dataset.classes)
+    mask_m2 = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
+    return Decisions(
+        dataset, groups, mask_m2, version, _digest(folder, REPORT), _digest(folder, TABLES)
+    )
+
+
+def _named(folder: Path) -> tuple[Path, str, int]:
+    """Read which dataset a report is about: its folder, its digest and its label version."""
+    path = folder / "conflicts.json"
     about = commit.read_json(path, "GL0501")
     try:
         if about["format"] != FORMAT:
@@ -94,20 +116,15 @@ def read(folder: Path) -> Decisions:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("GL0501", f"lacks or spoils {error}", where=str(path)) from None
     root = next((p for p in places if (p / "manifest.json").is_file()), places[-1])
-    dataset = Dataset(root)
-    if dataset.digest != digest:
-        raise MismatchError(
-            "GL0501",
-            f"the report was made from dataset {digest}, found {dataset.digest}",
-            where=str(root),
-            hint="run glint embed and glint dedup-conflicts again",
-        )
-    groups = _groups(folder / "groups.parquet", dataset.classes)
-    mask_m2 = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
+    return root, digest, version
+
+
+def _digest(folder: Path, names: Sequence[str]) -> str:
+    """Return the SHA-256 of files of a report, one after the other."""
     state = hashlib.sha256()
-    for name in ("pairs.parquet", "groups.parquet"):
+    for name in names:
         state.update((folder / name).read_bytes())
-    return Decisions(dataset, groups, mask_m2, version, "sha256:" + state.hexdigest())
+    return "sha256:" + state.hexdigest()
 
 
 def _groups(path: Path, classes: int) -> list[Ints]:
@@ -158,28 +175,54 @@ def _verdicts(path: Path, groups: list[Ints], classes: int) -> Ints:
     return np.stack([a[mask], b[mask]], axis=1).astype(np.int64)
 
 
-def _applied(decisions: Decisions) -> dict[str, Any] | None:
-    """Return the history line of the version in force if this very report made it."""
-    root = decisions.dataset.root
-    version = labels.current(root, decisions.dataset.classes).version
-    for line in reversed(labels.history(root)):
+def _applied(decisions: Decisions) -> bool:
+    """Say whether this very report made the label version in force."""
+    made = _in_force(decisions.dataset)[:1]
+    return any(_is_of(line, {decisions.digest, decisions.tables}) for line in made)
+
+
+def _in_force(dataset: Dataset) -> list[dict[str, Any]]:
+    """List the history lines that the labels in force rest on, the newest first."""
+    version = labels.current(dataset.root, dataset.classes).version
+    lines = []
+    for line in reversed(labels.history(dataset.root)):
         if line.get("op") == "apply" and line.get("version") == version:
-            why = line.get("why") or {}
-            mine = why.get("stage") == STAGE and why.get("report") == decisions.digest
-            return line if mine else None
-    return None
+            lines.append(line)
+            version = line.get("from")
+    return lines
+
+
+def _is_of(line: dict[str, Any], marks: set[str]) -> bool:
+    """Say whether a history line tells of the report of these digests."""
+    why = line.get("why") or {}
+    return why.get("stage") == STAGE and why.get("report") in marks
+
+
+def stands(folder: Path, dataset: Dataset) -> bool:
+    """Say whether the labels in force rest on a report: its dataset's where it is, or `dataset`'s.
+
+    Raises InputError GL0501 where conflicts.json is spoilt.
+    """
+    root, digest, _ = _named(folder)
+    if not all((folder / name).is_file() for name in REPORT):
+        return False
+    where = [dataset] if dataset.digest == digest else []
+    if (root / "manifest.json").is_file() and root.resolve() != dataset.root.resolve():
+        where.append(Dataset(root))
+    marks = {_digest(folder, REPORT), _digest(folder, TABLES)}
+    return any(_is_of(line, marks) for one in where for line in _in_force(one))
 
 
 def apply(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
     """Put the report's verdicts in force as a new label version.
 
-    Applying a report that is in force already changes nothing and says so. Raises MismatchError
-    when the labels changed after the report was made.
+    Applying a report that is in force already, or that would change no target and no mask, makes
+    no version and says so. Raises MismatchError when the labels changed after the report was made.
     """
     decisions = read(folder)
     dataset = decisions.dataset
     now = labels.current(dataset.root, dataset.classes)
-    if _applied(decisions) is not None:
+    if _applied(decisions):
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
     if now.version != decisions.label_version:
         raise MismatchError(
@@ -192,6 +235,10 @@ def apply(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
     target_C, mask_m2 = relabel(now.target, now.masks, decisions.groups, decisions.mask_m2)
     classes = int(target_C.max(initial=-1)) + 1
     then = labels.LabelTable(now.version, target_C, classes, mask_m2)
+    same = np.array_equal(target_C, now.target)
+    if same and np.array_equal(mask_m2, np.unique(now.masks.reshape(-1, 2), axis=0)):
+        result = _result(folder, dataset, now, now, applied=False, already=False, dry_run=dry_run)
+        return {**result, "nothing": True}
     if dry_run:
         return _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
     labels.commit(
@@ -217,7 +264,7 @@ def undo(folder: Path) -> dict[str, Any]:
     decisions = read(folder)
     dataset = decisions.dataset
     now = labels.current(dataset.root, dataset.classes)
-    if _applied(decisions) is None:
+    if not _applied(decisions):
         raise InputError(
             "GL0502",
             f"this report is not in force (the labels stand at version {now.version})",

@@ -18,14 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from glint import log
-from glint.errors import BusyError, GlintError, InputError, MismatchError, UsageError
+from glint.errors import GlintError, InputError, MismatchError, UsageError
 from glint.log import Progress, logger
 from glint.manifests import tables
+from glint.pipelines import output
 from glint.shards import commit, parquet
 
-FORMAT = "glint/embeddings@1"
+FORMAT = "glint/embeddings@2"  # 1 had no checksums
 BLOCK = 2048  # rows between two journal lines
 TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
+ARRAYS = ("samples.npy", "centres.npy")
+AGAIN = "delete this folder and run `glint embed` again"
 STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
 
 Floats = npt.NDArray[np.floating]
@@ -91,7 +94,8 @@ def embed(
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
     more than 75 degrees from their centre out of it. Raises MismatchError when `out` was begun with
-    other inputs, BusyError when another run writes there, InputError when no image can be embedded.
+    other inputs, BusyError when another run writes there or it holds something else, InputError
+    when no image can be embedded.
     """
     plan = {
         "format": FORMAT,
@@ -109,6 +113,7 @@ def embed(
     }
     if dtype not in ("float16", "float32"):
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
+    check_out(out)
     work = out / "_glint"
     commit.make_dir(work)
     with commit.lock(work / "lock"), commit.writing(out):
@@ -131,10 +136,17 @@ def embed(
     }
 
 
+def check_out(out: Path) -> None:
+    """Raise BusyError where `out` is not a folder that `embed` may write. Writes nothing."""
+    marks = ("embeddings.json", "_glint/plan.json")
+    output.refuse_foreign(out, "glint/embeddings", marks, "embeddings")
+
+
 def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
     """Open an embedding folder and check that it belongs to the dataset.
 
-    Raises InputError for a missing or unreadable folder, MismatchError for another dataset's.
+    Raises InputError for a missing, unreadable or damaged folder, MismatchError for another
+    dataset's. Reads both arrays once, for their checksums.
     """
     if not (root / "embeddings.json").is_file():
         raise InputError(
@@ -151,6 +163,13 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
             where=str(root),
             hint="run `glint embed` on this dataset",
         )
+    if about.get("format") != FORMAT:
+        raise InputError(
+            "GL0402",
+            f"expected format {FORMAT!r}, found {about.get('format')!r}",
+            where=str(root / "embeddings.json"),
+            hint=AGAIN,
+        )
     sample_ND = _open(root / "samples.npy", images)
     centre_CD = _open(root / "centres.npy", classes)
     if sample_ND.shape[1] != centre_CD.shape[1]:
@@ -159,6 +178,17 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
             f"samples have {sample_ND.shape[1]} columns, centres {centre_CD.shape[1]}",
             where=str(root),
         )
+    written = about.get("files")
+    for name in ARRAYS:
+        expected = written.get(name) if isinstance(written, dict) else None
+        found = _checksum(root / name)
+        if found != expected:
+            raise InputError(
+                "GL0402",
+                f"expected the checksum {expected}, found {found}",
+                where=str(root / name),
+                hint=AGAIN,
+            )
     return Embeddings(root, sample_ND, centre_CD, about)
 
 
@@ -383,6 +413,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
         "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
         "norm_mean": float(np.nanmean(norm_N)),
         "norm_std": float(np.nanstd(norm_N)),
+        "files": {name: _checksum(out / name) for name in ARRAYS},
     }
     commit.write_json(out / "embeddings.json", about)
     for path in work.iterdir():
@@ -411,14 +442,21 @@ def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
         if path.parent == work and (out / "samples.npy").exists():  # stopped while finishing
             (out / "samples.npy").replace(work / "samples.npy")
         return
-    if (out / "samples.npy").exists():
-        raise BusyError(
-            "GL0004",
-            "samples.npy is there, but not what it was made from",
-            where=str(out),
-            hint="choose another --out",
-        )
     commit.write_json(work / "plan.json", plan)
+
+
+def _checksum(path: Path) -> str:
+    """Return the xxh3-128 of a file. Raises InputError where it cannot be read."""
+    import xxhash
+
+    state = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while part := file.read(4 << 20):
+                state.update(part)
+    except OSError as error:
+        raise InputError("GL0402", f"cannot be read: {error}", where=str(path)) from None
+    return "xxh3:" + state.hexdigest()
 
 
 def _open(path: Path, rows: int) -> Any:

@@ -42,7 +42,15 @@ def test_help_names_the_subcommands() -> None:
 )
 def test_a_path_that_is_no_dataset(tmp_path: Path, args: list[str]) -> None:
     done = glint(*[str(tmp_path / a) if a in ("SET", "e", "o") else a for a in args], code=3)
-    assert done.stdout == ""
+    if "--json" in args:
+        told = json.loads(done.stdout)
+        assert (told["schema"], told["error"]) == ("glint/error@1", "GL0301")
+        assert (told["slug"], told["exit"]) == ("not-a-dataset", 3)
+        assert told["what"] == "expected a dataset, found no such folder"
+        assert told["where"] == str(tmp_path / "SET")
+        assert told["hint"]
+    else:
+        assert done.stdout == ""
     assert "error GL0301 not-a-dataset" in done.stderr
     assert "hint: " in done.stderr
 
@@ -57,6 +65,42 @@ def test_usage_mistakes(tmp_path: Path) -> None:
     glint("dedup-conflicts", str(tmp_path), code=2)
     done = glint("balance", str(tmp_path), "--power", "2", code=2)
     assert "--power: expected from 0 to 1, found 2.0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["embed", "SET", "--model", "m"],
+        ["dedup-conflicts", "SET", "--embeddings", "e"],
+        ["balance", "SET"],
+    ],
+)
+def test_an_empty_out(args: list[str]) -> None:
+    done = glint(*args, "--out", "", "--json", code=2)
+    assert "error GL0002 bad-option: --out: expected a path, found an empty text" in done.stderr
+    assert json.loads(done.stdout)["error"] == "GL0002"
+
+
+def test_balance_elsewhere(small, tmp_path: Path) -> None:
+    out = tmp_path / "a table.parquet"
+    text = glint("balance", str(small.data), "--out", str(out)).stdout
+    assert f"Next: glint train RECIPE --set 'data.sampling={out}'" in text
+    text = glint("balance", str(small.data), "--out", str(small.data / "sampling.parquet")).stdout
+    assert "--set data.sampling=auto" in text
+    done = glint("balance", str(small.data), "--out", str(small.data / "samples.parquet"), code=4)
+    assert "error GL0004 output-exists" in done.stderr
+    glint("balance", str(small.data), "--min", "1000", code=2)
+
+
+def test_out_that_is_a_dataset_or_a_file(small, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    before = sorted(small.data.rglob("*"))
+    for out, what in ((small.data, "this is a dataset"), (tmp_path / "file", "found a file")):
+        for command in (["embed", "--model", "m"], ["dedup-conflicts", "--embeddings", "e"]):
+            done = glint(*command, str(small.data), "--out", str(out), code=4)
+            assert "error GL0004" in done.stderr
+            assert what in done.stderr
+    assert sorted(small.data.rglob("*")) == before
 
 
 def test_importing_the_commands_is_light() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from glint.errors import InputError, UsageError
+from glint.errors import BusyError, UsageError
 from glint.pipelines.balance import Options, balance, gini, plan, tail_share
 from glint.shards import labels
 
@@ -106,12 +106,36 @@ def test_the_table(make_dataset) -> None:
 def test_it_follows_the_labels_in_force(make_dataset, tmp_path) -> None:
     dataset = make_dataset([5, 1, 4, 30], images=False)
     labels.commit(dataset.root, np.array([0, 1, 0, -1]), np.empty((0, 2), np.int64), {})
-    got = balance(dataset, Options(), tmp_path / "new" / "s.parquet")
-    table = pq.read_table(tmp_path / "new" / "s.parquet")
+    got = balance(dataset, Options(), tmp_path / "s.parquet")
+    table = pq.read_table(tmp_path / "s.parquet")
     assert table["count"].to_pylist() == [9, 1]
     assert (got["identities"], got["images"], got["label_version"]) == (2, 10, 1)
 
 
 def test_nothing_left_to_draw(make_dataset) -> None:
-    with pytest.raises(InputError, match="no identity has 9 images, the most is 5"):
+    with pytest.raises(UsageError, match=r"GL0002.*no identity has 9 images, the most is 5"):
         balance(make_dataset([5, 1], images=False), Options(least=9))
+
+
+def test_only_its_own_table_is_overwritten(make_dataset, tmp_path) -> None:
+    dataset = make_dataset([5, 1], images=False)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("keep me")
+    for path in (dataset.root / "samples.parquet", dataset.root / "manifest.json", notes):
+        before = path.read_bytes()
+        with pytest.raises(BusyError, match=r"GL0004.*no sampling table that glint wrote"):
+            balance(dataset, Options(), path)
+        assert path.read_bytes() == before
+    own = tmp_path / "own.parquet"
+    balance(dataset, Options(), own)
+    balance(dataset, Options(cap=2), own)
+    assert pq.read_table(own)["draws"].to_pylist() == [2, 1]
+
+
+def test_out_that_cannot_be_a_file(make_dataset, tmp_path) -> None:
+    dataset = make_dataset([5, 1], images=False)
+    with pytest.raises(UsageError, match=r"--out: expected a file, found the folder"):
+        balance(dataset, Options(), tmp_path)
+    with pytest.raises(UsageError, match=r"GL0001.*--out: no such folder: .*missing"):
+        balance(dataset, Options(), tmp_path / "missing" / "s.parquet")
+    assert not (tmp_path / "missing").exists()

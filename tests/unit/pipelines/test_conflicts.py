@@ -15,7 +15,7 @@ import simplejpeg
 from glint.errors import BusyError, UsageError
 from glint.pipelines import conflicts, decisions, embed
 from glint.pipelines.verdicts import Options
-from glint.shards import labels
+from glint.shards import commit, labels
 from glint.shards.index import Dataset
 
 
@@ -133,8 +133,73 @@ def test_foreign_folder_is_left_alone(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
-    with pytest.raises(BusyError, match=r"GL0004.*not empty and holds no conflicts"):
-        conflicts.run(dataset, emb, tmp_path / "mine", Options())
+    (tmp_path / "file").write_text("keep me")
+    (tmp_path / "begun/_glint").mkdir(parents=True)
+    (tmp_path / "begun/_glint/plan.json").write_text('{"kind": "shard"}')
+    before = sorted(tmp_path.rglob("*"))
+    for name, what in {
+        "mine": "not empty and holds no conflicts",
+        "begun": "not empty and holds no conflicts",
+        "emb": "not empty and holds no conflicts",
+        "set": "this is a dataset",
+        "file": "expected a folder, found a file",
+    }.items():
+        with pytest.raises(BusyError, match=f"GL0004.*{what}"):
+            conflicts.run(dataset, emb, tmp_path / name, Options())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_report_in_force_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+    out = tmp_path / "conf"
+    conflicts.run(dataset, emb, out, Options(), thumbs=False)
+    decisions.apply(out)
+    labels.commit(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
+    before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
+    with pytest.raises(BusyError, match=r"GL0004.*this report is applied") as caught:
+        conflicts.run(dataset, emb, out, Options(), thumbs=False)
+    assert "dedup-conflicts undo" in caught.value.hint
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
+    labels.undo(dataset.root)
+    decisions.undo(out)
+    conflicts.run(dataset, emb, out, Options(), thumbs=False)  # no longer in force
+    decisions.apply(out)
+    conflicts.run(dataset, emb, out, Options(), thumbs=False, overwrite=True)
+    assert json.loads((out / "conflicts.json").read_text())["dataset"]["label_version"] > 0
+
+
+def test_an_edited_report_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+    out = tmp_path / "conf"
+    conflicts.run(dataset, emb, out, Options(), thumbs=False)
+    found = (out / "pairs.parquet").read_bytes()
+    pq.write_table(pq.read_table(out / "pairs.parquet").slice(1), out / "pairs.parquet")
+    edited = (out / "pairs.parquet").read_bytes()
+    with pytest.raises(BusyError, match=r"GL0004.*pairs.parquet: was edited"):
+        conflicts.run(dataset, emb, out, Options(), thumbs=False)
+    assert (out / "pairs.parquet").read_bytes() == edited
+    conflicts.run(dataset, emb, out, Options(), thumbs=False, overwrite=True)
+    assert (out / "pairs.parquet").read_bytes() == found
+
+
+def test_a_run_that_stopped_half_way_goes_on(
+    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path, monkeypatch
+) -> None:
+    out = tmp_path / "conf"
+    for options in (Options(), Options(threshold=0.9)):  # the second over a finished report
+        with monkeypatch.context() as patch:
+            patch.setattr(commit, "write_json", _stop_at("conflicts.json", commit.write_json))
+            with pytest.raises(KeyboardInterrupt):
+                conflicts.run(dataset, emb, out, options, thumbs=False)
+        conflicts.run(dataset, emb, out, options, thumbs=False)
+        assert [p.name for p in (out / "_glint").iterdir()] == ["lock"]
+
+
+def _stop_at(name: str, real):
+    def write_json(path: Path, value: object) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        real(path, value)
+
+    return write_json
 
 
 @pytest.mark.parametrize(

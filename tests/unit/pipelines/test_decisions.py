@@ -167,7 +167,7 @@ def test_contradictions_are_named(
     dataset: Dataset, tmp_path: Path, verdicts: list, groups: list, what: str
 ) -> None:
     folder = report(dataset, tmp_path / "conf", verdicts, groups)
-    with pytest.raises(InputError, match="GL0501.*" + what):
+    with pytest.raises(InputError, match=r"GL0501.*" + what):
         decisions.apply(folder)
     assert not (dataset.root / "labels").exists()
 
@@ -207,3 +207,44 @@ def test_dropped_identities_stay_dropped() -> None:
     )
     assert got.tolist() == [0, -1, 1, 1]
     assert masks.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("verdicts", [[], [(1, 2, "keep")]])
+def test_nothing_to_apply_makes_no_version(
+    dataset: Dataset, tmp_path: Path, verdicts: list
+) -> None:
+    folder = report(dataset, tmp_path / "conf", verdicts, [])
+    got = decisions.apply(folder)
+    assert (got["applied"], got["already"], got["nothing"], got["version"]) == (
+        False,
+        False,
+        True,
+        0,
+    )
+    assert not (dataset.root / "labels").exists()
+    assert decisions.apply(folder, dry_run=True)["nothing"]
+
+
+def test_equal_tables_are_not_one_report(dataset: Dataset, tmp_path: Path) -> None:
+    """The same verdicts, found on version 0 and again on version 1."""
+    one = report(dataset, tmp_path / "one", VERDICTS, GROUPS)
+    decisions.apply(one)
+    two = report(dataset, tmp_path / "two", VERDICTS, GROUPS, version=1)
+    got = decisions.apply(two)
+    assert (got["already"], got["nothing"], got["version"]) == (False, True, 1)
+    with pytest.raises(InputError, match=r"GL0502.*not in force"):
+        decisions.undo(two)
+    assert decisions.stands(one, dataset)
+    assert not decisions.stands(two, dataset)
+    assert decisions.undo(one)["version"] == 0
+
+
+def test_a_report_applied_before_histories_knew_all_of_it(dataset: Dataset, tmp_path: Path) -> None:
+    folder = report(dataset, tmp_path / "conf", VERDICTS, GROUPS)
+    tables_only = hashlib.sha256()
+    for name in ("pairs.parquet", "groups.parquet"):
+        tables_only.update((folder / name).read_bytes())
+    why = {"stage": decisions.STAGE, "report": "sha256:" + tables_only.hexdigest()}
+    labels.commit(dataset.root, np.array([0, 1, 2, 0, 3, 0]), np.empty((0, 2), np.int64), why)
+    assert decisions.apply(folder)["already"]
+    assert decisions.undo(folder)["version"] == 0

@@ -253,3 +253,62 @@ def test_load_checks_that_embeddings_fit(tmp_path: Path) -> None:
         stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
     about = json.loads((tmp_path / "emb/embeddings.json").read_text())
     assert about["model"] == "sha256:one"
+
+
+@pytest.mark.parametrize("name", ["samples.npy", "centres.npy"])
+def test_load_sees_one_changed_bit(tmp_path: Path, name: str) -> None:
+    run(tmp_path / "emb")
+    path = tmp_path / "emb" / name
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=rf"GL0402.*{name}: expected the checksum xxh3:"):
+        stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+
+
+def test_embeddings_without_checksums_are_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    path = tmp_path / "embeddings.json"
+    about = json.loads(path.read_text())
+    files = about.pop("files")
+    assert sorted(files) == ["centres.npy", "samples.npy"]
+    commit.write_json(path, about)
+    with pytest.raises(InputError, match=r"GL0402.*expected the checksum None"):
+        stage.load(tmp_path, "sha256:faces", images=70, classes=9)
+    commit.write_json(path, {**about, "format": "glint/embeddings@1"})
+    with pytest.raises(InputError, match=r"GL0402.*expected format 'glint/embeddings@2'"):
+        stage.load(tmp_path, "sha256:faces", images=70, classes=9)
+    with pytest.raises(MismatchError, match=r"GL0006.*format: glint/embeddings@1 there"):
+        run(tmp_path)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "what"),
+    [
+        ("manifest.json", '{"format": "glint/dataset@1"}', "this is a dataset"),
+        ("notes.txt", "mine", "not empty and holds no embeddings"),
+        ("conflicts.json", '{"format": "glint/conflicts@1"}', "holds no embeddings"),
+        ("embeddings.json", '{"format": "mine"}', "holds no embeddings"),
+        ("_glint/plan.json", '{"kind": "glint/plan@1"}', "holds no embeddings"),
+    ],
+)
+def test_a_foreign_folder_is_left_as_it_was(
+    tmp_path: Path, file: str, text: str, what: str
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(BusyError, match=f"GL0004.*{what}"):
+        run(tmp_path)
+    assert tree(tmp_path) == {str(tmp_path / file): text.encode()}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [file.split("/")[0]]
+
+
+def test_out_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "emb").write_text("mine")
+    with pytest.raises(BusyError, match=r"GL0004.*expected a folder, found a file"):
+        run(tmp_path / "emb")
+    assert (tmp_path / "emb").read_text() == "mine"
