@@ -18,14 +18,16 @@ def register(app: typer.Typer) -> None:
 
 def shard(
     src: Path = typer.Argument(..., help="A .rec file, folders of images, tars, zips or Parquet."),
-    out: Path = typer.Argument(..., help="The dataset: a new folder, or one to continue."),
+    out: str = typer.Argument(..., help="The dataset: a new folder, or one to continue."),
     samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
     seed: int = typer.Option(0, help="Seed of the one permutation of all records."),
     with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
     members: str = typer.Option("jpg,cls", help="jpg,cls, or jpg: its label in its name."),
     formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
-    max_bad: float = typer.Option(0.001, help="Share of bad records to let pass (16 always are)."),
+    max_bad: float = typer.Option(
+        0.001, help="Share of bad records to let pass; at least 16, never all."
+    ),
     resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
     rebuild_idx: bool = typer.Option(
         False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."
@@ -40,6 +42,7 @@ def shard(
         from glint.pipelines import shard as stage
         from glint.shards import sources
 
+        folder = show.path(out, "OUT")
         options = stage.Options(
             samples_per_shard,
             seed,
@@ -52,14 +55,16 @@ def shard(
                 return stage.survey(src, options)
             if rebuild_idx:
                 sources.rebuild_idx(sources.recognise(src)[1])
-            return pack(stage, options)
+            return pack(stage, folder, options)
 
-    def pack(stage: Any, options: Any) -> Any:
+    def pack(stage: Any, folder: Path, options: Any) -> Any:
         import os
 
         with show.progress("shard") as progress:
             count = workers or len(os.sched_getaffinity(0))
-            return stage.shard(src, out, options, workers=count, max_bad=max_bad, progress=progress)
+            return stage.shard(
+                src, folder, options, workers=count, max_bad=max_bad, progress=progress
+            )
 
     show.run(work, "glint/shard-result@1", as_json, debug=debug, say=_say)
 

@@ -36,7 +36,7 @@ from glint.shards.write import MEMBERS, Shard
 # What writes one shard of a plan, and what joins them: other stages plan and join otherwise.
 Run = Callable[["Plan", int], dict[str, Any]]
 Merge = Callable[["Plan", list[dict[str, Any]], dict[str, Any]], dict[str, Any]]
-# A handful of bad records is let pass however small the set is.
+# So many bad records are let pass however small the set is, but never all of them.
 BAD_FLOOR = 16
 # Records looked up together, and bytes of images written together.
 PIECE, HELD = 1 << 16, 2 << 20
@@ -372,21 +372,42 @@ def _finished(plan: Plan, journal: commit.Journal) -> dict[int, dict[str, Any]]:
     return good
 
 
-def whole(out: Path) -> dict[str, Any]:
-    """Return the manifest of a finished dataset. Raises InputError GL0302 for a lost shard."""
+def whole(out: Path, progress: Progress = log.silent) -> dict[str, Any]:
+    """Return the manifest of a finished dataset, whose shards are read and compared with it.
+
+    Raises InputError GL0302 for a lost or changed shard; `progress` is in samples.
+    """
     manifest = commit.read_json(out / "manifest.json")
-    for entry in manifest["shards"]:
-        path = out / "data" / entry["name"]
+    paths = [out / "data" / entry["name"] for entry in manifest["shards"]]
+    for entry, path in zip(manifest["shards"], paths):
         size = path.stat().st_size if path.is_file() else -1
         if size != entry["bytes"]:
             found = f"{size} bytes" if size >= 0 else "no file"
-            raise InputError(
-                "GL0302",
-                f"expected {entry['bytes']} bytes, found {found}",
-                where=str(path),
-                hint="make the dataset again into a new folder",
+            raise _damaged(path, f"expected {entry['bytes']} bytes, found {found}")
+    done = 0
+    for entry, path in zip(manifest["shards"], paths):
+        try:
+            with path.open("rb") as file:
+                told = commit.sha256(file)
+        except OSError as error:
+            raise _damaged(path, f"cannot be read: {error.strerror or error}") from error
+        if told != entry["sha256"]:
+            raise _damaged(
+                path, f"its bytes have changed: expected sha256 {entry['sha256']}, found {told}"
             )
+        done += entry["samples"]
+        progress(done, manifest["written"], "checked")
     return manifest
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(
+        "GL0302",
+        what,
+        where=str(path),
+        hint=f"run the same command into a new folder: the data/{path.name} that it writes is "
+        "this one as it was, and may be copied here (or go on with the new folder)",
+    )
 
 
 def _result(manifest: dict[str, Any], resumed: int, out: Path) -> dict[str, Any]:
@@ -457,6 +478,15 @@ def shard(
         raise UsageError(
             "GL0002", f"expected a share from 0 to 1, found {max_bad}", where="--max-bad"
         )
+    with stage.ending():
+        result = _shard(src, out, options, workers, progress)
+    _check_budget(result, max_bad)
+    return result
+
+
+def _shard(
+    src: Path, out: Path, options: Options, workers: int, progress: Progress
+) -> dict[str, Any]:
     recognise(src)
     check_places(src, out)
     fresh = not out.exists()
@@ -465,18 +495,17 @@ def shard(
     with commit.lock(state / "lock"):
         try:
             plan, facts = make_plan(src, out, options)
-        except GlintError:
+        except (GlintError, KeyboardInterrupt):
             if not (state / "plan.json").exists():  # leave no trace of a source that is no good
                 shutil.rmtree(state, ignore_errors=True)
                 if fresh:
                     out.rmdir()
             raise
         if (out / "manifest.json").exists():
-            result = _result(whole(out), len(plan.spans()), out)
+            result = _result(whole(out, progress), len(plan.spans()), out)
         else:
             result = _result(*write(plan, facts, workers, progress), out)
         tidy(plan)
-    _check_budget(result, max_bad)
     return result
 
 

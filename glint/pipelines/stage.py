@@ -41,6 +41,30 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def ending() -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into Stopped GL0704 at once, for work that may end anywhere."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt  # which no library takes for an error of its own
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(
+            "GL0704",
+            "stopped on a signal",
+            hint="what is done is saved: the same command continues",
+        ) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _start(parent: int) -> None:
     """Prepare a worker: signals are the parent's business, and it does not outlive the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -18,7 +18,7 @@ import xxhash
 
 from glint.errors import InputError
 from glint.manifests import tables
-from glint.shards import commit, parquet
+from glint.shards import commit, parquet, plan
 
 FORMAT = "glint/dataset@1"
 OPEN_FILES = 256
@@ -47,6 +47,23 @@ class Text:
             yield from chunk.to_pylist()
 
 
+def _unfinished(root: Path) -> InputError | None:
+    """Return the error of a dataset that was begun and not finished; None for another folder."""
+    try:
+        told = commit.read_json(root / "_glint" / "plan.json")
+        spans = plan.spans(int(told["n"]), int(told["fingerprint"]["options"]["samples_per_shard"]))
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
+    done = sum((root / "data" / plan.shard_name(i)).is_file() for i in range(len(spans)))
+    made_of_datasets = "from" in told["fingerprint"].get("source", ())
+    return InputError(
+        "GL0301",
+        f"unfinished: {done} of {len(spans)} shards are complete",
+        where=str(root),
+        hint=f"run the same {'' if made_of_datasets else 'glint shard '}command to continue",
+    )
+
+
 class Dataset:
     """A folder that `glint shard` wrote.
 
@@ -58,6 +75,8 @@ class Dataset:
         self.root = Path(root)
         path = self.root / "manifest.json"
         if not path.is_file():
+            if unfinished := _unfinished(self.root):
+                raise unfinished
             found = "a folder without manifest.json" if self.root.is_dir() else "no such folder"
             raise InputError(
                 "GL0301",

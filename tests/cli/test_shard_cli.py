@@ -61,6 +61,8 @@ def test_dry_run(glint: Glint, faces: Path, tmp_path: Path) -> None:
         (["faces", "out", "--seed", "-3"], 2, "GL0002"),
         (["faces", "out", "--formats", "gif"], 2, "expected some of jpg, png, webp, found gif"),
         (["faces", "faces/out"], 2, "the output lies in the source"),
+        (["faces", ""], 2, "GL0002 bad-option: OUT: expected a path, found"),
+        (["faces/person 0", "out"], 3, "hint: if it holds one person, give the folder above"),
         (["faces", "."], 4, "GL0004 output-exists"),
         (["empty", "out"], 3, "GL0201 unknown-source"),
         (["bad.rec", "out"], 3, "GL0213 corrupt-record: bad.rec @ 0x0"),
@@ -85,6 +87,22 @@ def test_mistakes(
 
 def test_info_of_something_else(glint: Glint, tmp_path: Path) -> None:
     assert "GL0301 not-a-dataset" in glint("info", tmp_path, code=3)
+
+
+def test_an_unfinished_dataset(glint: Glint, faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    glint("shard", faces, out, "--samples-per-shard", "4")
+    (out / "manifest.json").unlink()
+    (out / "data" / "train-000003.tar").unlink()
+    for command in ("info", "verify"):
+        said = glint(command, out, code=3)
+        assert f"GL0301 not-a-dataset: {out}: unfinished: 3 of 4 shards are complete" in said
+        assert "hint: run the same glint shard command to continue" in said
+
+
+def test_the_floor_of_the_budget_is_told(glint: Glint) -> None:
+    said = " ".join(glint("shard", "--help", env={"COLUMNS": "200"}).split())
+    assert "Share of bad records to let pass; at least 16, never all." in said
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -53,8 +53,11 @@ def _kind_of(path: Path) -> str:
         return "parquet"
     if head[257:262] == b"ustar" or path.suffix == ".tar":
         return "webdataset" if is_webdataset(path) else "archive"
+    hint = READS
+    if path.suffix == ".idx":
+        hint = f"give {path.with_suffix('.rec').name}: the .idx next to it is read as well"
     raise InputError(
-        "GL0201", f"a file of kind {path.suffix or 'without suffix'}", where=str(path), hint=READS
+        "GL0201", f"a file of kind {path.suffix or 'without suffix'}", where=str(path), hint=hint
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from glint.shards.sources import tarball, zipped
-from glint.shards.sources.folder import is_image, order_of, shelve
+from glint.shards.sources.folder import alike, is_image, order_of, shelve
 from glint.shards.sources.packed import (
     BAD_NAME,
     DUPLICATE,
@@ -101,6 +101,7 @@ class Archive(Packed):
         refused = int((self.flaw == UNSAFE).sum())
         if refused:
             notes.append(f"{refused} members are no regular files inside the archive: refused")
+        notes += alike(classes)
         self._facts = {
             "layout": "archive/webface" if webface else "archive",
             "images": self.n,

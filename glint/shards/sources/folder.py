@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +55,36 @@ def shelve(folders: list[bytes], *, common: bool = False) -> tuple[bool, list[by
     return False, [b"/".join(p[same:]) for p in parts]
 
 
+def alike(labels: Iterable[bytes]) -> list[str]:
+    """Return a note on labels that only the form of their Unicode tells apart, if any."""
+    seen: dict[str, int] = {}
+    for label in labels:
+        if not label.isascii():
+            form = unicodedata.normalize("NFC", text(label))
+            seen[form] = seen.get(form, 0) + 1
+    same = [form for form, count in seen.items() if count > 1]
+    if not same:
+        return []
+    shown = ", ".join(same[:3]) + (", ..." if len(same) > 3 else "")
+    return [
+        f"{sum(seen[form] for form in same)} identities are apart only by the Unicode form of "
+        f"their names (NFC, NFD): {shown}; rename them alike if they are the same person"
+    ]
+
+
+def counted(count: int, one: str, several: str) -> list[str]:
+    """Return a note that counts something, if there is any."""
+    return [f"{count} {one if count == 1 else several}"] if count else []
+
+
 class Folder:
     """A tree of identity folders, listed in order of names.
 
     The label of an image is the folder it lies in (its path below the source; in WebFace's tree,
     D/D_N_NNNNNNN, its name). Hidden files, and
     files of the top folder that are no images, are counted as skipped; any other file is a record.
+    Links to folders are counted and not followed; links to files are read where these lie in the
+    source. Raises InputError GL0201 where all images lie in the top folder.
     """
 
     kind = "folder"
@@ -70,7 +96,7 @@ class Folder:
         codes: list[int] = []
         flaws: list[int] = []
         folders: list[bytes] = []
-        self._skipped = 0
+        self._skipped = self._linked = empty = 0
         todo = [b""]
         while todo:
             here = todo.pop()
@@ -79,6 +105,7 @@ class Folder:
             kept = [(name, size) for name, size in files if here or is_image(name)]
             self._skipped += len(files) - len(kept)
             if not kept:
+                empty += bool(here) and not below
                 continue
             for name, size in kept:
                 path = here + b"/" + name if here else name
@@ -90,6 +117,14 @@ class Folder:
                     flaws[-1] = 2
             if here:
                 folders.append(here)
+        if paths and not folders:
+            raise InputError(
+                "GL0201",
+                f"{len(paths)} images in the folder itself, and no folder with images in it",
+                where=str(root),
+                hint=f"if it holds one person, give the folder above: {root.absolute().parent}; "
+                "else sort the images into one folder per identity",
+            )
         deepest = max((f.count(b"/") for f in folders), default=0) + 1
         webface, folders = shelve(folders)
         order = order_of(folders)
@@ -103,6 +138,11 @@ class Folder:
         self.classes = Strings.of(folders[i] for i in order)
         self.names = Strings.of(folders[i].rsplit(b"/", 1)[-1] for i in order)
         notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
+        notes += counted(empty, "empty folder", "empty folders")
+        notes += counted(
+            self._linked, "link to a folder was not followed", "links to folders were not followed"
+        )
+        notes += alike(self.classes)
         self._facts = {
             "layout": "folder/webface" if webface else "folder",
             "images": len(paths),
@@ -121,10 +161,16 @@ class Folder:
                 for entry in entries:
                     if entry.name.startswith(b"."):
                         self._skipped += 1
-                    elif entry.is_dir(follow_symlinks=False):
+                        continue
+                    kind = self._kind(entry)
+                    if kind == "folder":
                         below.append(here + b"/" + entry.name if here else entry.name)
-                    elif entry.is_file():
+                    elif kind == "linked":
+                        self._linked += 1
+                    elif kind == "file":
                         files.append((entry.name, entry.stat().st_size))
+                    elif kind == "outside":
+                        files.append((entry.name, 0))
                     else:
                         self._skipped += 1
         except OSError as error:
@@ -132,6 +178,25 @@ class Folder:
                 "GL0903", f"cannot be listed: {error.strerror}", where=text(folder)
             ) from error
         return sorted(files), sorted(below)
+
+    def _kind(self, entry: os.DirEntry[bytes]) -> str:
+        """Say folder, file, linked (a link to a folder), outside (to a file elsewhere) or other."""
+        link = entry.is_symlink()
+        try:
+            if entry.is_dir():
+                return "linked" if link else "folder"
+            if link and self._leads_out(entry.path):
+                return "outside"
+            return "file" if entry.is_file() else "other"
+        except OSError:
+            if not link:
+                raise
+            return "other"  # a link that leads to itself
+
+    def _leads_out(self, link: bytes) -> bool:
+        """Say whether a link ends outside of the source."""
+        inside = os.path.realpath(os.fsencode(self.root))
+        return not os.path.realpath(link).startswith(inside.rstrip(b"/") + b"/")
 
     @property
     def n(self) -> int:
@@ -152,6 +217,8 @@ class Folder:
         if self.size[i] > MAX_BYTES:
             raise Rejected("too-large", f"{int(self.size[i])} bytes")
         path = os.fsencode(self.root) + b"/" + self.paths[i]
+        if os.path.islink(path) and self._leads_out(path):  # noqa: PTH114
+            raise Rejected("unsafe-member", "a link that leads out of the source")
 
         def whole() -> bytes:
             with open(path, "rb") as file:

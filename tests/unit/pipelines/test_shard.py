@@ -6,11 +6,13 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -262,8 +264,9 @@ def test_a_stopped_run_continues(
         with pytest.raises(RuntimeError):
             stage.shard(world, out, stage.Options(16))
     assert not (out / "manifest.json").exists()
-    with pytest.raises(InputError, match=r"GL0301 .*without manifest"):
+    with pytest.raises(InputError, match=r"GL0301 .*unfinished: 2 of 4 shards are") as caught:
         Dataset(out)
+    assert caught.value.hint == "run the same glint shard command to continue"
     (out / "data" / "train-000002.tar.tmp.99").write_bytes(b"left by a kill")
     done = {
         name: (out / "data" / name).stat().st_mtime_ns
@@ -318,6 +321,49 @@ def test_a_finished_dataset_that_lost_a_shard(world: Path, tmp_path: Path) -> No
         stage.shard(world, out, stage.Options(16))
 
 
+def test_a_finished_dataset_with_a_changed_shard(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stage.shard(world, out, stage.Options(16))
+    said: list[tuple[int, int, str]] = []
+    stage.shard(world, out, stage.Options(16), progress=lambda *step: said.append(step))
+    assert said[-1] == (55, 55, "checked")
+    path = out / "data" / "train-000001.tar"
+    block = bytearray(path.read_bytes())
+    block[700] ^= 1
+    path.write_bytes(block)
+    with pytest.raises(InputError, match=r"GL0302 .*train-000001\.tar.*bytes have chan") as caught:
+        stage.shard(world, out, stage.Options(16))
+    assert caught.value.exit_code == 3 and "data/train-000001.tar" in caught.value.hint
+    stage.shard(world, tmp_path / "new", stage.Options(16))  # what the hint says
+    path.write_bytes((tmp_path / "new" / "data" / path.name).read_bytes())
+    assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4
+
+
+@pytest.mark.parametrize("where", ["make_plan", "merge"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_and_after_the_shards(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
+    real, handler = getattr(stage, where), signal.getsignal(signal.SIGTERM)
+
+    def hit(*given: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return real(*given)
+
+    out = tmp_path / "out"
+    signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody listens"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, where, hit)
+            with pytest.raises(Stopped, match="GL0704") as caught:
+                stage.shard(world, out, stage.Options(16))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert caught.value.exit_code == 75
+    assert out.exists() == (where == "merge")  # no trace without a plan
+    assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4 * (where == "merge")
+
+
 def test_outputs_that_are_refused(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
@@ -361,6 +407,10 @@ def test_the_budget(tmp_path: Path, jpeg: Jpeg) -> None:
     assert caught.value.result and caught.value.result["written"] == 23
     assert pq.read_table(tmp_path / "out" / "quarantine.parquet").num_rows == 17
     assert stage.shard(source, tmp_path / "out", max_bad=0.5)["written"] == 23
+    (tmp_path / "five" / "a").mkdir(parents=True)
+    for k in range(5):
+        (tmp_path / "five" / "a" / f"{k}.jpg").write_bytes(b"no" if k else jpeg(0))
+    assert stage.shard(tmp_path / "five", tmp_path / "one")["written"] == 1  # 4 of 5 pass
     for k in range(17, 40):
         (source / "a" / f"{k:02d}.jpg").unlink()
     (source / "a" / "16.jpg").unlink()

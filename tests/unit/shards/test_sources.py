@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -298,3 +299,71 @@ def test_a_file_that_went_away_is_quarantined(tmp_path: Path, jpeg: Jpeg) -> Non
     source = open_source(tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "a/2.jpg": jpeg(2)}))
     (tmp_path / "s/a/1.jpg").unlink()
     assert reasons(source) == {"unreadable": 1}
+
+
+def test_links_are_read_within_the_source_only(tmp_path: Path, jpeg: Jpeg) -> None:
+    root = tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    tree(tmp_path / "s2", {"x.jpg": jpeg(3)})  # its path begins as the source's does
+    for name, target in {
+        "a/in.jpg": "../b/2.jpg",
+        "a/out.jpg": str(tmp_path / "s2" / "x.jpg"),
+        "b/up.jpg": "../../s2/x.jpg",
+        "b/void.jpg": "/no/such/file.jpg",
+        "b/lost.jpg": "gone.jpg",
+        "b/loop.jpg": "loop.jpg",
+        "folder": "../s2",
+    }.items():
+        (root / name).symlink_to(target)
+    source = open_source(root)
+    assert [source.name(i) for i in range(source.n)] == [
+        "a/1.jpg",
+        "a/in.jpg",
+        "a/out.jpg",
+        "b/2.jpg",
+        "b/up.jpg",
+        "b/void.jpg",
+    ]
+    assert source.read(1) == jpeg(2) and reasons(source) == {"unsafe-member": 3}
+    assert source.describe()["notes"] == [
+        "2 hidden or loose files were skipped",
+        "1 link to a folder was not followed",
+    ]
+    (root / "a/in.jpg").unlink()
+    (root / "a/in.jpg").symlink_to(tmp_path / "s2" / "x.jpg")  # since it was listed
+    assert reasons(source) == {"unsafe-member": 4}
+
+
+def test_empty_folders_are_counted(tmp_path: Path, jpeg: Jpeg) -> None:
+    root = tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "c/d/2.jpg": jpeg(2)})
+    (root / "b").mkdir()
+    assert open_source(root).describe()["notes"] == ["1 empty folder"]
+    (root / "c" / "e").mkdir()
+    assert open_source(root).describe()["notes"] == ["2 empty folders"]
+
+
+def test_one_folder_of_images_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
+    root = tree(tmp_path / "s" / "person", {"1.jpg": jpeg(1), "2.jpg": jpeg(2), ".x": b""})
+    with pytest.raises(InputError, match=r"GL0201 .*person: 2 images in the folder its") as caught:
+        open_source(root)
+    assert f"give the folder above: {tmp_path / 's'};" in caught.value.hint
+    assert open_source(tmp_path / "s").label.tolist() == [0, 0]
+
+
+def test_names_apart_by_their_unicode_form(tmp_path: Path, jpeg: Jpeg) -> None:
+    names = ["Ren\u00e9e", "Rene\u0301e", "Zo\u00eb", "Bo"]
+    root = tree(tmp_path / "s", {f"{name}/1.jpg": jpeg(1) for name in names})
+    source = open_source(root)
+    assert len(source.classes) == 4  # they stay apart
+    (note,) = source.describe()["notes"]
+    assert note.startswith("2 identities are apart only by the Unicode form") and names[0] in note
+    assert "Zo" not in note
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(root, "s")
+    assert open_source(tmp_path / "s.tar").describe()["notes"] == [note]
+
+
+def test_an_idx_is_no_source(tmp_path: Path, jpeg: Jpeg) -> None:
+    folder = write(tmp_path / "s", plain(jpeg))
+    with pytest.raises(InputError, match=r"GL0201 .*a file of kind \.idx") as caught:
+        open_source(folder / "train.idx")
+    assert caught.value.hint.startswith("give train.rec")
