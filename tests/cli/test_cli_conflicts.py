@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,14 +83,15 @@ def test_an_empty_out(args: list[str]) -> None:
 
 
 def test_balance_elsewhere(small, tmp_path: Path) -> None:
+    data = shutil.copytree(small.data, tmp_path / "data")
     out = tmp_path / "a table.parquet"
-    text = glint("balance", str(small.data), "--out", str(out)).stdout
+    text = glint("balance", str(data), "--out", str(out)).stdout
     assert f"Next: glint train RECIPE --set 'data.sampling={out}'" in text
-    text = glint("balance", str(small.data), "--out", str(small.data / "sampling.parquet")).stdout
+    text = glint("balance", str(data), "--out", str(data / "sampling.parquet")).stdout
     assert "--set data.sampling=auto" in text
-    done = glint("balance", str(small.data), "--out", str(small.data / "samples.parquet"), code=4)
+    done = glint("balance", str(data), "--out", str(data / "samples.parquet"), code=4)
     assert "error GL0004 output-exists" in done.stderr
-    glint("balance", str(small.data), "--min", "1000", code=2)
+    glint("balance", str(data), "--min", "1000", code=2)
 
 
 def test_out_that_is_a_dataset_or_a_file(small, tmp_path: Path) -> None:
