@@ -95,7 +95,7 @@ def _road(
     final = glint(
         "final model", "train", RECIPE, "--nproc", str(nproc), "--out", runs / "final", *common,
         "--set", f"run.finetune={first['checkpoint']}", "--set", "data.sampling=auto",
-        "--set", "optim.lr=0.05", "--set", "schedule.epochs=1",
+        "--set", "optim.lr=0.05", "--set", "schedule.epochs=2",
     )  # fmt: skip
     onnx = folder / "model.onnx"
     export = glint("export", "export", final["checkpoint"], onnx)
@@ -221,6 +221,6 @@ def _table(s: dict[str, Any]) -> str:
         "",
         "Next, on real data:",
         "  glint shard /data/glint360k/train.rec /data/g360k",
-        "  glint train glint360k_r50_pfc01 --set data.path=/data/g360k --nproc 8",
+        "  glint train glint360k_r50_pfc01 --set data.path=/data/g360k --nproc 8 --out runs/r50",
     ]
     return "\n".join(lines)
