@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,22 @@ def train(
 def _launch(
     recipe: str, change: list[str], nproc: int, folder: Path, as_json: bool, debug: bool
 ) -> dict[str, Any]:
+    from glint.errors import GlintError
+
+    try:
+        code = _start(recipe, change, nproc, folder, as_json, debug)
+    except GlintError as error:  # no rank has told it
+        if as_json:
+            print(json.dumps(show.told(error)))
+        raise
+    if code:
+        raise SystemExit(code)
+    return {}
+
+
+def _start(
+    recipe: str, change: list[str], nproc: int, folder: Path, as_json: bool, debug: bool
+) -> int:
     from glint.recipes import shelf
     from glint.recipes.load import load
     from glint.train.recipe import Recipe
@@ -67,10 +84,7 @@ def _launch(
     for value in change:
         argv += ["--set", value]
     argv += ["--json"] * as_json + ["--debug"] * debug
-    code = run_ranks(argv, nproc)
-    if code:
-        raise SystemExit(code)
-    return {}
+    return run_ranks(argv, nproc)
 
 
 def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def test_mistakes_have_codes(
         code, out, err = call(*args, "--json")
         assert code == exit_code, (args, out, err)
         assert err.startswith(f"error {error} "), (args, err)
-        assert out == ""
+        told = json.loads(out)
+        assert (told["error"], told["exit"]) == (error, exit_code)
 
 
 def test_a_pairs_table_over_a_dataset(
@@ -142,6 +143,6 @@ def test_a_pairs_table_over_a_dataset(
     assert found["tar_at_far"]["1e-4"] == 1.0
     table.write_text(table.read_text() + "0\tnobody/1.jpg\tnobody/2.jpg\t1\n")
     code, out, err = call(*args)
-    assert (code, out) == (3, "")
+    assert (code, json.loads(out)["error"]) == (3, "GL0802")
     assert "GL0802" in err
     assert "2 of 17 sources are not in the dataset: nobody/1.jpg, nobody/2.jpg" in err

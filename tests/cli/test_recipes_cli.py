@@ -66,7 +66,8 @@ def test_validate_tells_every_mistake_and_exits_2(tmp_path: Path) -> None:
     code, out, err = call(
         "validate", "ms1mv3_r50", "--set", "optim.lrr=1", "--set", "head.m=x", "--json"
     )
-    assert (code, out) == (2, "")
+    told = json.loads(out)
+    assert (code, told["error"], told["exit"]) == (2, "GL0102", 2)
     assert "error GL0102 bad-recipe" in err
     assert "optim.lrr: unknown key, did you mean optim.lr? (from --set)" in err
     assert 'head.m: expected a number, found "x" (from --set)' in err
