@@ -24,4 +24,6 @@ def data_parallel(backbone: nn.Module, world: World) -> nn.Module:
     options[new if new in known else "broadcast_buffers"] = False
     if world.device.type == "cuda":
         options["device_ids"] = [world.device]
+    else:  # keeps the first buckets: a restart then adds gradients in the order it always did
+        options["find_unused_parameters"] = True
     return DistributedDataParallel(backbone, **options)

@@ -65,6 +65,7 @@ def _start(
     )
     if sys.platform == "linux":
         child.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        child.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP remarks on what glint asks it for
     start = _dies_with_parent()
     if rank == 0:
         return subprocess.Popen(argv, env=child, preexec_fn=start, start_new_session=True)

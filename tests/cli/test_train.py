@@ -118,12 +118,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert torch.equal(rows_of(parts), rows_of(whole))
 
 
-def test_two_ranks_stopped_and_resumed_equal_two_ranks_left_alone(
-    small: Any, tmp_path: Path, glint: Callable[..., Any]
+@pytest.mark.parametrize("ranks", ["2", "3"])
+def test_ranks_stopped_and_resumed_equal_ranks_left_alone(
+    small: Any, tmp_path: Path, glint: Callable[..., Any], ranks: str
 ) -> None:
     path = recipe(small, tmp_path)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    common = ("--nproc", "2", "--json", "--set", "run.save_every=3")
+    common = ("--nproc", ranks, "--json", "--set", "run.save_every=3")
     glint("train", path, *common, "--out", whole, "--set", "schedule.max_steps=5")
     glint("train", path, *common, "--out", parts, "--set", "schedule.max_steps=3")
     glint("train", path, *common, "--out", parts, "--set", "schedule.max_steps=5")
