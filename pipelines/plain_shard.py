@@ -44,6 +44,7 @@ def main() -> None:
     bad: list[dict[str, object]] = []
     (args.out / "data").mkdir(parents=True)
     for shard, (start, stop) in enumerate(plan.spans(source.n, args.samples_per_shard)):
+        lines = []
         with open(args.out / "data" / plan.shard_name(shard), "wb") as file:
             tar = Tar(file)
             for key in range(start, stop):
@@ -71,11 +72,17 @@ def main() -> None:
                     )
                     continue
                 offset = tar.add(key, suffix, data)  # the image's bytes, untouched
-                tar.add(key, "cls", b"%d" % label)
+                text = b"%d" % label
+                at = tar.add(key, "cls", text)
+                name = f"{key:09d}"
+                lines.append(
+                    f"{suffix} {offset} {len(data)} {name}.{suffix} "
+                    f"cls {at} {len(text)} {name}.cls\n"
+                )
                 digest = xxhash.xxh3_128_digest(data)
                 samples.append(
                     (
-                        f"{key:09d}",
+                        name,
                         label,
                         names[label],
                         shard,
@@ -88,6 +95,9 @@ def main() -> None:
                     )
                 )
             tar.close()
+        # What DALI wants beside a tar.
+        idx = (args.out / "data" / plan.shard_name(shard)).with_suffix(".idx")
+        idx.write_text(f"v1.2 {len(lines)}\n" + "".join(lines))
 
     # The index: a reader needs no tar module, and sees at once when a byte has changed.
     columns = list(zip(*samples)) or [()] * len(tables.SAMPLES)

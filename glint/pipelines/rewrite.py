@@ -30,7 +30,7 @@ from glint.errors import InputError, MismatchError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import shard as sharding
-from glint.shards import commit, image, parquet, seal
+from glint.shards import commit, dali, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT, OPEN_FILES, Dataset
 from glint.shards.strings import Strings, load_array
@@ -258,12 +258,14 @@ def run(plan: sharding.Plan, shard: int) -> dict[str, Any]:
                 )
         with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
             pq.write_table(table, part, **{**sharding.ROW_OPTIONS, "compression": "none"})
+        told = dali.write(Path(plan.out) / "data", name, out.idx(table))
     return {
         "shard": shard,
         "name": name,
         "samples": table.num_rows,
         "bytes": out.tar.size,
         "sha256": out.tar.sha256,
+        "idx": told,
         "content": out.content(),
         "bad": {},
     }
@@ -318,7 +320,8 @@ def _join(
         "quarantine_reasons": reasons,
         "identities": identities.num_rows,
         "shards": [
-            {k: entry[k] for k in ("name", "samples", "bytes", "sha256")} for entry in entries
+            {k: entry[k] for k in ("name", "samples", "bytes", "sha256", "idx")}
+            for entry in entries
         ],
         "seed": plan.options.seed,
         "samples_per_shard": plan.options.samples_per_shard,

@@ -24,7 +24,7 @@ from glint.errors import BudgetError, BusyError, GlintError, InputError, Mismatc
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import stage
-from glint.shards import commit, image, parquet, seal
+from glint.shards import commit, dali, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT
 from glint.shards.sources import open_source, recognise, reopen
@@ -231,12 +231,14 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
             pq.write_table(samples, part, **{**ROW_OPTIONS, "compression": "none"})
         if bad.num_rows:
             parquet.write(plan.parts / f"{shard:06d}.bad.parquet", bad)
+        told = dali.write(Path(plan.out) / "data", name, out.idx(samples))
     return {
         "shard": shard,
         "name": name,
         "samples": samples.num_rows,
         "bytes": out.tar.size,
         "sha256": out.tar.sha256,
+        "idx": told,
         "content": out.content(),
         "bad": dict(Counter(bad.column("reason").to_pylist())),
     }
@@ -342,7 +344,8 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
         "quarantine_reasons": dict(sorted(reasons.items())),
         "identities": len(told),
         "shards": [
-            {k: entry[k] for k in ("name", "samples", "bytes", "sha256")} for entry in entries
+            {k: entry[k] for k in ("name", "samples", "bytes", "sha256", "idx")}
+            for entry in entries
         ],
         "seed": plan.options.seed,
         "samples_per_shard": plan.options.samples_per_shard,
@@ -367,8 +370,9 @@ def _finished(plan: Plan, journal: commit.Journal) -> dict[int, dict[str, Any]]:
         part = plan.parts / f"{entry['shard']:06d}.parquet"
         if path.is_file() and part.is_file() and path.stat().st_size == entry["bytes"]:
             with path.open("rb") as file:
-                if commit.sha256(file) == entry["sha256"]:
-                    good[entry["shard"]] = entry
+                same = commit.sha256(file) == entry["sha256"]
+            if same and "idx" in entry and not dali.damage(path.parent, entry):
+                good[entry["shard"]] = entry
     return good
 
 
@@ -395,6 +399,8 @@ def whole(out: Path, progress: Progress = log.silent) -> dict[str, Any]:
             raise _damaged(
                 path, f"its bytes have changed: expected sha256 {entry['sha256']}, found {told}"
             )
+        if problem := dali.damage(out / "data", entry):
+            raise _damaged(path.with_name(dali.beside(path.name)), problem[0])
         done += entry["samples"]
         progress(done, manifest["written"], "checked")
     return manifest

@@ -19,7 +19,7 @@ from glint import log
 from glint.errors import InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.shards import commit, labels, parquet, seal
+from glint.shards import commit, dali, labels, parquet, seal
 from glint.shards.index import Dataset
 from glint.shards.walk import SHOWN, Entry, Findings, Ints, Problem, Rows, walk
 
@@ -167,6 +167,12 @@ class _Check:
                     f"data/{name}",
                     "no such file",
                     f"the bytes of {twin}" if twin else "a file",
+                )
+        for told in dataset.manifest["shards"]:
+            if found := dali.damage(data, told):
+                what, expected, seen = found
+                self.problem(
+                    "GL0302", what, f"data/{dali.beside(str(told['name']))}", expected, seen
                 )
 
     def _twin(self, path: Path, lost: list[Entry]) -> str:

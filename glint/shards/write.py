@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from glint.manifests import tables
-from glint.shards import blocks
+from glint.shards import blocks, dali
 from glint.shards.blocks import BLOCK as BLOCK
 from glint.shards.blocks import U8, Ints
 from glint.shards.image import Rejected
@@ -103,6 +103,8 @@ class Shard:
         self.number, self.with_json, self.members = number, with_json, members
         self._columns: dict[str, list[Any]] = {name: [] for name in tables.SAMPLES.names}
         self._bad: list[dict[str, Any]] = []
+        self._suffixes: list[npt.NDArray[np.str_]] = []
+        self._json_sizes: list[Ints] = []
         self._room = np.empty((0, BLOCK), np.uint8)
         self._waiting: list[tuple[int, bytes, tuple[str, int, int], int, str, str]] = []
         self._held = 0
@@ -171,6 +173,7 @@ class Shard:
         step_n = image_n + (2 if self.members == MEMBERS[0] else 0)
         if json_n:
             json_size_n = np.fromiter(map(len, json_n), np.int64, len(json_n))
+            self._json_sizes.append(json_size_n)
             step_n = step_n + 1 + (json_size_n + BLOCK - 1) // BLOCK
         start_n = np.cumsum(step_n) - step_n
         total = int(start_n[-1] + step_n[-1])
@@ -192,6 +195,7 @@ class Shard:
         tag_nt = None
         if self.members != MEMBERS[0]:
             tag_nt = np.concatenate([np.full((n, 1), ord("_"), np.uint8), text_nd], axis=1)
+        self._suffixes.append(suffixes)
         alike = bool((suffixes == suffixes[0]).all())
         for suffix in [str(suffixes[0])] if alike else np.unique(suffixes).tolist():
             pick = slice(None) if alike else np.flatnonzero(suffixes == suffix)
@@ -301,6 +305,12 @@ class Shard:
             else:
                 columns.append(pa.array(np.concatenate(parts) if n else (), field.type))
         return pa.table(columns, schema=tables.SAMPLES)
+
+    def idx(self, rows: pa.Table) -> bytes:
+        """Return the index for DALI; `rows` is what `samples` returned."""
+        suffix_n = np.concatenate([np.empty(0, "U1"), *self._suffixes])
+        json_n = np.concatenate(self._json_sizes) if self._json_sizes else None
+        return dali.text(rows, suffix_n, self.members == MEMBERS[0], json_n)
 
     def quarantine(self) -> pa.Table:
         """Return the rows of quarantine.parquet."""
