@@ -345,7 +345,7 @@ def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
     data.mkdir()
     forked(ours(source, data))
     data /= "glint"
-    paths = sorted((data / "data").iterdir())
+    paths = sorted((data / "data").glob("*.tar"))
 
     def read() -> int:
         room, done = bytearray(4 << 20), 0
