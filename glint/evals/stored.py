@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 WEIGHTS = "backbone.safetensors"
+AVERAGED = "ema.safetensors"  # the moving average of the weights, where a run keeps one
 NAME = re.compile(r"step-(\d{8})")
 
 
@@ -47,14 +48,14 @@ def find(path: str | Path) -> Path:
     if not path.is_dir():
         raise UsageError("GL0001", "no such run or checkpoint directory", where=str(path))
     if (path / "state.json").exists() or (path / "MANIFEST.json").exists():
-        wrong = problem(path, (STATE, WEIGHTS))
+        wrong = problem(path, (STATE, _weights(path)))
         if wrong:
             raise InputError("GL0701", wrong, where=str(path))
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     found = all_in(folder)
     for checkpoint in reversed(found):
-        wrong = problem(checkpoint, (STATE, WEIGHTS))
+        wrong = problem(checkpoint, (STATE, _weights(checkpoint)))
         if not wrong:
             return checkpoint
         logger.warning("checkpoint %s passed over: %s", checkpoint.name, wrong)
@@ -67,7 +68,7 @@ def find(path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Stored:
-    """Rebuild the net of a run or checkpoint directory.
+    """Rebuild the net of a run or checkpoint directory: the average of its weights if it keeps one.
 
     Raises what `find` raises, InputError GL0701 where the weights are not those of the backbone
     that state.json names, UsageError GL0002 for a backbone that does not exist.
@@ -87,20 +88,30 @@ def load(path: str | Path) -> Stored:
     embedding = int(made.get("embedding", 512))
     with torch.device("meta"):
         net = backbones.create(name, embedding, **options)
+    weights = _weights(path)
     try:
-        tensors = load_file(path / WEIGHTS)
+        tensors = load_file(path / weights)
     except (SafetensorError, OSError) as error:
-        raise InputError("GL0701", f"{WEIGHTS}: {error}", where=str(path)) from None
+        raise InputError("GL0701", f"{weights}: {error}", where=str(path)) from None
     try:
         net.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
         raise InputError(
-            "GL0701", f"{WEIGHTS} does not fit backbone {name}: {' '.join(lines)}", where=str(path)
+            "GL0701", f"{weights} does not fit backbone {name}: {' '.join(lines)}", where=str(path)
         ) from None
     net = net.float().eval().requires_grad_(False)
-    digest = sha256(path / WEIGHTS)
+    digest = sha256(path / weights)
     return Stored(net, path, name, embedding, options, digest, int(state.get("step", 0)))
+
+
+def _weights(path: Path) -> str:
+    """Name the file of the net that is judged."""
+    try:
+        listed = _json(path / "MANIFEST.json").get("files")
+    except (OSError, InputError):
+        return WEIGHTS
+    return AVERAGED if isinstance(listed, dict) and AVERAGED in listed else WEIGHTS
 
 
 def problem(path: Path, names: Sequence[str] = ()) -> str:

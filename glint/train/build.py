@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from glint.dist.collectives import all_gather_rows
 from glint.dist.ddp import data_parallel
@@ -51,12 +52,19 @@ class Run:
     head: PartialFC
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    averaged: AveragedModel | None  # of the backbone's weights and buffers
     val: dict[str, Pairs]
+    skipped: int = 0  # steps in a row whose gradient was not finite
 
     @property
     def parameter_dtype(self) -> torch.dtype:
         """What weights are stored in: float32, or float64 where the recipe says so."""
         return torch.float64 if self.recipe.run.precision == "float64" else torch.float32
+
+    @property
+    def judged(self) -> nn.Module:
+        """The net that is evaluated and exported: the average of the weights where one is kept."""
+        return self.averaged.module if self.averaged is not None else self.backbone
 
     @property
     def global_batch(self) -> int:
@@ -78,6 +86,8 @@ class Run:
             "seed": recipe["run"]["seed"],
             "accumulate": recipe["run"]["accumulate"],
             "precision": recipe["run"]["precision"],
+            "ema": recipe["run"]["ema"],
+            "sync_bn": recipe["run"]["sync_bn"],
             "sampling": self.stream.sampling_digest,
             "backbone": recipe["backbone"],
             "head": {k: v for k, v in recipe["head"].items() if k != "block"},
@@ -170,6 +180,14 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     ).to(world.device, dtype)
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.run.sync_bn and world.size > 1:
+        if world.device.type != "cuda":
+            raise UsageError("GL0002", "run.sync_bn needs a GPU", hint="--set run.sync_bn=false")
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        backbone = convert(backbone, world.group)
+    forward: Any = backbone
+    if recipe.run.compile:
+        forward = torch.compile(backbone, backend=recipe.run.compile)
     run = Run(
         recipe=recipe,
         world=world,
@@ -178,7 +196,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         labels=table,
         stream=stream,
         backbone=backbone,
-        model=data_parallel(backbone, world),
+        model=data_parallel(forward, world),
         head=head(
             recipe.head, table.classes, recipe.backbone.embedding, table.masks, world, recipe
         ).to(world.device),
@@ -186,10 +204,17 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         scaler=torch.amp.GradScaler(
             world.device.type, enabled=recipe.run.precision == "fp16", growth_interval=100
         ),
+        averaged=average(backbone, recipe.run.ema) if recipe.run.ema else None,
         val=val,
     )
     handshake(run)
     return run
+
+
+def average(backbone: nn.Module, decay: float) -> AveragedModel:
+    """Keep a moving average of weights and buffers: average * decay + weights * (1 - decay)."""
+    rule: Any = get_ema_multi_avg_fn
+    return AveragedModel(backbone, multi_avg_fn=rule(decay), use_buffers=True)
 
 
 def handshake(run: Run) -> None:

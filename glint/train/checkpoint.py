@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glint.errors import MismatchError, ResourceError
-from glint.evals.stored import all_in, problem, sha256
+from glint.evals.stored import AVERAGED, all_in, problem, sha256
 from glint.log import logger
 from glint.shards.commit import sync_dir, write_bytes
 
@@ -44,13 +44,15 @@ def save(
     barrier: Callable[[], None],
     backbone: dict[str, Tensor],
     optimizer: dict[str, Tensor],
+    averaged: dict[str, Tensor] | None = None,
     head: tuple[int, int, dict[str, Tensor]],
     state: dict[str, Any],
     keep: int,
 ) -> Path:
     """Write `folder/step-NNNNNNNN`; every rank calls it with its own `head` rows.
 
-    head: (start, stop, tensors whose first dimension is stop - start). Older checkpoints beyond
+    averaged: the moving average of the backbone, where there is one; head: (start, stop, tensors
+    whose first dimension is stop - start). Older checkpoints beyond
     the `keep` newest are removed after the new one is complete.
     Raises ResourceError GL0901 where the disk does not take it (nothing half-written stays valid).
     """
@@ -72,6 +74,8 @@ def save(
         if rank == 0:
             _write(partial / "backbone.safetensors", backbone)
             _write(partial / "optimizer.safetensors", optimizer)
+            if averaged is not None:
+                _write(partial / AVERAGED, averaged)
             text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1) + "\n"
             write_bytes(partial / "state.json", text.encode())
         barrier()
@@ -134,7 +138,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def tensors(saved: Saved, name: str) -> dict[str, Tensor]:
-    """Load one whole file (`backbone` or `optimizer`) of a checkpoint."""
+    """Load one whole file (`backbone`, `optimizer` or `ema`) of a checkpoint."""
     return load_file(saved.path / f"{name}.safetensors")
 
 

@@ -36,7 +36,7 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
     recipe, spe = run.recipe, run.steps_per_epoch
     total = total_steps(recipe.schedule, spe)
     start = restore.resume(run)
-    log = metrics.Log(run)
+    log = metrics.Log(run, start)
     if run.world.rank == 0:
         logger.info("%s", run.stream.coverage(recipe.schedule.epochs))
     path = run.out / "checkpoints" / f"step-{start:08d}"
@@ -95,7 +95,9 @@ def train_step(
     """Do one optimiser step on `batches` (one per accumulation) and give the mean loss.
 
     The head's backward ends at the features; the backbone's starts there. So the head always works
-    unscaled, and only the backbone sees the fp16 loss scale.
+    unscaled, and only the backbone sees the fp16 loss scale. A step whose loss or gradient is not
+    finite moves nothing: it raises DivergedError GL0703, or is skipped where the recipe says so
+    or fp16's scale was only too large.
     """
     recipe, device, scaler = run.recipe, run.world.device, run.scaler
     dtype = PRECISION[recipe.run.precision]
@@ -130,22 +132,41 @@ def train_step(
         run.backbone.parameters(), recipe.optim.clip if recipe.optim.clip > 0 else math.inf
     )
     value = float(torch.stack(losses).sum())
-    if not math.isfinite(value) or (not scaler.is_enabled() and not bool(torch.isfinite(norm))):
-        where = log.dump(step, batches, value)
-        raise DivergedError(
-            "GL0703",
-            f"loss {value}, gradient norm {float(norm)} at step {step}; its samples: {where}",
-            hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
-            "checkpoints are as they were",
-        )
+    if not (math.isfinite(value) and bool(torch.isfinite(norm))):
+        overflow = scaler.is_enabled() and math.isfinite(value)
+        run.skipped += 1
+        if run.skipped > recipe.run.max_skips or not (overflow or recipe.run.on_nan == "skip"):
+            raise _diverged(run, step, value, float(norm), log.dump(step, batches, value))
+        if not overflow:
+            where = log.dump(step, batches, value)
+            logger.warning("step %d is skipped: loss %s; its samples: %s", step, value, where)
+        if scaler.is_enabled():
+            scaler.step(run.optimizer)  # skips, as it has seen the gradient
+            scaler.update()
+        run.optimizer.zero_grad(set_to_none=True)
+        run.head.drop()
+        return value
+    run.skipped = 0
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     scaler.step(run.optimizer)
     scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.head.update(step=step, lr=lr * recipe.head.lr_scale)
+    if run.averaged is not None:
+        run.averaged.update_parameters(run.backbone)
     log.mark("update")
     return value
+
+
+def _diverged(run: Run, step: int, loss: float, norm: float, where: str) -> DivergedError:
+    row = f", {run.skipped} such steps in a row" if run.skipped > 1 else ""
+    return DivergedError(
+        "GL0703",
+        f"loss {loss}, gradient norm {norm} at step {step}{row}; its samples: {where}",
+        hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
+        "checkpoints are as they were",
+    )
 
 
 def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
@@ -166,12 +187,12 @@ def evaluate(run: Run) -> dict[str, Verification]:
     Batch norm uses rank 0's running statistics, as the checkpoint does.
     """
     share_buffers(run)
-    run.backbone.eval()
+    net = run.judged.eval()
 
     def embed(image_nhwc: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             image = torch.from_numpy(image_nhwc).to(run.world.device)
-            out = run.backbone(to_input(image, run.parameter_dtype))
+            out = net(to_input(image, run.parameter_dtype))
         return np.asarray(out.float().cpu())
 
     results = {}
@@ -187,7 +208,7 @@ def evaluate(run: Run) -> dict[str, Verification]:
         results[name] = ten_fold(
             out_nD.numpy()[pairs.first], out_nD.numpy()[pairs.second], pairs.same, pairs.folds
         )
-    run.backbone.train()
+    net.train()
     for name, v in results.items():
         logger.info("verification %s: %.2f +- %.2f %%", name, 100 * v.accuracy, 100 * v.std)
     return results
@@ -196,7 +217,7 @@ def evaluate(run: Run) -> dict[str, Verification]:
 def share_buffers(run: Run) -> None:
     """Give every rank rank 0's batch norm statistics."""
     if run.world.size > 1:
-        for buffer in run.backbone.buffers():
+        for buffer in run.judged.buffers():
             torch.distributed.broadcast(buffer, 0, group=run.world.group)
 
 

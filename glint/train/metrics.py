@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glint.log import logger
+from glint.shards.commit import write_bytes
 
 if TYPE_CHECKING:
     from glint.evals.pairs import Verification
@@ -15,10 +18,26 @@ if TYPE_CHECKING:
     from glint.train.build import Run
 
 
+def cut(path: Path, start: int) -> None:
+    """Keep the entries of a log up to step `start`, none at 0; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept, whole = [], path.read_bytes()
+    for line in whole.splitlines(keepends=True):
+        try:
+            if line.endswith(b"\n") and start and int(json.loads(line)["step"]) <= start:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    if b"".join(kept) != whole:
+        write_bytes(path, b"".join(kept))
+
+
 class Log:
     """Writes on rank 0 only; a failing logger never ends a run."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, start: int = 0) -> None:
+        """Go on with the log of a run that goes on at step `start`: what is done again is cut."""
         self.run = run
         self.speed = ""
         self._spent: dict[str, float] = defaultdict(float)
@@ -27,6 +46,7 @@ class Log:
         self._file = self._board = None
         if run.world.rank == 0:
             run.out.mkdir(parents=True, exist_ok=True)
+            cut(run.out / "log.jsonl", start)
             self._file = (run.out / "log.jsonl").open("a", buffering=1)
             if run.recipe.run.tensorboard:
                 try:
@@ -57,7 +77,7 @@ class Log:
                 {
                     "step": step + 1,
                     "epoch": epoch,
-                    "loss": loss,
+                    "loss": loss if math.isfinite(loss) else None,
                     "lr": lr,
                     "images_per_s": round(rate, 2),
                     "time": {k: round(v / spent, 4) for k, v in self._spent.items()},

@@ -10,29 +10,48 @@ from glint.train.recipe import Optim
 
 
 def optimizer(backbone: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """Build SGD or AdamW over every trainable parameter, weight decay on all of them.
+    """Build SGD or AdamW over every trainable parameter.
 
-    Decay on batch norm and bias too is what the field's published recipes do.
+    Weight decay acts on all of them, as in the field's published recipes; with `optim.no_decay`
+    not on vectors (biases, batch and layer norm, PReLU) nor on what the backbone's
+    `no_weight_decay()` names (position embeddings), as is usual for ViT.
     """
-    params = [p for p in backbone.parameters() if p.requires_grad]
+    decayed, plain = _groups(backbone, optim.no_decay)
+    groups = [{"params": [p for _, p in decayed], "weight_decay": optim.weight_decay}]
+    if plain:
+        groups.append({"params": [p for _, p in plain], "weight_decay": 0.0})
     if optim.kind == "adamw":
-        return torch.optim.AdamW(params, lr=optim.lr, weight_decay=optim.weight_decay)
-    return torch.optim.SGD(
-        params,
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        nesterov=optim.nesterov,
-    )
+        betas = (optim.momentum, 0.999)
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=betas)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
 
 
-def _names(backbone: nn.Module) -> list[str]:
-    return [name for name, p in backbone.named_parameters() if p.requires_grad]
+Named = list[tuple[str, nn.Parameter]]
+
+
+def _groups(backbone: nn.Module, no_decay: bool) -> tuple[Named, Named]:
+    """Give the trainable parameters with and without weight decay."""
+    named = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad]
+    if not no_decay:
+        return named, []
+    told = getattr(backbone, "no_weight_decay", None)
+    spared = set(told()) if callable(told) else set()
+
+    def free(name: str, p: nn.Parameter) -> bool:
+        return p.ndim <= 1 or name in spared
+
+    return [n for n in named if not free(*n)], [n for n in named if free(*n)]
+
+
+def _names(optimizer: torch.optim.Optimizer, backbone: nn.Module) -> list[str]:
+    """Give the parameters' names in the order of the optimiser's own numbering."""
+    name = {id(p): name for name, p in backbone.named_parameters()}
+    return [name[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, backbone: nn.Module) -> dict[str, Tensor]:
     """Flatten the optimiser's state to `PARAMETER/KEY` -> tensor."""
-    names = _names(backbone)
+    names = _names(optimizer, backbone)
     return {
         f"{names[i]}/{key}": value
         for i, entry in optimizer.state_dict()["state"].items()
@@ -48,7 +67,7 @@ def load_by_name(
 
     Raises MismatchError GL0702 where a name is of no parameter of this backbone.
     """
-    index = {name: i for i, name in enumerate(_names(backbone))}
+    index = {name: i for i, name in enumerate(_names(optimizer, backbone))}
     state: dict[int, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         name, key = full.rsplit("/", 1)

@@ -89,6 +89,7 @@ class Optim(Table):
     weight_decay: NotNegative = 5e-4
     nesterov: bool = False
     clip: NotNegative = 5.0  # largest gradient norm; 0 = no clipping
+    no_decay: bool = False  # spare biases, norms and position embeddings the weight decay
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield options the chosen optimiser cannot use."""
@@ -140,11 +141,18 @@ class Run(Table):
     tensorboard: bool = True
     channels_last: bool = False
     finetune: str = ""  # a checkpoint whose weights the run starts from
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of a moving average of the weights
+    sync_bn: bool = False  # batch norm over all ranks' images
+    compile: str = ""  # a backend of torch.compile, as in "inductor"; "" = none
+    on_nan: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
+    max_skips: AtLeastOne = 20  # so many skipped steps in a row end the run
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        """Yield a precision that the device does not have."""
+        """Yield what the device does not have."""
         if self.device == "cpu" and self.precision == "fp16":
             yield "precision", 'fp16 needs device = "cuda"; on cpu use float32 or bf16'
+        if self.device == "cpu" and self.sync_bn:
+            yield "sync_bn", 'needs device = "cuda": torch has it for GPUs only'
 
 
 class Recipe(Table):

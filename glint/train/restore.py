@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from glint.errors import MismatchError, UsageError
-from glint.evals.stored import problem
+from glint.evals.stored import AVERAGED, problem
 from glint.log import logger
 from glint.train import checkpoint, optim
 from glint.train.build import Run
@@ -27,6 +27,7 @@ def save(run: Run, step: int) -> Path:
         "world": run.world.size,
         "torch": torch.__version__,
         "scaler": run.scaler.state_dict(),
+        "averaged": 0 if run.averaged is None else int(run.averaged.n_averaged),
         "identity": run.identity(),
         "backbone": recipe["backbone"],
         "recipe": recipe,
@@ -38,6 +39,7 @@ def save(run: Run, step: int) -> Path:
         barrier=(lambda: dist.barrier(run.world.group)) if run.world.size > 1 else lambda: None,
         backbone=run.backbone.state_dict(),
         optimizer=optim.state_by_name(run.optimizer, run.backbone),
+        averaged=None if run.averaged is None else run.averaged.module.state_dict(),
         head=run.head.state_rows(),
         state=state,
         keep=run.recipe.run.keep,
@@ -53,12 +55,16 @@ def resume(run: Run) -> int:
     if saved is None:
         if run.recipe.run.finetune:
             weights = finetune_source(Path(run.recipe.run.finetune))
-            run.backbone.load_state_dict(checkpoint.tensors(weights, "backbone"))
+            name = "ema" if (weights.path / AVERAGED).exists() else "backbone"
+            run.backbone.load_state_dict(checkpoint.tensors(weights, name))
             logger.info("backbone from %s", weights.path)
         return 0
     compare(saved, run)
     run.backbone.load_state_dict(checkpoint.tensors(saved, "backbone"))
     optim.load_by_name(run.optimizer, run.backbone, checkpoint.tensors(saved, "optimizer"))
+    if run.averaged is not None:
+        run.averaged.module.load_state_dict(checkpoint.tensors(saved, "ema"))
+        run.averaged.n_averaged.fill_(int(saved.state["averaged"]))
     run.head.load_rows(checkpoint.head_fetch(saved))
     run.scaler.load_state_dict(saved.state["scaler"])
     step = int(saved.state["step"])
