@@ -9,8 +9,12 @@ from typing import Any
 from torch import nn
 
 from glint.errors import UsageError
+from glint.nn.backbones import timm_trunk
 from glint.nn.backbones.iresnet import DEPTHS, IResNet
+from glint.nn.backbones.mixfacenet import MixFaceNet
 from glint.nn.backbones.mobilefacenet import MobileFaceNet
+from glint.nn.backbones.vargfacenet import VarGFaceNet
+from glint.nn.backbones.vit import ViT
 
 # name -> (class, options set by the name). A caller's options override these.
 _NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
@@ -19,39 +23,74 @@ _NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "mobilefacenet": (MobileFaceNet, {"scale": 1, "blocks": (1, 4, 6, 2)}),
     "mbf": (MobileFaceNet, {"scale": 2, "blocks": (1, 4, 6, 2)}),
     "mbf_large": (MobileFaceNet, {"scale": 4, "blocks": (2, 8, 12, 4)}),
+    "vit_t": (ViT, {"width": 256, "depth": 12}),
+    "vit_s": (ViT, {"width": 512, "depth": 12}),
+    "vit_b": (ViT, {"width": 512, "depth": 24}),
+    "vit_l": (ViT, {"width": 768, "depth": 24}),
+    "vargfacenet": (VarGFaceNet, {}),
+    **{
+        kind + size: (MixFaceNet, {**preset, "shuffle": kind == "shufflemixfacenet_"})
+        for kind in ("mixfacenet_", "shufflemixfacenet_")
+        for size, preset in (
+            ("xs", {"table": "small", "width": 0.5, "tail": 512}),
+            ("s", {"table": "small"}),
+            ("m", {"table": "medium"}),
+        )
+    },
 }
 NAMES: tuple[str, ...] = tuple(_NETS)
+
+# class -> its options and what a value of each must be
+_OPTIONS: dict[Callable[..., nn.Module], dict[str, str]] = {
+    IResNet: {
+        "layers": "four counts",
+        "widths": "four counts",
+        "dropout": "a share",
+        "stem_stride": "a stride",
+    },
+    MobileFaceNet: {"scale": "a count", "blocks": "four counts", "width": "a factor"},
+    ViT: {
+        "width": "a count",
+        "depth": "a count",
+        "heads": "a count",
+        "drop_path": "a share",
+        "mask": "a share",
+        "checkpoint": "a flag",
+        "half_attention": "a flag",
+    },
+    VarGFaceNet: {"se": "a flag", "blocks": "three counts", "width": "a factor"},
+    MixFaceNet: {"width": "a factor", "tail": "a count"},
+}
 
 
 def create(name: str, embedding: int = 512, **options: Any) -> nn.Module:
     """Build a backbone that maps (n, 3, 112, 112) crops to (n, embedding), not normalised.
 
-    options: iresnet*: `layers`, `widths` (four counts each), `dropout`, `stem_stride`;
-    mobilefacenet, mbf, mbf_large: `width` (factor on every channel count), `scale`, `blocks`.
-    Raises UsageError GL0002 for a name, an option or a value that does not exist.
+    name: one of `NAMES`, or "timm:" and a model of timm, whose options are then timm's own.
+    options: as listed in docs/backbones.md. Raises UsageError GL0002 for a name, an option or a
+    value that does not exist, GL0003 for a timm trunk without timm.
     """
+    if name.startswith(timm_trunk.PREFIX):
+        _check(name, {"embedding": embedding}, {})
+        return timm_trunk.Trunk(embedding, name.removeprefix(timm_trunk.PREFIX), options)
     if name not in _NETS:
         close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
         raise UsageError(
             "GL0002",
             f"no backbone is called {name!r}",
-            hint=(f"did you mean {close[0]}? " if close else "") + "there are " + ", ".join(NAMES),
+            hint=(f"did you mean {close[0]}? " if close else "")
+            + f"there are {', '.join(NAMES)}, and {timm_trunk.PREFIX}MODEL",
         )
     net, preset = _NETS[name]
-    _check(name, {"embedding": embedding, **options}, _allowed(net))
-    return net(embedding, **{**preset, **options})
-
-
-def _allowed(net: Callable[..., nn.Module]) -> dict[str, str]:
-    """Give the options of `net` and what a value of each must be."""
-    if net is IResNet:
-        return {
-            "layers": "four counts",
-            "widths": "four counts",
-            "dropout": "a share",
-            "stem_stride": "a stride",
-        }
-    return {"scale": "a count", "blocks": "four counts", "width": "a factor"}
+    _check(name, {"embedding": embedding, **options}, _OPTIONS[net])
+    merged = {**preset, **options}
+    if net is ViT and merged["width"] % merged.get("heads", 8):
+        raise UsageError(
+            "GL0002",
+            f"backbone {name}: width {merged['width']} does not divide by "
+            f"{merged.get('heads', 8)} heads",
+        )
+    return net(embedding, **merged)
 
 
 def _check(name: str, options: dict[str, Any], allowed: dict[str, str]) -> None:
@@ -75,7 +114,9 @@ def _check(name: str, options: dict[str, Any], allowed: dict[str, str]) -> None:
 
 _RULES = {
     "a count": "a whole number of at least 1",
+    "three counts": "three whole numbers of at least 1",
     "four counts": "four whole numbers of at least 1",
+    "a flag": "true or false",
     "a stride": "1 or 2",
     "a share": "a number from 0 to below 1",
     "a factor": "a number above 0",
@@ -83,9 +124,12 @@ _RULES = {
 
 
 def _fits(value: Any, kind: str) -> bool:
-    if kind == "four counts":
+    if kind in ("three counts", "four counts"):
         listed = isinstance(value, list | tuple)
-        return listed and len(value) == 4 and all(_fits(v, "a count") for v in value)
+        length = 3 if kind == "three counts" else 4
+        return listed and len(value) == length and all(_fits(v, "a count") for v in value)
+    if kind == "a flag":
+        return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if kind == "a stride":
