@@ -47,5 +47,6 @@ def _unbegun(out: Path) -> bool:
     if not work.exists():
         return True
     return work.is_dir() and all(
-        path.name == "lock" or path.name.startswith("plan.json.tmp.") for path in work.iterdir()
+        path.name.endswith("lock") or path.name.startswith("plan.json.tmp.")
+        for path in work.iterdir()
     )

@@ -30,6 +30,7 @@ from glint.errors import InputError, MismatchError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import shard as sharding
+from glint.pipelines import stage, tasks
 from glint.shards import commit, dali, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT, OPEN_FILES, Dataset
@@ -380,11 +381,14 @@ def rewrite(
     workers: int = 1,
     progress: Progress = log.silent,
     after: Callable[[Path], None] | None = None,
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
 ) -> dict[str, Any]:
     """Write the dataset of a job and return the counts; the same call continues a killed one.
 
-    `after` runs on the finished folder, still locked; it may run twice. Raises InputError for
-    damaged samples, BusyError GL0004/GL0005, MismatchError GL0006, ResourceError, Stopped GL0704.
+    `after` runs on the finished folder, still locked; it may run twice. A task writes its share,
+    see `shard`. Raises InputError for damaged samples, BusyError GL0004/GL0005, MismatchError
+    GL0006, ResourceError, Stopped GL0704.
     """
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
@@ -392,35 +396,30 @@ def rewrite(
         sharding.check_places(dataset.root, job.out)
     fresh, there = not job.out.exists(), job.out / "_glint"
     commit.make_dir(there)
-    with commit.lock(there / "lock"):
+    with tasks.claim(there, task) as held:
         try:
-            plan, facts = _plan(job)
+            with tasks.planning(there, task):
+                plan, facts = _plan(job)
         except InputError:
-            if not (there / "plan.json").exists():  # leave no trace of a source that is no good
-                shutil.rmtree(there, ignore_errors=True)
-                if fresh:
-                    job.out.rmdir()
+            if task is None:
+                sharding.leave_no_trace(job.out, fresh)
             raise
-        if (job.out / "manifest.json").exists():
-            manifest, resumed = sharding.whole(job.out), len(plan.spans())
-        else:
-            try:
-                manifest, resumed = sharding.write(
-                    plan, facts, workers, progress, work=run, join=partial(_join, job)
-                )
-            finally:
-                _open.cache_clear()
-        if after is not None:
-            after(job.out)
-        sharding.tidy(plan)
-    keep = ("read", "written", "quarantined", "identities", "digest")
-    return {
-        **{name: manifest[name] for name in keep},
-        "shards": len(manifest["shards"]),
-        "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
-        "out": str(job.out),
-        "resumed_shards": resumed,
-    }
+        try:
+            written = sharding.complete(
+                plan,
+                facts,
+                held,
+                workers,
+                progress,
+                work=run,
+                join=partial(_join, job),
+                after=after,
+                task=task,
+                engine=engine,
+            )
+        finally:
+            _open.cache_clear()
+    return written.result(job.out, task)
 
 
 def survey(job: Job) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from glint import log
 from glint.errors import BudgetError, BusyError, GlintError, InputError, MismatchError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.pipelines import stage
+from glint.pipelines import stage, tasks
 from glint.shards import commit, dali, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT
@@ -360,36 +360,46 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
     return manifest
 
 
-def _finished(plan: Plan, journal: commit.Journal) -> dict[int, dict[str, Any]]:
-    """Return the shards that an earlier run finished, and whose files are still what it wrote."""
+def entries(plan: Plan) -> dict[int, dict[str, Any]]:
+    """Return the shards that the journals of all tasks list and whose files are of that size."""
     good: dict[int, dict[str, Any]] = {}
-    for entry in journal.lines:
-        if entry.get("stamp") != plan.stamp:
-            continue
-        path = Path(plan.out) / "data" / entry["name"]
-        part = plan.parts / f"{entry['shard']:06d}.parquet"
-        if path.is_file() and part.is_file() and path.stat().st_size == entry["bytes"]:
-            with path.open("rb") as file:
-                same = commit.sha256(file) == entry["sha256"]
-            if same and "idx" in entry and not dali.damage(path.parent, entry):
+    for path in sorted(_state(Path(plan.out)).glob("journal*.jsonl")):
+        for entry in commit.journal_lines(path)[0]:
+            if entry.get("stamp") == plan.stamp and _is_there(plan, entry):
                 good[entry["shard"]] = entry
     return good
 
 
-def whole(out: Path, progress: Progress = log.silent) -> dict[str, Any]:
+def _is_there(plan: Plan, entry: dict[str, Any]) -> bool:
+    path = Path(plan.out) / "data" / entry["name"]
+    part = plan.parts / f"{entry['shard']:06d}.parquet"
+    return path.is_file() and part.is_file() and path.stat().st_size == entry["bytes"]
+
+
+def _is_whole(plan: Plan, entry: dict[str, Any]) -> bool:
+    with (Path(plan.out) / "data" / entry["name"]).open("rb") as file:
+        return commit.sha256(file) == str(entry["sha256"])
+
+
+def whole(
+    out: Path, progress: Progress = log.silent, task: tasks.Task | None = None
+) -> dict[str, Any]:
     """Return the manifest of a finished dataset, whose shards are read and compared with it.
 
-    Raises InputError GL0302 for a lost or changed shard; `progress` is in samples.
+    A task reads its share. Raises InputError GL0302 for a lost or changed shard; `progress` is in
+    samples.
     """
     manifest = commit.read_json(out / "manifest.json")
-    paths = [out / "data" / entry["name"] for entry in manifest["shards"]]
-    for entry, path in zip(manifest["shards"], paths):
+    mine = [manifest["shards"][i] for i in tasks.share(task, range(len(manifest["shards"])))]
+    total = sum(entry["samples"] for entry in mine)
+    paths = [out / "data" / entry["name"] for entry in mine]
+    for entry, path in zip(mine, paths):
         size = path.stat().st_size if path.is_file() else -1
         if size != entry["bytes"]:
             found = f"{size} bytes" if size >= 0 else "no file"
             raise _damaged(path, f"expected {entry['bytes']} bytes, found {found}")
     done = 0
-    for entry, path in zip(manifest["shards"], paths):
+    for entry, path in zip(mine, paths):
         try:
             with path.open("rb") as file:
                 told = commit.sha256(file)
@@ -402,7 +412,7 @@ def whole(out: Path, progress: Progress = log.silent) -> dict[str, Any]:
         if problem := dali.damage(out / "data", entry):
             raise _damaged(path.with_name(dali.beside(path.name)), problem[0])
         done += entry["samples"]
-        progress(done, manifest["written"], "checked")
+        progress(done, total, "checked")
     return manifest
 
 
@@ -416,17 +426,31 @@ def _damaged(path: Path, what: str) -> InputError:
     )
 
 
-def _result(manifest: dict[str, Any], resumed: int, out: Path) -> dict[str, Any]:
-    keep = ("read", "written", "quarantined", "quarantine_reasons", "identities")
-    return {
-        **{key: manifest[key] for key in keep},
-        "shards": len(manifest["shards"]),
-        "digest": manifest["digest"],
-        "out": str(out),
-        "bytes": sum(entry["bytes"] for entry in manifest["shards"]),
-        "resumed_shards": resumed,
-        "recognised": manifest["recognised"],
-    }
+@dataclass(frozen=True)
+class Written:
+    """How far an output is: its manifest, or how many shards are left to other tasks."""
+
+    shards: int
+    resumed: int  # shards that earlier runs wrote; of a task, its own
+    manifest: dict[str, Any] | None
+    left: int = 0
+
+    def result(self, out: Path, task: tasks.Task | None) -> dict[str, Any]:
+        """Return what every stage that writes a dataset says of it."""
+        told = {
+            "out": str(out),
+            "shards": self.shards,
+            "resumed_shards": self.resumed,
+            **({"task": str(task), "left": self.left} if task else {}),
+        }
+        if self.manifest is None:
+            return told
+        keep = ("read", "written", "quarantined", "identities", "digest")
+        return {
+            **{key: self.manifest[key] for key in keep},
+            **told,
+            "bytes": sum(entry["bytes"] for entry in self.manifest["shards"]),
+        }
 
 
 def _check_budget(result: dict[str, Any], max_bad: float) -> None:
@@ -470,12 +494,15 @@ def shard(
     workers: int = 1,
     max_bad: float = 0.001,
     progress: Progress = log.silent,
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
 ) -> dict[str, Any]:
     """Shard a source into `out` and return the counts.
 
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
-    Raises InputError for sources, BusyError GL0004/GL0005, MismatchError GL0006, ResourceError,
-    BudgetError GL0221 (all is written), Stopped GL0704.
+    A task writes its share, and what it returns says how many shards are `left` to others: the
+    counts are there where none is. Raises InputError for sources, BusyError GL0004/GL0005,
+    MismatchError GL0006, ResourceError, BudgetError GL0221 (all is written), Stopped GL0704.
     """
     options, src, out = options or Options(), Path(src), Path(out)
     if workers < 1:
@@ -485,34 +512,81 @@ def shard(
             "GL0002", f"expected a share from 0 to 1, found {max_bad}", where="--max-bad"
         )
     with stage.ending():
-        result = _shard(src, out, options, workers, progress)
-    _check_budget(result, max_bad)
+        result = _shard(src, out, options, workers, progress, task, engine)
+    if not result.get("left"):
+        _check_budget(result, max_bad)
     return result
 
 
 def _shard(
-    src: Path, out: Path, options: Options, workers: int, progress: Progress
+    src: Path,
+    out: Path,
+    options: Options,
+    workers: int,
+    progress: Progress,
+    task: tasks.Task | None,
+    engine: stage.Engine | None,
 ) -> dict[str, Any]:
     recognise(src)
     check_places(src, out)
     fresh = not out.exists()
     state = _state(out)
     commit.make_dir(state)
-    with commit.lock(state / "lock"):
+    with tasks.claim(state, task) as held:
         try:
-            plan, facts = make_plan(src, out, options)
+            with tasks.planning(state, task):
+                plan, facts = make_plan(src, out, options)
         except (GlintError, KeyboardInterrupt):
-            if not (state / "plan.json").exists():  # leave no trace of a source that is no good
-                shutil.rmtree(state, ignore_errors=True)
-                if fresh:
-                    out.rmdir()
+            if task is None:
+                leave_no_trace(out, fresh)
             raise
-        if (out / "manifest.json").exists():
-            result = _result(whole(out, progress), len(plan.spans()), out)
-        else:
-            result = _result(*write(plan, facts, workers, progress), out)
-        tidy(plan)
-    return result
+        written = complete(plan, facts, held, workers, progress, task=task, engine=engine)
+    result = written.result(out, task)
+    if written.manifest is not None:
+        result["quarantine_reasons"] = written.manifest["quarantine_reasons"]
+    return {**result, "recognised": {k: v for k, v in facts.items() if k != "bytes"}}
+
+
+def leave_no_trace(out: Path, fresh: bool) -> None:
+    """Remove what was made for an output that got no plan: its source is no good."""
+    if not (_state(out) / "plan.json").exists():
+        shutil.rmtree(_state(out), ignore_errors=True)
+        if fresh:
+            out.rmdir()
+
+
+def complete(
+    plan: Plan,
+    facts: dict[str, Any],
+    held: commit.Held,
+    workers: int,
+    progress: Progress,
+    *,
+    work: Run | None = None,
+    join: Merge | None = None,
+    after: Callable[[Path], None] | None = None,
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
+) -> Written:
+    """Write what is missing of an output, or check what is there; the last to leave tidies up.
+
+    `after` runs on the finished folder before that, while the output is still held.
+    """
+    out, shards = Path(plan.out), len(plan.spans())
+    if (out / "manifest.json").exists():
+        resumed = len(tasks.share(task, range(shards)))
+        written = Written(shards, resumed, whole(out, progress, task))
+    else:
+        written = write(
+            plan, facts, workers, progress, work=work, join=join, task=task, engine=engine
+        )
+    if after is not None and written.manifest is not None:
+        after(out)
+    with tasks.ending(_state(out), task):
+        if (out / "manifest.json").exists() and held.alone():
+            tidy(plan)
+        held.release()
+    return written
 
 
 def write(
@@ -523,14 +597,15 @@ def write(
     *,
     work: Run | None = None,
     join: Merge | None = None,
-) -> tuple[dict[str, Any], int]:
-    """Run the shards that are not done yet, then merge; return the manifest and how many were."""
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
+) -> Written:
+    """Run the shards that are not done yet, of a task its share; merge where all are done."""
     out, spans = Path(plan.out), plan.spans()
     for folder in (out / "data", plan.parts):
         commit.make_dir(folder)
-    for folder in (out, out / "data", plan.parts, _state(out)):
-        for left in folder.glob("*.tmp.*"):  # of a run that was killed; we hold the lock
-            left.unlink(missing_ok=True)
+    if task is None:
+        sweep(plan)
     free = shutil.disk_usage(out).free
     if facts["bytes"] + 2048 * plan.n > free:
         log.logger.warning(
@@ -538,32 +613,50 @@ def write(
             (facts["bytes"] + 2048 * plan.n) / 1e9,
             free / 1e9,
         )
-    journal = commit.Journal(_state(out) / "journal.jsonl")
+    mine = tasks.share(task, range(len(spans)))
+    journal = commit.Journal(_state(out) / tasks.journal(task))
     try:
-        done = _finished(plan, journal)
+        there = entries(plan)
+        done = {i: there[i] for i in mine if i in there and _is_whole(plan, there[i])}
         resumed = len(done)
         if resumed:
-            log.logger.info("resuming: %d of %d shards are complete", resumed, len(spans))
-        count = sum(spans[i][1] - spans[i][0] for i in done)
-        progress(count, plan.n)
+            log.logger.info("resuming: %d of %d shards are complete", resumed, len(mine))
+        count, total = (sum(spans[i][1] - spans[i][0] for i in some) for some in (done, mine))
+        progress(count, total)
 
         def finish(piece: int, entry: dict[str, Any]) -> None:
             nonlocal count
             journal.append({**entry, "stamp": plan.stamp})
             done[piece] = entry
             count += spans[piece][1] - spans[piece][0]
-            progress(count, plan.n)
+            progress(count, total)
 
-        todo = [i for i in range(len(spans)) if i not in done]
-        stage.each(work or run, plan, todo, workers, finish)
-        return (join or merge)(plan, [done[i] for i in range(len(spans))], facts), resumed
+        todo = [i for i in mine if i not in done]
+        stage.each(work or run, plan, todo, workers, finish, engine=engine)
+        with tasks.ending(_state(out), task):
+            if (out / "manifest.json").exists():  # another task was here first
+                return Written(len(spans), resumed, commit.read_json(out / "manifest.json"))
+            done = {**entries(plan), **done} if task else done
+            if len(done) < len(spans):
+                return Written(len(spans), resumed, None, len(spans) - len(done))
+            manifest = (join or merge)(plan, [done[i] for i in range(len(spans))], facts)
+        return Written(len(spans), resumed, manifest)
     finally:
         journal.close()
         _open.cache_clear()
 
 
+def sweep(plan: Plan) -> None:
+    """Remove half files of runs that were killed; whoever calls holds the output alone."""
+    out = Path(plan.out)
+    for folder in (out, out / "data", plan.parts, _state(out)):
+        for left in folder.glob("*.tmp.*"):
+            left.unlink(missing_ok=True)
+
+
 def tidy(plan: Plan) -> None:
     """Remove what only an unfinished dataset needs; plan.json stays and tells a rerun who it is."""
+    sweep(plan)
     shutil.rmtree(plan.parts, ignore_errors=True)
     shutil.rmtree(plan.folder, ignore_errors=True)
-    (_state(Path(plan.out)) / "journal.jsonl").unlink(missing_ok=True)
+    tasks.tidy(_state(Path(plan.out)))

@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from glint import log
 from glint.errors import LostError, Stopped
 
 Result = TypeVar("Result")
+RETRIES = 2  # of a piece whose worker died
 
 
 @contextmanager
@@ -75,56 +78,123 @@ def _start(parent: int) -> None:
         os._exit(1)
 
 
+class Engine(Protocol):
+    """Where the pieces of a stage run, if not in processes of this machine."""
+
+    def each(
+        self,
+        work: Callable[[Any, Any], Any],
+        plan: object,
+        todo: Sequence[Any],
+        workers: int,
+        done: Callable[[Any, Any], None],
+    ) -> None:
+        """Do what `each` does. Raises what it raises."""
+
+
 def each(
     work: Callable[[Any, int], Result],
     plan: object,
     todo: Sequence[int],
     workers: int,
     done: Callable[[int, Result], None],
+    *,
+    engine: Engine | None = None,
 ) -> None:
     """Call work(plan, piece) for every piece of `todo` and `done(piece, result)` here, as they end.
 
     With one worker all happens in this process. `work` and `plan` must pickle. Results come in
-    any order. Raises what `work` raises, Stopped GL0704 after a signal (pieces under way are
-    finished first), LostError GL0902 where a worker process died.
+    any order. A piece whose worker process died is done again, RETRIES times and each time by half
+    as many workers. Raises what `work` raises, Stopped GL0704 after a signal (pieces under way are
+    finished first), LostError GL0902 where a piece lost every worker.
     """
+    if engine is not None:
+        engine.each(work, plan, todo, workers, done)
+        return
     with stoppable() as stopped:
         workers = min(workers, len(todo))
         if workers <= 1:
             for count, piece in enumerate(todo):
                 if stopped():
-                    raise _stop(len(todo) - count)
+                    raise stop(len(todo) - count)
                 done(piece, work(plan, piece))
             return
-        context = multiprocessing.get_context("spawn")
-        left = list(reversed(todo))
-        running: dict[Future[Result], int] = {}
-        with ProcessPoolExecutor(workers, context, _start, (os.getpid(),)) as pool:
-            try:
-                while (left and not stopped()) or running:
-                    while left and len(running) < 2 * workers and not stopped():
-                        piece = left.pop()
-                        running[pool.submit(work, plan, piece)] = piece
-                    ready, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in ready:
-                        piece = running.pop(future)
-                        done(piece, future.result())
-                    if stopped():
-                        for future in [f for f in running if f.cancel()]:
-                            left.append(running.pop(future))
-            except BrokenProcessPool:
-                raise LostError(
-                    "GL0902",
-                    f"a worker process died; {len(left) + len(running)} pieces are not done",
-                    hint="the same command continues; if memory ran out, use fewer --workers",
-                ) from None
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+        left, lost = list(reversed(todo)), Counter[int]()
+        while left and not stopped():
+            gone = _pool(work, plan, left, workers, done, stopped, ahead=1 if lost else 2)
+            lost.update(gone)
+            left += reversed(gone)
+            if gone:
+                check_lost(lost, len(left))
+                workers = max(1, workers // 2)
+                log.logger.warning(
+                    "a worker process died: going on with %d, pieces again: %s",
+                    workers,
+                    ", ".join(map(str, gone)),
+                )
         if left:
-            raise _stop(len(left))
+            raise stop(len(left))
 
 
-def _stop(left: int) -> Stopped:
+def _pool(
+    work: Callable[[Any, int], Result],
+    plan: object,
+    left: list[int],
+    workers: int,
+    done: Callable[[int, Result], None],
+    stopped: Callable[[], bool],
+    ahead: int,
+) -> list[int]:
+    """Take pieces from the end of `left` until none is left, a signal came or a worker died.
+
+    Returns the pieces that were under way, at most ahead * workers, when a worker died.
+    """
+    running: dict[Future[Result], int] = {}
+    before = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (os.getpid(),)) as pool:
+        try:
+            while (left and not stopped()) or running:
+                while left and len(running) < ahead * workers and not stopped():
+                    piece = left.pop()
+                    try:
+                        running[pool.submit(work, plan, piece)] = piece
+                    except BrokenProcessPool:
+                        left.append(piece)
+                        raise
+                ready, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    result = future.result()
+                    done(running.pop(future), result)
+                if stopped():
+                    for future in [f for f in running if f.cancel()]:
+                        left.append(running.pop(future))
+        except BrokenProcessPool:
+            for child in set(multiprocessing.active_children()) - before:
+                child.kill()  # they may wait for ever for what the dead one held
+            for future, piece in list(running.items()):
+                if future.done() and future.exception() is None:
+                    done(piece, future.result())
+                    del running[future]
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return sorted(running.values())
+
+
+def check_lost(lost: Counter[int], left: int) -> None:
+    """Raise LostError GL0902 where a piece lost its worker more than RETRIES times."""
+    given_up = sorted(piece for piece, times in lost.items() if times > RETRIES)
+    if given_up:
+        raise LostError(
+            "GL0902",
+            f"the worker process died {RETRIES + 1} times with piece "
+            f"{' or '.join(map(str, given_up))}; {left} pieces are not done",
+            hint="the same command continues; if memory ran out, use fewer --workers",
+        )
+
+
+def stop(left: int) -> Stopped:
+    """Return the error of a stage that a signal stopped."""
     return Stopped(
         "GL0704",
         f"stopped on a signal, {left} pieces are left",

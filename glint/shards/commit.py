@@ -7,7 +7,10 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import socket
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +76,12 @@ def make_dir(folder: Path) -> None:
             sync_dir(made.parent)
 
 
+def temporary_name(path: Path) -> Path:
+    """Return NAME.tmp.HOST.PID-RANDOM beside `path`: no other process of any machine takes it."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+    return path.with_name(f"{path.name}.tmp.{host}.{os.getpid()}-{secrets.token_hex(3)}")
+
+
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Yield a file that takes the name `path` when the block ends well, complete and durable.
@@ -81,7 +90,7 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     raises, the temporary file goes and `path` stays as it was. Raises ResourceError.
     """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    temporary = temporary_name(path)
     with writing(path):
         try:
             with open(temporary, "wb") as file:
@@ -117,12 +126,27 @@ def read_json(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, A
     return value
 
 
+def journal_lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole lines of a journal, which may be growing, and how many bytes they are."""
+    lines: list[dict[str, Any]] = []
+    good = 0
+    if not Path(path).exists():
+        return lines, good
+    for raw in Path(path).read_bytes().splitlines(keepends=True):
+        crc, _, body = raw.rstrip(b"\n").partition(b" ")
+        if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
+            break
+        lines.append(json.loads(body))
+        good += len(raw)
+    return lines, good
+
+
 class Journal:
     """Lines of JSON, each framed by its CRC-32 and fsynced; a torn last line is dropped."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.lines, good = self._read()
+        self.lines, good = journal_lines(self.path)
         with writing(self.path):
             fresh = not self.path.exists()
             self._file = open(self.path, "ab")  # noqa: SIM115
@@ -130,19 +154,6 @@ class Journal:
                 self._file.truncate(good)
             if fresh:
                 sync_dir(self.path.parent)
-
-    def _read(self) -> tuple[list[dict[str, Any]], int]:
-        lines: list[dict[str, Any]] = []
-        good = 0
-        if not self.path.exists():
-            return lines, good
-        for raw in self.path.read_bytes().splitlines(keepends=True):
-            crc, _, body = raw.rstrip(b"\n").partition(b" ")
-            if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
-                break
-            lines.append(json.loads(body))
-            good += len(raw)
-        return lines, good
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add one line; it lasts when this returns."""
@@ -158,27 +169,78 @@ class Journal:
         self._file.close()
 
 
-@contextmanager
-def lock(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Hold the one lock of an output. Raises BusyError GL0005 naming who holds it."""
-    with writing(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+class Held:
+    """A lock that this process holds on a file."""
+
+    def __init__(self, path: str | os.PathLike[str], shared: bool) -> None:
+        self.path, self.shared = os.fspath(path), shared
+        with writing(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def take(self, wait: float) -> None:
+        """Take the lock, within `wait` seconds. Raises BusyError GL0005, ResourceError GL0007."""
+        deadline = time.monotonic() + wait
+        while not self._try(fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX):
+            if time.monotonic() >= deadline:
+                said = os.pread(self._fd, 200, 0).decode("ascii", "replace").strip()
+                raise BusyError(
+                    "GL0005",
+                    f"held by {said or 'another process'}",
+                    where=self.path,
+                    hint="wait for it to end, or choose another output",
+                )
+            time.sleep(min(0.1, max(wait, 0.0)))
+        self._name()
+
+    def _try(self, how: int) -> bool:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._fd, how | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "another process"
-            raise BusyError(
-                "GL0005",
-                f"held by {holder}",
-                where=os.fspath(path),
-                hint="wait for it to end, or choose another output",
+            return False
+        except OSError as error:
+            raise ResourceError(
+                "GL0007",
+                f"cannot be locked: {error.strerror or error}",
+                where=self.path,
+                hint="the file system has to know flock (Lustre: mount it with -o flock)",
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        try:
-            yield
-        finally:
-            os.ftruncate(fd, 0)
+        return True
+
+    def _name(self) -> None:
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def alone(self) -> bool:
+        """Say whether nobody else holds the lock, and keep them out; else it may be lost."""
+        if self.shared and not self._try(fcntl.LOCK_EX):
+            return False
+        self.shared = False
+        return True
+
+    def release(self) -> None:
+        """Give the lock up. Does nothing the second time."""
+        if self._fd >= 0:
+            if not self.shared:
+                os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextmanager
+def lock(
+    path: str | os.PathLike[str], *, shared: bool = False, wait: float = 0.0
+) -> Iterator[Held]:
+    """Hold the lock of an output, alone or with others who share it.
+
+    Waits up to `wait` seconds for it. Raises BusyError GL0005 naming who holds it.
+    """
+    held = Held(path, shared)
+    try:
+        held.take(wait)
+    except BaseException:
+        os.close(held._fd)
+        raise
+    try:
+        yield held
     finally:
-        os.close(fd)
+        held.release()
