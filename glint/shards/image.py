@@ -65,7 +65,8 @@ def look(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> tuple[str, int, in
     """Return (format, width, height) of an encoded image.
 
     Raises Rejected: empty, too-large (16 MiB), not-an-image, unexpected-format (none of
-    `formats`), jpeg-truncated, jpeg-damaged, image-truncated, too-many-pixels (64 million).
+    `formats`), jpeg-truncated, jpeg-damaged, image-truncated, image-damaged, too-many-pixels (64
+    million).
     """
     if data[:3] == b"\xff\xd8\xff" and "jpg" in formats:
         found, (width, height) = "jpg", jpeg_size(data)
@@ -80,6 +81,8 @@ def look(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> tuple[str, int, in
         width, height = png_size(data) if found == "png" else webp_size(data)
     if len(data) > MAX_BYTES:
         raise Rejected("too-large", f"{len(data)} bytes")
+    if not width or not height:
+        raise Rejected("image-damaged", f"{width} x {height} pixels")
     if width * height > MAX_PIXELS:
         raise Rejected("too-many-pixels", f"{width} x {height}")
     return found, width, height
