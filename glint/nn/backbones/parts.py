@@ -27,12 +27,13 @@ def require_faces(image_nCHW: Tensor) -> None:
 def full_precision(layers: nn.Module, x_nD: Tensor, weight: Tensor) -> Tensor:
     """Run the embedding layers in their own precision, also under autocast.
 
-    Half-precision activations become `weight`'s dtype first, so that an embedding is float32
+    Activations become `weight`'s dtype first, so that an embedding is float32
     wherever the parameters are (arcface_torch computes its last layer so).
     """
-    if x_nD.dtype == weight.dtype:
+    device = x_nD.device.type
+    if x_nD.dtype == weight.dtype and not (device != "meta" and torch.is_autocast_enabled(device)):
         result: Tensor = layers(x_nD)
         return result
-    with torch.autocast(x_nD.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         result = layers(x_nD.to(weight.dtype))
     return result
