@@ -10,6 +10,7 @@ import typer
 MODULES: tuple[str, ...] = (
     "eval",
     "export",
+    "import_",
     "recipes",
     "synth",
     "shard",

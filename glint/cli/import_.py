@@ -1,0 +1,47 @@
+"""`glint import`: published weights as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("import")(import_)
+
+
+def import_(
+    weights: Path = typer.Argument(..., help="A .pt file of arcface_torch, or .safetensors."),
+    out: Path = typer.Argument(..., help="The folder to write; new or empty."),
+    backbone: str = typer.Option(..., "--backbone", help="The net: r50, mbf, vit_b, ..."),
+    embedding: int = typer.Option(512, "--embedding", help="Numbers per face."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Take over published weights; no code in the file is run."""
+
+    def work() -> dict[str, Any]:
+        from glint.train.importing import import_weights
+
+        return import_weights(
+            show.path(str(weights), "WEIGHTS"),
+            backbone,
+            show.path(str(out), "OUT"),
+            embedding=embedding,
+        )
+
+    show.run(work, "glint/import@1", as_json, debug=debug, say=_say)
+
+
+def _say(result: dict[str, Any]) -> str:
+    source = result["source"]
+    return (
+        f"{result['checkpoint']}: {result['name']}, {result['embedding']} numbers per face, "
+        f"{result['parameters']:,} parameters, from {source['name']} ({source['dtype']})\n"
+        f"Next: glint eval --model {result['checkpoint']} --pairs FILE.bin"
+    )

@@ -1,0 +1,223 @@
+"""Published weights of other programs as a checkpoint: read without running a line of them."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
+from glint.evals.stored import sha256
+from glint.nn import backbones
+from glint.train import checkpoint
+
+# arcface_torch's names; glint's own are taken too
+NAMES = {
+    **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
+    "vit_t_dp005_mask0": "vit_t",
+    "vit_s_dp005_mask_0": "vit_s",
+    "vit_b_dp005_mask_005": "vit_b",
+    "vit_l_dp005_mask_005": "vit_l",
+}
+INSIDE = (
+    "state_dict_backbone",
+    "state_dict",
+    "backbone",
+    "model",
+)  # where whole checkpoints keep it
+PREFIX = "module."  # of a net inside DistributedDataParallel
+COUNTER = "num_batches_tracked"  # of norms; older files lack it, and nothing computes with it
+SHOWN = 5  # names and shapes told in a message
+LEGACY = 4  # pickles at the start of a file of torch before 1.6; bare numbers follow
+# opcodes that fetch a name, and the names that a file of tensors fetches
+CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
+ALLOWED = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter)"
+    r"|torch(\.cuda)? \w+Storage|torch\.storage UntypedStorage|torch\.nn\.parameter Parameter"
+    r"|torch (Size|device|[a-z]+\d+)"
+)
+
+
+def import_weights(
+    weights: str | Path,
+    backbone: str,
+    out: str | Path,
+    *,
+    embedding: int = 512,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
+
+    Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
+    Gives {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
+    Raises UsageError GL0001/GL0002, BusyError GL0004, UnsafeError GL0801 for a pickle that asks
+    for more than tensors, InputError GL0401 for a file that is damaged or of another net.
+    """
+    weights, out = Path(weights), Path(out)
+    if not weights.is_file():
+        raise UsageError("GL0001", "no such file of weights", where=str(weights))
+    name = NAMES.get(backbone, backbone)
+    with torch.device("meta"):
+        net = backbones.create(name, embedding, **(options or {}))
+    _require_empty(out)
+    found = _named(_read(weights), weights)
+    state = _fitted(found, net, f"{name} with embedding {embedding}", weights)
+    digest = sha256(weights)
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
+                    if t.is_floating_point()})  # fmt: skip
+    source = {"name": weights.name, "sha256": digest, "dtype": " ".join(kinds)}
+    made = {"name": name, "embedding": embedding, "options": dict(options or {})}
+    path = checkpoint.save(
+        out / "checkpoints",
+        0,
+        rank=0,
+        barrier=lambda: None,
+        backbone=state,
+        optimizer={},
+        head=(0, 0, {}),
+        state={"backbone": made, "imported": source},
+        keep=1,
+    )
+    return {
+        "checkpoint": str(path),
+        **made,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "tensors": len(state),
+        "source": source,
+    }
+
+
+def _require_empty(out: Path) -> None:
+    """Refuse a place that holds anything but what a broken import left."""
+    if out.exists() and not out.is_dir():
+        raise BusyError("GL0004", "is a file, expected a folder or nothing", where=str(out))
+    left = out / "checkpoints"
+    inside = [p for p in out.iterdir() if p != left] if out.is_dir() else []
+    inside += [p for p in left.iterdir() if p.suffix != ".partial"] if left.is_dir() else []
+    if inside:
+        raise BusyError(
+            "GL0004", f"the folder is not empty, it holds {inside[0].name}", where=str(out),
+            hint="name a new folder",
+        )  # fmt: skip
+
+
+def _read(path: Path) -> object:
+    """Load a file of tensors; a pickle may hold nothing but them."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(str(error), path) from None
+    try:
+        _require_tensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except GlintError:
+        raise
+    except Exception as error:  # a file can be damaged in any way; none of it ran code
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _damaged(text[:160], path) from None
+
+
+def _require_tensors(path: Path) -> None:
+    """Look at every opcode of the file's pickles: they may only name what tensors are made of.
+
+    torch's own reader refuses other names too; this says so by name, and before it starts.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            file.seek(0)
+            for _ in range(LEGACY):
+                _scan(file, path)
+            return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        size = path.stat().st_size
+        packed = [m for m in members if m.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(m.file_size for m in members) > size:
+            raise _damaged("its members are packed or overlap", path)
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                _scan(io.BytesIO(archive.read(member)), path)
+
+
+def _scan(file: IO[bytes], path: Path) -> None:
+    for opcode, argument, _ in pickletools.genops(file):
+        name = str(argument) if opcode.name == "GLOBAL" else opcode.name
+        if opcode.name in CALLS and not ALLOWED.fullmatch(name):
+            raise UnsafeError(
+                "GL0801", f"expected tensors and their names, found {name[:80]!r}",
+                where=str(path), hint="nothing of it was run; save net.state_dict() alone",
+            )  # fmt: skip
+
+
+def _damaged(what: str, path: Path) -> GlintError:
+    return InputError(
+        "GL0401", f"not a whole file of weights: {what}", where=str(path),
+        hint="get the file again from its publisher",
+    )  # fmt: skip
+
+
+def _named(found: object, path: Path) -> dict[str, Tensor]:
+    """Give the tensors of a state dict, or of the one inside a whole checkpoint, by plain name."""
+    for key in INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        raise _other(f"expected tensors by name, found {type(found).__name__}", path)
+    state = {}
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise _other(f"expected tensors by name, found {name!r}: {type(value).__name__}", path)
+        state[name.removeprefix(PREFIX)] = value
+    return state
+
+
+def _fitted(found: dict[str, Tensor], net: nn.Module, what: str, path: Path) -> dict[str, Tensor]:
+    """Give the net's whole state in its own types.
+
+    Shapes are compared before anything is copied: a tensor may claim any size.
+    Raises InputError GL0401 naming what is missing, unexpected, of another shape or not finite.
+    """
+    own = net.state_dict()
+    missing = [n for n in own if n not in found and not n.endswith(COUNTER)]
+    unexpected = [n for n in found if n not in own]
+    shapes = [
+        f"{n} {tuple(found[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in found and found[n].shape != own[n].shape
+    ]
+    wrong = [
+        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}" + (", ..." if names[SHOWN:] else "")
+        for kind, names in (
+            ("missing", missing), ("unexpected", unexpected), ("of another shape", shapes),
+        )
+        if names
+    ]  # fmt: skip
+    if wrong:
+        raise _other(f"the weights are not those of {what}: {'; '.join(wrong)}", path)
+    state = {}
+    for name, like in own.items():
+        value = found.get(name, torch.zeros((), dtype=like.dtype))
+        if value.is_floating_point() != like.is_floating_point() or not bool(
+            value.isfinite().all()
+        ):
+            raise _other(f"{name} is {value.dtype} or holds numbers that are not finite", path)
+        state[name] = value.to(like.dtype, copy=True).contiguous()
+    return state
+
+
+def _other(what: str, path: Path) -> GlintError:
+    return InputError(
+        "GL0401", what, where=str(path),
+        hint="--backbone and --embedding must be those the weights were trained with",
+    )  # fmt: skip
