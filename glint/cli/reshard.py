@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from glint.cli import out as show
+from glint.cli import spread
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +24,9 @@ def reshard(
         False, "--drop-quarantine", help="Leave the list of quarantined records behind."
     ),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
+    task: str = spread.TASK,
+    engine: str = spread.ENGINE,
+    ray_address: str = spread.RAY_ADDRESS,
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -30,19 +34,21 @@ def reshard(
     """Write a dataset's samples into shards of another size; keys and image bytes stay."""
 
     def work() -> dict[str, Any]:
-        import os
-
         from glint.pipelines import reshard as stage
 
+        mine = spread.task(task)
+        where = spread.engine(engine, ray_address, workers)
         with show.progress("reshard") as progress:
             return stage.reshard(
                 src,
                 out,
                 samples_per_shard,
                 drop_quarantine=drop_quarantine,
-                workers=workers or len(os.sched_getaffinity(0)),
+                workers=workers or spread.cores(),
                 dry_run=dry_run,
                 progress=progress,
+                task=mine,
+                engine=where,
             )
 
     show.run(work, "glint/reshard-result@1", as_json, debug=debug, say=_say)
@@ -51,6 +57,8 @@ def reshard(
 def _say(result: dict[str, Any]) -> str:
     if result.get("dry_run"):
         return f"would write  {result['written']} samples in {result['shards']} shards"
+    if result.get("left"):
+        return spread.left(result)
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
     return "\n".join(
         [

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from glint.cli import out as show
+from glint.cli import spread
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +26,9 @@ def shard(
     with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
     members: str = typer.Option("jpg,cls", help="jpg,cls, or jpg: its label in its name."),
     formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
+    size: str = typer.Option("112x112", help="Width and height that images should have."),
+    on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
+    on_exif: str = typer.Option("reject", help="Images that Exif says to turn: reject or keep."),
     max_bad: float = typer.Option(
         0.001, help="Share of bad records to let pass; at least 16, never all."
     ),
@@ -32,6 +36,9 @@ def shard(
     rebuild_idx: bool = typer.Option(
         False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."
     ),
+    task: str = spread.TASK,
+    engine: str = spread.ENGINE,
+    ray_address: str = spread.RAY_ADDRESS,
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -43,27 +50,30 @@ def shard(
         from glint.shards import sources
 
         folder = show.path(out, "OUT")
+        mine = spread.task(task)
+        where = spread.engine(engine, ray_address, workers)
         options = stage.Options(
             samples_per_shard,
             seed,
             with_json,
             tuple(f.strip() for f in formats.split(",") if f.strip()),
             members.replace(" ", ""),
+            size.replace(" ", ""),
+            on_size,
+            on_exif,
         )
         with sources.resyncing(resync):
             if dry_run:
                 return stage.survey(src, options)
             if rebuild_idx:
                 sources.rebuild_idx(sources.recognise(src)[1])
-            return pack(stage, folder, options)
+            return pack(stage, folder, options, {"task": mine, "engine": where})
 
-    def pack(stage: Any, folder: Path, options: Any) -> Any:
-        import os
-
+    def pack(stage: Any, folder: Path, options: Any, how: dict[str, Any]) -> Any:
         with show.progress("shard") as progress:
-            count = workers or len(os.sched_getaffinity(0))
+            count = workers or spread.cores()
             return stage.shard(
-                src, folder, options, workers=count, max_bad=max_bad, progress=progress
+                src, folder, options, workers=count, max_bad=max_bad, progress=progress, **how
             )
 
     show.run(work, "glint/shard-result@1", as_json, debug=debug, say=_say)
@@ -81,6 +91,13 @@ def _facts(facts: dict[str, Any]) -> list[str]:
     return lines + [f"note         {note}" for note in facts["notes"]]
 
 
+_NOTES = {
+    "exif-rotated": "{} written that their Exif record says to turn: no reader of glint's does so",
+    "other-size": "{} written of another size than --size",
+    "trailing-bytes": "{} written with bytes behind the JPEG's end marker",
+}
+
+
 def _say(result: dict[str, Any]) -> str:
     lines = _facts(result["recognised"])
     size = f"{result['bytes'] / 1e6:.1f} MB"
@@ -92,14 +109,19 @@ def _say(result: dict[str, Any]) -> str:
                 f"{result['shards']} shards, about {size}",
             ]
         )
+    if result.get("left"):
+        return "\n".join([*lines, spread.left(result)])
     reasons = "".join(
         f"\n             {count:8d} {reason}"
         for reason, count in result["quarantine_reasons"].items()
     )
+    noted = "".join(
+        f"\nnote         {_NOTES[name].format(count)}" for name, count in result["notes"].items()
+    )
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
     lines += [
         f"read         {result['read']} = {result['written']} written + "
-        f"{result['quarantined']} quarantined{reasons}",
+        f"{result['quarantined']} quarantined{reasons}{noted}",
         f"wrote        {result['out']}: {result['shards']} shards{resumed}, {size}",
         f"digest       {result['digest']}",
         f"next         glint embed {result['out']} --model MODEL.onnx --out EMB",

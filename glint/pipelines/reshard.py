@@ -18,7 +18,7 @@ from glint import log
 from glint.errors import InputError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.pipelines import rewrite
+from glint.pipelines import rewrite, stage, tasks
 from glint.pipelines.shard import Options
 from glint.shards import commit, labels, parquet
 from glint.shards.content import content
@@ -186,17 +186,22 @@ def reshard(
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
 ) -> dict[str, Any]:
     """Write the samples of `src` into shards of another size, keys and image bytes untouched.
 
     Shard i holds the keys [i*n, (i+1)*n), as if the source had been sharded so at once. Label
-    versions and take-downs are carried over. Raises what `rewrite` raises.
+    versions and take-downs are carried over. A task writes its share, see `shard`. Raises what
+    `rewrite` raises.
     """
     dataset = Dataset(src)
     todo = job(dataset, out, samples_per_shard, drop_quarantine=drop_quarantine)
     if dry_run:
         return rewrite.survey(todo)
-    result = rewrite.rewrite(todo, workers=workers, progress=progress)
+    result = rewrite.rewrite(todo, workers=workers, progress=progress, task=task, engine=engine)
+    if result.get("left"):
+        return result
     before, after = content(dataset), content(Dataset(out))
     if before != after:
         raise InputError(
