@@ -23,49 +23,64 @@ Result = TypeVar("Result")
 RETRIES = 2  # of a piece whose worker died
 
 
+class Again(KeyboardInterrupt):
+    """The second signal: nothing is finished first."""
+
+
+class _Heard:
+    """A handler of SIGINT and SIGTERM that counts; one inside another counts on."""
+
+    def __init__(self, at_once: bool) -> None:
+        outer = signal.getsignal(signal.SIGINT)
+        self.came: list[int] = outer.came if isinstance(outer, _Heard) else []
+        self.at_once = at_once
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came.append(number)
+        if len(self.came) > 1:
+            raise Again
+        if self.at_once:
+            raise KeyboardInterrupt  # which no library takes for an error of its own
+
+
 @contextmanager
-def stoppable() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM came; the second one interrupts."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-
+def _hearing(at_once: bool) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield []
         return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    heard = _Heard(at_once)
+    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(came)
+        yield heard.came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGINT or SIGTERM came; the second one raises Again."""
+    with _hearing(at_once=False) as came:
+        yield lambda: bool(came)
 
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into Stopped GL0704 at once, for work that may end anywhere."""
+    """Turn SIGINT and SIGTERM into Stopped GL0704 at once, for work that may end anywhere.
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt  # which no library takes for an error of its own
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Stopped(
-            "GL0704",
-            "stopped on a signal",
-            hint="what is done is saved: the same command continues",
-        ) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    The second one raises Again.
+    """
+    with _hearing(at_once=True):
+        try:
+            yield
+        except Again:
+            raise
+        except KeyboardInterrupt:
+            raise Stopped(
+                "GL0704",
+                "stopped on a signal",
+                hint="what is done is saved: the same command continues",
+            ) from None
 
 
 def _start(parent: int) -> None:
@@ -169,9 +184,11 @@ def _pool(
                 if stopped():
                     for future in [f for f in running if f.cancel()]:
                         left.append(running.pop(future))
+        except Again:
+            _kill(before)  # or the pool waits for the pieces under way
+            raise
         except BrokenProcessPool:
-            for child in set(multiprocessing.active_children()) - before:
-                child.kill()  # they may wait for ever for what the dead one held
+            _kill(before)  # they may wait for ever for what the dead one held
             for future, piece in list(running.items()):
                 if future.done() and future.exception() is None:
                     done(piece, future.result())
@@ -179,6 +196,12 @@ def _pool(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return sorted(running.values())
+
+
+def _kill(before: set[multiprocessing.process.BaseProcess]) -> None:
+    """Kill the processes that were started since."""
+    for child in set(multiprocessing.active_children()) - before:
+        child.kill()
 
 
 def check_lost(lost: Counter[int], left: int) -> None:
