@@ -18,10 +18,11 @@ import xxhash
 
 from glint.errors import InputError
 from glint.manifests import tables
-from glint.shards import commit, parquet, plan
+from glint.shards import cache, commit, parquet, plan, store
 
 FORMAT = "glint/dataset@1"
 OPEN_FILES = 256
+REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
 
 
 class Text:
@@ -65,14 +66,23 @@ def _unfinished(root: Path) -> InputError | None:
 
 
 class Dataset:
-    """A folder that `glint shard` wrote.
+    """A folder that `glint shard` wrote, here or in an object store.
 
     Columns are read when first asked for. `read` is safe across threads and forks, and a Dataset
-    can be pickled. Raises InputError GL0301 where the folder is not a dataset.
+    can be pickled. A URL such as s3://bucket/dataset is read through the cache: `root` is then the
+    folder there, `remote` what fills it. `name` is the path or the URL, as people may see it.
+    Raises InputError GL0301 where the folder is not a dataset.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+        self.remote: cache.Remote | None = None
+        if store.is_url(root):
+            self.remote = cache.Remote(os.fspath(root))
+            self.remote.tables()
+            self.root, self.name = self.remote.root, self.remote.store.shown
+        else:
+            store.refuse(root)
+            self.root, self.name = Path(root), os.fspath(root)
         path = self.root / "manifest.json"
         if not path.is_file():
             if unfinished := _unfinished(self.root):
@@ -195,8 +205,34 @@ class Dataset:
         return parquet.read(self.root / "identities.parquet", tables.IDENTITIES)
 
     def shard_path(self, shard: int) -> Path:
-        """Return the path of one shard."""
+        """Return the path of one shard; one in a store is fetched into the cache first.
+
+        Raises InputError GL0302, GL0903 where that fails.
+        """
+        if self.remote is not None:
+            return self.remote.shard(shard)
         return self.root / "data" / self.shards[shard]
+
+    def open_shard(self, shard: int) -> IO[bytes]:
+        """Open one shard. Raises InputError GL0302, GL0903."""
+        if self.remote is not None:
+            return self.remote.open(shard)
+        path = self.shard_path(shard)
+        try:
+            return open(path, "rb", buffering=0)
+        except OSError as error:
+            raise InputError(
+                "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
+            ) from None
+
+    def place(self, shard: int) -> str:
+        """Return where a shard lies, for the text of an error."""
+        return f"{self.name}/data/{self.shards[shard]}"
+
+    def publish(self, name: str) -> None:
+        """Upload a file of `root` that was written anew, where the dataset lies in a store."""
+        if self.remote is not None:
+            self.remote.put(name)
 
     @cached_property
     def _order(self) -> npt.NDArray[np.int64]:
@@ -213,16 +249,13 @@ class Dataset:
     def _open(self, shard: int) -> IO[bytes]:
         file = self._files.get(shard)
         if file is None:
-            path = self.shard_path(shard)
-            try:
-                file = open(path, "rb", buffering=0)  # noqa: SIM115
-            except OSError as error:
-                raise InputError(
-                    "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
-                ) from None
+            file = self.open_shard(shard)
             self._files[shard] = file
-            if len(self._files) > OPEN_FILES:
+            most = OPEN_FILES if self.remote is None else REMOTE_FILES
+            if len(self._files) > most:
                 self._files.popitem(last=False)
+            if self.remote is not None and shard + 1 < len(self.shards):
+                self.remote.soon(shard + 1)
         return file
 
     def read(self, row: int, verify: bool = True) -> bytes:

@@ -32,6 +32,8 @@ class Shards:
         self.dataset, self.columns, self.verify = dataset, columns, verify
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most = max(64, soft // 2) if soft > 0 else 1 << 16
+        if dataset.remote is not None and not dataset.remote.fits:
+            self._most = 2  # an open file takes its room even when it has left the cache
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._lock = threading.Lock()
         self.arena = Arena(2)
@@ -41,13 +43,7 @@ class Shards:
         file = self._files.get(shard)
         if file is not None:
             return file
-        path = self.dataset.shard_path(shard)
-        try:
-            file = open(path, "rb", buffering=0)  # noqa: SIM115
-        except OSError as error:
-            raise InputError(
-                "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
-            ) from None
+        file = self.dataset.open_shard(shard)
         with self._lock:
             self._files[shard] = file
             if len(self._files) > self._most:
@@ -164,6 +160,6 @@ def _read(shards: Shards, shard: int, into: memoryview, offset: int) -> int:
         raise InputError(
             "GL0903",
             f"cannot be read: {error.strerror}",
-            where=str(shards.dataset.shard_path(shard)),
+            where=shards.dataset.place(shard),
         ) from None
     return got

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from glint.errors import InputError, UsageError
 from glint.log import logger
 from glint.shards.index import Dataset
 from glint.shards.labels import LabelTable
+from glint.stream import ahead
 from glint.stream import sampling as tables
+from glint.stream.ahead import Ahead
 from glint.stream.augment import flips
 from glint.stream.buffers import U8, Buffers
 from glint.stream.columns import BLOCK, Columns, key_of, open_columns
@@ -30,10 +34,11 @@ from glint.stream.identities import IdentityPlan
 from glint.stream.members import Members
 from glint.stream.permute import I64
 from glint.stream.plan import Plan, Slice
-from glint.stream.pool import Workers
+from glint.stream.pool import DEADLINE, Workers
 from glint.stream.reader import Reader
 
 GROUP = 16  # steps planned in one call
+REMOTE_DEADLINE = 1200.0  # seconds without a batch where shards are fetched first
 HELD = 2  # shuffle windows whose bytes are held, so that a batch may lie across a seam
 
 
@@ -137,6 +142,7 @@ class Stream:
                 self.draws = Draws(members, draws_C, seed)
             self.plan = Plan(dataset.n, seed, self.draws, block)
         self.block = block
+        ahead.check(dataset, block, self.plan.window if isinstance(self.plan, Plan) else 0)
         self._shards = Shards(dataset, self.columns, verify)
         self._reader = Reader(
             self._shards, size=size, degrade=None if augment == "none" else Degrade(augment, seed)
@@ -211,7 +217,7 @@ class Stream:
             return self._from_workers(epoch, part, steps)
         if self.threads:
             return self._from_threads(epoch, part, steps)
-        return (self._make(epoch, part, step) for step in steps)
+        return self._one_by_one(epoch, part, steps)
 
     def stored(
         self, epoch: int, start_step: int = 0, origin: int = 0
@@ -307,16 +313,44 @@ class Stream:
         image = self._buffers.take()
         return self._batch(image, *self._fill(epoch, part, step, image.numpy()), epoch, step)
 
+    @contextmanager
+    def _ahead(self, epoch: int, part: Slice, steps: range) -> Iterator[Callable[[int], None]]:
+        """Fetch the shards of these steps ahead where they lie in a store; yield what to tell.
+
+        That is told the step in use. Entered after a fork, as it starts threads.
+        """
+        if self.dataset.remote is None or not steps:
+            yield lambda step: None
+            return
+        window = None
+        if isinstance(self.plan, Plan) and self.block is not None:
+            window = partial(self.plan.window_at, epoch)
+        rows = partial(self.plan.rows_at, epoch)
+        first, last = part.position(steps.start), min(part.length, part.position(steps.stop))
+        fetched = Ahead(self.dataset, self.columns, rows, window, first, last)
+        try:
+            yield lambda step: fetched.at(part.position(step))
+        finally:
+            fetched.close()
+
+    def _one_by_one(self, epoch: int, part: Slice, steps: range) -> Generator[Batch, None, None]:
+        with self._ahead(epoch, part, steps) as at:
+            for step in steps:
+                at(step)
+                yield self._make(epoch, part, step)
+
     def _from_threads(self, epoch: int, part: Slice, steps: range) -> Generator[Batch, None, None]:
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="glint-stream")
         queue: deque[Future[Batch]] = deque()
         try:
-            for step in steps:
-                queue.append(pool.submit(self._make, epoch, part, step))
-                if len(queue) > self.threads:
+            with self._ahead(epoch, part, steps) as at:
+                for step in steps:
+                    at(step)
+                    queue.append(pool.submit(self._make, epoch, part, step))
+                    if len(queue) > self.threads:
+                        yield queue.popleft().result()
+                while queue:
                     yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -326,11 +360,14 @@ class Stream:
         def make(step: int, image_nHW3: U8, pool: ThreadPoolExecutor | None) -> tuple[I64, I64]:
             return self._fill(epoch, part, step, image_nHW3, pool, count)
 
-        workers = Workers(make, (self.batch, *self._reader.shape), count, self.threads)
+        deadline = DEADLINE if self.dataset.remote is None else REMOTE_DEADLINE
+        workers = Workers(make, (self.batch, *self._reader.shape), count, self.threads, deadline)
         try:
-            for step, image_nHW3, (row_n, position_n) in workers.batches(steps):
-                image = self._buffers.take().copy_(torch.from_numpy(image_nHW3))
-                yield self._batch(image, row_n, position_n, epoch, step)
+            with self._ahead(epoch, part, steps) as at:
+                for step, image_nHW3, (row_n, position_n) in workers.batches(steps):
+                    at(step)
+                    image = self._buffers.take().copy_(torch.from_numpy(image_nHW3))
+                    yield self._batch(image, row_n, position_n, epoch, step)
         finally:
             workers.close()
 
