@@ -114,12 +114,13 @@ def train_step(
         )
         label = batch.label.to(device, non_blocking=True)
         log.mark("data")
+        micro = step * len(batches) + i
+        _draw_anew(recipe.run.seed, micro, run.world.rank)
         with sync:
             with torch.autocast(device.type, dtype, enabled=mixed):
                 feature_nd = run.model(image)
             log.mark("forward")
             leaf_nd = feature_nd.detach().to(run.parameter_dtype).requires_grad_()
-            micro = step * len(batches) + i
             loss = run.head(leaf_nd, label, step=micro) / len(batches)
             loss.backward()
             log.mark("head")
@@ -167,6 +168,15 @@ def _diverged(run: Run, step: int, loss: float, norm: float, where: str) -> Dive
         hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
         "checkpoints are as they were",
     )
+
+
+def _draw_anew(seed: int, micro: int, rank: int) -> None:
+    """Make what a net draws (dropout, drop path, masks) depend on these three alone.
+
+    So a resumed run draws what the unbroken one would have, and no two ranks draw the same.
+    """
+    words = np.random.SeedSequence([seed, micro, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0]))
 
 
 def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:

@@ -55,9 +55,7 @@ def resume(run: Run) -> int:
     if saved is None:
         if run.recipe.run.finetune:
             weights = finetune_source(Path(run.recipe.run.finetune))
-            name = "ema" if (weights.path / AVERAGED).exists() else "backbone"
-            run.backbone.load_state_dict(checkpoint.tensors(weights, name))
-            logger.info("backbone from %s", weights.path)
+            _start_from(run, weights)
         return 0
     compare(saved, run)
     run.backbone.load_state_dict(checkpoint.tensors(saved, "backbone"))
@@ -76,6 +74,24 @@ def resume(run: Run) -> int:
     else:
         logger.info("resuming %s", saved.path.name)
     return step
+
+
+def _start_from(run: Run, weights: checkpoint.Saved) -> None:
+    """Put the weights of another run, averaged ones where it has them, into the backbone."""
+    name = "ema" if (weights.path / AVERAGED).exists() else "backbone"
+    try:
+        run.backbone.load_state_dict(checkpoint.tensors(weights, name))
+    except RuntimeError as error:
+        made = weights.state.get("backbone") or {}
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise MismatchError(
+            "GL0702",
+            f"run.finetune: its weights do not fit backbone {run.recipe.backbone.name}: "
+            + " ".join(lines)[:400],
+            where=str(weights.path),
+            hint=f"they are those of {made.get('name')}, embedding {made.get('embedding')}",
+        ) from None
+    logger.info("backbone from %s", weights.path)
 
 
 def finetune_source(path: Path) -> checkpoint.Saved:
