@@ -16,6 +16,7 @@ MODULES: tuple[str, ...] = (
     "shard",
     "doctor",
     "train",
+    "launch",
     "demo",
     "embed",
     "conflicts",

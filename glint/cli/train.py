@@ -27,7 +27,13 @@ def train(
         [], "--set", metavar="KEY=VALUE", help="Change one recipe value, as in optim.lr=0.05."
     ),
     nproc: int = typer.Option(
-        1, "--nproc", min=1, help="Ranks to start on this machine; inside torchrun it joins."
+        1, "--nproc", min=1, help="Ranks to start here; inside torchrun or srun it joins."
+    ),
+    nnodes: int = typer.Option(1, "--nnodes", min=1, help="Machines with --nproc ranks each."),
+    node_rank: int = typer.Option(0, "--node-rank", min=0, help="Which of them this one is."),
+    master: str = typer.Option("", "--master", metavar="HOST:PORT", help="Where they meet."),
+    max_restarts: int = typer.Option(
+        3, "--max-restarts", min=0, help="Restarts after a lost rank, between two checkpoints."
     ),
     out: Path | None = typer.Option(
         None, "--out", help="The run's folder (default runs/RECIPE); the same one resumes."
@@ -36,11 +42,26 @@ def train(
     debug: bool = show.DEBUG,
 ) -> None:
     """Train a recipe with DDP and a sharded head; the same command resumes."""
+    from glint.dist import slurm
+
+    os.environ.update(slurm.ranks(os.environ))
     inside = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     folder = out or Path("runs") / Path(recipe).stem
-    if not inside and nproc > 1:
+    if not inside and nproc * nnodes > 1:
         show.run(
-            lambda: _launch(recipe, change, nproc, folder, as_json, debug), "", False, debug=debug
+            lambda: _launch(
+                recipe,
+                change,
+                nproc,
+                (nnodes, node_rank, master),
+                max_restarts,
+                folder,
+                as_json,
+                debug,
+            ),
+            "",
+            False,
+            debug=debug,
         )
         return
     quiet = inside and os.environ["RANK"] != "0"
@@ -54,12 +75,19 @@ def train(
 
 
 def _launch(
-    recipe: str, change: list[str], nproc: int, folder: Path, as_json: bool, debug: bool
+    recipe: str,
+    change: list[str],
+    nproc: int,
+    nodes: tuple[int, int, str],
+    restarts: int,
+    folder: Path,
+    as_json: bool,
+    debug: bool,
 ) -> dict[str, Any]:
     from glint.errors import GlintError
 
     try:
-        code = _start(recipe, change, nproc, folder, as_json, debug)
+        code = _start(recipe, change, nproc, nodes, restarts, folder, as_json, debug)
     except GlintError as error:  # no rank has told it
         if as_json:
             print(json.dumps(show.told(error)))
@@ -70,28 +98,55 @@ def _launch(
 
 
 def _start(
-    recipe: str, change: list[str], nproc: int, folder: Path, as_json: bool, debug: bool
+    recipe: str,
+    change: list[str],
+    nproc: int,
+    nodes: tuple[int, int, str],
+    restarts: int,
+    folder: Path,
+    as_json: bool,
+    debug: bool,
 ) -> int:
+    """Run the ranks, and again from the newest checkpoint when one was lost."""
+    from glint.errors import LostError
+    from glint.evals.stored import all_in
+    from glint.log import logger
     from glint.recipes import shelf
     from glint.recipes.load import load
     from glint.train.recipe import Recipe
 
     load(shelf.find("train", recipe), Recipe, change)  # a mistake is told once, not by every rank
 
-    from glint.dist.launch import run_ranks
+    from glint.dist.launch import Nodes, run_ranks
 
+    many = Nodes.of(*nodes)
     argv = [sys.executable, "-m", "glint", "train", recipe, "--out", str(folder)]
     for value in change:
         argv += ["--set", value]
     argv += ["--json"] * as_json + ["--debug"] * debug
-    return run_ranks(argv, nproc)
+    left, last = restarts, None
+    while True:
+        try:
+            return run_ranks(argv, nproc, stacks=folder / "_glint" / "stacks", nodes=many)
+        except LostError as error:
+            saved = all_in(folder / "checkpoints")
+            if last is not None and saved[-1:] != last:  # it got on since
+                left = restarts
+            last = saved[-1:]
+            if not left:
+                raise
+            left -= 1
+            place = saved[-1].name if saved else "the start"
+            logger.warning("%s; starting again from %s (%d left)", error, place, left)
 
 
 def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str, Any]:
+    from glint.dist import heartbeat
     from glint.recipes import shelf
     from glint.recipes.load import load
     from glint.train.recipe import Recipe
 
+    heartbeat.start()
     settings = load(shelf.find("train", recipe), Recipe, change)
     if os.environ.get("RANK", "0") != "0":
         return _train(settings, folder, quiet)

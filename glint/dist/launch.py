@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,32 +13,74 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from glint.errors import GlintError, LostError, Stopped
+from glint.dist import heartbeat
+from glint.errors import GlintError, LostError, Stopped, UsageError
 from glint.log import logger
 
 POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 STOP_GRACE = 120.0  # seconds the other ranks get once one has stopped with its state saved
+SILENCE = 60.0  # seconds without a sign of life after which a rank counts as lost
 TOLD = frozenset({*range(2, 11), Stopped.exit_code})  # exit codes with which glint explains itself
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """This machine among `count` with as many ranks each, which meet at host:port of the first."""
+
+    count: int = 1
+    number: int = 0
+    host: str = ""
+    port: int = 0
+
+    @classmethod
+    def of(cls, count: int, number: int, master: str) -> Nodes:
+        """Read --nnodes, --node-rank and --master HOST:PORT. Raises UsageError GL0002."""
+        if not 0 <= number < count:
+            raise UsageError(
+                "GL0002", f"expected 0 to {count - 1}, found {number}", where="--node-rank"
+            )
+        if count == 1:
+            return cls()
+        host, _, port = master.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(
+                "GL0002",
+                f"expected HOST:PORT of machine 0, found {master!r}",
+                where="--master",
+            )
+        return cls(count, number, host.strip("[]"), int(port))
+
+
 def run_ranks(
-    argv: Sequence[str], nproc: int, env: Mapping[str, str] | None = None, *, grace: float = GRACE
+    argv: Sequence[str],
+    nproc: int,
+    env: Mapping[str, str] | None = None,
+    *,
+    grace: float = GRACE,
+    silence: float = SILENCE,
+    stacks: Path | None = None,
+    nodes: Nodes | None = None,
 ) -> int:
     """Run `argv` as `nproc` ranks on this machine and give their common exit code.
 
     Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and GLINT_RENDEZVOUS on top of
-    `env` (default: this process's). Rank 0 writes to this process's stdout and stderr; the other
-    ranks' output is kept aside and its end is logged when one of them dies. A rank that dies is
-    seen within a second; the others then get SIGTERM and, `grace` seconds later, SIGKILL. Ranks
+    `env` (default: this process's); with `nodes`, which every machine calls with its own number,
+    MASTER_ADDR and MASTER_PORT instead of the last. The first rank here writes to this process's
+    stdout and stderr; the other ranks' output is kept aside and its end is logged when one of them
+    dies. A rank that dies is seen within a second; the others then get SIGTERM and, `grace`
+    seconds later, SIGKILL. Ranks
     die with this process. SIGTERM, SIGINT and SIGUSR1 are passed on; a second SIGINT or SIGTERM
     kills. An exit code of glint's own (2 to 10, 75) is given back as it is, ranks that were stopped
     before they could save give 128 + the signal; anything else raises LostError (GL0601) with
-    the rank and its signal or exit code.
+    the rank and its signal or exit code. So does a rank that called `heartbeat.start` and then
+    shows no life for `silence` seconds (stopped, or stuck in native code): before the ranks are
+    ended, each writes its stacks, and these files go to the folder `stacks`.
     """
     if nproc < 1:
         raise ValueError(f"nproc is {nproc}")
@@ -46,25 +89,37 @@ def run_ranks(
         try:
             with _passed_on(ranks) as stopped:
                 for rank in range(nproc):
-                    ranks.append(_start(argv, rank, nproc, env, Path(folder)))
-                return _watch(ranks, Path(folder), grace, stopped)
+                    ranks.append(_start(argv, rank, nproc, env, Path(folder), nodes))
+                pulse = _Pulse(Path(folder), nproc, silence)
+                return _watch(ranks, Path(folder), grace, stopped, pulse, stacks)
         finally:
             _end(ranks, grace)
 
 
 def _start(
-    argv: Sequence[str], rank: int, nproc: int, env: Mapping[str, str] | None, folder: Path
+    argv: Sequence[str],
+    rank: int,
+    nproc: int,
+    env: Mapping[str, str] | None,
+    folder: Path,
+    nodes: Nodes | None,
 ) -> subprocess.Popen[bytes]:
     child = dict(os.environ if env is None else env)
+    many = nodes or Nodes()
     child.update(
-        RANK=str(rank),
+        RANK=str(many.number * nproc + rank),
         LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(nproc),
+        WORLD_SIZE=str(many.count * nproc),
         LOCAL_WORLD_SIZE=str(nproc),
-        GLINT_RENDEZVOUS=f"file://{folder / 'meeting'}",
     )
+    if many.count > 1:
+        child.update(MASTER_ADDR=many.host, MASTER_PORT=str(many.port))
+    else:
+        child["GLINT_RENDEZVOUS"] = f"file://{folder / 'meeting'}"
+    child[heartbeat.FOLDER] = str(folder)
     if sys.platform == "linux":
-        child.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        if many.count == 1:
+            child.setdefault("GLOO_SOCKET_IFNAME", "lo")
         child.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP remarks on what glint asks it for
     start = _dies_with_parent()
     if rank == 0:
@@ -116,8 +171,39 @@ def _passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class _Pulse:
+    """When each rank last showed life; a rank that never did is not held to it."""
+
+    def __init__(self, folder: Path, nproc: int, silence: float) -> None:
+        self.folder, self.silence = folder, silence
+        self.seen = [("", 0.0)] * nproc
+        self.next = 0.0
+
+    def lost(self) -> int | None:
+        """Give a rank that has been silent for too long."""
+        now = time.monotonic()
+        if now < self.next:
+            return None
+        self.next = now + heartbeat.BEAT
+        for rank, (before, since) in enumerate(self.seen):
+            try:
+                told = heartbeat.beat_file(self.folder, rank).read_text()
+            except OSError:
+                continue
+            if told != before:
+                self.seen[rank] = told, now
+            elif before and now - since > self.silence:
+                return rank
+        return None
+
+
 def _watch(
-    ranks: list[subprocess.Popen[bytes]], folder: Path, grace: float, stopped: Sequence[int]
+    ranks: list[subprocess.Popen[bytes]],
+    folder: Path,
+    grace: float,
+    stopped: Sequence[int],
+    pulse: _Pulse,
+    stacks: Path | None,
 ) -> int:
     while True:
         codes = [rank.poll() for rank in ranks]
@@ -125,6 +211,9 @@ def _watch(
             break
         if all(code == 0 for code in codes):
             return 0
+        silent = pulse.lost()
+        if silent is not None and codes[silent] is None:
+            raise _silent(ranks, silent, folder, pulse.silence, stacks)
         time.sleep(POLL)
     time.sleep(POLL)  # ranks fall like dominoes: look again, then name the first cause
     codes = [rank.poll() for rank in ranks]
@@ -141,6 +230,34 @@ def _watch(
     if stopped:  # before they could say so themselves: while they started
         return 128 + stopped[0]
     raise _lost(rank, code, len(ranks), _tail(folder, rank))
+
+
+def _silent(
+    ranks: Sequence[subprocess.Popen[bytes]],
+    rank: int,
+    folder: Path,
+    silence: float,
+    stacks: Path | None,
+) -> LostError:
+    """Have every rank write its stacks, keep them, end the silent rank; give the error to raise."""
+    _signal(ranks, signal.SIGUSR2)
+    _signal(ranks, signal.SIGCONT)
+    time.sleep(10 * POLL)
+    _signal([ranks[rank]], signal.SIGKILL)
+    hint = ""
+    if stacks is not None:
+        stacks.mkdir(parents=True, exist_ok=True)
+        for number in range(len(ranks)):
+            path = heartbeat.stack_file(folder, number)
+            if path.exists():
+                shutil.copyfile(path, stacks / path.name)
+        hint = f"what every rank was doing: {stacks}"
+    return LostError(
+        "GL0601",
+        f"showed no life for {silence:.0f} s; the other ranks were ended",
+        hint=hint,
+        where=f"rank {rank} of {len(ranks)}",
+    )
 
 
 def _cause(codes: Sequence[int | None]) -> tuple[int, int]:

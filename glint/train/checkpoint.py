@@ -61,7 +61,8 @@ def save(
     try:
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in folder.glob(".step-*.partial"):  # of runs that were killed
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir()
         barrier()
         start, stop, rows = head

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -188,3 +189,28 @@ def test_ranks_that_do_not_come_are_told(monkeypatch, tmp_path):
     monkeypatch.setenv("GLINT_RENDEZVOUS", f"file://{tmp_path / 'meeting'}")
     with pytest.raises(LostError, match=r"GL0601.*2 ranks did not meet within 1 s"):
         join("cpu", timeout=1)
+
+
+def test_a_stopped_rank_is_lost_and_all_stacks_are_kept(tmp_path):
+    text = """
+        import faulthandler
+        sys.path.insert(0, {root!r})
+        from glint.dist import heartbeat
+        heartbeat.start()
+
+        def where_it_waits():
+            if os.environ["RANK"] == "1":
+                time.sleep(1.5)
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(60)
+
+        where_it_waits()
+    """
+    root = str(Path(__file__).parents[3])
+    start = time.monotonic()
+    with pytest.raises(LostError, match="rank 1 of 2: showed no life for 2 s") as caught:
+        run_ranks(program(text.format(root=root)), 2, silence=2.5, stacks=tmp_path / "stacks")
+    assert time.monotonic() - start < 20
+    assert str(tmp_path / "stacks") in caught.value.hint
+    told = [(tmp_path / "stacks" / f"stacks-{rank}.txt").read_text() for rank in range(2)]
+    assert all("where_it_waits" in text for text in told)

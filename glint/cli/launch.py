@@ -1,0 +1,151 @@
+"""`glint launch`: a job script for many machines, printed."""
+
+from __future__ import annotations
+
+import shlex
+from enum import Enum
+from pathlib import Path
+
+import typer
+
+from glint.cli import out as show
+
+
+class Kind(str, Enum):
+    """What a cluster takes."""
+
+    slurm = "slurm"
+    k8s = "k8s"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("launch")(launch)
+
+
+def launch(
+    kind: Kind = typer.Argument(..., help="slurm: a script for sbatch; k8s: an indexed Job."),
+    recipe: str = typer.Argument(..., help="A recipe: a .toml file or a name from `glint ls`."),
+    nodes: int = typer.Option(1, "--nodes", min=1, help="Machines."),
+    gpus: int = typer.Option(8, "--gpus", min=1, help="GPUs of one machine; a rank for each."),
+    out: Path | None = typer.Option(
+        None, "--out", help="The run's folder, shared by all machines."
+    ),
+    change: list[str] = typer.Option(
+        [], "--set", metavar="KEY=VALUE", help="Change one recipe value, as in optim.lr=0.05."
+    ),
+    time: str = typer.Option("24:00:00", "--time", help="Slurm's time limit."),
+    image: str = typer.Option("glint:latest", "--image", help="Kubernetes' container image."),
+    print_: bool = typer.Option(True, "--print", help="Print the job (it is never submitted)."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Print a multi-node job for a recipe: it saves when preempted and goes on when requeued."""
+
+    def work() -> dict[str, object]:
+        from glint.recipes import shelf
+        from glint.recipes.load import load
+        from glint.train.recipe import Recipe
+
+        load(shelf.find("train", recipe), Recipe, change)
+        folder = out or Path("runs") / Path(recipe).stem
+        command = ["glint", "train", recipe, "--out", str(folder)]
+        for value in change:
+            command += ["--set", value]
+        name = "glint-" + "".join(
+            c if c.isalnum() else "-" for c in Path(recipe).stem.lower()
+        ).strip("-")
+        made = slurm if kind is Kind.slurm else k8s
+        job = made(name[:50].rstrip("-"), command, nodes, gpus, time if made is slurm else image)
+        return {"kind": kind.value, "ranks": nodes * gpus, "job": job}
+
+    show.run(
+        work,
+        "glint/launch-result@1",
+        as_json,
+        debug=debug,
+        say=lambda result: str(result["job"]).rstrip() if print_ else "",
+    )
+
+
+def slurm(name: str, command: list[str], nodes: int, gpus: int, time: str) -> str:
+    """Give a script for sbatch: a task per GPU, requeued when the run left with 75."""
+    return f"""#!/bin/bash
+#SBATCH --job-name={name}
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={gpus}
+#SBATCH --gpus-per-node={gpus}
+#SBATCH --time={time}
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=USR1@300
+# Five minutes before the limit, and on preemption, every rank gets a signal, saves and leaves with
+# 75; the job is queued again and continues. The folder must be one that all machines see.
+srun --kill-on-bad-exit=1 {shlex.join(command)}
+code=$?
+if [ $code -eq 75 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code
+"""
+
+
+def k8s(name: str, command: list[str], nodes: int, gpus: int, image: str) -> str:
+    """Give an indexed Job and the headless service through which its pods meet."""
+    inner = shlex.join(command) + f" --nproc {gpus}"
+    if nodes > 1:
+        inner += (
+            f" --nnodes {nodes} --node-rank $JOB_COMPLETION_INDEX --master {name}-0.{name}:29400"
+        )
+    return f"""apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+spec:
+  clusterIP: None
+  selector:
+    job-name: {name}
+---
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: {name}
+spec:
+  completionMode: Indexed
+  completions: {nodes}
+  parallelism: {nodes}
+  backoffLimit: {10 * nodes}
+  podFailurePolicy:
+    rules:
+    - action: Ignore            # stopped with its state saved: starts again, and goes on
+      onExitCodes:
+        containerName: train
+        operator: In
+        values: [75]
+    - action: FailJob           # mistakes that another try would repeat
+      onExitCodes:
+        containerName: train
+        operator: In
+        values: [2, 3, 7, 8, 9]
+  template:
+    spec:
+      restartPolicy: Never
+      subdomain: {name}
+      terminationGracePeriodSeconds: 300
+      containers:
+      - name: train
+        image: {image}
+        command: ["/bin/bash", "-c"]
+        args:
+        - exec {inner}
+        resources:
+          limits:
+            nvidia.com/gpu: {gpus}
+        volumeMounts:
+        - name: shared
+          mountPath: /shared
+      volumes:
+      - name: shared            # datasets and runs: a volume that all pods can write
+        persistentVolumeClaim:
+          claimName: shared
+"""

@@ -1,0 +1,104 @@
+"""`glint launch` prints jobs that a cluster would take; `--nnodes` joins machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glint.dist.launch import Nodes
+from glint.errors import UsageError
+from glint.evals import stored
+
+
+def test_a_slurm_job(glint: Callable[..., Any]) -> None:
+    job = glint("launch", "slurm", "synth_tiny", "--nodes", "4", "--gpus", "2", "--out", "a b")
+    assert job.startswith("#!/bin/bash\n#SBATCH --job-name=glint-synth-tiny\n")
+    assert "--nodes=4" in job and "--ntasks-per-node=2" in job and "--requeue" in job
+    assert "srun --kill-on-bad-exit=1 glint train synth_tiny --out 'a b'" in job
+    done = subprocess.run(["bash", "-n"], input=job, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_slurm_job_is_requeued_when_the_run_stopped(
+    glint: Callable[..., Any], tmp_path: Path
+) -> None:
+    job = glint("launch", "slurm", "synth_tiny")
+    (tmp_path / "srun").write_text("#!/bin/bash\nexit $WITH\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "$@"\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    for code, said in (("75", "requeue 7\n"), ("9", ""), ("0", "")):
+        done = subprocess.run(
+            ["bash"], input=job, text=True, capture_output=True, env={**env, "WITH": code}
+        )
+        assert (done.returncode, done.stdout) == (int(code), said)
+
+
+def test_a_kubernetes_job(glint: Callable[..., Any]) -> None:
+    yaml = pytest.importorskip("yaml")
+    told = glint("launch", "k8s", "synth_tiny", "--nodes", "3", "--gpus", "2", "--json")
+    assert told["schema"] == "glint/launch-result@1" and told["ranks"] == 6
+    service, job = yaml.safe_load_all(told["job"])
+    assert service["spec"]["clusterIP"] == "None"
+    spec = job["spec"]
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"] == 3
+    pod = spec["template"]["spec"]
+    (said,) = pod["containers"][0]["args"]
+    name = job["metadata"]["name"]
+    assert f"--nproc 2 --nnodes 3 --node-rank $JOB_COMPLETION_INDEX --master {name}-0." in said
+    assert pod["subdomain"] == service["metadata"]["name"]
+
+
+def test_a_recipe_with_mistakes_makes_no_job(glint: Callable[..., Any]) -> None:
+    err = glint("launch", "slurm", "synth_tiny", "--set", "optim.lrr=1", code=2)
+    assert "did you mean optim.lr" in err
+
+
+def test_where_machines_meet_is_read() -> None:
+    assert Nodes.of(1, 0, "") == Nodes()
+    assert Nodes.of(2, 1, "host:29400") == Nodes(2, 1, "host", 29400)
+    assert Nodes.of(2, 1, "[::1]:29400").host == "::1"
+    with pytest.raises(UsageError, match="expected 0 to 1, found 2"):
+        Nodes.of(2, 2, "host:1")
+    for master in ("", "host", "host:", ":1", "host:x", "host:70000"):
+        with pytest.raises(UsageError, match="expected HOST:PORT"):
+            Nodes.of(2, 0, master)
+
+
+def left(run: Path) -> tuple[list[float], str]:
+    """Give the losses of a run and the digest of its weights."""
+    entries = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    losses = [entry["loss"] for entry in entries if entry["kind"] == "step"]
+    assert len(losses) == 2
+    return losses, stored.load(run).digest
+
+
+def test_two_launchers_of_one_rank_are_one_run_of_two(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    common = ["synth_tiny", "--set", f"data.path={small.data}", "--set", "schedule.max_steps=2"]
+    common += ["--set", "data.batch=16", "--set", "run.log_every=1", "--json"]
+    glint("train", *common, "--nproc", "2", "--out", tmp_path / "local")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    args = [sys.executable, "-m", "glint", "train", *common, "--nnodes", "2"]
+    args += ["--master", f"127.0.0.1:{port}", "--out", str(tmp_path / "two")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    both = [
+        subprocess.Popen([*args, "--node-rank", str(node)], stdout=subprocess.PIPE, env=env)
+        for node in range(2)
+    ]
+    said = [process.communicate(timeout=100)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert json.loads(said[0])["world"] == 2 and said[1] == b""
+    assert left(tmp_path / "two") == left(tmp_path / "local")
