@@ -23,7 +23,7 @@ from glint import log
 from glint.errors import BudgetError, BusyError, GlintError, InputError, MismatchError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.pipelines import stage, tasks
+from glint.pipelines import stage, tasks, upload
 from glint.shards import commit, dali, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT
@@ -438,7 +438,7 @@ class Written:
     def result(self, out: Path, task: tasks.Task | None) -> dict[str, Any]:
         """Return what every stage that writes a dataset says of it."""
         told = {
-            "out": str(out),
+            "out": upload.place(out),
             "shards": self.shards,
             "resumed_shards": self.resumed,
             **({"task": str(task), "left": self.left} if task else {}),
@@ -496,23 +496,24 @@ def shard(
     progress: Progress = log.silent,
     task: tasks.Task | None = None,
     engine: stage.Engine | None = None,
+    staging: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Shard a source into `out` and return the counts.
+    """Shard a source into `out`, a folder or the URL of one in a store, and return the counts.
 
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
     A task writes its share, and what it returns says how many shards are `left` to others: the
     counts are there where none is. Raises InputError for sources, BusyError GL0004/GL0005,
     MismatchError GL0006, ResourceError, BudgetError GL0221 (all is written), Stopped GL0704.
     """
-    options, src, out = options or Options(), Path(src), Path(out)
+    options, src = options or Options(), Path(src)
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     if not 0 <= max_bad <= 1:
         raise UsageError(
             "GL0002", f"expected a share from 0 to 1, found {max_bad}", where="--max-bad"
         )
-    with stage.ending():
-        result = _shard(src, out, options, workers, progress, task, engine)
+    with stage.ending(), upload.staged(out, staging) as folder:
+        result = _shard(src, folder, options, workers, progress, task, engine)
     if not result.get("left"):
         _check_budget(result, max_bad)
     return result
@@ -573,17 +574,38 @@ def complete(
     `after` runs on the finished folder before that, while the output is still held.
     """
     out, shards = Path(plan.out), len(plan.spans())
-    if (out / "manifest.json").exists():
+    there = upload.of(out)
+    if there is not None:
+        try:
+            written = Written(
+                shards,
+                *upload.write(
+                    there,
+                    plan,
+                    facts,
+                    workers,
+                    progress,
+                    work=work or run,
+                    join=join or merge,
+                    after=after,
+                    task=task,
+                    engine=engine,
+                ),
+            )
+        finally:
+            _open.cache_clear()
+    elif (out / "manifest.json").exists():
         resumed = len(tasks.share(task, range(shards)))
         written = Written(shards, resumed, whole(out, progress, task))
     else:
         written = write(
             plan, facts, workers, progress, work=work, join=join, task=task, engine=engine
         )
-    if after is not None and written.manifest is not None:
+    if after is not None and written.manifest is not None and there is None:
         after(out)
     with tasks.ending(_state(out), task):
-        if (out / "manifest.json").exists() and held.alone():
+        done = written.manifest if there else (out / "manifest.json").exists()
+        if done and held.alone():
             tidy(plan)
         held.release()
     return written

@@ -76,6 +76,14 @@ class Stat(NamedTuple):
     tag: str
 
 
+class Kept(NamedTuple):
+    """What a store holds of an upload."""
+
+    size: int
+    sha256: str
+    tag: str
+
+
 class Store:
     """One folder of a store. Can be pickled; safe across threads and forks.
 
@@ -158,8 +166,8 @@ class Store:
         """Make the error of an object that is not there."""
         return InputError("GL0302", "there is no such object", where=self.where(name))
 
-    def put(self, name: str, path: Path) -> str:
-        """Upload a file under its final name, whole or not at all; return the store's digest of it.
+    def put(self, name: str, path: Path) -> Kept:
+        """Upload a file under its final name, whole or not at all; return what the store holds.
 
         What the store holds is then compared: its size, and its digest where the store states that
         of the content, else its bytes, read back. Raises ResourceError GL0007.
@@ -167,7 +175,7 @@ class Store:
         size = path.stat().st_size
         wanted = _digests(path)
 
-        def send() -> str:
+        def send() -> Kept:
             fs, root = self._open()
             self._put_once(fs, f"{root}/{name}", path)
             there = self.stat(name)
@@ -176,9 +184,16 @@ class Store:
                 raise OSError(f"the upload was not kept: expected {size} bytes, found {found}")
             if there.tag not in wanted.tags and self._sha256(name, size) != wanted.sha256:
                 raise OSError("the upload was not kept: the store holds other bytes")
-            return there.tag
+            return Kept(size, wanted.sha256, there.tag)
 
         return _retried(self, name, send, write=True)
+
+    def holds(self, name: str, size: int, sha256: str, tag: str) -> bool:
+        """Say whether the store still holds what `put` returned: by the store's digest, if any."""
+        there = self.stat(name)
+        if there is None or there.size != size:
+            return False
+        return bool(tag and there.tag == tag) or self._sha256(name, size) == sha256
 
     def _put_once(self, fs: Any, to: str, path: Path) -> None:
         if self.scheme in ("s3", "s3a"):
