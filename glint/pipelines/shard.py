@@ -24,7 +24,7 @@ from glint.errors import BudgetError, BusyError, GlintError, InputError, Mismatc
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import stage, tasks, upload
-from glint.shards import commit, dali, image, parquet, seal
+from glint.shards import commit, dali, image, parquet, policy, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT
 from glint.shards.sources import open_source, recognise, reopen
@@ -54,6 +54,9 @@ class Options:
     with_json: bool = False
     formats: tuple[str, ...] = ("jpg",)
     members: str = MEMBERS[0]
+    size: str = policy.SIZE
+    on_size: str = policy.KEEP
+    on_exif: str = policy.REJECT
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
@@ -77,6 +80,9 @@ class Options:
                 where="--with-json",
                 hint="leave out --members or --with-json",
             )
+        policy.size_of(self.size)
+        policy.check(self.on_size, "--on-size")
+        policy.check(self.on_exif, "--on-exif")
         unknown = [f for f in self.formats if f not in image.FORMATS]
         if unknown or not self.formats:
             raise UsageError(
@@ -218,12 +224,13 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
     source, order_n, said_C = _open(plan)
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
+    notes: Counter[str] = Counter()
     with commit.atomic(Path(plan.out) / "data" / name) as file:
         out = Shard(file, shard, with_json=plan.options.with_json, members=plan.options.members)
         for piece in range(start, stop, PIECE):
             end = min(piece + PIECE, stop)
             put(
-                out, source, said_C, np.arange(piece, end), order_n[piece:end], plan.options.formats
+                out, source, said_C, np.arange(piece, end), order_n[piece:end], plan.options, notes
             )
         out.close()
         samples, bad = out.samples(), out.quarantine()
@@ -231,29 +238,48 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
             pq.write_table(samples, part, **{**ROW_OPTIONS, "compression": "none"})
         if bad.num_rows:
             parquet.write(plan.parts / f"{shard:06d}.bad.parquet", bad)
-        told = dali.write(Path(plan.out) / "data", name, out.idx(samples))
+        idx = dali.write(Path(plan.out) / "data", name, out.idx(samples))
     return {
         "shard": shard,
         "name": name,
         "samples": samples.num_rows,
         "bytes": out.tar.size,
         "sha256": out.tar.sha256,
-        "idx": told,
+        "idx": idx,
         "content": out.content(),
         "bad": dict(Counter(bad.column("reason").to_pylist())),
+        "notes": dict(+notes),
     }
 
 
 def put(
-    out: Shard, source: Source, said_C: pa.Array, key_n: Ints, row_n: Ints, formats: tuple[str, ...]
+    out: Shard,
+    source: Source,
+    said_C: pa.Array,
+    key_n: Ints,
+    row_n: Ints,
+    options: Options,
+    notes: Counter[str],
 ) -> None:
-    """Write records of the source under their keys, or quarantine them with their reasons."""
-    done = 0
+    """Write records of the source under their keys, or quarantine them with their reasons.
+
+    Counts in `notes` what is written and may surprise.
+    """
+    done, size = 0, policy.size_of(options.size)
     for run in read_many(source, row_n, HELD):
         row_m, key_m = row_n[done : done + len(run.start_n)], key_n[done : done + len(run.start_n)]
         done += len(row_m)
         label_m = source.label[row_m]
-        looks = image.look_many(run.data, run.start_n, run.stop_n, formats)
+        looks = policy.look_many(
+            run.data,
+            run.start_n,
+            run.stop_n,
+            options.formats,
+            size,
+            options.on_size,
+            options.on_exif,
+            notes,
+        )
         bad = {j: image.Rejected("label-not-integer") for j in np.flatnonzero(label_m < 0).tolist()}
         bad |= looks.bad | run.bad
         for j, why in sorted(bad.items()):
@@ -327,8 +353,10 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
         hasher.update("\n{name} {samples} {bytes} {sha256} {content}".format(**entry).encode())
     hasher.update(repr((told, names, count_C.tolist())).encode())
     reasons: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
     for entry in entries:
         reasons.update(entry["bad"])
+        notes.update(entry.get("notes", {}))
     written = sum(entry["samples"] for entry in entries)
     if written + sum(reasons.values()) != plan.n:
         raise AssertionError(f"read {plan.n}, written {written}, quarantined {reasons}")
@@ -342,6 +370,7 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
         "written": written,
         "quarantined": sum(reasons.values()),
         "quarantine_reasons": dict(sorted(reasons.items())),
+        "notes": dict(sorted(notes.items())),
         "identities": len(told),
         "shards": [
             {k: entry[k] for k in ("name", "samples", "bytes", "sha256", "idx")}
@@ -377,8 +406,10 @@ def _is_there(plan: Plan, entry: dict[str, Any]) -> bool:
 
 
 def _is_whole(plan: Plan, entry: dict[str, Any]) -> bool:
-    with (Path(plan.out) / "data" / entry["name"]).open("rb") as file:
-        return commit.sha256(file) == str(entry["sha256"])
+    path = Path(plan.out) / "data" / entry["name"]
+    with path.open("rb") as file:
+        same = commit.sha256(file) == str(entry["sha256"])
+    return same and "idx" in entry and dali.damage(path.parent, entry) is None
 
 
 def whole(
@@ -545,6 +576,7 @@ def _shard(
     result = written.result(out, task)
     if written.manifest is not None:
         result["quarantine_reasons"] = written.manifest["quarantine_reasons"]
+        result["notes"] = written.manifest.get("notes", {})
     return {**result, "recognised": {k: v for k, v in facts.items() if k != "bytes"}}
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from glint.shards import exif
+
 MAX_BYTES = 16 << 20
 MAX_PIXELS = 64_000_000
 FORMATS = ("jpg", "png", "webp")
@@ -61,15 +63,18 @@ def kind(data: bytes) -> str:
     return ""
 
 
-def look(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> tuple[str, int, int]:
+def look(
+    data: bytes, formats: tuple[str, ...] = ("jpg",), turned: bool = False
+) -> tuple[str, int, int]:
     """Return (format, width, height) of an encoded image.
 
+    turned: let in images that their Exif record asks to turn or mirror.
     Raises Rejected: empty, too-large (16 MiB), not-an-image, unexpected-format (none of
     `formats`), jpeg-truncated, jpeg-damaged, image-truncated, image-damaged, too-many-pixels (64
-    million).
+    million), exif-rotated.
     """
     if data[:3] == b"\xff\xd8\xff" and "jpg" in formats:
-        found, (width, height) = "jpg", jpeg_size(data)
+        found, (width, height) = "jpg", jpeg_size(data, turned)
     else:
         if not data:
             raise Rejected("empty")
@@ -79,6 +84,8 @@ def look(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> tuple[str, int, in
         if found not in formats:
             raise Rejected("unexpected-format", found)
         width, height = png_size(data) if found == "png" else webp_size(data)
+        if not turned:
+            _upright(exif.of_png(data) if found == "png" else exif.of_webp(data))
     if len(data) > MAX_BYTES:
         raise Rejected("too-large", f"{len(data)} bytes")
     if not width or not height:
@@ -88,7 +95,18 @@ def look(data: bytes, formats: tuple[str, ...] = ("jpg",)) -> tuple[str, int, in
     return found, width, height
 
 
-def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = ("jpg",)) -> Looks:
+def _upright(orientation: int) -> None:
+    if orientation != 1:
+        raise Rejected("exif-rotated", f"orientation {orientation}")
+
+
+def look_many(
+    data: U8,
+    start_n: Ints,
+    stop_n: Ints,
+    formats: tuple[str, ...] = ("jpg",),
+    turned: bool = False,
+) -> Looks:
     """Look at the images [start, stop) of `data`; what `look` would raise stands in `bad`."""
     n = len(start_n)
     out = Looks(np.zeros(n, np.int64), np.zeros(n, np.int32), np.zeros(n, np.int32), {})
@@ -96,7 +114,7 @@ def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = 
     def one(j: int) -> None:
         try:
             image = data[start_n[j] : stop_n[j]].tobytes()
-            suffix, out.width_n[j], out.height_n[j] = look(image, formats)
+            suffix, out.width_n[j], out.height_n[j] = look(image, formats, turned)
         except Rejected as why:
             out.bad[j] = why
             return
@@ -131,7 +149,7 @@ def look_many(data: U8, start_n: Ints, stop_n: Ints, formats: tuple[str, ...] = 
     return out
 
 
-def jpeg_size(data: bytes) -> tuple[int, int]:
+def jpeg_size(data: bytes, turned: bool = False) -> tuple[int, int]:
     """Return (width, height) from the frame header of a JPEG.
 
     A JPEG whose end marker is missing is truncated: entropy-coded data never contains it.
@@ -141,7 +159,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         known = _fronts.get(data[:length])
         if known is not None and data.endswith(b"\xff\xd9"):
             return known
-    at, end = 2, len(data)
+    at, end, orientation = 2, len(data), 1
     while at + 9 <= end:
         if data[at] != 0xFF:
             raise Rejected("jpeg-damaged", f"expected a marker at byte {at}")
@@ -152,7 +170,10 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
                 raise Rejected("jpeg-truncated", "no end marker")
             if not width or not height:
                 raise Rejected("jpeg-damaged", f"{width} x {height} pixels")
-            _keep(data[: at + 9], (width, height))
+            if orientation == 1:
+                _keep(data[: at + 9], (width, height))
+            elif not turned:
+                _upright(orientation)
             return width, height
         if marker == 0xFF:  # fill
             at += 1
@@ -161,7 +182,10 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         elif marker in (0xDA, 0xD9, 0xD8, 0x00):
             raise Rejected("jpeg-damaged", f"marker 0x{marker:02x} before the frame header")
         else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
+            size = data[at + 2] << 8 | data[at + 3]
+            if marker == 0xE1 and orientation == 1:
+                orientation = exif.of_segment(data[at + 4 : at + 2 + size])
+            at += 2 + size
     raise Rejected("jpeg-truncated", "ends before the frame header")
 
 
