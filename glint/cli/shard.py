@@ -116,7 +116,8 @@ def _say(result: dict[str, Any]) -> str:
         for reason, count in result["quarantine_reasons"].items()
     )
     noted = "".join(
-        f"\nnote         {_NOTES[name].format(count)}" for name, count in result["notes"].items()
+        f"\nnote         {_NOTES[name].format(count)}"
+        for name, count in result.get("notes", {}).items()
     )
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
     lines += [
