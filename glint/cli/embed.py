@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from glint.cli import out as show
+from glint.cli import spread
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +29,9 @@ def embed(
         False, "--trim/--no-trim", help="Leave samples over 75 degrees away out of the centres."
     ),
     workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
+    task: str = spread.TASK,
+    engine: str = spread.ENGINE,
+    ray_address: str = spread.RAY_ADDRESS,
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
@@ -36,12 +40,15 @@ def embed(
     def work() -> dict[str, Any]:
         from glint.evals.recogniser import open_model
         from glint.pipelines import embed as stage
+        from glint.pipelines.stage import ending
         from glint.shards.index import Dataset
 
         folder = show.path(out, "--out")
+        mine = spread.task(task)
+        where = spread.engine(engine, ray_address, actors=True)
         data = Dataset(dataset)
         stage.check_out(folder)  # before the model is opened, which takes seconds
-        with show.progress("embed") as progress:
+        with show.progress("embed") as progress, ending():
             return stage.embed(
                 data,
                 open_model(model),
@@ -52,12 +59,17 @@ def embed(
                 workers=workers,
                 trim=trim,
                 progress=progress,
+                task=mine,
+                engine=where,
+                opener=stage.Paths(str(dataset), str(model)),
             )
 
     show.run(work, "glint/embed-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
 def _say(result: dict[str, Any], dataset: Path) -> str:
+    if result.get("left"):
+        return spread.left(result, "blocks")
     lines = [f"{result['images']} images, {result['dim']} numbers each -> {result['out']}"]
     if result["failed"]:
         why = ", ".join(f"{name} {count}" for name, count in result["failures"].items())

@@ -50,9 +50,10 @@ class Ray:
     ) -> None:
         """Do what `stage.each` does; Ray does a piece again whose worker or machine died.
 
-        `workers` are the processes of a Ray that is started here. Raises what `work` raises,
-        Stopped GL0704 after a signal (pieces under way have CLOSE seconds to end), LostError
-        GL0902 where a piece lost its worker too often, UsageError GL0002 for a wrong address.
+        `workers` are the processes of a Ray that is started here, 0 = one per core. Raises what
+        `work` raises, Stopped GL0704 after a signal (pieces under way have CLOSE seconds to end),
+        LostError GL0902 where a piece lost its worker too often, UsageError GL0002 for a wrong
+        address.
         """
         if not todo:
             return
@@ -75,7 +76,7 @@ class Ray:
         if not address:
             options = {
                 "address": "local",
-                "num_cpus": workers,
+                "num_cpus": workers or None,
                 "include_dashboard": False,
                 "object_store_memory": STORE,
             }

@@ -1,16 +1,20 @@
 """Stage `embed`: a dataset and a recogniser in, unit embeddings and class centres out.
 
 Rows are written block by block into files of their final size; a line in a journal, synced after
-the rows, says that a block is there. The same command continues after any stop.
+the rows, says that a block is there. The same command continues after any stop. Tasks and workers
+elsewhere write each block into a file of its own, `_glint/pieces/`, from which the rows are taken.
 """
 
 # n images of one batch, N images of the dataset, C classes as sharded, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +25,7 @@ from glint import log
 from glint.errors import GlintError, InputError, MismatchError, UsageError
 from glint.log import Progress, logger
 from glint.manifests import tables
-from glint.pipelines import output
+from glint.pipelines import output, stage, tasks
 from glint.shards import commit, parquet
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
@@ -64,6 +68,24 @@ class Source(Protocol):
     def read(self, row: int) -> bytes: ...
 
 
+Opener = Callable[[], tuple[Source, Recogniser]]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a worker, on whatever machine, finds the dataset and the model."""
+
+    dataset: str
+    model: str
+
+    def __call__(self) -> tuple[Source, Recogniser]:
+        """Open both; the model computes with one thread, or on the GPU."""
+        from glint.evals.recogniser import open_model
+        from glint.shards.index import Dataset
+
+        return Dataset(self.dataset), open_model(self.model, threads=1)
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """An embedding folder that fits its dataset.
@@ -89,13 +111,18 @@ def embed(
     trim: bool = False,
     block: int = BLOCK,
     progress: Progress = log.silent,
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
+    opener: Opener | None = None,
 ) -> dict[str, Any]:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
-    more than 75 degrees from their centre out of it. Raises MismatchError when `out` was begun with
-    other inputs, BusyError when another run writes there or it holds something else, InputError
-    when no image can be embedded.
+    more than 75 degrees from their centre out of it. A task embeds its share of the blocks, and
+    what it returns says how many are `left` to others; an engine opens dataset and model by
+    `opener`, which pickles and compares. Raises MismatchError when `out` was begun with other
+    inputs, BusyError when another run writes there or it holds something else, InputError when no
+    image can be embedded.
     """
     plan = {
         "format": FORMAT,
@@ -114,18 +141,33 @@ def embed(
     if dtype not in ("float16", "float32"):
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
     check_out(out)
-    work = out / "_glint"
+    work, made = out / "_glint", out / "embeddings.json"
     commit.make_dir(work)
-    with commit.lock(work / "lock"), commit.writing(out):
-        _refuse_other_plan(out, work, plan)
-        if not (out / "embeddings.json").exists():
-            rows = _Rows(work, dataset.n, model.dim, dtype, block)
-            try:
-                _fill(rows, dataset, model, batch, flip, workers, progress)
-                _finish(rows, dataset, out, work, plan)
-            finally:
-                rows.journal.close()
-        about = commit.read_json(out / "embeddings.json", "GL0402")
+    how = _How(str(work), opener, dataset.digest, model.digest, batch, flip, dtype, block, workers)
+    left = 0
+    with tasks.claim(work, task) as held, commit.writing(out):
+        with tasks.planning(work, task):
+            _refuse_other_plan(out, work, plan)
+        if task is not None and not made.exists():
+            _share(how, dataset, model, task, engine, progress)
+        with tasks.ending(work, task):
+            if task is not None and not made.exists():
+                left = len(how.missing(dataset.n))
+            if not left and not made.exists():
+                rows = _Rows(out, work, dataset.n, model.dim, dtype, block)
+                try:
+                    _gather(rows, how, engine, progress)
+                    _fill(rows, dataset, model, batch, flip, workers, progress)
+                    _finish(rows, dataset, out, work, plan)
+                finally:
+                    rows.journal.close()
+            if not left and held.alone():
+                _tidy(work)
+            held.release()
+    told = {"task": str(task), "left": left} if task is not None else {}
+    if left:
+        return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **told}
+    about = commit.read_json(made, "GL0402")
     return {
         "images": about["images"],
         "dim": about["dim"],
@@ -133,6 +175,7 @@ def embed(
         "failures": about["failures"],
         "empty_classes": about["empty_classes"],
         "out": str(out),
+        **told,
     }
 
 
@@ -239,8 +282,12 @@ def _mean(
 class _Rows:
     """The growing rows: embeddings, norms and statuses at their final size, and the journal."""
 
-    def __init__(self, work: Path, images: int, dim: int, dtype: str, block: int) -> None:
-        self.work, self.images, self.block = work, images, block
+    def __init__(
+        self, out: Path, work: Path, images: int, dim: int, dtype: str, block: int
+    ) -> None:
+        self.images, self.block = images, block
+        if (out / "samples.npy").exists():  # stopped while finishing
+            (out / "samples.npy").replace(work / "samples.npy")
         self.journal = commit.Journal(work / "journal.jsonl")
         self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
         self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
@@ -267,6 +314,27 @@ class _Rows:
             if number * self.block < self.images and self._digest(self._cut(number)) == digest
         }
 
+    def count(self) -> int:
+        """Return how many rows are there."""
+        return sum(self._cut(i).stop - self._cut(i).start for i in self.done)
+
+    def take(self, number: int, path: Path) -> bool:
+        """Take the rows of a block from its file; say whether they were there and whole."""
+        cut = self._cut(number)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                part = [file[name] for name in ("sample", "norm", "status")]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+        arrays = (self.sample_ND, self.norm_N, self.status_N)
+        for array, rows in zip(arrays, part):
+            if rows.shape != array[cut].shape or rows.dtype != array.dtype:
+                return False
+        for array, rows in zip(arrays, part):
+            array[cut] = rows
+        self.commit(number)
+        return True
+
     def missing(self) -> list[tuple[int, slice]]:
         """List the blocks that are not there yet."""
         blocks = -(-self.images // self.block)
@@ -292,6 +360,115 @@ def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
+@dataclass(frozen=True)
+class _How:
+    """What a worker needs to embed a block into a file of its own."""
+
+    work: str
+    opener: Opener | None
+    dataset: str  # digests
+    model: str
+    batch: int
+    flip: bool
+    dtype: str
+    block: int
+    workers: int
+
+    def path(self, number: int) -> Path:
+        """Where the rows of a block are put down."""
+        return Path(self.work) / "pieces" / f"{number:06d}.npz"
+
+    def blocks(self, images: int) -> int:
+        """Return the number of blocks."""
+        return -(-images // self.block)
+
+    def missing(self, images: int) -> list[int]:
+        """List the blocks that are neither put down nor in a plain run's journal."""
+        lines = commit.journal_lines(Path(self.work) / "journal.jsonl")[0]
+        there = {int(line["block"]) for line in lines}
+        return [
+            i for i in range(self.blocks(images)) if i not in there and not self.path(i).is_file()
+        ]
+
+
+def _put_down(how: _How, dataset: Source, model: Recogniser, number: int) -> None:
+    """Embed a block into its file, whose members are checked by their CRC when it is read."""
+    cut = slice(number * how.block, min((number + 1) * how.block, dataset.n))
+    with ThreadPoolExecutor(max(1, how.workers), thread_name_prefix="glint-decode") as pool:
+        parts = list(_embedded(pool, dataset, model, cut, how.batch, how.flip))
+    with commit.atomic(how.path(number)) as file:
+        np.savez(
+            file,
+            sample=np.concatenate([part[1] for part in parts]).astype(how.dtype),
+            norm=np.concatenate([part[2] for part in parts]),
+            status=np.concatenate([part[3] for part in parts]),
+        )
+
+
+@lru_cache(maxsize=1)
+def _opened(opener: Opener) -> tuple[Source, Recogniser]:
+    return opener()
+
+
+def _elsewhere(how: _How, number: int) -> int:
+    """Embed a block in a process that opens what it needs, once. Raises MismatchError GL0006."""
+    assert how.opener is not None
+    dataset, model = _opened(how.opener)
+    if (dataset.digest, model.digest) != (how.dataset, how.model):
+        raise MismatchError(
+            "GL0006",
+            f"this worker found dataset {dataset.digest} and model {model.digest}, "
+            f"expected {how.dataset} and {how.model}",
+            hint="every machine has to see the same files under the same paths",
+        )
+    _put_down(how, dataset, model, number)
+    return number
+
+
+def _share(
+    how: _How,
+    dataset: Source,
+    model: Recogniser,
+    task: tasks.Task,
+    engine: stage.Engine | None,
+    progress: Progress,
+) -> None:
+    """Put down the blocks of one task that are not there yet."""
+    mine = tasks.share(task, range(how.blocks(dataset.n)))
+    todo = tasks.share(task, how.missing(dataset.n))
+    commit.make_dir(how.path(0).parent)
+    count = len(mine) - len(todo)
+
+    def done(number: int, result: object) -> None:
+        nonlocal count
+        count += 1
+        progress(min(count * how.block, dataset.n), min(len(mine) * how.block, dataset.n))
+
+    if engine is not None:
+        engine.each(_elsewhere, how, todo, 0, done)
+        return
+    for number in todo:
+        _put_down(how, dataset, model, number)
+        done(number, None)
+
+
+def _gather(rows: _Rows, how: _How, engine: stage.Engine | None, progress: Progress) -> None:
+    """Take the rows that were put down; an engine first puts down those that are missing."""
+    missing = dict(rows.missing())
+    for number in list(missing):
+        if rows.take(number, how.path(number)):
+            del missing[number]
+
+    def done(number: int, result: object) -> None:
+        rows.take(number, how.path(number))
+        how.path(number).unlink(missing_ok=True)
+        progress(rows.count(), rows.images)
+
+    if engine is not None and missing:
+        commit.make_dir(how.path(0).parent)
+        engine.each(_elsewhere, how, list(missing), 0, done)
+
+
 def _fill(
     rows: _Rows,
     dataset: Source,
@@ -302,42 +479,47 @@ def _fill(
     progress: Progress,
 ) -> None:
     """Embed every missing block; the next batch is decoded while this one is embedded."""
-    done = sum(rows._cut(i).stop - rows._cut(i).start for i in rows.done)
-    if done:
+    done = rows.count()
+    if 0 < done < rows.images:
         logger.info("continuing: %d of %d images are embedded already", done, rows.images)
     failed = 0
     with ThreadPoolExecutor(max(1, workers), thread_name_prefix="glint-decode") as pool:
-
-        def decoded(cut: slice) -> Iterator[tuple[int, int, list[_Decoded]]]:
-            starts = range(cut.start, cut.stop, batch)
-            ahead = [(s, min(s + batch, cut.stop)) for s in starts]
-            waiting = [pool.submit(_decode, dataset, row, model.size) for row in range(*ahead[0])]
-            for i, (start, stop) in enumerate(ahead):
-                ready = [future.result() for future in waiting]
-                if i + 1 < len(ahead):
-                    waiting = [
-                        pool.submit(_decode, dataset, row, model.size)
-                        for row in range(*ahead[i + 1])
-                    ]
-                yield start, stop, ready
-
         for number, cut in rows.missing():
-            for start, stop, ready in decoded(cut):
-                into = slice(start, stop)
-                status_n = np.array([status for status, _ in ready], np.uint8)
-                row_nD = np.full((stop - start, rows.sample_ND.shape[1]), np.nan, np.float32)
-                norm_n = np.full(stop - start, np.nan, np.float32)
-                good_n = np.flatnonzero(status_n == 0)
-                if len(good_n):
-                    image_nHWC = np.stack([image for _, image in ready if image is not None])
-                    row_nD[good_n], norm_n[good_n] = _unit(model, image_nHWC, flip)
-                status_n[good_n[np.isnan(norm_n[good_n])]] = STATUS.index("not-finite")
+            for into, row_nD, norm_n, status_n in _embedded(pool, dataset, model, cut, batch, flip):
                 rows.sample_ND[into] = row_nD
                 rows.norm_N[into], rows.status_N[into] = norm_n, status_n
                 failed += int((status_n != 0).sum())
-                done += stop - start
+                done += len(norm_n)
                 progress(done, rows.images, f"{failed} failed" if failed else "")
             rows.commit(number)
+
+
+_Part = tuple[
+    slice, npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8]
+]  # rows of the dataset, unit embeddings, norms, statuses
+
+
+def _embedded(
+    pool: ThreadPoolExecutor, dataset: Source, model: Recogniser, cut: slice, batch: int, flip: bool
+) -> Iterator[_Part]:
+    """Embed the rows of a block, batch by batch."""
+    ahead = [(s, min(s + batch, cut.stop)) for s in range(cut.start, cut.stop, batch)]
+    waiting = [pool.submit(_decode, dataset, row, model.size) for row in range(*ahead[0])]
+    for i, (start, stop) in enumerate(ahead):
+        ready = [future.result() for future in waiting]
+        if i + 1 < len(ahead):
+            waiting = [
+                pool.submit(_decode, dataset, row, model.size) for row in range(*ahead[i + 1])
+            ]
+        status_n = np.array([status for status, _ in ready], np.uint8)
+        row_nD = np.full((stop - start, model.dim), np.nan, np.float32)
+        norm_n = np.full(stop - start, np.nan, np.float32)
+        good_n = np.flatnonzero(status_n == 0)
+        if len(good_n):
+            image_nHWC = np.stack([image for _, image in ready if image is not None])
+            row_nD[good_n], norm_n[good_n] = _unit(model, image_nHWC, flip)
+        status_n[good_n[np.isnan(norm_n[good_n])]] = STATUS.index("not-finite")
+        yield slice(start, stop), row_nD, norm_n, status_n
 
 
 def _unit(
@@ -416,8 +598,13 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
         "files": {name: _checksum(out / name) for name in ARRAYS},
     }
     commit.write_json(out / "embeddings.json", about)
+
+
+def _tidy(work: Path) -> None:
+    """Remove what only unfinished embeddings need; whoever calls holds the output alone."""
+    shutil.rmtree(work / "pieces", ignore_errors=True)
     for path in work.iterdir():
-        if path.name != "lock":
+        if path.name != "lock" and path.is_file():
             path.unlink()
 
 
@@ -439,8 +626,6 @@ def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
                 where=str(out),
                 hint="choose another --out, or delete this folder",
             )
-        if path.parent == work and (out / "samples.npy").exists():  # stopped while finishing
-            (out / "samples.npy").replace(work / "samples.npy")
         return
     commit.write_json(work / "plan.json", plan)
 
