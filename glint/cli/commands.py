@@ -17,6 +17,7 @@ MODULES: tuple[str, ...] = (
     "doctor",
     "train",
     "launch",
+    "report",
     "demo",
     "embed",
     "conflicts",

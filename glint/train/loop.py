@@ -21,7 +21,7 @@ from glint.evals.verify import embed_jpegs
 from glint.log import Progress, logger, silent
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
-from glint.train import metrics, restore
+from glint.train import metrics, page, restore
 from glint.train.build import PRECISION, Run
 from glint.train.schedule import learning_rate, total_steps
 
@@ -59,6 +59,8 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
             stopping = _any(run, bool(stop))
             if done % recipe.run.save_every == 0 or done == total or stopping:
                 path = restore.save(run, done)
+                if run.world.rank == 0:
+                    page.keep_up(run.out)
             if stopping and done < total:
                 log.close()
                 raise Stopped(

@@ -1,0 +1,129 @@
+"""Curves over an axis, as the numbers of an inline SVG."""
+
+# S points of a curve
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.review.chart import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Tick
+
+MOST = 400  # points drawn of a curve; more are averaged
+
+Reals = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One curve: its words, the points of each unbroken piece, and its last value."""
+
+    number: int
+    words: str
+    pieces: Sequence[str]
+    last: str
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One drawing of curves, ready to draw."""
+
+    title: str
+    axis: str
+    curves: Sequence[Curve]
+    across: Sequence[Tick]
+    up: Sequence[Tick]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    top: int = TOP
+    floor: int = HEIGHT - BOTTOM
+
+
+def ticks(start: float, stop: float, most: int = 6) -> list[float]:
+    """Give round values (1, 2 or 5 times a power of ten apart) within [start, stop]."""
+    if not stop > start:
+        return [start]
+    raw = (stop - start) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
+    first = math.ceil(start / step - 1e-9)
+    return [round(step * k, 12) for k in range(first, int(math.floor(stop / step + 1e-9)) + 1)]
+
+
+def lines(
+    title: str,
+    axis: str,
+    values: Sequence[tuple[str, Reals, Reals]],
+    *,
+    bottom: float | None = None,
+    top: float | None = None,
+    logarithmic: bool = False,
+) -> Lines | None:
+    """Draw curves: values = (words, x of S points ascending, y); a NaN breaks a curve.
+
+    bottom, top: ends of the vertical axis, else those of the values. logarithmic: the horizontal
+    axis, whose values must be above 0. None where there is nothing to draw.
+    """
+    sound = [(w, x[np.isfinite(x)], y[np.isfinite(x)]) for w, x, y in values]
+    sound = [(w, x, y) for w, x, y in sound if np.isfinite(y).any()]
+    if not sound:
+        return None
+    seen = np.concatenate([y[np.isfinite(y)] for _, _, y in sound])
+    low = float(seen.min()) if bottom is None else bottom
+    high = float(seen.max()) if top is None else top
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    ends = np.concatenate([x for _, x, _ in sound])
+    start, stop = float(ends.min()), float(ends.max())
+    if stop <= start:
+        stop = start + 1
+    floor = HEIGHT - BOTTOM
+
+    def place(value: float) -> float:
+        if logarithmic:
+            share = math.log(value / start) / math.log(stop / start)
+        else:
+            share = (value - start) / (stop - start)
+        return round(LEFT + (WIDTH - LEFT - 8) * share, 1)
+
+    def rise(value: float) -> float:
+        share = (min(max(value, low), high) - low) / (high - low)
+        return round(floor - (floor - TOP) * share, 1)
+
+    curves = []
+    for number, (words, x, y) in enumerate(sound):
+        last = y[np.isfinite(y)][-1]
+        pieces: list[list[str]] = [[]]
+        for at, value in zip(*thinned(x, y)):
+            if math.isfinite(value):
+                pieces[-1].append(f"{place(at):g},{rise(value):g}")
+            elif pieces[-1]:
+                pieces.append([])
+        drawn = [" ".join(p if len(p) > 1 else p * 2) for p in pieces if p]
+        curves.append(Curve(number, words, drawn, f"{last:.4g}"))
+    if logarithmic:
+        marks = [10.0**d for d in range(math.ceil(math.log10(start)), int(math.log10(stop)) + 1)]
+        across = [Tick(place(v), f"{v:g}") for v in marks]
+    else:
+        across = [Tick(place(v), f"{v:g}") for v in ticks(start, stop, 8)]
+    up = [Tick(rise(v), f"{v:g}") for v in ticks(low, high, 5)]
+    return Lines(title, axis, curves, across, up)
+
+
+def thinned(x: Reals, y: Reals) -> tuple[list[float], list[float]]:
+    """Average runs of points so that at most MOST are left; the NaN of a run are left out."""
+    if len(x) <= MOST:
+        return x.tolist(), y.tolist()
+    cuts = np.linspace(0, len(x), MOST + 1).astype(int)
+    at, value = [], []
+    for a, b in itertools.pairwise(cuts.tolist()):
+        good = np.isfinite(y[a:b])
+        at.append(float(x[a:b].mean()))
+        value.append(float(y[a:b][good].mean()) if good.any() else math.nan)
+    return at, value
