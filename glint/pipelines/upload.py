@@ -292,7 +292,7 @@ def _publish(there: Store, out: Path) -> None:
 
 
 def _tidy(there: Store, shards: int) -> None:
-    """Remove entries and rows of shards; the last entry goes last, so that a rerun sees the rest."""
+    """Remove entries and rows of shards; the last entry goes last: a rerun sees what is left."""
     if not shards or there.stat(_entry(shards - 1)) is None:
         return
     names = [

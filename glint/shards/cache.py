@@ -99,13 +99,17 @@ class Remote:
     def tables(self) -> None:
         """Fetch the tables, and the labels in force. Raises InputError."""
         for entry in self.manifest.get("files") or ():
-            name = str(entry.get("name")) if isinstance(entry, dict) else ""
-            if name in ("", ".", "..") or "/" in name:
-                raise InputError(
-                    "GL0301", f"expected a table's name, found {name!r}", where=self.store.shown
-                )
-            self._fetch(name, entry, "GL0301")
+            self.table(entry)
         self.loose()
+
+    def table(self, entry: Any) -> None:
+        """Fetch one table that the manifest lists. Raises InputError."""
+        name = str(entry.get("name")) if isinstance(entry, dict) else ""
+        if name in ("", ".", "..") or "/" in name:
+            raise InputError(
+                "GL0301", f"expected a table's name, found {name!r}", where=self.store.shown
+            )
+        self._fetch(name, entry, "GL0301")
 
     def loose(self) -> None:
         """Fetch the small files that no manifest lists, as they are now; forget those now gone."""
@@ -140,19 +144,40 @@ class Remote:
             hint="a larger --cache-size",
         )
 
-    def fresh(self, number: int) -> IO[bytes]:
-        """Open a copy of what the store holds now, of any size and content, that nobody keeps."""
+    @contextmanager
+    def fresh(self, number: int) -> Iterator[Path]:
+        """Give a folder whose data/ has what the store holds of a shard now, of any content."""
         name, _ = self._entry(number)
         there = self.store.stat(name)
         if there is None:
             raise self.store.lost(name)
-        commit.make_dir(self.root)
-        with commit.writing(self.root):
-            file = tempfile.TemporaryFile(dir=self.root, buffering=0)  # noqa: SIM115
-            for piece in self.store.pieces(name, there.size):
-                file.write(piece)
-            file.seek(0)
-        return file
+        with (
+            commit.writing(self.root),
+            tempfile.TemporaryDirectory(prefix="fresh.", dir=self.root) as top,
+        ):
+            path = Path(top) / name
+            path.parent.mkdir()
+            with path.open("wb") as file:
+                for piece in self.store.pieces(name, there.size):
+                    file.write(piece)
+            yield Path(top)
+
+    def told(self, name: str) -> dict[str, Any]:
+        """Return name, size and SHA-256 of an object as it is in the store now.
+
+        Raises FileNotFoundError where there is none, InputError GL0903.
+        """
+        there = self.store.stat(name)
+        if there is None:
+            raise FileNotFoundError(name)
+        hasher = hashlib.sha256()
+        for piece in self.store.pieces(name, there.size):
+            hasher.update(piece)
+        return {
+            "name": name.rpartition("/")[2],
+            "bytes": there.size,
+            "sha256": hasher.hexdigest(),
+        }
 
     @property
     def fits(self) -> bool:

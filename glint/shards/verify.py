@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,15 @@ from glint.errors import InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.shards import commit, dali, labels, parquet, seal
+from glint.shards.cache import Remote
 from glint.shards.index import Dataset
+from glint.shards.store import is_url
 from glint.shards.walk import SHOWN, Entry, Findings, Ints, Problem, Rows, walk
 
 # Tables without which a folder is no dataset.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
 TOMBSTONES = "_glint/tombstones.jsonl"
+OBJECTS = 16  # objects of a store asked for at once
 _COLUMNS = ["key", "label", "shard", "offset", "size", "digest"]
 _TODO = "make the dataset again from its source, or bring the files back from a copy"
 
@@ -33,8 +39,10 @@ _TODO = "make the dataset again from its source, or bring the files back from a 
 class _Check:
     """What is known of one dataset while it is verified."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.found = root, Findings()
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.remote = Remote(os.fspath(root)) if is_url(root) else None
+        self.root = Path(root) if self.remote is None else self.remote.root
+        self.found = Findings()
         self.notes: list[str] = []
 
     def problem(
@@ -107,6 +115,11 @@ class _Check:
                 self.problem("GL0301", f"no digest of {name} is recorded", "manifest.json")
         for entry in listed:
             self._bytes(entry, self.root, "", "GL0301")
+        if self.remote is not None:
+            self.remote.loose()
+            for entry in listed:
+                with suppress(InputError):  # one that is spoilt has been named
+                    self.remote.table(entry)
 
     def _bytes(self, entry: Any, folder: Path, below: str, code: str) -> None:
         name = str(entry.get("name")) if isinstance(entry, dict) else ""
@@ -114,7 +127,9 @@ class _Check:
             self.problem(code, f"expected a file's name, found {name!r}", below or "manifest.json")
             return
         try:
-            found = seal.entry(folder / name)
+            found = (
+                seal.entry(folder / name) if self.remote is None else self.remote.told(below + name)
+            )
         except OSError as error:
             what = (
                 "the file is missing"
@@ -174,6 +189,42 @@ class _Check:
                 self.problem(
                     "GL0302", what, f"data/{dali.beside(str(told['name']))}", expected, seen
                 )
+
+    def objects(self, remote: Remote, dataset: Dataset, deep: bool) -> None:
+        """Compare the objects of a store with the manifest; what it does not list is not seen."""
+        listed = entries(dataset)
+        with ThreadPoolExecutor(OBJECTS) as pool:
+            stats = list(pool.map(remote.store.stat, [entry.file for entry in listed]))
+            problems = list(pool.map(partial(_index, remote), dataset.manifest["shards"]))
+        self.lost = {i for i, stat in enumerate(stats) if stat is None}
+        for entry, stat, problem in zip(listed, stats, problems):
+            expected = f"{entry.bytes} bytes"
+            if stat is None:
+                self.problem("GL0302", "the shard is missing", entry.file, expected, "no object")
+            elif stat.size != entry.bytes and not deep:
+                self.problem(
+                    "GL0302",
+                    "the shard has another size",
+                    entry.file,
+                    expected,
+                    f"{stat.size} bytes",
+                    min(stat.size, entry.bytes),
+                )
+            if problem is not None:
+                self.problem("GL0302", *problem)
+
+    def there(self, listed: list[Entry]) -> set[int]:
+        """Return the shards that are there."""
+        if self.remote is not None:
+            return set(range(len(listed))) - self.lost
+        return {i for i, entry in enumerate(listed) if (self.root / entry.file).is_file()}
+
+    def walk(self, number: int, entry: Entry, rows: Rows | None) -> tuple[Findings, str]:
+        """Read one shard; one in a store is fetched for it, whatever the cache holds."""
+        if self.remote is None:
+            return walk(self.root, entry, rows)
+        with self.remote.fresh(number) as root:
+            return walk(root, entry, rows)
 
     def _twin(self, path: Path, lost: list[Entry]) -> str:
         if path.stat().st_size not in {entry.bytes for entry in lost}:
@@ -332,6 +383,18 @@ class _Check:
                     )
 
 
+def _index(remote: Remote, told: dict[str, Any]) -> tuple[str, str, str, str] | None:
+    """Compare a shard's index for DALI in a store: what is wrong, the file, expected, found."""
+    if "idx" not in told:
+        return None
+    name, expected = f"data/{dali.beside(str(told['name']))}", f"sha256 {told['idx']}"
+    data = remote.store.get(name)
+    if data is None:
+        return "the index for DALI is missing", name, expected, "no object"
+    found = f"sha256 {hashlib.sha256(data).hexdigest()}"
+    return ("the index for DALI has changed", name, expected, found) if found != expected else None
+
+
 def entries(dataset: Dataset) -> list[Entry]:
     """Return the shards as the manifest lists them."""
     return [
@@ -401,7 +464,7 @@ def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int, progress
     total, done = sum(entry.bytes for entry in listed), 0
     waiting: deque[tuple[Entry, Future[tuple[Findings, str]]]] = deque()
     owner = {entry.sha256: entry.name for entry in listed}
-    left = {i for i, entry in enumerate(listed) if (check.root / entry.file).is_file()}
+    left = check.there(listed)
 
     def settle(most: int) -> None:
         nonlocal done
@@ -428,11 +491,12 @@ def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int, progress
             check.share(entry, rows)
             if number in left:
                 left.discard(number)
-                waiting.append((entry, pool.submit(walk, check.root, entry, rows)))
+                waiting.append((entry, pool.submit(check.walk, number, entry, rows)))
             settle(2 * workers)
         for number in sorted(left):  # empty shards; all that are left if the index is damaged
             rows_ = _none() if not listed[number].samples else None
-            waiting.append((listed[number], pool.submit(walk, check.root, listed[number], rows_)))
+            entry = listed[number]
+            waiting.append((entry, pool.submit(check.walk, number, entry, rows_)))
             settle(2 * workers)
         settle(0)
 
@@ -458,12 +522,15 @@ def verify(
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     started = time.perf_counter()
-    check = _Check(Path(root))
+    check = _Check(root)
     dataset = check.manifest()
     result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
     if dataset is not None:
         check.tables(dataset)
-        check.folder(dataset, deep)
+        if check.remote is None:
+            check.folder(dataset, deep)
+        else:
+            check.objects(check.remote, dataset, deep)
         count_C = np.zeros(dataset.classes, np.int64)
         before = check.found.count
         if deep:

@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from glint.errors import InputError, ResourceError, UsageError
 from glint.pipelines import shard as stage
 from glint.shards import cache, recordio, store
+from glint.shards import verify as check
 from glint.shards.index import Dataset
 from glint.shards.store import Store
 
@@ -179,7 +180,7 @@ def test_a_digest_that_the_store_states_spares_the_read(tmp_path: Path, monkeypa
             Flaky, "info", lambda self, path, tag=tag: {**plain(self, path), "ETag": tag}
         )
         Flaky.calls.clear()
-        assert there.put("x", path) == tag.strip('"')
+        assert there.put("x", path).tag == tag.strip('"')
         assert any(call.startswith("cat") for call in Flaky.calls) == (tag[1] == "0")
 
 
@@ -370,3 +371,45 @@ def test_sizes(text: str, size: int) -> None:
 def test_a_size_that_is_none() -> None:
     with pytest.raises(UsageError, match="expected a size such as 50GB, found 'lots'"):
         cache.parse("lots")
+
+
+def problems(url: str, deep: bool = False) -> list[tuple[str, str]]:
+    result = check.verify(url, deep=deep, workers=2)
+    return [(problem["file"], problem["what"]) for problem in result["problems"]]
+
+
+def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:
+    url = upload(local)
+    data = Dataset(url)
+    for shard in range(6):
+        data.shard_path(shard)
+    assert problems(url) == [] == problems(url, deep=True)
+    assert check.verify(url, deep=True)["dataset"] == url
+    there = Store(url)
+    name = "data/train-000001.tar"
+    whole = there.get(name)
+    assert whole is not None
+    there.put_bytes(name, whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    assert problems(url) == []
+    found = problems(url, deep=True)
+    assert found and {file for file, _ in found} == {name}
+    there.put_bytes(name, whole[:-512])
+    assert problems(url) == [(name, "the shard has another size")]
+    there.remove(name)
+    assert problems(url) == [(name, "the shard is missing")] == problems(url, deep=True)
+    there.put_bytes(name, whole)
+    index, table = there.get("data/train-000000.idx"), there.get("quarantine.parquet")
+    assert index is not None and table is not None
+    there.put_bytes("data/train-000000.idx", index + b" ")
+    there.put_bytes("quarantine.parquet", table[:-1] + b"?")
+    assert sorted(problems(url)) == [
+        ("data/train-000000.idx", "the index for DALI has changed"),
+        ("quarantine.parquet", "the file's bytes have changed"),
+    ]
+    there.remove("data/train-000000.idx")
+    there.remove("quarantine.parquet")
+    assert sorted(problems(url)) == [
+        ("data/train-000000.idx", "the index for DALI is missing"),
+        ("quarantine.parquet", "the file is missing"),
+    ]
+    assert not list(data.root.glob("fresh.*"))
