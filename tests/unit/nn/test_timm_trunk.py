@@ -65,7 +65,7 @@ def test_layouts_agree(stand_in: None) -> None:
 
 def test_without_timm_the_command_to_install_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UsageError, match="GL0003.*timm:resnet18 needs timm") as caught:
+    with pytest.raises(UsageError, match=r"GL0003.*timm:resnet18 needs timm") as caught:
         create("timm:resnet18")
     assert caught.value.hint == "pip install 'glint-faces[timm]'"
 
