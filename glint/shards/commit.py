@@ -13,7 +13,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -207,8 +207,9 @@ class Held:
         return True
 
     def _name(self) -> None:
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        with writing(self.path):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def alone(self) -> bool:
         """Say whether nobody else holds the lock, and keep them out; else it may be lost."""
@@ -221,7 +222,8 @@ class Held:
         """Give the lock up. Does nothing the second time."""
         if self._fd >= 0:
             if not self.shared:
-                os.ftruncate(self._fd, 0)
+                with suppress(OSError):  # the lock itself goes with the descriptor
+                    os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 

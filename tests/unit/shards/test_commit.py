@@ -94,3 +94,20 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match=r"GL0304 .*cannot be read"):
         commit.read_json(tmp_path / "a.json", "GL0304")
+
+
+def test_a_lock_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, *args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    held = commit.Held(tmp_path / "lock", shared=False)
+    held.take(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", full)
+        held.release()  # who held it is only said for people
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(ResourceError, match="GL0901"), commit.lock(tmp_path / "lock"):
+            pass
+    with commit.lock(tmp_path / "lock"):
+        pass
