@@ -63,9 +63,9 @@ class Ray:
             most = self.at_once or (gpus if self.actors and gpus else cpus) or 1
             most = min(most, len(todo))
             if self.actors:
-                submit = _actors(ray, work, plan, most, bool(gpus))
+                submit = _actors(ray, (work, plan), most, bool(gpus))
             else:
-                submit = _tasks(ray, work, plan)
+                submit = _tasks(ray, (work, plan))
             _run(ray, submit, most, todo, done, stopped)
 
     @contextlib.contextmanager
@@ -115,24 +115,31 @@ def _import() -> Any:
         ) from None
 
 
-def _tasks(ray: Any, work: Callable[[Any, Any], Any], plan: object) -> Submit:
-    """Return what starts a piece as a task on one CPU."""
-    remote = ray.remote(work).options(num_cpus=1, max_retries=stage.RETRIES)
-    shared = ray.put(plan)
-    return lambda piece: remote.remote(shared, piece)
+Job = tuple[Callable[[Any, Any], Any], object]  # work and plan, sent once to every machine
+
+
+def _piece(job: Job, piece: Any) -> Any:
+    """Do one piece, in a worker."""
+    work, plan = job
+    return work(plan, piece)
 
 
 class _Actor:
     """One process that does piece after piece."""
 
-    def do(self, work: Callable[[Any, Any], Any], plan: object, piece: Any) -> Any:
+    def do(self, job: Job, piece: Any) -> Any:
         """Do one piece."""
-        return work(plan, piece)
+        return _piece(job, piece)
 
 
-def _actors(
-    ray: Any, work: Callable[[Any, Any], Any], plan: object, most: int, gpus: bool
-) -> Submit:
+def _tasks(ray: Any, job: Job) -> Submit:
+    """Return what starts a piece as a task on one CPU."""
+    remote = ray.remote(_piece).options(num_cpus=1, max_retries=stage.RETRIES)
+    shared = ray.put(job)
+    return lambda piece: remote.remote(shared, piece)
+
+
+def _actors(ray: Any, job: Job, most: int, gpus: bool) -> Submit:
     """Return what gives a piece to an actor that is free."""
     kind = ray.remote(_Actor).options(
         num_cpus=0 if gpus else 1,
@@ -140,7 +147,7 @@ def _actors(
         max_restarts=-1,
         max_task_retries=stage.RETRIES,
     )
-    shared = ray.put(plan)
+    shared = ray.put(job)
     free = [kind.remote() for _ in range(most)]
     busy: dict[Any, Any] = {}
 
@@ -149,7 +156,7 @@ def _actors(
             ready, _ = ray.wait(list(busy), num_returns=1)
             free.append(busy.pop(ready[0]))
         actor = free.pop()
-        ref = actor.do.remote(work, shared, piece)
+        ref = actor.do.remote(shared, piece)
         busy[ref] = actor
         return ref
 

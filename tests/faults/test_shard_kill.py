@@ -166,8 +166,6 @@ def test_a_worker_that_is_killed(world: Path, whole: dict[str, bytes], tmp_path:
     else:
         raise AssertionError("no worker was found")
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 10, said
-    assert "GL0902 worker-lost" in said and "Traceback" not in said
-    finals_are_whole(out, whole)
-    subprocess.run(command(world, out, 2), check=True, capture_output=True, env=ENV)
+    assert process.returncode == 0, said
+    assert "a worker process died: going on with 1" in said and "Traceback" not in said
     assert files(out) == whole
