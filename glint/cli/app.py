@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 import glint
@@ -27,8 +29,17 @@ def root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
+    cache: str = typer.Option(
+        "", "--cache", metavar="FOLDER", help="Where datasets of a store are cached: GLINT_CACHE."
+    ),
+    cache_size: str = typer.Option(
+        "", "--cache-size", metavar="SIZE", help="Most bytes of shards there: GLINT_CACHE_SIZE."
+    ),
 ) -> None:
     """Train face recognition on millions of identities."""
+    for name, value in (("GLINT_CACHE", cache), ("GLINT_CACHE_SIZE", cache_size)):
+        if value:
+            os.environ[name] = value  # ranks and workers take it from there
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def balance(
-    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    dataset: str = show.DATASET,
     cap: int | None = typer.Option(None, "--cap", help="Most images of an identity per epoch."),
     least: int = typer.Option(1, "--min", help="Leave out identities with fewer images."),
     power: float = typer.Option(
@@ -51,8 +51,8 @@ def balance(
     show.run(work, "glint/balance-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
-def _say(r: dict[str, Any], dataset: Path) -> str:
-    own = Path(r["sampling"]).resolve() == (dataset / "sampling.parquet").resolve()
+def _say(r: dict[str, Any], dataset: str) -> str:
+    own = Path(r["sampling"]).resolve() == (Path(dataset) / "sampling.parquet").resolve()
     change = "data.sampling=" + ("auto" if own else r["sampling"])
     return (
         f"{r['identities']} identities, {r['images']} images (labels version "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -16,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def card(
-    dataset: Path = typer.Argument(..., help="A dataset."),
+    dataset: str = show.DATASET,
     licence: str | None = typer.Option(
         None, "--license", help="An SPDX name, or text; must be given once."
     ),

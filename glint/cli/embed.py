@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    dataset: str = show.DATASET,
     model: Path = typer.Option(..., "--model", "-m", help="ONNX recogniser or glint checkpoint."),
     out: str = typer.Option(
         ..., "--out", "-o", metavar="FOLDER", help="Folder for the embeddings."
@@ -67,7 +67,7 @@ def embed(
     show.run(work, "glint/embed-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
-def _say(result: dict[str, Any], dataset: Path) -> str:
+def _say(result: dict[str, Any], dataset: str) -> str:
     if result.get("left"):
         return spread.left(result, "blocks")
     lines = [f"{result['images']} images, {result['dim']} numbers each -> {result['out']}"]

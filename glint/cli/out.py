@@ -19,13 +19,27 @@ from glint.log import Progress
 
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
 DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
+DATASET = typer.Argument(..., help="A dataset: a folder, or a URL such as s3://bucket/name.")
 
 
 def path(text: str, option: str) -> Path:
-    """Turn an option's text into a path. Raises UsageError for "", or it would mean "."."""
+    """Turn an option's text into a local path. Raises UsageError for a URL.
+
+    And for "", or it would mean ".".
+    """
+    from glint.shards import store
+
     if not text:
         raise UsageError("GL0002", "expected a path, found an empty text", where=option)
+    store.refuse(text, f"{option} must be a local path")
     return Path(text)
+
+
+def place(text: str, option: str) -> Path | str:
+    """Turn an option's text into a path, or leave it a URL. Raises UsageError."""
+    from glint.shards import store
+
+    return text if store.is_url(text) else path(text, option)
 
 
 def told(error: GlintError) -> dict[str, object]:

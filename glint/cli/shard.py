@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 def shard(
     src: Path = typer.Argument(..., help="A .rec file, folders of images, tars, zips or Parquet."),
-    out: str = typer.Argument(..., help="The dataset: a new folder, or one to continue."),
+    out: str = typer.Argument(..., help="The dataset: a new folder or URL, or one to continue."),
     samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
     seed: int = typer.Option(0, help="Seed of the one permutation of all records."),
@@ -39,6 +39,9 @@ def shard(
     task: str = spread.TASK,
     engine: str = spread.ENGINE,
     ray_address: str = spread.RAY_ADDRESS,
+    staging: Path | None = typer.Option(
+        None, help="Where shards wait for their upload to a URL; default: in the cache."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -49,7 +52,7 @@ def shard(
         from glint.pipelines import shard as stage
         from glint.shards import sources
 
-        folder = show.path(out, "OUT")
+        folder = show.place(out, "OUT")
         mine = spread.task(task)
         where = spread.engine(engine, ray_address, workers)
         options = stage.Options(
@@ -67,9 +70,9 @@ def shard(
                 return stage.survey(src, options)
             if rebuild_idx:
                 sources.rebuild_idx(sources.recognise(src)[1])
-            return pack(stage, folder, options, {"task": mine, "engine": where})
+            return pack(stage, folder, options, {"task": mine, "engine": where, "staging": staging})
 
-    def pack(stage: Any, folder: Path, options: Any, how: dict[str, Any]) -> Any:
+    def pack(stage: Any, folder: Path | str, options: Any, how: dict[str, Any]) -> Any:
         with show.progress("shard") as progress:
             count = workers or spread.cores()
             return stage.shard(
@@ -131,7 +134,7 @@ def _say(result: dict[str, Any]) -> str:
 
 
 def info(
-    dataset: Path = typer.Argument(..., help="A folder that glint shard wrote."),
+    dataset: str = show.DATASET,
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
@@ -139,18 +142,18 @@ def info(
     show.run(lambda: _info(dataset), "glint/info-result@1", as_json, debug=debug, say=_say_info)
 
 
-def _info(dataset: Path) -> dict[str, Any]:
+def _info(dataset: str) -> dict[str, Any]:
     import numpy as np
 
     from glint.shards import labels
     from glint.shards.index import Dataset
 
     data = Dataset(dataset)
-    table = labels.current(dataset, data.classes)
+    table = labels.current(data.root, data.classes)
     count = data.identities().column("count").to_numpy()
     manifest = data.manifest
     return {
-        "dataset": str(dataset),
+        "dataset": data.name,
         "source": manifest["source"],
         "layout": manifest["layout"],
         "read": manifest["read"],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from glint.cli import out as show
+from glint.cli import spread
 
 
 def register(app: typer.Typer) -> None:
@@ -16,9 +16,12 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    dataset: Path = typer.Argument(..., help="A folder that glint shard wrote."),
+    dataset: str = show.DATASET,
     deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard, once."),
     workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
+    task: str = spread.TASK,
+    engine: str = spread.ENGINE,
+    ray_address: str = spread.RAY_ADDRESS,
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read, read nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -27,15 +30,29 @@ def verify(
     bad: list[dict[str, Any]] = []
 
     def work() -> dict[str, Any]:
-        import os
-
+        from glint.errors import UsageError
         from glint.shards import verify as check
 
+        mine, where = spread.task(task), spread.engine(engine, ray_address, workers)
+        if (mine or where) and not deep:
+            raise UsageError(
+                "GL0002",
+                "only a deep check is shared out",
+                where="--task" if mine else "--engine",
+                hint="add --deep",
+            )
         if dry_run:
             return {"dry_run": True, "dataset": str(dataset), "deep": deep, **check.survey(dataset)}
         with show.progress("verify") as progress:
-            count = workers or len(os.sched_getaffinity(0))
-            result = check.verify(dataset, deep=deep, workers=count, progress=progress)
+            count = workers or spread.cores()
+            result = check.verify(
+                dataset,
+                deep=deep,
+                workers=count,
+                progress=progress,
+                task=(mine.index, mine.of) if mine else (0, 1),
+                pool=where.pool(count) if where else None,
+            )
         bad.extend([] if result["ok"] else [result])
         return result
 

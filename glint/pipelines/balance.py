@@ -158,6 +158,8 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
         schema=tables.SAMPLING.with_metadata(about),
     )
     parquet.write(path, table)
+    if out is None:
+        dataset.publish(path.name)
     some_C = count_C > 0
     return {
         "identities": version.classes,
@@ -168,7 +170,7 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
         "gini_after": gini(drawn.draws_C[some_C]),
         "tail_share": tail_share(count_C[some_C], drawn.draws_C[some_C]),
         "label_version": version.version,
-        "sampling": str(path),
+        "sampling": f"{dataset.name}/{path.name}" if dataset.remote and not out else str(path),
     }
 
 

@@ -119,6 +119,10 @@ def _title(path: Path) -> str:
     return str(json.loads(found[1])) if found else ""
 
 
+def _name(dataset: Dataset) -> str:
+    return dataset.name.rpartition("/")[2] if dataset.remote else dataset.root.resolve().name
+
+
 def words(given: Mapping[str, str | None], old: Mapping[str, str], where: str) -> dict[str, str]:
     """Return the text of every block: as given now, else as kept, else the first words.
 
@@ -389,14 +393,15 @@ def card(
         if text is not None
     }
     told = words(given, old, str(path))
-    values = {**facts(dataset), "title": title or _title(path) or dataset.root.resolve().name}
+    values = {**facts(dataset), "title": title or _title(path) or _name(dataset)}
     text = render(told, values)
     if not dry_run:
         commit.write_bytes(path, text.encode())
+        dataset.publish("README.md")
     hub, _ = hub_license(told["licence"])
     return {
         "dry_run": dry_run,
-        "card": str(path),
+        "card": f"{dataset.name}/README.md" if dataset.remote else str(path),
         "license": hub,
         "text": text,
         "replaced": sorted(name for name in given if old.get(name, told[name]) != told[name]),
