@@ -23,7 +23,7 @@ from torch import Tensor
 from glint.errors import MismatchError, ResourceError
 from glint.evals.stored import AVERAGED, all_in, problem, sha256
 from glint.log import logger
-from glint.shards.commit import sync_dir, write_bytes
+from glint.shards.commit import make_dir, sync_dir, write_bytes
 
 FORMAT = "glint/checkpoint@1"
 
@@ -60,7 +60,7 @@ def save(
     partial = folder / f".{final.name}.partial"
     try:
         if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_dir(folder)
             for left in folder.glob(".step-*.partial"):  # of runs that were killed
                 shutil.rmtree(left, ignore_errors=True)
             partial.mkdir()
