@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import glint
@@ -30,7 +31,7 @@ from glint.shards.index import FORMAT
 from glint.shards.sources import open_source, recognise, reopen
 from glint.shards.sources.recordio import RecordIO
 from glint.shards.sources.source import Ints, Source, names_of, read_many
-from glint.shards.strings import load_array
+from glint.shards.strings import Strings
 from glint.shards.write import MEMBERS, Shard
 
 # What writes one shard of a plan, and what joins them: other stages plan and join otherwise.
@@ -190,30 +191,27 @@ def make_plan(
             )
         plan = Plan(str(out), stamp, kind, str(path), int(stored["n"]), options)
         return plan, dict(stored["facts"])
-    source = source or open_source(src)
+    folder = state / "plan"
+    shutil.rmtree(folder, ignore_errors=True)
+    commit.make_dir(folder)
+    source = source or open_source(src, folder)
     if source.n > 10**9:
         raise InputError(
             "GL0201", f"{source.n} records, nine-digit keys allow 10^9", where=str(src)
         )
     plan = Plan(str(out), stamp, kind, str(path), source.n, options)
-    shutil.rmtree(plan.folder, ignore_errors=True)
-    commit.make_dir(plan.folder)
-    with commit.writing(plan.folder):
-        source.save(plan.folder)
-        np.save(plan.folder / "order.npy", deal.order(source.n, options.seed), allow_pickle=False)
-        commit.sync_files(plan.folder)
+    with commit.writing(folder):
+        source.save(folder, options.seed)
+        commit.sync_files(folder)
     facts = {**source.describe(), "bytes": source.bytes()}
     commit.write_json(state / "plan.json", {"fingerprint": print_, "n": source.n, "facts": facts})
     return plan, facts
 
 
 @lru_cache(maxsize=1)
-def _open(plan: Plan) -> tuple[Source, Any, pa.Array]:
-    source = reopen(plan.kind, plan.path, {}, plan.folder)
-    said_C = pa.array(
-        [value.decode("utf-8", "backslashreplace") for value in source.classes], pa.string()
-    )
-    return source, load_array(plan.folder, "order"), said_C
+def _open(plan: Plan) -> pa.Array:
+    """Return the labels as the source writes them."""
+    return Strings.load(plan.folder, "classes").arrow()
 
 
 def run(plan: Plan, shard: int) -> dict[str, Any]:
@@ -221,7 +219,7 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
 
     A pure function of the plan: called again, by whomever, it writes the same bytes.
     """
-    source, order_n, said_C = _open(plan)
+    said_C = _open(plan)
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
     notes: Counter[str] = Counter()
@@ -229,9 +227,9 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
         out = Shard(file, shard, with_json=plan.options.with_json, members=plan.options.members)
         for piece in range(start, stop, PIECE):
             end = min(piece + PIECE, stop)
-            put(
-                out, source, said_C, np.arange(piece, end), order_n[piece:end], plan.options, notes
-            )
+            source = reopen(plan.kind, plan.path, {}, plan.folder, piece, end)
+            key_n, row_n = np.arange(piece, end), np.arange(end - piece)
+            put(out, source, said_C, key_n, row_n, plan.options, notes)
         out.close()
         samples, bad = out.samples(), out.quarantine()
         with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
@@ -313,8 +311,8 @@ def put(
 def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """Join the rows of all shards, write the tables and, last, the manifest; return it."""
     out = Path(plan.out)
-    source, _, _ = _open(plan)
-    count_C = np.zeros(len(source.classes), np.int64)
+    said_C = _open(plan)
+    count_C = np.zeros(len(said_C), np.int64)
     bad: list[pa.Table] = []
     with (
         commit.atomic(out / "samples.parquet") as file,
@@ -334,15 +332,15 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
     parquet.write(
         out / "quarantine.parquet", pa.concat_tables([tables.QUARANTINE.empty_table(), *bad])
     )
-    told = [value.decode("utf-8", "backslashreplace") for value in source.classes]
-    names = [value.decode("utf-8", "backslashreplace") or None for value in source.names]
+    names_C = Strings.load(plan.folder, "names").arrow()
+    names_C = pc.if_else(pc.equal(names_C, ""), pa.scalar(None, pa.string()), names_C)
     parquet.write(
         out / "identities.parquet",
         pa.table(
             [
-                pa.array(np.arange(len(told))),
-                pa.array(told, pa.string()),
-                pa.array(names, pa.string()),
+                pa.array(np.arange(len(said_C))),
+                said_C,
+                names_C,
                 pa.array(count_C),
             ],
             schema=tables.IDENTITIES,
@@ -351,7 +349,14 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
     hasher = hashlib.sha256(FORMAT.encode())
     for entry in entries:
         hasher.update("\n{name} {samples} {bytes} {sha256} {content}".format(**entry).encode())
-    hasher.update(repr((told, names, count_C.tolist())).encode())
+    hasher.update(b"(")
+    for i, values in enumerate((said_C, names_C, pa.array(count_C))):
+        hasher.update(b", [" if i else b"[")
+        for at in range(0, len(values), PIECE):
+            said = ", ".join(map(repr, values[at : at + PIECE].to_pylist()))
+            hasher.update((", " * (at > 0) + said).encode())
+        hasher.update(b"]")
+    hasher.update(b")")
     reasons: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     for entry in entries:
@@ -371,7 +376,7 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
         "quarantined": sum(reasons.values()),
         "quarantine_reasons": dict(sorted(reasons.items())),
         "notes": dict(sorted(notes.items())),
-        "identities": len(told),
+        "identities": len(said_C),
         "shards": [
             {k: entry[k] for k in ("name", "samples", "bytes", "sha256", "idx")}
             for entry in entries

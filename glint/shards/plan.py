@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,10 +11,18 @@ import numpy.typing as npt
 def order(n: int, seed: int) -> npt.NDArray[np.int64]:
     """Return a permutation of range(n), the same for ever for a seed: position -> record.
 
-    Sorts Philox's raw words (Salmon et al. 2011), whose stream numpy promises not to change.
+    Sorts `words`; `spill.save` does the same to sources that need not fit into memory.
     """
-    word_n = np.random.Philox(key=seed).random_raw(n)
-    return np.argsort(word_n, kind="stable").astype(np.int64, copy=False)
+    return np.argsort(words(seed)(n), kind="stable").astype(np.int64, copy=False)
+
+
+def words(seed: int) -> Callable[[int], npt.NDArray[np.uint64]]:
+    """Return what draws the next so many words: sorted by them, records are in their new order.
+
+    Philox's raw words (Salmon et al. 2011), whose stream numpy promises not to change.
+    """
+    draw: Callable[[int], npt.NDArray[np.uint64]] = np.random.Philox(key=seed).random_raw
+    return draw
 
 
 def spans(n: int, per_shard: int) -> list[tuple[int, int]]:

@@ -188,12 +188,17 @@ def scan(path: str | os.PathLike[str], limit: int = MAX_RECORD) -> Iterator[tupl
 
 
 def read_idx(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the keys and offsets of an .idx file in its order.
+    """Return the keys and offsets of an .idx file in its order. Raises as `idx_blocks` does."""
+    number_r2 = np.concatenate([np.empty((0, 2), np.int64), *idx_blocks(path)])
+    return number_r2[:, 0].copy(), number_r2[:, 1].copy()
+
+
+def idx_blocks(path: str | os.PathLike[str]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield the keys and offsets [m, 2] of an .idx file, a megabyte of it at a time.
 
     Tolerates CRLF, a byte order mark and blank lines. Raises InputError GL0216 on anything else.
     """
     name = Path(path).name
-    blocks: list[npt.NDArray[np.int64]] = []
     lines = 0
     with open(path, "rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":
@@ -202,10 +207,8 @@ def read_idx(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.int64], npt.N
             block += file.readline(1 << 16)
             if not _IDX_LINES.fullmatch(block):
                 _bad_line(block, lines, name)
-            blocks.append(np.fromstring(block, np.int64, sep=" "))  # any white space
             lines += block.count(b"\n")
-    number_2n = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
-    return number_2n[0::2].copy(), number_2n[1::2].copy()
+            yield np.fromstring(block, np.int64, sep=" ").reshape(-1, 2)  # any white space
 
 
 def _bad_line(block: bytes, before: int, name: str) -> NoReturn:

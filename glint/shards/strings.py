@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from array import array
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from glint.errors import ResourceError
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Raise ResourceError GL0903 instead of OSError while glint's own files are read."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise ResourceError("GL0903", what, where=str(folder)) from error
 
 
 class Strings:
@@ -19,12 +35,11 @@ class Strings:
     @classmethod
     def of(cls, values: Iterable[bytes]) -> Strings:
         """Pack byte strings."""
-        blob = bytearray()
-        ends: list[int] = []
+        blob, end = bytearray(), array("q")
         for value in values:
             blob += value
-            ends.append(len(blob))
-        return cls(np.frombuffer(bytes(blob), np.uint8), np.array(ends, np.int64))
+            end.append(len(blob))
+        return cls(np.frombuffer(blob, np.uint8), np.frombuffer(end, np.int64))
 
     @classmethod
     def of_columns(cls, columns: Iterable[Any]) -> Strings:
@@ -58,6 +73,49 @@ class Strings:
     def load(cls, folder: Path, name: str) -> Strings:
         """Map what `save` wrote."""
         return cls(load_array(folder, f"{name}.blob"), load_array(folder, f"{name}.end"))
+
+    @classmethod
+    def some(cls, folder: Path, name: str, row_n: npt.NDArray[np.int64]) -> Strings:
+        """Read these of what `save` wrote, and map nothing: a page touched would stay in memory."""
+        with (
+            reading(folder),
+            (folder / f"{name}.blob.npy").open("rb") as blob,
+            (folder / f"{name}.end.npy").open("rb") as ends,
+        ):
+            start, first = (_start(file) for file in (blob, ends))
+            read = os.pread
+
+            def one(row: int) -> bytes:
+                at = (
+                    read(ends.fileno(), 16, first + 8 * row - 8)
+                    if row
+                    else bytes(8) + read(ends.fileno(), 8, first)
+                )
+                begin, end = int.from_bytes(at[:8], "little"), int.from_bytes(at[8:], "little")
+                return read(blob.fileno(), end - begin, start + begin)
+
+            return cls.of(map(one, row_n.tolist()))
+
+    def arrow(self) -> pa.Array:
+        """Return the strings as text; bytes that are not UTF-8 are written as \\xNN."""
+        if len(self.blob) < 1 << 31:
+            end_n = np.append(np.zeros(1, np.int32), self.end_n.astype(np.int32))
+            made = pa.StringArray.from_buffers(
+                len(self), pa.py_buffer(end_n), pa.py_buffer(np.ascontiguousarray(self.blob))
+            )
+            try:
+                made.validate(full=True)
+                return made
+            except pa.ArrowInvalid:
+                pass
+        return pa.array([value.decode("utf-8", "backslashreplace") for value in self], pa.string())
+
+
+def _start(file: IO[bytes]) -> int:
+    """Return where the numbers of an .npy file begin."""
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return file.tell()
 
 
 def load_array(folder: Path, name: str) -> npt.NDArray[Any]:

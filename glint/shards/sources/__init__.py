@@ -132,18 +132,28 @@ def _of_folder(path: Path) -> str:
     return next(iter(told))
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """List a source. Raises what `recognise` and the kinds raise; GL0201 where it is empty."""
+def open_source(path: str | os.PathLike[str], folder: Path | None = None) -> Source:
+    """List a source; what does not fit into memory goes to nameless files in `folder`.
+
+    Raises what `recognise` and the kinds raise; GL0201 where it is empty.
+    """
     kind, found = recognise(path)
-    source: Source = KINDS[kind](found)
+    source: Source = RecordIO(found, folder) if kind == RecordIO.kind else KINDS[kind](found)
     if source.n == 0:
         raise InputError("GL0201", "no image was found", where=str(path), hint=READS)
     return source
 
 
-def reopen(kind: str, path: str, facts: dict[str, Any], folder: Path) -> Source:
-    """Open a source from what its `save` wrote into `folder`."""
-    source: Source = KINDS[kind].load(Path(path), facts, folder)
+def reopen(
+    kind: str,
+    path: str,
+    facts: dict[str, Any],
+    folder: Path,
+    start: int = 0,
+    stop: int | None = None,
+) -> Source:
+    """Open records [start, stop) of what a source's `save` wrote into `folder`."""
+    source: Source = KINDS[kind].load(Path(path), facts, folder, start, stop)
     return source
 
 

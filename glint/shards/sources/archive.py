@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Archive(Packed):
 
     def __init__(self, root: Path) -> None:
         files = beneath(root, SUFFIXES)
-        rows, code_n = Rows(), []
+        rows, code_n = Rows(), array("q")
         folders: dict[bytes, int] = {}
         skipped = 0
         for number, file in enumerate(files):
@@ -93,7 +94,7 @@ class Archive(Packed):
             files,
             rows,
             flaw_n,
-            rank[np.array(code_n, np.int64)],
+            rank[np.frombuffer(code_n, np.int64)],
             Strings.of(classes),
             Strings.of(c.rsplit(b"/", 1)[-1] for c in classes),
         )

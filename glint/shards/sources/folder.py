@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import numpy as np
 
 from glint.errors import InputError, ResourceError
+from glint.shards import spill
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources.source import Ints, persistent
-from glint.shards.strings import Strings, load_array
+from glint.shards.strings import Strings
 
 IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+# What is kept of a file; its path is the `number`-th.
+ROW = np.dtype([("number", np.int64), ("label", np.int64), ("size", np.int64), ("flaw", np.uint8)])
 FLAWS = ("", "no-identity", "bad-name")
 _WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
 
@@ -91,10 +95,8 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        paths: list[bytes] = []
-        sizes: list[int] = []
-        codes: list[int] = []
-        flaws: list[int] = []
+        blob, end = bytearray(), array("q")
+        sizes, codes, flaws = array("q"), array("q"), bytearray()
         folders: list[bytes] = []
         self._skipped = self._linked = empty = 0
         todo = [b""]
@@ -109,7 +111,8 @@ class Folder:
                 continue
             for name, size in kept:
                 path = here + b"/" + name if here else name
-                paths.append(path)
+                blob += path
+                end.append(len(blob))
                 sizes.append(size)
                 codes.append(len(folders) if here else -1)
                 flaws.append(0 if here else 1)
@@ -117,10 +120,10 @@ class Folder:
                     flaws[-1] = 2
             if here:
                 folders.append(here)
-        if paths and not folders:
+        if end and not folders:
             raise InputError(
                 "GL0201",
-                f"{len(paths)} images in the folder itself, and no folder with images in it",
+                f"{len(end)} images in the folder itself, and no folder with images in it",
                 where=str(root),
                 hint=f"if it holds one person, give the folder above: {root.absolute().parent}; "
                 "else sort the images into one folder per identity",
@@ -131,10 +134,10 @@ class Folder:
         rank = np.empty(len(folders) + 1, np.int64)
         rank[order] = np.arange(len(folders))
         rank[-1] = -1
-        self.label: Ints = rank[np.array(codes, np.int64)]
-        self.size: Ints = np.array(sizes, np.int64)
-        self.flaw = np.array(flaws, np.uint8)
-        self.paths = Strings.of(paths)
+        self.label: Ints = rank[np.frombuffer(codes, np.int64)]
+        self.size: Ints = np.frombuffer(sizes, np.int64)
+        self.flaw = np.frombuffer(flaws, np.uint8)
+        self.paths = Strings(np.frombuffer(blob, np.uint8), np.frombuffer(end, np.int64))
         self.classes = Strings.of(folders[i] for i in order)
         self.names = Strings.of(folders[i].rsplit(b"/", 1)[-1] for i in order)
         notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
@@ -145,7 +148,7 @@ class Folder:
         notes += alike(self.classes)
         self._facts = {
             "layout": "folder/webface" if webface else "folder",
-            "images": len(paths),
+            "images": self.n,
             "identities": len(folders),
             "depth": deepest,
             "notes": notes,
@@ -206,8 +209,9 @@ class Folder:
         return {"source": text(os.fsencode(self.root.name)), **self._facts}
 
     def fingerprint(self) -> dict[str, Any]:
-        hasher = hashlib.sha256(self.paths.blob.tobytes())
-        hasher.update(self.paths.end_n.tobytes() + self.size.tobytes())
+        hasher = hashlib.sha256()
+        for array_n in (self.paths.blob, self.paths.end_n, self.size):
+            hasher.update(array_n.data)
         return {"kind": self.kind, "files": self.n, "names_and_sizes": hasher.hexdigest()}
 
     def read(self, i: int) -> bytes:
@@ -238,24 +242,29 @@ class Folder:
     def bytes(self) -> int:
         return int(self.size.sum())
 
-    _ARRAYS = ("label", "size", "flaw")
     _STRINGS = ("paths", "classes", "names")
 
-    def save(self, folder: Path) -> None:
-        for name in self._ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+    def save(self, folder: Path, seed: int | None = None) -> None:
+        spill.save(folder, spill.numbered(self, ROW), ROW, seed)
         for name in self._STRINGS:
             getattr(self, name).save(folder, name)
 
     @classmethod
-    def load(cls, path: Path, facts: dict[str, Any], folder: Path) -> Folder:
-        """Open what `save` wrote, without listing the tree."""
+    def load(
+        cls,
+        path: Path,
+        facts: dict[str, Any],
+        folder: Path,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Folder:
+        """Open rows [start, stop) of what `save` wrote, without listing the tree."""
         made = cls.__new__(cls)
         made.root, made._facts = path, facts
-        for name in cls._ARRAYS:
-            setattr(made, name, load_array(folder, name))
-        for name in cls._STRINGS:
-            setattr(made, name, Strings.load(folder, name))
+        row_n = spill.load(folder, ROW, start, stop)
+        made.label, made.size, made.flaw = row_n["label"], row_n["size"], row_n["flaw"]
+        made.paths = Strings.some(folder, "paths", row_n["number"])
+        made.classes, made.names = (Strings.load(folder, name) for name in ("classes", "names"))
         return made
 
 

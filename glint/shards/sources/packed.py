@@ -18,13 +18,29 @@ import numpy.typing as npt
 import xxhash
 
 from glint.errors import InputError
+from glint.shards import spill
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources.folder import text
 from glint.shards.sources.source import Ints, fingerprint, persistent
-from glint.shards.strings import Strings, load_array
+from glint.shards.strings import Strings
 
 RAW, STORED, DEFLATED = 0, 1, 2  # bytes as they are; a zip member, not packed or packed
 SLACK = 1 << 16  # what deflate may add to bytes that it cannot pack
+
+# What is kept of a record; its name is the `number`-th.
+ROW = np.dtype(
+    [
+        ("number", np.int64),
+        ("label", np.int64),
+        ("at", np.int64),
+        ("size", np.int64),
+        ("packed", np.int64),
+        ("file", np.int32),
+        ("crc", np.uint32),
+        ("method", np.uint8),
+        ("flaw", np.uint8),
+    ]
+)
 
 # What a listing finds wrong with a record; the index into this tuple is stored.
 FLAWS = (
@@ -72,7 +88,13 @@ class Rows:
 
     def __init__(self) -> None:
         self.number = {
-            name: array("q") for name in ("file", "at", "size", "packed", "method", "crc", "flaw")
+            "file": array("i"),
+            "at": array("q"),
+            "size": array("q"),
+            "packed": array("q"),
+            "method": array("B"),
+            "crc": array("I"),
+            "flaw": array("B"),
         }
         self.blob, self.end, self.hash = bytearray(), array("q"), array("Q")
 
@@ -95,18 +117,18 @@ class Rows:
         self.end.append(len(self.blob))
         self.hash.append(xxhash.xxh3_64_intdigest(b"%d/%s" % (file, member.name)))
 
-    def ints(self, name: str) -> Ints:
-        """Return one column as an array."""
-        return np.array(self.number[name], np.int64)
+    def ints(self, name: str) -> npt.NDArray[Any]:
+        """Return one column as an array; from now on no row can be added."""
+        return np.frombuffer(self.number[name], ROW[name])
 
     def names(self) -> Strings:
         """Return the names."""
-        return Strings(np.frombuffer(bytes(self.blob), np.uint8), np.array(self.end, np.int64))
+        return Strings(np.frombuffer(self.blob, np.uint8), np.frombuffer(self.end, np.int64))
 
     def repeated(self) -> npt.NDArray[np.bool_]:
         """Say which records bear a name that stood in the same file before."""
         again_n = np.ones(len(self), np.bool_)
-        again_n[np.unique(np.array(self.hash, np.uint64), return_index=True)[1]] = False
+        again_n[np.unique(np.frombuffer(self.hash, np.uint64), return_index=True)[1]] = False
         return again_n
 
 
@@ -123,15 +145,15 @@ class Packed:
         root: Path,
         files: Sequence[bytes],
         rows: Rows,
-        flaw_n: Ints,
+        flaw_n: npt.NDArray[np.uint8],
         label_n: Ints,
         classes: Strings,
         names: Strings,
     ) -> None:
         self.root, self.files, self.paths = root, Strings.of(files), rows.names()
         self.file, self.at, self.size = rows.ints("file"), rows.ints("at"), rows.ints("size")
-        self.packed, self.method = rows.ints("packed"), rows.ints("method").astype(np.uint8)
-        self.crc, self.flaw = rows.ints("crc"), flaw_n.astype(np.uint8)
+        self.packed, self.method = rows.ints("packed"), rows.ints("method")
+        self.crc, self.flaw = rows.ints("crc"), flaw_n
         self.label, self.classes, self.names = label_n, classes, names
         self._facts: dict[str, Any] = {}
 
@@ -202,23 +224,30 @@ class Packed:
     def bytes(self) -> int:
         return int(self.size[self.flaw == 0].sum())
 
-    _ARRAYS = ("file", "at", "size", "packed", "method", "crc", "flaw", "label")
     _STRINGS = ("files", "paths", "classes", "names")
 
-    def save(self, folder: Path) -> None:
-        for name in self._ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+    def save(self, folder: Path, seed: int | None = None) -> None:
+        spill.save(folder, spill.numbered(self, ROW), ROW, seed)
         for name in self._STRINGS:
             getattr(self, name).save(folder, name)
 
     @classmethod
-    def load(cls, path: Path, facts: dict[str, Any], folder: Path) -> Packed:
-        """Open what `save` wrote, without listing the files."""
+    def load(
+        cls,
+        path: Path,
+        facts: dict[str, Any],
+        folder: Path,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Packed:
+        """Open rows [start, stop) of what `save` wrote, without listing the files."""
         made = cls.__new__(cls)
         made.root, made._facts = path, facts
-        for name in cls._ARRAYS:
-            setattr(made, name, load_array(folder, name))
-        for name in cls._STRINGS:
+        row_n = spill.load(folder, ROW, start, stop)
+        for name in ROW.names or ():
+            setattr(made, name, row_n[name])
+        made.paths = Strings.some(folder, "paths", row_n["number"])
+        for name in ("files", "classes", "names"):
             setattr(made, name, Strings.load(folder, name))
         return made
 

@@ -8,6 +8,7 @@ images once, page by page, into one file beside the plan, which `load` reads fro
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -170,7 +171,7 @@ class Parquet(Packed):
                 self._start.append(len(rows))
         if len(kinds) > 1:
             raise damaged("labels are numbers in some files and names in others", root)
-        value_n: Ints = np.array(value, np.int64)
+        value_n: Ints = np.frombuffer(value, np.int64)
         if told:
             known = [name.encode("utf-8", "surrogatepass") for name in told]
             order = order_of(known)
@@ -233,7 +234,7 @@ class Parquet(Packed):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_at": (-1, -1, iter(()))}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, seed: int | None = None) -> None:
         """Copy the images beside the plan, in the order of the rows.
 
         Raises InputError GL0214, ResourceError GL0901.
@@ -265,20 +266,21 @@ class Parquet(Packed):
                         f"{i - self._start[number]} images",
                         self.root_of(self.root, self.files[number]),
                     )
-        for name in self._ARRAYS:
-            found = {"flaw": flaw_n, "at": at_n, "size": size_n, "packed": size_n}.get(name)
-            np.save(
-                folder / f"{name}.npy",
-                getattr(self, name) if found is None else found,
-                allow_pickle=False,
-            )
-        for name in self._STRINGS:
-            getattr(self, name).save(folder, name)
+        made = copy.copy(self)
+        made.flaw, made.at, made.size, made.packed = flaw_n, at_n, size_n, size_n
+        super(Parquet, made).save(folder, seed)
 
     @classmethod
-    def load(cls, path: Path, facts: dict[str, Any], folder: Path) -> Packed:
-        """Open the copy that `save` made."""
-        return Spooled.load(folder, facts, folder)
+    def load(
+        cls,
+        path: Path,
+        facts: dict[str, Any],
+        folder: Path,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Packed:
+        """Open rows [start, stop) of the copy that `save` made."""
+        return Spooled.load(folder, facts, folder, start, stop)
 
     def bytes(self) -> int:
         return self._bytes

@@ -7,10 +7,10 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glint.errors import GlintError, InputError, UsageError
-from glint.shards import commit, recordio
+from glint.shards import commit, recordio, spill
 from glint.shards.image import MAX_BYTES, Rejected, kind
 from glint.shards.recordio import MAGIC, MAX_LENGTH, damaged
-from glint.shards.sources.source import Ints, Run, dense, fingerprint, persistent
-from glint.shards.strings import Strings, load_array
+from glint.shards.sources.source import Ints, Run, fingerprint, persistent
+from glint.shards.spill import Row, Table, arranged, collected, repeated
+from glint.shards.strings import Strings
 
-WINDOW = 32 << 20  # bytes of the file mapped at a time
+WINDOW = 4 << 20  # bytes of the file mapped at a time
 LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
 EXACT = 1 << 24  # above it float32 skips integers
 
@@ -49,22 +50,24 @@ def resyncing(on: bool = True) -> Iterator[None]:
         _resync.reset(token)
 
 
-@dataclass
-class Heads:
-    """The first bytes of every record, in file order: arrays of [r]."""
-
-    offset: Ints
-    span: Ints  # bytes from this record to the next
-    intact: npt.NDArray[np.bool_]
-    flag: Ints
-    value: npt.NDArray[np.float64]  # the class: label, or the first of several
-    second: npt.NDArray[np.float64]  # the second label
-    id: npt.NDArray[np.uint64]
-    image: Ints  # bytes behind header and labels; -1 where the header claims too much
-
-    def of(self, keep_r: npt.NDArray[np.bool_]) -> Heads:
-        """Return the heads of some records."""
-        return Heads(*(getattr(self, f.name)[keep_r] for f in fields(self)))
+# A record of the file by its .idx; its first bytes; what a listing keeps of an image.
+ENTRY = np.dtype([("key", np.int64), ("offset", np.int64)])
+HEAD = np.dtype(
+    [
+        ("key", np.int64),
+        ("offset", np.int64),
+        ("span", np.int64),  # bytes from this record to the next
+        ("id", np.uint64),
+        ("value", np.float32),  # the class: label, or the first of several
+        ("second", np.float32),  # the second label
+        ("flag", np.int32),
+        ("image", np.int32),  # bytes behind header and labels; -1 where the header claims too much
+        ("intact", np.bool_),
+    ]
+)
+_IMAGE = [("key", np.int64), ("at", np.int64), ("span", np.int64), ("flaw", np.uint8)]
+LISTED = np.dtype([*_IMAGE, ("value", np.float32)])
+ROW = np.dtype([*_IMAGE, ("label", np.int64)])
 
 
 def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
@@ -88,14 +91,14 @@ def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
     return out_rw
 
 
-def scan_offsets(path: Path) -> Ints:
-    """Return the offset of every record of a file without .idx.
+def scan_offsets(path: Path) -> Iterator[Ints]:
+    """Yield the offset of every record of a file without .idx, many at a time.
 
     Raises InputError GL0213 at the first byte that is not a record.
     """
-    found: list[int] = []
+    found, before = array("q"), 0
     size = path.stat().st_size
-    at, inside = 0, False
+    at, last, inside = 0, 0, False
     unpack = recordio.PART.unpack_from
     with path.open("rb") as file:
         while at < size:
@@ -110,7 +113,7 @@ def scan_offsets(path: Path) -> Ints:
                             f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}",
                             path.name,
                             at,
-                            f"it is record {len(found)}; with an .idx "
+                            f"it is record {before + len(found)}; with an .idx "
                             "beside the file, or --resync, glint goes on behind it",
                         )
                     if cflag not in ((2, 3) if inside else (0, 1)):
@@ -122,14 +125,19 @@ def scan_offsets(path: Path) -> Ints:
                             at,
                         )
                     if not inside:
+                        last = at
                         found.append(at)
                     inside = cflag in (1, 2)
                     at += 8 + n + (-n & 3)
             if at < size and size - at < 8:
                 raise damaged(f"{size - at} bytes are left over at the end", path.name, at)
+            if len(found) >= spill.BLOCK:
+                yield np.array(found, np.int64)
+                before += len(found)
+                found = array("q")
     if inside:
-        raise damaged("the file ends inside a record of several parts", path.name, found[-1])
-    return np.array(found, np.int64)
+        raise damaged("the file ends inside a record of several parts", path.name, last)
+    yield np.array(found, np.int64)
 
 
 def _magics(path: Path) -> Ints:
@@ -219,78 +227,108 @@ def rebuild_idx(rec: Path) -> dict[str, Any]:
         raise UsageError("GL0002", "only RecordIO has an .idx", where=str(rec))
     idx = rec.with_suffix(".idx")
     if _resync.get():
-        offset_r, lost_r = scan_past_damage(rec)
+        heads, lost = _past_damage(rec, None)
     else:
-        offset_r = scan_offsets(rec)
-        lost_r = np.zeros(len(offset_r), np.bool_)
-    heads = read_heads(rec, offset_r)
-    good_r = ~lost_r
-    key_r, offset_r = _made_up_keys(heads.of(good_r), gaps=bool(lost_r.any())), offset_r[good_r]
+        heads, lost = read_heads(rec, _scanned(rec, None)), np.empty(0, HEAD)
+    heads = _made_up_keys(heads, gaps=len(lost) > 0)
     if idx.exists():
         idx.replace(idx.with_name(idx.name + ".old"))
     with commit.atomic(idx) as file:
-        for begin in range(0, len(key_r), 1 << 16):
-            pairs = zip(
-                key_r[begin : begin + (1 << 16)].tolist(),
-                offset_r[begin : begin + (1 << 16)].tolist(),
-            )
+        for head_m in heads.blocks():
+            pairs = zip(head_m["key"].tolist(), head_m["offset"].tolist())
             file.write(b"".join(b"%d\t%d\n" % pair for pair in pairs))
-    return {"idx": str(idx), "records": len(key_r), "lost_stretches": int(lost_r.sum())}
+    return {"idx": str(idx), "records": len(heads), "lost_stretches": len(lost)}
 
 
-def read_heads(path: Path, offset_r: Ints) -> Heads:
+def _scanned(rec: Path, folder: Path | None) -> Table:
+    """Return the records of a file without .idx; no key is known yet."""
+    return collected((_entries(offset_m) for offset_m in scan_offsets(rec)), ENTRY, folder)
+
+
+def _entries(offset_m: Ints, key_m: Ints | int = -1) -> Row:
+    row_m = np.empty(len(offset_m), ENTRY)
+    row_m["key"], row_m["offset"] = key_m, offset_m
+    return row_m
+
+
+def _past_damage(rec: Path, folder: Path | None) -> tuple[Table, Row]:
+    """Return the records of a damaged file, and the heads of the stretches without one."""
+    offset_r, lost_r = scan_past_damage(rec)
+    heads = read_heads(rec, collected([_entries(offset_r, -1 - lost_r)], ENTRY, folder))
+    lost = [head_m[head_m["key"] == -2] for head_m in heads.blocks()]
+    good = (head_m[head_m["key"] == -1] for head_m in heads.blocks())
+    return collected(good, HEAD, folder), np.concatenate([np.empty(0, HEAD), *lost])
+
+
+def _with_next(entries: Table, size: int) -> Iterator[tuple[Row, Ints]]:
+    """Yield records in blocks, with the offset of the one behind each (`size` for the last)."""
+    for start in range(0, len(entries), spill.BLOCK):
+        stop = min(start + spill.BLOCK, len(entries))
+        row_m = entries.read(start, min(stop + 1, len(entries)))
+        next_m = (
+            row_m["offset"][1:] if stop < len(entries) else np.append(row_m["offset"], size)[1:]
+        )
+        yield row_m[: stop - start], next_m
+
+
+def read_heads(path: Path, entries: Table) -> Table:
     """Read the headers of the records at ascending, 4-aligned offsets and check their lengths.
 
     A record is intact when its own lengths lead exactly to the next one. Every record of several
     parts, or too short for a header, is read in full; the others cost 40 bytes each.
     """
     size = path.stat().st_size
-    word_rw = _words(path, offset_r, 10)
-    length_r = (word_rw[:, 1] & MAX_LENGTH).astype(np.int64)
-    cflag_r = word_rw[:, 1] >> 29
-    span_r = np.diff(offset_r, append=size)
-    whole_r = (word_rw[:, 0] == MAGIC) & (cflag_r == 0)
-    end_r = offset_r + 8 + length_r + (-length_r & 3)
-    chained_r = end_r - offset_r == span_r
-    if len(chained_r):  # the last record may lack its padding
-        chained_r[-1] |= 8 + int(length_r[-1]) <= int(span_r[-1]) <= int(end_r[-1] - offset_r[-1])
-    flag_r = word_rw[:, 2].astype(np.int64)
-    image_r = length_r - 24 - 4 * flag_r
-    with np.errstate(invalid="ignore"):  # signalling NaNs
-        value_r, first_r, second_r = (
-            word_rw[:, w].view(np.float32).astype(np.float64) for w in (3, 8, 9)
-        )
-    heads = Heads(
-        offset_r,
-        span_r,
-        whole_r & chained_r & (length_r >= 24),
-        flag_r,
-        np.where(flag_r > 0, first_r, value_r),
-        np.where(flag_r > 1, second_r, np.nan),
-        word_rw[:, 4].astype(np.uint64) | word_rw[:, 5].astype(np.uint64) << np.uint64(32),
-        image_r,
-    )
-    rest = np.flatnonzero((word_rw[:, 0] == MAGIC) & (cflag_r == 1))
+    heads = Table(HEAD, entries.folder)
     with path.open("rb") as file:
-        for i in rest.tolist():
-            try:
-                block = os.pread(file.fileno(), min(int(span_r[i]), 2 * LIMIT), int(offset_r[i]))
-                payload, after = recordio.parse(block, 0, LIMIT)
-                header, image = recordio.unpack(payload)
-            except GlintError:
-                continue
-            heads.intact[i] = after == span_r[i]
-            heads.flag[i], heads.id[i], heads.image[i] = header.flag, header.id, len(image)
-            heads.value[i] = header.first
-            labels = header.label if isinstance(header.label, tuple) else ()
-            heads.second[i] = labels[1] if len(labels) > 1 else np.nan
-    heads.intact &= heads.image >= 0
-    heads.image[~heads.intact] = -1
-    heads.flag[~heads.intact] = 0
+        for row_m, next_m in _with_next(entries, size):
+            heads.append(_heads(path, file.fileno(), row_m, next_m - row_m["offset"], size))
     return heads
 
 
-def check_idx(path: Path, key_r: Ints, offset_r: Ints) -> None:
+def _heads(path: Path, fd: int, entry_m: Row, span_m: Ints, size: int) -> Row:
+    offset_m = entry_m["offset"].copy()
+    word_mw = _words(path, offset_m, 10)
+    length_m = (word_mw[:, 1] & MAX_LENGTH).astype(np.int64)
+    cflag_m = word_mw[:, 1] >> 29
+    whole_m = (word_mw[:, 0] == MAGIC) & (cflag_m == 0)
+    step_m = 8 + length_m + (-length_m & 3)
+    # the last record may lack its padding
+    short_m = (offset_m + span_m == size) & (8 + length_m <= span_m) & (span_m <= step_m)
+    flag_m = word_mw[:, 2].astype(np.int64)
+    image_m = length_m - 24 - 4 * flag_m
+    value_m, first_m, second_m = (word_mw[:, w].view(np.float32) for w in (3, 8, 9))
+    head_m = np.empty(len(entry_m), HEAD)
+    head_m["key"], head_m["offset"], head_m["span"] = entry_m["key"], offset_m, span_m
+    head_m["id"] = word_mw[:, 4].astype(np.uint64) | word_mw[:, 5].astype(np.uint64) << np.uint64(
+        32
+    )
+    head_m["value"] = np.where(flag_m > 0, first_m, value_m)
+    head_m["second"] = np.where(flag_m > 1, second_m, np.float32(np.nan))
+    good_m = whole_m & ((step_m == span_m) | short_m) & (length_m >= 24) & (image_m >= 0)
+    head_m["intact"] = good_m
+    head_m["image"], head_m["flag"] = np.where(good_m, image_m, -1), np.where(good_m, flag_m, 0)
+    for i in np.flatnonzero((word_mw[:, 0] == MAGIC) & (cflag_m == 1)).tolist():
+        try:
+            block = os.pread(fd, min(int(span_m[i]), 2 * LIMIT), int(offset_m[i]))
+            payload, after = recordio.parse(block, 0, LIMIT)
+            header, image = recordio.unpack(payload)
+        except GlintError:
+            continue
+        labels = header.label if isinstance(header.label, tuple) else ()
+        whole = after == int(span_m[i])
+        head_m[i] = (
+            *head_m[i].tolist()[:3],
+            header.id,
+            header.first,
+            labels[1] if len(labels) > 1 else np.nan,
+            header.flag if whole else 0,
+            len(image) if whole else -1,
+            whole,
+        )
+    return head_m
+
+
+def check_idx(path: Path, entries: Table) -> None:
     """Check that ascending offsets are those of this file's records.
 
     One or a few records without their magic, each where the record before it ends, are damage of
@@ -299,49 +337,61 @@ def check_idx(path: Path, key_r: Ints, offset_r: Ints) -> None:
     """
     size = path.stat().st_size
     idx = path.with_suffix(".idx").name
-    for what, value_r in (("key", key_r), ("offset", offset_r)):
-        kept, count = np.unique(value_r, return_counts=True)
-        if len(kept) != len(value_r):
-            raise _mismatch(
-                idx,
-                [
-                    f"{what} {v} stands {c} times"
-                    for v, c in zip(kept[count > 1][:5].tolist(), count[count > 1].tolist())
-                ],
-            )
-    if not len(offset_r):
+    for what in ("key", "offset"):
+        several = repeated(arranged(entries, what), what)
+        if several:
+            raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in several])
+    if not len(entries):
         if size:
             raise _mismatch(idx, ["it lists no record"])
         return
-    inside_r = offset_r + 8 <= size
-    word_rw = _words(path, offset_r // 4 * 4, 2)
-    hit_r = inside_r & (offset_r % 4 == 0) & (word_rw[:, 0] == MAGIC) & (word_rw[:, 1] >> 29 < 2)
-    length_r = (word_rw[:, 1] & MAX_LENGTH).astype(np.int64)
+    foreign: list[str] = []
+    missed: list[str] = []
+    unlisted: list[int] = []
+    misses = outside = 0
     # The first record must stand at 0; one of a single part says where the next one does.
-    sure_r = np.concatenate([[True], hit_r & (word_rw[:, 1] >> 29 == 0)])
-    due_r = np.concatenate([[0], offset_r + 8 + length_r + (-length_r & 3)])
-    listed_r = np.append(offset_r, size)
-    foreign_r = inside_r & ~hit_r & sure_r[:-1] & (due_r[:-1] != offset_r)
-    missed_r = inside_r & ~hit_r
-    if foreign_r.any() or missed_r.sum() > max(16, len(offset_r) // 20):
-        bad = np.flatnonzero(foreign_r if foreign_r.any() else missed_r)
-        raise _mismatch(idx, [f"key {key_r[i]} @ {offset_r[i]}" for i in bad[:5]])
-    early_i = np.flatnonzero(sure_r & (due_r + 8 <= listed_r) & (due_r + 8 <= size))
-    found = _words(path, np.sort(due_r[early_i]), 1)[:, 0] == MAGIC
-    if found.any():
-        raise _mismatch(
-            idx, [f"the record @ {at} is not listed" for at in np.sort(due_r[early_i])[found][:5]]
-        )
-    last_cut = sure_r[-1] and offset_r[-1] + 8 + length_r[-1] > size
-    if last_cut or not inside_r.all():
-        want = max(int(offset_r[-1]) + 8, int(due_r[-1]) if sure_r[-1] else 0)
+    sure, due, offset, length = True, 0, 0, 0
+    for row_m in entries.blocks():
+        offset_m = row_m["offset"].copy()
+        inside_m = offset_m + 8 <= size
+        word_mw = _words(path, offset_m // 4 * 4, 2)
+        part_m = word_mw[:, 1] >> 29
+        hit_m = inside_m & (offset_m % 4 == 0) & (word_mw[:, 0] == MAGIC) & (part_m < 2)
+        length_m = (word_mw[:, 1] & MAX_LENGTH).astype(np.int64)
+        sure_m = np.append(sure, hit_m & (part_m == 0))
+        due_m = np.append(due, offset_m + 8 + length_m + (-length_m & 3))
+        missed_m = inside_m & ~hit_m
+        foreign_m = missed_m & sure_m[:-1] & (due_m[:-1] != offset_m)
+        for bad, bad_m in ((foreign, foreign_m), (missed, missed_m)):
+            first = np.flatnonzero(bad_m)[: 5 - len(bad)]
+            bad += [f"key {row_m['key'][i]} @ {offset_m[i]}" for i in first]
+        misses += int(missed_m.sum())
+        outside += int((~inside_m).sum())
+        unlisted += _at_magic(path, due_m[:-1][sure_m[:-1] & (due_m[:-1] + 8 <= offset_m)], size)
+        unlisted = sorted(unlisted)[:5]
+        sure, due = bool(sure_m[-1]), int(due_m[-1])
+        offset, length = int(offset_m[-1]), int(length_m[-1])
+    if foreign or misses > max(16, len(entries) // 20):
+        raise _mismatch(idx, foreign or missed)
+    unlisted += _at_magic(path, np.array([due] if sure else [], np.int64), size)
+    if unlisted:
+        raise _mismatch(idx, [f"the record @ {at} is not listed" for at in sorted(unlisted)[:5]])
+    if (sure and offset + 8 + length > size) or outside:
+        want = max(offset + 8, due if sure else 0)
         raise damaged(
-            f"the file ends here, {int((~inside_r).sum()) or 1} of {len(offset_r)} "
+            f"the file ends here, {outside or 1} of {len(entries)} "
             f"records of {idx} lie behind it: at least {want - size} bytes are missing",
             path.name,
             size,
             "copy or download the file again",
         )
+
+
+def _at_magic(path: Path, due_m: Ints, size: int) -> list[int]:
+    """Return the offsets at which a record begins."""
+    due_m = np.sort(due_m[due_m + 8 <= size])
+    found: list[int] = due_m[_words(path, due_m, 1)[:, 0] == MAGIC].tolist()
+    return found
 
 
 def _mismatch(idx: str, bad: list[str]) -> InputError:
@@ -353,32 +403,23 @@ def _mismatch(idx: str, bad: list[str]) -> InputError:
     )
 
 
-def _known_keys(idx: Path, heads: Heads, gaps: bool) -> Ints:
-    """Return keys from an .idx that lists every record found, or else made-up ones."""
+def _known_keys(idx: Path, heads: Table, gaps: bool) -> Table:
+    """Take keys from an .idx that lists every record found, or else make them up."""
     if idx.exists():
         try:
             key_r, offset_r = recordio.read_idx(idx)
         except InputError:
             return _made_up_keys(heads, gaps=gaps)
+        head_r = heads.array()
         offset_u, first_u = np.unique(offset_r, return_index=True)
-        place_r = np.minimum(np.searchsorted(offset_u, heads.offset), max(len(offset_u) - 1, 0))
-        if len(offset_u) and (offset_u[place_r] == heads.offset).all():
+        place_r = np.minimum(np.searchsorted(offset_u, head_r["offset"]), max(len(offset_u) - 1, 0))
+        if len(offset_u) and (offset_u[place_r] == head_r["offset"]).all():
             found_r = key_r[first_u[place_r]]
             if len(np.unique(found_r)) == len(found_r):
-                return found_r
+                head_r = head_r.copy()
+                head_r["key"] = found_r
+                return collected([head_r], HEAD, heads.folder)
     return _made_up_keys(heads, gaps=gaps)
-
-
-@dataclass
-class _Layout:
-    """Which records are images: `image` bool [r], `key` int64 [r], `flaw` uint8 [r]."""
-
-    name: str
-    key: Ints
-    image: npt.NDArray[np.bool_]
-    flaw: npt.NDArray[np.uint8]
-    facts: dict[str, Any]
-    notes: list[str]
 
 
 def _slack(value: float) -> int:
@@ -386,114 +427,213 @@ def _slack(value: float) -> int:
     return int(np.spacing(np.float32(value))) if value >= EXACT else 0
 
 
-def _is_structure(heads: Heads) -> npt.NDArray[np.bool_]:
-    found_r: npt.NDArray[np.bool_] = heads.intact & (heads.flag >= 1) & (heads.image == 0)
-    return found_r
+def _is_structure(head_m: Row) -> npt.NDArray[np.bool_]:
+    found_m: npt.NDArray[np.bool_] = (
+        head_m["intact"] & (head_m["flag"] >= 1) & (head_m["image"] == 0)
+    )
+    return found_m
 
 
-def _made_up_keys(heads: Heads, *, gaps: bool = False) -> Ints:
-    """Return keys for a file without .idx: the ids where they tell a header, else by order.
+def _made_up_keys(heads: Table, *, gaps: bool = False) -> Table:
+    """Give keys to a file without .idx: the ids where they tell a header, else by order.
 
     Where records are lost (`gaps`), order tells no keys, and ids are taken that differ.
 
     Where ids are not set, the header is the one empty record whose range is that of the other
     empty records; images are then 1.. in file order and identities follow them.
     """
-    empty_r = _is_structure(heads)
-    ids = heads.id
-    told = gaps or (empty_r & (ids == 0)).any()
-    if told and (ids < 1 << 62).all() and len(np.unique(ids)) == len(ids):
-        return ids.astype(np.int64)
-    count = int(empty_r.sum())
-    first = len(ids) - count + 1
-    with np.errstate(invalid="ignore"):
-        header = np.flatnonzero(
-            empty_r
-            & (heads.flag == 2)
-            & (abs(heads.value - first) <= _slack(first))
-            & (abs(heads.second - first - count + 1) <= _slack(first + count))
+    n, count, told, usable = len(heads), 0, gaps, True
+    for head_m in heads.blocks():
+        empty_m = _is_structure(head_m)
+        count += int(empty_m.sum())
+        told |= bool((empty_m & (head_m["id"] == 0)).any())
+        usable &= bool((head_m["id"] < 1 << 62).all())
+    if told and usable:
+        ids = collected(
+            (_entries(head_m["id"].astype(np.int64)) for head_m in heads.blocks()),
+            ENTRY,
+            heads.folder,
         )
-    key_r = np.arange(len(ids), dtype=np.int64)
-    if len(header) == 1 and count > 1:
-        empty_r[header] = False
-        images = ~empty_r
-        images[header] = False
-        key_r[images] = 1 + np.arange(images.sum())
-        key_r[empty_r] = 1 + images.sum() + np.arange(count - 1)
-        key_r[header] = 0
-    return key_r
+        if not repeated(arranged(ids, "offset"), "offset", 1):
+            return _with_keys(heads, lambda head_m, at: head_m["id"].astype(np.int64))
+    first = n - count + 1
+    header: list[int] = []
+    at = 0
+    for head_m in heads.blocks():
+        value_m, second_m = (head_m[name].astype(np.float64) for name in ("value", "second"))
+        with np.errstate(invalid="ignore"):
+            found_m = (
+                _is_structure(head_m)
+                & (head_m["flag"] == 2)
+                & (abs(value_m - first) <= _slack(first))
+                & (abs(second_m - first - count + 1) <= _slack(first + count))
+            )
+        header += (at + np.flatnonzero(found_m)[:2]).tolist()
+        at += len(head_m)
+    if len(header) != 1 or count < 2:
+        return _with_keys(heads, lambda head_m, at: at + np.arange(len(head_m)))
+    images = identities = 0
+
+    def numbered(head_m: Row, at: int) -> Ints:
+        nonlocal images, identities
+        empty_m = _is_structure(head_m)
+        image_m = ~empty_m
+        if at <= header[0] < at + len(head_m):
+            empty_m[header[0] - at] = False
+        key_m = np.zeros(len(head_m), np.int64)
+        key_m[image_m] = 1 + images + np.arange(image_m.sum())
+        key_m[empty_m] = first + identities + np.arange(empty_m.sum())
+        images, identities = images + int(image_m.sum()), identities + int(empty_m.sum())
+        return key_m
+
+    return _with_keys(heads, numbered)
 
 
-def lay_out(key_r: Ints, heads: Heads) -> _Layout:
+def _with_keys(heads: Table, key: Callable[[Row, int], Ints]) -> Table:
+    """Return the heads with the keys that `key` gives to a block and its first row."""
+    made, at = Table(HEAD, heads.folder), 0
+    for head_m in heads.blocks():
+        head_m = head_m.copy()
+        head_m["key"] = key(head_m, at)
+        made.append(head_m)
+        at += len(head_m)
+    return made
+
+
+class _Layout:
     """Tell images from InsightFace's header and identity records.
 
     Membership of an identity comes from the image records alone: the ranges are float32 and
     rounded above 2^24, and old packs hold several identity records for one label.
     """
-    flaw_r = np.where(heads.intact, 0, 1).astype(np.uint8)
-    empty_r = _is_structure(heads)
-    header = np.flatnonzero((key_r == 0) & empty_r)
-    first = float(heads.value[header[0]]) if len(header) else 0.0
-    if not len(header) or not np.isfinite(first) or first < 1:
-        return _Layout(
-            "recordio/plain", key_r, np.ones(len(key_r), bool), flaw_r, {"records": len(key_r)}, []
-        )
-    slack = _slack(first)
-    identity_r = empty_r & (key_r >= first - slack) & (key_r > 0)
-    image_r = ~identity_r
-    image_r[header[0]] = False
-    # Behind the images only identity records are expected.
-    flaw_r[image_r & (key_r >= first + max(slack, 0)) & (flaw_r == 0)] = 3
-    if slack:  # the last images may stand where the rounded range says identities
-        near = image_r & (flaw_r == 3) & (key_r <= first + slack)
-        flaw_r[near] = 0
-    facts = {"records": len(key_r), "identity_records": int(identity_r.sum())}
-    return _Layout(
-        "recordio/identity",
-        key_r,
-        image_r,
-        flaw_r,
-        facts,
-        _range_notes(key_r, heads, identity_r, image_r, first + slack),
-    )
+
+    def __init__(self, heads: Table) -> None:
+        self.heads, self.first, self.notes = heads, 0.0, list[str]()
+        for head_m in heads.blocks():
+            found_m = head_m["value"][(head_m["key"] == 0) & _is_structure(head_m)]
+            if len(found_m):
+                self.first = float(found_m[0])
+        if not np.isfinite(self.first) or self.first < 1:
+            self.first = 0.0
+        self.slack = _slack(self.first)
+        self.facts: dict[str, Any] = {"records": len(heads)}
+        self.name = "recordio/identity" if self.first else "recordio/plain"
+        self._ranges: list[Row] = []
+
+    def images(self) -> Table:
+        """Return the images in the order of their keys, and count what else there is."""
+        made = Table(LISTED, self.heads.folder)
+        identities = unsound = 0
+        stop = self.first + self.slack
+        for head_m in self.heads.blocks():
+            image_m, flaw_m = np.ones(len(head_m), np.bool_), (~head_m["intact"]).astype(np.uint8)
+            key_m = head_m["key"]
+            if self.first:
+                empty_m = _is_structure(head_m)
+                identity_m = empty_m & (key_m >= self.first - self.slack) & (key_m > 0)
+                image_m = ~identity_m & ~(empty_m & (key_m == 0))
+                # Behind the images only identity records are expected; but the last images may
+                # stand where the rounded range says identities.
+                late_m = key_m > stop if self.slack else key_m >= stop
+                flaw_m[image_m & late_m & (flaw_m == 0)] = 3
+                identities += int(identity_m.sum())
+                a, b = (head_m[name][identity_m].astype(np.float64) for name in ("value", "second"))
+                with np.errstate(invalid="ignore"):
+                    sound = np.isfinite(a) & np.isfinite(b) & (a >= 1) & (a <= b) & (b <= stop)
+                unsound += int((~sound).sum())
+                if stop <= EXACT:
+                    self._ranges.append(np.stack([a[sound], b[sound]]))
+            row_m = np.empty(int(image_m.sum()), LISTED)
+            for name, column_m in (
+                ("key", key_m),
+                ("at", head_m["offset"]),
+                ("span", head_m["span"]),
+                ("flaw", flaw_m),
+                ("value", head_m["value"]),
+            ):
+                row_m[name] = column_m[image_m]
+            made.append(row_m)
+        made = collected(arranged(made, "key"), LISTED, made.folder)
+        if self.first:
+            self.facts["identity_records"] = identities
+            if unsound:
+                self.notes.append(f"{unsound} identity records hold no range of image keys")
+            if stop > EXACT:
+                self.notes.append(
+                    "image keys go past 2^24, where the ranges of identity records are rounded; "
+                    "labels are taken from the images"
+                )
+            else:
+                self._compare(made)
+        return made
+
+    def _compare(self, images: Table) -> None:
+        """Compare the identity records with the images; they may be wrong: they decide nothing."""
+        a, b = np.concatenate([np.empty((2, 0)), *self._ranges], 1)
+        order = np.argsort(a, kind="stable")
+        a, b = a[order], b[order]
+        if not len(a):
+            return
+        if (b[:-1] > a[1:]).any():
+            self.notes.append(f"{int((b[:-1] > a[1:]).sum())} identity records overlap")
+        a, b = np.ceil(a).astype(np.int64), np.ceil(b).astype(np.int64)
+        # Of each range [a, b) of keys: how many images, and how often the label had changed before
+        # the first of them and before the last.
+        held, before, after = (np.zeros(len(a), np.int64) for _ in range(3))
+        changes, last = 0, None
+        for row_m in images.blocks():
+            key_m, value_m = row_m["key"].copy(), row_m["value"]
+            change_m = np.append(
+                last is not None and value_m[0] != last, value_m[1:] != value_m[:-1]
+            )
+            change_m = changes + np.cumsum(change_m)
+            here = np.flatnonzero((a <= key_m[-1]) & (b > key_m[0]))
+            lo, hi = np.searchsorted(key_m, a[here]), np.searchsorted(key_m, b[here])
+            here, lo, hi = here[hi > lo], lo[hi > lo], hi[hi > lo]
+            fresh = held[here] == 0
+            before[here[fresh]] = change_m[lo[fresh]]
+            after[here] = change_m[hi - 1]
+            held[here] += hi - lo
+            changes, last = int(change_m[-1]), value_m[-1]
+        uncovered = len(images) - int(held.sum())
+        if uncovered > 0:
+            self.notes.append(f"{uncovered} images lie in no identity record's range")
+        mixed = int((before != after)[held > 0].sum())
+        if mixed:
+            self.notes.append(f"{mixed} identity records hold images of several labels")
 
 
-def _range_notes(
-    key_r: Ints,
-    heads: Heads,
-    identity_r: npt.NDArray[np.bool_],
-    image_r: npt.NDArray[np.bool_],
-    stop: float,
-) -> list[str]:
-    """Compare the identity records with the images; they may be wrong, and are only compared."""
-    notes: list[str] = []
-    a, b = heads.value[identity_r], heads.second[identity_r]
+def _number(row_m: Row) -> Ints:
+    """Return the labels of images, -1 for those that are none, and say so in their flaws."""
+    value_m = row_m["value"].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        sound = np.isfinite(a) & np.isfinite(b) & (a >= 1) & (a <= b) & (b <= stop)
-    if not sound.all():
-        notes.append(f"{int((~sound).sum())} identity records hold no range of image keys")
-    a, b = np.sort(a[sound]), b[sound][np.argsort(a[sound], kind="stable")]
-    if stop > EXACT:
-        notes.append(
-            "image keys go past 2^24, where the ranges of identity records are rounded; "
-            "labels are taken from the images"
+        whole_m = (value_m >= 0) & (value_m < 2.0**53) & (value_m == np.floor(value_m))
+    good_m = whole_m & (row_m["flaw"] != 1)
+    row_m["flaw"][(row_m["flaw"] == 0) & ~whole_m] = 2
+    return np.where(good_m, np.where(whole_m, value_m, 0), -1).astype(np.int64)
+
+
+class _Labels:
+    """The labels seen so far, each once."""
+
+    def __init__(self) -> None:
+        self._kept, self._more, self._count = np.empty(0, np.int64), list[Ints](), 0
+
+    def add(self, number_m: Ints) -> None:
+        """Take up labels; negative ones are none."""
+        self._more.append(np.unique(number_m[number_m >= 0]))
+        self._count += len(self._more[-1])
+        if self._count > max(spill.BLOCK, len(self._kept)):
+            self.all()
+
+    def all(self) -> Ints:
+        """Return them in order."""
+        self._kept, self._more, self._count = (
+            np.unique(np.concatenate([self._kept, *self._more])),
+            [],
+            0,
         )
-        return notes
-    if len(a) and (b[:-1] > a[1:]).any():
-        notes.append(f"{int((b[:-1] > a[1:]).sum())} identity records overlap")
-    key, value = key_r[image_r], heads.value[image_r]
-    order = np.argsort(key)
-    key, value = key[order], value[order]
-    lo, hi = np.searchsorted(key, a), np.searchsorted(key, b)
-    uncovered = len(key) - int((hi - lo).sum())
-    if uncovered > 0 and len(a):
-        notes.append(f"{uncovered} images lie in no identity record's range")
-    change = np.concatenate([[0], np.cumsum(value[1:] != value[:-1])]) if len(value) else value
-    full = hi > lo
-    mixed = int((change[hi[full] - 1] != change[lo[full]]).sum())
-    if mixed:
-        notes.append(f"{mixed} identity records hold images of several labels")
-    return notes
+        return self._kept
 
 
 class RecordIO:
@@ -504,52 +644,56 @@ class RecordIO:
 
     kind = "recordio"
 
-    def __init__(self, rec: Path) -> None:
+    def __init__(self, rec: Path, folder: Path | None = None) -> None:
         self.rec = rec
         idx = rec.with_suffix(".idx")
-        lost = np.empty((0, 2), np.int64)  # where stretches without a record begin; their bytes
+        lost = np.empty(0, HEAD)  # stretches without a record
         if _resync.get():
-            offset_r, lost_r = scan_past_damage(rec)
-            heads = read_heads(rec, offset_r)
-            lost = np.stack([offset_r, heads.span], 1)[lost_r]
-            heads = heads.of(~lost_r)
-            key_r = _known_keys(idx, heads, bool(lost_r.any()))
+            heads, lost = _past_damage(rec, folder)
+            heads = _known_keys(idx, heads, len(lost) > 0)
         elif idx.exists():
-            key_r, offset_r = recordio.read_idx(idx)
-            order = np.argsort(offset_r, kind="stable")
-            key_r, offset_r = key_r[order], offset_r[order]
-            check_idx(rec, key_r, offset_r)
-            heads = read_heads(rec, offset_r)
+            blocks = (_entries(two[:, 1], two[:, 0]) for two in recordio.idx_blocks(idx))
+            entries = collected(blocks, ENTRY, folder)
+            entries = collected(arranged(entries, "offset"), ENTRY, folder)
+            check_idx(rec, entries)
+            heads = read_heads(rec, entries)
         else:
-            heads = read_heads(rec, scan_offsets(rec))
-            key_r = _made_up_keys(heads)
-        layout = lay_out(key_r, heads)
-        value = heads.value[layout.image]
-        with np.errstate(invalid="ignore"):
-            whole = (value >= 0) & (value < 2.0**53) & (value == np.floor(value))
-        flaw = layout.flaw[layout.image]
-        flaw[(flaw == 0) & ~whole] = 2
-        number = np.where(whole & (flaw != 1), np.where(whole, value, 0), -1).astype(np.int64)
-        order = np.argsort(layout.key[layout.image], kind="stable")
-        self.key = layout.key[layout.image][order]
-        self.at = heads.offset[layout.image][order]
-        self.span = heads.span[layout.image][order]
-        self.flaw = flaw[order]
-        number_n = number[order]
+            heads = _made_up_keys(read_heads(rec, _scanned(rec, folder)))
+        layout = _Layout(heads)
+        images = layout.images()
+        seen, beyond = _Labels(), 0
+        for row_m in images.blocks():
+            number_m = _number(row_m)
+            seen.add(number_m)
+            beyond += int((number_m >= EXACT).sum())
+        label_C = seen.all()
+        self._table = Table(ROW, folder)
+        self._bytes = int(lost["span"].sum())
+        for row_m in images.blocks():
+            number_m, image_m = _number(row_m), np.empty(len(row_m), ROW)
+            for name in ("key", "at", "span", "flaw"):
+                image_m[name] = row_m[name]
+            image_m["label"] = np.where(number_m < 0, -1, np.searchsorted(label_C, number_m))
+            self._bytes += int(row_m["span"].sum())
+            self._table.append(image_m)
         if len(lost):
-            none = np.full(len(lost), -1, np.int64)
-            self.key, self.at = np.append(self.key, none), np.append(self.at, lost[:, 0])
-            self.span, number_n = np.append(self.span, lost[:, 1]), np.append(number_n, none)
-            self.flaw = np.append(self.flaw, np.full(len(lost), LOST, np.uint8))
-        self.label, self.classes = dense(number_n)
+            none_m = np.empty(len(lost), ROW)
+            none_m["key"] = none_m["label"] = -1
+            none_m["at"], none_m["span"], none_m["flaw"] = lost["offset"], lost["span"], LOST
+            self._table.append(none_m)
+        self._take(self._table.array())
+        self.classes = Strings.of(
+            b"%d" % value
+            for at in range(0, len(label_C), spill.BLOCK)
+            for value in label_C[at : at + spill.BLOCK].tolist()
+        )
         self.names = Strings.of(b"" for _ in range(len(self.classes)))
         notes = layout.notes
         if len(lost):
             notes.append(
-                f"{int(lost[:, 1].sum())} bytes in {len(lost)} stretches hold no record "
+                f"{int(lost['span'].sum())} bytes in {len(lost)} stretches hold no record "
                 "that can be read"
             )
-        beyond = int((number >= EXACT).sum())
         if beyond:
             notes.append(
                 f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
@@ -563,6 +707,10 @@ class RecordIO:
             "idx": idx.name if idx.exists() else "absent, found by scanning",
             "notes": notes + self._property_notes(),
         }
+
+    def _take(self, row_n: Row) -> None:
+        self.key, self.at, self.span = row_n["key"], row_n["at"], row_n["span"]
+        self.flaw, self.label = row_n["flaw"], row_n["label"]
 
     @property
     def n(self) -> int:
@@ -601,7 +749,7 @@ class RecordIO:
         return open(self.rec, "rb", buffering=0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_memory")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_memory", "_table")}
 
     def record(self, i: int) -> bytes:
         """Return the bytes of record i as they stand in the file, at most what glint accepts."""
@@ -703,23 +851,27 @@ class RecordIO:
         return int(self.at[i])
 
     def bytes(self) -> int:
-        return int(self.span.sum())
+        return self._bytes
 
-    _ARRAYS = ("key", "at", "span", "flaw", "label")
-
-    def save(self, folder: Path) -> None:
-        for name in self._ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+    def save(self, folder: Path, seed: int | None = None) -> None:
+        spill.save(folder, self._table.blocks(), ROW, seed)
         self.classes.save(folder, "classes")
         self.names.save(folder, "names")
 
     @classmethod
-    def load(cls, path: Path, facts: dict[str, Any], folder: Path) -> RecordIO:
-        """Open what `save` wrote, without listing the file."""
+    def load(
+        cls,
+        path: Path,
+        facts: dict[str, Any],
+        folder: Path,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> RecordIO:
+        """Open rows [start, stop) of what `save` wrote, without listing the file."""
         made = cls.__new__(cls)
         made.rec, made._facts = path, facts
-        for name in cls._ARRAYS:
-            setattr(made, name, load_array(folder, name))
+        made._take(spill.load(folder, ROW, start, stop))
+        made._bytes = int(made.span.sum())
         made.classes = Strings.load(folder, "classes")
         made.names = Strings.load(folder, "names")
         return made

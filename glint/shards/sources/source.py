@@ -58,8 +58,11 @@ class Source(Protocol):
         """Return about how many bytes the images take."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write what `load` needs, so that a worker opens the source without listing it."""
+    def save(self, folder: Path, seed: int | None = None) -> None:
+        """Write what `load` needs, so that a worker opens the source without listing it.
+
+        With a seed, the records take the order of `plan.order`.
+        """
         ...
 
 

@@ -131,7 +131,7 @@ class WebDataset(Packed):
                     value.append(label)
         flaw_n = rows.ints("flaw")
         flaw_n[(flaw_n == 0) & rows.repeated()] = DUPLICATE
-        label_n, classes = dense(np.array(value, np.int64))
+        label_n, classes = dense(np.frombuffer(value, np.int64))
         super().__init__(
             root,
             files,
