@@ -223,8 +223,11 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
     notes: Counter[str] = Counter()
-    with commit.atomic(Path(plan.out) / "data" / name) as file:
-        out = Shard(file, shard, with_json=plan.options.with_json, members=plan.options.members)
+    options = plan.options
+    with (
+        commit.atomic(Path(plan.out) / "data" / name) as file,
+        Shard(file, shard, with_json=options.with_json, members=options.members) as out,
+    ):
         for piece in range(start, stop, PIECE):
             end = min(piece + PIECE, stop)
             source = reopen(plan.kind, plan.path, {}, plan.folder, piece, end)
@@ -264,7 +267,7 @@ def put(
     Counts in `notes` what is written and may surprise.
     """
     done, size = 0, policy.size_of(options.size)
-    for run in read_many(source, row_n, HELD):
+    for run in read_many(source, row_n, HELD, out.room):
         row_m, key_m = row_n[done : done + len(run.start_n)], key_n[done : done + len(run.start_n)]
         done += len(row_m)
         label_m = source.label[row_m]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -15,6 +16,40 @@ Ints = npt.NDArray[np.int64]
 
 _ZERO = ord("0")
 _WHOLE = np.dtype(f"V{BLOCK}")  # one block as one item: copied, not looped over
+# By size modulo BLOCK: the bytes of an image's last block that are its own, as a mask.
+_OWN = np.where(np.arange(BLOCK) < np.append(BLOCK, np.arange(1, BLOCK))[:, None], 255, 0)
+_OWN = np.ascontiguousarray(_OWN.astype(np.uint8)).view(np.uint64)
+
+
+class Room:
+    """Where images that are read together lie: as in a tar, so that they need not be moved.
+
+    Each begins at a multiple of BLOCK, with a block for its header before it and `after` bytes for
+    other members behind its padding. `give` returns memory; it may be the same every time.
+    """
+
+    def __init__(self, give: Callable[[int], U8] | None = None, after: int = 0) -> None:
+        self._give = give or (lambda size: np.empty(size, np.uint8))
+        self._after = after
+
+    def slots(self, size_n: Ints) -> Ints:
+        """Return the bytes that images of at most these sizes take with all that is theirs."""
+        return size_n + -size_n % BLOCK + (BLOCK + self._after)
+
+    def lay(self, size_n: Ints) -> tuple[U8, Ints]:
+        """Return memory for images of at most these sizes, and where each begins."""
+        slot_n = self.slots(size_n)
+        end_n = np.cumsum(slot_n)
+        memory = self._give(int(end_n[-1]) if len(end_n) else 0)
+        return memory, end_n - slot_n + BLOCK
+
+
+def pad(block_b: U8, at_n: Ints, size_n: Ints) -> None:
+    """Set to zero what stands behind images in their last blocks, which are `at_n`."""
+    last_b = block_b.view(_WHOLE)[:, 0]
+    own_nw = last_b[at_n].view(np.uint64).reshape(len(at_n), BLOCK // 8)
+    own_nw &= _OWN[size_n % BLOCK]
+    last_b[at_n] = own_nw.view(_WHOLE)[:, 0]
 
 
 def template(suffix: bytes) -> tuple[bytes, int]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import xxhash
 
 from glint.manifests import tables
-from glint.shards import blocks, dali
+from glint.shards import blocks, dali, disk
 from glint.shards.blocks import BLOCK as BLOCK
 from glint.shards.blocks import U8, Ints
 from glint.shards.image import Rejected
@@ -35,12 +35,10 @@ class Tar:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
+        self.sink = disk.Sink(file)
         self._pending: list[bytes] = []
         self._held = 0
         self._templates: dict[str, tuple[bytes, int]] = {}
-        self.size = 0
 
     def add(self, key: int, suffix: str, data: bytes) -> int:
         """Append one member and return the offset of `data` in the file."""
@@ -61,32 +59,30 @@ class Tar:
         return offset
 
     def _flush(self) -> None:
-        block = b"".join(self._pending)
+        if self._held:
+            self.sink.room(self._held)[:] = np.frombuffer(b"".join(self._pending), np.uint8)
+            self.sink.take(self._held)
         self._pending.clear()
-        self._file.write(block)
-        self._sha256.update(block)
-        self.size += len(block)
         self._held = 0
-
-    def extend(self, block_b: U8) -> None:
-        """Append whole blocks that were made elsewhere."""
-        self._flush()
-        view = block_b.reshape(-1).data
-        self._file.write(view)
-        self._sha256.update(view)
-        self.size += len(view)
 
     def close(self) -> None:
         """Write what is left and the end of the archive; the file itself stays open."""
         self._flush()
         end = 2 * BLOCK
-        self._pending.append(b"\0" * (end + -(self.size + end) % RECORD))
-        self._flush()
+        end += -(self.size + end) % RECORD
+        self.sink.room(end)[:] = 0
+        self.sink.take(end)
+        self.sink.close()
+
+    @property
+    def size(self) -> int:
+        """Return how many bytes were written, those that `add` holds back left out."""
+        return self.sink.size
 
     @property
     def sha256(self) -> str:
         """SHA-256 of all that was written, in hex."""
-        return self._sha256.hexdigest()
+        return self.sink.sha256
 
 
 class Shard:
@@ -105,9 +101,22 @@ class Shard:
         self._bad: list[dict[str, Any]] = []
         self._suffixes: list[npt.NDArray[np.str_]] = []
         self._json_sizes: list[Ints] = []
-        self._room = np.empty((0, BLOCK), np.uint8)
+        self._given: U8 | None = None
+        both = members == MEMBERS[0]
+        self.room = blocks.Room(None if with_json else self._give, 2 * BLOCK if both else 0)
         self._waiting: list[tuple[int, bytes, tuple[str, int, int], int, str, str]] = []
         self._held = 0
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tar.sink.stop()
+
+    def _give(self, size: int) -> U8:
+        """Return the memory of the file's next bytes."""
+        self._given = self.tar.sink.room(size)
+        return self._given
 
     def add(
         self,
@@ -128,13 +137,17 @@ class Shard:
         if self._waiting:
             key, data, seen, label, said, source = zip(*self._waiting)
             self._waiting, self._held = [], 0
-            stop_n = np.cumsum(np.fromiter(map(len, data), np.int64, len(data)))
+            size_n = np.fromiter(map(len, data), np.int64, len(data))
+            memory, start_n = self.room.lay(size_n)
+            view = memory.data
+            for image, at in zip(data, start_n.tolist()):
+                view[at : at + len(image)] = image
             suffixes, width, height = zip(*seen)
             self.extend(
                 np.array(key, np.int64),
-                np.frombuffer(b"".join(data), np.uint8),
-                np.append(np.zeros(1, np.int64), stop_n[:-1]),
-                stop_n,
+                memory,
+                start_n,
+                start_n + size_n,
                 np.array(suffixes),
                 np.array(width, np.int32),
                 np.array(height, np.int32),
@@ -156,8 +169,10 @@ class Shard:
         source_label: pa.Array,
         source: pa.Array,
     ) -> None:
-        """Append samples, a few megabytes of them: images [begin, end) of `data`."""
-        self._settle()
+        """Append samples, a few megabytes of them: images [begin, end) of `data`.
+
+        Where `data` is the memory that `room` gave last, images stay where they are.
+        """
         n = len(key_n)
         if not n:
             return
@@ -177,21 +192,20 @@ class Shard:
             step_n = step_n + 1 + (json_size_n + BLOCK - 1) // BLOCK
         start_n = np.cumsum(step_n) - step_n
         total = int(start_n[-1] + step_n[-1])
-        if len(self._room) < total:
-            self._room = np.empty((total + total // 8, BLOCK), np.uint8)
-        block_b = self._room[:total]
-        view = block_b.reshape(-1).data
-        block_b[start_n + image_n - 1] = 0  # the padding
-        images, hashed, digests = data.data, xxhash.xxh3_128_digest, []
+        placed = data is self._given
+        self._given = None
+        memory = data if placed else self.tar.sink.room(total * BLOCK)
+        block_b = memory[: total * BLOCK].reshape(-1, BLOCK)
+        view, images, hashed = memory.data, data.data, xxhash.xxh3_128_digest
+        at_n = (start_n + 1) * BLOCK
+        stop_n = at_n + size_n
+        move_n = np.flatnonzero(at_n != begin_n) if placed else np.arange(n)
         for at, stop, begin, end in zip(
-            ((start_n + 1) * BLOCK).tolist(),
-            ((start_n + 1) * BLOCK + size_n).tolist(),
-            begin_n.tolist(),
-            end_n.tolist(),
+            *(v[move_n].tolist() for v in (at_n, stop_n, begin_n, end_n))
         ):
-            image = images[begin:end]
-            view[at:stop] = image
-            digests.append(hashed(image))
+            view[at:stop] = images[begin:end]
+        digests = [hashed(view[at:stop]) for at, stop in zip(at_n.tolist(), stop_n.tolist())]
+        blocks.pad(block_b, start_n + image_n - 1, size_n)
         tag_nt = None
         if self.members != MEMBERS[0]:
             tag_nt = np.concatenate([np.full((n, 1), ord("_"), np.uint8), text_nd], axis=1)
@@ -206,7 +220,7 @@ class Shard:
                     key_nd[pick], suffix, size_n[pick], None if tag_nt is None else tag_nt[pick]
                 ),
             )
-        at_n = start_n + image_n
+        at_n = start_n + image_n  # blocks from here on
         if self.members == MEMBERS[0]:
             body_nb = np.zeros((n, BLOCK), np.uint8)
             body_nb[:, : text_nd.shape[1]] = text_nd
@@ -219,7 +233,7 @@ class Shard:
             for at, one in zip(((at_n + 1) * BLOCK).tolist(), json_n):
                 view[at : at + len(one)] = one
         offset_n = self.tar.size + (start_n + 1) * BLOCK
-        self.tar.extend(block_b)
+        self.tar.sink.take(total * BLOCK)
         values = (
             key_nd,
             label_n,

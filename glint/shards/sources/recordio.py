@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from glint.errors import GlintError, InputError, UsageError
 from glint.shards import commit, recordio, spill
+from glint.shards.blocks import Room
 from glint.shards.image import MAX_BYTES, Rejected, kind
 from glint.shards.recordio import MAGIC, MAX_LENGTH, damaged
 from glint.shards.sources.source import Ints, Run, fingerprint, persistent
@@ -31,6 +32,7 @@ WINDOW = 4 << 20  # bytes of the file mapped at a time
 LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
 EXACT = 1 << 24  # above it float32 skips integers
 
+_MOST_LABELS = 120  # of a record whose front is guessed: it lies in one block
 _FRONT = struct.Struct("<III")  # magic, length (with no part flag), number of labels
 
 # What the listing finds wrong with a record; the index into this tuple is stored.
@@ -749,7 +751,7 @@ class RecordIO:
         return open(self.rec, "rb", buffering=0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_memory", "_table")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_table")}
 
     def record(self, i: int) -> bytes:
         """Return the bytes of record i as they stand in the file, at most what glint accepts."""
@@ -785,23 +787,29 @@ class RecordIO:
             raise Rejected(FLAWS[flaw])
         return image
 
-    def many(self, row_n: Ints, most: int) -> Iterator[Run]:
-        """Read records in runs of about `most` bytes, into the same memory."""
+    def many(self, row_n: Ints, most: int, room: Room) -> Iterator[Run]:
+        """Read records in runs of about `most` bytes, their images to where `room` wants them."""
         span_n = np.minimum(self.span[row_n], 2 * LIMIT)
-        slot_n = (span_n + 15) // 16 * 16
-        end_n = np.cumsum(slot_n)
+        end_n = np.cumsum(room.slots(span_n))
         first = 0
         while first < len(row_n):
             before = int(end_n[first - 1]) if first else 0
             last = max(int(np.searchsorted(end_n, before + most, "right")), first + 1)
-            part, size = slice(first, last), int(end_n[last - 1]) - before
-            if len(self._memory) < size:
-                self._memory = np.empty(size, np.uint8)
-            yield self._run(row_n[part], span_n[part], end_n[part] - slot_n[part] - before)
+            run = None
+            while run is None:
+                run = self._run(row_n[first:last], span_n[first:last], room)
+            yield run
             first = last
 
-    def _run(self, row_n: Ints, span_n: Ints, at_n: Ints) -> Run:
-        data = self._memory
+    def _run(self, row_n: Ints, span_n: Ints, room: Room) -> Run | None:
+        """Read records, taking what stands before each image to be as long as it last was.
+
+        None where an image begins earlier: it may need more room, and all is to be read again.
+        """
+        front = self._front
+        size_n = np.maximum(span_n - front, 0)
+        data, start_n = room.lay(size_n)
+        at_n = start_n - front
         fd, view, preadv = self._file.fileno(), data.data, os.preadv
         offset_n = self.at[row_n].tolist()
         try:
@@ -811,34 +819,40 @@ class RecordIO:
             ]
         except OSError:
             got = [-1] * len(row_n)  # one by one, `read` tries again and knows what to say
-        front_n = np.minimum(at_n // 4, len(data) // 4 - 3)
         word = data[: len(data) // 4 * 4].view("<u4")
-        length_n, label_n = (word[front_n + w].astype(np.int64) for w in (1, 2))
-        start_n, stop_n = 32 + 4 * label_n, 8 + length_n
+        magic_n, length_n, label_n = (word[at_n // 4 + w].astype(np.int64) for w in range(3))
         good_n = (
             (self.flaw[row_n] == 0)
             & (span_n >= 32)
             & (np.array(got) == span_n)
-            & (word[front_n] == MAGIC)
+            & (magic_n == MAGIC)
             & (length_n <= LIMIT)
-            & (start_n <= stop_n)
-            & (stop_n <= span_n)
+            & (32 + 4 * label_n <= 8 + length_n)
+            & (8 + length_n <= span_n)
         )
-        start_n, stop_n = start_n + at_n, stop_n + at_n
+        least = 32 + 4 * int(label_n[good_n].min(initial=_MOST_LABELS))
+        if good_n.any():
+            self._front = least
+        if least < front:
+            return None
+        start_n = np.where(good_n, at_n + 32 + 4 * label_n, start_n)
+        stop_n = np.where(good_n, at_n + 8 + length_n, start_n)
         bad: dict[int, Rejected] = {}
         for j in np.flatnonzero(~good_n).tolist():  # of several parts, or no good
-            start_n[j] = stop_n[j] = at = int(at_n[j])
             try:
                 image = self.read(int(row_n[j]))
-                stop_n[j] = at + len(image)
-                view[at : at + len(image)] = image  # shorter than the record
             except Rejected as why:
                 bad[j] = why
+                continue
+            if len(image) > size_n[j]:
+                self._front = 32
+                return None
+            at = int(start_n[j])
+            stop_n[j] = at + len(image)
+            view[at : at + len(image)] = image
         return Run(data, start_n, stop_n, bad)
 
-    @cached_property
-    def _memory(self) -> npt.NDArray[np.uint8]:
-        return np.empty(64, np.uint8)
+    _front = 32  # bytes before the image in the records that were read last
 
     def names_of(self, row_n: Ints) -> pa.Array:
         """Return the keys of records as text."""

@@ -13,6 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from glint.errors import InputError, ResourceError
+from glint.shards import blocks
 from glint.shards.image import Rejected
 from glint.shards.strings import Strings
 
@@ -78,14 +79,17 @@ class Run(NamedTuple):
     bad: dict[int, Rejected]
 
 
-def read_many(source: Source, row_n: Ints, most: int) -> Iterator[Run]:
-    """Read records in runs of about `most` bytes.
+def read_many(
+    source: Source, row_n: Ints, most: int, room: blocks.Room | None = None
+) -> Iterator[Run]:
+    """Read records in runs of about `most` bytes, into a room.
 
     A source that can do better than one `read` after the other has a method `many`.
     """
+    room = room or blocks.Room()
     many = getattr(source, "many", None)
     if many is not None:
-        yield from many(row_n, most)
+        yield from many(row_n, most, room)
         return
     held: list[bytes] = []
     bad: dict[int, Rejected] = {}
@@ -98,17 +102,22 @@ def read_many(source: Source, row_n: Ints, most: int) -> Iterator[Run]:
             held.append(b"")
         total += len(held[-1])
         if total >= most:
-            yield joined(held, bad)
+            yield joined(held, bad, room)
             held, bad, total = [], {}, 0
     if held:
-        yield joined(held, bad)
+        yield joined(held, bad, room)
 
 
-def joined(held: Sequence[bytes], bad: dict[int, Rejected]) -> Run:
+def joined(
+    held: Sequence[bytes], bad: dict[int, Rejected], room: blocks.Room | None = None
+) -> Run:
     """Return a run of byte strings."""
-    stop_n = np.cumsum(np.fromiter(map(len, held), np.int64, len(held)))
-    start_n = np.append(np.zeros(1, np.int64), stop_n[:-1])
-    return Run(np.frombuffer(b"".join(held), np.uint8), start_n, stop_n, bad)
+    size_n = np.fromiter(map(len, held), np.int64, len(held))
+    data, start_n = (room or blocks.Room()).lay(size_n)
+    view = data.data
+    for image, at in zip(held, start_n.tolist()):
+        view[at : at + len(image)] = image
+    return Run(data, start_n, start_n + size_n, bad)
 
 
 def names_of(source: Source, row_n: Ints) -> pa.Array:
