@@ -69,6 +69,15 @@ class Ray:
             _run(ray, submit, most, todo, done, stopped)
 
     @contextlib.contextmanager
+    def pool(self, workers: int) -> Iterator[tuple[Callable[..., Coming], int]]:
+        """Give a `submit`, as of a pool of threads, and how many calls it runs at a time."""
+        ray = _import()
+        with self._joined(ray, workers):
+            most = self.at_once or int(ray.cluster_resources().get("CPU", 1))
+            remote = ray.remote(_call).options(num_cpus=1, max_retries=stage.RETRIES)
+            yield (lambda *call: Coming(ray, remote.remote(*call))), most
+
+    @contextlib.contextmanager
     def _joined(self, ray: Any, workers: int) -> Iterator[None]:
         """Join the cluster, or start one here; nothing of Ray's is printed on stdout."""
         address = self.address or os.environ.get("RAY_ADDRESS", "")
@@ -102,6 +111,24 @@ class Ray:
             finally:
                 if ours:
                     ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Coming:
+    """What a call will return."""
+
+    ray: Any
+    ref: Any
+
+    def result(self) -> Any:
+        """Wait for it. Raises what the call raised, LostError GL0902."""
+        while not self.ray.wait([self.ref], timeout=POLL)[0]:
+            pass  # so that a signal is seen
+        return _result(self.ray, self.ref, "a shard")
+
+
+def _call(work: Callable[..., Any], *arguments: Any) -> Any:
+    return work(*arguments)
 
 
 def _import() -> Any:
@@ -182,7 +209,7 @@ def _run(
             ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL)
             for ref in ready:
                 piece = running[ref]
-                result = _result(ray, ref, piece)
+                result = _result(ray, ref, f"piece {piece}")
                 done(running.pop(ref), result)
             if stopped():
                 end = min(end, time.monotonic() + CLOSE)
@@ -196,7 +223,7 @@ def _run(
                 ray.cancel(ref)
 
 
-def _result(ray: Any, ref: Any, piece: Any) -> Any:
+def _result(ray: Any, ref: Any, what: str) -> Any:
     """Return what a piece returned. Raises what it raised, LostError GL0902."""
     try:
         return ray.get(ref, timeout=CLOSE)
@@ -207,7 +234,6 @@ def _result(ray: Any, ref: Any, piece: Any) -> Any:
     except ray.exceptions.RayError as error:
         raise LostError(
             "GL0902",
-            f"Ray lost the worker of piece {piece} {stage.RETRIES + 1} times: "
-            f"{type(error).__name__}",
+            f"Ray lost the worker of {what} {stage.RETRIES + 1} times: {type(error).__name__}",
             hint="the same command continues; if memory ran out, let fewer pieces run at once",
         ) from None

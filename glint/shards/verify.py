@@ -8,12 +8,12 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,22 @@ TOMBSTONES = "_glint/tombstones.jsonl"
 OBJECTS = 16  # objects of a store asked for at once
 _COLUMNS = ["key", "label", "shard", "offset", "size", "digest"]
 _TODO = "make the dataset again from its source, or bring the files back from a copy"
+
+
+class Coming(Protocol):
+    """A result that is on its way: a Future, or an engine's."""
+
+    def result(self) -> tuple[Findings, str]: ...
+
+
+# What starts the reading of a shard, and how many are read at a time.
+Pool = tuple[Callable[..., Coming], int]
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[Pool]:
+    with ThreadPoolExecutor(workers) as pool:
+        yield pool.submit, workers
 
 
 class _Check:
@@ -367,6 +383,14 @@ class _Check:
         self._tombstones(table)
         return {"label_version": table.version, "classes": table.classes}
 
+    def sampling(self) -> None:
+        """Check that a sampling table can be read."""
+        if (self.root / "sampling.parquet").exists():
+            try:
+                parquet.read(self.root / "sampling.parquet", tables.SAMPLING, code="GL0305")
+            except InputError as error:
+                self.error(error, "sampling.parquet")
+
     def _tombstones(self, table: labels.LabelTable) -> None:
         lines, bad = seal.lines(self.root / TOMBSTONES)
         if bad is not None:
@@ -458,13 +482,20 @@ def columns(table: pa.Table, shard: int) -> Rows:
     return Rows(text.reshape(n, 9), label_n, offset_n, size_n, image_nk.reshape(n, 16))
 
 
-def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int, progress: Progress) -> None:
-    """Walk every shard, `workers` of them at a time; name shards that hold another's bytes."""
+def _deep(
+    check: _Check,
+    dataset: Dataset,
+    count_C: Ints,
+    mine: range,
+    pool: AbstractContextManager[Pool],
+    progress: Progress,
+) -> None:
+    """Walk the shards `mine`, some at a time; name shards that hold another's bytes."""
     listed = entries(dataset)
-    total, done = sum(entry.bytes for entry in listed), 0
-    waiting: deque[tuple[Entry, Future[tuple[Findings, str]]]] = deque()
+    total, done = sum(listed[i].bytes for i in mine), 0
+    waiting: deque[tuple[Entry, Coming]] = deque()
     owner = {entry.sha256: entry.name for entry in listed}
-    left = check.there(listed)
+    left = check.there(listed) & {*mine}
 
     def settle(most: int) -> None:
         nonlocal done
@@ -485,18 +516,19 @@ def _deep(check: _Check, dataset: Dataset, count_C: Ints, workers: int, progress
             done += entry.bytes
             progress(done, total, entry.name)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with pool as (submit, workers):
         for number, rows in check.rows(dataset, count_C):
             entry = listed[number]
-            check.share(entry, rows)
+            if number in mine:
+                check.share(entry, rows)
             if number in left:
                 left.discard(number)
-                waiting.append((entry, pool.submit(check.walk, number, entry, rows)))
+                waiting.append((entry, submit(check.walk, number, entry, rows)))
             settle(2 * workers)
         for number in sorted(left):  # empty shards; all that are left if the index is damaged
             rows_ = _none() if not listed[number].samples else None
             entry = listed[number]
-            waiting.append((entry, pool.submit(check.walk, number, entry, rows_)))
+            waiting.append((entry, submit(check.walk, number, entry, rows_)))
             settle(2 * workers)
         settle(0)
 
@@ -512,11 +544,15 @@ def verify(
     deep: bool = False,
     workers: int = 1,
     progress: Progress = log.silent,
+    task: tuple[int, int] = (0, 1),
+    pool: AbstractContextManager[Pool] | None = None,
 ) -> dict[str, Any]:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
     labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes.
+    Task (i, N) reads the shards with number % N == i, and only task 0 looks at the tables: all is
+    well where it is for every task. `pool` reads shards elsewhere than in threads here.
     Raises InputError GL0301 where the folder is no dataset at all.
     """
     if workers < 1:
@@ -526,7 +562,10 @@ def verify(
     dataset = check.manifest()
     result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
     if dataset is not None:
-        check.tables(dataset)
+        listed = entries(dataset)
+        mine = range(task[0], len(listed), task[1])
+        if task[0] == 0:
+            check.tables(dataset)
         if check.remote is None:
             check.folder(dataset, deep)
         else:
@@ -534,27 +573,25 @@ def verify(
         count_C = np.zeros(dataset.classes, np.int64)
         before = check.found.count
         if deep:
-            _deep(check, dataset, count_C, workers, progress)
+            _deep(check, dataset, count_C, mine, pool or _threads(workers), progress)
         else:
-            listed = entries(dataset)
             for number, rows in check.rows(dataset, count_C):
                 check.share(listed[number], rows)
         whole = check.found.count == before or int(count_C.sum()) == dataset.n
-        check.identities(dataset, count_C if whole else None)
-        check.quarantine(dataset)
-        result |= check.versions(dataset)
-        if (check.root / "sampling.parquet").exists():
-            try:
-                parquet.read(check.root / "sampling.parquet", tables.SAMPLING, code="GL0305")
-            except InputError as error:
-                check.error(error, "sampling.parquet")
+        if task[0] == 0:
+            check.identities(dataset, count_C if whole else None)
+            check.quarantine(dataset)
+            result |= check.versions(dataset)
+            check.sampling()
         result |= {
-            "shards": len(dataset.shards),
-            "samples": dataset.n,
+            "shards": len(mine),
+            "samples": sum(listed[i].samples for i in mine),
             "identities": dataset.classes,
             "digest": dataset.digest,
-            "bytes": sum(entry.bytes for entry in entries(dataset)),
+            "bytes": sum(listed[i].bytes for i in mine),
         }
+        if task[1] > 1:
+            result |= {"task": f"{task[0]}/{task[1]}", "of_shards": len(listed)}
     return {
         **result,
         "ok": not check.found.count,
