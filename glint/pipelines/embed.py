@@ -587,7 +587,9 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
         ),
     )
     norm_N = np.array(rows.norm_N)
-    (work / "samples.npy").replace(out / "samples.npy")
+    with commit.writing(out):
+        (work / "samples.npy").replace(out / "samples.npy")
+        commit.sync_dir(out)  # before embeddings.json says that it is there
     about = {
         **plan,
         "failed": failed,
