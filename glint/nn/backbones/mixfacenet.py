@@ -128,7 +128,7 @@ class MixUnit(nn.Module):
         if self.residual:
             y_nCHW = y_nCHW + x_nCHW
         if self.shuffle:
-            y_nCHW = torch.unflatten(y_nCHW, 1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+            y_nCHW = torch.cat((y_nCHW[:, 0::2], y_nCHW[:, 1::2]), dim=1)
         return y_nCHW
 
 

@@ -1,0 +1,85 @@
+"""Every backbone learns in float32 and bf16 and leaves as an ONNX file that is the net."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from glint.nn.backbones import NAMES, create
+from glint.train.export import export_onnx
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+Toy = Callable[..., Path]
+TOYS: list[tuple[str, dict[str, Any]]] = [
+    ("vit_t", {"width": 16, "depth": 2, "heads": 2, "mask": 0.1, "drop_path": 0.1}),
+    ("vit_b", {"width": 16, "depth": 2, "heads": 4, "checkpoint": True}),
+    ("vargfacenet", {"width": 0.125, "blocks": [1, 1, 1]}),
+    ("vargfacenet", {"width": 0.125, "blocks": [1, 1, 1], "se": False}),
+    ("mixfacenet_xs", {"width": 0.125, "tail": 32}),
+    ("shufflemixfacenet_xs", {"width": 0.25, "tail": 32}),
+]
+FULL = [name for name in NAMES if name != "iresnet"]
+
+
+@pytest.mark.parametrize(("name", "options"), TOYS)
+def test_the_file_is_the_net(
+    toy_run: Toy, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    run = toy_run(name, 24, **options)
+    found = export_onnx(run, tmp_path / "net.onnx", crops=4)
+    assert 0.99999 <= found["cosine_min"] <= 1.0000001
+    model = onnx.load(str(tmp_path / "net.onnx"))
+    assert not {n.op_type for n in model.graph.node} & {"Dropout", "Loop", "If", "RandomUniform"}
+
+
+@pytest.mark.parametrize(("name", "options"), [TOYS[0], TOYS[5]])
+def test_the_oldest_operator_set_will_do(
+    toy_run: Toy, tmp_path: Path, name: str, options: dict[str, Any]
+) -> None:
+    found = export_onnx(toy_run(name, 24, **options), tmp_path / "net.onnx", crops=2, opset=11)
+    assert found["cosine_min"] >= 0.99999
+
+
+def learn(net: nn.Module, batch: int) -> None:
+    """Train a step in float32 and one in bf16; every weight must move, to finite numbers."""
+    image = torch.rand(batch, 3, 112, 112) * 2 - 1
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    for mixed in (False, True):
+        before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            feature = net(image)
+        assert feature.dtype == torch.float32
+        nn.functional.normalize(feature)[:, 0].sum().mul(1e3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after = [p for p in net.parameters() if p.requires_grad]
+        assert all(bool(p.isfinite().all()) for p in after)
+        still = [n for n, p in net.named_parameters() if p.requires_grad]
+        still = [n for n, a, b in zip(still, before, after, strict=True) if torch.equal(a, b)]
+        assert still == [], mixed
+
+
+@pytest.mark.parametrize(("name", "options"), TOYS)
+def test_toys_learn_in_both_precisions(name: str, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    learn(create(name, 24, **options), batch=6)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", FULL)
+def test_published_sizes_learn_and_export(toy_run: Toy, tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    learn(create(name), batch=2)
+    run = toy_run(name, 512)
+    found = export_onnx(run, tmp_path / "net.onnx", crops=2)
+    assert 0.99999 <= found["cosine_min"] <= 1.0000001
+    for path in (tmp_path / "net.onnx", *run.rglob("*.safetensors")):
+        path.unlink()  # up to a gigabyte each
