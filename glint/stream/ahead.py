@@ -32,7 +32,9 @@ def check(dataset: Dataset, block: int | None, window: int) -> None:
     remote = dataset.remote
     if remote is None or remote.fits or not dataset.n:
         return
-    sizes = sorted((int(e["bytes"]) for e in dataset.manifest["shards"]), reverse=True)
+    listed = dataset.manifest["shards"]
+    sizes = sorted((int(entry["bytes"]) for entry in listed), reverse=True)
+    counts = {int(entry["samples"]) for entry in listed[:-1]} or {dataset.n}
     total, most = sum(sizes), cache.limit()
     if not block:
         raise UsageError(
@@ -42,8 +44,11 @@ def check(dataset: Dataset, block: int | None, window: int) -> None:
             where=dataset.name,
             hint="a larger --cache-size, or data.block = the samples of a shard",
         )
-    mean = dataset.n / len(sizes)
-    touched = min(len(sizes), 2 * window * (1 if block == mean else 1 + int(np.ceil(block / mean))))
+    per_shard = max(counts)
+    per_block = (
+        1 if counts == {block} else 1 + -(-block // max(1, min(counts)))
+    )  # shards of one block
+    touched = min(len(sizes), 2 * window * per_block)
     need = sum(sizes[:touched])
     if need > most:
         raise UsageError(
@@ -53,15 +58,15 @@ def check(dataset: Dataset, block: int | None, window: int) -> None:
             where=dataset.name,
             hint="a larger --cache-size, or a dataset of smaller shards with a smaller data.block",
         )
-    if block < mean:
+    if block < per_shard:
         logger.warning(
-            "%s: blocks of %d samples are cut from shards of %.0f: an epoch fetches a shard up to "
-            "%.0f times; data.block=%.0f fetches each once",
+            "%s: blocks of %d samples are cut from shards of %d, so an epoch fetches a shard up to "
+            "%d times; data.block=%d fetches most once",
             dataset.name,
             block,
-            mean,
-            np.ceil(mean / block),
-            mean,
+            per_shard,
+            -(-per_shard // block),
+            per_shard,
         )
 
 
