@@ -91,9 +91,10 @@ def _say(result: dict[str, Any]) -> str:
             f"{result['samples']} samples, "
             f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}"
         )
+    share = f" in the share of task {result['task']}" if "task" in result else ""
     lines.append(
         "result       "
-        + ("all as written" if result["ok"] else f"{result['problem_count']} problems")
+        + (f"all as written{share}" if result["ok"] else f"{result['problem_count']} problems")
     )
     if result["ok"] and not result["deep"]:
         lines.append(f"next         glint verify {result['dataset']} --deep")

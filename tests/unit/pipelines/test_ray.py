@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from glint.pipelines import reshard, tasks
 from glint.pipelines import rewrite as rewriting
 from glint.pipelines import shard as stage
 from glint.pipelines.cluster import Ray
-from glint.shards import recordio
+from glint.shards import recordio, verify
 from glint.shards.index import Dataset
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'glint-faces[ray]'")
@@ -152,6 +153,19 @@ def test_a_signal_stops(
     assert signal.getsignal(signal.SIGTERM) == before
     assert stage.shard(world, tmp_path / "out", stage.Options(40))["resumed_shards"] >= 2
     assert files(tmp_path / "out") == files(whole)
+
+
+def test_verify(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    tar = out / "data" / "train-000003.tar"
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    here = verify.verify(out, deep=True)
+    there = verify.verify(out, deep=True, pool=Ray().pool(2))
+    assert not here["ok"] and here["problem_count"] >= 1
+    assert {**there, "seconds": 0} == {**here, "seconds": 0}
 
 
 class Means:

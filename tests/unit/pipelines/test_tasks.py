@@ -19,7 +19,7 @@ from glint.errors import BusyError, UsageError
 from glint.pipelines import reshard, tasks
 from glint.pipelines import shard as stage
 from glint.pipelines.tasks import Task
-from glint.shards import commit, recordio
+from glint.shards import commit, recordio, verify
 from glint.shards.index import Dataset
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -221,3 +221,21 @@ def test_many_tasks_killed_at_any_time(world: Path, whole: Path, tmp_path: Path)
         for i in range(3):
             ended(start(*command, f"{i}/3"))
         assert files(out) == files(whole)
+
+
+def test_verify_by_three(whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    told = [verify.verify(out, deep=True, task=(i, 3)) for i in range(3)]
+    assert all(t["ok"] for t in told) and [t["shards"] for t in told] == [7, 7, 6]
+    assert sum(t["samples"] for t in told) == 799
+    assert sum(t["bytes"] for t in told) == verify.verify(out, deep=True)["bytes"]
+    tar = out / "data" / "train-000004.tar"  # of task 1
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    (out / "identities.parquet").write_bytes(b"PAR1")  # of task 0
+    told = [verify.verify(out, deep=True, task=(i, 3)) for i in range(3)]
+    assert [t["ok"] for t in told] == [False, False, True]
+    assert {p["file"] for p in told[1]["problems"]} == {"data/train-000004.tar"}
+    assert {p["file"] for p in told[0]["problems"]} == {"identities.parquet"}
