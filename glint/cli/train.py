@@ -175,7 +175,7 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
         raise UsageError(
             "GL0002", "run.device is cuda and no CUDA device is visible", hint="run.device=cpu"
         )
-    world = join(device)
+    world = join(device, timeout=settings.run.timeout)
     try:
         batch = restore.batch_for_world(folder, settings.data.batch, world.size)
         settings = settings.model_copy(

@@ -60,8 +60,9 @@ class Head(Table):
     threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
     masks: bool = True  # keep known same-person pairs of the label table apart
     block: AtLeastOne = 1024  # classes per block of the streamed softmax
-    gemm: Literal["float32", "bf16"] = "float32"  # what matrix products round their operands to
+    gemm: Literal["float32", "tf32", "bf16"] = "float32"  # what products round operands to
     storage: Literal["float32", "bf16"] = "float32"  # how centres and their state are kept
+    kernels: Literal["auto", "torch", "triton"] = "auto"  # who computes: docs/partial_fc.md
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield margins that the chosen kind of margin does not read."""
@@ -146,6 +147,7 @@ class Run(Table):
     compile: str = ""  # a backend of torch.compile, as in "inductor"; "" = none
     on_nan: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
     max_skips: AtLeastOne = 20  # so many skipped steps in a row end the run
+    timeout: Positive = 120.0  # seconds a rank waits for the others before it gives up
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what the device does not have."""
