@@ -1,9 +1,11 @@
 """Equal batches for every rank, in the order of the plan, from any step of any epoch."""
 
 # n images of one rank's batch, H height, W width, C classes, L labels as sharded
+# w workers, t threads of one
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Iterator
@@ -356,12 +358,23 @@ class Stream:
 
     def _from_workers(self, epoch: int, part: Slice, steps: range) -> Generator[Batch, None, None]:
         count = min(self.workers, max(1, len(steps)))
+        parts = max(1, self.threads)
+        shared = mmap.mmap(-1, 8 * count * parts)
+        now_wt = np.frombuffer(shared, np.int64).reshape(count, parts)
+        now_wt[:] = -1
+
+        def reading(worker: int) -> str:
+            row_t = now_wt[worker][now_wt[worker] >= 0]
+            return " or ".join(self._shards.where(row) for row in row_t.tolist())
 
         def make(step: int, image_nHW3: U8, pool: ThreadPoolExecutor | None) -> tuple[I64, I64]:
+            self._reader.now_t = now_wt[steps.index(step) % count]
             return self._fill(epoch, part, step, image_nHW3, pool, count)
 
         deadline = DEADLINE if self.dataset.remote is None else REMOTE_DEADLINE
-        workers = Workers(make, (self.batch, *self._reader.shape), count, self.threads, deadline)
+        workers = Workers(
+            make, (self.batch, *self._reader.shape), count, self.threads, deadline, reading
+        )
         try:
             with self._ahead(epoch, part, steps) as at:
                 for step, image_nHW3, (row_n, position_n) in workers.batches(steps):

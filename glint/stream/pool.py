@@ -35,7 +35,8 @@ class Workers:
     """W processes that make batches of one epoch ahead of the consumer.
 
     make(step, image, threads) fills `image` and returns the rest of the batch, picklable.
-    shape: of `image`, uint8. Forked, so the dataset's index is shared, not copied.
+    shape: of `image`, uint8. at: names what a worker reads, for the error about its end.
+    Forked, so the dataset's index is shared, not copied.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class Workers:
         workers: int,
         threads: int = 1,
         deadline: float = DEADLINE,
+        at: Callable[[int], str] | None = None,
     ) -> None:
         context = mp.get_context("fork")
-        self._deadline = deadline
+        self._deadline, self._at = deadline, at
         self._ends: list[Connection] = []
         self._slots: list[list[U8]] = []
         self._processes: list[Any] = []
@@ -129,7 +131,7 @@ class Workers:
         raise LostError(
             "GL0902",
             f"no batch from worker {worker} (pid {process.pid}) for {self._deadline:.0f} s",
-            where=f"step {step}",
+            where=self._place(worker, step),
             hint="the storage may hang; look at the worker with py-spy or strace",
         )
 
@@ -144,11 +146,19 @@ class Workers:
         hint = (
             "out of memory kills look like this: fewer data.workers, a smaller data.batch"
             if code == -signal.SIGKILL
-            else ""
+            else "if it ends at the same picture again, the decoder cannot bear that picture: "
+            "leave it out of the source"
         )
         return LostError(
-            "GL0902", f"worker {worker} (pid {process.pid}) {how}", where=f"step {step}", hint=hint
+            "GL0902",
+            f"worker {worker} (pid {process.pid}) {how}",
+            where=self._place(worker, step),
+            hint=hint,
         )
+
+    def _place(self, worker: int, step: int) -> str:
+        told = self._at(worker) if self._at is not None else ""
+        return f"step {step}" + (f", reading {told}" if told else "")
 
 
 def _work(

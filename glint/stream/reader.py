@@ -24,6 +24,7 @@ class Reader:
     def __init__(self, shards: Shards, *, size: int = 112, degrade: Degrade | None = None) -> None:
         self.shards, self.degrade = shards, degrade
         self.shape = (size, size, 3)
+        self.now_t: I64 | None = None  # the row that each thread is at, or -1: see `pool`
 
     def fill(
         self,
@@ -41,23 +42,27 @@ class Reader:
         Raises InputError GL0302, GL0303, GL0903.
         """
         if pool is None or parts < 2:
-            self._fill(image_nHW3, row_n, window)
+            self._fill(image_nHW3, row_n, window, 0)
         else:
             edge = np.linspace(0, len(row_n), parts + 1).astype(int)
             done = [
-                pool.submit(self._fill, image_nHW3[a:b], row_n[a:b], window)
-                for a, b in pairwise(edge.tolist())
+                pool.submit(self._fill, image_nHW3[a:b], row_n[a:b], window, part)
+                for part, (a, b) in enumerate(pairwise(edge.tolist()))
             ]
             for future in done:
                 future.result()
         if self.degrade is not None:
             self.degrade(image_nHW3, epoch, position_n)
 
-    def _fill(self, image_nHW3: U8, row_n: npt.NDArray[np.int64], window: Window | None) -> None:
-        shards = self.shards
+    def _fill(
+        self, image_nHW3: U8, row_n: npt.NDArray[np.int64], window: Window | None, part: int
+    ) -> None:
+        shards, now_t = self.shards, self.now_t
         read, check = shards.read, shards.check
         for sample, out in zip(shards.samples(row_n), image_nHW3):
             data: bytes | memoryview
+            if now_t is not None:
+                now_t[part] = sample[0]
             if window is None:
                 data = read(sample)
             else:
@@ -69,3 +74,5 @@ class Reader:
                 raise InputError(
                     error.code, error.what, where=shards.where(sample[0]), hint=error.hint
                 ) from None
+        if now_t is not None:
+            now_t[part] = -1
