@@ -136,7 +136,7 @@ def each(
             return
         left, lost = list(reversed(todo)), Counter[int]()
         while left and not stopped():
-            gone = _pool(work, plan, left, workers, done, stopped, ahead=1 if lost else 2)
+            gone = _pool(work, plan, left, workers, done, stopped)
             lost.update(gone)
             left += reversed(gone)
             if gone:
@@ -158,11 +158,10 @@ def _pool(
     workers: int,
     done: Callable[[int, Result], None],
     stopped: Callable[[], bool],
-    ahead: int,
 ) -> list[int]:
     """Take pieces from the end of `left` until none is left, a signal came or a worker died.
 
-    Returns the pieces that were under way, at most ahead * workers, when a worker died.
+    Returns the pieces that were under way when a worker died.
     """
     running: dict[Future[Result], int] = {}
     before = set(multiprocessing.active_children())
@@ -170,7 +169,8 @@ def _pool(
     with ProcessPoolExecutor(workers, context, _start, (os.getpid(),)) as pool:
         try:
             while (left and not stopped()) or running:
-                while left and len(running) < ahead * workers and not stopped():
+                # No piece waits for a worker: a kill costs at most as many pieces as workers.
+                while left and len(running) < workers and not stopped():
                     piece = left.pop()
                     try:
                         running[pool.submit(work, plan, piece)] = piece
