@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,9 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def start(*args: str | Path) -> subprocess.Popen[str]:
+def start(*args: str | Path, on: Sequence[str] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "glint", *map(str, args), "--workers", "1", "--json"],
+        [*on, sys.executable, "-m", "glint", *map(str, args), "--workers", "1", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -239,3 +239,37 @@ def test_verify_by_three(whole: Path, tmp_path: Path) -> None:
     assert [t["ok"] for t in told] == [False, False, True]
     assert {p["file"] for p in told[1]["problems"]} == {"data/train-000004.tar"}
     assert {p["file"] for p in told[0]["problems"]} == {"identities.parquet"}
+
+
+def machine(name: str) -> list[str]:
+    """Give the command that makes a process think it is alone on a machine of that name."""
+    inside = f'hostname {name} && exec "$0" "$@"'
+    return ["unshare", "--uts", "--pid", "--fork", "--kill-child", "sh", "-c", inside]
+
+
+def may_be_machines() -> bool:
+    try:
+        return subprocess.run([*machine("one"), "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not may_be_machines(), reason="needs root and unshare")
+@pytest.mark.parametrize("names", [("one", "two"), ("same", "same")])
+def test_two_machines(world: Path, whole: Path, tmp_path: Path, names: tuple[str, str]) -> None:
+    """Hosts of their own names, or of one name, where process ids are the same on both."""
+    out = tmp_path / "out"
+    running = [
+        start("shard", world, out, "--samples-per-shard", "40", "--task", f"{i}/2", on=machine(n))
+        for i, n in enumerate(names)
+    ]
+    deadline = time.monotonic() + 60
+    seen: set[str] = set()
+    while any(process.poll() is None for process in running):
+        seen |= {p.name.split(".tmp.")[1] for p in (out / "data").glob("*.tmp.*")}
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    for process in running:
+        ended(process)
+    assert {name.rsplit(".", 1)[0] for name in seen} == {*names}
+    assert files(out) == files(whole)
