@@ -135,24 +135,34 @@ def _say(result: dict[str, Any]) -> str:
 
 def info(
     dataset: str = show.DATASET,
+    duplicates: bool = typer.Option(
+        False, "--duplicates", help="Find images that stand more than once, byte for byte."
+    ),
+    out: str = typer.Option("", help="With --duplicates: a Parquet file, one row per such image."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
     """Say what a dataset holds: counts, labels in force, digest."""
-    show.run(lambda: _info(dataset), "glint/info-result@1", as_json, debug=debug, say=_say_info)
+
+    def work() -> dict[str, Any]:
+        return _info(dataset, duplicates or bool(out), out or None)
+
+    show.run(work, "glint/info-result@1", as_json, debug=debug, say=_say_info)
 
 
-def _info(dataset: str) -> dict[str, Any]:
+def _info(dataset: str, equals: bool, out: str | None) -> dict[str, Any]:
     import numpy as np
 
-    from glint.shards import labels
+    from glint.shards import duplicates, labels
     from glint.shards.index import Dataset
 
     data = Dataset(dataset)
     table = labels.current(data.root, data.classes)
     count = data.identities().column("count").to_numpy()
     manifest = data.manifest
+    found = {"duplicates": duplicates.find(data, table, out)} if equals else {}
     return {
+        **found,
         "dataset": data.name,
         "source": manifest["source"],
         "layout": manifest["layout"],
@@ -192,6 +202,20 @@ def _say_info(result: dict[str, Any]) -> str:
             f"labels       version {result['label_version']}: {result['classes']} classes, "
             f"{result['dropped_identities']} identities dropped, "
             f"{result['masked_pairs']} pairs masked",
+            *_say_equals(result.get("duplicates")),
             f"digest       {result['digest']}",
         ]
     )
+
+
+def _say_equals(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = [
+        f"duplicates   {found['groups']} images stand more than once ({found['images']} samples): "
+        f"{found['under_one_identity']} under one identity, {found['under_several']} under several"
+    ]
+    for group in found["shown"]:
+        told = ", ".join(f"{k} (label {n})" for k, n in zip(group["keys"], group["labels"]))
+        lines.append(f"             {told}")
+    return lines + ([f"wrote        {found['out']}"] if "out" in found else [])

@@ -61,6 +61,19 @@ DUPLICATES = pa.schema(
     ]
 )
 
+# Samples of one dataset that are equal byte for byte (`glint info --duplicates --out`).
+EQUALS = pa.schema(
+    [
+        ("group", pa.int64()),  # equal images have the same
+        ("key", pa.string()),
+        ("label", pa.int64()),  # as sharded
+        ("target", pa.int64()),  # in force
+        ("across", pa.bool_()),  # the group stands under several targets
+        ("source_label", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+
 # A label version: what became of each label as sharded (target -1 = dropped).
 LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
 

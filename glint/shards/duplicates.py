@@ -1,0 +1,116 @@
+"""Images that stand more than once in one dataset, byte for byte: by their digests alone."""
+
+# n samples, m of them in a group of equal images
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from glint.errors import BusyError
+from glint.manifests import tables
+from glint.shards import parquet
+from glint.shards.index import Dataset
+from glint.shards.labels import LabelTable
+
+SHOWN = 20  # groups told one by one
+
+Ints = npt.NDArray[np.int64]
+
+
+def groups(digest_nk: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
+    """Return the rows of images that stand more than once, and the group of each; both [m].
+
+    Groups are numbered by their first rows, rows ascend in a group. Beside the digests it takes
+    16 bytes a sample.
+    """
+    digest_n2 = np.ascontiguousarray(digest_nk).view(np.uint64)
+    order_n = np.argsort(digest_n2[:, 0], kind="stable")
+    first_n = digest_n2[order_n, 0]
+    same = first_n[1:] == first_n[:-1]
+    twin_n = np.zeros(len(first_n), np.bool_)
+    twin_n[1:] |= same
+    twin_n[:-1] |= same
+    row_m = order_n[twin_n]
+    row_m = row_m[np.lexsort((row_m, digest_n2[row_m, 1], digest_n2[row_m, 0]))]
+    found_m2 = digest_n2[row_m]
+    group_m = np.cumsum(np.r_[True, (found_m2[1:] != found_m2[:-1]).any(axis=1)][: len(row_m)]) - 1
+    count_g = np.bincount(group_m)
+    keep_m = count_g[group_m] > 1  # halves of digests may be equal by chance
+    row_m, group_m = row_m[keep_m], group_m[keep_m]
+    start_g = np.flatnonzero(np.r_[True, group_m[1:] != group_m[:-1]][: len(group_m)])
+    place_g = np.empty(len(start_g), np.int64)
+    place_g[np.argsort(row_m[start_g])] = np.arange(len(start_g))
+    group_m = np.repeat(place_g, np.diff(np.r_[start_g, len(row_m)]))
+    order_m = np.argsort(group_m, kind="stable")
+    return row_m[order_m], group_m[order_m]
+
+
+def find(
+    dataset: Dataset, labels: LabelTable, out: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Count the images that stand more than once, under one identity or under several.
+
+    Identities are those of the labels in force; dropped ones are left out. out: a Parquet file to
+    write with one row for each such image. Raises BusyError GL0004 where it exists.
+    """
+    if out is not None and Path(out).exists():
+        raise BusyError("GL0004", "the file exists", where=os.fspath(out))
+    row_m, group_m = groups(dataset.digests)
+    target_m = labels.target[dataset.label[row_m]]
+    row_m, group_m, target_m = (array[target_m >= 0] for array in (row_m, group_m, target_m))
+    left_m = np.bincount(group_m)[group_m] > 1  # without the dropped ones
+    row_m, target_m = row_m[left_m], target_m[left_m]
+    group_m = np.unique(group_m[left_m], return_inverse=True)[1].astype(np.int64)
+    n = int(group_m.max(initial=-1)) + 1
+    least_g, most_g = np.full(n, np.iinfo(np.int64).max), np.full(n, -1)
+    np.minimum.at(least_g, group_m, target_m)
+    np.maximum.at(most_g, group_m, target_m)
+    across_g = least_g != most_g
+    label_m = dataset.label[row_m]
+    if out is not None:
+        _write(out, dataset, row_m, group_m, label_m, target_m, across_g[group_m])
+    return {
+        "groups": n,
+        "images": len(row_m),
+        "under_one_identity": int((~across_g).sum()),
+        "under_several": int(across_g.sum()),
+        "shown": [
+            {
+                "keys": [dataset.key[int(row)] for row in row_m[group_m == group]],
+                "labels": label_m[group_m == group].tolist(),
+            }
+            for group in np.flatnonzero(across_g)[:SHOWN].tolist()
+        ],
+        **({"out": os.fspath(out)} if out is not None else {}),
+    }
+
+
+def _write(
+    out: str | os.PathLike[str],
+    dataset: Dataset,
+    row_m: Ints,
+    group_m: Ints,
+    label_m: Ints,
+    target_m: Ints,
+    across_m: npt.NDArray[np.bool_],
+) -> None:
+    told = dataset.identities().column("source_label")
+    where = ("key", "source")
+    text = parquet.read(dataset.root / "samples.parquet", tables.SAMPLES, columns=list(where))
+    text = text.take(pa.array(row_m))
+    columns = {
+        "group": pa.array(group_m),
+        "key": text.column("key"),
+        "label": pa.array(label_m),
+        "target": pa.array(target_m),
+        "across": pa.array(across_m),
+        "source_label": told.take(pa.array(label_m)),
+        "source": text.column("source"),
+    }
+    parquet.write(out, pa.table(columns, schema=tables.EQUALS))
