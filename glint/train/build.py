@@ -90,7 +90,7 @@ class Run:
             "sync_bn": recipe["run"]["sync_bn"],
             "sampling": self.stream.sampling_digest,
             "backbone": recipe["backbone"],
-            "head": {k: v for k, v in recipe["head"].items() if k != "block"},
+            "head": {k: v for k, v in recipe["head"].items() if k not in ("block", "kernels")},
             "optim": recipe["optim"],
             "schedule": {k: v for k, v in recipe["schedule"].items() if k != "max_steps"},
         }
@@ -126,6 +126,7 @@ def head(
         block=table.block,
         gemm=table.gemm,
         storage=table.storage,
+        kernels=table.kernels,
     )
 
 

@@ -19,6 +19,7 @@ STATE = {
     "adamw": (2, 0),
 }
 SIZE = {"float32": 4, "bf16": 2}
+PRODUCT = {**SIZE, "tf32": 4}
 KEEP = 64 << 20  # bytes of exponentials that a head keeps rather than compute twice
 INDEX = 4 * 8  # bytes per row that plays: its class, its row, and sorting them
 LENGTHS = 2 * 4  # bytes per row that plays: length and inverse
@@ -50,7 +51,7 @@ class Head:
             ("block", self.block >= 1, "at least 1"),
             ("rule", self.rule in STATE, " or ".join(STATE)),
             ("storage", self.storage in SIZE, " or ".join(SIZE)),
-            ("gemm", self.gemm in SIZE, " or ".join(SIZE)),
+            ("gemm", self.gemm in PRODUCT, " or ".join(PRODUCT)),
         )
         for name, good, expected in checks:
             if not good:
@@ -83,7 +84,7 @@ def memory(head: Head) -> dict[str, int]:
     row, compute = head.dim * SIZE[head.storage], 4
     rows, plain = STATE[head.rule]
     samples, block = head.samples, min(head.block, head.playing)
-    exponent = SIZE[head.gemm]
+    exponent = PRODUCT[head.gemm]
     everything = samples * head.playing * exponent
     kept = everything if everything <= head.keep else samples * block * exponent
     parts = {
@@ -116,7 +117,7 @@ def communication(head: Head) -> dict[str, int]:
 
 def products(head: Head) -> float:
     """Give the floating-point operations of a step's matrix products on one rank."""
-    everything = head.samples * head.playing * SIZE[head.gemm]
+    everything = head.samples * head.playing * PRODUCT[head.gemm]
     count = 3 if everything <= head.keep else 4  # not kept: cosines are computed twice
     return 2.0 * count * head.samples * head.playing * head.dim
 

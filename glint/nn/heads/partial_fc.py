@@ -7,6 +7,7 @@ move: `rows`; how they are kept: `storage`; who must not repel whom: `masks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.rows import Playing, apply, row_rule
 from glint.nn.heads.sample import sampled_classes, stream_key
-from glint.nn.heads.softmax import Trace, gather_batch, margin_softmax
+from glint.nn.heads.softmax import WIDEST, Trace, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
 from glint.nn.margins import Margin
@@ -60,6 +61,7 @@ class PartialFC(nn.Module):
         gemm: str = "float32",
         storage: str = "float32",
         keep: int = _KEEP,
+        kernels: str = "auto",
         tally: bool = False,
     ) -> None:
         """Make the head; classes and dim are those of the whole table.
@@ -68,10 +70,11 @@ class PartialFC(nn.Module):
         `rows.RULES`; threshold: drop negatives of a higher cosine, 0 = none; masks: (m, 2) labels
         known to be one person; block: class rows per block of logits; ddp_mean: multiply feature
         gradients by the world size (see `softmax`); dtype: what is computed in; gemm "bf16": round
-        the operands of matrix products; storage "bf16": keep centres and their state in bf16,
-        stochastically rounded; keep: bytes of exponentials held instead of computed twice; tally:
-        count each row's steps (`statistics.Tally`). Raises UsageError (GL0002) for an option out of
-        range, InputError (GL0304) for bad masks.
+        the operands of matrix products, "tf32": kernels may keep 10 bits of them; storage "bf16":
+        keep centres and their state in bf16, stochastically rounded; keep: bytes of exponentials
+        held instead of computed twice; kernels: see `trace_of`; tally: count each row's steps
+        (`statistics.Tally`). Raises UsageError (GL0002) for an option out of range, InputError
+        (GL0304) for bad masks.
         """
         super().__init__()
         _check_options(classes, dim, rate, scale, block, dtype, gemm, storage)
@@ -79,6 +82,7 @@ class PartialFC(nn.Module):
         self.rate, self.threshold, self.seed, self.block = rate, threshold, seed, block
         self.ddp_mean, self.gemm, self.keep = ddp_mean, gemm, keep
         self.world = World() if world is None else world
+        self.trace_of = trace_of(kernels, dim, dtype, gemm, self.world.device)
         self.span = span(classes, self.world.size, self.world.rank)
         self.rule = row_rule(rule, momentum=momentum, weight_decay=weight_decay)
         self.weight: Tensor
@@ -140,6 +144,7 @@ class PartialFC(nn.Module):
             ddp_mean=self.ddp_mean,
             gemm=self.gemm,
             keep=self.keep,
+            trace_of=self.trace_of,
         )
         return loss
 
@@ -154,7 +159,7 @@ class PartialFC(nn.Module):
         if len(pending) == 1:
             trace = pending[0]
             trace.weight = trace.weight / divide
-            trace.playing.update(trace.gradient, step=step, lr=lr)
+            trace.update(step=step, lr=lr)
             trace.release()
             return
         index_k, grad_kD = self._joined(pending)
@@ -255,6 +260,42 @@ class PartialFC(nn.Module):
         return torch.where(mine_N, row_N, -1)
 
 
+def trace_of(
+    kernels: str, dim: int, dtype: torch.dtype, gemm: str, device: torch.device
+) -> type[Trace]:
+    """Choose who does the work of a step: torch's operations, or Triton's kernels.
+
+    "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there, the
+    products are "bf16" or "tf32" and rows have 512 numbers at most. "triton" asks for them; raises
+    UsageError (GL0002) where they cannot run.
+    """
+    names = ("auto", "torch", "triton")
+    if kernels not in names:
+        raise UsageError(
+            "GL0002", f"kernels is {kernels!r}, expected {' or '.join(names)}", where="head"
+        )
+    if kernels == "torch":
+        return Trace
+    here = find_spec("triton") is not None
+    if kernels == "auto":
+        suits = here and device.type == "cuda" and dtype == torch.float32 and gemm != "float32"
+        if not suits or dim > WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
+            return Trace
+    wants = {
+        "the package triton": here,
+        "float32 rows": dtype == torch.float32,
+        f"at most {WIDEST} numbers per row": dim <= WIDEST,
+    }
+    if here:
+        from glint.nn.heads.fused import INTERPRETED, fused
+
+        wants["a CUDA device (or TRITON_INTERPRET=1)"] = device.type == "cuda" or INTERPRETED
+    for want, good in wants.items():
+        if not good:
+            raise UsageError("GL0002", f'kernels = "triton" needs {want}', where="head")
+    return fused(gemm)
+
+
 def initial_centres(
     start: int, stop: int, dim: int, *, seed: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -283,6 +324,7 @@ def _check_options(
     storage: str,
 ) -> None:
     kinds = ("float32", "bf16") if dtype == torch.float32 else ("float32",)
+    products = ("float32", "tf32", "bf16") if dtype == torch.float32 else ("float32",)
     checks = (
         ("classes", classes, classes >= 1, "at least 1"),
         ("dim", dim, dim >= 1, "at least 1"),
@@ -290,7 +332,7 @@ def _check_options(
         ("scale", scale, scale > 0, "above 0"),
         ("block", block, block >= 1, "at least 1"),
         ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),
-        ("gemm", gemm, gemm in kinds, f"{' or '.join(kinds)} in {dtype}"),
+        ("gemm", gemm, gemm in products, f"{' or '.join(products)} in {dtype}"),
         ("storage", storage, storage in kinds, f"{' or '.join(kinds)} in {dtype}"),
     )
     for name, value, good, expected in checks:

@@ -174,6 +174,9 @@ class _NeverBehind:
         ):
             store.put(table_cD, at, rows_bD, salt)
 
+    def note(self, state: State, at: At, step: int) -> None:
+        """Do nothing: no step is kept."""
+
     def done(self, weight_cD: Tensor, state: State, store: Store, *, lr: float) -> None:
         """Do nothing."""
 
@@ -265,11 +268,24 @@ class LazyDecay(_NeverBehind):
         lr: float,
     ) -> None:
         """Move the rows and note the step."""
-        gap_b = (step - 1 - state["last"][at]).clamp_min(0).to(torch.float64)
-        fade_b = torch.pow(self.momentum, gap_b + 1).to(grad_bD.dtype)
+        fade_b = torch.pow(self.momentum, self._gap(state, at, step) + 1).to(grad_bD.dtype)
         rows[1].mul_(fade_b[:, None])
         _momentum_step(rows, grad_bD, lr, self.weight_decay)
+        self.note(state, at, step)
+
+    def note(self, state: State, at: At, step: int) -> None:
+        """Note the step."""
         state["last"][at] = step
+
+    def owed(self, state: State, at: At, step: int) -> Tensor:
+        """Give what brings (w, v) to the step, float32 (b, 4): ((1, 0), (0, mu^gap))."""
+        owed_b4 = torch.eye(2, device=state["last"].device).view(1, 4)
+        owed_b4 = owed_b4.repeat(state["last"][at].shape[0], 1)
+        owed_b4[:, 3] = torch.pow(self.momentum, self._gap(state, at, step))
+        return owed_b4
+
+    def _gap(self, state: State, at: At, step: int) -> Tensor:
+        return (step - 1 - state["last"][at]).clamp_min(0).to(torch.float64)
 
 
 class DenseExact:
@@ -326,7 +342,16 @@ class DenseExact:
         """Move the rows."""
         rows[1].mul_(self.momentum)
         _momentum_step(rows, grad_bD, lr, self.weight_decay)
+        self.note(state, at, step)
+
+    def note(self, state: State, at: At, step: int) -> None:
+        """Note the update."""
         state["last"][at] = self.now + 1
+
+    def owed(self, state: State, at: At, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Give each row's product of missed matrices, (b, 4)."""
+        gap_b = self.now - state["last"][at]
+        return self.missed_g4.to(gap_b.device, dtype)[gap_b.to(torch.int64)]
 
     def write(self, rows: Rows, weight_cD: Tensor, state: State, at: At, store: Store) -> None:
         """Put the rows and their momentum back."""
@@ -362,9 +387,7 @@ class DenseExact:
 
     def _missed(self, state: State, at: At, store: Store) -> tuple[Tensor, ...]:
         """Give the entries of each row's product of missed matrices, four of (b, 1)."""
-        gap_b = self.now - state["last"][at]
-        table_g4 = self.missed_g4.to(gap_b.device, store.compute)
-        return table_g4[gap_b.to(torch.int64)].unsqueeze(2).unbind(1)
+        return self.owed(state, at, store.compute).unsqueeze(2).unbind(1)
 
 
 class LazyAdamW(_NeverBehind):

@@ -16,6 +16,9 @@ feature gradient is multiplied by the world size, because DistributedDataParalle
 after its mean the backbone gets the exact gradient of the loss. The gradient of the class rows is
 complete on the rank that owns them and needs no collective.
 
+`Trace` does the work in torch's operations, on any device: the reference. `fused.Fused` does the
+same in Triton kernels.
+
 gemm "bf16" rounds the operands of the three matrix products and their results to bf16 (sums inside
 a product are float32); targets, maxima, exponentials and sums stay float32.
 """
@@ -40,6 +43,7 @@ from glint.nn.margins import Margin
 # k class rows of this rank that play this step, b rows of one block, e masked entries,
 # t samples whose target is on this rank, in order of its row
 
+WIDEST = 512  # numbers per row that kernels take: the gradient of a tile must fit into registers
 _TINY = 1e-12  # a shorter feature or centre counts as zero: no direction, no gradient
 
 
@@ -125,6 +129,7 @@ def margin_softmax(
     ddp_mean: bool = True,
     gemm: str = "float32",
     keep: int = 0,
+    trace_of: type[Trace] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give (loss, cosine_N, hardest_N, length_k); differentiable in features.
 
@@ -132,13 +137,15 @@ def margin_softmax(
     rows, any length; target_N: the class row of each label, or -1 where another rank has it.
     A negative with cosine above `threshold` (if > 0) and every `masked` entry leave the
     denominator: logit -inf, gradient exactly 0. keeper: gets what the row update needs once
-    backward has run; keep: bytes of exponentials to hold until then. cosine_N: target cosines;
+    backward has run; keep: bytes of exponentials to hold until then; trace_of: `Trace` or one that
+    computes the same in another way. cosine_N: target cosines;
     hardest_N: largest cosine of a negative that counts, -inf where there is none; length_k: lengths
     of the class rows.
     """
     anchor = torch.zeros((), device=batch.unit_ND.device, requires_grad=True)  # so backward runs
     learn = torch.is_grad_enabled()
-    trace = Trace(playing, batch, target_N, scale, threshold, masked, gemm, keep if learn else 0)
+    kind = Trace if trace_of is None else trace_of
+    trace = kind(playing, batch, target_N, scale, threshold, masked, gemm, keep if learn else 0)
     loss, cosine_N, hardest_N = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
         feature_nD, anchor, trace, margin, world, ddp_mean, learn, keeper
     )
@@ -240,14 +247,18 @@ class Trace:
         bounds = torch.searchsorted(target_N[order_N], playing.edges(target_N.device)).tolist()
         self.bounds = [bound - bounds[0] for bound in bounds]  # of block i: [i], [i + 1]
         self.sample_t = order_N[bounds[0] : bounds[-1]]
-        self.row_t = target_N[self.sample_t]
+        self.row_t, self.target_N = target_N[self.sample_t], target_N
         own_tD = playing.pick(self.row_t)
         self.own_tD = own_tD.mul_(_inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
-        everything = batch.size * playing.count
+        self._reserve(keep)
+
+    def _reserve(self, keep: int) -> None:
+        """Take the buffers of blocks, and of all exponentials where they fit into `keep` bytes."""
+        everything = self.batch.size * self.playing.count
         widest = self._widest()
         self.kept = everything * self.operand_ND.element_size() <= keep
         self.exp_buffer = self.operand_ND.new_empty(everything if self.kept else widest)
-        self.logit_buffer = unit_ND.new_empty(widest) if self.half else self.exp_buffer
+        self.logit_buffer = self.length_k.new_empty(widest) if self.half else self.exp_buffer
         self.from_N: list[Tensor] = []  # of block i: what its exponentials are relative to
 
     def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -312,13 +323,22 @@ class Trace:
             column_t = self.row_t[here] - rows.start
             factor_t = self.at_target_N[sample_t] * self.weight * inverse_b[column_t]
             grad_bD.index_add_(0, column_t, unit_ND[sample_t] * factor_t[:, None])
-        along_b = (grad_bD * centre_bD).sum(1).mul_(inverse_b).mul_(inverse_b)
-        return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
+        return self._across(grad_bD, centre_bD, inverse_b)
+
+    def update(self, *, step: int, lr: float) -> None:
+        """Move the rows that play by their gradients, block by block."""
+        self.playing.update(self.gradient, step=step, lr=lr)
 
     def release(self) -> None:
         """Let go of the buffers: the row update is done."""
         self.exp_buffer = self.logit_buffer = self.length_k.new_empty(0)
         self.from_N.clear()
+
+    @staticmethod
+    def _across(grad_bD: Tensor, centre_bD: Tensor, inverse_b: Tensor) -> Tensor:
+        """Take the part along each row out of its gradient, in place: lengths have none."""
+        along_b = (grad_bD * centre_bD).sum(1).mul_(inverse_b).mul_(inverse_b)
+        return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
 
     def _operand(self, rows_D: Tensor) -> Tensor:
         """Give rows as the matrix products take them."""

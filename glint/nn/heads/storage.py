@@ -61,13 +61,17 @@ class Store:
 
 def noise(class_b: Tensor, dim: int, key: int) -> Tensor:
     """Draw uniform int16 values (b, dim) as a function of (class, column, key)."""
-    half_h = torch.arange(-(-dim // 2), device=class_b.device)  # one 32-bit hash: two columns
-    mixed_bh = _hash(class_b, key)[:, None] ^ _hash(half_h, stream_key(key, 1))
+    mixed_bh = _hash(class_b, key)[:, None] ^ column_hashes(dim, key, class_b.device)
     mixed_bh = mixed_bh.mul_(_ODD[0])
     mixed_bh ^= (mixed_bh >> 15).bitwise_and_(0x1FFFF)  # the mask undoes the sign's copies
     mixed_bh.mul_(_ODD[1])
     mixed_bh ^= (mixed_bh >> 16).bitwise_and_(0xFFFF)
     return mixed_bh.view(torch.int16)[:, :dim]
+
+
+def column_hashes(dim: int, key: int, device: torch.device) -> Tensor:
+    """Hash pairs of columns, int32 (ceil(dim / 2)): 32 bits draw for two columns."""
+    return _hash(torch.arange(-(-dim // 2), device=device), stream_key(key, 1))
 
 
 def _hash(value_i: Tensor, key: int) -> Tensor:

@@ -1,0 +1,342 @@
+"""The host's side of the kernels: `Fused` is a `softmax.Trace` whose work is done by `kernels`.
+
+The forward pass goes over the rows that play in runs: one launch copies a run as the products take
+it, one streams it. So does the update: one launch makes the gradient of a run, one moves it. Above
+weights and rule state a step therefore needs one run of rows, one (N, D) per strip of classes, and
+a few numbers per row that plays. Small vectors (what rows owe, masked entries, targets) are
+prepared by torch.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from glint.nn.heads import kernels
+from glint.nn.heads.rows import DenseExact, LazyDecay, Plain, Stale
+from glint.nn.heads.sample import stream_key
+from glint.nn.heads.softmax import Trace
+from glint.nn.heads.storage import At, column_hashes
+
+# N samples over all ranks, S strips of classes, k class rows that play, b rows of one launch,
+# e masked entries, t samples whose target is on this rank, in order of its row, D embedding
+
+INTERPRETED = isinstance(kernels.stream, InterpretedFunction)  # TRITON_INTERPRET=1
+_ROWS = 4  # rows that one program of `gather` or `move` takes
+_SPARE = 24 << 10  # bytes of shared memory for what is not an operand
+_SIZES = ((64, 8, 2), (64, 8, 1), (32, 8, 2), (32, 8, 1), (16, 4, 2), (16, 4, 1))
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How work is cut: tile sides, warps and loop stages of a program, programs at a time.
+
+    gathered: rows copied before they are streamed; moved: rows whose gradient is made before they
+    are moved, a multiple of `classes`.
+    """
+
+    samples: int
+    classes: int
+    warps: int
+    stages: int
+    programs: int
+    gathered: int
+    moved: int
+
+
+SMALL = Tiles(16, 16, 4, 1, 4, 48, 64)  # for the interpreter
+
+
+def fitting(wide: int, size: int, shared: int, programs: int) -> Tiles:
+    """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory."""
+    fit = [one for one in _SIZES if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
+    side, warps, stages = (fit or _SIZES[-1:])[0]
+    gathered, moved = (32 << 20) // (wide * size), 2 * programs * side  # bytes; waves of programs
+    return Tiles(side, side, warps, stages, programs, gathered, moved)
+
+
+@lru_cache
+def _tiles(device: torch.device, wide: int, size: int) -> Tiles:
+    if device.type != "cuda":
+        return SMALL
+    number = torch.cuda.current_device() if device.index is None else device.index
+    found = triton.runtime.driver.active.utils.get_device_properties(number)
+    return fitting(wide, size, found["max_shared_mem"], found["multiprocessor_count"])
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make a device the one that kernels are launched on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+class Fused(Trace):
+    """One pass over the class rows that play, by kernels."""
+
+    precision = "widened" if INTERPRETED else "ieee"  # what products do with float32 operands
+
+    def _reserve(self, keep: int) -> None:
+        """Take no block buffers: nothing is kept between the loss and the update."""
+        unit_ND = self.batch.unit_ND
+        self.dim = unit_ND.shape[1]
+        self.wide = max(16, triton.next_power_of_2(self.dim))
+        self.operand_ND = self._operand(unit_ND)
+        self.tiles = _tiles(unit_ND.device, self.wide, self.operand_ND.element_size())
+        self.target_N = self.target_N.to(torch.int32)
+        self.sample_t32, self.row_t32 = self.sample_t.to(torch.int32), self.row_t.to(torch.int32)
+        self.masked_row_e = self.masked_column_e = self.length_k  # not read
+        if self.masked is not None:
+            self.masked_row_e = self.masked.row_e.to(torch.int32)
+            self.masked_column_e = self.masked.column_e.to(torch.int32)
+
+    def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Give largest negative logit, sum of exp(logit - largest), sum of exponentials * centres.
+
+        (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0.
+        """
+        exact_ND, tiles = self.batch.unit_ND, self.tiles
+        samples, count = self.batch.size, self.playing.count
+        across = triton.cdiv(samples, tiles.samples)
+        run = min(tiles.gathered, count)
+        most = triton.cdiv(run, tiles.classes)
+        strips = max(1, min(tiles.programs // across, most))
+        largest_SN = exact_ND.new_full((strips, samples), -torch.inf)
+        sum_SN = exact_ND.new_zeros((strips, samples))
+        pull_SND = exact_ND.new_zeros((strips, samples, self.dim) if learn else (1, 1, 1))
+        operand_kD = self.operand_ND.new_empty((run, self.dim))
+        with _on(exact_ND.device):
+            for first in range(0, count, tiles.gathered):
+                rows = min(tiles.gathered, count - first)
+                self._gather(operand_kD, first, rows)
+                strip = triton.cdiv(triton.cdiv(rows, strips), tiles.classes) * tiles.classes
+                kernels.stream[(across, strips)](
+                    self.operand_ND,
+                    operand_kD,
+                    self.inverse_k[first:],
+                    self.target_N,
+                    largest_SN,
+                    sum_SN,
+                    pull_SND,
+                    self.masked_row_e,
+                    self.masked_column_e,
+                    self._masks(first, rows),
+                    samples,
+                    rows,
+                    first,
+                    strip,
+                    self.scale,
+                    self.cut or 0.0,
+                    D=self.dim,
+                    WIDE=self.wide,
+                    SAMPLES=tiles.samples,
+                    CLASSES=tiles.classes,
+                    CUT=self.cut is not None,
+                    MASKED=self.masked is not None,
+                    PULL=learn,
+                    PRECISION=self.precision,
+                    num_warps=tiles.warps,
+                    num_stages=tiles.stages,
+                )
+        largest_N = largest_SN.amax(0)
+        from_N = largest_N.masked_fill(largest_N == -torch.inf, 0.0)
+        share_SN = torch.exp(largest_SN - from_N)
+        pull_ND = pull_SND.mul_(share_SN[:, :, None]).sum(0) if learn else pull_SND[0]
+        return largest_N, (sum_SN * share_SN).sum(0), pull_ND
+
+    def gradient(self, number: int, centre_bD: Tensor) -> Tensor:
+        """Give the gradient of block `number`'s rows, (b, D), from the rows themselves."""
+        rows = self.playing.rows(number)
+        count = rows.stop - rows.start
+        grad_bD = torch.empty_like(centre_bD)
+        bounds = self._bounds(self.row_t, rows.start, count), self._masks(rows.start, count)
+        self._push(grad_bD, rows.start, count, self._owed(rows.start, count), *bounds)
+        return self._across(grad_bD, centre_bD, self.inverse_k[rows])
+
+    def update(self, *, step: int, lr: float) -> None:
+        """Move the rows that play by their gradients, some at a time while they are in cache."""
+        playing, rule, tiles = self.playing, self.playing.rule, self.tiles
+        if not isinstance(rule, (Plain, Stale, LazyDecay, DenseExact)):
+            super().update(step=step, lr=lr)
+            return
+        playing.store.step = step
+        noise = [part for salt in (0, 1) for part in self._noise(salt)]
+        targets, masks = self._bounds(self.row_t, 0, playing.count), self._masks(0, playing.count)
+        run = min(tiles.moved, playing.count)
+        grad_kD = self.batch.unit_ND.new_empty((run, self.dim))
+        for first in range(0, playing.count, tiles.moved):
+            rows, tile = min(run, playing.count - first), first // tiles.classes
+            owed_b4 = self._owed(first, rows)
+            self._push(grad_kD, first, rows, owed_b4, targets[tile:], masks[tile:])
+            at = self._at(first, rows)
+            if isinstance(rule, LazyDecay):
+                owed_b4 = rule.owed(playing.state, at, step)
+            self._move(grad_kD, first, rows, owed_b4, noise, rule, lr)
+            rule.note(playing.state, at, step)
+        rule.done(playing.weight_cD, playing.state, playing.store, lr=lr)
+
+    def release(self) -> None:
+        """Hold nothing: there are no buffers."""
+
+    def _at(self, first: int, rows: int) -> At:
+        """Give where rows that play lie in the table."""
+        at = slice(first, first + rows)
+        return at if self.playing.index_k is None else self.playing.index_k[at]
+
+    def _index(self, first: int) -> Tensor:
+        """Give what a launch reads for the rows' places in the table."""
+        index_k = self.playing.index_k
+        return self.length_k if index_k is None else index_k[first:]
+
+    def _bounds(self, sorted_e: Tensor, first: int, rows: int) -> Tensor:
+        """Give where the entries of each tile of rows begin, and where the last one's end."""
+        side = self.tiles.classes
+        edges = torch.arange(first, first + rows + side, side, device=sorted_e.device)
+        return torch.searchsorted(sorted_e, edges, out_int32=True)
+
+    def _masks(self, first: int, rows: int) -> Tensor:
+        """Give the bounds of the entries to mask, if there are any."""
+        if self.masked is None:
+            return self.length_k
+        return self._bounds(self.masked.column_e, first, rows)
+
+    def _owed(self, first: int, rows: int) -> Tensor | None:
+        """Give the matrices that bring rows up to date, where they may be behind."""
+        rule = self.playing.rule
+        if not isinstance(rule, DenseExact):
+            return None
+        return rule.owed(self.playing.state, self._at(first, rows))
+
+    def _gather(self, operand_kD: Tensor, first: int, rows: int) -> None:
+        """Copy a run of rows as products take them, and note their lengths."""
+        playing, owed_b4 = self.playing, self._owed(first, rows)
+        kernels.gather[(triton.cdiv(rows, _ROWS),)](
+            playing.weight_cD,
+            playing.state.get("momentum", playing.weight_cD),
+            self._index(first),
+            self.length_k if owed_b4 is None else owed_b4,
+            operand_kD,
+            self.length_k[first:],
+            self.inverse_k[first:],
+            rows,
+            first,
+            D=self.dim,
+            WIDE=self.wide,
+            ROWS=_ROWS,
+            ALL=playing.index_k is None,
+            BEHIND=owed_b4 is not None,
+            num_warps=4,
+        )
+
+    def _push(
+        self,
+        grad_bD: Tensor,
+        first: int,
+        rows: int,
+        owed_b4: Tensor | None,
+        targets: Tensor,
+        masks: Tensor,
+    ) -> None:
+        """Write the gradient of some rows, but for `_across`."""
+        playing, tiles = self.playing, self.tiles
+        with _on(grad_bD.device):
+            kernels.push[(triton.cdiv(rows, tiles.classes),)](
+                playing.weight_cD,
+                playing.state.get("momentum", playing.weight_cD),
+                self._index(first),
+                self.length_k if owed_b4 is None else owed_b4,
+                self.inverse_k[first:],
+                grad_bD,
+                self.operand_ND,
+                self.batch.unit_ND,
+                self.logsum_N,
+                self.target_N,
+                self.at_target_N,
+                self.weight,
+                self.sample_t32,
+                self.row_t32,
+                targets,
+                self.masked_row_e,
+                self.masked_column_e,
+                masks,
+                self.batch.size,
+                rows,
+                first,
+                self.scale,
+                self.cut or 0.0,
+                D=self.dim,
+                WIDE=self.wide,
+                SAMPLES=tiles.samples,
+                CLASSES=tiles.classes,
+                ALL=playing.index_k is None,
+                CUT=self.cut is not None,
+                MASKED=self.masked is not None,
+                BEHIND=owed_b4 is not None,
+                PRECISION=self.precision,
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+            )
+
+    def _move(
+        self,
+        grad_bD: Tensor,
+        first: int,
+        rows: int,
+        owed_b4: Tensor | None,
+        noise: list[int | Tensor],
+        rule: Plain | Stale | LazyDecay | DenseExact,
+        lr: float,
+    ) -> None:
+        """Move some rows by what `_push` wrote."""
+        playing, table_cD = self.playing, self.playing.weight_cD
+        momentum_cD = playing.state.get("momentum", table_cD)
+        with _on(table_cD.device):
+            kernels.move[(triton.cdiv(rows, _ROWS),)](
+                table_cD,
+                momentum_cD,
+                self._index(first),
+                self.length_k if owed_b4 is None else owed_b4,
+                self.inverse_k[first:],
+                grad_bD,
+                rows,
+                first,
+                1 - lr * rule.weight_decay,
+                lr,
+                0.0 if isinstance(rule, Plain) else rule.momentum,
+                rule.weight_decay,
+                playing.store.first,
+                *noise,
+                D=self.dim,
+                WIDE=self.wide,
+                ROWS=_ROWS,
+                ALL=playing.index_k is None,
+                MOMENTUM=momentum_cD is not table_cD,
+                BEHIND=owed_b4 is not None,
+                STOCHASTIC=table_cD.dtype == torch.bfloat16,
+                num_warps=4,
+            )
+
+    def _noise(self, salt: int) -> tuple[int, int, Tensor]:
+        """Give what the bits of a table's rounding are made of: two parts of a key, hashes."""
+        if self.playing.weight_cD.dtype != torch.bfloat16:
+            return 0, 0, self.length_k
+        store = self.playing.store
+        key = stream_key(store.seed, 2, store.step, salt)
+        high = key >> 31 & 0xFFFFFFFF
+        hashes = column_hashes(self.dim, key, self.length_k.device)
+        return key & 0x7FFFFFFF, high - (high >> 31 << 32), hashes
+
+
+class FusedTf32(Fused):
+    """The same, with products of float32 operands rounded to 10 bits."""
+
+    precision = "widened" if INTERPRETED else "tf32"
+
+
+def fused(gemm: str) -> type[Fused]:
+    """Give the class for a kind of matrix product."""
+    return FusedTf32 if gemm == "tf32" else Fused
