@@ -48,22 +48,17 @@ def test_the_oldest_operator_set_will_do(
 
 
 def learn(net: nn.Module, batch: int) -> None:
-    """Train a step in float32 and one in bf16; every weight must move, to finite numbers."""
+    """Go forward and back in float32 and bf16; every weight gets a finite gradient, not all 0."""
     image = torch.rand(batch, 3, 112, 112) * 2 - 1
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     for mixed in (False, True):
-        before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             feature = net(image)
         assert feature.dtype == torch.float32
-        nn.functional.normalize(feature)[:, 0].sum().mul(1e3).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        after = [p for p in net.parameters() if p.requires_grad]
-        assert all(bool(p.isfinite().all()) for p in after)
-        still = [n for n, p in net.named_parameters() if p.requires_grad]
-        still = [n for n, a, b in zip(still, before, after, strict=True) if torch.equal(a, b)]
-        assert still == [], mixed
+        nn.functional.normalize(feature)[:, 0].sum().backward()
+        learnt = {n: p.grad for n, p in net.named_parameters() if p.requires_grad}
+        assert [n for n, g in learnt.items() if g is None or not bool(g.isfinite().all())] == []
+        assert [n for n, g in learnt.items() if g is None or not bool(g.any())] == [], mixed
+        net.zero_grad()
 
 
 @pytest.mark.parametrize(("name", "options"), TOYS)
@@ -77,7 +72,7 @@ def test_toys_learn_in_both_precisions(name: str, options: dict[str, Any]) -> No
 @pytest.mark.parametrize("name", FULL)
 def test_published_sizes_learn_and_export(toy_run: Toy, tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    learn(create(name), batch=2)
+    learn(create(name), batch=4)
     run = toy_run(name, 512)
     found = export_onnx(run, tmp_path / "net.onnx", crops=2)
     assert 0.99999 <= found["cosine_min"] <= 1.0000001
