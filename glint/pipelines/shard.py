@@ -139,6 +139,8 @@ def check_places(src: Path, out: Path) -> None:
     """Refuse outputs that would harm something. Raises UsageError, BusyError."""
     if out.exists() and not out.is_dir():
         raise BusyError("GL0004", "expected a folder or nothing, found a file", where=str(out))
+    if out.is_symlink() and not out.exists():
+        raise BusyError("GL0004", "a link that leads nowhere", where=str(out))
     real, source = out.resolve(), src.resolve()
     if real == source or (source.is_dir() and source in real.parents):
         raise UsageError(
