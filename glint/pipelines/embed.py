@@ -27,6 +27,7 @@ from glint.log import Progress, logger
 from glint.manifests import tables
 from glint.pipelines import output, stage, tasks
 from glint.shards import commit, parquet
+from glint.shards.strings import new_array, take_room, write_array
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 BLOCK = 2048  # rows between two journal lines
@@ -350,14 +351,16 @@ class _Rows:
 
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
     """Open or create a .npy of its final shape."""
-    if path.exists():
-        try:
-            array = np.lib.format.open_memmap(path, mode="r+")
-            if array.shape == shape and array.dtype == dtype:
-                return array
-        except ValueError:
-            pass  # stopped while being created: begin again
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with commit.writing(path):
+        if path.exists():
+            try:
+                array = np.lib.format.open_memmap(path, mode="r+")
+                if array.shape == shape and array.dtype == dtype:
+                    take_room(path)
+                    return array
+            except ValueError:
+                pass  # stopped while being created: begin again
+        return new_array(path, dtype, shape)
 
 
 @dataclass(frozen=True)
@@ -572,7 +575,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
         )
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
     with commit.atomic(out / "centres.npy") as file:
-        np.save(file, centre_CD)
+        write_array(file, centre_CD)
     parquet.write(
         out / "samples.parquet",
         pa.table(

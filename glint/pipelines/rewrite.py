@@ -34,7 +34,7 @@ from glint.pipelines import stage, tasks
 from glint.shards import commit, dali, image, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT, OPEN_FILES, Dataset
-from glint.shards.strings import Strings, load_array
+from glint.shards.strings import Strings, load_array, new_array, save_array
 from glint.shards.verify import TABLES, TOMBSTONES
 from glint.shards.write import BLOCK, Shard
 
@@ -146,7 +146,7 @@ def _save(job: Job, folder: Path) -> None:
         paths += [str(dataset.shard_path(i).absolute()) for i in range(len(dataset.shards))]
     for name, kind in _NUMBERS.items():
         add = {"shard": first, "label": job.base}.get(name, [0] * len(job.datasets))
-        whole = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", kind, (total,))
+        whole = new_array(folder / f"{name}.npy", kind, (total,))
         at = 0
         for dataset, more in zip(job.datasets, add):
             getattr(dataset, name, None)  # checks the range of labels and shards
@@ -154,7 +154,7 @@ def _save(job: Job, folder: Path) -> None:
             at += dataset.n
         whole.flush()
     digest_Nk = [dataset.digests for dataset in job.datasets]
-    np.save(folder / "digest.npy", np.concatenate(digest_Nk), allow_pickle=False)
+    save_array(folder, "digest", np.concatenate(digest_Nk))
     for name in _TEXTS:
         Strings.of_columns(column(d, name) for d in job.datasets).save(folder, name)
     if job.provenance:
@@ -162,7 +162,7 @@ def _save(job: Job, folder: Path) -> None:
         Strings.of_columns(_origin(d, "dataset_key", "key") for d in job.datasets).save(
             folder, "dataset_key"
         )
-    np.save(folder / "order.npy", job.order(), allow_pickle=False)
+    save_array(folder, "order", job.order())
     commit.write_json(folder / "paths.json", {"paths": paths, "provenance": job.provenance})
     commit.sync_files(folder)
 

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import numpy as np
@@ -66,8 +67,8 @@ class Strings:
 
     def save(self, folder: Path, name: str) -> None:
         """Write NAME.blob.npy and NAME.end.npy."""
-        np.save(folder / f"{name}.blob.npy", self.blob, allow_pickle=False)
-        np.save(folder / f"{name}.end.npy", self.end_n, allow_pickle=False)
+        save_array(folder, f"{name}.blob", self.blob)
+        save_array(folder, f"{name}.end", self.end_n)
 
     @classmethod
     def load(cls, folder: Path, name: str) -> Strings:
@@ -116,6 +117,31 @@ def _start(file: IO[bytes]) -> int:
     np.lib.format.read_magic(file)
     np.lib.format.read_array_header_1_0(file)
     return file.tell()
+
+
+def write_array(file: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy. numpy itself overlooks that a disk is full for the last bytes."""
+    plain: Any = SimpleNamespace(write=file.write)  # or numpy takes the descriptor
+    np.save(plain, array, allow_pickle=False)
+
+
+def save_array(folder: Path, name: str, array: npt.NDArray[Any]) -> None:
+    """Write NAME.npy."""
+    with (folder / f"{name}.npy").open("wb") as file:
+        write_array(file, array)
+
+
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Create an .npy of this shape, with its room on the disk, and map it for writing."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    take_room(path)
+    return array
+
+
+def take_room(path: Path) -> None:
+    """Take the room of a file that is mapped for writing: a full disk would be a signal later."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def load_array(folder: Path, name: str) -> npt.NDArray[Any]:

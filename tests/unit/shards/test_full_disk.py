@@ -1,0 +1,37 @@
+"""Arrays on a disk that is full: an error, where numpy has none."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glint.shards import strings
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("n", [10, 100_000])
+def test_an_array_that_finds_no_room(n: int) -> None:
+    with pytest.raises(OSError, match="No space") as caught, open("/dev/full", "wb") as file:
+        strings.write_array(file, np.zeros(n))
+        file.flush()
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_the_bytes_are_numpy_s(tmp_path: Path) -> None:
+    array = np.arange(12).reshape(3, 4)
+    np.save(tmp_path / "a.npy", array)
+    strings.save_array(tmp_path, "b", array)
+    assert (tmp_path / "b.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
+
+
+def test_a_mapped_array_has_its_room(tmp_path: Path) -> None:
+    array = strings.new_array(tmp_path / "a.npy", np.float32, (1 << 18, 4))
+    state = (tmp_path / "a.npy").stat()
+    assert state.st_blocks * 512 >= state.st_size > array.nbytes
+    np.lib.format.open_memmap(tmp_path / "b.npy", "w+", np.float32, (1 << 18, 4))
+    assert (tmp_path / "b.npy").stat().st_blocks * 512 < state.st_size
+    strings.take_room(tmp_path / "b.npy")
+    assert (tmp_path / "b.npy").stat().st_blocks * 512 >= state.st_size
