@@ -50,7 +50,7 @@ class Tiles:
     moved: int
 
 
-SMALL = Tiles(16, 16, 4, 1, 4, 48, 64)  # for the interpreter
+SMALL = Tiles(16, 16, 4, 1, 4, 32, 32)  # for the interpreter
 
 
 def fitting(wide: int, size: int, shared: int, programs: int) -> Tiles:

@@ -1,0 +1,212 @@
+"""The head's kernels against torch's operations and float64; run by test_kernels.py.
+
+Not collected by name: on the CPU these need TRITON_INTERPRET=1 before Triton is imported, which no
+other test of a process may be exposed to. `tests/gpu` uses the same comparison on a card.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from triton.runtime.interpreter import InterpretedFunction
+
+from glint.dist.world import World
+from glint.errors import UsageError
+from glint.nn.heads import fused
+from glint.nn.heads.partial_fc import PartialFC
+from glint.nn.heads.softmax import Trace
+from glint.nn.margins import AdaFace, ArcFace, Combined, CosFace
+
+CPU = torch.device("cpu")
+SHAPE = {"n": 18, "classes": 40, "dim": 8}  # two tiles of samples, two runs of rows, three tiles
+
+
+def train(kernels, dtype, device=CPU, *, n, classes, dim, steps=1, passes=1, **options):
+    """Train for a few steps; give by name what every step found and the final table."""
+    generator = torch.Generator().manual_seed(1)
+    head = PartialFC(
+        classes,
+        dim,
+        world=World(device=device),
+        dtype=dtype,
+        kernels=kernels,
+        block=16 if device == CPU else 1024,
+        seed=3,
+        **{"margin": CosFace(), "scale": 32.0, **options},
+    )
+    found = {}
+    for step in range(steps):
+        for turn in range(passes):
+            feature = torch.randn(n, dim, generator=generator) * torch.rand(n, 1) * 3
+            feature = feature.to(device, dtype).requires_grad_()
+            label = torch.randint(0, classes, (n,), generator=generator).to(device)
+            loss = head(feature, label, step=step)
+            loss.backward()
+            found[f"loss {step}.{turn}"] = loss.detach()
+            found[f"feature gradient {step}.{turn}"] = feature.grad
+            found[f"hardest {step}.{turn}"] = head._seen[1].nan_to_num(neginf=-2)
+            found[f"length {step}.{turn}"] = head._seen[2]
+        found[f"centre gradient {step}"] = head.gradient()[1]
+        head.update(step=step, lr=0.002 / (1 + step), divide=passes)
+    return found | head.state_rows()[2]
+
+
+def errors(found, truth):
+    """Give the relative error of each figure; nan where something is not a number."""
+    assert found.keys() == truth.keys()
+    return {
+        name: float(
+            (found[name].double().cpu() - truth[name].double().cpu()).norm()
+            / truth[name].double().cpu().norm().clamp_min(1e-30)
+        )
+        for name in truth
+    }
+
+
+def close(options, tolerance, device=CPU, shape=SHAPE):
+    """Compare kernels with torch and float64: within tolerance, and as near as torch nearly."""
+    exact = {k: v for k, v in options.items() if k not in ("gemm", "storage")}
+    torch.manual_seed(0)
+    fast = train("triton", torch.float32, device, **{**shape, **options})
+    torch.manual_seed(0)
+    plain = train("torch", torch.float32, device, **{**shape, **options})
+    torch.manual_seed(0)
+    truth = train("torch", torch.float64, CPU, **{**shape, **exact})
+    of_fast, of_plain, apart = errors(fast, truth), errors(plain, truth), errors(fast, plain)
+    for name in truth:
+        assert of_fast[name] <= tolerance, (name, of_fast[name], of_plain[name])
+        assert of_fast[name] <= 3 * max(of_plain[name], tolerance / 10), (name, of_fast, of_plain)
+        assert apart[name] <= 2 * tolerance, (name, apart[name])
+    return of_fast
+
+
+PAIRS = [(0, 7), (8, 3), (15, 16), (17, 39), (30, 31), (39, 1)]
+CASES = [
+    {},
+    {"rule": "v1_stale", "rate": 0.5, "steps": 2, "margin": ArcFace(0.5)},
+    {"rule": "lazy_decay", "rate": 0.2, "n": 3, "steps": 4, "margin": Combined(1.0, 0.3, 0.1)},
+    {"rule": "dense_exact", "rate": 0.2, "n": 3, "steps": 4, "margin": AdaFace()},
+    {"rule": "adamw", "rate": 0.5},
+    {"masks": PAIRS, "threshold": 0.3, "passes": 2},
+    {"masks": PAIRS, "rate": 0.6, "rule": "dense_exact"},
+    {"n": 1, "classes": 1},
+    {"n": 17, "classes": 33, "dim": 3, "rate": 0.0},
+]
+MANY = [
+    {"n": n, "classes": classes, "dim": dim, "rate": rate, "rule": rule, "steps": 3}
+    for n, classes, dim, rate in (
+        (1, 2, 1, 1.0),
+        (16, 32, 16, 1.0),
+        (33, 97, 24, 0.4),
+        (50, 130, 5, 1.0),
+    )
+    for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw")
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_float32_equals_torch_and_float64(options):
+    close(options, 2e-6)
+
+
+@pytest.mark.parametrize("gemm", ["bf16", "tf32"])
+def test_rounded_products_are_as_near_as_torch_rounds_them(gemm):
+    found = close({"gemm": gemm, "dim": 24}, 2e-2 if gemm == "bf16" else 2e-6)
+    if gemm == "bf16":  # rounded indeed
+        assert found["feature gradient 0.0"] > 1e-4
+
+
+@pytest.mark.parametrize("rule", ["none", "v1_stale"])
+def test_bf16_tables_are_rounded_with_the_same_bits(rule):
+    options = {"storage": "bf16", "rule": rule, "dim": 5, "classes": 20, "n": 7}
+    torch.manual_seed(0)
+    fast = train("triton", torch.float32, **options)
+    torch.manual_seed(0)
+    plain = train("torch", torch.float32, **options)
+    names = ["weight"] if rule == "none" else ["weight", "momentum"]
+    for name in names:
+        assert fast[name].dtype == torch.bfloat16
+        assert torch.equal(fast[name], plain[name])  # of a hundred draws, one other bit shows
+
+
+def test_same_bits_twice():
+    torch.manual_seed(0)
+    one = train("triton", torch.float32, **SHAPE)
+    torch.manual_seed(0)
+    two = train("triton", torch.float32, **SHAPE)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_ranks_of_unequal_batches_and_without_rows(ranks, monkeypatch):
+    lock, run = threading.Lock(), InterpretedFunction.run
+
+    def alone(self, *args, **options):  # ranks are threads here, and the interpreter is one
+        with lock:
+            return run(self, *args, **options)
+
+    monkeypatch.setattr(InterpretedFunction, "run", alone)
+    counts, classes = [2, 0, 3], 4  # ranks own 2, 2 and no classes
+    feature, label = torch.randn(5, 6), torch.tensor([0, 3, 3, 1, 0])
+
+    def one(world):
+        first = sum(counts[: world.rank])
+        mine = feature[first : first + counts[world.rank]].clone().requires_grad_()
+        head = PartialFC(
+            classes, 6, margin=CosFace(), world=world, kernels="triton", ddp_mean=False
+        )
+        own = label[first : first + counts[world.rank]]
+        loss = head(mine, own, step=0, counts=counts)
+        loss.backward()
+        head.update(step=0, lr=0.01)
+        return loss.detach(), mine.grad, head.weight
+
+    losses, grads, weights = zip(*ranks(3, one))
+    whole = feature.clone().requires_grad_()
+    head = PartialFC(classes, 6, margin=CosFace())
+    loss = head(whole, label, step=0)
+    loss.backward()
+    head.update(step=0, lr=0.01)
+    assert all(torch.equal(one, losses[0]) for one in losses)
+    torch.testing.assert_close(losses[0], loss.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.cat(grads), whole.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat(weights), head.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_without_gradients_nothing_is_pulled():
+    head = PartialFC(9, 4, margin=CosFace(), kernels="triton")
+    plain = PartialFC(9, 4, margin=CosFace())
+    feature, label = torch.randn(3, 4), torch.tensor([1, 8, 0])
+    with torch.no_grad():
+        torch.testing.assert_close(head(feature, label, step=0), plain(feature, label, step=0))
+
+
+def test_tiles_fit_the_memory_of_a_card():
+    def asked(shared, size):
+        tiles = fused.fitting(512, size, shared, 100)
+        return tiles.samples, tiles.warps, tiles.stages
+
+    assert asked(232448, 2) == (64, 8, 2)  # compute capability 9.0
+    assert asked(166912, 2) == (64, 8, 1)  # 8.0
+    assert asked(101376, 2) == (32, 8, 1)  # 8.6, 8.9
+    assert asked(232448, 4) == (32, 8, 2)
+    assert asked(101376, 4) == (16, 4, 1)
+    tiles = fused.fitting(512, 2, 232448, 132)
+    assert tiles.moved % tiles.classes == 0 and tiles.gathered == 32768
+
+
+def test_what_kernels_cannot_do_is_refused():
+    assert PartialFC(4, 4, margin=CosFace()).trace_of is Trace  # auto, on the CPU
+    for options, wants in (
+        ({"dtype": torch.float64}, "float32 rows"),
+        ({"dim": 513}, "at most 512 numbers per row"),
+    ):
+        with pytest.raises(UsageError, match=wants):
+            PartialFC(4, **{"dim": 4, **options}, margin=CosFace(), kernels="triton")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", MANY, ids=str)
+def test_many_shapes(options):
+    close(options, 5e-6)
