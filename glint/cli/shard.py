@@ -103,6 +103,8 @@ _NOTES = {
 
 def _say(result: dict[str, Any]) -> str:
     lines = _facts(result["recognised"])
+    if result.get("left"):
+        return "\n".join([*lines, spread.left(result)])
     size = f"{result['bytes'] / 1e6:.1f} MB"
     if result.get("dry_run"):
         return "\n".join(
@@ -112,8 +114,6 @@ def _say(result: dict[str, Any]) -> str:
                 f"{result['shards']} shards, about {size}",
             ]
         )
-    if result.get("left"):
-        return "\n".join([*lines, spread.left(result)])
     reasons = "".join(
         f"\n             {count:8d} {reason}"
         for reason, count in result["quarantine_reasons"].items()

@@ -273,3 +273,17 @@ def test_two_machines(world: Path, whole: Path, tmp_path: Path, names: tuple[str
         ended(process)
     assert {name.rsplit(".", 1)[0] for name in seen} == {*names}
     assert files(out) == files(whole)
+
+
+def test_what_people_are_told(world: Path, tmp_path: Path) -> None:
+    def said(*args: str | Path) -> str:
+        command = [sys.executable, "-m", "glint", *map(str, args), "--task", "1/2"]
+        done = subprocess.run(command, capture_output=True, text=True, env=ENV, check=True)
+        return done.stdout
+
+    line = "10 of 20 shards are left to other tasks"
+    assert line in said("shard", world, tmp_path / "a", "--samples-per-shard", "40")
+    stage.shard(world, tmp_path / "b", stage.Options(400))
+    assert line in said("reshard", tmp_path / "b", tmp_path / "c", "--samples-per-shard", "40")
+    told = said("verify", tmp_path / "b", "--deep")
+    assert "all as written in the share of task 1/2" in told
