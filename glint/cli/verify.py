@@ -18,6 +18,9 @@ def register(app: typer.Typer) -> None:
 def verify(
     dataset: str = show.DATASET,
     deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard, once."),
+    sha256: bool = typer.Option(
+        False, "--sha256", help="With --deep: the SHA-256 of every shard too, against tampering."
+    ),
     workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
     task: str = spread.TASK,
     engine: str = spread.ENGINE,
@@ -41,6 +44,10 @@ def verify(
                 where="--task" if mine else "--engine",
                 hint="add --deep",
             )
+        if sha256 and not deep:
+            raise UsageError(
+                "GL0002", "no shard is read without --deep", where="--sha256", hint="add --deep"
+            )
         if dry_run:
             return {"dry_run": True, "dataset": str(dataset), "deep": deep, **check.survey(dataset)}
         with show.progress("verify") as progress:
@@ -50,6 +57,7 @@ def verify(
                 deep=deep,
                 workers=count,
                 progress=progress,
+                sha256=sha256,
                 task=(mine.index, mine.of) if mine else (0, 1),
                 pool=where.pool(count) if where else None,
             )

@@ -16,9 +16,11 @@ Ints = npt.NDArray[np.int64]
 
 _ZERO = ord("0")
 _WHOLE = np.dtype(f"V{BLOCK}")  # one block as one item: copied, not looped over
+_ROWS = 4096  # headers made at a time
 # By size modulo BLOCK: the bytes of an image's last block that are its own, as a mask.
 _OWN = np.where(np.arange(BLOCK) < np.append(BLOCK, np.arange(1, BLOCK))[:, None], 255, 0)
 _OWN = np.ascontiguousarray(_OWN.astype(np.uint8)).view(np.uint64)
+_BEHIND = ~_OWN
 
 
 class Room:
@@ -142,3 +144,64 @@ def headers(key_nd: U8, suffix: str, size_n: Ints, tag_nt: U8 | None = None) -> 
 def put(block_b: U8, at_n: Ints, row_nb: U8) -> None:
     """Copy blocks [n, 512] to the block numbers `at_n` of `block_b` [m, 512]."""
     block_b.view(_WHOLE)[:, 0][at_n] = np.ascontiguousarray(row_nb).view(_WHOLE)[:, 0]
+
+
+class _Heads:
+    """Headers of one kind of member, in the words of eight bytes that differ between them."""
+
+    _NAME, _NUMBERS = slice(0, 5), slice(15, 20)  # the longest name; size, time and checksum
+
+    def __init__(self, key_nd: U8, suffix: str, size_n: Ints, tag_nt: U8 | None = None) -> None:
+        self._same_w = _empty(suffix)[0].view(np.uint64)
+        self._own_nw = np.empty((len(key_nd), 10), np.uint64)
+        for start in range(0, len(key_nd), _ROWS):
+            part = slice(start, start + _ROWS)
+            tag_mt = None if tag_nt is None else tag_nt[part]
+            head_mw = headers(key_nd[part], suffix, size_n[part], tag_mt).view(np.uint64)
+            self._own_nw[part, :5] = head_mw[:, self._NAME]
+            self._own_nw[part, 5:] = head_mw[:, self._NUMBERS]
+
+    def same(self, part: slice, found_mw: npt.NDArray[np.uint64]) -> bool:
+        own_mw, same_w = self._own_nw[part], self._same_w
+        return bool(
+            np.array_equal(found_mw[:, self._NAME], own_mw[:, :5])
+            and np.array_equal(found_mw[:, self._NUMBERS], own_mw[:, 5:])
+            and (found_mw[:, 5:15] == same_w[5:15]).all()
+            and (found_mw[:, 20:] == same_w[20:]).all()
+        )
+
+
+class Members:
+    """What stands in a shard besides its images, of a byte or more: headers, padding, labels.
+
+    labels: whether each sample has KEY.cls; else its label is in the name of its image.
+    """
+
+    def __init__(self, key_nd: U8, label_n: Ints, size_n: Ints, suffix: str, labels: bool) -> None:
+        self._size_n, self._image_n = size_n, 1 + (size_n + BLOCK - 1) // BLOCK
+        self._text_nd, length_n = plain(label_n)
+        tag_nt = None if labels else np.insert(self._text_nd, 0, ord("_"), axis=1)
+        self._images = _Heads(key_nd, suffix, size_n, tag_nt)
+        self._labels = _Heads(key_nd, "cls", length_n) if labels else None
+        self.count_n = self._image_n + 2 * labels  # blocks of each sample
+
+    def same(self, part: slice, block_b: U8, at_m: Ints) -> bool:
+        """Say whether a part of the samples, which begin at blocks `at_m`, has no other byte."""
+        whole_b = block_b.view(_WHOLE)[:, 0]
+
+        def found(at_m: Ints) -> npt.NDArray[np.uint64]:
+            return whole_b[at_m].view(np.uint64).reshape(len(at_m), BLOCK // 8)
+
+        last_m, size_m = at_m + self._image_n[part] - 1, self._size_n[part]
+        if not self._images.same(part, found(at_m)):
+            return False
+        if (found(last_m) & _BEHIND[size_m % BLOCK]).any():
+            return False
+        if self._labels is None:
+            return True
+        body_mb, text_md = found(last_m + 2).view(np.uint8), self._text_nd[part]
+        return (
+            self._labels.same(part, found(last_m + 1))
+            and np.array_equal(body_mb[:, : text_md.shape[1]], text_md)
+            and not body_mb[:, text_md.shape[1] :].any()
+        )

@@ -55,7 +55,8 @@ def _threads(workers: int) -> Iterator[Pool]:
 class _Check:
     """What is known of one dataset while it is verified."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], sha256: bool = False) -> None:
+        self.sha256 = sha256
         self.remote = Remote(os.fspath(root)) if is_url(root) else None
         self.root = Path(root) if self.remote is None else self.remote.root
         self.found = Findings()
@@ -238,9 +239,9 @@ class _Check:
     def walk(self, number: int, entry: Entry, rows: Rows | None) -> tuple[Findings, str]:
         """Read one shard; one in a store is fetched for it, whatever the cache holds."""
         if self.remote is None:
-            return walk(self.root, entry, rows)
+            return walk(self.root, entry, rows, self.sha256)
         with self.remote.fresh(number) as root:
-            return walk(root, entry, rows)
+            return walk(root, entry, rows, self.sha256)
 
     def _twin(self, path: Path, lost: list[Entry]) -> str:
         if path.stat().st_size not in {entry.bytes for entry in lost}:
@@ -544,13 +545,15 @@ def verify(
     deep: bool = False,
     workers: int = 1,
     progress: Progress = log.silent,
+    sha256: bool = False,
     task: tuple[int, int] = (0, 1),
     pool: AbstractContextManager[Pool] | None = None,
 ) -> dict[str, Any]:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
-    labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes.
+    labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes;
+    `sha256`: with the SHA-256 of every shard, which is else taken only where it is needed.
     Task (i, N) reads the shards with number % N == i, and only task 0 looks at the tables: all is
     well where it is for every task. `pool` reads shards elsewhere than in threads here.
     Raises InputError GL0301 where the folder is no dataset at all.
@@ -558,7 +561,7 @@ def verify(
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     started = time.perf_counter()
-    check = _Check(root)
+    check = _Check(root, sha256)
     dataset = check.manifest()
     result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
     if dataset is not None:

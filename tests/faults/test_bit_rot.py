@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,14 @@ FLIPS = int(os.environ.get("GLINT_FLIPS", "10000"))
 
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
-def test_every_flip_is_found(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"with_json": True}, {}, {"members": "jpg"}],
+    ids=["KEY.json", "two members", "one member"],
+)
+def test_every_flip_is_found(
+    tmp_path: Path, jpeg: Callable[[int], bytes], options: dict[str, Any]
+) -> None:
     """Half of the flips fall anywhere by size, half are dealt to the files alike.
 
     Of those inside an image, the reader that training uses must find all as well.
@@ -30,7 +38,7 @@ def test_every_flip_is_found(tmp_path: Path, jpeg: Callable[[int], bytes]) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i) if i != 3 else b"no image")
     data = tmp_path / "set"
-    shard.shard(tmp_path / "src", data, shard.Options(8, with_json=True))
+    shard.shard(tmp_path / "src", data, shard.Options(8, **options))
     labels.commit(data, np.array([0, 0, 1, 2, 3, 4]), np.array([[0, 1]]), {})
     assert verify(data, deep=True)["ok"]
     files = [
