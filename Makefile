@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | faults | bench
+# make demo | test | test-all | lint | faults | prove | bench
 # Another interpreter or environment: make test PYTHON=python3.12 VENV=/tmp/venv
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ PYTEST_WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all unit lint format faults gpu bench docs clean
+.PHONY: help demo test test-all unit lint format faults prove gpu bench docs clean
 
 help:
 	@echo "make demo      the whole road on a synthetic world, minutes on two cores"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-all  every test that needs no GPU, slow and fault tests included"
 	@echo "make lint      ruff, import-linter, mypy"
 	@echo "make faults    kills, full disks, fuzzing"
+	@echo "make prove     the same by the hundred: kills, disks, races, order of fsyncs, signals"
 	@echo "make bench     the benchmarks, one after the other"
 
 demo: $(INSTALLED)
@@ -32,6 +33,9 @@ test-all: lint
 
 faults: $(INSTALLED)
 	$(PYTEST) -m faults
+
+prove: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/prove.py $(PROVE)
 
 gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m gpu
