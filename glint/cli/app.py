@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 
 import typer
 
@@ -47,4 +49,19 @@ def main() -> None:
     from glint.cli import commands
 
     commands.register(app)
-    app()
+    if "--json" not in sys.argv[1:]:
+        app()
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = 1
+    except Exception as error:  # the parser's own: its class is typer's or click's, by version
+        if not hasattr(error, "format_message"):
+            raise
+        from glint.cli import out
+        from glint.errors import UsageError
+
+        error.show()  # type: ignore[attr-defined]
+        print(json.dumps(out.told(UsageError("GL0002", error.format_message()))))
+        code = 2
+    raise SystemExit(code or 0)

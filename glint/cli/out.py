@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -78,7 +79,17 @@ def run(
     """
     log.set_up()
     try:
-        result = work()
+        try:
+            result = work()
+        except OSError as error:
+            if debug or error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            name = str(error.filename)
+            raise UsageError(
+                "GL0002",
+                f"the path cannot be used: {error.strerror}",
+                where=name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)",
+            ) from None
     except GlintError as error:
         if debug:
             raise
