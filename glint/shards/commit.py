@@ -23,6 +23,14 @@ from glint.errors import BusyError, GlintError, InputError, ResourceError
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
     """Turn a failed write into the error that people read."""
     where = os.fspath(error.filename or path)
+    if error.errno == errno.ENOSPC and _no_inodes(path):
+        return ResourceError(
+            "GL0901",
+            "no inodes are left on the device: it holds as many files as it can",
+            where=where,
+            hint="remove files or take a larger --samples-per-shard; the same command continues "
+            "where it stopped",
+        )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(
             "GL0901",
@@ -31,6 +39,16 @@ def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
             hint="free some space; the same command continues where it stopped",
         )
     return ResourceError("GL0007", f"cannot write: {error.strerror or error}", where=where)
+
+
+def _no_inodes(path: str | os.PathLike[str]) -> bool:
+    for place in (Path(path), *Path(path).parents):
+        try:
+            found = os.statvfs(place)
+        except OSError:
+            continue
+        return found.f_files > 0 and found.f_favail == 0
+    return False
 
 
 @contextmanager
@@ -166,7 +184,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # of a line that `append` could not write, and said so
+            self._file.close()
 
 
 class Held:

@@ -111,3 +111,15 @@ def test_a_lock_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.Monke
             pass
     with commit.lock(tmp_path / "lock"):
         pass
+
+
+def test_a_journal_on_a_disk_that_is_full(tmp_path: Path) -> None:
+    journal = commit.Journal(tmp_path / "journal.jsonl")
+    journal.append({"a": 1})
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, journal._file.fileno())
+    os.close(full)
+    with pytest.raises(ResourceError, match="GL0901"):
+        journal.append({"a": 2})
+    journal.close()  # the same error again would hide the first
+    assert commit.Journal(tmp_path / "journal.jsonl").lines == [{"a": 1}]
