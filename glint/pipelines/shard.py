@@ -25,7 +25,7 @@ from glint.errors import BudgetError, BusyError, GlintError, InputError, Mismatc
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import stage, tasks, upload
-from glint.shards import commit, dali, image, parquet, policy, seal
+from glint.shards import commit, dali, image, parquet, policy, seal, store
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT
 from glint.shards.sources import open_source, recognise, reopen
@@ -137,6 +137,7 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
 def check_places(src: Path, out: Path) -> None:
     """Refuse outputs that would harm something. Raises UsageError, BusyError."""
+    store.refuse(out, "write to a local folder and upload that")
     if out.exists() and not out.is_dir():
         raise BusyError("GL0004", "expected a folder or nothing, found a file", where=str(out))
     if out.is_symlink() and not out.exists():
