@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def reshard(
     src: Path = typer.Argument(..., help="A dataset."),
-    out: Path = typer.Argument(..., help="The new dataset: a new folder, or one to continue."),
+    out: str = typer.Argument(..., help="The new dataset: a folder or URL, or one to continue."),
     samples_per_shard: int = typer.Option(..., help="Records dealt to each shard."),
     drop_quarantine: bool = typer.Option(
         False, "--drop-quarantine", help="Leave the list of quarantined records behind."
@@ -27,6 +27,9 @@ def reshard(
     task: str = spread.TASK,
     engine: str = spread.ENGINE,
     ray_address: str = spread.RAY_ADDRESS,
+    staging: Path | None = typer.Option(
+        None, help="Where shards wait for their upload to a URL; default: in the cache."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -41,7 +44,7 @@ def reshard(
         with show.progress("reshard") as progress:
             return stage.reshard(
                 src,
-                out,
+                show.place(out, "OUT"),
                 samples_per_shard,
                 drop_quarantine=drop_quarantine,
                 workers=workers or spread.cores(),
@@ -49,6 +52,7 @@ def reshard(
                 progress=progress,
                 task=mine,
                 engine=where,
+                staging=staging,
             )
 
     show.run(work, "glint/reshard-result@1", as_json, debug=debug, say=_say)

@@ -18,7 +18,7 @@ from glint import log
 from glint.errors import InputError, UsageError
 from glint.log import Progress
 from glint.pipelines import reshard, rewrite
-from glint.shards import commit, labels, seal
+from glint.shards import commit, labels, seal, store
 from glint.shards.index import Dataset
 from glint.shards.verify import TOMBSTONES
 
@@ -171,6 +171,7 @@ def drop(
     new dataset lacks these images and names, and all that the tombstones of this one name; this
     one stays as it is. Raises UsageError GL0002 and what `rewrite` raises.
     """
+    store.refuse(root)
     dataset = Dataset(root)
     if not reason.strip():
         raise UsageError("GL0002", "expected some words, found none", where="--reason")

@@ -18,7 +18,7 @@ from glint import log
 from glint.errors import InputError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.pipelines import rewrite, stage, tasks
+from glint.pipelines import rewrite, stage, tasks, upload
 from glint.pipelines.shard import Options
 from glint.shards import commit, labels, parquet
 from glint.shards.content import content
@@ -188,6 +188,7 @@ def reshard(
     progress: Progress = log.silent,
     task: tasks.Task | None = None,
     engine: stage.Engine | None = None,
+    staging: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Write the samples of `src` into shards of another size, keys and image bytes untouched.
 
@@ -196,13 +197,15 @@ def reshard(
     `rewrite` raises.
     """
     dataset = Dataset(src)
-    todo = job(dataset, out, samples_per_shard, drop_quarantine=drop_quarantine)
     if dry_run:
-        return rewrite.survey(todo)
-    result = rewrite.rewrite(todo, workers=workers, progress=progress, task=task, engine=engine)
-    if result.get("left"):
-        return result
-    before, after = content(dataset), content(Dataset(out))
+        todo = job(dataset, os.fspath(out), samples_per_shard, drop_quarantine=drop_quarantine)
+        return {**rewrite.survey(todo), "out": str(out)}
+    with upload.staged(out, staging) as folder:
+        todo = job(dataset, folder, samples_per_shard, drop_quarantine=drop_quarantine)
+        result = rewrite.rewrite(todo, workers=workers, progress=progress, task=task, engine=engine)
+        if result.get("left"):
+            return result
+        before, after = content(dataset), content(Dataset(upload.place(folder)))
     if before != after:
         raise InputError(
             "GL0301",

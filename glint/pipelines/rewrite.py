@@ -31,7 +31,7 @@ from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import shard as sharding
 from glint.pipelines import stage, tasks
-from glint.shards import commit, dali, image, parquet, seal
+from glint.shards import commit, dali, image, parquet, seal, store
 from glint.shards import plan as deal
 from glint.shards.index import FORMAT, OPEN_FILES, Dataset
 from glint.shards.strings import Strings, load_array, new_array, save_array
@@ -393,6 +393,7 @@ def rewrite(
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     for dataset in job.datasets:
+        store.refuse(dataset.name)
         sharding.check_places(dataset.root, job.out)
     fresh, there = not job.out.exists(), job.out / "_glint"
     commit.make_dir(there)

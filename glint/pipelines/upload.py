@@ -56,7 +56,11 @@ def staged(
     commit.make_dir(folder / "_glint")
     commit.write_json(folder / MARK, {"url": there.url})
     log.logger.info("shards on their way to %s are staged in %s", there.shown, folder)
-    yield folder
+    try:
+        yield folder
+    except MismatchError as error:
+        where = error.where.replace(str(folder), there.shown)
+        raise MismatchError(error.code, error.what, where=where, hint=error.hint) from None
     if (folder / MANIFEST).exists() and not (folder / "_glint" / "parts").exists():
         with suppress(BusyError), commit.lock(folder / "_glint" / "lock"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -177,7 +181,12 @@ def write(
     tasks), and how many are left. Raises what `shard` raises, and ResourceError for failed uploads.
     """
     out, spans = Path(plan.out), plan.spans()
-    claim(there, plan)
+    try:
+        claim(there, plan)
+    except (MismatchError, BusyError):  # whose plan is there may come back with it
+        shutil.rmtree(plan.folder, ignore_errors=True)
+        (out / PLAN).unlink(missing_ok=True)
+        raise
     mine = tasks.share(task, range(len(spans)))
     if (manifest := _manifest(there)) is not None:
         _look(there, [manifest["shards"][i] for i in mine])

@@ -71,7 +71,7 @@ def env(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     return {**os.environ, **given}
 
 
-class s3:  # noqa: N801
+class s3:
     """The bucket, by another client than glint's."""
 
     def __init__(self) -> None:
