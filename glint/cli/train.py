@@ -38,10 +38,31 @@ def train(
     out: Path | None = typer.Option(
         None, "--out", help="The run's folder (default runs/RECIPE); the same one resumes."
     ),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Say what every rank would hold; allocate and write nothing."
+    ),
+    classes: int = typer.Option(
+        0, "--classes", help="With --dry-run: identities, where the data is not here."
+    ),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
     """Train a recipe with DDP and a sharded head; the same command resumes."""
+    if dry_run:
+        from glint.cli import dry
+
+        show.run(
+            lambda: dry.run(recipe, change, nproc * nnodes, classes),
+            "glint/train-plan@1",
+            as_json,
+            debug=debug,
+            say=dry.say,
+        )
+        return
+    if classes:
+        from glint.errors import UsageError
+
+        show.fail(UsageError("GL0002", "--classes is for --dry-run; a run asks its dataset"))
     from glint.dist import slurm
 
     os.environ.update(slurm.ranks(os.environ))
