@@ -311,3 +311,4 @@ def _tidy(there: Store, shards: int) -> None:
     ]
     _several(there.remove, names[:-1])
     there.remove(names[-1])
+    there.leave("_glint/parts")

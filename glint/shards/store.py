@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -262,6 +263,13 @@ class Store:
         """Remove an object; none there is as good."""
         fs, root = self._open()
         _retried(self, name, lambda: _absent(fs.rm_file, f"{root}/{name}"), write=True)
+
+    def leave(self, folder: str) -> None:
+        """Remove an empty folder, where the store has folders at all."""
+        if self.scheme not in _ATOMIC:
+            fs, root = self._open()
+            with suppress(OSError, NotImplementedError):
+                fs.rmdir(f"{root}/{folder}")
 
     def _sha256(self, name: str, size: int) -> str:
         hasher = hashlib.sha256()
