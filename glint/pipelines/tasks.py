@@ -96,6 +96,7 @@ def ending(state: Path, task: Task | None) -> Iterator[None]:
 
 def tidy(state: Path) -> None:
     """Remove journals and the locks of tasks; whoever calls holds the output alone."""
-    for pattern in ("journal*.jsonl", "task-*.lock", "plan.lock", "merge.lock"):
-        for path in state.glob(pattern):
-            path.unlink(missing_ok=True)
+    with commit.writing(state):
+        for pattern in ("journal*.jsonl", "task-*.lock", "plan.lock", "merge.lock"):
+            for path in state.glob(pattern):
+                path.unlink(missing_ok=True)

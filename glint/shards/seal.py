@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glint.errors import InputError
+from glint.errors import InputError, ResourceError
 from glint.shards import commit
 
 FIELD = "seal"
@@ -56,9 +56,16 @@ def check(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, Any]:
 
 
 def entry(path: Path) -> dict[str, Any]:
-    """Return the name, size and SHA-256 of a file, as a manifest lists it."""
-    with path.open("rb") as file:
-        return {"name": path.name, "bytes": path.stat().st_size, "sha256": commit.sha256(file)}
+    """Return the name, size and SHA-256 of a file, as a manifest lists it.
+
+    Raises ResourceError GL0903 where it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return {"name": path.name, "bytes": path.stat().st_size, "sha256": commit.sha256(file)}
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise ResourceError("GL0903", what, where=str(path)) from error
 
 
 def line(before: str, value: dict[str, Any]) -> bytes:

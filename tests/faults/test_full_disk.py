@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glint.shards import strings
+from glint.errors import ResourceError
+from glint.pipelines import tasks
+from glint.shards import seal, strings
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -35,3 +37,14 @@ def test_a_mapped_array_has_its_room(tmp_path: Path) -> None:
     assert (tmp_path / "b.npy").stat().st_blocks * 512 < state.st_size
     strings.take_room(tmp_path / "b.npy")
     assert (tmp_path / "b.npy").stat().st_blocks * 512 >= state.st_size
+
+
+def test_a_file_of_our_own_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"GL0903 .*cannot be read: Is a directory"):
+        seal.entry(tmp_path)
+
+
+def test_a_journal_that_cannot_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").mkdir()
+    with pytest.raises(ResourceError, match=r"GL0007 .*Is a directory"):
+        tasks.tidy(tmp_path)
