@@ -270,9 +270,11 @@ def put(
     Counts in `notes` what is written and may surprise.
     """
     done, size = 0, policy.size_of(options.size)
+    said = said_C.take(pa.array(np.maximum(source.label[row_n], 0))) if len(said_C) else said_C
+    where = names_of(source, row_n)
     for run in read_many(source, row_n, HELD, out.room):
-        row_m, key_m = row_n[done : done + len(run.start_n)], key_n[done : done + len(run.start_n)]
-        done += len(row_m)
+        part = slice(done, done + len(run.start_n))
+        row_m, key_m, done = row_n[part], key_n[part], part.stop
         label_m = source.label[row_m]
         looks = policy.look_many(
             run.data,
@@ -297,9 +299,10 @@ def put(
                 source.offset(i),
             )
         good: Ints | slice = slice(None)
+        said_m, where_m = (v.slice(part.start, len(row_m)) for v in (said, where))
         if bad:
             good = np.delete(np.arange(len(row_m)), list(bad))
-        label_m = label_m[good]
+            said_m, where_m = (v.take(pa.array(good)) for v in (said_m, where_m))
         out.extend(
             key_m[good],
             run.data,
@@ -308,9 +311,9 @@ def put(
             _FORMAT[looks.format_n[good]],
             looks.width_n[good],
             looks.height_n[good],
-            label_m,
-            said_C.take(pa.array(label_m)),
-            names_of(source, row_m[good]),
+            label_m[good],
+            said_m,
+            where_m,
         )
 
 

@@ -90,10 +90,13 @@ def decimal(value_n: Ints, digits: int) -> U8:
 
 def octal(value_n: Ints, digits: int) -> U8:
     """Write numbers in base 8 with leading zeros: ASCII [n, digits]."""
-    out_dn = np.empty((digits, len(value_n)), np.uint8)
-    for place in range(digits):
-        out_dn[place] = (value_n >> 3 * (digits - 1 - place)) & 7
-    out_dn += _ZERO
+    out_dn = np.full((digits, len(value_n)), _ZERO, np.uint8)
+    rest_n = value_n
+    for place in range(digits - 1, -1, -1):
+        if not rest_n.any():
+            break
+        out_dn[place] += (rest_n & 7).astype(np.uint8)
+        rest_n = rest_n >> 3
     return np.ascontiguousarray(out_dn.T)
 
 
