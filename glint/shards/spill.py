@@ -75,7 +75,8 @@ class Table:
     def array(self) -> Row:
         """Return all rows; where they lie in a file, mapped."""
         if self._file is None:
-            self._held = [np.concatenate([np.empty(0, self.dtype), *self._held])]
+            if len(self._held) != 1:  # copied once, however often it is read
+                self._held = [np.concatenate([np.empty(0, self.dtype), *self._held])]
             return self._held[0]
         if self._held:
             self._flush()
