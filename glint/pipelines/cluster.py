@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from glint.errors import GlintError, LostError, UsageError
 from glint.pipelines import stage
 
 CLOSE = 60.0  # seconds that pieces under way have after a signal
+CONNECT = 20.0  # seconds for a cluster to answer
 POLL = 0.5  # seconds between two looks at signals
 STORE = 128 << 20  # bytes of Ray's object store, where Ray is started here
 
@@ -95,6 +97,7 @@ class Ray:
             ours = not ray.is_initialized()
             try:
                 if ours:
+                    _answers(address)
                     ray.init(log_to_driver=False, logging_level="ERROR", **options)
             except (OSError, ValueError, RuntimeError) as error:
                 raise UsageError(
@@ -129,6 +132,13 @@ class Coming:
 
 def _call(work: Callable[..., Any], *arguments: Any) -> Any:
     return work(*arguments)
+
+
+def _answers(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
 
 
 def _import() -> Any:
