@@ -56,7 +56,8 @@ def _say(result: dict[str, Any]) -> str:
     would = "would " if result["dry_run"] else ""
     some = ", ".join(map(str, result["identities"][:10]))
     some += " ..." if len(result["identities"]) > 10 else ""
-    lines = [f"identities   {len(result['identities'])} ({some}), {result['images']} images"]
+    images = show.count(result["images"], "image")
+    lines = [f"identities   {len(result['identities'])} ({some}), {images}"]
     if result["merged_with"]:
         lines.append(
             f"             {len(result['merged_with'])} of them by the labels in force, "
@@ -65,7 +66,8 @@ def _say(result: dict[str, Any]) -> str:
     if result["erased_to"]:
         lines.append(
             f"{'would write' if would else 'wrote':13s}{result['erased_to']}: "
-            f"{result['written']} samples; {result['dataset']} still holds all of them"
+            f"{show.count(result['written'], 'sample')}; "
+            f"{result['dataset']} still holds all of them"
         )
         if not would:
             lines.append(
@@ -75,7 +77,7 @@ def _say(result: dict[str, Any]) -> str:
         return "\n".join(lines)
     lines.append(
         f"{would + 'set':13s}label version {result['version_before']} -> "
-        f"{result['version']}, {result['classes']} classes left"
+        f"{result['version']}, {show.count(result['classes'], 'class')} left"
     )
     if not would:
         lines.append(

@@ -48,24 +48,24 @@ def merge(
 
 def _say(result: dict[str, Any]) -> str:
     lines = [
-        f"from         {one['name']}: {one['samples']} samples, {one['identities']} "
-        f"identities from label {one['first_label']}"
+        f"from         {one['name']}: {show.count(one['samples'], 'sample')}, "
+        f"{show.count(one['identities'], 'identity')} from label {one['first_label']}"
         for one in result["from"]
     ]
     lines.append(
         f"duplicates   {result['duplicate_images']} images stand in more than one "
-        f"dataset ({result['duplicate_samples']} samples)"
+        f"dataset ({show.count(result['duplicate_samples'], 'sample')})"
     )
+    samples, shards = show.count(result["written"], "sample"), show.count(result["shards"], "shard")
     if result.get("dry_run"):
-        return "\n".join(
-            [*lines, f"would write  {result['written']} samples in {result['shards']} shards"]
-        )
+        return "\n".join([*lines, f"would write  {samples} in {shards}"])
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
     return "\n".join(
         [
             *lines,
-            f"wrote        {result['out']}: {result['written']} samples of {result['identities']} "
-            f"identities in {result['shards']} shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
+            f"wrote        {result['out']}: {samples} of "
+            f"{show.count(result['identities'], 'identity')} in {shards}{resumed}, "
+            f"{result['bytes'] / 1e6:.1f} MB",
             f"digest       {result['digest']}",
             f"next         glint embed {result['out']} --model MODEL.onnx --out EMB, then "
             "glint dedup-conflicts: one person may have a label in each dataset",

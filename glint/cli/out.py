@@ -43,6 +43,12 @@ def place(text: str, option: str) -> Path | str:
     return text if store.is_url(text) else path(text, option)
 
 
+def count(n: int, noun: str) -> str:
+    """Say how many: 1 shard, 2 shards, 3 identities."""
+    ending = {"y": "ies", "s": "ses"}.get(noun[-1], f"{noun[-1]}s")
+    return f"{n} {noun if n == 1 else noun[:-1] + ending}"
+
+
 def told(error: GlintError) -> dict[str, object]:
     """Return an error as the one JSON object that `--json` prints for it."""
     return {

@@ -59,15 +59,15 @@ def reshard(
 
 
 def _say(result: dict[str, Any]) -> str:
-    if result.get("dry_run"):
-        return f"would write  {result['written']} samples in {result['shards']} shards"
     if result.get("left"):
         return spread.left(result)
+    told = f"{show.count(result['written'], 'sample')} in {show.count(result['shards'], 'shard')}"
+    if result.get("dry_run"):
+        return f"would write  {told}"
     resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
     return "\n".join(
         [
-            f"wrote        {result['out']}: {result['written']} samples in {result['shards']} "
-            f"shards{resumed}, {result['bytes'] / 1e6:.1f} MB",
+            f"wrote        {result['out']}: {told}{resumed}, {result['bytes'] / 1e6:.1f} MB",
             f"content      {result['content']}, that of the old one",
             f"digest       {result['digest']}",
             f"next         glint verify {result['out']} --deep",

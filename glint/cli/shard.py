@@ -84,8 +84,8 @@ def shard(
 
 def _facts(facts: dict[str, Any]) -> list[str]:
     lines = [
-        f"recognised   {facts['layout']}: {facts['images']} images, "
-        f"{facts['identities']} identities"
+        f"recognised   {facts['layout']}: {show.count(facts['images'], 'image')}, "
+        f"{show.count(facts['identities'], 'identity')}"
     ]
     if "idx" in facts:
         lines.append(
@@ -110,8 +110,8 @@ def _say(result: dict[str, Any]) -> str:
         return "\n".join(
             [
                 *lines,
-                f"would write  at most {result['read']} samples in "
-                f"{result['shards']} shards, about {size}",
+                f"would write  at most {show.count(result['read'], 'sample')} in "
+                f"{show.count(result['shards'], 'shard')}, about {size}",
             ]
         )
     reasons = "".join(
@@ -126,7 +126,7 @@ def _say(result: dict[str, Any]) -> str:
     lines += [
         f"read         {result['read']} = {result['written']} written + "
         f"{result['quarantined']} quarantined{reasons}{noted}",
-        f"wrote        {result['out']}: {result['shards']} shards{resumed}, {size}",
+        f"wrote        {result['out']}: {show.count(result['shards'], 'shard')}{resumed}, {size}",
         f"digest       {result['digest']}",
         f"next         glint embed {result['out']} --model MODEL.onnx --out EMB",
     ]
@@ -195,12 +195,13 @@ def _say_info(result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"dataset      {result['dataset']}, from {result['source']} ({result['layout']})",
-            f"samples      {result['written']} in {result['shards']} shards, "
+            f"samples      {result['written']} in {show.count(result['shards'], 'shard')}, "
             f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} "
             "quarantined",
             f"identities   {result['identities']}{spread}",
-            f"labels       version {result['label_version']}: {result['classes']} classes, "
-            f"{result['dropped_identities']} identities dropped, "
+            f"labels       version {result['label_version']}: "
+            f"{show.count(result['classes'], 'class')}, "
+            f"{show.count(result['dropped_identities'], 'identity')} dropped, "
             f"{result['masked_pairs']} pairs masked",
             *_say_equals(result.get("duplicates")),
             f"digest       {result['digest']}",

@@ -82,8 +82,8 @@ def verify(
 def _say(result: dict[str, Any]) -> str:
     if result.get("dry_run"):
         return (
-            f"would read {result['files']} tables and {result['shards']} shards, "
-            f"{result['bytes'] / 1e6:.1f} MB"
+            f"would read {show.count(result['files'], 'table')} and "
+            f"{show.count(result['shards'], 'shard')}, {result['bytes'] / 1e6:.1f} MB"
         )
     lines = [f"bad          {line}" for line in result["shown"]]
     more = result["problem_count"] - len(lines)
@@ -95,14 +95,18 @@ def _say(result: dict[str, Any]) -> str:
         if result["deep"] and result["seconds"]:
             rate = f", {result['bytes'] / 1e9 / result['seconds']:.2f} GB/s"
         lines.append(
-            f"checked      {read}: {result['shards']} shards, "
-            f"{result['samples']} samples, "
+            f"checked      {read}: {show.count(result['shards'], 'shard')}, "
+            f"{show.count(result['samples'], 'sample')}, "
             f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}"
         )
     share = f" in the share of task {result['task']}" if "task" in result else ""
     lines.append(
         "result       "
-        + (f"all as written{share}" if result["ok"] else f"{result['problem_count']} problems")
+        + (
+            f"all as written{share}"
+            if result["ok"]
+            else show.count(result["problem_count"], "problem")
+        )
     )
     if result["ok"] and not result["deep"]:
         lines.append(f"next         glint verify {result['dataset']} --deep")

@@ -48,7 +48,7 @@ def test_a_folder_just_works(glint: Glint, faces: Path, tmp_path: Path) -> None:
 
 def test_dry_run(glint: Glint, faces: Path, tmp_path: Path) -> None:
     assert glint("shard", faces, tmp_path / "out", "--dry-run", "--json")["read"] == 13
-    assert "would write  at most 13 samples in 1 shards" in glint(
+    assert "would write  at most 13 samples in 1 shard," in glint(
         "shard", faces, tmp_path / "out", "--dry-run"
     )
     assert not (tmp_path / "out").exists()
