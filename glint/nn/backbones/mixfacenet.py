@@ -1,6 +1,7 @@
 """MixFaceNet and ShuffleMixFaceNet (arXiv 2107.13046): depth-wise convolutions of mixed kernels.
 
-The units' tables are those of the authors' program at its published sizes.
+The units' tables are those of the authors' program at its published sizes. That program shuffles
+after its first unit even where it is told not to; before training, this only renames channels.
 """
 
 # n batch, C channels, H W height and width, E embedding
