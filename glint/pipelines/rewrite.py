@@ -240,8 +240,10 @@ def run(plan: sharding.Plan, shard: int) -> dict[str, Any]:
     start, stop = plan.spans()[shard]
     name = deal.shard_name(shard)
     taken: list[int] = []
-    with commit.atomic(Path(plan.out) / "data" / name) as file:
-        out = Shard(file, shard, with_json=plan.options.with_json)
+    with (
+        commit.atomic(Path(plan.out) / "data" / name) as file,
+        Shard(file, shard, with_json=plan.options.with_json) as out,
+    ):
         for key, row in enumerate(rows.order_n[start:stop].tolist(), start):
             if row < 0:
                 continue
