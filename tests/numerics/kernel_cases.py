@@ -97,7 +97,7 @@ CASES = [
 MANY = [
     {"n": n, "classes": classes, "dim": dim, "rate": rate, "rule": rule, "steps": 3}
     for n, classes, dim, rate in (
-        (1, 2, 1, 1.0),
+        (1, 2, 2, 1.0),
         (16, 32, 16, 1.0),
         (33, 97, 24, 0.4),
         (50, 130, 5, 1.0),

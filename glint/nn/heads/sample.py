@@ -16,7 +16,8 @@ from glint.dist.span import Span
 # N samples over all ranks, P classes in the batch, k classes of this rank that play, i counters
 
 _ROUNDS = 6
-_AT_ONCE = 1 << 15  # counters hashed together: they stay in cache
+_AT_ONCE = {"cpu": 1 << 15}  # counters hashed together: they stay in cache
+_MANY = 1 << 20  # on a GPU: few launches, and it waits for the device once for so many
 _MASK31 = (1 << 31) - 1
 _MASK64 = (1 << 64) - 1
 _ODD = (0x6C8E9CF5, 0x45D9F3B3)  # 31-bit odd multipliers: a 31 x 31 bit product fits int64
@@ -94,11 +95,12 @@ def _first_others(classes: int, wanted: int, positive_P: Tensor, key: int) -> Te
     """Take the first `wanted` classes of the permutation that are not positives."""
     bits = max(1, (classes - 1).bit_length())
     density = classes / (1 << bits)  # values beyond the classes are skipped: at most half
+    at_once = _AT_ONCE.get(positive_P.device.type, _MANY)
     start, kept, taken = 0, 0, []
     while kept < wanted and start < 1 << bits:
         missing = wanted - kept + positive_P.numel()
         reach = int(missing / density + 4 * (missing / density) ** 0.5) + 16
-        stop = min(start + min(reach, _AT_ONCE), 1 << bits)
+        stop = min(start + min(reach, at_once), 1 << bits)
         counter_i = torch.arange(start, stop, device=positive_P.device)
         found_k = permute(counter_i, bits, key)
         found_k = found_k[found_k < classes]
