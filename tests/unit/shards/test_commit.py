@@ -41,7 +41,10 @@ def test_the_order_of_system_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert calls == ["file", "rename", "dir"]
 
 
-@pytest.mark.parametrize("number, code", [(errno.ENOSPC, "GL0901"), (errno.EIO, "GL0007")])
+@pytest.mark.parametrize(
+    "number, code",
+    [(errno.ENOSPC, "GL0901"), (errno.EDQUOT, "GL0901"), (errno.EIO, "GL0007")],
+)
 def test_disk_errors_have_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
