@@ -34,12 +34,16 @@ def files(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """Start Ray with two workers, once for all tests here; they get what this file defines."""
+    """Start Ray with two workers, once for all tests here; they get what this file defines.
+
+    The two GPUs are numbers for Ray to hand out: nothing here computes on one.
+    """
     import ray
 
     ray.init(
         address="local",
         num_cpus=2,
+        num_gpus=2,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -191,7 +195,8 @@ class Opens:
         if not first.exists():
             first.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        (Path(self.marks) / f"pid-{os.getpid()}-{os.urandom(3).hex()}").touch()
+        gpu = os.environ["CUDA_VISIBLE_DEVICES"]
+        (Path(self.marks) / f"gpu-{gpu}-{os.getpid()}-{os.urandom(3).hex()}").touch()
         model = Means()
         model.digest = self.digest
         return Dataset(self.dataset), model
@@ -206,8 +211,9 @@ def test_embeddings_by_actors(whole: Path, tmp_path: Path) -> None:
     opener, ray = Opens(str(whole), str(marks)), Ray(actors=True)
     embedding.embed(data, Means(), tmp_path / "ray", block=32, engine=ray, opener=opener)
     assert files(tmp_path / "ray") == files(tmp_path / "one")
-    opened = list(marks.glob("pid-*"))
-    assert (marks / "first").exists() and 1 <= len(opened) <= 3  # not once for each of 13 blocks
+    opened = sorted(path.name.split("-")[1] for path in marks.glob("gpu-*"))
+    assert (marks / "first").exists()
+    assert opened == ["0", "1"]  # once for each worker, not for each of 13 blocks
     for i in range(2):
         task = tasks.Task(i, 2)
         embedding.embed(
