@@ -44,6 +44,7 @@ import glint.__main__
 import glint.pipelines.shard  # the forks have it already
 from glint.cli import app as cli
 from glint.cli import commands
+from glint.pipelines import stage
 from glint.shards import recordio
 
 ROOT = Path(__file__).parents[2]
@@ -263,7 +264,9 @@ def loose(path: str) -> bool:
 class Run:
     """`glint ARGS` in a fork, in a process group of its own, that waits for `go`."""
 
-    def __init__(self, args: Sequence[object], place: Path, *, spawn: bool = False) -> None:
+    def __init__(
+        self, args: Sequence[object], place: Path, *, spawn: bool = False, held: bool = False
+    ) -> None:
         self.said, self.told = place / f"said-{id(self)}", place / f"told-{id(self)}"
         self.tracer: subprocess.Popen[str] | None = None
         self._code: int | None = None
@@ -284,6 +287,8 @@ class Run:
                     multiprocessing.get_context = lambda how=None: real(  # type: ignore
                         "fork" if how == "spawn" else how
                     )
+                if held:
+                    _hold_workers()
                 sys.modules["__main__"] = glint.__main__  # what a spawned worker looks at
                 os.read(gate, 1)
                 os.close(gate)
@@ -297,11 +302,11 @@ class Run:
         os.close(gate)
         self._watch = os.pidfd_open(self.pid)
 
-    def trace(self, log: Path, *options: str) -> Run:
+    def trace(self, log: Path, *options: str, pid: int = 0) -> Run:
         """Have strace look on, from the next system call on."""
         assert STRACE is not None
         self.tracer = subprocess.Popen(
-            [STRACE, "-o", str(log), *options, "-p", str(self.pid)],
+            [STRACE, "-o", str(log), *options, "-p", str(pid or self.pid)],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -316,6 +321,26 @@ class Run:
         self.began = time.monotonic()
         os.write(self._gate, b".")
         return self
+
+    def stopped(self) -> list[int]:
+        """Return the workers that wait for `release`."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        found = []
+        with contextlib.suppress(OSError):
+            for pid in children.read_text().split():
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] in "Tt":
+                        found.append(int(pid))
+        return found
+
+    def release(self) -> int | None:
+        """Let held workers go, those too that replace dead ones; return what `wait` does."""
+        deadline = time.monotonic() + LIMIT
+        while self.wait(0.01) is None and time.monotonic() < deadline:
+            for pid in self.stopped():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+        return self.wait(0)
 
     def wait(self, seconds: float = LIMIT) -> int | None:
         """Return the exit code (negative for a signal), or None when the time is over."""
@@ -375,6 +400,17 @@ class Run:
     def result(self) -> dict[str, Any]:
         lines = self.said.read_text().splitlines()
         return dict(json.loads(lines[-1])) if lines else {}
+
+
+def _hold_workers() -> None:
+    """Have every forked worker stop itself as it begins."""
+    begin = stage._start
+
+    def start(parent: int) -> None:
+        begin(parent)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    stage._start = start
 
 
 @cache
@@ -478,8 +514,9 @@ class Job:
     whole: dict[str, str] = field(default_factory=dict)
     shards: int = 0
 
-    def run(self, *, spawn: bool = False, workers: int = 1) -> Run:
-        return Run([*self.args, "--workers", workers, "--json"], self.place, spawn=spawn)
+    def run(self, *, spawn: bool = False, held: bool = False, workers: int = 1) -> Run:
+        args = [*self.args, "--workers", workers, "--json"]
+        return Run(args, self.place, spawn=spawn, held=held)
 
     def fresh(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
@@ -671,6 +708,7 @@ class Given:
     share: float
     seed: int
     spawn: float
+    workers: list[int]
     place: Path
 
     def chance(self, name: str) -> random.Random:
@@ -683,7 +721,7 @@ class Given:
 def kills(given: Given) -> Iterator[Figure]:
     """SIGKILL at random instants and at every changing system call, with 1, 2 and 4 workers."""
     made = job(given.place, 200, 25)
-    for workers in (1, 2, 4):
+    for workers in given.workers:
         yield from _kills(given, made, workers)
 
 
@@ -740,7 +778,7 @@ def _kills(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         after(run, f"instant {i} ({delay:.4f} s, group {group}, spawn {spawn})")
     instants = tally.counts["runs"]
     seen: Counter[str] = Counter()
-    planned = 0
+    planned: Counter[str] = Counter()
     if STRACE is not None:
         log = job.place / "calls.log"
         found = hits(job, log, workers=workers)
@@ -748,40 +786,37 @@ def _kills(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         first = found[0].pid
         told = list(numbered(found, log))
         plans += sorted({(call.name, k, False) for k, call in told if call.pid == first})
-        if workers > 1:  # strace counts by process: the first to make its k-th call dies
-            plans += sorted({(call.name, k, True) for k, call in told if call.pid != first})
-        plans = some(plans, given.share, chance)
-        planned = len(plans)
-        for call, k, follow in plans:
+        plans += sorted({(call.name, k, True) for k, call in told if call.pid != first})
+        for call, k, in_worker in some(plans, given.share, chance):
             job.fresh()
-            run = job.run(workers=workers)
-            run.trace(
-                job.place / "kill.log",
-                *(["-f"] if follow else []),
-                "-e",
-                f"trace={call}",
-                "-e",
-                f"inject={call}:signal=KILL:when={k}",
-            )
-            code = run.go().wait()
-            about = f"{call} {k} {'any process' if follow else 'main process'}"
+            run = job.run(workers=workers, held=in_worker)
+            about = f"{call} {k} of {'a worker' if in_worker else 'the main process'}"
+            inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={k}"]
+            if in_worker:
+                run.go()
+                while not (ready := run.stopped()):
+                    if run.wait(0.005) is not None:
+                        raise RuntimeError(f"no worker was seen: {run.errors}")
+                run.trace(job.place / "kill.log", *inject, pid=ready[0])
+                code = run.release()
+            else:
+                code = run.trace(job.place / "kill.log", *inject).go().wait()
+            killed = "+++ killed by SIGKILL +++" in (job.place / "kill.log").read_text()
             if code is None:
                 tally.note("hang", ["no end"], about)
-            elif code == -signal.SIGKILL:
-                seen["main"] += 1
-            elif "+++ killed by SIGKILL +++" in (job.place / "kill.log").read_text():
-                seen["worker"] += 1
-                tally.note("code", [f"ended with {code}"] if code not in (0, 10) else [], about)
+            elif in_worker:  # its pieces are done again
+                tally.note("code", [f"{code}: {run.errors[-300:]}"] if code else [], about)
+                seen["worker"] += killed
+                planned["worker"] += 1
             else:
-                seen["none"] += 1
-                tally.note("code", [f"ended with {code}"] if code else [], about)
+                wrong = code not in (0, -signal.SIGKILL) or killed != (code == -signal.SIGKILL)
+                tally.note("code", [f"{code}: {run.errors[-300:]}"] if wrong else [], about)
+                seen["main"] += killed
+                planned["main"] += 1
             after(run, about)
     watched = reader.end()
     counts = {
         "unfinished": tally.counts["unfinished"],
-        "calls_main": seen["main"],
-        "calls_worker": seen["worker"],
-        "untouched": seen["none"],
         "spawned": tally.counts["spawned"],
         "seconds": round(time.monotonic() - begin),
     }
@@ -791,9 +826,13 @@ def _kills(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         **counts,
     }
     if STRACE is not None:
-        hit = seen["main"] + seen["worker"]  # with workers, some calls depend on who is quicker
-        least = planned if workers == 1 else round(0.9 * planned)
-        yield {**figures.floor(f"{name}: kills at system calls", hit, least), "of": planned}
+        # With workers, who makes how many calls depends on who is quicker.
+        of = planned["main"]
+        least = of if workers == 1 else round(0.9 * of)
+        yield {**figures.floor(f"{name}: kills at system calls", seen["main"], least), "of": of}
+        if of := planned["worker"]:
+            at = figures.floor(f"{name}: kills of a worker at its calls", seen["worker"], of // 3)
+            yield {**at, "of": of}
     runs = tally.counts["runs"]
     yield tally.none(f"{name}: runs that left an incomplete file under a final name", "half")
     yield {
@@ -811,7 +850,7 @@ def _kills(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         "slowest_s": round(slow, 3),
     }
     if STRACE is not None:
-        yield tally.none(f"{name}: other ends than 0, 10 or the kill", "code")
+        yield tally.none(f"{name}: other ends than 0 or the kill", "code")
         yield tally.none(f"{name}: hangs", "hang")
 
 
@@ -1113,7 +1152,7 @@ def _ordered(name: str, args: list[object], root: Path, log: Path) -> Figure:
 def signals(given: Given) -> Iterator[Figure]:
     """SIGTERM, SIGINT and a second SIGINT while shards are written; a read-only disk."""
     made = job(given.place, *((40_000, 5_000) if given.share >= 0.05 else (4_000, 500)))
-    for workers in (1, 2, 4):
+    for workers in given.workers:
         yield from _signals(given, made, workers)
     if can_mount():
         yield from _read_only(given, made)
@@ -1167,12 +1206,11 @@ def _signals(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         "seconds": round(time.monotonic() - begin),
     }
     yield figures.floor(f"{name}: runs that ended with 75", codes[75], 1)
-    yield {
-        **figures.ceiling(
-            f"{name}: most seconds from a second SIGINT until exit 130", max(twice), 1
-        ),
-        "signals": len(twice) - 1,
-    }
+    if len(twice) > 1:
+        yield {
+            **figures.ceiling(f"{name}: most seconds from a second SIGINT to 130", max(twice), 1),
+            "signals": len(twice) - 1,
+        }
     yield tally.none(f"{name}: other exit codes", "code")
     yield tally.none(f"{name}: incomplete files under final names", "half")
     yield tally.none(f"{name}: reruns not byte-identical", "other")
@@ -1233,6 +1271,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="this share of the counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spawn", type=float, default=0.1, help="runs with spawned workers")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--place", type=Path, help="where to work (default: memory)")
     parser.add_argument("--out", type=Path, help="add the lines to this file too")
     given = parser.parse_args()
@@ -1245,7 +1284,8 @@ def main() -> None:
         base = given.place or (memory if memory.is_dir() else None)
         with tempfile.TemporaryDirectory(dir=base, prefix="glint-prove-") as place:
             share = min(given.share, 0.05) if given.quick else given.share
-            for figure in SECTIONS[name](Given(share, given.seed, given.spawn, Path(place))):
+            made = Given(share, given.seed, given.spawn, given.workers, Path(place))
+            for figure in SECTIONS[name](made):
                 line = json.dumps({**figure, "share": share, "seed": given.seed, **machine})
                 print(line, flush=True)
                 if given.out:
