@@ -57,7 +57,8 @@ def fitting(wide: int, size: int, shared: int, programs: int) -> Tiles:
     """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory."""
     fit = [one for one in _SIZES if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
     side, warps, stages = (fit or _SIZES[-1:])[0]
-    gathered, moved = (32 << 20) // (wide * size), 2 * programs * side  # bytes; waves of programs
+    gathered = (32 << 20) // (wide * size)  # 32 MiB
+    moved = 2 * programs * side  # two rounds of programs
     return Tiles(side, side, warps, stages, programs, gathered, moved)
 
 
@@ -129,8 +130,8 @@ class Fused(Trace):
                     rows,
                     first,
                     strip,
-                    self.scale,
-                    self.cut or 0.0,
+                    float(self.scale),
+                    float(self.cut or 0.0),
                     D=self.dim,
                     WIDE=self.wide,
                     SAMPLES=tiles.samples,
@@ -266,8 +267,8 @@ class Fused(Trace):
                 self.batch.size,
                 rows,
                 first,
-                self.scale,
-                self.cut or 0.0,
+                float(self.scale),
+                float(self.cut or 0.0),
                 D=self.dim,
                 WIDE=self.wide,
                 SAMPLES=tiles.samples,
@@ -304,10 +305,10 @@ class Fused(Trace):
                 grad_bD,
                 rows,
                 first,
-                1 - lr * rule.weight_decay,
-                lr,
-                0.0 if isinstance(rule, Plain) else rule.momentum,
-                rule.weight_decay,
+                1.0 - lr * rule.weight_decay,
+                float(lr),
+                0.0 if isinstance(rule, Plain) else float(rule.momentum),
+                float(rule.weight_decay),
                 playing.store.first,
                 *noise,
                 D=self.dim,

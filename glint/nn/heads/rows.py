@@ -306,6 +306,7 @@ class DenseExact:
         """Begin a new count: every row is up to date."""
         self.now = 0
         self.missed_g4 = torch.eye(2, dtype=torch.float64).view(1, 4)  # products of the last g A_s
+        self._placed: Tensor | None = None  # the same, where and as it was last needed
 
     def state(self, weight_cD: Tensor) -> State:
         """Keep one momentum row and one int32 count per class row."""
@@ -351,7 +352,10 @@ class DenseExact:
     def owed(self, state: State, at: At, dtype: torch.dtype = torch.float32) -> Tensor:
         """Give each row's product of missed matrices, (b, 4)."""
         gap_b = self.now - state["last"][at]
-        return self.missed_g4.to(gap_b.device, dtype)[gap_b.to(torch.int64)]
+        placed_g4 = self._placed
+        if placed_g4 is None or placed_g4.dtype != dtype or placed_g4.device != gap_b.device:
+            placed_g4 = self._placed = self.missed_g4.to(gap_b.device, dtype)
+        return placed_g4[gap_b.to(torch.int64)]
 
     def write(self, rows: Rows, weight_cD: Tensor, state: State, at: At, store: Store) -> None:
         """Put the rows and their momentum back."""
@@ -365,6 +369,7 @@ class DenseExact:
             [[1 - lr * self.weight_decay, -lr * self.momentum], [self.weight_decay, self.momentum]],
             dtype=torch.float64,
         )
+        self._placed = None
         self.missed_g4 = torch.cat(
             [
                 torch.eye(2, dtype=torch.float64).view(1, 4),
