@@ -718,8 +718,9 @@ def sweep(plan: Plan) -> None:
     """Remove half files of runs that were killed; whoever calls holds the output alone."""
     out = Path(plan.out)
     for folder in (out, out / "data", plan.parts, _state(out)):
-        for left in folder.glob("*.tmp.*"):
-            left.unlink(missing_ok=True)
+        with commit.writing(folder):
+            for left in folder.glob("*.tmp.*"):
+                left.unlink(missing_ok=True)
 
 
 def tidy(plan: Plan) -> None:

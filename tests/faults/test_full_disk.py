@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from glint.errors import ResourceError
-from glint.pipelines import tasks
+from glint.pipelines import shard, tasks
 from glint.shards import seal, strings
 
 
@@ -48,3 +48,10 @@ def test_a_journal_that_cannot_be_removed(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").mkdir()
     with pytest.raises(ResourceError, match=r"GL0007 .*Is a directory"):
         tasks.tidy(tmp_path)
+
+
+def test_a_half_file_that_cannot_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "data" / "train-000000.tar.tmp.h.1-1").mkdir(parents=True)
+    plan = shard.Plan(str(tmp_path), "", "", "", 0, shard.Options())
+    with pytest.raises(ResourceError, match=r"GL0007 .*Is a directory"):
+        shard.sweep(plan)
