@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,12 +98,12 @@ def run(
                 where=name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)",
             ) from None
     except GlintError as error:
-        if debug:
-            raise
         if as_json and isinstance(error, BudgetError) and error.result is not None:
             print(json.dumps({"schema": schema, **error.result}))
         elif as_json:
             print(json.dumps(told(error)))
+        if debug:
+            traceback.print_exception(error)
         fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

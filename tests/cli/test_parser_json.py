@@ -34,6 +34,15 @@ def test_the_parser_s_errors(arguments: list[str], what: str) -> None:
     assert what in done.stderr
 
 
+def test_a_stack_trace_does_not_cost_the_json(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "glint", "info", tmp_path, "--json", "--debug"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3 and json.loads(done.stdout)["error"] == "GL0301"
+    assert "Traceback" in done.stderr and "error GL0301 not-a-dataset" in done.stderr
+
+
 def test_help_beside_json_is_help() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "glint", "shard", "--json", "--help"],
