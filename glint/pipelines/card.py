@@ -392,7 +392,8 @@ def card(
         for name, text in (("licence", licence), ("consent", consent), ("contact", contact))
         if text is not None
     }
-    told = words(given, old, str(path))
+    shown = f"{dataset.name}/README.md" if dataset.remote else str(path)
+    told = words(given, old, shown)
     values = {**facts(dataset), "title": title or _title(path) or _name(dataset)}
     text = render(told, values)
     if not dry_run:
@@ -401,7 +402,7 @@ def card(
     hub, _ = hub_license(told["licence"])
     return {
         "dry_run": dry_run,
-        "card": f"{dataset.name}/README.md" if dataset.remote else str(path),
+        "card": shown,
         "license": hub,
         "text": text,
         "replaced": sorted(name for name in given if old.get(name, told[name]) != told[name]),

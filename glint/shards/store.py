@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 RETRIES = 3
 WAIT = 0.5  # seconds before the first retry; doubled before each further one
 DEADLINE = 300.0  # seconds that one request may take; the client's own limits are shorter
+SLOWEST = 1e6  # bytes a second: an upload of so much is given a second more
 PIECE = 8 << 20  # bytes of one ranged read
 TOGETHER = 4  # ranged reads under way at once
 PART = 50 << 20  # bytes of a part of an upload in parts
@@ -186,7 +187,7 @@ class Store:
                 raise OSError("the upload was not kept: the store holds other bytes")
             return Kept(size, wanted.sha256, there.tag)
 
-        return _retried(self, name, send, write=True)
+        return _retried(self, name, send, write=True, seconds=DEADLINE + size / SLOWEST)
 
     def holds(self, name: str, size: int, sha256: str, tag: str) -> bool:
         """Say whether the store still holds what `put` returned: by the store's digest, if any."""
@@ -310,8 +311,8 @@ def _absent(call: Callable[[str], Result], path: str) -> Result | None:
         return None
 
 
-def _bounded(call: Callable[[], Result]) -> Result:
-    """Return what `call` returns, or raise TimeoutError after DEADLINE seconds."""
+def _bounded(call: Callable[[], Result], seconds: float) -> Result:
+    """Return what `call` returns, or raise TimeoutError after so many seconds."""
     told: list[Result] = []
     failed: list[BaseException] = []
 
@@ -323,22 +324,29 @@ def _bounded(call: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=work, daemon=True, name="glint-store")
     thread.start()
-    thread.join(DEADLINE)
+    thread.join(seconds)
     if failed:
         raise failed[0]
     if not told:
-        raise TimeoutError(f"no answer for {DEADLINE:.0f} s")
+        raise TimeoutError(f"no answer for {seconds:.0f} s")
     return told[0]
 
 
-def _retried(store: Store, name: str, call: Callable[[], Result], *, write: bool = False) -> Result:
+def _retried(
+    store: Store,
+    name: str,
+    call: Callable[[], Result],
+    *,
+    write: bool = False,
+    seconds: float | None = None,
+) -> Result:
     """Return what `call` returns; failures that may pass are retried RETRIES times.
 
     Raises InputError GL0903, or ResourceError GL0007 where something was to be written.
     """
     for attempt in range(RETRIES + 1):
         try:
-            return _bounded(call)
+            return _bounded(call, DEADLINE if seconds is None else seconds)
         except GlintError:
             raise
         except Exception as error:

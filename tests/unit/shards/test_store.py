@@ -215,6 +215,18 @@ def test_a_store_that_hangs_is_named_in_time(monkeypatch: pytest.MonkeyPatch) ->
     assert time.monotonic() - begun < 5
 
 
+def test_an_upload_is_given_time_by_its_size(tmp_path: Path, monkeypatch) -> None:
+    path, there = tmp_path / "x", Store("flaky://b/ds")
+    path.write_bytes(bytes(1000))
+    monkeypatch.setattr(store, "DEADLINE", 0.4)
+    monkeypatch.setattr(store, "SLOWEST", 100.0)
+    Flaky.delay = 0.2  # of each request: an upload takes three
+    there.put("x", path)
+    monkeypatch.setattr(store, "SLOWEST", 1e9)
+    with pytest.raises(ResourceError, match=r"GL0007.*no answer for"):
+        there.put("x", path)
+
+
 def test_a_file_url_is_a_store_too(local: Path, tmp_path: Path) -> None:
     url = upload(local, f"file://{tmp_path}/there")
     data, plain = Dataset(url), Dataset(local)
