@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from glint import log
-from glint.errors import InputError, UsageError
+from glint.errors import InputError, ResourceError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.shards import commit, dali, labels, parquet, seal
@@ -147,12 +147,9 @@ class _Check:
             found = (
                 seal.entry(folder / name) if self.remote is None else self.remote.told(below + name)
             )
-        except OSError as error:
-            what = (
-                "the file is missing"
-                if isinstance(error, FileNotFoundError)
-                else f"cannot be read: {error.strerror}"
-            )
+        except ResourceError as error:
+            lost = isinstance(error.__cause__, FileNotFoundError)
+            what = "the file is missing" if lost else error.what
             self.problem(code, what, below + name)
             return
         for field in ("bytes", "sha256"):
