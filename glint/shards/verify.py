@@ -566,6 +566,8 @@ def verify(
         mine = range(task[0], len(listed), task[1])
         if task[0] == 0:
             check.tables(dataset)
+        elif check.remote is not None:
+            check.remote.tables()
         if check.remote is None:
             check.folder(dataset, deep)
         else:

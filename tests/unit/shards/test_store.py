@@ -425,3 +425,8 @@ def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:
         ("quarantine.parquet", "the file is missing"),
     ]
     assert not list(data.root.glob("fresh.*"))
+
+
+def test_a_task_verifies_its_share_with_an_empty_cache(local: Path) -> None:
+    told = check.verify(upload(local), deep=True, task=(1, 2))
+    assert told["ok"] and told["shards"] == 3 and told["task"] == "1/2"
