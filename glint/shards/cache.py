@@ -165,11 +165,11 @@ class Remote:
     def told(self, name: str) -> dict[str, Any]:
         """Return name, size and SHA-256 of an object as it is in the store now.
 
-        Raises FileNotFoundError where there is none, InputError GL0903.
+        Raises InputError GL0302, from a FileNotFoundError, where there is none; GL0903.
         """
         there = self.store.stat(name)
         if there is None:
-            raise FileNotFoundError(name)
+            raise self.store.lost(name) from FileNotFoundError(name)
         hasher = hashlib.sha256()
         for piece in self.store.pieces(name, there.size):
             hasher.update(piece)

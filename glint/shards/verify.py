@@ -147,7 +147,7 @@ class _Check:
             found = (
                 seal.entry(folder / name) if self.remote is None else self.remote.told(below + name)
             )
-        except ResourceError as error:
+        except (ResourceError, InputError) as error:
             lost = isinstance(error.__cause__, FileNotFoundError)
             what = "the file is missing" if lost else error.what
             self.problem(code, what, below + name)
