@@ -3,7 +3,7 @@
     python tests/faults/prove.py [kills disks races order signals] [--quick] [--out FILE]
 
 prints one JSON line per figure and leaves with 1 where one falls short. `--share F` runs that share
-of the counts (`--quick` is 0.05); `--seed N` is the seed of every draw. The command runs in forks
+of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of them; `--seed N` is the seed of every draw. The command runs in forks
 of this process, which has imported glint once; with `--spawn F` that share of the runs starts its
 workers as a user's run does (the others fork them, which is quicker). Linux; strace for system
 calls, root for the mounts, which live in a mount namespace of their own.
@@ -690,14 +690,6 @@ def numbered(calls: Iterable[Call], log: Path) -> Iterator[tuple[int, Call]]:
             yield count[call.pid, call.name], call
 
 
-def some(items: Sequence[Any], share: float, chance: random.Random, least: int = 2) -> list[Any]:
-    """Return that share of the items, drawn, in their order; all of them where it is 1."""
-    if share >= 1:
-        return list(items)
-    count = min(len(items), max(least, round(share * len(items))))
-    return [items[i] for i in sorted(chance.sample(range(len(items)), count))]
-
-
 # Proof 1: kills
 
 
@@ -706,16 +698,25 @@ class Given:
     """What the command line asked for."""
 
     share: float
+    part: tuple[int, int]
     seed: int
     spawn: float
     workers: list[int]
     place: Path
 
     def chance(self, name: str) -> random.Random:
-        return random.Random(f"{self.seed}/{name}")
+        return random.Random(f"{self.seed}/{self.part[0]}/{name}")
 
     def count(self, full: int, least: int = 2) -> int:
-        return max(least, round(self.share * full))
+        return max(least, round(self.share * full / self.part[1]))
+
+    def some(self, items: Sequence[Any], name: str, least: int = 2) -> list[Any]:
+        """Return this part of the items, or that share of it, drawn; in their order."""
+        mine = items[self.part[0] :: self.part[1]]
+        if self.share >= 1:
+            return list(mine)
+        count = min(len(mine), max(least, round(self.share * len(mine))))
+        return [mine[i] for i in sorted(self.chance(name).sample(range(len(mine)), count))]
 
 
 def kills(given: Given) -> Iterator[Figure]:
@@ -787,7 +788,7 @@ def _kills(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         told = list(numbered(found, log))
         plans += sorted({(call.name, k, False) for k, call in told if call.pid == first})
         plans += sorted({(call.name, k, True) for k, call in told if call.pid != first})
-        for call, k, in_worker in some(plans, given.share, chance):
+        for call, k, in_worker in given.some(plans, f"calls/{workers}"):
             job.fresh()
             run = job.run(workers=workers, held=in_worker)
             about = f"{call} {k} of {'a worker' if in_worker else 'the main process'}"
@@ -921,7 +922,7 @@ def _small(name: str, given: Given, job: Job, mount: Path, count: int) -> Iterat
     plans += [
         (f"size=64m,nr_inodes={k}", "nr_inodes=1000") for k in range(2, inodes + 6, 128 // count)
     ]
-    for small, large in some(plans, given.share, given.chance(name)):
+    for small, large in given.some(plans, name):
         with mounted(mount, small) as again:
             run = job.run().go()
             code = run.wait()
@@ -958,7 +959,7 @@ def _failing(given: Given) -> Iterator[Figure]:
         for error in ("ENOSPC", "EIO")
     ]
     kinds: Counter[str] = Counter()
-    for call, k, error in some(plans, given.share, given.chance("failing"), 6):
+    for call, k, error in given.some(plans, "failing", 6):
         made.fresh()
         run = made.run()
         run.trace(
@@ -1269,6 +1270,7 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[])
     parser.add_argument("--quick", action="store_true", help="a twentieth of the counts")
     parser.add_argument("--share", type=float, default=1.0, help="this share of the counts")
+    parser.add_argument("--part", default="0/1", help="i/N: this part of the runs, from 0/N on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spawn", type=float, default=0.1, help="runs with spawned workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
@@ -1284,9 +1286,14 @@ def main() -> None:
         base = given.place or (memory if memory.is_dir() else None)
         with tempfile.TemporaryDirectory(dir=base, prefix="glint-prove-") as place:
             share = min(given.share, 0.05) if given.quick else given.share
-            made = Given(share, given.seed, given.spawn, given.workers, Path(place))
+            part = tuple(map(int, given.part.split("/")))
+            made = Given(
+                share, (part[0], part[1]), given.seed, given.spawn, given.workers, Path(place)
+            )
             for figure in SECTIONS[name](made):
-                line = json.dumps({**figure, "share": share, "seed": given.seed, **machine})
+                line = json.dumps(
+                    {**figure, "share": share, "part": given.part, "seed": given.seed, **machine}
+                )
                 print(line, flush=True)
                 if given.out:
                     with given.out.open("a") as file:
