@@ -3,10 +3,11 @@
     python tests/faults/prove.py [kills disks races order signals] [--quick] [--out FILE]
 
 prints one JSON line per figure and leaves with 1 where one falls short. `--share F` runs that share
-of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of them; `--seed N` is the seed of every draw. The command runs in forks
-of this process, which has imported glint once; with `--spawn F` that share of the runs starts its
-workers as a user's run does (the others fork them, which is quicker). Linux; strace for system
-calls, root for the mounts, which live in a mount namespace of their own.
+of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of them, from 0 on; `--seed N`
+is the seed of every draw. The command runs in forks of this process, which has imported glint once;
+`--spawn F` of the runs start their workers as a user's run does (the others fork them, which is
+quicker). Linux; strace for system calls, root for the mounts, which live in a mount namespace of
+their own.
 """
 
 from __future__ import annotations
