@@ -295,7 +295,8 @@ def _publish(there: Store, out: Path) -> None:
     names = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file()]
     for name in names:
         private = name.startswith(("_glint/", "data/")) and name not in KEPT
-        if not private and name != MANIFEST and ".tmp." not in name:
+        private = private or name.endswith("/lock") or ".tmp." in name
+        if not private and name != MANIFEST:
             there.put(name, out / name)
     there.put(MANIFEST, out / MANIFEST)
 

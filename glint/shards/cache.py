@@ -57,6 +57,10 @@ def parse(text: str) -> int:
     return int(float(found[1]) * unit)
 
 
+class _Taken(Exception):
+    """Another process, or thread, is fetching it."""
+
+
 class Remote:
     """A dataset of a store, seen through the cache: `root` is a folder like a local dataset's.
 
@@ -123,6 +127,7 @@ class Remote:
                 return  # who reads the history says that it is damaged
             for name, entry in made:
                 if re.fullmatch(r"v\d+(\.masks)?\.parquet", name):
+                    self._forget(f"labels/{name}", entry)
                     self._fetch(f"labels/{name}", entry, "GL0304")
 
     def shard(self, number: int) -> Path:
@@ -193,9 +198,11 @@ class Remote:
             self._next.start()
 
     def attempt(self, number: int) -> bool:
-        """Fetch a shard and say whether that went well; who needs it meets the error."""
+        """Fetch a shard, unless another is at it; False if that failed: who needs it is told."""
         try:
-            self.shard(number)
+            self._fetch(*self._entry(number), "GL0302", patience=0)
+        except _Taken:
+            return True
         except GlintError as error:
             logger.debug("%s", error)
             return False
@@ -223,7 +230,17 @@ class Remote:
             (self.root / name).unlink(missing_ok=True)
         return data
 
-    def _fetch(self, name: str, entry: dict[str, Any], code: str) -> Path:
+    def _forget(self, name: str, entry: dict[str, Any]) -> None:
+        """Remove a file that is not the one meant: a version of labels may be made again."""
+        with suppress(FileNotFoundError):
+            with (self.root / name).open("rb") as file:
+                same = commit.sha256(file) == entry.get("sha256")
+            if not same:
+                (self.root / name).unlink()
+
+    def _fetch(
+        self, name: str, entry: dict[str, Any], code: str, patience: float = PATIENCE
+    ) -> Path:
         path = self.root / name
         try:
             size, sha256 = int(entry["bytes"]), str(entry["sha256"])
@@ -235,7 +252,7 @@ class Remote:
             return path
         commit.make_dir(path.parent)
         commit.make_dir(self.root / "locks")
-        with _held(self.root / "locks" / name.replace("/", "-"), PATIENCE):
+        with _held(self.root / "locks" / name.replace("/", "-"), patience):
             if not _whole(path, size):
                 self._download(name, path, size, sha256, code)
         return path
@@ -285,7 +302,10 @@ def _whole(path: Path, size: int) -> bool:
 
 @contextmanager
 def _held(path: Path, patience: float) -> Iterator[None]:
-    """Hold a lock; a holder that dies lets go. Raises InputError GL0903 after `patience` s."""
+    """Hold a lock; a holder that dies lets go.
+
+    Raises InputError GL0903 after `patience` seconds; without any, _Taken at once.
+    """
     with commit.writing(path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -295,6 +315,8 @@ def _held(path: Path, patience: float) -> Iterator[None]:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
+                if not patience:
+                    raise _Taken from None
                 if time.monotonic() > until:
                     raise InputError(
                         "GL0903",
@@ -352,6 +374,6 @@ def _evict(top: Path, most: int, but: Path) -> None:
 def _dead(part: Path) -> bool:
     """Say whether whoever wrote a half-fetched file is gone."""
     name = f"data-{part.name.removesuffix('.part')}"
-    with suppress(OSError, GlintError), _held(part.parents[1] / "locks" / name, 0):
+    with suppress(OSError, GlintError, _Taken), _held(part.parents[1] / "locks" / name, 0):
         return True
     return False

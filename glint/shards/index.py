@@ -273,10 +273,17 @@ class Dataset:
         return data
 
     def _spoilt(self, row: int, what: str) -> InputError:
-        shard = self.shards[int(self.shard[row])]
+        shard_number = int(self.shard[row])
+        shard = self.shards[shard_number]
         return InputError(
             "GL0303",
             what,
             where=f"data/{shard} key {self.key[row]} @ 0x{int(self.offset[row]):x}",
-            hint="make the dataset again from its source into a new folder",
+            hint=self.remedy(shard_number),
         )
+
+    def remedy(self, shard: int) -> str:
+        """Return what to do about a damaged sample."""
+        if self.remote is not None:
+            return f"remove {self.shard_path(shard)}, it is fetched again; glint verify --deep"
+        return "make the dataset again from its source into a new folder"

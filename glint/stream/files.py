@@ -104,7 +104,7 @@ class Shards:
             "GL0303",
             what,
             where=self.where(row),
-            hint="make the dataset again from its source into a new folder",
+            hint=self.dataset.remedy(int(self.columns.shard_of(np.array([row]))[0])),
         )
 
 

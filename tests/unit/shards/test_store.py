@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from glint.errors import InputError, ResourceError, UsageError
 from glint.pipelines import shard as stage
-from glint.shards import cache, recordio, store
+from glint.shards import cache, labels, recordio, store
 from glint.shards import verify as check
 from glint.shards.index import Dataset
 from glint.shards.store import Store
@@ -363,6 +364,22 @@ def test_two_that_fetch_one_shard_fetch_it_once(local: Path) -> None:
     assert several[0].shard_path(0).read_bytes() == Dataset(local).shard_path(0).read_bytes()
 
 
+def test_ahead_nobody_waits_for_a_shard_that_another_fetches(local: Path) -> None:
+    data = Dataset(upload(local))
+    assert data.remote is not None
+    data.remote.attempt(0)
+    lock = data.root / "locks" / "data-train-000001.tar"
+    with cache._held(lock, 1):
+        assert data.remote.attempt(1)
+        assert kept(data.root) == ["train-000000.tar"]
+        with pytest.raises(InputError, match=r"GL0903.*another process has been fetching it"):
+            data.remote._fetch(*data.remote._entry(1), "GL0302", patience=0.1)
+    assert data.remote.attempt(1)
+    assert kept(data.root) == ["train-000000.tar", "train-000001.tar"]
+    Store(data.name).remove("data/train-000002.tar")
+    assert not data.remote.attempt(2)
+
+
 def test_what_a_killed_process_left_is_removed(local: Path, monkeypatch) -> None:
     data = Dataset(upload(local))
     data.shard_path(0)
@@ -430,3 +447,34 @@ def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:
 def test_a_task_verifies_its_share_with_an_empty_cache(local: Path) -> None:
     told = check.verify(upload(local), deep=True, task=(1, 2))
     assert told["ok"] and told["shards"] == 3 and told["task"] == "1/2"
+
+
+def test_labels_that_were_applied_are_fetched_and_renewed(local: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(local, own)
+    target = np.arange(15, dtype=np.int64)
+    for last in (0, -1):
+        target[-1] = last
+        labels.commit(own, target, np.empty((0, 2), np.int64), {"why": "a test"})
+        url = upload(own)
+        data = Dataset(url)
+        table = labels.current(data.root, 15)
+        assert table.version > 0 and table.target.tolist() == target.tolist()
+    path = data.root / "labels" / f"v{table.version:04d}.parquet"
+    good = path.read_bytes()
+    path.write_bytes(bytes(len(good)))
+    Dataset(url)
+    assert path.read_bytes() == good
+
+
+def test_a_bit_that_turns_in_the_cache(local: Path) -> None:
+    data = Dataset(upload(local))
+    path = data.shard_path(0)
+    whole = bytearray(path.read_bytes())
+    whole[int(data.offset[0])] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(InputError) as error:
+        data.read(0)
+    assert error.value.code == "GL0303" and error.value.hint.startswith(f"remove {path}, it is")
+    path.unlink()
+    assert Dataset(data.name).read(0) == Dataset(local).read(0)
