@@ -181,7 +181,8 @@ def check_order(calls: Iterable[Call], root: str) -> Order:
             if base(b) in SEALS:
                 top = parent(b)
                 for path, line in fresh.items():
-                    if below(path, top) and not loose(path) and not below(path, a):
+                    listed = below(path, top) and "/_glint/" not in path[len(top) :]
+                    if listed and not loose(path) and not below(path, a):
                         order.broken.append(
                             f"line {call.begin}: {b} while {path} (line {line}) may be lost"
                         )
