@@ -68,16 +68,18 @@ def errors(found, truth):
 
 
 def close(options, tolerance, device=CPU, shape=SHAPE):
-    """Compare kernels with torch and float64: within tolerance, and as near as torch nearly."""
+    """Compare kernels with torch, within tolerance, and with float64, nearly as near as torch.
+
+    The second allows for what is ill-conditioned, as AdamW is where a gradient vanishes.
+    """
     exact = {k: v for k, v in options.items() if k not in ("gemm", "storage")}
     fast = train("triton", torch.float32, device, **{**shape, **options})
     plain = train("torch", torch.float32, device, **{**shape, **options})
     truth = train("torch", torch.float64, CPU, **{**shape, **exact})
     of_fast, of_plain, apart = errors(fast, truth), errors(plain, truth), errors(fast, plain)
     for name in truth:
-        assert of_fast[name] <= tolerance, (name, of_fast[name], of_plain[name])
-        assert of_fast[name] <= 3 * max(of_plain[name], tolerance / 10), (name, of_fast, of_plain)
-        assert apart[name] <= 2 * tolerance, (name, apart[name])
+        assert of_fast[name] <= 4 * of_plain[name] + tolerance / 4, (name, of_fast, of_plain)
+        assert apart[name] <= tolerance, (name, apart[name])
     return of_fast
 
 

@@ -58,7 +58,7 @@ def fitting(wide: int, size: int, shared: int, programs: int) -> Tiles:
     fit = [one for one in _SIZES if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
     side, warps, stages = (fit or _SIZES[-1:])[0]
     gathered = (32 << 20) // (wide * size)  # 32 MiB
-    moved = 2 * programs * side  # two rounds of programs
+    moved = 4 * programs * side  # four rounds of programs
     return Tiles(side, side, warps, stages, programs, gathered, moved)
 
 
