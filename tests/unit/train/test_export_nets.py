@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from glint.nn.backbones import NAMES, create
+from glint.train import checkpoint
 from glint.train.export import export_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -68,13 +69,23 @@ def test_toys_learn_in_both_precisions(name: str, options: dict[str, Any]) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", FULL)
-def test_published_sizes_learn_and_export(toy_run: Toy, tmp_path: Path, name: str) -> None:
+def test_published_sizes_learn_and_export(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
-    learn(create(name), batch=4)
-    run = toy_run(name, 512)
-    found = export_onnx(run, tmp_path / "net.onnx", crops=2)
+    net = create(name)
+    learn(net, batch=4)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0  # one pass settles it; half-settled, iresnet200 overflows
+    with torch.no_grad():
+        net.train()(torch.rand(4, 3, 112, 112) * 2 - 1)
+    made = {"name": name, "embedding": 512, "options": {}}
+    checkpoint.save(
+        tmp_path / "run" / "checkpoints", 0, rank=0, barrier=lambda: None,
+        backbone=net.state_dict(), optimizer={}, head=(0, 0, {}), state={"backbone": made}, keep=1,
+    )  # fmt: skip
+    found = export_onnx(tmp_path / "run", tmp_path / "net.onnx", crops=2)
     assert 0.99999 <= found["cosine_min"] <= 1.0000001
-    for path in (tmp_path / "net.onnx", *run.rglob("*.safetensors")):
+    for path in (*tmp_path.rglob("*.onnx"), *tmp_path.rglob("*.safetensors")):
         path.unlink()  # up to a gigabyte each
