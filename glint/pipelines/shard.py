@@ -150,9 +150,9 @@ def check_places(src: Path, out: Path) -> None:
             where=str(out),
             hint="choose a folder outside the source",
         )
-    if out.is_dir() and not (_state(out) / "plan.json").exists():
+    if out.is_dir():
         foreign = sorted(p.name for p in out.iterdir() if p.name != "_glint")
-        if foreign:
+        if foreign and not (_state(out) / "plan.json").exists():  # looked at last: it comes first
             raise BusyError(
                 "GL0004",
                 f"the folder is not empty: {', '.join(foreign[:5])}",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +72,12 @@ LISTED = np.dtype([*_IMAGE, ("value", np.float32)])
 ROW = np.dtype([*_IMAGE, ("label", np.int64)])
 
 
+def _mapped(file: IO[bytes], begin: int, length: int) -> npt.NDArray[np.uint32]:
+    """Map bytes of a file as words. Closing the map, with views of it, would hide a signal."""
+    view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin)
+    return np.frombuffer(view, "<u4")
+
+
 def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
     """Return `count` little-endian words at each 4-aligned offset (ascending); 0 past the end."""
     out_rw = np.zeros((len(at_r), count), np.uint32)
@@ -82,13 +88,12 @@ def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
             begin = int(at_r[first]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
             length = min(size - begin, WINDOW + 4 * count)
             last = int(np.searchsorted(at_r, min(begin + WINDOW, size), "left"))
-            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
-                word = np.frombuffer(view, "<u4")
-                index = (at_r[first:last] - begin) // 4
-                for w in range(count):
-                    inside = index + w < len(word)
-                    out_rw[first:last, w][inside] = word[(index + w)[inside]]
-                del word
+            word = _mapped(file, begin, length)
+            index = (at_r[first:last] - begin) // 4
+            for w in range(count):
+                inside = index + w < len(word)
+                out_rw[first:last, w][inside] = word[(index + w)[inside]]
+            del word
             first = last
     return out_rw
 
@@ -149,10 +154,9 @@ def _magics(path: Path) -> Ints:
     with path.open("rb") as file:
         for begin in range(0, size, WINDOW):
             length = min(size - begin, WINDOW)
-            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
-                word = np.frombuffer(view, "<u4")
-                found.append(begin + 4 * np.flatnonzero(word == MAGIC))
-                del word
+            word = _mapped(file, begin, length)
+            found.append(begin + 4 * np.flatnonzero(word == MAGIC))
+            del word
     return np.concatenate(found)
 
 

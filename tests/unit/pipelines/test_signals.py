@@ -7,11 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from glint.errors import Stopped
 from glint.pipelines import stage
+from glint.shards.sources import recordio
 
 
 def after(seconds: float, *numbers: int) -> threading.Timer:
@@ -58,3 +61,16 @@ def test_signals_are_counted_through_contexts() -> None:
             assert stopped()
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+
+
+def test_a_signal_while_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map has views then: that it cannot be closed must not take the signal's place."""
+
+    def interrupted(condition: object) -> object:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "a.rec"
+    path.write_bytes(bytes(64))
+    monkeypatch.setattr(np, "flatnonzero", interrupted)
+    with pytest.raises(Stopped, match="GL0704"), stage.ending():
+        recordio._magics(path)
