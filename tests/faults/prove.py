@@ -278,6 +278,8 @@ class Run:
             code = 70
             try:
                 os.setpgid(0, 0)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a foreground job
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 LIBC.prctl(1, signal.SIGKILL)  # no run outlives the harness
                 os.close(self._gate)
                 for fd, path in ((1, self.said), (2, self.told)):
@@ -1207,7 +1209,7 @@ def _signals(given: Given, job: Job, workers: int) -> Iterator[Figure]:
         (twice if second else slow).append(took)
         allowed = (130, 0) if second else (75, 0)  # 0: it was about to end
         if (job.out / "manifest.json").exists() or not job.out.exists():
-            allowed += (-number,)  # before the work, and behind it, a signal is not waited for
+            allowed += (-number, 130)  # before the work, and behind it, signals end at once
         tally.note("code", [] if code in allowed else [f"exit {code}: {run.errors[-300:]}"], about)
         tally.note("half", job.half(), about)
         if i % 4 == 0 or second:
