@@ -637,7 +637,10 @@ def looked(job: Job, stop: int = -1, rounds: int | None = None) -> dict[str, Any
     read, done, bad = 0, 0, []
     while done != rounds and not (stop >= 0 and select.select([stop], [], [], 0.002)[0]):
         done += 1
-        for path in finals(job.out):
+        paths = []
+        with contextlib.suppress(OSError):  # the folder may go while it is listed
+            paths = list(finals(job.out))
+        for path in paths:
             with contextlib.suppress(OSError), path.open("rb") as file:
                 state = os.fstat(file.fileno())
                 if (key := (state.st_ino, state.st_mtime_ns, state.st_size)) in known:
