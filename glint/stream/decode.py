@@ -4,11 +4,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from glint.errors import InputError
+from glint.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# (stored bytes of n images, (height, width), names image i in an error) -> uint8 nHW3
+Decoder = Callable[[Sequence[bytes], tuple[int, int], Callable[[int], str]], "torch.Tensor"]
 
 
 def decode_into(jpeg: bytes | memoryview, out_HW3: npt.NDArray[np.uint8], where: str = "") -> None:
@@ -27,6 +36,43 @@ def decode_into(jpeg: bytes | memoryview, out_HW3: npt.NDArray[np.uint8], where:
         ) from None
     if found.shape != out_HW3.shape:
         raise _wrong_size(found.shape, out_HW3.shape, where)
+
+
+def on_gpu(device: torch.device) -> Decoder:
+    """Decode on a GPU, by torchvision's nvJPEG. Pixels may differ from the processor's by rounding.
+
+    Raises UsageError GL0003 without torchvision, GL0002 for a device that is no GPU.
+    """
+    import torch
+
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        raise UsageError(
+            "GL0003", 'data.decode = "gpu" needs torchvision', hint="pip install torchvision"
+        ) from None
+    if device.type != "cuda":
+        raise UsageError(
+            "GL0002", f"data.decode = \"gpu\" needs a GPU, the run is on {device}",
+            hint="--set data.decode=cpu",
+        )  # fmt: skip
+
+    def decode(
+        data: Sequence[bytes], size: tuple[int, int], where: Callable[[int], str]
+    ) -> torch.Tensor:
+        stored = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in data]
+        try:
+            found = decode_jpeg(stored, mode=ImageReadMode.RGB, device=device)
+        except RuntimeError as error:
+            raise InputError(
+                "GL0303", f"a JPEG of this batch is not decodable: {error}", where=where(0)
+            ) from None
+        for i, image in enumerate(found):
+            if tuple(image.shape[1:]) != size:
+                raise _wrong_size(tuple(image.shape[1:]), size, where(i))
+        return torch.stack(list(found)).permute(0, 2, 3, 1)
+
+    return decode
 
 
 def _wrong_size(found: tuple[int, ...], expected: tuple[int, ...], where: str) -> InputError:

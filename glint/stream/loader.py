@@ -29,6 +29,7 @@ from glint.stream.augment import flips
 from glint.stream.buffers import U8, Buffers
 from glint.stream.columns import BLOCK, Columns, key_of, open_columns
 from glint.stream.coverage import Coverage, coverage
+from glint.stream.decode import Decoder
 from glint.stream.degrade import KINDS, Degrade, Kind
 from glint.stream.draws import Draws
 from glint.stream.files import Shards, Window
@@ -73,7 +74,9 @@ class Stream:
     threads that make batches ahead (0: none, each batch is made when asked for); with workers,
     decoding threads in each. block: slots per shuffle block: shards are then read in long
     sequential reads, a window of blocks at a time; None permutes the whole epoch and reads sample
-    by sample. augment: see `degrade`. pinned: batches in page-locked memory. each: images of one
+    by sample. augment: see `degrade`. pinned: batches in page-locked memory. decoder: what turns a
+    batch's stored bytes into pixels instead of this machine's processor (`decode.on_gpu`); it goes
+    with threads, not with workers or augment. each: images of one
     identity that stand together, identities taking turns (also said by a sampling table); endless:
     such cycles follow one another inside one epoch.
     The samples of a (epoch, step) do not depend on workers, threads, pinned or verify.
@@ -99,6 +102,7 @@ class Stream:
         verify: bool = True,
         size: int = 112,
         pinned: bool = False,
+        decoder: Decoder | None = None,
         each: int = 0,
         endless: bool = False,
         columns: Columns | None = None,
@@ -113,6 +117,14 @@ class Stream:
             raise UsageError(
                 "GL0002", f"expected one of {', '.join(KINDS)}, found {augment!r}", where="augment"
             )
+        if decoder is not None and (workers or augment != "none"):
+            raise UsageError(
+                "GL0002",
+                f"decoding elsewhere goes without loader processes and degradations; found "
+                f"workers {workers}, augment {augment!r}",
+                hint="data.workers=0, data.threads=2 and data.augment=none",
+            )
+        self.decoder, self.frame = decoder, (size, size)
         self.dataset, self.classes, self.seed, self.flip = dataset, labels.classes, seed, flip
         self.batch, self.rank, self.world = batch, rank, world
         self.workers, self.threads, self.drop_last = workers, threads, drop_last
@@ -312,6 +324,11 @@ class Stream:
         return Batch(image, flip, label, row_n, position_n, epoch, step, repeats)
 
     def _make(self, epoch: int, part: Slice, step: int) -> Batch:
+        if self.decoder is not None:
+            row_n = self._rows(epoch, part, step)
+            data = [self._shards.read(sample) for sample in self._shards.samples(row_n)]
+            image = self.decoder(data, self.frame, lambda i: self._shards.where(int(row_n[i])))
+            return self._batch(image, row_n, part.positions(step), epoch, step)
         image = self._buffers.take()
         return self._batch(image, *self._fill(epoch, part, step, image.numpy()), epoch, step)
 

@@ -23,6 +23,7 @@ from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
 from glint.shards import labels
 from glint.shards.index import Dataset
+from glint.stream.decode import on_gpu
 from glint.stream.loader import Stream
 from glint.train import optim
 from glint.train.recipe import Head, Recipe
@@ -165,6 +166,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         flip=recipe.data.flip,
         augment=recipe.data.augment,
         pinned=world.device.type == "cuda",
+        decoder=on_gpu(world.device) if recipe.data.decode == "gpu" else None,
         verify=recipe.data.verify,
     )
     if stream.steps_per_epoch < recipe.run.accumulate:

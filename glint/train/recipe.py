@@ -28,6 +28,7 @@ class Data(Table):
     threads: Count = 0  # decode threads per worker; 0 = one
     flip: bool = True
     augment: Literal["none", "insightface", "lowlight"] = "none"
+    decode: Literal["cpu", "gpu"] = "cpu"  # gpu: nvJPEG through torchvision; workers must be 0
     verify: bool = True
     sampling: str = ""  # a sampling.parquet; "auto" = the dataset's own if present
     block: Count = 0  # samples per shuffle block, read sequentially; 0 = one by one, anywhere
