@@ -385,7 +385,7 @@ class Run:
         if self.wait(0) is None:
             self.kill(group=True)
             self.wait()
-        late = self.gone(2)
+        late = self.gone(10)
         if late == float("inf"):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
