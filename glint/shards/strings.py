@@ -146,5 +146,7 @@ def take_room(path: Path) -> None:
 
 def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
     """Map NAME.npy for reading, as a plain array: a memmap is slow to index."""
-    array: npt.NDArray[Any] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    path = folder / f"{name}.npy"
+    with reading(folder):
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(np.ndarray)

@@ -55,3 +55,9 @@ def test_a_half_file_that_cannot_be_removed(tmp_path: Path) -> None:
     plan = shard.Plan(str(tmp_path), "", "", "", 0, shard.Options())
     with pytest.raises(ResourceError, match=r"GL0007 .*Is a directory"):
         shard.sweep(plan)
+
+
+def test_an_array_of_the_plan_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "order.npy").mkdir()
+    with pytest.raises(ResourceError, match=r"GL0903 .*cannot be read: Is a directory"):
+        strings.load_array(tmp_path, "order")
