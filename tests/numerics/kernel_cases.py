@@ -91,7 +91,7 @@ CASES = [
     {"rule": "dense_exact", "rate": 0.2, "n": 3, "steps": 4, "margin": AdaFace()},
     {"rule": "adamw", "rate": 0.5},
     {"masks": PAIRS, "threshold": 0.3, "passes": 2},
-    {"masks": PAIRS, "rate": 0.6, "rule": "dense_exact"},
+    {"masks": PAIRS, "rate": 0.9, "rule": "dense_exact"},
     {"n": 1, "classes": 1},
     {"n": 17, "classes": 33, "dim": 3, "rate": 0.0},
 ]
