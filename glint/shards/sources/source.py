@@ -108,9 +108,7 @@ def read_many(
         yield joined(held, bad, room)
 
 
-def joined(
-    held: Sequence[bytes], bad: dict[int, Rejected], room: blocks.Room | None = None
-) -> Run:
+def joined(held: Sequence[bytes], bad: dict[int, Rejected], room: blocks.Room | None = None) -> Run:
     """Return a run of byte strings."""
     size_n = np.fromiter(map(len, held), np.int64, len(held))
     data, start_n = (room or blocks.Room()).lay(size_n)
