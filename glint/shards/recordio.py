@@ -208,7 +208,8 @@ def idx_blocks(path: str | os.PathLike[str]) -> Iterator[npt.NDArray[np.int64]]:
             if not _IDX_LINES.fullmatch(block):
                 _bad_line(block, lines, name)
             lines += block.count(b"\n")
-            yield np.fromstring(block, np.int64, sep=" ").reshape(-1, 2)  # any white space
+            if not block.isspace():  # of which fromstring makes one number
+                yield np.fromstring(block, np.int64, sep=" ").reshape(-1, 2)  # any white space
 
 
 def _bad_line(block: bytes, before: int, name: str) -> NoReturn:

@@ -132,8 +132,11 @@ def test_idx_tolerates_what_editors_do(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf1\t0\r\n\r\n2\t8589934592\r\n0\t9")
     key_r, offset_r = recordio.read_idx(path)
     assert key_r.tolist() == [1, 2, 0] and offset_r.tolist() == [0, 1 << 33, 9]
-    path.write_bytes(b"")
-    assert len(recordio.read_idx(path)[0]) == 0
+    for nothing in (b"", b"\n", b"\t", b" \r\n\n"):
+        path.write_bytes(nothing)
+        assert len(recordio.read_idx(path)[0]) == 0
+    path.write_bytes(b"1\t0\n" + b"\n" * (1 << 17))
+    assert recordio.read_idx(path)[0].tolist() == [1]
 
 
 @pytest.mark.parametrize(
