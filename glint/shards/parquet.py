@@ -17,6 +17,10 @@ from glint.shards import commit
 # No dictionary where values hardly repeat would be smaller still; one rule keeps bytes stable.
 OPTIONS: dict[str, Any] = {"write_page_checksum": True, "compression": "zstd", "version": "2.6"}
 
+# Read in the calling thread: a thread of Arrow's that lets go of a Python file after the
+# interpreter has ended takes the process down (exit 134).
+READING: dict[str, Any] = {"page_checksum_verification": True, "pre_buffer": False}
+
 
 def write(path: str | os.PathLike[str], table: pa.Table) -> None:
     """Write `table` atomically, with page checksums. Raises ResourceError."""
@@ -72,7 +76,7 @@ def groups(
     Raises InputError `code`, when the damaged group is reached.
     """
     with _reading(path, code), Path(path).open("rb") as handle:
-        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        file = pq.ParquetFile(handle, **READING)
         _check_columns(file.schema_arrow, schema, columns, code, path)
         for group in range(file.num_row_groups):
             yield file.read_row_group(
@@ -93,7 +97,7 @@ def read(
     Raises InputError `code`.
     """
     with _reading(path, code), Path(path).open("rb") as handle:
-        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        file = pq.ParquetFile(handle, **READING)
         _check_columns(file.schema_arrow, schema, columns, code, path)
         return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
 
@@ -107,7 +111,7 @@ def scan(
 ) -> Iterator[pa.RecordBatch]:
     """Give the rows of a table in batches, verifying page checksums. Raises InputError `code`."""
     with _reading(path, code), Path(path).open("rb") as handle:
-        file = pq.ParquetFile(handle, page_checksum_verification=True)
+        file = pq.ParquetFile(handle, **READING)
         for name in columns:
             at = file.schema_arrow.get_field_index(name)
             if at < 0 or file.schema_arrow.field(at).type != schema.field(name).type:

@@ -101,7 +101,7 @@ def fingerprint(dataset: Dataset) -> str:
 def key_of(dataset: Dataset, row: int) -> str:
     """Give one sample's key, from the row group that holds it: for the text of an error."""
     with (dataset.root / "samples.parquet").open("rb") as handle:
-        file = pq.ParquetFile(handle)
+        file = pq.ParquetFile(handle, **parquet.READING)
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if row < rows:
