@@ -30,7 +30,7 @@ def shard(
     on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
     on_exif: str = typer.Option("reject", help="Images that Exif says to turn: reject or keep."),
     max_bad: float = typer.Option(
-        0.001, help="Share of bad records to let pass; at least 16, never all."
+        0.001, help="Share of bad records to let pass; at least 16 but for 0, never all."
     ),
     resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
     rebuild_idx: bool = typer.Option(
@@ -49,10 +49,17 @@ def shard(
     """Pack images and labels into tar shards with an index, untouched and checksummed."""
 
     def work() -> Any:
+        from glint.errors import UsageError
         from glint.pipelines import shard as stage
         from glint.shards import sources
 
         folder = show.place(out, "OUT")
+        if staging is not None and isinstance(folder, Path):
+            raise UsageError("GL0002", "OUT is a folder: nothing is staged", where="--staging")
+        if str(folder).startswith("memory:"):
+            raise UsageError("GL0002", "a dataset in memory ends with this process", where="OUT")
+        if resync and sources.recognise(src)[0] != "recordio":
+            raise UsageError("GL0002", "SRC is no RecordIO file", where="--resync")
         mine = spread.task(task)
         where = spread.engine(engine, ray_address, workers)
         options = stage.Options(
@@ -67,6 +74,8 @@ def shard(
         )
         with sources.resyncing(resync):
             if dry_run:
+                if isinstance(folder, Path):
+                    stage.check_places(Path(src), folder)
                 return stage.survey(src, options)
             if rebuild_idx:
                 sources.rebuild_idx(sources.recognise(src)[1])
@@ -153,10 +162,11 @@ def info(
 def _info(dataset: str, equals: bool, out: str | None) -> dict[str, Any]:
     import numpy as np
 
-    from glint.shards import duplicates, labels
+    from glint.shards import duplicates, labels, seal
     from glint.shards.index import Dataset
 
     data = Dataset(dataset)
+    seal.check(data.root / "manifest.json")
     table = labels.current(data.root, data.classes)
     count = data.identities().column("count").to_numpy()
     manifest = data.manifest

@@ -434,7 +434,7 @@ def whole(
     A task reads its share. Raises InputError GL0302 for a lost or changed shard; `progress` is in
     samples.
     """
-    manifest = commit.read_json(out / "manifest.json")
+    manifest = seal.check(out / "manifest.json")
     mine = [manifest["shards"][i] for i in tasks.share(task, range(len(manifest["shards"])))]
     total = sum(entry["samples"] for entry in mine)
     paths = [out / "data" / entry["name"] for entry in mine]
@@ -500,16 +500,20 @@ class Written:
 
 def _check_budget(result: dict[str, Any], max_bad: float) -> None:
     bad, read = result["quarantined"], result["read"]
-    allowed = max(int(max_bad * read), BAD_FLOOR)
+    allowed = max(int(max_bad * read), BAD_FLOOR) if max_bad else 0
     if bad > allowed or bad == read:
         reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
         error = BudgetError(
             "GL0221",
             f"{bad} of {read} records were not usable ({reasons}); "
-            f"{min(allowed, read - 1)} are let pass",
+            f"{min(allowed, max(read - 1, 0))} are let pass",
             where=result["out"],
-            hint="the dataset is complete without them; quarantine.parquet lists "
-            "each; --max-bad raises the budget",
+            hint=(
+                "nothing is left: quarantine.parquet lists each record"
+                if bad == read
+                else "the dataset is complete without them; quarantine.parquet lists "
+                "each; --max-bad raises the budget"
+            ),
         )
         error.result = result
         raise error

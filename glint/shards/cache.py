@@ -77,7 +77,7 @@ class Remote:
             begun = self.store.stat("_glint/plan.json") is not None
             raise InputError(
                 "GL0301",
-                "unfinished: shards are complete, the manifest is not there"
+                "unfinished: the manifest, which is written last, is not there"
                 if begun
                 else "expected a dataset, found no manifest.json",
                 where=self.store.shown,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -55,3 +58,41 @@ def test_a_mistake_is_told(
     assert result.output.count("error GL") <= 1
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
+
+
+def test_options_that_would_do_nothing_are_refused(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    folder = tmp_path / "people" / "a"
+    folder.mkdir(parents=True)
+    out = tmp_path / "out"
+    err = glint("shard", tmp_path / "people", out, "--resync", code=2)
+    assert "--resync: SRC is no RecordIO file" in err
+    err = glint("shard", small.world, out, "--staging", tmp_path / "stage", code=2)
+    assert "nothing is staged" in err
+    err = glint("shard", small.world, "memory://x/y", code=2)
+    assert "ends with this process" in err
+    assert not out.exists()
+
+
+def test_a_dry_run_looks_at_the_output_too(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    err = glint("shard", small.world, tmp_path, "--dry-run", code=4)
+    assert "GL0004" in err
+    err = glint("shard", small.world, small.world / "out", "--dry-run", code=2)
+    assert "lies in the source" in err
+
+
+def test_a_manifest_that_was_changed_is_not_shown(
+    small: Any, tmp_path: Path, glint: Callable[..., Any]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(small.data, data)
+    path = data / "manifest.json"
+    text = path.read_text()
+    path.write_text(text.replace('"written": 2', '"written": 3', 1))
+    assert path.read_text() != text
+    err = glint("info", data, code=3)
+    assert "GL0301" in err and "seal" in err

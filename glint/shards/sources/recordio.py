@@ -642,6 +642,24 @@ class _Labels:
         return self._kept
 
 
+def _all_there(rec: Path, idx: Path) -> None:
+    """Refuse a file that ends before records of its .idx: their loss would go unseen."""
+    size, behind, every = rec.stat().st_size, 0, 0
+    try:
+        for two_r2 in recordio.idx_blocks(idx):
+            behind += int((two_r2[:, 1] >= size).sum())
+            every += len(two_r2)
+    except (OSError, InputError):  # none, or no .idx: there is nothing to hold the file against
+        return
+    if behind:
+        raise InputError(
+            "GL0213",
+            f"ends at byte {size}; {behind} of the {every} records of {idx.name} lie behind it",
+            where=str(rec),
+            hint="copy or download the file again; to go on with what is here, move the .idx away",
+        )
+
+
 class RecordIO:
     """A .rec file, listed.
 
@@ -655,6 +673,7 @@ class RecordIO:
         idx = rec.with_suffix(".idx")
         lost = np.empty(0, HEAD)  # stretches without a record
         if _resync.get():
+            _all_there(rec, idx)
             heads, lost = _past_damage(rec, folder)
             heads = _known_keys(idx, heads, len(lost) > 0)
         elif idx.exists():

@@ -184,3 +184,19 @@ def test_a_rebuilt_idx(tmp_path: Path, jpeg: Jpeg) -> None:
     )
     with pytest.raises(UsageError, match="GL0002"):
         rebuild_idx(tmp_path)
+
+
+def test_records_of_the_idx_behind_the_end_are_not_lost_in_silence(
+    tmp_path: Path, jpeg: Jpeg
+) -> None:
+    path = tmp_path / "a.rec"
+    offsets = write(path, jpeg)
+    path.write_bytes(path.read_bytes()[: offsets[5] + 40])
+    with (
+        resyncing(),
+        pytest.raises(InputError, match=r"GL0213.* 2 of the 8 records of a\.idx lie behind it"),
+    ):
+        open_source(path)
+    path.with_suffix(".idx").unlink()
+    with resyncing():
+        assert open_source(path).n == 6  # five whole ones, and the stretch that is lost
