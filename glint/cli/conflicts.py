@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Find identities that are one person (`glint dedup-conflicts DATASET ...` is `find`); "
-        "apply the verdicts to the labels; undo.",
+        "review and apply the verdicts; undo.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     group.command("find")(find)
+    group.command("review")(review)
     group.command("apply")(apply)
     group.command("undo")(undo)
     app.add_typer(group, name="dedup-conflicts")
@@ -90,8 +92,48 @@ def find(
     show.run(work, "glint/conflicts-result@1", as_json, debug=debug, say=_say_found)
 
 
+def review(
+    folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
+    port: int = typer.Option(0, "--port", min=0, max=65535, help="On 127.0.0.1; 0 = a free one."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Serve the report on this machine, to decide pairs in a browser, until Ctrl-C."""
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines import reviewing
+
+        with reviewing.opened(folder, port=port) as server:
+            before = len(server.book.decisions)
+            print(f"open {server.invite()}", file=sys.stderr)
+            print(
+                "the link works once; the page makes more; Ctrl-C ends the review",
+                file=sys.stderr,
+                flush=True,
+            )
+            with suppress(KeyboardInterrupt):
+                server.serve_forever()
+            made = server.book.decisions
+            return {
+                "decisions": len(made),
+                "new": len(made) - before,
+                "reviewers": sorted({one.by for one in made}),
+                "file": str(server.book.path),
+                "out": str(folder),
+            }
+
+    show.run(work, "glint/review-result@1", as_json, debug=debug, say=_say_reviewed)
+
+
 def apply(
     folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
+    decisions_files: list[Path] = typer.Option(
+        [],
+        "--decisions",
+        metavar="FILE",
+        help="A decisions.jsonl downloaded from the report; may be given several times. "
+        "FOLDER/decisions.jsonl always counts.",
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would change."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -101,7 +143,7 @@ def apply(
     def work() -> dict[str, Any]:
         from glint.pipelines import decisions
 
-        return decisions.apply(folder, dry_run=dry_run)
+        return decisions.apply(folder, more=decisions_files, dry_run=dry_run)
 
     show.run(work, "glint/apply-result@1", as_json, debug=debug, say=_say_applied)
 
@@ -142,9 +184,17 @@ def _say_found(r: dict[str, Any]) -> str:
         f"identities {r['identities']} -> {r['identities_after']} when applied; nothing has "
         "changed yet",
         f"wrote {r['report']} (offline; holds faces: mode 0600)",
-        f"Next: glint dedup-conflicts apply {r['out']} --dry-run",
+        f"Next: glint dedup-conflicts review {r['out']}   (or apply {r['out']} --dry-run)",
     ]
     return "\n".join(lines)
+
+
+def _say_reviewed(r: dict[str, Any]) -> str:
+    by = f" by {', '.join(r['reviewers'])}" if r["reviewers"] else ""
+    return (
+        f"{r['file']}: {show.count(r['decisions'], 'decision')}{by}, {r['new']} of them new\n"
+        f"Next: glint dedup-conflicts apply {r['out']} --dry-run"
+    )
 
 
 def _say_applied(r: dict[str, Any]) -> str:
@@ -163,6 +213,8 @@ def _say_applied(r: dict[str, Any]) -> str:
         f"identities {r['classes_before']} -> {r['classes']}, masked pairs "
         f"{r['masks_before']} -> {r['masks']}; no shard rewritten",
     ]
+    if r.get("decided"):
+        lines.append(f"{show.count(r['decided'], 'pair')} as reviewers decided")
     if r["dry_run"]:
         lines.append(
             f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing written)"

@@ -18,6 +18,7 @@ from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import decisions, embed, gallery, output
 from glint.pipelines.verdicts import Found, Options, find
+from glint.review import decided
 from glint.search.evidence import Samples
 from glint.shards import commit, labels, parquet
 from glint.shards.index import Dataset
@@ -72,6 +73,15 @@ def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:
     """
     output.refuse_foreign(out, "glint/conflicts", ("conflicts.json", BEGUN), "conflicts")
     path = out / "conflicts.json"
+    if (out / decided.NAME).is_file() and (
+        out / decided.NAME
+    ).stat().st_size:  # not even --overwrite: nothing makes them again
+        raise BusyError(
+            "GL0004",
+            "reviewers decided on this report",
+            where=str(out / decided.NAME),
+            hint="choose another --out, or move the file away",
+        )
     if overwrite or not path.is_file():
         return
     if decisions.stands(out, dataset):

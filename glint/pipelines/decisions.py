@@ -8,6 +8,7 @@ Only DATASET/labels changes; no shard is opened.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint.errors import InputError, MismatchError
+from glint.errors import InputError, MismatchError, UsageError
 from glint.manifests import tables
+from glint.review import decided
 from glint.search.groups import components
 from glint.shards import commit, labels, parquet
 from glint.shards.index import Dataset
@@ -40,6 +42,8 @@ class Decisions:
     label_version: int
     digest: str  # of conflicts.json and both tables: what `labels.history` names the report by
     tables: str  # of the tables alone, as histories of old name it
+    decided: str = ""  # digest of the verdicts that reviewers changed; empty where none
+    changed: int = 0  # how many
 
 
 def relabel(
@@ -72,10 +76,12 @@ def relabel(
     return renew[target_C].astype(np.int64), np.unique(fresh_m2, axis=0).astype(np.int64)
 
 
-def read(folder: Path) -> Decisions:
+def read(folder: Path, more: Sequence[Path] | None = ()) -> Decisions:
     """Read a report folder and check it against itself and its dataset.
 
-    Raises InputError GL0501 for contradictions, by name, and MismatchError for another dataset.
+    Verdicts of reviewers, in decisions.jsonl of the folder and in the files `more`, go before the
+    report's; more = None leaves them all out. Raises InputError GL0501 for contradictions, by
+    name, and MismatchError for another dataset.
     """
     path = folder / "conflicts.json"
     if not path.is_file():
@@ -95,10 +101,29 @@ def read(folder: Path) -> Decisions:
             hint="run glint embed and glint dedup-conflicts again",
         )
     groups = _groups(folder / "groups.parquet", dataset.classes)
-    mask_m2 = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
-    return Decisions(
-        dataset, groups, mask_m2, version, _digest(folder, REPORT), _digest(folder, TABLES)
-    )
+    a, b, verdict = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
+    mark, changed = "", 0
+    if more is not None:
+        found = _decided(folder, more)
+        after = decided.settle(found, np.minimum(a, b), np.maximum(a, b), verdict)
+        other = np.flatnonzero(after != verdict)
+        if len(other):
+            groups = components(a[after == "merge"], b[after == "merge"])
+            said = sorted(zip(a[other].tolist(), b[other].tolist(), after[other].tolist()))
+            mark = "sha256:" + hashlib.sha256(json.dumps(said).encode()).hexdigest()
+            verdict, changed = after, len(other)
+    mask_m2 = np.stack([a[verdict == "mask"], b[verdict == "mask"]], axis=1).astype(np.int64)
+    report, both = _digest(folder, REPORT), _digest(folder, TABLES)
+    return Decisions(dataset, groups, mask_m2, version, report, both, mark, changed)
+
+
+def _decided(folder: Path, more: Sequence[Path]) -> list[decided.Decision]:
+    """Read what reviewers decided: the folder's own file and the others."""
+    for path in more:
+        if not path.is_file():
+            raise UsageError("GL0001", "expected a file of decisions, found none", where=str(path))
+    report = decided.report_id(folder)
+    return [one for path in (folder / decided.NAME, *more) for one in decided.read(path, report)]
 
 
 def _named(folder: Path) -> tuple[Path, str, int]:
@@ -145,8 +170,10 @@ def _groups(path: Path, classes: int) -> list[Ints]:
     return [np.sort(label[group == number]) for number in np.unique(group)]
 
 
-def _verdicts(path: Path, groups: list[Ints], classes: int) -> Ints:
-    """Read the pairs; merge pairs and groups must say the same. Return the pairs to mask."""
+def _verdicts(
+    path: Path, groups: list[Ints], classes: int
+) -> tuple[Ints, Ints, npt.NDArray[np.str_]]:
+    """Read the pairs and their verdicts; merge pairs and groups must say the same."""
     table = parquet.read(path, tables.PAIRS, columns=["a", "b", "verdict"], code="GL0501")
     a, b = table.column("a").to_numpy(), table.column("b").to_numpy()
     verdict = np.array(table.column("verdict").to_pylist(), dtype=str)
@@ -171,14 +198,18 @@ def _verdicts(path: Path, groups: list[Ints], classes: int) -> Ints:
             where=str(path.parent),
             hint="both files must say the same",
         )
-    mask = verdict == "mask"
-    return np.stack([a[mask], b[mask]], axis=1).astype(np.int64)
+    return a, b, verdict
 
 
-def _applied(decisions: Decisions) -> bool:
-    """Say whether this very report made the label version in force."""
-    made = _in_force(decisions.dataset)[:1]
-    return any(_is_of(line, {decisions.digest, decisions.tables}) for line in made)
+def _applied(decisions: Decisions) -> str | None:
+    """Return the digest of the decisions with which this very report made the labels in force.
+
+    None where it did not make them.
+    """
+    for line in _in_force(decisions.dataset)[:1]:
+        if _is_of(line, {decisions.digest, decisions.tables}):
+            return str(line["why"].get("decided", ""))
+    return None
 
 
 def _in_force(dataset: Dataset) -> list[dict[str, Any]]:
@@ -213,17 +244,27 @@ def stands(folder: Path, dataset: Dataset) -> bool:
     return any(_is_of(line, marks) for one in where for line in _in_force(one))
 
 
-def apply(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
-    """Put the report's verdicts in force as a new label version.
+def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> dict[str, Any]:
+    """Put the report's verdicts, as reviewers changed them, in force as a new label version.
+
+    more: files of decisions beside the folder's own decisions.jsonl.
 
     Applying a report that is in force already, or that would change no target and no mask, makes
     no version and says so. Raises MismatchError when the labels changed after the report was made.
     """
-    decisions = read(folder)
+    decisions = read(folder, more)
     dataset = decisions.dataset
     now = labels.current(dataset.root, dataset.classes)
-    if _applied(decisions):
+    stood = _applied(decisions)
+    if stood == decisions.decided:
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
+    if stood is not None:
+        raise MismatchError(
+            "GL0501",
+            "this report is in force with other decisions",
+            where=str(folder),
+            hint=f"first run: glint dedup-conflicts undo {folder}",
+        )
     if now.version != decisions.label_version:
         raise MismatchError(
             "GL0501",
@@ -240,7 +281,8 @@ def apply(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
         result = _result(folder, dataset, now, now, applied=False, already=False, dry_run=dry_run)
         return {**result, "nothing": True}
     if dry_run:
-        return _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
+        result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
+        return {**result, "decided": decisions.changed}
     labels.commit(
         dataset.root,
         target_C,
@@ -250,10 +292,12 @@ def apply(folder: Path, *, dry_run: bool = False) -> dict[str, Any]:
             "report": decisions.digest,
             "groups": len(decisions.groups),
             "masks": len(decisions.mask_m2),
+            **({"decided": decisions.decided} if decisions.decided else {}),
         },
     )
     then = labels.current(dataset.root, dataset.classes)
-    return _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
+    result = _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
+    return {**result, "decided": decisions.changed}
 
 
 def undo(folder: Path) -> dict[str, Any]:
@@ -261,10 +305,10 @@ def undo(folder: Path) -> dict[str, Any]:
 
     Raises InputError GL0502 when the report is not what is in force.
     """
-    decisions = read(folder)
+    decisions = read(folder, None)
     dataset = decisions.dataset
     now = labels.current(dataset.root, dataset.classes)
-    if not _applied(decisions):
+    if _applied(decisions) is None:
         raise InputError(
             "GL0502",
             f"this report is not in force (the labels stand at version {now.version})",

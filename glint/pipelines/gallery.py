@@ -15,13 +15,14 @@ from glint.pipelines.embed import Embeddings
 from glint.pipelines.verdicts import Found
 from glint.review import report
 from glint.review.chart import Chart, chart
+from glint.review.decided import report_id
 from glint.review.report import Card, Group, Page, Side
 from glint.search import knn
 from glint.search.evidence import Samples
 from glint.shards.index import Dataset
 
 CARDS = {"merge": 120, "mask": 100, "keep": 40}  # pairs with faces, most alike first
-ROWS = 5000  # pairs in the table below
+PAIRS = 100_000  # in the page; the others stand in pairs.parquet
 GROUPS = 100
 FACES = 6  # per identity
 TRAINED = 0.4  # the blind filter that training has used so far
@@ -76,8 +77,9 @@ def write(
     *,
     thumbs: bool = True,
 ) -> None:
-    """Write report.html."""
-    report.write(path, page(dataset, emb, samples, found, about, thumbs=thumbs))
+    """Write report.html beside the conflicts.json that it is about."""
+    name = report_id(path.parent)
+    report.write(path, page(dataset, emb, samples, found, about, thumbs=thumbs, name=name))
 
 
 def page(
@@ -88,6 +90,7 @@ def page(
     about: dict[str, Any],
     *,
     thumbs: bool = True,
+    name: str = "",
 ) -> Page:
     """Choose and describe what the page shows."""
     faces = Faces(dataset, emb, samples, thumbs)
@@ -113,7 +116,6 @@ def page(
             float(found.probability[k]),
         )
 
-    rest = [int(k) for k in order if int(k) not in chosen]
     counts = about["counts"]
     return Page(
         title="Identities that look like one person",
@@ -129,10 +131,11 @@ def page(
             ("", f"{counts['images_in_groups']}", "images in these groups"),
         ],
         notes=_notes(found, counts),
-        cards=[card(int(k), FACES) for k in order if int(k) in chosen],
-        rows=[card(k, 0) for k in rest[:ROWS]],
-        left_out=len(rest[ROWS:]),
+        cards=[card(int(k), FACES if int(k) in chosen else 0) for k in order[:PAIRS]],
+        left_out=len(order[PAIRS:]),
         groups=_groups(faces, emb, found),
+        report=name,
+        split=(found.genuine.cosine_S.tolist(), found.genuine.score_S.tolist()),
     )
 
 
@@ -228,6 +231,7 @@ def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
             cuts,
             start=start,
             stop=1.0,
+            cut="cosine",
         ),
         chart(
             "Pairs by score: 1 is what one person shows",
@@ -237,6 +241,7 @@ def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
             start=0.0,
             stop=1.5,
             step=0.02,
+            cut="score",
         ),
     ]
 

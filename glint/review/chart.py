@@ -36,7 +36,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """One histogram, ready to draw."""
+    """One histogram, ready to draw. start, stop: the ends of its axis; cut: what a reader's own
+    line counts, empty where there is none.
+    """
 
     title: str
     axis: str
@@ -49,6 +51,9 @@ class Chart:
     left: int = LEFT
     top: int = TOP
     floor: int = HEIGHT - BOTTOM
+    start: float = 0.0
+    stop: float = 1.0
+    cut: str = ""
 
 
 def chart(
@@ -60,6 +65,7 @@ def chart(
     start: float,
     stop: float,
     step: float = 0.01,
+    cut: str = "",
 ) -> Chart:
     """Draw histograms over one axis: values = (kind, words, S values, filled); NaN is left out.
 
@@ -99,4 +105,4 @@ def chart(
     ]
     up = [Tick(y(10.0**d), f"{10**d}") for d in range(decades + 1)]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
-    return Chart(title, axis, series, across, up, drawn)
+    return Chart(title, axis, series, across, up, drawn, start=start, stop=stop, cut=cut)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from glint.review.chart import Chart
 from glint.shards import commit
 
 TEMPLATES = Path(__file__).parent / "templates"
 MODE = 0o600  # the page holds faces: its owner only
+FACES = 24 << 20  # most bytes of faces in the cards, and as many in the groups
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows. Pairs beyond the cards stand in a table, without faces.
+    """All that the page shows. cards: most alike first; the script draws those in sight.
 
-    left_out: pairs that stand in pairs.parquet only.
+    report: names conflicts.json; decisions made in the page say it. split: cosines and scores of
+    identities split in two, for the cut. left_out: pairs that stand in pairs.parquet only.
     """
 
     title: str
@@ -75,14 +79,15 @@ class Page:
     counts: Sequence[tuple[str, str, str]]  # kind, number, words
     charts: Sequence[Chart]
     cards: Sequence[Card]
-    rows: Sequence[Card] = ()
     groups: Sequence[Group] = ()
     left_out: int = 0
     thumbs: bool = True
     notes: Sequence[str] = field(default_factory=tuple)
+    report: str = ""
+    split: tuple[Sequence[float], Sequence[float]] = ((), ())
 
 
-def _data_uri(image: bytes) -> str:
+def data_uri(image: bytes) -> str:
     """Embed an image; empty where the bytes are of no kind that a page may show."""
     for magic, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n", "png")):
         if image.startswith(magic):
@@ -94,6 +99,65 @@ def digest(text: str) -> str:
     """Name a style or script as a content policy does, by its SHA-256."""
     told = hashlib.sha256(text.encode()).digest()
     return f"'sha256-{base64.b64encode(told).decode('ascii')}'"
+
+
+def data(page: Page) -> dict[str, Any]:
+    """Return the pairs as columns of small numbers: about 90 bytes a pair as JSON.
+
+    Cosines, scores and probabilities in units of 1/10,000; null where there is none.
+    """
+    sides = {side.label: side for card in page.cards for side in (card.a, card.b)}
+    reasons = sorted({card.reason for card in page.cards})
+    reason = {text: i for i, text in enumerate(reasons)}
+    return {
+        "report": page.report,
+        "thumbs": page.thumbs,
+        "label": list(sides),
+        "name": [side.name for side in sides.values()],
+        "source": [side.source_label for side in sides.values()],
+        "images": [side.images for side in sides.values()],
+        "a": [card.a.label for card in page.cards],
+        "b": [card.b.label for card in page.cards],
+        "cosine": [_whole(card.cosine) for card in page.cards],
+        "mean": [_whole(card.cross_mean) for card in page.cards],
+        "low": [_whole(card.cross_q10) for card in page.cards],
+        "score": [_whole(card.score) for card in page.cards],
+        "need": [_whole(card.need) for card in page.cards],
+        "probability": [_whole(card.probability) for card in page.cards],
+        "verdict": [card.verdict for card in page.cards],
+        "reason": [reason[card.reason] for card in page.cards],
+        "reasons": reasons,
+        "split": {
+            "cosine": sorted(_whole(v) or 0 for v in page.split[0] if math.isfinite(v)),
+            "score": sorted(_whole(v) or 0 for v in page.split[1] if math.isfinite(v)),
+        },
+    }
+
+
+def _whole(value: float) -> int | None:
+    return round(value * 10_000) if math.isfinite(value) else None
+
+
+def faces(page: Page) -> dict[int, list[list[str]]]:
+    """Return the faces of the first cards, by card, as long as they fit into FACES bytes."""
+    shown: dict[int, list[list[str]]] = {}
+    total = 0
+    for k, card in enumerate(page.cards if page.thumbs else ()):
+        images = [card.a.faces, card.b.faces]
+        size = sum(len(image) for side in images for image in side)
+        if not size or total + size > FACES:
+            continue
+        total += size
+        shown[k] = [[data_uri(image) for image in side] for side in images]
+    return shown
+
+
+def embedded(value: object) -> str:
+    """Write JSON that can stand in a script element of type application/json."""
+    text = json.dumps(value, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
 
 
 def html(page: Page) -> str:
@@ -113,9 +177,21 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    space.filters["data_uri"] = _data_uri
+    left = FACES  # of the groups
+
+    def image(face: bytes) -> str:
+        nonlocal left
+        left -= len(face)
+        return data_uri(face) if left >= 0 else ""
+
+    space.filters["data_uri"] = image
     return space.get_template("report.html").render(
-        page=page, style=style, script=script, policy=policy
+        page=page,
+        style=style,
+        script=script,
+        policy=policy,
+        data=embedded(data(page)),
+        faces=embedded(faces(page)),
     )
 
 

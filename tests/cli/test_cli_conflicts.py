@@ -56,7 +56,7 @@ def test_a_path_that_is_no_dataset(tmp_path: Path, args: list[str]) -> None:
     assert "hint: " in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["apply", "undo"])
+@pytest.mark.parametrize("verb", ["review", "apply", "undo"])
 def test_apply_to_what_is_no_report(tmp_path: Path, verb: str) -> None:
     done = glint("dedup-conflicts", verb, str(tmp_path), "--json", code=3)
     assert "error GL0501 bad-decisions" in done.stderr

@@ -6,10 +6,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glint.errors import InputError
 from glint.pipelines.decisions import relabel
+from glint.review.decided import Decision, settle, standing
+from glint.search.groups import components
 from glint.shards import commit, labels
 
 CLASSES = 12
@@ -112,3 +116,71 @@ def test_apply_then_undo_is_the_identity(steps: list) -> None:
             now = labels.current(root, CLASSES)
             np.testing.assert_array_equal(now.target, before.target)
             np.testing.assert_array_equal(now.masks, before.masks)
+
+
+every_pair = [(a, b) for a in range(6) for b in range(a + 1, 6)]
+lines_of = st.lists(
+    st.builds(
+        lambda pair, verdict, by, seq: Decision(*pair, verdict, by, seq),
+        st.sampled_from(every_pair),
+        st.sampled_from(["merge", "mask", "keep", "none"]),
+        st.sampled_from(["alice", "bob"]),
+        st.integers(0, 30),
+    ),
+    max_size=12,
+)
+found_of = st.lists(
+    st.sampled_from(["keep", "keep", "mask", "merge"]),
+    min_size=len(every_pair),
+    max_size=len(every_pair),
+)
+
+
+def files_of_decisions(lines: list[Decision], found: list[str], order) -> None:
+    """Settle, or refuse; the order of lines and their repetition change neither."""
+    a, b = np.array(every_pair).T
+    shuffled = [*lines, *order.sample(lines, len(lines) // 2)]
+    order.shuffle(shuffled)
+    try:
+        after = settle(lines, a, b, np.array(found))
+    except InputError as error:
+        with pytest.raises(InputError) as again:
+            settle(shuffled, a, b, np.array(found))
+        assert str(again.value) == str(error)
+        by_pair: dict[tuple, set] = {}
+        top: dict[tuple, tuple] = {}
+        for one in lines:
+            key = (one.a, one.b, one.by)
+            seq, verdicts = top.get(key, (-1, set()))
+            if one.seq >= seq:
+                top[key] = (one.seq, {one.verdict} | (verdicts if one.seq == seq else set()))
+        for (x, y, _), (_, verdicts) in top.items():
+            by_pair.setdefault((x, y), set()).update(verdicts - {"none"})
+        twice = any(len(verdicts) > 1 for _, verdicts in top.values())
+        apart = any(verdicts - {"merge"} for verdicts in by_pair.values())
+        assert twice or any(len(v) > 1 for v in by_pair.values()) or apart
+        return
+    np.testing.assert_array_equal(settle(shuffled, a, b, np.array(found)), after)
+    np.testing.assert_array_equal(settle(lines, a, b, after), after)  # idempotent
+    said = standing(lines)
+    place = dict(zip(every_pair, after.tolist()))
+    for pair, verdict in zip(every_pair, found):
+        assert place[pair] == next(iter(said.get(pair, {"": verdict}).values()))
+    for piece in components(a[after == "merge"], b[after == "merge"]):
+        inside = set(piece.tolist())
+        for pair, names in said.items():
+            assert not inside.issuperset(pair) or set(names.values()) == {"merge"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(lines=lines_of, found=found_of, order=st.randoms(use_true_random=False))
+def test_random_files_of_decisions(lines: list[Decision], found: list[str], order) -> None:
+    files_of_decisions(lines, found, order)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@settings(max_examples=10_000, deadline=None)
+@given(lines=lines_of, found=found_of, order=st.randoms(use_true_random=False))
+def test_ten_thousand_files_of_decisions(lines: list[Decision], found: list[str], order) -> None:
+    files_of_decisions(lines, found, order)

@@ -108,7 +108,7 @@ def test_the_page_holds_original_faces_and_is_private(
     for row in dataset.rows_of(0):
         assert base64.b64encode(dataset.read(int(row))).decode() in page
     assert "<script>alert(1)" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e" in page
     assert "biometric" in page
 
     conflicts.run(dataset, emb, out, Options(), thumbs=False)

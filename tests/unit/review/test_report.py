@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glint.review import report
 from glint.review.chart import chart
 from glint.review.report import Card, Group, Page, Side, html, write
 
@@ -37,7 +39,6 @@ def page(
         "cards": [card],
         "counts": [("merge", "1", "pairs to merge")],
         "charts": [bars],
-        "rows": [card] * 3,
         "groups": [Group(1, [a, b, a], [[1, 0.9, 0.3], [0.9, 1, 0.8], [0.3, 0.8, 1]], name)],
         "left_out": 12,
         **options,
@@ -51,13 +52,13 @@ class Tags(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
-        self.inline: dict[str, list[str]] = {"script": [], "style": []}
+        self.inline: dict[str, list[str]] = {"script": [], "style": [], "data": [], "faces": []}
         self.inside = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.inside = tag
+        self.inside = dict(attrs).get("id", tag) if tag == "script" else tag
 
     def handle_endtag(self, tag: str) -> None:
         self.inside = ""
@@ -69,9 +70,12 @@ class Tags(HTMLParser):
 
 def test_nothing_from_data_becomes_markup() -> None:
     tags = Tags(html(page()))
-    names = [name for name, _ in tags.tags]
-    assert names.count("script") == 1
+    kinds = [a.get("type") for name, a in tags.tags if name == "script"]
+    assert kinds == [None, "application/json", "application/json"]
     assert "alert" not in "".join(tags.inline["script"])
+    assert not set("<>&") & set("".join(tags.inline["data"]))
+    [*_, name] = json.loads("".join(tags.inline["data"]))["reasons"]
+    assert name == BAD
     for name, attributes in tags.tags:
         assert not [a for a in attributes if a.startswith("on")], (name, attributes)
         assert "style" not in attributes
@@ -102,27 +106,43 @@ def test_style_and_script_are_allowed_by_their_hash() -> None:
 def test_only_images_are_embedded() -> None:
     text = html(page())
     sources = [a["src"] for name, a in Tags(text).tags if name == "img"]
-    assert set(sources) == {"data:image/jpeg;base64," + base64.b64encode(JPEG).decode()}
+    uri = "data:image/jpeg;base64," + base64.b64encode(JPEG).decode()
+    assert set(sources) == {uri}
     assert "no image" in text
-    assert [n for n, _ in Tags(html(page(thumbs=False))).tags].count("img") == 0
+    shown = json.loads("".join(Tags(text).inline["faces"]))
+    assert shown == {"0": [[uri, ""], [uri, ""]]}
+    bare = Tags(html(page(thumbs=False)))
+    assert [n for n, _ in bare.tags].count("img") == 0
+    assert bare.inline["faces"] == ["{}"]
+
+
+def test_faces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards keep their numbers when the faces of the page have no more room."""
+    cards = page().cards * 3
+    size = 2 * sum(map(len, cards[0].a.faces))
+    monkeypatch.setattr(report, "FACES", 2 * size + 1)
+    text = html(page(cards=cards))
+    assert sorted(json.loads("".join(Tags(text).inline["faces"]))) == ["0", "1"]
+    assert len(report.data(page(cards=cards))["a"]) == 3
 
 
 def test_numbers_and_words() -> None:
-    text = html(page(name="Ann"))
-    for expected in (
-        "0.812",
-        "0.97",
-        "merges from 0.80",
-        "5 images",
-        "1 image<",
-        "12 further",
-        "3 more pairs",
-        "not merged",
-        "do not upload",
-    ):
+    text = html(page(name="Ann", report="sha256:12", split=([0.9, np.nan, 0.8], [1.0])))
+    for expected in ("12 further", "not merged", "do not upload"):
         assert expected in text
     assert re.search(r'weakest">0\.30<', text)
-    empty = html(page(cards=[], rows=[], groups=[], left_out=0))
+    got = json.loads("".join(Tags(text).inline["data"]))
+    assert {name: got[name] for name in ("a", "b", "cosine", "mean", "low", "score", "need")} == {
+        "a": [3], "b": [70], "cosine": [8120], "mean": [7000], "low": [6000], "score": [9700],
+        "need": [8000],
+    }  # fmt: skip
+    assert (got["label"], got["name"], got["images"]) == ([3, 70], ["Ann", ""], [5, 1])
+    assert (got["probability"], got["verdict"], got["reasons"]) == ([None], ["merge"], ["Ann"])
+    assert (got["report"], got["split"]) == (
+        "sha256:12",
+        {"cosine": [8000, 9000], "score": [10000]},
+    )
+    empty = html(page(cards=[], groups=[], left_out=0))
     assert "No pair of identities reached the search threshold." in empty
 
 
