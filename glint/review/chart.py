@@ -66,15 +66,20 @@ def chart(
     stop: float,
     step: float = 0.01,
     cut: str = "",
+    weights: Sequence[Reals] | None = None,
 ) -> Chart:
     """Draw histograms over one axis: values = (kind, words, S values, filled); NaN is left out.
 
-    Values outside [start, stop] count in the outermost bins.
+    Values outside [start, stop] count in the outermost bins. weights: how often each of the S
+    values of a histogram counts, by default once.
     """
     bins = max(1, int(round((stop - start) / step)))
+    often = [np.ones(len(v)) for _, _, v, _ in values] if weights is None else weights
     counts = [
-        np.histogram(np.clip(v[np.isfinite(v)], start, stop), bins, (start, stop))[0]
-        for _, _, v, _ in values
+        np.histogram(
+            np.clip(v[np.isfinite(v)], start, stop), bins, (start, stop), weights=w[np.isfinite(v)]
+        )[0]
+        for (_, _, v, _), w in zip(values, often)
     ]
     top = max([10, *(int(c.max()) for c in counts if c.size)])
     decades = int(np.ceil(np.log10(top)))
@@ -103,6 +108,7 @@ def chart(
         Tick(x(value), f"{value:.1f}")
         for value in np.arange(np.ceil(start * 10) / 10, stop + 1e-9, 0.1)
     ]
-    up = [Tick(y(10.0**d), f"{10**d}") for d in range(decades + 1)]
+    marks = range(0, decades + 1, 1 if decades <= 7 else 2)
+    up = [Tick(y(10.0**d), f"{10**d}" if d < 6 else f"1e{d}") for d in marks]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
     return Chart(title, axis, series, across, up, drawn, start=start, stop=stop, cut=cut)

@@ -1,0 +1,96 @@
+"""The page of an evaluation: accept rates by false accept rate, cosines of pairs, tables."""
+
+# p points of the curve
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from glint.review.chart import Chart, chart
+from glint.review.lines import Lines, lines
+from glint.review.plots import Plots, Table, write
+
+
+def drawing(name: str, told: dict[str, Any]) -> tuple[list[Lines], list[Chart], list[Table]]:
+    """Draw the curve, the histograms and the table of accept rates.
+
+    told: as `glint eval --json` has it: roc (points of FAR and TAR), histogram (counts of genuine
+    and impostors over equal bins of [-1, 1]), tar_at_far and threshold_at_far by FAR, and
+    tar_at_nearest_far where it was found.
+    """
+    curves: list[Lines] = []
+    if len(told["roc"]) > 1:
+        far_p, tar_p = (np.array(side, np.float64) for side in zip(*told["roc"]))
+        title = f"{name}: true accepts by false accept rate"
+        found = lines(title, "FAR", [("TAR", far_p, tar_p)], top=1.0, logarithmic=True)
+        curves = [found] if found is not None else []
+    counts = [np.array(told["histogram"][kind], np.float64) for kind in ("impostors", "genuine")]
+    bins = len(counts[0])
+    centre = (np.arange(bins) + 0.5) * 2 / bins - 1
+    filled = np.flatnonzero(counts[0] + counts[1])
+    cuts = [
+        (value, f"FAR {far}")
+        for far, value in told["threshold_at_far"].items()
+        if value is not None and value > -1
+    ]
+    charts = []
+    if len(filled):
+        charts = [
+            chart(
+                f"{name}: cosines of pairs", "cosine",
+                [("pairs", "different people", centre, True),
+                 ("same", "the same person", centre, False)],
+                cuts[:1],
+                start=float(np.floor(10 * centre[filled[0]]) / 10),
+                stop=float(np.ceil(10 * centre[filled[-1]]) / 10),
+                step=2 / bins,
+                weights=counts,
+            )
+        ]  # fmt: skip
+    columns = [("TAR", "tar_at_far"), ("TAR at the nearest FAR", "tar_at_nearest_far"),
+               ("threshold", "threshold_at_far")]  # fmt: skip
+    columns = [(words, key) for words, key in columns if key in told]
+    rows = [(far, *(_words(told[key][far]) for _, key in columns)) for far in told["tar_at_far"]]
+    heads = ("FAR", *(words for words, _ in columns))
+    return curves, charts, [Table(f"{name}: accept rates", heads, rows)]
+
+
+def _words(value: float | None) -> str:
+    return "-" if value is None else f"{value:.6f}"
+
+
+def write_page(
+    path: Path,
+    title: str,
+    results: Sequence[tuple[str, dict[str, Any]]],
+    *,
+    facts: Sequence[tuple[str, str]] = (),
+    tables: Sequence[Table] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page of results as `drawing` takes them, each with a name. Raises ResourceError."""
+    parts = [drawing(name, told) for name, told in results]
+    counts = []
+    for name, told in results:
+        tars = [(far, tar) for far, tar in told["tar_at_far"].items() if tar is not None]
+        if tars:
+            far, tar = min(tars, key=lambda pair: abs(np.log10(float(pair[0])) + 4))
+            counts.append((f"{100 * tar:.2f} %", f"{name}, TAR at FAR {far}"))
+        counts.append((f"{told['genuine']:,}", "pairs of the same person"))
+        counts.append((f"{told['impostors']:,}", "pairs of different people"))
+    write(
+        path,
+        Plots(
+            title,
+            counts[:6],
+            facts,
+            [line for part in parts for line in part[0]],
+            [drawn for part in parts for drawn in part[1]],
+            [table for part in parts for table in part[2]] + list(tables),
+            notes,
+        ),
+    )
