@@ -33,11 +33,24 @@ def verify(
     flip: add the embedding of the mirrored image, as the field does. Raises InputError GL0802 for
     an image that is no JPEG or of another size than the model takes.
     """
+    a_nD, b_nD = embed_pairs(model, pairs, flip=flip, batch=batch, progress=progress)
+    return ten_fold(a_nD, b_nD, pairs.same, pairs.folds)
+
+
+def embed_pairs(
+    model: Recogniser | Embed,
+    pairs: Pairs,
+    *,
+    flip: bool = True,
+    batch: int = 32,
+    progress: Progress = silent,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed both sides of each pair, raw: float64 (n, D) twice. Raises as `verify` does."""
     out_nD = embed_jpegs(
         model, pairs.images, flip=flip, batch=batch, progress=progress,
         name=pairs.name, labels=pairs.labels,
     )  # fmt: skip
-    return ten_fold(out_nD[pairs.first], out_nD[pairs.second], pairs.same, pairs.folds)
+    return out_nD[pairs.first], out_nD[pairs.second]
 
 
 def embed_jpegs(

@@ -20,7 +20,7 @@ def drawing(name: str, told: dict[str, Any]) -> tuple[list[Lines], list[Chart], 
 
     told: as `glint eval --json` has it: roc (points of FAR and TAR), histogram (counts of genuine
     and impostors over equal bins of [-1, 1]), tar_at_far and threshold_at_far by FAR, and
-    tar_at_nearest_far where it was found.
+    where there are, tar_at_nearest_far and `cuts`, cosines with their words to mark.
     """
     curves: list[Lines] = []
     if len(told["roc"]) > 1:
@@ -32,7 +32,7 @@ def drawing(name: str, told: dict[str, Any]) -> tuple[list[Lines], list[Chart], 
     bins = len(counts[0])
     centre = (np.arange(bins) + 0.5) * 2 / bins - 1
     filled = np.flatnonzero(counts[0] + counts[1])
-    cuts = [
+    cuts = told.get("cuts") or [
         (value, f"FAR {far}")
         for far, value in told["threshold_at_far"].items()
         if value is not None and value > -1
