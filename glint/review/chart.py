@@ -109,6 +109,6 @@ def chart(
         for value in np.arange(np.ceil(start * 10) / 10, stop + 1e-9, 0.1)
     ]
     marks = range(0, decades + 1, 1 if decades <= 7 else 2)
-    up = [Tick(y(10.0**d), f"{10**d}" if d < 6 else f"1e{d}") for d in marks]
+    up = [Tick(y(10.0**d), f"{10**d}" if d < 5 else f"1e{d}") for d in marks]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
     return Chart(title, axis, series, across, up, drawn, start=start, stop=stop, cut=cut)
