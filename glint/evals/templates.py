@@ -203,9 +203,7 @@ def _read(
     try:
         raw = csv.read_csv(
             path,
-            read_options=csv.ReadOptions(
-                column_names=None if heads else names, use_threads=False
-            ),
+            read_options=csv.ReadOptions(column_names=None if heads else names, use_threads=False),
             parse_options=csv.ParseOptions(
                 delimiter=delimiter, quote_char='"' if heads else False, ignore_empty_lines=False
             ),
