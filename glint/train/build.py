@@ -19,13 +19,15 @@ from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
 from glint.evals.bins import Pairs, read_bin
 from glint.nn import backbones
+from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.margins import margin
+from glint.nn.margins import Margin, margin
 from glint.shards import labels
 from glint.shards.index import Dataset
 from glint.stream.decode import on_gpu
 from glint.stream.loader import Stream
 from glint.train import optim
+from glint.train.paired import Paired
 from glint.train.recipe import Head, Recipe
 
 PRECISION = {
@@ -35,7 +37,7 @@ PRECISION = {
     "fp16": torch.float16,
 }
 
-HEADS = {"partial_fc": PartialFC}
+AnyHead = PartialFC | ClassPool
 
 
 @dataclass
@@ -47,10 +49,10 @@ class Run:
     out: Path
     dataset: Dataset
     labels: labels.LabelTable
-    stream: Stream
+    stream: Stream | Paired
     backbone: nn.Module
     model: nn.Module  # the backbone, inside DDP where there is more than one rank
-    head: PartialFC
+    head: AnyHead
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None  # of the backbone's weights and buffers
@@ -91,10 +93,15 @@ class Run:
             "sync_bn": recipe["run"]["sync_bn"],
             "sampling": self.stream.sampling_digest,
             "backbone": recipe["backbone"],
-            "head": {k: v for k, v in recipe["head"].items() if k not in ("block", "kernels")},
+            "head": {k: v for k, v in recipe["head"].items() if k not in self._free()},
             "optim": recipe["optim"],
             "schedule": {k: v for k, v in recipe["schedule"].items() if k != "max_steps"},
         }
+
+    def _free(self) -> set[str]:
+        """Name the keys of the head that may change, or that this kind does not have."""
+        table = self.recipe.head.kind == "partial_fc"
+        return {"block", "kernels", *(("slots", "views") if table else ())}
 
 
 def threads(recipe: Recipe, world: World) -> int:
@@ -102,15 +109,19 @@ def threads(recipe: Recipe, world: World) -> int:
     return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
 
 
-def head(
-    table: Head, classes: int, dim: int, masks: Any, world: World, recipe: Recipe
-) -> PartialFC:
-    """Build the classification head over `classes` identities."""
+def head(table: Head, classes: int, dim: int, masks: Any, world: World, recipe: Recipe) -> AnyHead:
+    """Build the classification head over `classes` identities.
+
+    Raises UsageError GL0002 where a pool or queue has fewer slots than a step writes.
+    """
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
     else:
         shape = margin(table.margin, m=table.m)
-    return HEADS[table.kind](
+    dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
+    if table.kind != "partial_fc":
+        return _without_table(table, classes, dim, shape, masks, world, recipe, dtype)
+    return PartialFC(
         classes,
         dim,
         margin=shape,
@@ -123,11 +134,46 @@ def head(
         masks=masks if table.masks else None,
         world=world,
         seed=recipe.run.seed,
-        dtype=torch.float64 if recipe.run.precision == "float64" else torch.float32,
+        dtype=dtype,
         block=table.block,
         gemm=table.gemm,
         storage=table.storage,
         kernels=table.kernels,
+    )
+
+
+def _without_table(
+    table: Head,
+    classes: int,
+    dim: int,
+    shape: Margin,
+    masks: Any,
+    world: World,
+    recipe: Recipe,
+    dtype: torch.dtype,
+) -> AnyHead:
+    """Build a head whose class rows are features of the averaged net."""
+    batch = recipe.data.batch
+    written = min(batch * world.size // 2, classes)
+    if table.slots < written:
+        raise UsageError(
+            "GL0002",
+            f"head.slots is {table.slots}, a step may write {written}",
+            hint="more head.slots, a smaller data.batch or fewer ranks",
+        )
+    return ClassPool(
+        classes,
+        dim,
+        margin=shape,
+        slots=table.slots,
+        singles=batch // 3,
+        scale=table.scale,
+        threshold=table.threshold,
+        masks=masks if table.masks else None,
+        world=world,
+        dtype=dtype,
+        block=table.block,
+        gemm=table.gemm,
     )
 
 
@@ -152,23 +198,26 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         if not Path(path).is_file():
             raise UsageError("GL0001", f"run.val: no such file: {path}")
         val[Path(path).stem] = read_bin(path)
-    stream = Stream(
-        dataset,
-        labels=table,
-        sampling=sampling or None,
-        rank=world.rank,
-        world=world.size,
-        batch=recipe.data.batch,
-        seed=recipe.run.seed,
-        workers=recipe.data.workers,
-        threads=recipe.data.threads,
-        block=recipe.data.block or None,
-        flip=recipe.data.flip,
-        augment=recipe.data.augment,
-        pinned=world.device.type == "cuda",
-        decoder=on_gpu(world.device) if recipe.data.decode == "gpu" else None,
-        verify=recipe.data.verify,
-    )
+    options: dict[str, Any] = {
+        "labels": table,
+        "sampling": sampling or None,
+        "rank": world.rank,
+        "world": world.size,
+        "seed": recipe.run.seed,
+        "workers": recipe.data.workers,
+        "threads": recipe.data.threads,
+        "block": recipe.data.block or None,
+        "flip": recipe.data.flip,
+        "augment": recipe.data.augment,
+        "pinned": world.device.type == "cuda",
+        "decoder": on_gpu(world.device) if recipe.data.decode == "gpu" else None,
+        "verify": recipe.data.verify,
+    }
+    stream: Stream | Paired
+    if recipe.head.kind == "class_pool":
+        stream = Paired(dataset, batch=recipe.data.batch, **options)
+    else:
+        stream = Stream(dataset, batch=recipe.data.batch, **options)
     if stream.steps_per_epoch < recipe.run.accumulate:
         raise UsageError(
             "GL0002",
@@ -210,6 +259,9 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         averaged=average(backbone, recipe.run.ema) if recipe.run.ema else None,
         val=val,
     )
+    if run.averaged is not None and recipe.head.kind != "partial_fc":
+        for norm in norms(run.averaged.module):
+            norm.momentum = 0.0  # its statistics are averages of the trained net's, not its own
     handshake(run)
     return run
 
@@ -218,6 +270,11 @@ def average(backbone: nn.Module, decay: float) -> AveragedModel:
     """Keep a moving average of weights and buffers: average * decay + weights * (1 - decay)."""
     rule: Any = get_ema_multi_avg_fn
     return AveragedModel(backbone, multi_avg_fn=rule(decay), use_buffers=True)
+
+
+def norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """List a net's batch norms."""
+    return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 def handshake(run: Run) -> None:

@@ -19,10 +19,11 @@ from glint.errors import DivergedError, Stopped
 from glint.evals.pairs import Verification, ten_fold
 from glint.evals.verify import embed_jpegs
 from glint.log import Progress, logger, silent
+from glint.nn.heads.partial_fc import PartialFC
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
 from glint.train import metrics, page, restore
-from glint.train.build import PRECISION, Run
+from glint.train.build import PRECISION, Run, norms
 from glint.train.schedule import learning_rate, total_steps
 
 
@@ -118,12 +119,17 @@ def train_step(
         log.mark("data")
         micro = step * len(batches) + i
         _draw_anew(recipe.run.seed, micro, run.world.rank)
+        compared: dict[str, Tensor] = {}
+        if not isinstance(run.head, PartialFC):
+            label = run.head.parts(label)[0]
+            image, other = run.head.parts(image)
+            compared["gallery_nD"] = gallery_features(run, other, dtype if mixed else None)
         with sync:
             with torch.autocast(device.type, dtype, enabled=mixed):
                 feature_nd = run.model(image)
             log.mark("forward")
             leaf_nd = feature_nd.detach().to(run.parameter_dtype).requires_grad_()
-            loss = run.head(leaf_nd, label, step=micro) / len(batches)
+            loss = run.head(leaf_nd, label, step=micro, **compared) / len(batches)
             loss.backward()
             log.mark("head")
             assert leaf_nd.grad is not None
@@ -160,6 +166,21 @@ def train_step(
         run.averaged.update_parameters(run.backbone)
     log.mark("update")
     return value
+
+
+@torch.no_grad()
+def gallery_features(run: Run, image: Tensor, mixed: torch.dtype | None) -> Tensor:
+    """Embed images by the moving average of the net, as class rows of a head without a table.
+
+    Batch norms take the statistics of the batch, as the trained net's do: averaged ones lag behind
+    the weights. Everything else is as in use: nothing is dropped or masked.
+    """
+    assert run.averaged is not None  # the recipe's check
+    net = run.averaged.module.eval()
+    for norm in norms(net):
+        norm.train()
+    with torch.autocast(run.world.device.type, mixed, enabled=mixed is not None):
+        return net(image).to(run.parameter_dtype)  # type: ignore[no-any-return]
 
 
 def _diverged(run: Run, step: int, loss: float, norm: float, where: str) -> DivergedError:

@@ -43,12 +43,13 @@ class Backbone(Table):
 
 
 class Head(Table):
-    """The classifier over identities: its margin, and Partial FC's sampling.
+    """The classifier over identities: its margin, and what its kind reads.
 
-    `rate` is the share of centres that play per step, positives always included.
+    `rate` is the share of centres that play per step, positives always included. The other kinds
+    have no table of centres but `slots` rows of features (docs/heads.md).
     """
 
-    kind: Literal["partial_fc"] = "partial_fc"
+    kind: Literal["partial_fc", "class_pool", "class_queue"] = "partial_fc"
     margin: Literal["cosface", "arcface", "adaface", "combined"]
     m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
     m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -64,9 +65,21 @@ class Head(Table):
     gemm: Literal["float32", "tf32", "bf16"] = "float32"  # what products round operands to
     storage: Literal["float32", "bf16"] = "float32"  # how centres and their state are kept
     kernels: Literal["auto", "torch", "triton"] = "auto"  # who computes: docs/partial_fc.md
+    slots: Count = 0  # class_pool: identities it holds; class_queue: images
+    views: AtLeastOne = 1  # class_queue: images whose weighted mean is a sample's centre
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        """Yield margins that the chosen kind of margin does not read."""
+        """Yield what the chosen kind of head or of margin does not read."""
+        table = self.kind == "partial_fc"
+        for name in (
+            ("slots", "views") if table else ("rate", "rule", "lr_scale", "storage", "kernels")
+        ):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                yield name, f'not read with kind = "{self.kind}"'
+        if not table and not self.slots:
+            yield "slots", f'kind = "{self.kind}" needs at least 1'
+        if self.kind == "class_pool" and self.views > 1:
+            yield "views", 'only read with kind = "class_queue"'
         combined = {"m1", "m2", "m3"} & self.model_fields_set
         if self.margin != "combined":
             for name in sorted(combined):
@@ -169,7 +182,7 @@ class Recipe(Table):
     run: Run = Field(default_factory=Run)
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        """Yield a head that does not go with the optimiser or the precision."""
+        """Yield a head that does not go with the optimiser, the precision or the batch."""
         if (self.head.rule == "adamw") != (self.optim.kind == "adamw"):
             momentum_free = self.head.rule == "none"
             if not momentum_free:
@@ -182,3 +195,12 @@ class Recipe(Table):
                 )
         if self.run.precision == "float64" and "bf16" in (self.head.gemm, self.head.storage):
             yield "head", 'gemm and storage must be "float32" with run.precision = "float64"'
+        if self.head.kind != "partial_fc" and not self.run.ema:
+            yield (
+                "run.ema",
+                f'head.kind = "{self.head.kind}" compares with the moving average of the net; '
+                "0.99 or 0.999",
+            )
+        group = {"class_pool": 6, "class_queue": 1 + self.head.views}.get(self.head.kind, 1)
+        if self.data.batch % group:
+            yield "data.batch", f'head.kind = "{self.head.kind}" needs a multiple of {group}'

@@ -1,0 +1,320 @@
+"""F2C's head: no table of classes, but a pool of slots that features are written to.
+
+Source: Faster Face Classification (Wang et al., arXiv 2105.10375). Two rows per slot; a directory
+(`lru`) gives a slot to each identity that was seen lately. A sample whose identity has a slot gets
+a margin softmax over the slots; any other is only pushed from the slots that are nearest to it.
+
+A step has two halves: the second image of every pair is written and the first compared, which is
+then taken back, and the other way round, which is kept. Memory and time depend on the slots and
+never on the classes. Slots without an identity take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from glint.dist.collectives import all_gather_rows
+from glint.dist.span import span
+from glint.dist.world import World
+from glint.errors import UsageError
+from glint.nn.heads import gallery
+from glint.nn.heads.lru import Directory
+from glint.nn.heads.rows import Plain, Playing, State
+from glint.nn.heads.softmax import Masked, gather_batch, margin_softmax
+from glint.nn.heads.storage import At, Store
+from glint.nn.margins import Margin
+
+# n images on this rank, N over all ranks, h of one half on this rank, p with a slot, o without,
+# c slots in use, b of one block, w rows written, k nearest slots, D embedding
+
+
+class ClassPool(nn.Module):
+    """A margin softmax over the identities that were seen last, by features of an averaged net.
+
+    A step is `loss = head(feature, label, step=s, gallery_nD=g); loss.backward()`, then `update` to
+    keep what was written, or `drop` to take it back. Rows 2i and 2i + 1 of a batch are compared
+    with each other's half: pairs of one identity stand together, then come `singles` rows of any.
+    The pool is the same on every rank and, as rows are written in the order of the global batch,
+    for every world size.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        *,
+        margin: Margin,
+        slots: int,
+        singles: int = 0,
+        scale: float = 32.0,
+        threshold: float = 0.0,
+        masks: Any = None,
+        world: World | None = None,
+        dtype: torch.dtype = torch.float32,
+        block: int = 1024,
+        ddp_mean: bool = True,
+        gemm: str = "float32",
+    ) -> None:
+        """Make an empty pool of `slots`.
+
+        singles: rows at the end of each rank's batch that are no pairs; the others as in
+        `PartialFC`. Raises UsageError (GL0002) for an option out of range, InputError (GL0304) for
+        bad masks.
+        """
+        super().__init__()
+        gallery.check_options(scale, block, dtype, classes=classes, dim=dim, slots=slots)
+        self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
+        self.slots, self.singles, self.threshold = slots, singles, threshold
+        self.block, self.ddp_mean, self.gemm = block, ddp_mean, gemm
+        self.nearest = min(max(int(0.0002 * slots), 3), 10)
+        self.world = World() if world is None else world
+        self.known = gallery.Known(masks, classes, self.world.device)
+        self.directory = Directory(slots)
+        self.weight: Tensor
+        self.register_buffer(
+            "weight", torch.zeros((2, slots, dim), dtype=dtype, device=self.world.device)
+        )
+        self._store = Store(dtype)
+        self._written: list[_Written] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._hits = 0.0
+
+    @staticmethod
+    def parts(rows_n: Tensor) -> tuple[Tensor, Tensor]:
+        """Say which rows of a batch the trained net embeds, and which the averaged one: all."""
+        return rows_n, rows_n
+
+    def forward(
+        self, feature_nD: Tensor, label_n: Tensor, *, step: int, gallery_nD: Tensor
+    ) -> Tensor:
+        """Give the loss of the global batch, the same on every rank.
+
+        gallery_nD: features of the same images by the averaged net; every rank has as many rows.
+        Raises InputError (GL0222) for a label outside [0, classes), UsageError (GL0002) where the
+        pool has fewer slots than half a global batch has identities.
+        """
+        paired = label_n.shape[0] - self.singles
+        if paired < 0 or paired % 2 or self.singles % 2:
+            raise ValueError(f"{paired} rows in pairs and {self.singles} single ones: not halves")
+        unit_nD = F.normalize(gallery_nD.detach().to(self.weight.dtype), dim=1)
+        unit_ND, label_N = self._in_order(unit_nD), self._in_order(label_n)
+        names = label_N.tolist()
+        gallery.check_labels(names, self.classes)
+        most = max(len(set(names[0::2])), len(set(names[1::2])))
+        if most > self.slots:
+            raise UsageError(
+                "GL0002",
+                f"slots is {self.slots}, half a global batch has {most} identities",
+                where="head",
+                hint="more head.slots, a smaller data.batch or fewer ranks",
+            )
+        label_n = label_n.to(self.weight.device, torch.int64)
+        self._seen.clear()
+        share = feature_nD.new_zeros((), dtype=self.weight.dtype)
+        hits = 0
+        for probe, other in ((0, 1), (1, 0)):
+            done = self.directory.done
+            written = self._write(unit_ND[other::2], names[other::2])
+            slots = [self.directory.slot(name) >= 0 for name in names[probe::2]]
+            inside = sum(slots)
+            share = share + self._half(
+                feature_nD[probe::2], label_n[probe::2], written.hit_c, inside, len(slots) - inside
+            )
+            hits += inside
+            if probe == 0:
+                self._restore(written)
+                self.directory.undo(done)
+            else:
+                self._written.append(written)
+        self._hits = hits / max(1, len(names))
+        return gallery.over_ranks(share, self.world, ddp_mean=self.ddp_mean)
+
+    @torch.no_grad()
+    def update(self, *, step: int, lr: float, divide: float = 1.0) -> None:
+        """Keep what was written since the last update; there is no rate to move rows by."""
+        self._written.clear()
+        self.directory.forget()
+
+    @torch.no_grad()
+    def drop(self) -> None:
+        """Take back what was written since the last update: the step is skipped."""
+        while self._written:
+            self._restore(self._written.pop())
+        self.directory.undo()
+
+    @torch.no_grad()
+    def state_rows(self) -> tuple[int, int, dict[str, Tensor]]:
+        """Give (start, stop, rows): this rank's share of the slots, for a checkpoint.
+
+        Raises MismatchError (GL0602) where the ranks' pools are not the same.
+        """
+        gallery.agree(self.digest(), self.world)
+        part = span(self.slots, self.world.size, self.world.rank)
+        here = slice(part.start, part.stop)
+        rows = {"first": self.weight[0, here], "second": self.weight[1, here]}
+        rows |= {name: value[here] for name, value in self._entries().items()}
+        return part.start, part.stop, rows
+
+    @torch.no_grad()
+    def load_rows(self, fetch: Callable[[str, int, int], Tensor]) -> None:
+        """Fill the whole pool; fetch(name, start, stop) gives slots of the saved one."""
+        for number, name in enumerate(("first", "second")):
+            self.weight[number].copy_(fetch(name, 0, self.slots))
+        label, age, turn = (
+            fetch(name, 0, self.slots).tolist() for name in ("label", "age", "turn")
+        )
+        self._written.clear()
+        self.directory.load(label, age, turn)
+
+    def digest(self) -> str:
+        """Give the SHA-256 of rows and directory."""
+        return gallery.digest([self.weight, *self._entries().values()])
+
+    def statistics(self) -> dict[str, float]:
+        """Give figures of the last batch; waits for the device.
+
+        positive_cosine and hardest_negative: as `PartialFC`, over this rank's samples with a slot;
+        slots_used: share of the pool in use; hits: share of samples whose identity had a slot.
+        """
+        found = {"slots_used": len(self.directory) / self.slots, "hits": self._hits}
+        for number, name in enumerate(("positive_cosine", "hardest_negative")):
+            seen = [pair[number][pair[number] > -torch.inf] for pair in self._seen]
+            if seen and (value := torch.cat(seen)).numel():
+                found[name] = float(value.mean())
+        return found
+
+    def _in_order(self, x_n: Tensor) -> Tensor:
+        """Gather every rank's rows, pairs first: the order that one rank would have."""
+        size, paired = self.world.size, x_n.shape[0] - self.singles
+        x_N = all_gather_rows(x_n, self.world).reshape(size, *x_n.shape)
+        return torch.cat([x_N[:, :paired].flatten(0, 1), x_N[:, paired:].flatten(0, 1)])
+
+    @torch.no_grad()
+    def _write(self, unit_ND: Tensor, names: list[int]) -> _Written:
+        """Write rows in their order; where one place is written twice, the last one stays."""
+        last: dict[int, int] = {}
+        hits = []
+        for place, name in enumerate(names):
+            slot, row, hit = self.directory.put(name)
+            last[row * self.slots + slot] = place
+            if hit:
+                hits.append(slot)
+        device = self.weight.device
+        at_w = torch.tensor(list(last), device=device)
+        row_wD = unit_ND[torch.tensor(list(last.values()), device=device)]
+        flat = self.weight.view(-1, self.dim)
+        before_wD = flat[at_w]
+        flat[at_w] = row_wD
+        hit_c = torch.zeros(len(self.directory), dtype=torch.bool, device=device)
+        hit_c[torch.tensor(hits, dtype=torch.int64, device=device)] = True
+        return _Written(at_w, before_wD, hit_c)
+
+    def _restore(self, written: _Written) -> None:
+        self.weight.view(-1, self.dim)[written.at_w] = written.before_wD
+
+    def _half(
+        self, feature_hD: Tensor, label_h: Tensor, hit_c: Tensor, inside: int, outside: int
+    ) -> Tensor:
+        """Give this rank's share of a half's loss; inside, outside: samples over all ranks."""
+        device, used = self.weight.device, len(self.directory)
+        slot_h = torch.tensor([self.directory.slot(name) for name in label_h.tolist()]).to(device)
+        class_c = torch.tensor(self.directory.label[:used], device=device)
+        in_h = slot_h >= 0
+        feature_pD, slot_p, feature_oD = feature_hD[in_h], slot_h[in_h], feature_hD[~in_h]
+        masked_p = self._masked(label_h[in_h], class_c)
+        masked_o = self._masked(label_h[~in_h], class_c)
+        first_cD, second_cD = self.weight[:, :used]
+        both: State = {"second": second_cD, "hit": hit_c}
+        share = feature_hD.new_zeros((), dtype=self.weight.dtype)
+        alone = World(device=device)
+        for number, rule in enumerate((Plain(0.0), _Newer(0.0))):
+            playing = Playing(rule, first_cD, both, self._store, None, self.block)
+            if slot_p.numel():
+                loss, cosine_p, hardest_p, _ = margin_softmax(
+                    feature_pD,
+                    playing,
+                    gather_batch(feature_pD, slot_p, alone, used, dtype=self.weight.dtype),
+                    slot_p,
+                    margin=self.margin,
+                    scale=self.scale,
+                    world=alone,
+                    keeper=gallery.forget,
+                    threshold=self.threshold,
+                    masked=masked_p,
+                    gemm=self.gemm,
+                )
+                share = share + loss * (slot_p.numel() / inside)
+                if number == 0:
+                    self._seen.append((cosine_p, hardest_p))
+            if feature_oD.shape[0]:
+                near = nearest_cosines(feature_oD, playing, self.nearest, self.threshold, masked_o)
+                share = share + near.clamp_min(0).mean(1).sum() / outside
+        return share
+
+    def _masked(self, label_h: Tensor, class_c: Tensor) -> Masked | None:
+        return gallery.cut(*self.known.entries(label_h, class_c), len(class_c), self.block)
+
+    def _entries(self) -> dict[str, Tensor]:
+        """Give the directory as rows, one a slot: label, place from the oldest on, next row."""
+        age = [0] * self.slots
+        for place, slot in enumerate(self.directory.oldest()):
+            age[slot] = place
+        found = {"label": self.directory.label, "age": age, "turn": self.directory.turn}
+        return {name: torch.tensor(value, dtype=torch.int64) for name, value in found.items()}
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Rows that were written, what stood there before, and the slots that were there already."""
+
+    at_w: Tensor
+    before_wD: Tensor
+    hit_c: Tensor
+
+
+class _Newer(Plain):
+    """Read a slot's second row where this half found its identity there, else its first.
+
+    Elsewhere the second row may still be that of an identity that left.
+    """
+
+    def current(self, weight_cD: Tensor, state: State, at: At, store: Store) -> Tensor:
+        """Read one block of rows, or single ones."""
+        hit_b = state["hit"][at][:, None]
+        return torch.where(hit_b, store.take(state["second"], at), store.take(weight_cD, at))
+
+
+def nearest_cosines(
+    feature_nD: Tensor, playing: Playing, most: int, threshold: float, masked: Masked | None
+) -> Tensor:
+    """Give the `most` largest cosines of each sample to the rows, (n, k), differentiable.
+
+    Those above `threshold` (if > 0) and masked ones do not count: -1 where too few are left.
+    """
+    unit_nD = F.normalize(feature_nD.to(playing.weight_cD.dtype), dim=1)
+    n, k = unit_nD.shape[0], min(most, playing.count)
+    best_nk = unit_nD.new_full((n, 0), -torch.inf)
+    row_nk = torch.empty((n, 0), dtype=torch.int64, device=unit_nD.device)
+    with torch.no_grad():
+        for number in range(len(playing)):
+            cosine_nb = unit_nD @ playing.take(number).t()
+            start = playing.rows(number).start
+            if threshold > 0:
+                cosine_nb.masked_fill_(cosine_nb > threshold, -torch.inf)
+            if masked is not None:
+                here = slice(*masked.bounds[number : number + 2])
+                cosine_nb[masked.row_e[here], masked.column_e[here] - start] = -torch.inf
+            value_nk, at_nk = cosine_nb.topk(min(k, cosine_nb.shape[1]), dim=1)
+            best_nk, keep_nk = torch.cat([best_nk, value_nk], 1).topk(
+                min(k, best_nk.shape[1] + value_nk.shape[1]), dim=1
+            )
+            row_nk = torch.cat([row_nk, at_nk + start], 1).gather(1, keep_nk)
+    row_nkD = playing.pick(row_nk.flatten()).view(*row_nk.shape, -1)
+    cosine_nk = torch.einsum("nd,nkd->nk", unit_nD, row_nkD)
+    return torch.where(best_nk > -torch.inf, cosine_nk, -1.0)

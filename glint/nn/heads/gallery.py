@@ -1,0 +1,138 @@
+"""What heads share whose class rows are features of other images, the same on every rank.
+
+Such rows come from a second net, an average of the one that is trained, and get no gradient. Each
+rank compares its own samples with all of them, so the only messages are the new rows and labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from glint.dist.collectives import all_gather_rows
+from glint.dist.span import Span
+from glint.dist.world import World
+from glint.errors import InputError, MismatchError, UsageError
+from glint.nn.heads.masks import KnownPairs
+from glint.nn.heads.softmax import Masked, Trace
+
+# n samples on this rank, c rows to compare with, m pairs, e entries to mask, D embedding
+
+
+class Known:
+    """Pairs of labels known to be one person, and the entries of (sample, row) that they mask."""
+
+    def __init__(self, pair_m2: Any, classes: int, device: torch.device) -> None:
+        """Take pairs (m, 2) or None; raises InputError (GL0304) as `KnownPairs` does."""
+        self.classes = classes
+        self.pairs = None
+        if pair_m2 is not None and len(pair_m2):
+            self.pairs = KnownPairs(pair_m2, classes, Span(0, classes), device)
+
+    def entries(self, label_n: Tensor, class_c: Tensor) -> tuple[Tensor, Tensor]:
+        """Give (sample, row) of each row whose class is known to be the sample's person."""
+        none = label_n.new_empty(0)
+        if self.pairs is None:
+            return none, none
+        found = self.pairs.entries(label_n, None, self.classes)  # columns are classes here
+        return (none, none) if found is None else rows_of(found.row_e, found.column_e, class_c)
+
+
+def rows_of(sample_e: Tensor, class_e: Tensor, class_c: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn (sample, class) into (sample, row) for every row of that class, however many."""
+    sorted_c, order_c = torch.sort(class_c, stable=True)
+    first_e = torch.searchsorted(sorted_c, class_e)
+    count_e = torch.searchsorted(sorted_c, class_e, right=True) - first_e
+    which = torch.repeat_interleave(torch.arange(len(class_e), device=class_e.device), count_e)
+    inside = torch.arange(len(which), device=class_e.device)
+    inside -= (torch.cumsum(count_e, 0) - count_e)[which]
+    return sample_e[which], order_c[first_e[which] + inside]
+
+
+def cut(sample_e: Tensor, row_e: Tensor, rows: int, block: int) -> Masked | None:
+    """Cut entries of (sample, row) into blocks of rows; None where there are none."""
+    if not sample_e.numel():
+        return None
+    row_e, order_e = torch.sort(row_e, stable=True)
+    edges = torch.arange(0, rows + block, block, device=row_e.device)
+    bounds = tuple(torch.searchsorted(row_e, edges).tolist())
+    return Masked(sample_e[order_e], row_e, block, bounds)
+
+
+def check_labels(labels: list[int], classes: int) -> None:
+    """Raise InputError (GL0222) for a label outside [0, classes), the same on every rank."""
+    for place, label in enumerate(labels):
+        if not 0 <= label < classes:
+            raise InputError(
+                "GL0222",
+                f"expected a label from 0 to {classes - 1}, found {label}",
+                where=f"row {place} of the global batch",
+                hint="does the head have as many classes as the label table?",
+            )
+
+
+def check_options(scale: float, block: int, dtype: torch.dtype, **at_least_one: int) -> None:
+    """Raise UsageError (GL0002) for an option out of range."""
+    checks = [(name, value, value >= 1, "at least 1") for name, value in at_least_one.items()]
+    checks += [
+        ("scale", scale, scale > 0, "above 0"),  # type: ignore[list-item]
+        ("block", block, block >= 1, "at least 1"),
+        ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),  # type: ignore[list-item]
+    ]
+    for name, value, good, expected in checks:
+        if not good:
+            raise UsageError("GL0002", f"{name} is {value}, expected {expected}", where="head")
+
+
+def forget(trace: Trace) -> None:
+    """Keep nothing for a row update: these rows have none."""
+
+
+def over_ranks(share: Tensor, world: World, *, ddp_mean: bool) -> Tensor:
+    """Sum the ranks' shares of a loss: the same value on every rank, to the bit.
+
+    Each rank's gradient is that of its own share, times the world size with ddp_mean (`softmax`).
+    """
+    total: Tensor = _Sum.apply(share, world, world.size if ddp_mean else 1)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    """See `over_ranks`."""
+
+    @staticmethod
+    def forward(ctx: Any, share: Tensor, world: World, factor: int) -> Tensor:
+        ctx.factor = factor
+        return all_gather_rows(share[None], world).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream * ctx.factor, None, None
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Give the SHA-256 of tensors' bytes."""
+    seal = hashlib.sha256()
+    for tensor in tensors:
+        seal.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return seal.hexdigest()
+
+
+def agree(own: str, world: World) -> None:
+    """Raise MismatchError (GL0602) on every rank where the ranks' digests differ."""
+    mine = torch.frombuffer(bytearray.fromhex(own), dtype=torch.uint8).to(world.device)
+    seen = all_gather_rows(mine[None], world)
+    different = (seen != seen[:1]).any(1).nonzero().flatten().tolist()
+    if different:
+        raise MismatchError(
+            "GL0602",
+            f"rank {different[0]} holds other class rows than rank 0",
+            where="head",
+            hint="every rank must run the same versions; the checkpoint before this one is good",
+        )
