@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -24,6 +25,8 @@ def plan(
     storage: str = typer.Option("float32", "--storage", help="float32 or bf16."),
     gemm: str = typer.Option("float32", "--gemm", help="float32 or bf16."),
     block: int = typer.Option(1024, "--block", help="Classes per block, as head.block."),
+    kind: str = typer.Option("partial_fc", "--kind", help="partial_fc or class_pool."),
+    slots: int = typer.Option(0, "--slots", help="Of a class_pool: identities that it holds."),
     card: float = typer.Option(0.0, "--card", help="GB per rank that the head may use."),
     tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of a rank's matrix products."),
     gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
@@ -37,6 +40,7 @@ def plan(
         from glint.train import memory
 
         head = memory.Head(classes, dim, world, batch, rate, rule, storage, gemm, block)
+        head = replace(head, kind=kind, slots=slots)
         return memory.plan(head, card=card, tflops=tflops, gbps=gbps, link=link)
 
     show.run(work, "glint/plan-result@1", as_json, debug=debug, say=_say)
@@ -60,8 +64,7 @@ def _say(found: dict[str, Any]) -> str:
         f"{1000 * took['messages']:.1f}"
     )
     if "card" in found:
+        unit = "slots" if head["slots"] else "classes"
         verdict = "fits" if found["fits"] else "does not fit"
-        lines.append(
-            f"  {found['card']:g} GB a rank: {verdict}; at most {found['largest']} classes"
-        )
+        lines.append(f"  {found['card']:g} GB a rank: {verdict}; at most {found['largest']} {unit}")
     return "\n".join(lines)

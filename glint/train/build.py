@@ -101,7 +101,7 @@ class Run:
     def _free(self) -> set[str]:
         """Name the keys of the head that may change, or that this kind does not have."""
         table = self.recipe.head.kind == "partial_fc"
-        return {"block", "kernels", *(("slots", "views") if table else ())}
+        return {"block", "kernels", *(("slots",) if table else ())}
 
 
 def threads(recipe: Recipe, world: World) -> int:

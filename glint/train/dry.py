@@ -48,6 +48,8 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
         recipe.head.storage,
         recipe.head.gemm,
         recipe.head.block,
+        kind=recipe.head.kind,
+        slots=recipe.head.slots,
     ).checked()
     parts = {
         "weights": every * size + buffers,

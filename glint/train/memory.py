@@ -39,6 +39,8 @@ class Head:
     gemm: str = "float32"
     block: int = 1024
     keep: int = KEEP
+    kind: str = "partial_fc"
+    slots: int = 0  # class_pool: its rows, two each; classes and rate then do not matter
 
     def checked(self) -> Head:
         """Give the head back; raises UsageError GL0002 for a value out of range."""
@@ -52,6 +54,8 @@ class Head:
             ("rule", self.rule in STATE, " or ".join(STATE)),
             ("storage", self.storage in SIZE, " or ".join(SIZE)),
             ("gemm", self.gemm in PRODUCT, " or ".join(PRODUCT)),
+            ("kind", self.kind in ("partial_fc", "class_pool"), "partial_fc or class_pool"),
+            ("slots", (self.slots > 0) == self.pooled, "at least 1, for a class_pool only"),
         )
         for name, good, expected in checks:
             if not good:
@@ -62,8 +66,15 @@ class Head:
         return self
 
     @property
+    def pooled(self) -> bool:
+        """Whether rows are the slots of a pool, the same on every rank."""
+        return self.kind == "class_pool"
+
+    @property
     def rows(self) -> int:
         """Class rows of the fullest rank."""
+        if self.pooled:
+            return self.slots
         return -(-self.classes // self.world)
 
     @property
@@ -74,13 +85,15 @@ class Head:
     @property
     def playing(self) -> int:
         """Rows of one rank that play a step; positives may all fall on one rank."""
-        if self.rate >= 1:
+        if self.rate >= 1 or self.pooled:
             return self.rows
         return min(self.rows, max(math.ceil(self.rate * self.rows), min(self.samples, self.rows)))
 
 
 def memory(head: Head) -> dict[str, int]:
     """Give the bytes of each part on the fullest rank, and their sum."""
+    if head.pooled:
+        return _pool(head)
     row, compute = head.dim * SIZE[head.storage], 4
     rows, plain = STATE[head.rule]
     samples, block = head.samples, min(head.block, head.playing)
@@ -100,6 +113,25 @@ def memory(head: Head) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
+def _pool(head: Head) -> dict[str, int]:
+    """Count a pool's parts: two rows a slot, and what the two halves of a step make of them."""
+    half, row = -(-head.batch // 2), head.dim * 4
+    nearest = min(max(int(0.0002 * head.slots), 3), 10)
+    block = min(head.block, head.slots)
+    parts = {
+        "weights": 2 * head.slots * row,
+        "state": 0,  # the directory lies in the host's memory
+        # of a step: classes, lengths and their inverses
+        "sample": head.slots * (8 + LENGTHS),
+        # the rows near samples without a slot, a sixth of the batch in each half; four blocks
+        "exponentials": 4 * -(-head.batch // 6) * nearest * row + 4 * half * block * 4,
+        "block": 2 * block * row,
+        # gathered in order; what was written and stood there; four passes: units and gradients
+        "features": 3 * head.samples * row + 4 * 3 * half * row,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
 def reference_memory(head: Head) -> int:
     """Give the bytes of dense momentum SGD over autograd: four tables at the optimiser's step."""
     return 4 * head.rows * head.dim * 4
@@ -108,6 +140,9 @@ def reference_memory(head: Head) -> int:
 def communication(head: Head) -> dict[str, int]:
     """Give the bytes that a rank receives per step and the number of collectives."""
     others = head.samples - head.batch
+    if head.pooled:  # the averaged net's features, labels, one loss
+        received = others * (head.dim * 4 + 8) + (head.world - 1) * 4
+        return {"received": received, "collectives": 3 if head.world > 1 else 0}
     received = others * (head.dim + 3) * 4 + others * 3 * 4 + others * head.dim * 4
     return {
         "received": received if head.world > 1 else 0,
@@ -117,6 +152,8 @@ def communication(head: Head) -> dict[str, int]:
 
 def products(head: Head) -> float:
     """Give the floating-point operations of a step's matrix products on one rank."""
+    if head.pooled:  # two halves, two tables, cosines and their way back
+        return 2.0 * 4 * 2 * (head.batch / 2) * head.slots * head.dim
     everything = head.samples * head.playing * PRODUCT[head.gemm]
     count = 3 if everything <= head.keep else 4  # not kept: cosines are computed twice
     return 2.0 * count * head.samples * head.playing * head.dim
@@ -124,6 +161,8 @@ def products(head: Head) -> float:
 
 def moved(head: Head) -> int:
     """Give the bytes of table rows that a step reads and writes on one rank."""
+    if head.pooled:  # per half: the first rows, and both with the newer ones written out
+        return 2 * 5 * head.slots * head.dim * 4
     rows, plain = STATE[head.rule]
     row = head.dim * SIZE[head.storage]
     forward = row * (2 if head.rule == "dense_exact" else 1)  # it reads momentum to catch up
@@ -144,10 +183,11 @@ def seconds(head: Head, *, tflops: float, gbps: float, link: float) -> dict[str,
 
 
 def largest(head: Head, card: float) -> int:
-    """Give the most classes whose head fits into `card` bytes per rank; 0 where none does."""
+    """Give the most classes (of a pool: slots) that fit into `card` bytes per rank; 0 if none."""
+    name = "slots" if head.pooled else "classes"
 
-    def fits(classes: int) -> bool:
-        return memory(replace(head, classes=classes))["total"] <= card
+    def fits(rows: int) -> bool:
+        return memory(replace(head, **{name: rows}))["total"] <= card  # type: ignore[arg-type]
 
     low, high = 0, 1
     while fits(high):

@@ -46,10 +46,10 @@ class Head(Table):
     """The classifier over identities: its margin, and what its kind reads.
 
     `rate` is the share of centres that play per step, positives always included. The other kinds
-    have no table of centres but `slots` rows of features (docs/heads.md).
+    have no table of centres but `slots` of features (docs/heads.md).
     """
 
-    kind: Literal["partial_fc", "class_pool", "class_queue"] = "partial_fc"
+    kind: Literal["partial_fc", "class_pool"] = "partial_fc"
     margin: Literal["cosface", "arcface", "adaface", "combined"]
     m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
     m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -65,21 +65,16 @@ class Head(Table):
     gemm: Literal["float32", "tf32", "bf16"] = "float32"  # what products round operands to
     storage: Literal["float32", "bf16"] = "float32"  # how centres and their state are kept
     kernels: Literal["auto", "torch", "triton"] = "auto"  # who computes: docs/partial_fc.md
-    slots: Count = 0  # class_pool: identities it holds; class_queue: images
-    views: AtLeastOne = 1  # class_queue: images whose weighted mean is a sample's centre
+    slots: Count = 0  # class_pool: identities that it holds
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what the chosen kind of head or of margin does not read."""
         table = self.kind == "partial_fc"
-        for name in (
-            ("slots", "views") if table else ("rate", "rule", "lr_scale", "storage", "kernels")
-        ):
+        for name in ("slots",) if table else ("rate", "rule", "lr_scale", "storage", "kernels"):
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield name, f'not read with kind = "{self.kind}"'
         if not table and not self.slots:
             yield "slots", f'kind = "{self.kind}" needs at least 1'
-        if self.kind == "class_pool" and self.views > 1:
-            yield "views", 'only read with kind = "class_queue"'
         combined = {"m1", "m2", "m3"} & self.model_fields_set
         if self.margin != "combined":
             for name in sorted(combined):
@@ -201,6 +196,5 @@ class Recipe(Table):
                 f'head.kind = "{self.head.kind}" compares with the moving average of the net; '
                 "0.99 or 0.999",
             )
-        group = {"class_pool": 6, "class_queue": 1 + self.head.views}.get(self.head.kind, 1)
-        if self.data.batch % group:
-            yield "data.batch", f'head.kind = "{self.head.kind}" needs a multiple of {group}'
+        if self.head.kind == "class_pool" and self.data.batch % 6:
+            yield "data.batch", 'head.kind = "class_pool" needs a multiple of 6'

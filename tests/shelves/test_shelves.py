@@ -16,7 +16,7 @@ from glint.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for one in shelf.SHELVES for path in (ROOT / one).rglob("*.toml"))
-COUNT = {"train": 41, "pipelines": 3, "manifests": 7}
+COUNT = {"train": 42, "pipelines": 3, "manifests": 7}
 
 
 def test_the_count_of_every_shelf() -> None:
@@ -34,7 +34,7 @@ def test_training_runs(path: Path) -> None:
     head = path.read_text().split("\n\n")[0]
     assert "\n# Hardware: " in head
     assert "\n# Expected" in head
-    if path.stem != "synth_tiny":
+    if not path.stem.startswith("synth_tiny"):
         assert "Not yet run by us." in head
         gpus = re.search(r"Hardware: (\d+) GPU", head)
         total = re.search(r"global\s(?:#\s)?batch\s(?:#\s)?([\d,]+)", head)

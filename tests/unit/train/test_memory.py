@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from glint.cli import plan as command
 from glint.errors import UsageError
+from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.partial_fc import _KEEP, PartialFC
 from glint.nn.heads.rows import RULES
 from glint.nn.margins import CosFace
@@ -120,3 +121,69 @@ def test_the_command_prints_one_object():
     found = json.loads(done.stdout)
     assert found["schema"] == "glint/plan-result@1" and found["rows"] == 3_625_000
     assert found["fits"] is True and found["largest"] > 29_000_000
+
+
+def measured_pool(head: Head, steps=3):
+    """Give (bytes of the tables, most bytes alive at once) of a full pool and its steps."""
+    torch.manual_seed(0)
+    singles = head.batch // 3
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        model = ClassPool(
+            head.classes,
+            head.dim,
+            margin=CosFace(),
+            slots=head.slots,
+            singles=singles,
+            block=head.block,
+        )
+        model.directory.load(range(head.slots), range(head.slots), [1] * head.slots)
+        for step in range(steps):
+            feature = torch.randn(head.batch, head.dim, requires_grad=True)
+            label = torch.randint(0, head.classes, (head.batch,))
+            label[1 : head.batch - singles : 2] = label[0 : head.batch - singles : 2]
+            other = torch.randn(head.batch, head.dim)
+            model(feature, label, step=step, gallery_nD=other).backward()
+            model.update(step=step, lr=0.1)
+    tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    alive = most = 0
+    events = found.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return tables, most
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        Head(50_000, 128, 1, 48, kind="class_pool", slots=4000),
+        Head(50_000, 64, 1, 384, kind="class_pool", slots=600, block=256),
+    ],
+)
+def test_a_pool_takes_what_is_planned(head):
+    tables, most = measured_pool(head)
+    need = memory.memory(head.checked())
+    assert need["weights"] == tables
+    assert most - tables == pytest.approx(need["total"] - need["weights"], rel=0.4)
+    assert need["total"] == pytest.approx(most, rel=0.2)
+
+
+def test_a_pool_does_not_grow_with_the_classes():
+    small, large = (
+        plan(Head(n, kind="class_pool", slots=10_000), card=1.0, **RATES) for n in (10**4, 10**8)
+    )
+    assert {**small, "head": 0, "reference_memory": 0} == {
+        **large,
+        "head": 0,
+        "reference_memory": 0,
+    }
+    found = small["largest"]
+    head = Head(1, kind="class_pool", slots=found)
+    assert (
+        memory.memory(head)["total"]
+        <= 1e9
+        < memory.memory(Head(1, kind="class_pool", slots=found + 1))["total"]
+    )
+    with pytest.raises(UsageError, match="slots is 0, expected at least 1"):
+        Head(10, kind="class_pool").checked()

@@ -46,6 +46,24 @@ def test_the_resolved_recipe_reads_back() -> None:
             ["head.margin=combined", "head.m3=0.2", "head.m=0.3"],
             'head.m: not read with margin = "combined", which has m1, m2, m3',
         ),
+        (["head.slots=5"], 'head.slots: not read with kind = "partial_fc"'),
+        (
+            ["head.kind=class_pool", "head.slots=5", "head.rate=0.1", "data.batch=12"],
+            'head.rate: not read with kind = "class_pool"',
+        ),
+        (
+            ["head.kind=class_pool", "run.ema=0.9", "data.batch=12"],
+            'head.slots: kind = "class_pool" needs at least 1',
+        ),
+        (
+            ["head.kind=class_pool", "head.slots=5", "data.batch=12"],
+            'run.ema: head.kind = "class_pool" compares with the moving average of the net; '
+            "0.99 or 0.999",
+        ),
+        (
+            ["head.kind=class_pool", "head.slots=5", "run.ema=0.9"],
+            'data.batch: head.kind = "class_pool" needs a multiple of 6',
+        ),
         (["head.rate=1.5"], "head.rate: expected a number <= 1.0, found 1.5"),
         (
             ["schedule.warmup=10"],
