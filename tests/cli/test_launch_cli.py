@@ -82,6 +82,7 @@ def left(run: Path) -> tuple[list[float], str]:
     return losses, stored.load(run).digest
 
 
+@pytest.mark.slow
 def test_two_launchers_of_one_rank_are_one_run_of_two(
     small: Any, tmp_path: Path, glint: Callable[..., Any]
 ) -> None:
