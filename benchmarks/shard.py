@@ -120,17 +120,14 @@ def forked(work: Callable[[], Any]) -> Cost:
     return Cost(usage.ru_utime + usage.ru_stime, wall, json.loads(said))
 
 
-def rounds(
-    runs: dict[str, Callable[[], Any]], count: int, clean: Path, rest: bool = False
-) -> dict[str, list[Cost]]:
-    """Run all by turns, `clean` empty before each, and with `rest` the disk at rest."""
+def rounds(runs: dict[str, Callable[[], Any]], count: int, clean: Path) -> dict[str, list[Cost]]:
+    """Run all by turns, before each `clean` empty and the disk at rest: who writes next pays else."""
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
     for _ in range(count):
         for name, work in runs.items():
             shutil.rmtree(clean, ignore_errors=True)
             clean.mkdir()
-            if rest:
-                os.sync()
+            os.sync()
             costs[name].append(forked(work))
     shutil.rmtree(clean, ignore_errors=True)
     return costs
@@ -265,7 +262,6 @@ def speed(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
         {"glint": ours(source, out, 2), "copy": copy(source / "train.rec", out)},
         args.rounds,
         out,
-        rest=True,
     )
     yield floor(
         "shard: wall of a fsynced copy of the source over glint's, 2 workers",

@@ -102,10 +102,17 @@ class Shard:
         self._suffixes: list[npt.NDArray[np.str_]] = []
         self._json_sizes: list[Ints] = []
         self._given: U8 | None = None
-        both = members == MEMBERS[0]
-        self.room = blocks.Room(None if with_json else self._give, 2 * BLOCK if both else 0)
         self._waiting: list[tuple[int, bytes, tuple[str, int, int], int, str, str]] = []
         self._held = 0
+
+    @property
+    def room(self) -> blocks.Room:
+        """Where images should be laid: in the file's own next bytes, where that can be.
+
+        Not kept: a cycle through it would hold a shard's memory until the next collection.
+        """
+        both = self.members == MEMBERS[0]
+        return blocks.Room(None if self.with_json else self._give, 2 * BLOCK if both else 0)
 
     def __enter__(self) -> Shard:
         return self
