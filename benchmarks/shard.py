@@ -121,7 +121,7 @@ def forked(work: Callable[[], Any]) -> Cost:
 
 
 def rounds(runs: dict[str, Callable[[], Any]], count: int, clean: Path) -> dict[str, list[Cost]]:
-    """Run all by turns, before each `clean` empty and the disk at rest: who writes next pays else."""
+    """Run all by turns, `clean` empty and the disk at rest before each, or the next one pays."""
     costs: dict[str, list[Cost]] = {name: [] for name in runs}
     for _ in range(count):
         for name, work in runs.items():
