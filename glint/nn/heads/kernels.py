@@ -63,6 +63,19 @@ def _product(left, right, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _centres(weight_cD, momentum_cD, matrix_k4, row_b, live_b, place, inside,
+             BEHIND: tl.constexpr):  # fmt: skip
+    """Read rows of the table in float32, brought up to date by (ww, wv) where they are BEHIND."""
+    centre_bD = tl.load(weight_cD + place, mask=inside, other=0.0).to(tl.float32)
+    if BEHIND:
+        momentum_bD = tl.load(momentum_cD + place, mask=inside, other=0.0).to(tl.float32)
+        ww_b = tl.load(matrix_k4 + row_b * 4, mask=live_b, other=0.0)
+        wv_b = tl.load(matrix_k4 + row_b * 4 + 1, mask=live_b, other=0.0)
+        centre_bD = centre_bD * ww_b[:, None] + momentum_bD * wv_b[:, None]
+    return centre_bD
+
+
+@triton.jit
 def _hidden(logit, row, sample, threshold, mask_row_e, mask_column_e, mask_bounds, tile, first,
             CUT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Take entries out of the denominator; row and sample broadcast against the logits."""
@@ -104,12 +117,7 @@ def gather(
     inside = _inside(live_b, column, D, WIDE)
     at_b = _table_rows(index_k, row_b, live_b, first, ALL)
     place = at_b[:, None] * D + column[None, :]
-    centre_bD = tl.load(weight_cD + place, mask=inside, other=0.0).to(tl.float32)
-    if BEHIND:
-        momentum_bD = tl.load(momentum_cD + place, mask=inside, other=0.0).to(tl.float32)
-        ww_b = tl.load(matrix_k4 + row_b * 4, mask=live_b, other=0.0)
-        wv_b = tl.load(matrix_k4 + row_b * 4 + 1, mask=live_b, other=0.0)
-        centre_bD = centre_bD * ww_b[:, None] + momentum_bD * wv_b[:, None]
+    centre_bD = _centres(weight_cD, momentum_cD, matrix_k4, row_b, live_b, place, inside, BEHIND)
     length_b = tl.sqrt(tl.sum(centre_bD * centre_bD, axis=1))
     tl.store(length_k + row_b, length_b, mask=live_b)
     long_b = length_b > _TINY
@@ -243,12 +251,7 @@ def push(
     inside = _inside(live_b, column, D, WIDE)
     at_b = _table_rows(index_k, row_b, live_b, first, ALL)
     place = at_b[:, None] * D + column[None, :]
-    centre_bD = tl.load(weight_cD + place, mask=inside, other=0.0).to(tl.float32)
-    if BEHIND:
-        momentum_bD = tl.load(momentum_cD + place, mask=inside, other=0.0).to(tl.float32)
-        ww_b = tl.load(matrix_k4 + row_b * 4, mask=live_b, other=0.0)
-        wv_b = tl.load(matrix_k4 + row_b * 4 + 1, mask=live_b, other=0.0)
-        centre_bD = centre_bD * ww_b[:, None] + momentum_bD * wv_b[:, None]
+    centre_bD = _centres(weight_cD, momentum_cD, matrix_k4, row_b, live_b, place, inside, BEHIND)
     operand_bD = centre_bD.to(unit_ND.dtype.element_ty)
     inverse_b = tl.load(inverse_k + row_b, mask=live_b, other=0.0)
     grad_bD = tl.zeros((CLASSES, WIDE), tl.float32)
