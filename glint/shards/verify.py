@@ -378,7 +378,7 @@ class _Check:
             )
         elif history and bad is None and table.version != history[-1]["version"]:
             self.notes.append("the last change of the labels was interrupted: make it again")
-        self._tombstones(table)
+        self._tombstones(table, history)
         return {"label_version": table.version, "classes": table.classes}
 
     def sampling(self) -> None:
@@ -389,10 +389,21 @@ class _Check:
             except InputError as error:
                 self.error(error, "sampling.parquet")
 
-    def _tombstones(self, table: labels.LabelTable) -> None:
+    def _tombstones(self, table: labels.LabelTable, history: list[dict[str, Any]]) -> None:
         lines, bad = seal.lines(self.root / TOMBSTONES)
         if bad is not None:
             self.problem("GL0304", "a line is damaged", TOMBSTONES, offset=bad)
+        buried = {label for line in lines for label in line.get("labels", ())}
+        dropped = [line["why"] for line in history if line.get("why", {}).get("stage") == "drop"]
+        bare = sorted({label for why in dropped for label in why.get("labels", ())} - buried)
+        if bare and bad is None:
+            self.problem(
+                "GL0304",
+                f"identity {bare[0]} was taken down and has no tombstone ({len(bare)} in all)",
+                TOMBSTONES,
+                "a line for each take-down",
+                "none",
+            )
         for line in lines:
             for label in line.get("labels", ()):
                 if not 0 <= label < len(table.target) or table.target[label] >= 0:

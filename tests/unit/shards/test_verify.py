@@ -278,3 +278,15 @@ def test_a_tar_that_tarfile_wrote_is_walked(data: Path) -> None:
     path.write_bytes(plain.getvalue())
     (problem,) = said(data)  # only its digest tells: names, sizes, labels and images are right
     assert problem["what"] == "the shard's bytes have changed"
+
+
+def test_a_tombstone_that_is_gone(data: Path) -> None:
+    table = labels.current(data, Dataset(data).classes)
+    target = table.target.copy()
+    target[target == target.max()] = -1
+    gone = int(np.flatnonzero((target < 0) & (table.target >= 0))[0])
+    labels.commit(data, target, np.zeros((0, 2), np.int64), {"stage": "drop", "labels": [gone]})
+    (problem,) = said(data, deep=False)
+    assert problem["what"] == f"identity {gone} was taken down and has no tombstone (1 in all)"
+    seal.append(data / "_glint/tombstones.jsonl", {"op": "drop", "labels": [gone]}, "GL0304")
+    assert said(data, deep=False) == []
