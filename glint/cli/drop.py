@@ -16,14 +16,18 @@ def register(app: typer.Typer) -> None:
 
 
 def drop(
-    dataset: Path = typer.Argument(..., help="A dataset."),
+    dataset: Path = typer.Argument(..., parser=show.local, metavar="DATASET", help="A dataset."),
     identity: list[str] = typer.Option(
         [], "--identity", "--id", help="LABEL or NAME; may be given more than once."
     ),
     key: list[str] = typer.Option([], "--key", help="A single image; only with --erase."),
     reason: str = typer.Option(..., "--reason", help="Why; kept in the tombstone."),
     erase: Path | None = typer.Option(
-        None, "--erase", help="Write a new dataset without their images and names."
+        None,
+        "--erase",
+        parser=show.local,
+        metavar="PATH",
+        help="Write a new dataset without their images and names.",
     ),
     workers: int = typer.Option(0, help="Processes for --erase; 0 = one per core."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),

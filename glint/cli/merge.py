@@ -16,8 +16,15 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
-    out: Path = typer.Argument(..., help="The new dataset: a new folder, or one to continue."),
-    sources: list[Path] = typer.Argument(..., metavar="SRC...", help="Two datasets or more."),
+    out: Path = typer.Argument(
+        ...,
+        parser=show.local,
+        metavar="OUT",
+        help="The new dataset: a new folder, or one to continue.",
+    ),
+    sources: list[Path] = typer.Argument(
+        ..., parser=show.local, metavar="SRC...", help="Two datasets or more."
+    ),
     samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
     seed: int = typer.Option(0, help="Seed of the one permutation of all samples."),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),

@@ -37,6 +37,16 @@ def path(text: str, option: str) -> Path:
     return Path(text)
 
 
+def local(text: str) -> Path:
+    """Parse an argument that must be a local path. Raises typer.BadParameter for a URL or ""."""
+    from glint.errors import UsageError
+
+    try:
+        return path(text, "it")
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.what} ({error.where})") from None
+
+
 def place(text: str, option: str) -> Path | str:
     """Turn an option's text into a path, or leave it a URL. Raises UsageError."""
     from glint.shards import store

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 
 def reshard(
-    src: Path = typer.Argument(..., help="A dataset."),
+    src: Path = typer.Argument(..., parser=show.local, metavar="SRC", help="A dataset."),
     out: str = typer.Argument(..., help="The new dataset: a folder or URL, or one to continue."),
     samples_per_shard: int = typer.Option(..., help="Records dealt to each shard."),
     drop_quarantine: bool = typer.Option(

@@ -18,7 +18,12 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    src: Path = typer.Argument(..., help="A .rec file, folders of images, tars, zips or Parquet."),
+    src: Path = typer.Argument(
+        ...,
+        parser=show.local,
+        metavar="SRC",
+        help="A .rec file, folders of images, tars, zips or Parquet.",
+    ),
     out: str = typer.Argument(..., help="The dataset: a new folder or URL, or one to continue."),
     samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),

@@ -47,7 +47,7 @@ def refuse(path: str | os.PathLike[str], hint: str = "copy the dataset to a loca
     """Raise UsageError GL0002 where a URL stands in the place of a local path."""
     text = os.fspath(path)
     if is_url(text) or _SPOILT_URL.match(text):
-        url = shown(re.sub(r":/+", "://", text, count=1))
+        url = shown(text if is_url(text) else re.sub(r":/+", "://", text, count=1))
         raise UsageError("GL0002", "expected a local folder, found a URL", where=url, hint=hint)
 
 
