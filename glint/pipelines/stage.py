@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -194,8 +195,26 @@ def _pool(
                     done(piece, future.result())
                     del running[future]
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            _end(before)
     return sorted(running.values())
+
+
+def _end(before: set[multiprocessing.process.BaseProcess]) -> None:
+    """Wait until the processes that were started since have ended.
+
+    Where one of them is killed, even as it says good-bye, it may hold the lock of the pool's pipe
+    for ever, and the pool would wait for ever with those that wait for it: they are killed as well.
+    """
+    children = set(multiprocessing.active_children()) - before
+    try:
+        while alive := [child for child in children if child.is_alive()]:
+            if any(child.exitcode for child in children):
+                _kill(before)
+            multiprocessing.connection.wait([child.sentinel for child in alive], timeout=0.5)
+    except Again:
+        _kill(before)
+        raise
 
 
 def _kill(before: set[multiprocessing.process.BaseProcess]) -> None:

@@ -17,7 +17,7 @@ from glint.pipelines import stage
 
 # Worker processes import their work by name: it lies in a module that the test writes.
 WORK = """
-import os, signal, time
+import os, signal, sys, time
 from pathlib import Path
 
 def die_at_first(folder, piece):
@@ -31,6 +31,26 @@ def die_at_first(folder, piece):
 def die_always(folder, piece):
     if piece == 5:
         os.kill(os.getpid(), signal.SIGKILL)
+    return piece * piece
+
+def die_at_the_end(folder, piece):
+    \"\"\"Kill the worker of piece 0 as it says good-bye, with the lock of the pool's pipe held.\"\"\"
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    queue = frame.f_locals["result_queue"]
+    real = queue.put
+
+    def put(value):
+        if isinstance(value, int):  # its process id: it has been told to end
+            if piece == 0:
+                queue._wlock.acquire()
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.5)
+        real(value)
+
+    queue.put = put
+    time.sleep(0.3 if piece == 0 else 0)
     return piece * piece
 
 def slow(folder, piece):
@@ -65,6 +85,15 @@ def test_a_piece_that_kills_every_worker_is_named(work: Path) -> None:
         stage.each(dying.die_always, str(work), range(8), 2, got.__setitem__)
     assert caught.value.exit_code == 10 and 5 not in got
     assert all(got[i] == i * i for i in got)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_killed_at_its_good_bye_holds_nobody(work: Path) -> None:
+    import dying
+
+    got: dict[int, int] = {}
+    stage.each(dying.die_at_the_end, str(work), range(4), 4, got.__setitem__)
+    assert got == {i: i * i for i in range(4)}
 
 
 def test_no_worker_outlives_its_parent(work: Path) -> None:
