@@ -30,6 +30,9 @@ def balance(
     each: int = typer.Option(
         0, "--per-identity", help="Identities take turns, K images of each: P x K batches."
     ),
+    coreset: str | None = typer.Option(
+        None, "--coreset", metavar="FOLDER", help="Draw only what `glint coreset` kept there."
+    ),
     out: str | None = typer.Option(
         None, "--out", "-o", metavar="FILE", help="Default: DATASET/sampling.parquet"
     ),
@@ -46,7 +49,8 @@ def balance(
             cap=cap, least=least, power=power, repeat=repeat, most=most, each=each
         )
         file = None if out is None else show.path(out, "--out")
-        return stage.balance(Dataset(dataset), options, file)
+        chosen = None if coreset is None else show.path(coreset, "--coreset")
+        return stage.balance(Dataset(dataset), options, file, chosen)
 
     show.run(work, "glint/balance-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
 

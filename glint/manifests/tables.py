@@ -91,6 +91,22 @@ SAMPLING = pa.schema(
     ]
 )
 
+# A sampling table with this column, too, masks rows of samples.parquet: `count` is what is left.
+LEFT_OUT = pa.field("left_out", pa.list_(pa.int64()))
+
+# What `glint coreset` decided on every sample, in the order of samples.parquet.
+CORESET = pa.schema(
+    [
+        ("key", pa.string()),
+        ("target", pa.int64()),  # in force; -1 = dropped
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),  # see glint.search.nms.REASONS
+        ("score", pa.float32()),  # minus the mean cosine to the identity's other faces
+        ("killer", pa.int64()),  # row of the kept face that stands for this one; null elsewhere
+        ("similarity", pa.float32()),  # cosine to it
+    ]
+)
+
 # Pairs of identities that look alike.
 PAIRS = pa.schema(
     [

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint.errors import BusyError, UsageError
+from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.manifests import tables
-from glint.shards import labels, parquet
+from glint.shards import commit, labels, parquet
 from glint.shards.index import Dataset
 
 FORMAT = "glint/sampling@1"
+CORESET = "glint/coreset@1"
 Reals = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
@@ -119,11 +120,14 @@ def tail_share(count_C: Counts, draws_C: Reals) -> float:
     return float(draws_C[order[: len(order) // 2]].sum() / total) if total else 0.0
 
 
-def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict[str, Any]:
+def balance(
+    dataset: Dataset, options: Options, out: Path | None = None, coreset: Path | None = None
+) -> dict[str, Any]:
     """Write the sampling table of the label version in force.
 
-    Raises UsageError when the options leave nothing to draw or `out` cannot name a file, BusyError
-    when something else has that name.
+    coreset: a folder of `glint coreset`, whose faces alone are counted and drawn. Raises UsageError
+    when the options leave nothing to draw or `out` cannot name a file, BusyError when something
+    else has that name, InputError and MismatchError GL0305 for a coreset that does not fit.
     """
     import pyarrow as pa
 
@@ -131,6 +135,13 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
     _refuse_foreign(path)
     version = labels.current(dataset.root, dataset.classes)
     target_n = version.target[dataset.label]
+    left_n = np.zeros(dataset.n, dtype=np.bool_)
+    if coreset is not None:
+        left_n = _left_out(coreset, dataset, version.version) & (target_n >= 0)
+    masked_m = np.flatnonzero(left_n)
+    masked_m = masked_m[np.argsort(target_n[masked_m], kind="stable")]
+    masked_C = np.bincount(target_n[masked_m], minlength=version.classes)
+    target_n = np.where(left_n, -1, target_n)
     count_C = np.bincount(target_n[target_n >= 0], minlength=version.classes).astype(np.int64)
     drawn = plan(count_C, options)
     epoch = float(drawn.draws_C.sum())
@@ -157,6 +168,10 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
         },
         schema=tables.SAMPLING.with_metadata(about),
     )
+    if coreset is not None:
+        edge = np.concatenate([[0], np.cumsum(masked_C)]).astype(np.int32)
+        rows = pa.ListArray.from_arrays(edge, masked_m.astype(np.int64))
+        table = table.append_column(tables.LEFT_OUT, rows)
     parquet.write(path, table)
     if out is None:
         dataset.publish(path.name)
@@ -172,6 +187,37 @@ def balance(dataset: Dataset, options: Options, out: Path | None = None) -> dict
         "label_version": version.version,
         "sampling": f"{dataset.name}/{path.name}" if dataset.remote and not out else str(path),
     }
+
+
+def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bool_]:
+    """Say of each sample whether a coreset leaves it out. Raises as `balance` does."""
+    path, made = folder / "coreset.parquet", folder / "coreset.json"
+    if not made.is_file():
+        raise UsageError(
+            "GL0001",
+            "expected the folder of a coreset, found no coreset.json",
+            where=str(folder),
+            hint="make one with: glint coreset DATASET --embeddings EMB --out FOLDER",
+        )
+    about = commit.read_json(made, "GL0305")
+    for name, found, expected in (
+        ("format", about.get("format"), CORESET),
+        ("dataset", about.get("dataset"), dataset.digest),
+        ("label version", about.get("label_version"), version),
+    ):
+        if found != expected:
+            raise MismatchError(
+                "GL0305",
+                f"made for {name} {found}, expected {expected}",
+                where=str(folder),
+                hint="run glint coreset again",
+            )
+    table = parquet.read(path, tables.CORESET, columns=["key", "kept"], code="GL0305")
+    if table.num_rows != dataset.n or table.column("kept").null_count:
+        raise InputError(
+            "GL0305", f"expected {dataset.n} rows, found {table.num_rows}", where=str(path)
+        )
+    return ~np.asarray(table.column("kept").to_numpy())
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -13,7 +13,7 @@ import json
 import mmap
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,18 @@ class Columns:
     def shard_of(self, row_m: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Give the number of the shard that holds each row."""
         return np.asarray(np.searchsorted(self.first_s, row_m, side="right") - 1)
+
+    def without(self, row_m: npt.NDArray[Any]) -> Columns:
+        """Give the same with some rows behind the last label's, where nothing draws them.
+
+        Costs 4 bytes per sample: `member` is no longer mapped.
+        """
+        kept_n = np.ones(len(self.record), dtype=np.bool_)
+        kept_n[row_m] = False
+        stays_n = kept_n[self.member]
+        member = np.concatenate([self.member[stays_n], self.member[~stays_n]])
+        first_L = np.concatenate([[0], np.cumsum(stays_n)])[self.first_L]
+        return replace(self, member=member, first_L=first_L.astype(np.int64))
 
 
 _KINDS = {

@@ -160,7 +160,9 @@ class Draws:
         kind = np.uint8 if most < 256 else np.uint16 if most < 65536 else np.int64
         padded = -(-max(self.n, 1) // _CHUNK) * _CHUNK
         times = np.zeros(padded, dtype=kind)
-        edges = np.searchsorted(members.first_L, np.arange(0, self.n, _PART), side="left")
+        edges = np.searchsorted(
+            members.first_L, np.arange(0, members.first_L[-1], _PART), side="left"
+        )
         for lo, hi in zip(edges, [*edges[1:], len(target_L)]):  # bounds the temporaries
             if lo == hi:
                 continue

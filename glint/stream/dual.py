@@ -67,7 +67,7 @@ class Dual:
             seed=seed ^ 0x1DE47,
             each=each,
             endless=True,
-            **{**common, "drop_last": True},
+            **{**common, "drop_last": True, "columns": self.instance.columns},  # its mask, too
         )
 
     @property

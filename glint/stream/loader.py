@@ -69,14 +69,14 @@ class Stream:
     """The training samples of one rank.
 
     batch: images per rank and step; the global batch is batch * world. sampling: a
-    sampling.parquet, or None to draw every image once per epoch; either way rows whose target is
-    -1 are left out. workers: loader processes; 0 loads in this process. threads: without workers,
-    threads that make batches ahead (0: none, each batch is made when asked for); with workers,
-    decoding threads in each. block: slots per shuffle block: shards are then read in long
-    sequential reads, a window of blocks at a time; None permutes the whole epoch and reads sample
-    by sample. augment: see `degrade`. pinned: batches in page-locked memory. decoder: what turns a
-    batch's stored bytes into pixels instead of this machine's processor (`decode.on_gpu`); it goes
-    with threads, not with workers or augment. each: images of one
+    sampling.parquet, or None to draw every image once per epoch; either way rows whose target is -1
+    are left out, and those that the table masks. workers: loader processes; 0 loads in this
+    process. threads: without workers, threads that make batches ahead (0: none, each batch is made
+    when asked for); with workers, decoding threads in each. block: slots per shuffle block: shards
+    are then read in long sequential reads, a window of blocks at a time; None permutes the whole
+    epoch and reads sample by sample. augment: see `degrade`. pinned: batches in page-locked memory.
+    decoder: what turns a batch's stored bytes into pixels instead of this machine's processor
+    (`decode.on_gpu`); it goes with threads, not with workers or augment. each: images of one
     identity that stand together, identities taking turns (also said by a sampling table); endless:
     such cycles follow one another inside one epoch.
     The samples of a (epoch, step) do not depend on workers, threads, pinned or verify.
@@ -137,6 +137,16 @@ class Stream:
         if sampling is not None:
             table = tables.read(sampling, self.count_C, labels.version, dataset.digest)
             self.sampling_digest, draws_C = table.digest, table.draws_C
+            if len(table.left_out):
+                self.columns = _masked(self.columns, table, dataset.n, str(sampling))
+                members = Members(
+                    self.columns.member, self.columns.first_L, self.target_L, labels.classes
+                )
+                if (members.count_C != table.count_C).any():
+                    raise tables.stale(
+                        sampling, "left_out names rows of other identities than its own"
+                    )
+                self.count_C = members.count_C
             each = table.each or each
         self.draws: Draws | None = None
         self.plan: Plan | IdentityPlan
@@ -400,6 +410,14 @@ class Stream:
                     yield self._batch(image, row_n, position_n, epoch, step)
         finally:
             workers.close()
+
+
+def _masked(columns: Columns, table: tables.Sampling, n: int, path: str) -> Columns:
+    """Take the rows out that a sampling table masks. Raises InputError GL0305."""
+    first, last = int(table.left_out[0]), int(table.left_out[-1])
+    if not 0 <= first <= last < n:
+        raise tables.stale(path, f"left_out names rows {first} to {last}, there are {n}")
+    return columns.without(table.left_out)
 
 
 def _targets(dataset: Dataset, labels: LabelTable, columns: Columns) -> I64:

@@ -16,8 +16,9 @@ from glint.stream.permute import I64
 class Members:
     """The rows of each class, in row order inside each label and label after label.
 
-    member_n: rows grouped by label; first_L: where each label's rows begin, L + 1; target_L: the
-    class of each label, -1 where it is dropped. Nothing here grows with n.
+    member_n: rows grouped by label; first_L: where each label's rows begin, L + 1 (rows behind the
+    last belong to none); target_L: the class of each label, -1 where it is dropped. Nothing here
+    grows with n.
     """
 
     def __init__(

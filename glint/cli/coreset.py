@@ -1,0 +1,80 @@
+"""`glint coreset`: faces of an identity that look alike are kept once (Face-NMS)."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import typer
+
+from glint.cli import out as show
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("coreset")(coreset)
+
+
+def coreset(
+    dataset: str = show.DATASET,
+    embeddings: str = typer.Option(
+        ..., "--embeddings", "--emb", metavar="FOLDER", help="From `glint embed`."
+    ),
+    out: str = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the tables."),
+    ratio: float | None = typer.Option(
+        None, "--keep-ratio", help="Share of the images to keep, exactly."
+    ),
+    threshold: float | None = typer.Option(
+        None, "--threshold", help="Kept faces of an identity are at most so alike: a cosine."
+    ),
+    least: int = typer.Option(2, "--min", help="Faces that an identity keeps, if it has them."),
+    degrees: float = typer.Option(
+        75.0, "--outliers", help="Drop faces so far from their identity's mean first; 180: none."
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Count only."),
+    as_json: bool = show.JSON,
+    debug: bool = show.DEBUG,
+) -> None:
+    """Choose a part of the images to train on, as a mask that the sampling table carries."""
+
+    def work() -> dict[str, Any]:
+        from glint.pipelines import coreset as stage
+        from glint.pipelines import embed
+        from glint.shards.index import Dataset
+
+        options = stage.Options(threshold=threshold, ratio=ratio, least=least, degrees=degrees)
+        folder = show.path(out, "--out")
+        stage.check_out(folder)  # before gigabytes are read
+        data = Dataset(dataset)
+        rows = show.path(embeddings, "--embeddings")
+        emb = embed.load(rows, data.digest, images=data.n, classes=data.classes)
+        with show.progress("coreset") as progress:
+            return stage.run(data, emb, folder, options, dry_run=dry_run, progress=progress)
+
+    show.run(work, "glint/coreset-result@1", as_json, debug=debug, say=_say)
+
+
+def _say(r: dict[str, Any]) -> str:
+    lines = [
+        f"kept {r['kept']} of {r['images']} images ({100 * r['ratio']:.2f} %) of "
+        f"{r['identities_kept']} of {r['identities']} identities (labels version "
+        f"{r['label_version']})",
+        f"  threshold {r['threshold']:.4f}: {r['similar']} more similar than that to a kept face, "
+        f"{r['restored']} restored",
+        f"  {r['outlier']} outliers, {r['no-embedding']} without an embedding",
+        "  images of an identity   identities     images       kept",
+    ]
+    for one in r["by_size"]:
+        size = f"{one['images_from']} to {one['images_to']}" if one["images_to"] else "more"
+        share = f"{100 * one['kept'] / one['images']:.0f} %"
+        lines.append(
+            f"  {size:>21} {one['identities']:>12} {one['images']:>10} {one['kept']:>10} {share:>6}"
+        )
+    if r["dry_run"]:
+        return "\n".join([*lines, "--dry-run: nothing written"])
+    change = shlex.quote(f"data.sampling={r['sampling']}")
+    lines += [
+        f"wrote {r['out']}/coreset.parquet: every image, and what it was too similar to",
+        f"Next: glint train RECIPE --set {change}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""Stage `coreset`: of an identity's faces that look alike, train on one (Face-NMS).
+
+Writes an auditable table and a sampling table that masks the rest; no shard is rewritten.
+"""
+
+# N samples, C targets of the label version in force
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import glint
+from glint import log
+from glint.errors import UsageError
+from glint.log import Progress
+from glint.manifests import tables
+from glint.pipelines import balance, embed, output
+from glint.search import nms
+from glint.shards import commit, labels, parquet
+from glint.shards.index import Dataset
+
+FORMAT = balance.CORESET
+BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200)  # images of an identity, up to so many: the histogram
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How faces are chosen: by `threshold`, a cosine, or by `ratio`, the share of images kept.
+
+    least: faces that an identity keeps, if it has so many; degrees: faces farther than this from
+    the mean of their identity go first, 180 keeps them.
+    """
+
+    threshold: float | None = None
+    ratio: float | None = None
+    least: int = 2
+    degrees: float = 75.0
+
+    def __post_init__(self) -> None:
+        if (self.threshold is None) == (self.ratio is None):
+            raise UsageError("GL0002", "expected one of them", where="--keep-ratio and --threshold")
+        cosine = 0.0 if self.threshold is None else self.threshold
+        ratio = 1.0 if self.ratio is None else self.ratio
+        for name, value, good, want in (
+            ("--threshold", cosine, -1 <= cosine <= 1, "from -1 to 1"),
+            ("--keep-ratio", ratio, 0 < ratio <= 1, "above 0, at most 1"),
+            ("--min", self.least, self.least >= 1, "at least 1"),
+            ("--outliers", self.degrees, 0 < self.degrees <= 180, "degrees up to 180"),
+        ):
+            if not good:
+                raise UsageError("GL0002", f"expected {want}, found {value}", where=name)
+
+
+def run(
+    dataset: Dataset,
+    emb: embed.Embeddings,
+    out: Path,
+    options: Options,
+    *,
+    dry_run: bool = False,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
+    """Choose faces; write coreset.parquet, sampling.parquet and, last, coreset.json into `out`.
+
+    Raises BusyError when `out` holds something else, UsageError when a ratio cannot be reached.
+    """
+    check_out(out)
+    version = labels.current(dataset.root, dataset.classes)
+    target_N = version.target[dataset.label]
+    ranking = nms.rank(
+        emb.sample_ND,
+        target_N,
+        version.classes,
+        degrees=options.degrees,
+        least=options.least,
+        progress=progress,
+    )
+    if options.threshold is not None:
+        chosen = nms.select(
+            emb.sample_ND, ranking, options.threshold, least=options.least, progress=progress
+        )
+    else:
+        images = int((target_N >= 0).sum())
+        chosen = nms.select_count(
+            emb.sample_ND,
+            ranking,
+            round((options.ratio or 0) * images),
+            least=options.least,
+            progress=progress,
+        )
+    told = _told(chosen, target_N, version.classes)
+    if not told["kept"]:
+        raise UsageError("GL0002", "no face is left to train on", where=str(emb.root))
+    about = {
+        "format": FORMAT,
+        "glint": glint.__version__,
+        "dataset": dataset.digest,
+        "label_version": version.version,
+        "embeddings": emb.about.get("model"),
+        "options": asdict(options),
+        **told,
+    }
+    if not dry_run:
+        _write(dataset, target_N, chosen, out, about)
+    return {
+        **told,
+        "label_version": version.version,
+        "dry_run": dry_run,
+        "sampling": str(out / "sampling.parquet"),
+        "out": str(out),
+    }
+
+
+def check_out(out: Path) -> None:
+    """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
+    output.refuse_foreign(out, "glint/coreset", ("coreset.json", BEGUN), "a coreset")
+
+
+def _told(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:
+    """Count what became of the images, and of identities by their size."""
+    reason = np.bincount(chosen.reason_N, minlength=len(nms.REASONS))
+    count_C = np.bincount(target_N[target_N >= 0], minlength=classes)
+    kept_C = np.bincount(target_N[chosen.kept_N], minlength=classes)
+    images = int(count_C.sum())
+    return {
+        "images": images,
+        "kept": int(kept_C.sum()),
+        "ratio": round(int(kept_C.sum()) / max(images, 1), 6),
+        "threshold": round(chosen.threshold, 6),
+        **{name: int(n) for name, n in zip(nms.REASONS[1:5], reason[1:5])},
+        "identities": int((count_C > 0).sum()),
+        "identities_kept": int((kept_C > 0).sum()),
+        "identities_uncleaned": chosen.ranking.uncleaned,
+        "by_size": [
+            {
+                "images_from": low + 1,
+                "images_to": high,
+                "identities": int(some_C.sum()),
+                "images": int(count_C[some_C].sum()),
+                "kept": int(kept_C[some_C].sum()),
+            }
+            for low, high in zip((0, *SIZES), (*SIZES, None))
+            if (some_C := (count_C > low) & (count_C <= (high or count_C.max(initial=0)))).any()
+        ],
+    }
+
+
+def _write(
+    dataset: Dataset, target_N: Ints, chosen: nms.Selection, out: Path, about: dict[str, Any]
+) -> None:
+    import pyarrow as pa
+
+    commit.make_dir(out / "_glint")
+    with commit.lock(out / "_glint" / "lock"):
+        commit.write_json(out / BEGUN, {"format": FORMAT})
+        (out / "coreset.json").unlink(missing_ok=True)
+        keys = parquet.read(dataset.root / "samples.parquet", tables.SAMPLES, columns=["key"])
+        none_N = chosen.killer_N < 0
+        reason = pa.DictionaryArray.from_arrays(chosen.reason_N, pa.array(nms.REASONS))
+        table = pa.table(
+            {
+                "key": keys.column("key"),
+                "target": target_N,
+                "kept": chosen.kept_N,
+                "reason": reason.cast(pa.string()),
+                "score": pa.array(chosen.ranking.score_N, mask=np.isnan(chosen.ranking.score_N)),
+                "killer": pa.array(chosen.killer_N, mask=none_N),
+                "similarity": pa.array(chosen.similarity_N, mask=none_N),
+            },
+            schema=tables.CORESET,
+        )
+        parquet.write(out / "coreset.parquet", table)
+        with (out / "coreset.parquet").open("rb") as file:
+            about["files"] = {"coreset.parquet": "sha256:" + commit.sha256(file)}
+        commit.write_json(out / "coreset.json", about)
+        balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=out)
+        (out / BEGUN).unlink()
