@@ -42,7 +42,7 @@ ARMS = {"all": 1.0, "nms 60": 0.6, "random 60": 0.6, "nms 30": 0.3, "random 30":
 CHANGES = {
     "data.batch": 64,
     "data.workers": 0,
-    "backbone.options.widths": [16, 32, 64, 96],
+    "backbone.options.widths": [8, 16, 32, 64],
     "head.rate": 1.0,
     "head.threshold": 0.0,
     "optim.lr": 0.05,
@@ -196,8 +196,13 @@ def judge(model: Path, held: Dataset, out: Path) -> dict[str, float]:
     }
 
 
-def worth(work: Path, *, people: int, photographs: int, epochs: int, seeds: int) -> list[Any]:
-    """Train every arm and seed that `work` does not hold yet; give the figures."""
+def worth(
+    work: Path, *, people: int, photographs: int, epochs: int, seeds: int, most: int
+) -> list[Any]:
+    """Train every arm and seed that `work` does not hold yet; give the figures.
+
+    most: cells to train before giving up for now; then there are no figures.
+    """
     data = world(work / "data", 1, people, photographs, 3.0)
     held = world(work / "held", 2, max(20, people // 3), 10, 1.0)
     proxy = work / "proxy"
@@ -212,6 +217,9 @@ def worth(work: Path, *, people: int, photographs: int, epochs: int, seeds: int)
         for arm, ratio in ARMS.items():
             cell = work / f"{arm.replace(' ', '_')}_{seed}.json"
             if not cell.exists():
+                if not most:
+                    return []
+                most -= 1
                 sampling: Path | str = ""
                 if arm.startswith("nms"):
                     core = work / f"core_{arm[-2:]}"
@@ -252,6 +260,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="keep cells here, and go on from them")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=("cost", "worth"))
+    parser.add_argument("--cells", type=int, default=1000, help="train so many, then stop")
     args = parser.parse_args()
     lines = []
 
@@ -270,8 +279,10 @@ def main() -> int:
             work.mkdir(parents=True, exist_ok=True)
             size = {"people": 20, "photographs": 4, "epochs": 1, "seeds": 1}
             if not args.quick:
-                size = {"people": 160, "photographs": 8, "epochs": 7, "seeds": 3}
-            show(worth(work, **size))
+                size = {"people": 100, "photographs": 8, "epochs": 7, "seeds": 3}
+            show(found := worth(work, **size, most=args.cells))
+            if not found:
+                return 3  # cells are left: the same command goes on
     if args.out:
         args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
     judged = [] if args.quick else lines

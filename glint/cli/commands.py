@@ -21,6 +21,7 @@ MODULES: tuple[str, ...] = (
     "demo",
     "embed",
     "conflicts",
+    "ogmc",
     "coreset",
     "balance",
     "plan",

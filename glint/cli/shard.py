@@ -34,6 +34,9 @@ def shard(
     size: str = typer.Option("112x112", help="Width and height that images should have."),
     on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
     on_exif: str = typer.Option("reject", help="Images that Exif says to turn: reject or keep."),
+    unlabelled: bool = typer.Option(
+        False, "--unlabelled", help="Every image gets a label of its own, for `glint cluster`."
+    ),
     max_bad: float = typer.Option(
         0.001, help="Share of bad records to let pass; at least 16 but for 0, never all."
     ),
@@ -76,6 +79,7 @@ def shard(
             size.replace(" ", ""),
             on_size,
             on_exif,
+            unlabelled,
         )
         with sources.resyncing(resync):
             if dry_run:

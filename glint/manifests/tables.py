@@ -127,6 +127,28 @@ PAIRS = pa.schema(
 # Identities (labels as sharded) that merge into one.
 GROUPS = pa.schema([("group", pa.int64()), ("label", pa.int64())])
 
+# One row per face that `glint cluster` saw, in the order of the folders and their rows.
+FACES = pa.schema(
+    [
+        ("source", pa.int32()),  # place in `sources` of identities.json
+        ("key", pa.string()),
+        ("cluster", pa.int64()),  # -1 = no embedding
+        ("identity", pa.int64()),  # the smallest cluster that it is connected with
+    ]
+)
+
+CLUSTERS = pa.schema(
+    [
+        ("cluster", pa.int64()),
+        ("identity", pa.int64()),
+        ("count", pa.int64()),
+        ("rho", pa.float64()),  # mean cosine of two of its faces; null for one face
+    ]
+)
+
+# Connected clusters (a < b).
+EDGES = pa.schema([("a", pa.int64()), ("b", pa.int64())])
+
 # One row per embedded sample.
 EMBEDDED = pa.schema(
     [

@@ -58,6 +58,7 @@ class Options:
     size: str = policy.SIZE
     on_size: str = policy.KEEP
     on_exif: str = policy.REJECT
+    unlabelled: bool = False  # every image is an identity of its own: its label is its key
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
@@ -178,7 +179,10 @@ def make_plan(
         told = source.fingerprint()
     print_ = {
         "dataset": FORMAT,
-        "options": {**asdict(options), "formats": list(options.formats)},
+        "options": {
+            **{k: v for k, v in asdict(options).items() if v or k != "unlabelled"},
+            "formats": list(options.formats),
+        },
         "source": told,
     }
     stamp = hashlib.sha256(repr(sorted(print_.items())).encode()).hexdigest()
@@ -256,6 +260,11 @@ def run(plan: Plan, shard: int) -> dict[str, Any]:
     }
 
 
+def _keys(key_n: Ints) -> pa.Array:
+    """Write keys as the labels of images that have no other."""
+    return pa.array([f"{key:09d}" for key in key_n.tolist()], pa.string())
+
+
 def put(
     out: Shard,
     source: Source,
@@ -270,12 +279,15 @@ def put(
     Counts in `notes` what is written and may surprise.
     """
     done, size = 0, policy.size_of(options.size)
-    said = said_C.take(pa.array(np.maximum(source.label[row_n], 0))) if len(said_C) else said_C
+    if options.unlabelled:
+        said = _keys(key_n)
+    else:
+        said = said_C.take(pa.array(np.maximum(source.label[row_n], 0))) if len(said_C) else said_C
     where = names_of(source, row_n)
     for run in read_many(source, row_n, HELD, out.room):
         part = slice(done, done + len(run.start_n))
         row_m, key_m, done = row_n[part], key_n[part], part.stop
-        label_m = source.label[row_m]
+        label_m = key_m if options.unlabelled else source.label[row_m]
         looks = policy.look_many(
             run.data,
             run.start_n,
@@ -289,7 +301,7 @@ def put(
         bad = {j: image.Rejected("label-not-integer") for j in np.flatnonzero(label_m < 0).tolist()}
         bad |= looks.bad | run.bad
         for j, why in sorted(bad.items()):
-            i, label = int(row_m[j]), int(label_m[j])
+            i, label = int(row_m[j]), int(source.label[row_m[j]])
             data = run.data[run.start_n[j] : run.stop_n[j]].tobytes()
             out.reject(
                 why,
@@ -321,6 +333,8 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
     """Join the rows of all shards, write the tables and, last, the manifest; return it."""
     out = Path(plan.out)
     said_C = _open(plan)
+    if plan.options.unlabelled:
+        said_C = _keys(np.arange(plan.n))
     count_C = np.zeros(len(said_C), np.int64)
     bad: list[pa.Table] = []
     with (
@@ -342,6 +356,8 @@ def merge(plan: Plan, entries: list[dict[str, Any]], facts: dict[str, Any]) -> d
         out / "quarantine.parquet", pa.concat_tables([tables.QUARANTINE.empty_table(), *bad])
     )
     names_C = Strings.load(plan.folder, "names").arrow()
+    if plan.options.unlabelled:
+        names_C = pa.repeat("", plan.n)
     names_C = pc.if_else(pc.equal(names_C, ""), pa.scalar(None, pa.string()), names_C)
     parquet.write(
         out / "identities.parquet",
@@ -528,7 +544,7 @@ def survey(src: str | os.PathLike[str], options: Options) -> dict[str, Any]:
     return {
         "dry_run": True,
         "read": source.n,
-        "identities": len(source.classes),
+        "identities": source.n if options.unlabelled else len(source.classes),
         "shards": len(deal.spans(source.n, options.samples_per_shard)),
         "bytes": padded,
         "recognised": facts,

@@ -1,0 +1,217 @@
+"""Online clustering of faces against clustering them at once: F-measures, orders, faces per second.
+
+    GLINT_SHARED=../shared python benchmarks/ogmc.py [--quick] [--peer-python PYTHON] [--out FILE]
+
+Real: LFW's embeddings under GLINT_SHARED (features/lfw_y1_l2_f16.npy, not part of this project).
+Synthetic: 10,000 faces of 1,000 people with one to three ways to look, 512 numbers. `glint`'s
+clusters run with the constants that it is shipped with, in several orders; the others get the
+threshold that fits this very truth best: single-centroid leader clustering (a face joins the
+nearest mean or begins one), DBSCAN and average-linkage HAC of scikit-learn, which is looked for in
+--peer-python (its own interpreter, as glint does not need it) and left out, with a word, where it
+is not. One JSON line a figure, exit 1 where one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from figures import ceiling, floor, machine, told
+
+from glint.evals.clusters import bcubed, pairwise
+from glint.search.ogmc import Online, Options
+
+SHARED = Path(os.environ.get("GLINT_SHARED", Path(__file__).parents[2] / "shared"))
+CUTS = [round(0.30 + 0.05 * i, 3) for i in range(9)]
+PEER = """
+import sys
+import numpy as np
+from sklearn.cluster import DBSCAN, AgglomerativeClustering
+from scipy.cluster.hierarchy import fcluster
+path, kind = sys.argv[1], sys.argv[2]
+cuts = [float(x) for x in sys.argv[3:]]
+row = np.load(path).astype(np.float32)
+far = np.maximum(1 - row @ row.T, 0).astype(np.float64)
+if kind == "hac":
+    tree = AgglomerativeClustering(
+        n_clusters=None, distance_threshold=0.0, metric="precomputed", linkage="average",
+        compute_distances=True, compute_full_tree=True,
+    ).fit(far)
+    size = np.ones(2 * len(row) - 1)
+    link = np.empty((len(row) - 1, 4))
+    for i, (a, b) in enumerate(tree.children_):
+        size[len(row) + i] = size[a] + size[b]
+        link[i] = a, b, tree.distances_[i], size[len(row) + i]
+    np.save(path + ".out.npy", [fcluster(link, 1 - cut, "distance") for cut in cuts])
+else:
+    found = []
+    for cut in cuts:
+        label = DBSCAN(eps=1 - cut, min_samples=int(kind), metric="precomputed").fit(far).labels_
+        alone = label < 0
+        label[alone] = len(row) + np.arange(alone.sum())
+        found.append(label)
+    np.save(path + ".out.npy", found)
+"""
+
+
+def people(n: int, count: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Make faces of people who look one, two or three ways, some much more often than others."""
+    rng = np.random.default_rng(seed)
+    share = np.exp(0.8 * rng.standard_normal(count))
+    person = rng.choice(count, n, p=share / share.sum())
+    who = rng.standard_normal((count, dim), np.float32)
+    ways = rng.integers(1, 4, count)
+    way = person * 3 + (rng.random(n) * ways[person]).astype(int)
+    look = 0.6 * rng.standard_normal((count * 3, dim), np.float32) + np.repeat(who, 3, axis=0)
+    face = look[way] + 0.8 * rng.standard_normal((n, dim), np.float32)
+    return face / np.linalg.norm(face, axis=1, keepdims=True), person
+
+
+def leader(face: np.ndarray, cut: float) -> np.ndarray:
+    """Single-centroid leader clustering: the same program without connections and merges."""
+    stream = Online(face.shape[1], Options(join=cut, connect=1.0, extra=1.0, merge=2.0))
+    return stream.insert(face)
+
+
+def scored(label: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Give pairwise and BCubed F."""
+    return pairwise(label, truth).f, bcubed(label, truth).f
+
+
+def online(face: np.ndarray) -> tuple[np.ndarray, Online, float]:
+    """Cluster with the shipped constants; give identities, the clusters and CPU seconds."""
+    begun, stream = time.process_time(), Online(face.shape[1], Options())
+    stream.insert(face)
+    found = stream.snapshot().identity_N
+    return found, stream, time.process_time() - begun
+
+
+def peer(python: str, face: np.ndarray, kind: str) -> list[np.ndarray] | None:
+    """Cluster by scikit-learn at all cuts; None where it cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.npy"
+        np.save(path, face)
+        done = subprocess.run(
+            [python, "-c", PEER, str(path), kind, *map(str, CUTS)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            print(f"# {kind}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+            return None
+        return list(np.load(f"{path}.out.npy"))
+
+
+def compare(
+    name: str, face: np.ndarray, truth: np.ndarray, orders: int, python: str
+) -> list[dict[str, Any]]:
+    """Judge all methods on one set."""
+    figures = [told(f"{name}: faces", len(face)), told(f"{name}: people", len(np.unique(truth)))]
+    pairs, cubes, counts = [], [], []
+    leaders = np.zeros((orders, len(CUTS), 2))
+    for seed in range(orders):
+        order = np.random.default_rng(seed).permutation(len(face))
+        label, stream, _ = online(face[order])
+        pair, cube = scored(label, truth[order])
+        pairs.append(pair)
+        cubes.append(cube)
+        counts.append((stream.clusters, len(np.unique(label))))
+        for i, cut in enumerate(CUTS):
+            leaders[seed, i] = scored(leader(face[order], cut), truth[order])
+    figures += [
+        {**told(f"{name}: glint, pairwise F, mean of orders", np.mean(pairs)),
+         "orders": [round(x, 4) for x in pairs]},
+        {**told(f"{name}: glint, BCubed F, mean of orders", np.mean(cubes)),
+         "orders": [round(x, 4) for x in cubes]},
+        ceiling(f"{name}: glint, spread of pairwise F over orders", max(pairs) - min(pairs), 0.01),
+        told(f"{name}: glint, clusters", np.mean([a for a, _ in counts])),
+        told(f"{name}: glint, identities", np.mean([b for _, b in counts])),
+    ]  # fmt: skip
+    mean = leaders.mean(axis=0)
+    best = int(mean[:, 0].argmax())
+    figures += [
+        {**told(f"{name}: leader at its best cut, pairwise F", mean[best, 0]), "cut": CUTS[best],
+         "orders": leaders[:, best, 0].round(4).tolist()},
+        {**told(f"{name}: leader, best BCubed F", mean[:, 1].max()),
+         "cut": CUTS[int(mean[:, 1].argmax())]},
+        {**told(f"{name}: leader at glint's own cut, pairwise F", mean[CUTS.index(0.5), 0]),
+         "cut": 0.5},
+    ]  # fmt: skip
+    for kind, said in (("hac", "HAC"), ("1", "DBSCAN of 1"), ("3", "DBSCAN of 3")):
+        found = peer(python, face, kind) if python else None
+        if found is None:
+            print(f"# {name}: {said} left out: no scikit-learn", file=sys.stderr)
+            continue
+        pair, cube = (list(x) for x in zip(*(scored(label, truth) for label in found)))
+        for what, values in (("pairwise", pair), ("BCubed", cube)):
+            at = int(np.argmax(values))
+            figures.append(
+                {**told(f"{name}: {said} at its best cut, {what} F", values[at]), "cut": CUTS[at]}
+            )
+    figures.append(
+        floor(f"{name}: glint's pairwise F less the best leader's", np.mean(pairs) - mean[best, 0],
+              0.0)
+    )  # fmt: skip
+    return figures
+
+
+def speed(n: int, count: int, dim: int) -> list[dict[str, Any]]:
+    """Time a long stream: in blocks, and its last thousand faces one by one."""
+    face, truth = people(n, count, dim, 3)
+    label, stream, cpu = online(face)
+    again = Online.resume(stream.state(), stream.options)
+    few = min(1000, n)
+    begun = time.process_time()
+    for row in face[:few]:
+        again.insert(row[None])
+    single = time.process_time() - begun
+    return [
+        told(f"{n:,} faces of {count:,} people, {dim} numbers: clusters", stream.clusters),
+        told(f"{n:,}: pairwise F", scored(label, truth)[0]),
+        floor(f"{n:,}: faces a CPU second, in blocks", n / cpu, 500),
+        told(f"{n:,}: faces a CPU second, one by one at the end", few / single),
+    ]
+
+
+def main() -> int:
+    """Run all parts."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute; says little")
+    parser.add_argument("--peer-python", default="", help="an interpreter with scikit-learn")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    lines: list[dict[str, Any]] = []
+
+    def show(figures: list[dict[str, Any]]) -> None:
+        for line in figures:
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+
+    show([{"figure": "machine", "target": None, "holds": None, "value": machine("numpy", "scipy")}])
+    real = SHARED / "data" / "features"
+    orders = 1 if args.quick else 3
+    if (real / "lfw_y1_l2_f16.npy").exists():
+        face = np.load(real / "lfw_y1_l2_f16.npy").astype(np.float32)
+        truth = np.load(real / "lfw_labels.npy")
+        if args.quick:
+            face, truth = face[:2000], truth[:2000]
+        show(compare("LFW", face, truth, orders, args.peer_python))
+    else:
+        print(f"# no real faces under {SHARED}: set GLINT_SHARED", file=sys.stderr)
+    size = (2000, 200, 128) if args.quick else (10_000, 1000, 512)
+    show(compare("synthetic", *people(*size, 1), orders, args.peer_python))
+    show(speed(*((5000, 500, 128) if args.quick else (100_000, 10_000, 512))))
+    if args.out:
+        args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return 0 if args.quick or all(line["holds"] is not False for line in lines) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

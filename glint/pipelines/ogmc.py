@@ -1,0 +1,378 @@
+"""Stage `cluster`: identities of a stream of faces, and their use as labels (OGMC).
+
+Reads embeddings, folder after folder; state is saved as it goes and the same command, also with one
+more folder, goes on. `apply` puts the identities in force as a label version: no shard is touched.
+"""
+
+# N faces of all folders, n faces of one, k clusters, C labels as sharded
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import glint
+from glint import log
+from glint.errors import InputError, MismatchError, UsageError
+from glint.evals.clusters import bcubed, pairwise
+from glint.log import Progress, logger
+from glint.manifests import tables
+from glint.pipelines import embed, output
+from glint.search.ogmc import BLOCK, Online, Options
+from glint.shards import commit, labels, parquet
+from glint.shards.index import Dataset
+
+FORMAT = "glint/identities@1"
+STAGE = "cluster"
+PLAN, STATE = "_glint/plan.json", "_glint/state.npz"
+TABLES = ("faces.parquet", "clusters.parquet", "edges.parquet")
+SAVE = 60.0  # seconds between two states saved
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """The labels that follow from identities: targets int64 [C], and what was left out."""
+
+    target_C: Ints
+    identities: int
+    faces: int
+    small: int  # identities with too few faces
+
+
+def run(
+    folders: Sequence[Path],
+    out: Path,
+    options: Options,
+    *,
+    truth: Path | None = None,
+    save: float = SAVE,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
+    """Cluster the faces of embedding folders, one after the other, into `out`.
+
+    truth: a table with `key` and `label`, such as a dataset's samples.parquet, to judge by; keys
+    are those of the one folder. Raises MismatchError GL0006 where `out` was begun with other
+    options or folders that these do not begin with, BusyError where it holds something else.
+    """
+    check_out(out)
+    if truth is not None and len(folders) != 1:
+        raise UsageError("GL0002", f"expected one folder, found {len(folders)}", where="--truth")
+    found = [_open(folder) for folder in folders]
+    sources = [
+        {key: emb.about[key] for key in ("dataset", "model", "images", "dim")} for emb in found
+    ]
+    if len({one["model"] for one in sources}) > 1:
+        raise UsageError(
+            "GL0002", "embeddings of different models cannot be compared", where=str(folders[-1])
+        )
+    commit.make_dir(out / "_glint")
+    with commit.lock(out / "_glint" / "lock"):
+        _continue(out, sources, options)
+        stream = _resume(out, options) or Online(int(sources[0]["dim"]), options)
+        _insert(stream, found, out, save, progress)
+        shot = stream.snapshot()
+        _write(out, found, shot)
+        told = {
+            "faces": int((shot.cluster_N >= 0).sum()),
+            "without_embedding": int((shot.cluster_N < 0).sum()),
+            "clusters": len(shot.cluster_k),
+            "edges": len(shot.edge_m2),
+            "identities": len(np.unique(shot.identity_k)),
+            "largest": _largest(shot.identity_N),
+            "largest_clusters": _largest(shot.identity_k),
+        }
+        if truth is not None:
+            told |= _judged(shot.identity_N, found[0], truth)
+        about = {
+            "format": FORMAT,
+            "glint": glint.__version__,
+            "options": asdict(options),
+            "sources": sources,
+            **told,
+            "files": {name: _sha256(out / name) for name in TABLES},
+        }
+        commit.write_json(out / "identities.json", about)
+    return {**told, "out": str(out)}
+
+
+def check_out(out: Path) -> None:
+    """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
+    output.refuse_foreign(out, "glint/identities", ("identities.json", PLAN), "identities")
+
+
+def _open(folder: Path) -> embed.Embeddings:
+    """Open an embedding folder for what it says itself to be."""
+    about: dict[str, Any] = {}
+    if (folder / "embeddings.json").is_file():
+        about = commit.read_json(folder / "embeddings.json", "GL0402")
+    try:
+        digest, images, classes = about["dataset"], int(about["images"]), int(about["classes"])
+    except (KeyError, TypeError, ValueError):
+        digest, images, classes = "", 0, 0  # refused by name below
+    return embed.load(folder, digest, images=images, classes=classes)
+
+
+def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> None:
+    """Take up the plan in `out`, or begin one."""
+    if (out / PLAN).exists():
+        plan = commit.read_json(out / PLAN, "GL0006")
+        before = plan.get("sources", [])
+        if plan.get("options") != asdict(options):
+            what = f"options {plan.get('options')} there, {asdict(options)} now"
+        elif sources[: len(before)] != before:
+            what = f"{len(before)} folders there, with which these {len(sources)} do not begin"
+        else:
+            what = ""
+        if what:
+            raise MismatchError(
+                "GL0006",
+                f"begun from other inputs or options ({what})",
+                where=str(out),
+                hint="choose another --out; more folders come behind those that were there",
+            )
+    commit.write_json(
+        out / PLAN, {"format": FORMAT, "options": asdict(options), "sources": sources}
+    )
+
+
+def _resume(out: Path, options: Options) -> Online | None:
+    path = out / STATE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Online.resume(dict(file), options)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            "GL0501",
+            f"the state of the clusters cannot be read: {error}",
+            where=str(path),
+            hint="delete this folder and run glint cluster again",
+        ) from None
+
+
+def _save(out: Path, stream: Online) -> None:
+    with commit.atomic(out / STATE) as file:
+        np.savez(file, **stream.state())  # type: ignore[arg-type]
+
+
+def _insert(
+    stream: Online, found: list[embed.Embeddings], out: Path, save: float, progress: Progress
+) -> None:
+    """Insert the faces that the state lacks, in blocks that begin where they always do."""
+    seen, first, saved = stream.faces, 0, time.monotonic()
+    total = sum(len(emb.sample_ND) for emb in found)
+    if seen:
+        logger.info("continuing: %d of %d faces are clustered already", seen, total)
+    for emb in found:
+        n = len(emb.sample_ND)
+        for at in range(max(0, seen - first), n, BLOCK):
+            stream.insert(np.asarray(emb.sample_ND[at : at + BLOCK]))
+            progress(first + min(at + BLOCK, n), total, f"{stream.clusters} clusters")
+            if time.monotonic() - saved >= save:
+                _save(out, stream)
+                saved = time.monotonic()
+        first += n
+    if stream.faces > seen:
+        _save(out, stream)
+
+
+def _write(out: Path, found: list[embed.Embeddings], shot: Any) -> None:
+    import pyarrow as pa
+
+    key = [
+        parquet.read(emb.root / "samples.parquet", tables.EMBEDDED, columns=["key"], code="GL0402")
+        for emb in found
+    ]
+    size = [len(emb.sample_ND) for emb in found]
+    faces = {
+        "source": np.repeat(np.arange(len(found), dtype=np.int32), size),
+        "key": pa.concat_tables(key).column("key"),
+        "cluster": shot.cluster_N,
+        "identity": shot.identity_N,
+    }
+    clusters = {
+        "cluster": shot.cluster_k,
+        "identity": shot.identity_k,
+        "count": shot.count_k,
+        "rho": pa.array(shot.rho_k, mask=np.isnan(shot.rho_k)),
+    }
+    edges = {"a": shot.edge_m2[:, 0], "b": shot.edge_m2[:, 1]}
+    (out / "identities.json").unlink(missing_ok=True)
+    parquet.write(out / "faces.parquet", pa.table(faces, schema=tables.FACES))
+    parquet.write(out / "clusters.parquet", pa.table(clusters, schema=tables.CLUSTERS))
+    parquet.write(out / "edges.parquet", pa.table(edges, schema=tables.EDGES))
+
+
+def _largest(name: Ints) -> int:
+    return int(np.unique(name[name >= 0], return_counts=True)[1].max(initial=0))
+
+
+def _judged(identity_N: Ints, emb: embed.Embeddings, truth: Path) -> dict[str, Any]:
+    """Judge faces whose key the truth knows; Raises InputError where it knows none."""
+    if not truth.is_file():
+        raise UsageError("GL0001", "no such file", where=str(truth))
+    known = parquet.read(truth, columns=["key", "label"], code="GL0402")
+    if set(known.column_names) != {"key", "label"}:
+        raise InputError("GL0402", "expected columns key and label", where=str(truth))
+    keys = parquet.read(emb.root / "samples.parquet", tables.EMBEDDED, columns=["key"])
+    label = dict(zip(known.column("key").to_pylist(), known.column("label").to_pylist()))
+    held = [label.get(key) for key in keys.column("key").to_pylist()]
+    some = np.array([one is not None for one in held]) & (identity_N >= 0)
+    if not some.any():
+        raise InputError("GL0402", "knows the key of no clustered face", where=str(truth))
+    truth_n = np.unique([str(held[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
+    pair, cubed = pairwise(identity_N[some], truth_n), bcubed(identity_N[some], truth_n)
+    return {
+        "judged": int(some.sum()),
+        **{
+            f"{name}_{part}": round(getattr(score, part), 6)
+            for name, score in (("pairwise", pair), ("bcubed", cubed))
+            for part in ("precision", "recall", "f")
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + commit.sha256(file)
+
+
+def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) -> dict[str, Any]:
+    """Put the identities of a dataset's faces in force as a new label version.
+
+    least: identities with fewer faces, and faces of none, are dropped. Raises MismatchError GL0501
+    for a dataset whose faces are not in `folder`, InputError GL0501 where a label as sharded has
+    faces of several identities: the crawl must be sharded with --unlabelled.
+    """
+    dataset = Dataset(root)
+    identity_n, mark = _identities(folder, dataset)
+    now = labels.current(dataset.root, dataset.classes)
+    made = _targets(dataset, identity_n, least, str(folder))
+    told = {
+        "version_before": now.version,
+        "classes_before": now.classes,
+        "classes": made.identities,
+        "faces": made.faces,
+        "identities_dropped": made.small,
+        "faces_dropped": dataset.n - made.faces,
+        "dry_run": dry_run,
+        "dataset": str(root),
+        "report": str(folder),
+    }
+    why = {"stage": STAGE, "report": mark, "min": least}
+    if _in_force(dataset) == why:
+        return {**told, "version": now.version, "applied": False, "already": True}
+    if not made.identities:
+        raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
+    if dry_run:
+        return {**told, "version": now.version, "applied": False, "already": False}
+    version = labels.commit(dataset.root, made.target_C, np.empty((0, 2), np.int64), why)
+    return {**told, "version": version, "applied": True, "already": False}
+
+
+def undo(folder: Path, root: Path) -> dict[str, Any]:
+    """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied."""
+    dataset = Dataset(root)
+    now = labels.current(dataset.root, dataset.classes)
+    why = _in_force(dataset) or {}
+    if why.get("stage") != STAGE or why.get("report") != _mark(folder):
+        raise InputError(
+            "GL0502",
+            f"these identities are not in force (the labels stand at version {now.version})",
+            where=str(folder),
+            hint="what was applied later must be undone first",
+        )
+    version = labels.undo(dataset.root)
+    return {
+        "version_before": now.version,
+        "version": version,
+        "classes_before": now.classes,
+        "classes": labels.current(dataset.root, dataset.classes).classes,
+        "dataset": str(root),
+        "report": str(folder),
+    }
+
+
+def _in_force(dataset: Dataset) -> dict[str, Any] | None:
+    """Return why the label version in force was made."""
+    version = labels.current(dataset.root, dataset.classes).version
+    for line in reversed(labels.history(dataset.root)):
+        if line.get("op") == "apply" and line.get("version") == version:
+            return dict(line.get("why") or {})
+    return None
+
+
+def _mark(folder: Path) -> str:
+    if not (folder / "identities.json").is_file():
+        raise InputError(
+            "GL0501",
+            "expected the folder of identities, found no identities.json",
+            where=str(folder),
+            hint="make one with: glint cluster EMB --out FOLDER",
+        )
+    return _sha256(folder / "identities.json")
+
+
+def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
+    """Read the identity of every sample of a dataset, -1 for none; and the folder's digest."""
+    mark = _mark(folder)
+    about = commit.read_json(folder / "identities.json", "GL0501")
+    if about.get("format") != FORMAT:
+        raise InputError(
+            "GL0501",
+            f"expected format {FORMAT!r}, found {about.get('format')!r}",
+            where=str(folder),
+        )
+    number = [i for i, one in enumerate(about["sources"]) if one["dataset"] == dataset.digest]
+    if not number:
+        raise MismatchError(
+            "GL0501",
+            f"made from datasets {', '.join(str(one['dataset']) for one in about['sources'])}; "
+            f"this is {dataset.digest}",
+            where=str(dataset.root),
+            hint="run glint embed and glint cluster on this dataset",
+        )
+    path = folder / "faces.parquet"
+    if _sha256(path) != about.get("files", {}).get("faces.parquet"):
+        raise InputError("GL0501", "is not as glint cluster wrote it", where=str(path))
+    table = parquet.read(path, tables.FACES, columns=["source", "identity"], code="GL0501")
+    identity_n = table.column("identity").to_numpy()[
+        table.column("source").to_numpy() == number[-1]
+    ]
+    if len(identity_n) != dataset.n:
+        raise InputError(
+            "GL0501", f"expected {dataset.n} faces, found {len(identity_n)}", where=str(path)
+        )
+    return identity_n, mark
+
+
+def _targets(dataset: Dataset, identity_n: Ints, least: int, where: str) -> Applied:
+    """Give every label as sharded the identity of its faces, numbered densely."""
+    some_n = identity_n >= 0
+    name_C = np.full(dataset.classes, -1, np.int64)
+    name_C[dataset.label[some_n]] = identity_n[some_n]
+    wrong = np.flatnonzero(some_n & (name_C[dataset.label] != identity_n))
+    if wrong.size:
+        label = int(dataset.label[wrong[0]])
+        raise InputError(
+            "GL0501",
+            f"label {label} has faces of the identities {identity_n[wrong[0]]} and "
+            f"{name_C[label]}; so have {len(np.unique(dataset.label[wrong]))} labels",
+            where=where,
+            hint="shard the images with: glint shard SRC OUT --unlabelled",
+        )
+    _, of_n, size = np.unique(identity_n[some_n], return_inverse=True, return_counts=True)
+    large = size >= least
+    number = np.where(large, np.cumsum(large) - 1, -1)
+    target_C = np.full(dataset.classes, -1, np.int64)
+    target_C[dataset.label[some_n]] = number[of_n]
+    return Applied(target_C, int(large.sum()), int(size[large].sum()), int((~large).sum()))
