@@ -113,8 +113,8 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             net(torch.rand(8, 3, 112, 112) * 2 - 1)  # moves the running statistics
         made = {"name": name, "embedding": embedding, "options": options}
         checkpoint.save(
-            run / "checkpoints", 3, rank=0, barrier=lambda: None, backbone=net.state_dict(),
-            optimizer={}, head=(0, 1, {"weight": torch.zeros(1, embedding)}),
+            run / "checkpoints", 3, backbone=net.state_dict(), optimizer={},
+            head=(0, 1, {"weight": torch.zeros(1, embedding)}),
             state={"backbone": made}, keep=2,
         )  # fmt: skip
         return run

@@ -37,5 +37,8 @@ def say(found: dict[str, Any]) -> str:
         f"each, global batch {found['global_batch']:,}; a rank holds",
     ]
     lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in found["memory"].items()]
+    lines.append(
+        f"and saves {found['checkpoint'] / 1e9:.3f} GB, copied into the host's memory first."
+    )
     lines.append("Not counted: workspaces, gaps of the allocator, batches waiting.")
     return "\n".join(lines)

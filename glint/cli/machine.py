@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import glint
+from glint.dist.host import ram
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ram() -> dict[str, int]:
-    """Bytes of memory, total and available, within the control group's limit if there is one."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    group = Path("/sys/fs/cgroup")
-    limit, used = (_lines(group / name) for name in ("memory.max", "memory.current"))
-    if limit and used and limit[0].isdigit():
-        total = min(total, int(limit[0]))
-        available = min(available, max(0, int(limit[0]) - int(used[0])))
-    return {"total": total, "available": available}
-
-
 def probe(name: str, python: Sequence[str] = (sys.executable,)) -> tuple[bool, str]:
     """Import a module in a child process; return (whether it works, a note or the last error)."""
     try:
@@ -158,10 +144,3 @@ def _version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

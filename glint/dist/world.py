@@ -13,6 +13,7 @@ from glint.errors import LostError, ResourceError, UsageError
 
 CPU = torch.device("cpu")
 TIMEOUT = 120.0  # seconds a collective may wait for the other ranks
+PATIENCE = 600.0  # the same, for what is done beside training: a slow disk is no lost rank
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> Wor
             hint="is every rank started, and can they reach each other?",
         ) from error
     return World(rank, size, place)
+
+
+def beside(world: World) -> World:
+    """Open a second line between the ranks, for a thread that works while training goes on.
+
+    It is gloo's, on the CPU, and patient: a rank that dies closes it. Every rank calls this, in the
+    same order as other collectives. Alone there is nothing to open.
+    """
+    if world.size == 1:
+        return World()
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE))
+    return World(world.rank, world.size, CPU, group)
 
 
 def leave(world: World) -> None:

@@ -15,11 +15,12 @@ from glint.log import logger
 from glint.shards import commit
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 STATE = "state.json"
 WEIGHTS = "backbone.safetensors"
 AVERAGED = "ema.safetensors"  # the moving average of the weights, where a run keeps one
+HEADER = 8 << 20  # bytes of a file's list of tensors; that of the largest net takes 0.1 MiB
 NAME = re.compile(r"step-(\d{8})")
 
 
@@ -74,27 +75,30 @@ def load(path: str | Path) -> Stored:
     that state.json names, UsageError GL0002 for a backbone that does not exist.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     from glint.nn import backbones
 
     path = find(path)
-    state = _json(path / "state.json")
-    made = state.get("backbone")
-    if not isinstance(made, dict) or not isinstance(made.get("name"), str):
+    state = read_json(path / "state.json")
+    made: Any = state.get("backbone")
+    made = made if isinstance(made, dict) else {}
+    name, options = made.get("name"), made.get("options") or {}
+    embedding, step = made.get("embedding", 512), state.get("step", 0)
+    if (
+        not isinstance(name, str)
+        or not isinstance(options, dict)
+        or {"name", "embedding"} & {*options}
+    ):
         raise InputError("GL0701", "state.json names no backbone", where=str(path))
-    name, options = made["name"], dict(made.get("options") or {})
-    embedding = int(made.get("embedding", 512))
     with torch.device("meta"):
         net = backbones.create(name, embedding, **options)
     weights = _weights(path)
     try:
-        tensors = load_file(path / weights)
-    except (SafetensorError, OSError) as error:
+        found = tensors(path / weights)
+    except (ValueError, OSError) as error:
         raise InputError("GL0701", f"{weights}: {error}", where=str(path)) from None
     try:
-        net.load_state_dict(tensors, assign=True)
+        net.load_state_dict(found, assign=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
         raise InputError(
@@ -102,13 +106,13 @@ def load(path: str | Path) -> Stored:
         ) from None
     net = net.float().eval().requires_grad_(False)
     digest = sha256(path / weights)
-    return Stored(net, path, name, embedding, options, digest, int(state.get("step", 0)))
+    return Stored(net, path, name, embedding, options, digest, step if isinstance(step, int) else 0)
 
 
 def _weights(path: Path) -> str:
     """Name the file of the net that is judged."""
     try:
-        listed = _json(path / "MANIFEST.json").get("files")
+        listed = read_json(path / "MANIFEST.json").get("files")
     except (OSError, InputError):
         return WEIGHTS
     return AVERAGED if isinstance(listed, dict) and AVERAGED in listed else WEIGHTS
@@ -121,7 +125,7 @@ def problem(path: Path, names: Sequence[str] = ()) -> str:
     at their size.
     """
     try:
-        files = _json(path / "MANIFEST.json")["files"]
+        files = read_json(path / "MANIFEST.json")["files"]
         for name in (STATE, WEIGHTS, *names):
             if name not in files:
                 return f"MANIFEST.json does not list {name}"
@@ -145,7 +149,8 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if p.is_dir() and NAME.fullmatch(p.name))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint. Raises InputError GL0701 where it is not one, OSError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -153,6 +158,29 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("GL0701", "expected a JSON object", where=str(path))
     return value
+
+
+def require_short_header(path: Path) -> None:
+    """Look at how long the list of tensors of a .safetensors file is, before anybody reads it.
+
+    Raises ValueError where it is longer than any net's, and would cost a multiple in memory.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > HEADER:
+        raise ValueError(f"its list of tensors claims {size} bytes, expected at most {HEADER}")
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Read a .safetensors file. Raises ValueError or OSError where it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require_short_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
 
 
 def sha256(path: Path) -> str:

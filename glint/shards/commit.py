@@ -137,7 +137,7 @@ def read_json(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, A
     """Read a JSON object. Raises InputError `code` where it is not one."""
     try:
         value = json.loads(Path(path).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(code, f"cannot be read: {error}", where=os.fspath(path)) from None
     if not isinstance(value, dict):
         raise InputError(code, "expected a JSON object", where=os.fspath(path))

@@ -90,7 +90,7 @@ def lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int | Non
             if line(before, value) != raw:
                 return good, at
             before = value[FIELD]
-        except (ValueError, AttributeError, KeyError):
+        except (ValueError, AttributeError, KeyError, RecursionError):
             return good, at
         good.append(value)
         at += len(raw)

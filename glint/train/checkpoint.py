@@ -2,7 +2,9 @@
 
 Every rank writes the centre rows it owns; rank 0 writes the rest and, last of all, MANIFEST.json
 with the sha256 of every file. A directory is a checkpoint if and only if its manifest verifies.
-Loading reads class ranges, so the number of ranks may change. No pickle anywhere.
+Loading reads class ranges, so the number of ranks may change. No pickle anywhere. Ranks meet
+between the parts of a save and tell each other what went wrong, so that none waits for one that
+could not write.
 """
 
 from __future__ import annotations
@@ -16,16 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from glint.errors import MismatchError, ResourceError
-from glint.evals.stored import AVERAGED, all_in, problem, sha256
+from glint.errors import GlintError, MismatchError, ResourceError
+from glint.evals import stored
+from glint.evals.stored import AVERAGED, STATE, all_in, problem, sha256
 from glint.log import logger
 from glint.shards.commit import make_dir, sync_dir, write_bytes
 
 FORMAT = "glint/checkpoint@1"
+
+Meet = Callable[[str], str]  # every rank brings its problem or ""; all leave with the first one
+
+
+def alone(problem: str) -> str:
+    """Meet nobody."""
+    return problem
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,8 @@ def save(
     folder: Path,
     step: int,
     *,
-    rank: int,
-    barrier: Callable[[], None],
+    rank: int = 0,
+    meet: Meet = alone,
     backbone: dict[str, Tensor],
     optimizer: dict[str, Tensor],
     averaged: dict[str, Tensor] | None = None,
@@ -51,56 +61,64 @@ def save(
 ) -> Path:
     """Write `folder/step-NNNNNNNN`; every rank calls it with its own `head` rows.
 
-    averaged: the moving average of the backbone, where there is one; head: (start, stop, tensors
-    whose first dimension is stop - start). Older checkpoints beyond
+    meet: waits for every rank; averaged: the moving average of the backbone, where there is one;
+    head: (start, stop, tensors whose first dimension is stop - start). Older checkpoints beyond
     the `keep` newest are removed after the new one is complete.
-    Raises ResourceError GL0901 where the disk does not take it (nothing half-written stays valid).
+    Raises ResourceError GL0901 on every rank where one of them cannot write (nothing half-written
+    stays valid).
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".{final.name}.partial"
-    try:
-        if rank == 0:
-            make_dir(folder)
-            for left in folder.glob(".step-*.partial"):  # of runs that were killed
-                shutil.rmtree(left, ignore_errors=True)
-            partial.mkdir()
-        barrier()
+
+    def begin() -> None:
+        make_dir(folder)
+        for left in folder.glob(".step-*.partial"):  # of runs that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial.mkdir()
+
+    def write() -> None:
         start, stop, rows = head
         if stop > start:
-            _write(
-                partial / f"head-{rank:05d}.safetensors",
-                rows,
-                {"start": str(start), "stop": str(stop)},
-            )
+            span = {"start": str(start), "stop": str(stop)}
+            _write(partial / f"head-{rank:05d}.safetensors", rows, span)
         if rank == 0:
             _write(partial / "backbone.safetensors", backbone)
             _write(partial / "optimizer.safetensors", optimizer)
             if averaged is not None:
                 _write(partial / AVERAGED, averaged)
             text = json.dumps({"format": FORMAT, "step": step, **state}, indent=1) + "\n"
-            write_bytes(partial / "state.json", text.encode())
-        barrier()
-        if rank == 0:
-            files = {
-                p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)}
-                for p in sorted(partial.iterdir())
-            }
-            manifest = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
-            write_bytes(partial / "MANIFEST.json", manifest.encode())
-            if final.exists():  # the same step saved again after a restart
-                shutil.rmtree(final)
-            partial.rename(final)
-            sync_dir(folder)
-            for old in all_in(folder)[:-keep]:
-                shutil.rmtree(old, ignore_errors=True)
-        barrier()
-    except OSError as error:
-        raise ResourceError(
-            "GL0901",
-            f"the checkpoint could not be written: {error}",
-            where=str(final),
-            hint="free space there; the checkpoint before it is intact",
-        ) from error
+            write_bytes(partial / STATE, text.encode())
+
+    def finish() -> None:
+        files = {
+            p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)}
+            for p in sorted(partial.iterdir())
+        }
+        manifest = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
+        write_bytes(partial / "MANIFEST.json", manifest.encode())
+        if final.exists():  # the same step saved again after a restart
+            shutil.rmtree(final)
+        partial.rename(final)
+        sync_dir(folder)
+        for old in all_in(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    for work in (begin, write, finish):
+        wrong: Exception | None = None
+        try:
+            if rank == 0 or work is write:
+                work()
+        except (OSError, SafetensorError, GlintError) as error:
+            wrong = error
+        said = wrong.what if isinstance(wrong, GlintError) else str(wrong)
+        told = meet("" if wrong is None else said or type(wrong).__name__)
+        if told:
+            raise ResourceError(
+                "GL0901",
+                f"the checkpoint could not be written: {told}",
+                where=str(final),
+                hint="free space there; the checkpoint before it is intact",
+            ) from wrong
     return final
 
 
@@ -133,14 +151,13 @@ def newest(folder: Path) -> Saved | None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read `state.json` of the checkpoint at `path`."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return state
+    """Read `state.json` of the checkpoint at `path`. Raises InputError GL0701."""
+    return stored.read_json(path / STATE)
 
 
 def tensors(saved: Saved, name: str) -> dict[str, Tensor]:
-    """Load one whole file (`backbone`, `optimizer` or `ema`) of a checkpoint."""
-    return load_file(saved.path / f"{name}.safetensors")
+    """Load one whole file (`backbone`, `optimizer` or `ema`) of a checkpoint. Raises ValueError."""
+    return stored.tensors(saved.path / f"{name}.safetensors")
 
 
 def head_fetch(saved: Saved) -> Callable[[str, int, int], Tensor]:
@@ -150,6 +167,7 @@ def head_fetch(saved: Saved) -> Callable[[str, int, int], Tensor]:
     """
     parts: list[tuple[int, int, Path]] = []
     for path in sorted(saved.path.glob("head-*.safetensors")):
+        stored.require_short_header(path)
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
         parts.append((int(meta["start"]), int(meta["stop"]), path))

@@ -24,7 +24,8 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
 
     The backbone is built and run forward on one batch of tensors that have shapes and no data;
     activations are what autograd then keeps for the backward pass, by CPU autocast's rules, which
-    are nearly CUDA's. Not counted: workspaces, the allocator's gaps, batches waiting.
+    are nearly CUDA's. Not counted: workspaces, the allocator's gaps, batches waiting. checkpoint:
+    what the first rank saves, and with `run.async_save` keeps a copy of in the host's memory.
     Raises UsageError as building the run would.
     """
     if classes < 1:
@@ -51,6 +52,7 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
         kind=recipe.head.kind,
         slots=recipe.head.slots,
     ).checked()
+    held = memory.memory(head)
     parts = {
         "weights": every * size + buffers,
         "gradients": trained * size,
@@ -58,8 +60,9 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
         "average": every * size + buffers if recipe.run.ema else 0,
         "images": recipe.data.batch * 3 * SIZE * SIZE * size,
         "activations": activations(recipe),
-        "head": memory.memory(head)["total"],
+        "head": held["total"],
     }
+    saved = parts["weights"] + parts["optimiser"] + parts["average"]
     return {
         "backbone": table.name,
         "parameters": every,
@@ -70,6 +73,7 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
         "batch": recipe.data.batch,
         "global_batch": recipe.data.batch * world * recipe.run.accumulate,
         "memory": {**parts, "total": sum(parts.values())},
+        "checkpoint": saved + held["weights"] + held["state"],
     }
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
-from glint.evals.stored import sha256
+from glint.evals.stored import sha256, tensors
 from glint.nn import backbones
 from glint.train import checkpoint
 
@@ -77,8 +77,6 @@ def import_weights(
     path = checkpoint.save(
         out / "checkpoints",
         0,
-        rank=0,
-        barrier=lambda: None,
         backbone=state,
         optimizer={},
         head=(0, 0, {}),
@@ -111,12 +109,9 @@ def _require_empty(out: Path) -> None:
 def _read(path: Path) -> object:
     """Load a file of tensors; a pickle may hold nothing but them."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
+            return tensors(path)
+        except (ValueError, OSError) as error:
             raise _damaged(str(error), path) from None
     try:
         _require_tensors(path)

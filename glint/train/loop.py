@@ -24,6 +24,7 @@ from glint.stream.augment import to_input
 from glint.stream.loader import Batch
 from glint.train import metrics, page, restore
 from glint.train.build import PRECISION, Run, norms
+from glint.train.saving import Saver
 from glint.train.schedule import learning_rate, total_steps
 
 
@@ -31,8 +32,9 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
     """Train from the newest checkpoint under `run.out`, or from the start, to the last step.
 
     Gives {steps, loss, accuracy, checkpoint, ...}. Raises DivergedError GL0703 where the loss or
-    a gradient is not finite (every rank at the same step; checkpoints stay as they are) and
-    Stopped GL0704 after SIGTERM, SIGINT or SIGUSR1, with the state saved.
+    a gradient is not finite (every rank at the same step; checkpoints stay as they are),
+    ResourceError GL0901 at the step after a checkpoint could not be written, and Stopped GL0704
+    after SIGTERM, SIGINT or SIGUSR1, with the state saved.
     """
     recipe, spe = run.recipe, run.steps_per_epoch
     total = total_steps(recipe.schedule, spe)
@@ -45,7 +47,7 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
     loss = math.nan
     if start == 0 and run.val:
         log.verification(0, 0.0, evaluate(run))
-    with _signals() as stop:
+    with _signals() as stop, Saver(run, log) as saver:
         for step, batches in _steps(run, start, total):
             epoch = step // spe
             lr = learning_rate(recipe.schedule, recipe.optim.lr, step, spe)
@@ -57,12 +59,16 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
             if run.val and (done % every == 0 or done == total):
                 verified = evaluate(run)
                 log.verification(done, done / spe, verified)
-            stopping = _any(run, bool(stop))
+            stopping, failed = _any(run, bool(stop), saver.failed)
+            if failed:
+                saver.wait()
             if done % recipe.run.save_every == 0 or done == total or stopping:
-                path = restore.save(run, done)
+                path = saver.save(done)
                 if run.world.rank == 0:
                     page.keep_up(run.out)
+                log.mark("save")
             if stopping and done < total:
+                saver.wait()
                 log.close()
                 raise Stopped(
                     "GL0704",
@@ -70,6 +76,7 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
                     f"of {total}; saved {path}",
                     hint="run the same command to continue",
                 )
+        saver.wait()
     log.close()
     if not verified and run.val:
         verified = evaluate(run)
@@ -254,11 +261,10 @@ def share_buffers(run: Run) -> None:
             torch.distributed.broadcast(buffer, 0, group=run.world.group)
 
 
-def _any(run: Run, flag: bool) -> bool:
-    if run.world.size == 1:
-        return flag
-    value: Tensor = torch.tensor([float(flag)], device=run.world.device)
-    return bool(all_reduce_(value, run.world)[0] > 0)
+def _any(run: Run, *flags: bool) -> list[bool]:
+    """Say of each flag whether it is up on any rank."""
+    value: Tensor = torch.tensor([float(flag) for flag in flags], device=run.world.device)
+    return [count > 0 for count in all_reduce_(value, run.world).tolist()]
 
 
 @contextmanager

@@ -104,6 +104,14 @@ class Log:
         self._at = self._since = time.perf_counter()
         self._steps = 0
 
+    def saved(self, step: int, size: int, waited: float, paused: float) -> None:
+        """Write what a checkpoint of `size` bytes here cost the steps, in seconds.
+
+        waited: for the save before it; paused: for the copy, or the writing where none is made.
+        """
+        entry = {"step": step, "bytes": size, "waited_s": waited, "paused_s": paused}
+        self._write("save", {k: round(v, 4) for k, v in entry.items()})
+
     def dump(self, step: int, batches: list[Batch], loss: float) -> str:
         """Name the samples of a bad step in RUN/diverged-*.json and give that path."""
         run = self.run

@@ -20,7 +20,7 @@ from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
 NAME = "report.html"
-_PARTS = ("data", "forward", "head", "backward", "update")
+_PARTS = ("data", "forward", "head", "backward", "update", "save")
 Reals = npt.NDArray[np.float64]
 
 

@@ -146,6 +146,7 @@ class Run(Table):
     log_every: AtLeastOne = 10
     save_every: AtLeastOne = 500
     keep: AtLeastOne = 2
+    async_save: bool = True  # write checkpoints beside the steps, from a copy in memory
     eval_every: Count = 0  # steps; 0 = at the end of each epoch
     val: list[Text] = Field(default_factory=list)  # verification .bin files
     tensorboard: bool = True

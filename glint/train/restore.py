@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from glint.errors import MismatchError, UsageError
+from glint.errors import GlintError, MismatchError, UsageError
 from glint.evals.stored import AVERAGED, problem
 from glint.log import logger
 from glint.train import checkpoint, optim
 from glint.train.build import Run
 
+# what a run goes on from must say
+FIELDS = {"step": int, "world": int, "global_batch": int, "averaged": int,
+          "identity": dict, "scaler": dict}  # fmt: skip
 
-def save(run: Run, step: int) -> Path:
-    """Write the checkpoint of `step` (steps done); every rank takes part."""
-    import torch.distributed as dist
 
-    recipe = run.recipe.model_dump(mode="json")
+def parts(run: Run, step: int) -> dict[str, Any]:
+    """Give what `checkpoint.save` writes of this rank at `step` (steps done), uncopied.
+
+    Every rank calls it: heads without a table compare theirs.
+    """
+    recipe, first = run.recipe.model_dump(mode="json"), run.world.rank == 0
     state = {
         "step": step,
         "epoch": step // run.steps_per_epoch,
@@ -32,24 +38,23 @@ def save(run: Run, step: int) -> Path:
         "backbone": recipe["backbone"],
         "recipe": recipe,
     }
-    return checkpoint.save(
-        run.out / "checkpoints",
-        step,
-        rank=run.world.rank,
-        barrier=(lambda: dist.barrier(run.world.group)) if run.world.size > 1 else lambda: None,
-        backbone=run.backbone.state_dict(),
-        optimizer=optim.state_by_name(run.optimizer, run.backbone),
-        averaged=None if run.averaged is None else run.averaged.module.state_dict(),
-        head=run.head.state_rows(),
-        state=state,
-        keep=run.recipe.run.keep,
-    )
+    averaged = None if run.averaged is None else run.averaged.module.state_dict()
+    return {
+        "rank": run.world.rank,
+        "backbone": run.backbone.state_dict() if first else {},
+        "optimizer": optim.state_by_name(run.optimizer, run.backbone) if first else {},
+        "averaged": averaged if first else None,
+        "head": run.head.state_rows(),
+        "state": state,
+        "keep": run.recipe.run.keep,
+    }
 
 
 def resume(run: Run) -> int:
     """Load the newest valid checkpoint of the run into it and give the steps already done.
 
-    Raises MismatchError GL0702 where the run was started with other data, recipe or batch.
+    Raises MismatchError GL0702 where the run was started with other data, recipe or batch, GL0701
+    where the checkpoint is as its manifest says and still not one of this program.
     """
     saved = checkpoint.newest(run.out / "checkpoints")
     if saved is None:
@@ -57,15 +62,15 @@ def resume(run: Run) -> int:
             weights = finetune_source(Path(run.recipe.run.finetune))
             _start_from(run, weights)
         return 0
-    compare(saved, run)
-    run.backbone.load_state_dict(checkpoint.tensors(saved, "backbone"))
-    optim.load_by_name(run.optimizer, run.backbone, checkpoint.tensors(saved, "optimizer"))
-    if run.averaged is not None:
-        run.averaged.module.load_state_dict(checkpoint.tensors(saved, "ema"))
-        run.averaged.n_averaged.fill_(int(saved.state["averaged"]))
-    run.head.load_rows(checkpoint.head_fetch(saved))
-    run.scaler.load_state_dict(saved.state["scaler"])
-    step = int(saved.state["step"])
+    compare(_sound(saved), run)
+    try:
+        _load(saved, run)
+    except GlintError:
+        raise
+    except Exception as error:  # a file can be wrong in any way
+        said = (str(error).splitlines() or [""])[0]
+        raise _unsound(saved, f"it does not load: {type(error).__name__}: {said[:200]}") from error
+    step: int = saved.state["step"]
     if saved.state["world"] != run.world.size:
         logger.info(
             "resuming %s on %d ranks (was %d): centres redistributed, sample order unchanged",
@@ -76,14 +81,41 @@ def resume(run: Run) -> int:
     return step
 
 
+def _load(saved: checkpoint.Saved, run: Run) -> None:
+    run.backbone.load_state_dict(checkpoint.tensors(saved, "backbone"))
+    optim.load_by_name(run.optimizer, run.backbone, checkpoint.tensors(saved, "optimizer"))
+    if run.averaged is not None:
+        run.averaged.module.load_state_dict(checkpoint.tensors(saved, "ema"))
+        run.averaged.n_averaged.fill_(saved.state["averaged"])
+    run.head.load_rows(checkpoint.head_fetch(saved))
+    run.scaler.load_state_dict(saved.state["scaler"])
+
+
+def _unsound(saved: checkpoint.Saved, what: str) -> MismatchError:
+    return MismatchError(
+        "GL0701", what, where=str(saved.path),
+        hint="take it away: the checkpoint before it is the newest then",
+    )  # fmt: skip
+
+
+def _sound(saved: checkpoint.Saved) -> checkpoint.Saved:
+    """Give a checkpoint back that a run can go on from, by its `state.json`. Raises GL0701."""
+    for name, kind in FIELDS.items():
+        value = saved.state.get(name)
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            found = type(value).__name__ if kind is dict else repr(value)[:40]
+            raise _unsound(saved, f"state.json: expected {name}, a {kind.__name__}, found {found}")
+    return saved
+
+
 def _start_from(run: Run, weights: checkpoint.Saved) -> None:
     """Put the weights of another run, averaged ones where it has them, into the backbone."""
     name = "ema" if (weights.path / AVERAGED).exists() else "backbone"
     try:
         run.backbone.load_state_dict(checkpoint.tensors(weights, name))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         made = weights.state.get("backbone") or {}
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        lines = [line.strip() for line in (str(error).splitlines()[1:3] or [str(error)])]
         raise MismatchError(
             "GL0702",
             f"run.finetune: its weights do not fit backbone {run.recipe.backbone.name}: "
@@ -138,7 +170,7 @@ def batch_for_world(out: Path, batch: int, world: int) -> int:
     Raises MismatchError GL0702 where the global batch does not divide by the new world.
     """
     saved = checkpoint.newest(out / "checkpoints")
-    if saved is None or saved.state["world"] == world:
+    if saved is None or _sound(saved).state["world"] == world:
         return batch
     total = int(saved.state["global_batch"])
     if total % world:

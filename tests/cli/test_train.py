@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from glint.dist.world import World
-from glint.errors import BusyError, DivergedError, MismatchError, UsageError
+from glint.errors import BusyError, DivergedError, MismatchError, ResourceError, UsageError
 from glint.recipes.load import load
-from glint.train import checkpoint, loop
+from glint.train import checkpoint, dry, loop
 from glint.train.build import build
 from glint.train.folder import claimed
 from glint.train.recipe import Recipe
@@ -182,6 +182,48 @@ def test_divergence_stops_with_the_samples_named_and_the_checkpoint_kept(
     dumped = json.loads((run / "diverged-00000002-rank0.json").read_text())
     assert len(dumped["keys"]) == 16
     assert weights(run) == kept
+
+
+def test_checkpoints_written_beside_training_are_those_written_between_steps(
+    small: Any, tmp_path: Path
+) -> None:
+    path, files = recipe(small, tmp_path, rule="dense_exact"), []
+    foretold = dry.run(load(path, Recipe, ["run.ema=0.9"]), 43, 1)["checkpoint"]
+    for kind in ("true", "false"):
+        run = tmp_path / kind
+        in_process(
+            path, run, f"run.async_save={kind}", "run.save_every=1", "run.keep=9", "run.ema=0.9",
+            "schedule.max_steps=4",
+        )  # fmt: skip
+        files.append({str(p.relative_to(run)): load_file(p) for p in run.rglob("*.safetensors")})
+        entries = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+        saves = [e for e in entries if e["kind"] == "save"]
+        assert [e["step"] for e in saves] == [1, 2, 3, 4]
+        assert {e["bytes"] for e in saves} == {foretold}
+    assert sorted(files[0]) == sorted(files[1])
+    assert len(files[0]) == 4 * 4  # backbone, optimizer, average, head at every step
+    for name, held in files[0].items():
+        other = files[1][name]
+        assert sorted(held) == sorted(other) and held
+        assert [key for key in held if not torch.equal(held[key], other[key])] == [], name
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_by_name(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run, real = recipe(small, tmp_path), tmp_path / "run", checkpoint._write
+
+    def write(file: Path, *rest: Any) -> None:
+        if "step-00000004" in str(file):
+            raise OSError(28, "No space left on device")
+        real(file, *rest)
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    with pytest.raises(ResourceError, match=r"GL0901.*step-00000004.*No space left"):
+        in_process(path, run, "run.save_every=2", "schedule.epochs=300")
+    assert 4 <= len(losses(run)) <= 6  # told at the latest by the next save
+    saved = checkpoint.newest(run / "checkpoints")
+    assert saved is not None and saved.state["step"] == 2
 
 
 def test_sigterm_saves_and_exits_75_and_the_same_command_continues(

@@ -40,25 +40,28 @@ _NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
 }
 NAMES: tuple[str, ...] = tuple(_NETS)
 
+# a file of weights may name any net: what it may cost to build one ends here
+MOST, DEEPEST = 1 << 16, 1 << 10  # channels or numbers of an embedding; layers in a row
+
 # class -> its options and what a value of each must be
 _OPTIONS: dict[Callable[..., nn.Module], dict[str, str]] = {
     IResNet: {
-        "layers": "four counts",
+        "layers": "four depths",
         "widths": "four counts",
         "dropout": "a share",
         "stem_stride": "a stride",
     },
-    MobileFaceNet: {"scale": "a count", "blocks": "four counts", "width": "a factor"},
+    MobileFaceNet: {"scale": "a count", "blocks": "four depths", "width": "a factor"},
     ViT: {
         "width": "a count",
-        "depth": "a count",
+        "depth": "a depth",
         "heads": "a count",
         "drop_path": "a share",
         "mask": "a share",
         "checkpoint": "a flag",
         "half_attention": "a flag",
     },
-    VarGFaceNet: {"se": "a flag", "blocks": "three counts", "width": "a factor"},
+    VarGFaceNet: {"se": "a flag", "blocks": "three depths", "width": "a factor"},
     MixFaceNet: {"width": "a factor", "tail": "a count"},
 }
 
@@ -113,9 +116,11 @@ def _check(name: str, options: dict[str, Any], allowed: dict[str, str]) -> None:
 
 
 _RULES = {
-    "a count": "a whole number of at least 1",
-    "three counts": "three whole numbers of at least 1",
-    "four counts": "four whole numbers of at least 1",
+    "a count": f"a whole number from 1 to {MOST}",
+    "a depth": f"a whole number from 1 to {DEEPEST}",
+    "three depths": f"three whole numbers from 1 to {DEEPEST}",
+    "four depths": f"four whole numbers from 1 to {DEEPEST}",
+    "four counts": f"four whole numbers from 1 to {MOST}",
     "a flag": "true or false",
     "a stride": "1 or 2",
     "a share": "a number from 0 to below 1",
@@ -124,16 +129,16 @@ _RULES = {
 
 
 def _fits(value: Any, kind: str) -> bool:
-    if kind in ("three counts", "four counts"):
+    if kind in ("three depths", "four depths", "four counts"):
         listed = isinstance(value, list | tuple)
-        length = 3 if kind == "three counts" else 4
-        return listed and len(value) == length and all(_fits(v, "a count") for v in value)
+        length, each = 3 if kind == "three depths" else 4, f"a {kind.split()[1][:-1]}"
+        return listed and len(value) == length and all(_fits(v, each) for v in value)
     if kind == "a flag":
         return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if kind == "a stride":
         return value in (1, 2)
-    if kind == "a count":
-        return isinstance(value, int) and value >= 1
+    if kind in ("a count", "a depth"):
+        return isinstance(value, int) and 1 <= value <= (MOST if kind == "a count" else DEEPEST)
     return 0 <= value < 1 if kind == "a share" else 0 < value <= 64

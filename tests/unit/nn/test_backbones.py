@@ -344,7 +344,7 @@ def test_unknown_name_suggests_the_nearest() -> None:
         ({"layers": [1, 2, 3]}, "four whole numbers"),
         ({"layers": [1, 2, 3, 0]}, "four whole numbers"),
         ({"widths": "wide"}, "four whole numbers"),
-        ({"embedding": 0}, "a whole number of at least 1, found 0"),
+        ({"embedding": 0}, "a whole number from 1 to 65536, found 0"),
         ({"dropout": 1.0}, "from 0 to below 1"),
         ({"name": "vit_t", "checkpoint": 1}, "must be true or false, found 1"),
         ({"name": "vit_t", "mask": 1.0}, "from 0 to below 1"),

@@ -78,7 +78,7 @@ def test_without_timm_the_command_to_install_it_is_told(monkeypatch: pytest.Monk
         ("timm:conv", {"checkpoint_path": "evil.pth"}, "checkpoint_path .*not for recipes"),
         ("timm:conv", {"pretrained": True}, "pretrained .*not for recipes"),
         ("timm:conv", {"depht": 3}, "does not build conv: .*depht"),
-        ("timm:conv", {"embedding": 0}, "a whole number of at least 1, found 0"),
+        ("timm:conv", {"embedding": 0}, "a whole number from 1 to 65536, found 0"),
     ],
 )
 def test_what_is_refused(stand_in: None, name: str, options: dict, said: str) -> None:

@@ -28,7 +28,7 @@ def write(folder: Path, step: int, classes: int, ranks: int, keep: int = 2) -> t
     partial = folder / f".{final.name}.partial"
     calls = 0
 
-    def barrier() -> None:  # rank 0 arrives first; the others write while it waits
+    def meet(problem: str) -> str:  # rank 0 arrives first; the others write while it waits
         nonlocal calls
         calls += 1
         if calls == 1:
@@ -40,9 +40,10 @@ def write(folder: Path, step: int, classes: int, ranks: int, keep: int = 2) -> t
                         {"weight": rows[a:b]},
                         {"start": str(a), "stop": str(b)},
                     )
+        return problem
 
     head = (0, cuts[1], {"weight": rows[: cuts[1]]})
-    checkpoint.save(folder, step, rank=0, barrier=barrier, head=head, **common)
+    checkpoint.save(folder, step, meet=meet, head=head, **common)
     return rows
 
 

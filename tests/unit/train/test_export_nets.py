@@ -82,8 +82,8 @@ def test_published_sizes_learn_and_export(tmp_path: Path, name: str) -> None:
         net.train()(torch.rand(4, 3, 112, 112) * 2 - 1)
     made = {"name": name, "embedding": 512, "options": {}}
     checkpoint.save(
-        tmp_path / "run" / "checkpoints", 0, rank=0, barrier=lambda: None,
-        backbone=net.state_dict(), optimizer={}, head=(0, 0, {}), state={"backbone": made}, keep=1,
+        tmp_path / "run" / "checkpoints", 0, backbone=net.state_dict(),
+        optimizer={}, head=(0, 0, {}), state={"backbone": made}, keep=1,
     )  # fmt: skip
     found = export_onnx(tmp_path / "run", tmp_path / "net.onnx", crops=2)
     assert 0.99999 <= found["cosine_min"] <= 1.0000001

@@ -1,0 +1,167 @@
+"""When a run's checkpoints are written: beside its steps, from a copy made between two of them."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glint.dist.collectives import all_gather_rows
+from glint.dist.host import ram
+from glint.dist.world import World, beside
+from glint.errors import GlintError
+from glint.log import logger
+from glint.train import checkpoint, restore
+from glint.train.build import Run
+from glint.train.metrics import Log
+
+WORDS = 500  # bytes of a problem that the other ranks are told
+ROOM = 0.8  # share of the free memory that copies may take
+MOMENT = 5.0  # seconds that a run waits for its writer where another rank may be lost
+
+
+class Saver:
+    """Saves the checkpoints of one run; every rank has one and calls it at the same steps.
+
+    With `run.async_save` a save waits for the one before it, copies the state into host memory,
+    which is kept for the next, and lets a thread write it. Without, or where free memory does not
+    hold the copies of the ranks of this machine, the state is written as it lies, between steps.
+    """
+
+    def __init__(self, run: Run, log: Log) -> None:
+        """Open what the ranks' threads meet through (a collective)."""
+        self.run, self.log = run, log
+        self.asynchronous = run.recipe.run.async_save
+        self._meet = meeting(beside(run.world) if self.asynchronous else run.world)
+        self._copies: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int) -> Path:
+        """Save the state after `step` steps; its folder is there after `wait` at the latest.
+
+        Raises what `wait` does of the save before, and of this one where it is not asynchronous.
+        """
+        began = time.perf_counter()
+        self.wait()
+        waited = time.perf_counter()
+        parts = restore.parts(self.run, step)
+        size = sum(t.numel() * t.element_size() for _, t in _tensors(parts))
+        if self.asynchronous and not self._copies:
+            self.asynchronous = self._room(size)
+        folder = self.run.out / "checkpoints"
+        if self.asynchronous:
+            parts = self._copied(parts)
+            self._thread = threading.Thread(
+                target=self._write, args=(folder, step, parts), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        else:
+            checkpoint.save(folder, step, meet=self._meet, **parts)
+        self.log.saved(step, size, waited - began, time.perf_counter() - waited)
+        return folder / f"step-{step:08d}"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the save under way has failed; `wait` raises why."""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Wait for the save under way. Raises ResourceError GL0901 where it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """End with the checkpoint written where every rank is there; a failure is told only."""
+        if self._thread is not None:
+            together = kind is None or issubclass(kind, GlintError)  # all ranks end at this step
+            self._thread.join(None if together else MOMENT)
+        if self._error is not None:
+            logger.error("%s", self._error)
+
+    def _write(self, folder: Path, step: int, parts: dict[str, Any]) -> None:
+        try:
+            checkpoint.save(folder, step, meet=self._meet, **parts)
+        except BaseException as error:
+            self._error = error
+
+    def _room(self, size: int) -> bool:
+        """Whether the copies of this machine's ranks fit into its memory; the first rank tells."""
+        free, ranks = ram()["available"], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        good = size * ranks <= ROOM * free
+        if not good:
+            logger.warning(
+                "checkpoints are written between steps: copies of %.1f MiB a rank do not fit "
+                "into %.1f MiB of free memory", size / 2**20, free / 2**20,
+            )  # fmt: skip
+        elif self.run.world.rank == 0:
+            logger.info("checkpoints: %.1f MiB copied, written beside the steps", size / 2**20)
+        return good
+
+    def _copied(self, parts: dict[str, Any]) -> dict[str, Any]:
+        pinned = self.run.world.device.type == "cuda"
+        copies: dict[str, Tensor] = {}
+        for name, tensor in _tensors(parts):
+            place = self._copies.get(name)
+            if place is None or place.shape != tensor.shape:
+                place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            copies[name] = place.copy_(tensor.detach())
+        self._copies = copies
+
+        def of(part: str, held: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: copies[f"{part}/{name}"] for name in held}
+
+        start, stop, rows = parts["head"]
+        return parts | {
+            "head": (start, stop, of("head", rows)),
+            **{part: of(part, parts[part]) for part in _WHOLE if parts[part] is not None},
+        }
+
+
+_WHOLE = ("backbone", "optimizer", "averaged")  # what rank 0 writes of them all
+
+
+def _tensors(parts: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    for part in _WHOLE:
+        for name, tensor in (parts[part] or {}).items():
+            yield f"{part}/{name}", tensor
+    for name, tensor in parts["head"][2].items():
+        yield f"head/{name}", tensor
+
+
+def meeting(line: World) -> checkpoint.Meet:
+    """Give what tells all ranks of `line` the first of their problems, and waits for all."""
+    if line.size == 1:
+        return checkpoint.alone
+
+    def meet(problem: str) -> str:
+        text = problem.encode()[:WORDS]
+        mine = torch.zeros((1, WORDS), dtype=torch.uint8)
+        mine[0, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        said = all_gather_rows(mine.to(line.device), line).cpu().numpy()
+        for rank, row in enumerate(said):
+            if row.any():
+                words = bytes(row).rstrip(b"\0").decode(errors="replace")
+                return f"rank {rank}: {words}"
+        return ""
+
+    return meet
