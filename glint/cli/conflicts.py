@@ -55,6 +55,27 @@ def find(
     ),
     cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
     engine: str = typer.Option("auto", "--engine", help="auto, faiss or torch: the same pairs."),
+    near: bool = typer.Option(
+        True, "--near/--no-near", help="Decode every image to find near duplicates."
+    ),
+    against: list[Path] = typer.Option(
+        [],
+        "--against",
+        metavar="DATASET",
+        help="Another dataset, to find who stands in both; may be given several times.",
+    ),
+    tests: list[Path] = typer.Option(
+        [],
+        "--against-test",
+        metavar="DATASET",
+        help="A test set: its people in this dataset are told as leaks.",
+    ),
+    against_embeddings: list[Path] = typer.Option(
+        [],
+        "--against-embeddings",
+        metavar="EMB",
+        help="Embeddings of these datasets by the same model, in any order.",
+    ),
     thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Faces in the report."),
     seed: int = typer.Option(0, "--seed", help="Of the calibration draws."),
     overwrite: bool = typer.Option(
@@ -67,7 +88,7 @@ def find(
     command = "glint " + " ".join(sys.argv[1:])
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import conflicts, embed, verdicts
+        from glint.pipelines import conflicts, embed, overlap, verdicts
         from glint.shards.index import Dataset
 
         options = verdicts.Options(
@@ -77,6 +98,7 @@ def find(
         data = Dataset(dataset)
         conflicts.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
         emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
+        others = overlap.opened(against, tests, against_embeddings, emb)
         with show.progress("dedup-conflicts") as progress:
             return conflicts.run(
                 data,
@@ -86,6 +108,8 @@ def find(
                 thumbs=thumbs,
                 overwrite=overwrite,
                 command=command,
+                near=near,
+                against=others,
                 progress=progress,
             )
 
@@ -173,6 +197,17 @@ def _say_found(r: dict[str, Any]) -> str:
     ]
     if r["groups_refused"]:
         lines.append(f"  {r['groups_refused']} groups refused (chains or too large): masked")
+    lines.append(
+        f"inside identities: {r['mixed']} of two people, {show.count(r['outliers'], 'outlier')}; "
+        f"repeated images: {r['duplicates']} groups of the same bytes, {r['near_duplicates']} of "
+        "the same picture"
+    )
+    for other in r["against"]:
+        lines.append(
+            f"in {other['name']} too: {other['merge']} one person, {other['mask']} may be, "
+            f"{show.count(other['shared_images'], 'image')} in both"
+            + (f": {other['leaks']} identities leak from this test set" if other["test"] else "")
+        )
     if r["classes_excluded"] or r["samples_excluded"]:
         lines.append(
             f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "

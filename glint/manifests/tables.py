@@ -74,6 +74,52 @@ EQUALS = pa.schema(
     ]
 )
 
+# The same of a conflict report: equal images, and those that show the same picture.
+REPEATS = pa.schema(
+    [
+        *EQUALS,
+        ("kind", pa.string()),  # exact or near
+        ("bits", pa.int64()),  # of 64, in which its hash differs from that of the group's nearest
+        ("cosine", pa.float64()),  # to that image's embedding; 1 for exact
+    ]
+)
+
+# Images and identities of one label that are not of one kind.
+INSIDE = pa.schema(
+    [
+        ("kind", pa.string()),  # outlier: an image far from the others; mixed: two people
+        ("key", pa.string()),
+        ("label", pa.int64()),  # as sharded
+        ("side", pa.int64()),  # mixed: 0 the larger set, 1 the other; null for an outlier
+        ("cosine", pa.float64()),  # to the trimmed mean of the others; mixed: mean across the sets
+        ("score", pa.float64()),  # 1 = what one person shows
+        ("z", pa.float64()),  # spreads below what the dataset's own images or cuts show
+        ("towards", pa.int64()),  # outlier: the nearest other identity; null where not looked for
+        ("towards_cosine", pa.float64()),
+    ]
+)
+
+# Identities of this dataset that another one has too, or may have.
+OVERLAP = pa.schema(
+    [
+        ("label", pa.int64()),  # as sharded here
+        ("dataset", pa.string()),  # the other one, by name
+        ("dataset_label", pa.int64()),  # as sharded there
+        ("dataset_source_label", pa.string()),
+        ("test", pa.bool_()),  # the other one is a test set
+        ("leak", pa.bool_()),  # a test set's person, or image: leave the label out of training
+        ("shared", pa.int64()),  # images that stand under both, byte for byte
+        ("cosine", pa.float64()),  # from here on as in PAIRS; n_b samples there
+        ("cross_mean", pa.float64()),
+        ("cross_q10", pa.float64()),
+        ("n_a", pa.int64()),
+        ("n_b", pa.int64()),
+        ("score", pa.float64()),
+        ("probability", pa.float64()),
+        ("verdict", pa.string()),
+    ]
+)
+
 # A label version: what became of each label as sharded (target -1 = dropped).
 LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
 

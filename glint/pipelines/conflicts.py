@@ -6,6 +6,7 @@ Nothing of the dataset changes here: `glint.pipelines.decisions` applies and und
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from glint import log
 from glint.errors import BusyError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.pipelines import decisions, embed, gallery, output
+from glint.pipelines import decisions, embed, exhibits, gallery, inside, output, overlap
 from glint.pipelines.verdicts import Found, Options, find
 from glint.review import decided
 from glint.search.evidence import Samples
@@ -25,7 +26,7 @@ from glint.shards.index import Dataset
 
 FORMAT = "glint/conflicts@1"
 BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
-TABLES = ("pairs.parquet", "groups.parquet")
+TABLES = ("pairs.parquet", "groups.parquet", *inside.TABLES, *overlap.TABLES)
 
 
 def run(
@@ -37,10 +38,14 @@ def run(
     thumbs: bool = True,
     overwrite: bool = False,
     command: str = "",
+    near: bool = True,
+    against: Sequence[overlap.Other] = (),
     progress: Progress = log.silent,
 ) -> dict[str, Any]:
     """Find conflicts and write pairs.parquet, groups.parquet, conflicts.json and report.html.
 
+    Beside them inside.parquet and duplicates.parquet; near: also for images that show the same
+    picture, which decodes all. against: other datasets, for overlap.parquet and shared.parquet.
     Raises BusyError when `out` holds something else or, without `overwrite`, a report that is in
     force or was edited by hand.
     """
@@ -50,10 +55,22 @@ def run(
     with commit.lock(out / "_glint" / "lock"):
         commit.write_json(begun, {"format": FORMAT})
         samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
-        target_C = labels.current(dataset.root, dataset.classes).target
-        found = find(emb.centre_CD, samples, target_C, options, progress=progress)
-        about = _write(dataset, emb, out, found, samples, options, command)
-        gallery.write(out / "report.html", dataset, emb, samples, found, about, thumbs=thumbs)
+        now = labels.current(dataset.root, dataset.classes)
+        found = find(emb.centre_CD, samples, now.target, options, progress=progress)
+        odd = inside.look(
+            dataset, emb, samples, now, found, near=near, seed=options.seed, progress=progress
+        )
+        both = [
+            overlap.look(dataset, emb, samples, now.target, found, one, options, progress=progress)
+            for one in against
+        ]
+        inside.write(out, dataset, odd)
+        overlap.write(out, dataset, both)
+        about = _write(dataset, emb, out, found, odd, both, samples, options, command)
+        gallery.write(
+            out / "report.html", dataset, emb, samples, found, about,
+            thumbs=thumbs, tabs=lambda faces: exhibits.tabs(faces, odd, both),
+        )  # fmt: skip
         begun.unlink()
     counts: dict[str, Any] = about["counts"]
     return {
@@ -61,6 +78,7 @@ def run(
         "calibrated": found.scale.genuine is not None,
         "low": found.low,
         "engine": found.pairs.engine,
+        "against": about["against"],
         "report": str(out / "report.html"),
         "out": str(out),
     }
@@ -116,6 +134,8 @@ def _write(
     emb: embed.Embeddings,
     out: Path,
     found: Found,
+    odd: inside.Inside,
+    both: Sequence[overlap.Overlap],
     samples: Samples,
     options: Options,
     command: str,
@@ -169,6 +189,7 @@ def _write(
         "images_in_groups": int(sum(samples.count_C[g].sum() for g in merged)),
         "samples_excluded": samples.excluded,
         "classes_excluded": pairs.excluded,
+        **odd.counts(),
     }
     about = {
         "format": FORMAT,
@@ -198,7 +219,8 @@ def _write(
         "refused": [
             {"labels": piece.tolist(), "reason": text} for piece, text in found.groups.refused
         ],
-        "files": {name: _sha256(out / name) for name in TABLES},
+        "against": [one.about() for one in both],
+        "files": {name: _sha256(out / name) for name in TABLES if (out / name).is_file()},
     }
     commit.write_json(out / "conflicts.json", about)
     return about

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from glint.pipelines.verdicts import Found
 from glint.review import report
 from glint.review.chart import Chart, chart
 from glint.review.decided import report_id
-from glint.review.report import Card, Group, Page, Side
+from glint.review.report import Card, Group, Page, Side, Tab
 from glint.search import knn
 from glint.search.evidence import Samples
 from glint.shards.index import Dataset
@@ -35,13 +37,14 @@ class Faces:
         table = dataset.identities()
         self.name = table.column("name").to_pylist()
         self.source_label = table.column("source_label").to_pylist()
+        if "dataset" in table.column_names:  # merged: where each identity came from
+            came = table.column("dataset").to_pylist()
+            self.source_label = [f"{a}: {b}" for a, b in zip(came, self.source_label)]
         self.dataset, self.emb, self.samples, self.thumbs = dataset, emb, samples, thumbs
 
     def side(self, label: int, towards: int | None = None, most: int = FACES) -> Side:
         """Describe an identity, its faces ranked from the nearest to the other's centre."""
-        faces: list[bytes] = []
-        if self.thumbs and most:
-            faces = [self._read(int(row)) for row in self._pick(label, towards, most)]
+        faces = self.images(self._pick(label, towards, most)) if self.thumbs and most else []
         return Side(
             label,
             self.name[label] or "",
@@ -49,6 +52,10 @@ class Faces:
             int(self.samples.count_C[label]),
             faces,
         )
+
+    def images(self, rows: Iterable[int]) -> list[bytes]:
+        """Read the images of rows; none on a page without faces."""
+        return [self._read(int(row)) for row in rows] if self.thumbs else []
 
     def _pick(self, label: int, towards: int | None, most: int) -> npt.NDArray[np.int64]:
         rows = self.samples.rows(label)
@@ -76,10 +83,13 @@ def write(
     about: dict[str, Any],
     *,
     thumbs: bool = True,
+    tabs: Callable[[Faces], Sequence[Tab]] = lambda faces: (),
 ) -> None:
-    """Write report.html beside the conflicts.json that it is about."""
+    """Write report.html beside the conflicts.json that it is about. tabs: more, besides pairs."""
     name = report_id(path.parent)
-    report.write(path, page(dataset, emb, samples, found, about, thumbs=thumbs, name=name))
+    made = page(dataset, emb, samples, found, about, thumbs=thumbs, name=name)
+    more = tabs(Faces(dataset, emb, samples, thumbs))
+    report.write(path, replace(made, tabs=more))
 
 
 def page(
@@ -129,6 +139,9 @@ def page(
             ("", f"{counts['groups']}", f"groups, largest {counts['largest_group']}"),
             ("", f"{counts['identities']} \u2192 {counts['identities_after']}", "identities"),
             ("", f"{counts['images_in_groups']}", "images in these groups"),
+            ("", f"{counts['mixed']}", "identities of two people"),
+            ("", f"{counts['outliers']}", "outliers"),
+            ("", f"{counts['duplicates'] + counts['near_duplicates']}", "repeated images"),
         ],
         notes=_notes(found, counts),
         cards=[card(int(k), FACES if int(k) in chosen else 0) for k in order[:PAIRS]],

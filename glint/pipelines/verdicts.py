@@ -12,7 +12,7 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import UsageError
 from glint.log import Progress, logger
-from glint.search import calibrate, evidence, groups, knn, plda
+from glint.search import calibrate, cross, evidence, groups, knn, plda
 from glint.search.calibrate import Drawn, Scale
 from glint.search.evidence import Evidence, Samples
 from glint.search.groups import Groups
@@ -60,7 +60,7 @@ class Options:
 class Found:
     """All that was found: K pairs as sharded with verdicts, the groups, and how it was judged.
 
-    probability: that a pair is one person, NaN where there is no model. wrong: merges expected to
+    probability: that a pair is one person, NaN where there is no `model`. wrong: merges expected to
     be wrong by it.
     """
 
@@ -76,6 +76,19 @@ class Found:
     low: float
     probability: plda.Reals
     wrong: float
+    model: plda.TwoCovariance | None
+
+
+@dataclass(frozen=True)
+class Across:
+    """Pairs of an identity here (a) and one of another dataset (b), judged as `Found` judges."""
+
+    pairs: Pairs
+    evidence: Evidence
+    n_a: Ints
+    n_b: Ints
+    verdict: npt.NDArray[np.str_]
+    probability: plda.Reals
 
 
 def find(
@@ -134,8 +147,46 @@ def find(
             verdict[k], reason[k] = "mask", why[int(pairs.a[k])]
     wrong = float((1.0 - probability[verdict == "merge"]).sum())
     return Found(
-        pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability, wrong
+        pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability, wrong,
+        model,
+    )  # fmt: skip
+
+
+def across(
+    found: Found,
+    centre_CD: Centres,
+    samples: Samples,
+    target_C: Ints,
+    other_CD: Centres,
+    others: Samples,
+    other_target_C: Ints,
+    options: Options,
+    *,
+    also: Ints,
+    progress: Progress = log.silent,
+) -> Across:
+    """Judge identities here against those of another dataset, on the scale of `found`.
+
+    Thresholds, model and search threshold are this dataset's; identities that the labels in force
+    drop are left out on both sides. also: pairs to judge below the search threshold, int64 [_, 2].
+    """
+    pairs = cross.pairs_across(centre_CD, other_CD, found.low, progress=progress)
+    open_K = (target_C[pairs.a] >= 0) & (other_target_C[pairs.b] >= 0)
+    both = np.stack([pairs.a[open_K], pairs.b[open_K]], axis=1)
+    a, b = np.unique(np.concatenate([both, also]), axis=0).T
+    cosine = knn.cosines(centre_CD, a, b, other_CD)
+    proof = evidence.collect(
+        samples, a, b, cosine, found.scale.prior, others=others, progress=progress
     )
+    n_a, n_b = samples.count_C[a], others.count_C[b]
+    probability = np.full(len(a), np.nan)
+    if found.model is not None:
+        ratio = found.model.ratio(a, b, found.model.placed(others))
+        count = float((samples.count_C > 0).sum()) * float((others.count_C > 0).sum())
+        probability = plda.probability(ratio, plda.share(ratio, max(count, 1.0)))
+    verdict = judge(cosine, proof.score, probability, n_a, n_b, found.scale, options)
+    kept = Pairs(a, b, cosine, pairs.excluded, pairs.engine)
+    return Across(kept, proof, n_a, n_b, verdict, probability)
 
 
 def judge(

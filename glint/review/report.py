@@ -17,7 +17,7 @@ from glint.shards import commit
 
 TEMPLATES = Path(__file__).parent / "templates"
 MODE = 0o600  # the page holds faces: its owner only
-FACES = 24 << 20  # most bytes of faces in the cards, and as many in the groups
+FACES = 24 << 20  # most bytes of faces in the cards, and as many in the groups and tabs
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,37 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Images side by side, with a title and words."""
+
+    title: str
+    words: str
+    faces: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """Something that was found: its strips and numbers. kind: the class that colours it."""
+
+    kind: str
+    pill: str
+    strips: Sequence[Strip]
+    numbers: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A tab of exhibits under the name `name`. left_out: those that stand in `file` only."""
+
+    name: str
+    title: str
+    words: str
+    exhibits: Sequence[Exhibit]
+    left_out: int
+    file: str
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page shows. cards: most alike first; the script draws those in sight.
 
@@ -85,6 +116,7 @@ class Page:
     notes: Sequence[str] = field(default_factory=tuple)
     report: str = ""
     split: tuple[Sequence[float], Sequence[float]] = ((), ())
+    tabs: Sequence[Tab] = ()
 
 
 def data_uri(image: bytes) -> str:
@@ -177,7 +209,7 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    left = FACES  # of the groups
+    left = FACES  # of the groups and tabs
 
     def image(face: bytes) -> str:
         nonlocal left

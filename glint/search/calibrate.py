@@ -9,6 +9,7 @@ that depend on how many samples stand on each side: x = 1/n + 1/m.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ ENOUGH = 20  # fewer genuine splits than this say nothing
 FALSE_MERGES = 0.1  # expected among all pairs of unrelated people
 FALSE_MASKS = 0.02  # expected per identity
 Z_MERGE, Z_MASK = 2.5, 4.0  # spreads below one person's location
+TAILS = ((0.841, 1.0), (0.975, 1.96), (0.995, 2.576))  # 16 %, 2.5 % and 0.5 % of one side
 LEAST, MOST = 0.8, 0.9  # of one person's location; below the first a pair never merges
 
 
@@ -128,7 +130,7 @@ def genuine(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
         row = rng.permutation(samples.rows(int(label), 2 * SAMPLES))
         n = len(row)
         for left, right in sorted({(1, 1), (1, n - 1), (n // 2, n - n // 2)}):
-            found.append(_judge(samples, row[:left], row[left : left + right], prior))
+            found.append(judge(samples, row[:left], row[left : left + right], prior))
     return _drawn(found)
 
 
@@ -142,7 +144,7 @@ def impostor(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
             a, b = rng.choice(len(some), 2, replace=False)
             most = 1 if draw % 2 else SAMPLES
             found.append(
-                _judge(
+                judge(
                     samples,
                     samples.rows(int(some[a]), most),
                     samples.rows(int(some[b]), most),
@@ -152,7 +154,7 @@ def impostor(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
     return _drawn(found)
 
 
-def _judge(
+def judge(
     samples: Samples, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], prior: float
 ) -> tuple[float, float, float]:
     """Return (x, score, centre cosine) of two sets of rows."""
@@ -168,25 +170,26 @@ def _drawn(found: list[tuple[float, float, float]]) -> Drawn:
     return Drawn(all_S3[:, 0], all_S3[:, 1], all_S3[:, 2])
 
 
-def fit(drawn: Drawn, *, upper: bool) -> Fit:
+def fit(found: Drawn, *, upper: bool, tails: Sequence[tuple[float, float]] = TAILS) -> Fit:
     """Fit location and one-sided spread by quantiles of bins of equal size along x.
 
-    The spread is the widest that the 16 %, 2.5 % and 0.5 % tails of that side ask for, so a tail
+    tails: quantiles of that side and the spreads at which a normal tail has them. The spread is the
+    widest that one of them asks for (those beyond 99 % where a bin has 500 draws), so a tail
     heavier than normal widens it. Farther out the draws hold conflicts and mislabelled images.
     """
     from scipy.optimize import nnls
 
     sign = 1.0 if upper else -1.0
-    order = np.argsort(drawn.x_S, kind="stable")
-    one_size = np.ptp(drawn.x_S) < 0.05  # nothing to say about other sizes
+    order = np.argsort(found.x_S, kind="stable")
+    one_size = np.ptp(found.x_S) < 0.05  # nothing to say about other sizes
     bins = np.array_split(order, 1 if one_size else max(1, min(8, len(order) // 60)))
     middle, place, variance = [], [], []
     for chosen in bins:
-        value = sign * drawn.score_S[chosen]
+        value = sign * found.score_S[chosen]
         median = float(np.median(value))
-        tails = [(0.841, 1.0), (0.975, 1.96)] + ([(0.995, 2.576)] if len(chosen) >= 500 else [])
-        spread = max((float(np.quantile(value, q)) - median) / z for q, z in tails)
-        middle.append(float(drawn.x_S[chosen].mean()))
+        enough = [(q, z) for q, z in tails if q < 0.99 or len(chosen) >= 500]
+        spread = max((float(np.quantile(value, q)) - median) / z for q, z in enough)
+        middle.append(float(found.x_S[chosen].mean()))
         place.append(sign * median)
         variance.append(max(spread, 1e-3) ** 2)
     x_B = np.array(middle)

@@ -132,16 +132,21 @@ def collect(
     cosine: Reals,
     prior: float,
     *,
+    others: Samples | None = None,
     progress: Progress = log.silent,
 ) -> Evidence:
-    """Judge K pairs of identities, whose centres have `cosine`, by up to 32 samples of each."""
+    """Judge K pairs of identities, whose centres have `cosine`, by up to 32 samples of each.
+
+    others: the samples of another dataset, whose identities b are.
+    """
+    others = others or samples
     out_K3 = np.full((len(a), 3), np.nan)
     held, x_nD = -1, np.empty((0, 0), np.float32)
     for done, k in enumerate(np.lexsort((b, a)), 1):
         label, other = int(a[k]), int(b[k])
         if label != held:
             held, x_nD = label, samples.unit(samples.rows(label))
-        y_mD = samples.unit(samples.rows(other))
+        y_mD = others.unit(others.rows(other))
         if len(x_nD) and len(y_mD):
             mean, score = judge(
                 x_nD,
@@ -149,7 +154,7 @@ def collect(
                 prior,
                 cosine=float(cosine[k]),
                 n=int(samples.count_C[label]),
-                m=int(samples.count_C[other]),
+                m=int(others.count_C[other]),
             )
             out_K3[k] = mean, np.quantile(x_nD @ y_mD.T, 0.1), score
         progress(done, len(a))

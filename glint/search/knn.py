@@ -64,13 +64,22 @@ def unit64(x_nD: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     return scaled
 
 
-def cosines(x_ND: npt.NDArray[np.floating], a: Rows, b: Rows) -> npt.NDArray[np.float64]:
-    """Score the given row pairs in float64; NaN where a row has no direction."""
+def cosines(
+    x_ND: npt.NDArray[np.floating],
+    a: Rows,
+    b: Rows,
+    other_MD: npt.NDArray[np.floating] | None = None,
+) -> npt.NDArray[np.float64]:
+    """Score the given row pairs in float64; NaN where a row has no direction.
+
+    other_MD: the set that b are rows of, where it is another one.
+    """
+    y_MD = x_ND if other_MD is None else other_MD
     out = np.empty(len(a), dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         for start in range(0, len(a), 16384):
             cut = slice(start, start + 16384)
-            out[cut] = (unit64(x_ND[a[cut]]) * unit64(x_ND[b[cut]])).sum(axis=1)
+            out[cut] = (unit64(x_ND[a[cut]]) * unit64(y_MD[b[cut]])).sum(axis=1)
     return out
 
 

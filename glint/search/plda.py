@@ -11,7 +11,7 @@ many photographs stand on each side by itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,26 +29,42 @@ BLOCK = 65536
 
 @dataclass(frozen=True)
 class TwoCovariance:
-    """The fitted model: between_d is B's variance where W's is 1; mean_Cd the identities' means."""
+    """The fitted model: between_d is B's variance where W's is 1; mean_Cd the identities' means.
+
+    basis_Dd, centre_D: what turned embeddings into these axes.
+    """
 
     between_d: Reals
     mean_Cd: Reals
     count_C: Ints
+    basis_Dd: Reals
+    centre_D: Reals
 
-    def ratio(self, a: Ints, b: Ints) -> Reals:
+    def ratio(self, a: Ints, b: Ints, other: TwoCovariance | None = None) -> Reals:
         """Give the natural log likelihood ratio of "one person" against "two" for K pairs.
 
-        NaN where an identity has no usable photograph.
+        other: what `placed` made of another dataset, whose identities b are. NaN where an identity
+        has no usable photograph.
         """
+        other = other or self
         out_K = np.full(len(a), np.nan)
-        some_K = np.flatnonzero((self.count_C[a] > 0) & (self.count_C[b] > 0))
+        some_K = np.flatnonzero((self.count_C[a] > 0) & (other.count_C[b] > 0))
         for at in range(0, len(some_K), BLOCK):
             k = some_K[at : at + BLOCK]
             out_K[k] = log_ratio(
-                self.mean_Cd[a[k]], self.mean_Cd[b[k]],
-                self.count_C[a[k]], self.count_C[b[k]], self.between_d,
+                self.mean_Cd[a[k]], other.mean_Cd[b[k]],
+                self.count_C[a[k]], other.count_C[b[k]], self.between_d,
             )  # fmt: skip
         return out_K
+
+    def placed(self, samples: Samples) -> TwoCovariance:
+        """Return this model with the identities of another dataset in place of its own."""
+        count_C = samples.count_C.astype(np.int64)
+        mean_Cd = np.zeros((len(count_C), len(self.between_d)))
+        for label in np.flatnonzero(count_C).tolist():
+            x_nD = samples.unit(samples.rows(label, int(count_C[label]))).astype(np.float64)
+            mean_Cd[label] = (x_nD.mean(axis=0) - self.centre_D) @ self.basis_Dd
+        return replace(self, mean_Cd=mean_Cd, count_C=count_C)
 
 
 def log_ratio(a_Kd: Reals, b_Kd: Reals, n_K: Ints, m_K: Ints, between_d: Reals) -> Reals:
@@ -89,13 +105,15 @@ def fit(samples: Samples) -> TwoCovariance | None:
         return None
     within_DD = scatter_DD / spare
     within_DD += RIDGE * np.trace(within_DD) / len(within_DD) * np.eye(len(within_DD))
-    centred_CD = mean_CD - mean_CD[some].mean(axis=0)
+    centre_D = mean_CD[some].mean(axis=0)
+    centred_CD = mean_CD - centre_D
     between_DD = np.cov(centred_CD[some].T) - within_DD * float(np.mean(1.0 / count_C[some]))
     between_D, basis_DD = eigh(between_DD, within_DD)
     kept = between_D > LEAST_BETWEEN
     if not kept.any():
         return None
-    return TwoCovariance(between_D[kept], centred_CD @ basis_DD[:, kept], count_C)
+    basis_Dd = basis_DD[:, kept]
+    return TwoCovariance(between_D[kept], centred_CD @ basis_Dd, count_C, basis_Dd, centre_D)
 
 
 def share(ratio_K: Reals, pairs: float, rounds: int = 50) -> float:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,41 @@ def groups(digest_nk: npt.NDArray[np.uint8]) -> tuple[Ints, Ints]:
     return row_m[order_m], group_m[order_m]
 
 
+@dataclass(frozen=True)
+class Equals:
+    """m samples whose image stands more than once, group by group.
+
+    target_m: identity by the labels in force; across_m: the group stands under several.
+    """
+
+    row_m: Ints
+    group_m: Ints
+    target_m: Ints
+    across_m: npt.NDArray[np.bool_]
+
+
+def told(row_m: Ints, group_m: Ints, target_m: Ints) -> Equals:
+    """Number groups from 0 and say which stand under several identities.
+
+    Dropped samples (target -1) are left out, and groups of which one sample stays.
+    """
+    row_m, group_m, target_m = (array[target_m >= 0] for array in (row_m, group_m, target_m))
+    left_m = np.bincount(group_m)[group_m] > 1  # without the dropped ones
+    row_m, target_m = row_m[left_m], target_m[left_m]
+    group_m = np.unique(group_m[left_m], return_inverse=True)[1].astype(np.int64)
+    n = int(group_m.max(initial=-1)) + 1
+    least_g, most_g = np.full(n, np.iinfo(np.int64).max), np.full(n, -1)
+    np.minimum.at(least_g, group_m, target_m)
+    np.maximum.at(most_g, group_m, target_m)
+    return Equals(row_m, group_m, target_m, (least_g != most_g)[group_m])
+
+
+def equals(dataset: Dataset, labels: LabelTable) -> Equals:
+    """Find the images that stand more than once, byte for byte, by the index alone."""
+    row_m, group_m = groups(dataset.digests)
+    return told(row_m, group_m, labels.target[dataset.label[row_m]])
+
+
 def find(
     dataset: Dataset, labels: LabelTable, out: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
@@ -61,56 +97,41 @@ def find(
     """
     if out is not None and Path(out).exists():
         raise BusyError("GL0004", "the file exists", where=os.fspath(out))
-    row_m, group_m = groups(dataset.digests)
-    target_m = labels.target[dataset.label[row_m]]
-    row_m, group_m, target_m = (array[target_m >= 0] for array in (row_m, group_m, target_m))
-    left_m = np.bincount(group_m)[group_m] > 1  # without the dropped ones
-    row_m, target_m = row_m[left_m], target_m[left_m]
-    group_m = np.unique(group_m[left_m], return_inverse=True)[1].astype(np.int64)
-    n = int(group_m.max(initial=-1)) + 1
-    least_g, most_g = np.full(n, np.iinfo(np.int64).max), np.full(n, -1)
-    np.minimum.at(least_g, group_m, target_m)
-    np.maximum.at(most_g, group_m, target_m)
-    across_g = least_g != most_g
-    label_m = dataset.label[row_m]
+    found = equals(dataset, labels)
+    group_m, across_m = found.group_m, found.across_m
     if out is not None:
-        _write(out, dataset, row_m, group_m, label_m, target_m, across_g[group_m])
+        parquet.write(out, table(dataset, found))
+    n, several = int(group_m.max(initial=-1)) + 1, np.unique(group_m[across_m])
     return {
         "groups": n,
-        "images": len(row_m),
-        "under_one_identity": int((~across_g).sum()),
-        "under_several": int(across_g.sum()),
+        "images": len(found.row_m),
+        "under_one_identity": n - len(several),
+        "under_several": len(several),
         "shown": [
             {
-                "keys": [dataset.key[int(row)] for row in row_m[group_m == group]],
-                "labels": label_m[group_m == group].tolist(),
+                "keys": [dataset.key[int(row)] for row in found.row_m[group_m == group]],
+                "labels": dataset.label[found.row_m[group_m == group]].tolist(),
             }
-            for group in np.flatnonzero(across_g)[:SHOWN].tolist()
+            for group in several[:SHOWN].tolist()
         ],
         **({"out": os.fspath(out)} if out is not None else {}),
     }
 
 
-def _write(
-    out: str | os.PathLike[str],
-    dataset: Dataset,
-    row_m: Ints,
-    group_m: Ints,
-    label_m: Ints,
-    target_m: Ints,
-    across_m: npt.NDArray[np.bool_],
-) -> None:
-    told = dataset.identities().column("source_label")
+def table(dataset: Dataset, found: Equals) -> pa.Table:
+    """Return one row for each sample found."""
+    label_m = dataset.label[found.row_m]
+    names = dataset.identities().column("source_label")
     where = ("key", "source")
     text = parquet.read(dataset.root / "samples.parquet", tables.SAMPLES, columns=list(where))
-    text = text.take(pa.array(row_m))
+    text = text.take(pa.array(found.row_m))
     columns = {
-        "group": pa.array(group_m),
+        "group": pa.array(found.group_m),
         "key": text.column("key"),
         "label": pa.array(label_m),
-        "target": pa.array(target_m),
-        "across": pa.array(across_m),
-        "source_label": told.take(pa.array(label_m)),
+        "target": pa.array(found.target_m),
+        "across": pa.array(found.across_m),
+        "source_label": names.take(pa.array(label_m)),
         "source": text.column("source"),
     }
-    parquet.write(out, pa.table(columns, schema=tables.EQUALS))
+    return pa.table(columns, schema=tables.EQUALS)

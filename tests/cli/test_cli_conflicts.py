@@ -113,3 +113,32 @@ def test_importing_the_commands_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+class Mean:
+    """A recogniser that no test needs to be good: colours of 8 x 8 squares."""
+
+    name, dim, size, digest = "mean", 192, 112, "sha256:mean"
+
+    def embed(self, image_nHWC):
+        small = image_nHWC.reshape(-1, 8, 14, 8, 14, 3).mean((2, 4)).reshape(len(image_nHWC), -1)
+        return (small - small.mean(axis=0)).astype("float32")
+
+
+def test_against_a_test_set(small, tmp_path: Path) -> None:
+    from glint.pipelines.embed import embed
+    from glint.shards.index import Dataset
+
+    data = Dataset(small.data)
+    embed(data, Mean(), tmp_path / "emb")
+    done = glint(
+        "dedup-conflicts", str(small.data), "--embeddings", str(tmp_path / "emb"),
+        "--out", str(tmp_path / "conf"), "--no-thumbs", "--no-near", "--low", "0.9",
+        "--against-test", str(small.data), "--against-embeddings", str(tmp_path / "emb"),
+    )  # fmt: skip
+    assert f"in {small.data.name} too: " in done.stdout
+    assert f"{data.n} images in both: {data.classes} identities leak" in done.stdout
+    assert "repeated images: 0 groups" in done.stdout
+    told = json.loads((tmp_path / "conf/conflicts.json").read_text())
+    assert told["counts"]["near_duplicates"] == 0
+    assert told["against"][0]["digest"] == data.digest

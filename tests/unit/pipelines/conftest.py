@@ -33,7 +33,8 @@ def picture(label: int, number: int) -> bytes:
 def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
     """Return make(counts, ...): one shard, rows label by label.
 
-    same_as: label -> the label whose person it shows, under numbers of its own.
+    same_as: label -> the label whose person it shows, under numbers of its own; shows: (label,
+    number) -> the bytes of that image.
     """
 
     def make(
@@ -42,6 +43,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
         folder: str = "set",
         images: bool = True,
         same_as: dict[int, int] | None = None,
+        shows: dict[tuple[int, int], bytes] | None = None,
     ) -> Dataset:
         root = tmp_path / folder
         (root / "data").mkdir(parents=True)
@@ -53,6 +55,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
                     who = (same_as or {}).get(label, label)
                     other = 1000 * (who != label) + number
                     data = picture(who, other) if images else b"%d/%d" % (label, number)
+                    data = (shows or {}).get((label, number), data)
                     key = f"{len(rows['key']):09d}"
                     info = tarfile.TarInfo(f"{key}.jpg")
                     info.size = len(data)
@@ -99,3 +102,25 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
         return Dataset(root)
 
     return make
+
+
+class Blocks:
+    """A recogniser of the coloured blocks that the pictures show."""
+
+    name, dim, size, digest = "blocks", 147, 112, "sha256:blocks"
+
+    def embed(self, image_nHWC: np.ndarray) -> np.ndarray:
+        x = image_nHWC.reshape(-1, 7, 16, 7, 16, 3).mean((2, 4)).reshape(len(image_nHWC), -1)
+        return (x - 127.5).astype(np.float32)
+
+
+@pytest.fixture
+def blocks() -> Blocks:
+    """A recogniser of `picture_of`'s people."""
+    return Blocks()
+
+
+@pytest.fixture
+def picture_of() -> Callable[[int, int], bytes]:
+    """Return picture(label, number)."""
+    return picture

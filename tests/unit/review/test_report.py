@@ -14,7 +14,7 @@ import pytest
 
 from glint.review import report
 from glint.review.chart import chart
-from glint.review.report import Card, Group, Page, Side, html, write
+from glint.review.report import Card, Exhibit, Group, Page, Side, Strip, Tab, html, write
 
 BAD = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>' & {{ 7*7 }} http://example.org/"
 JPEG = b"\xff\xd8\xff\xe0not really"
@@ -41,6 +41,16 @@ def page(
         "charts": [bars],
         "groups": [Group(1, [a, b, a], [[1, 0.9, 0.3], [0.9, 1, 0.8], [0.3, 0.8, 1]], name)],
         "left_out": 12,
+        "tabs": [
+            Tab(
+                "inside",
+                name,
+                name,
+                [Exhibit("mask", name, [Strip(name, name, faces)], [(name, name)])],
+                3,
+                name,
+            )
+        ],
         **options,
     }
     return Page(**values)

@@ -1,0 +1,75 @@
+"""Exact join of two sets of rows: every pair, one of each, whose cosine reaches a threshold."""
+
+# N rows here, M rows of the other set, n and m of one block, D embedding
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from glint import log
+from glint.errors import ResourceError
+from glint.log import Progress
+from glint.search import knn
+from glint.search.knn import Pairs
+
+BLOCK = 4096
+
+Floats = npt.NDArray[np.floating]
+
+
+def pairs_across(
+    x_ND: Floats,
+    y_MD: Floats,
+    threshold: float,
+    *,
+    limit: int = 50_000_000,
+    progress: Progress = log.silent,
+) -> Pairs:
+    """Find every pair (a of x, b of y) with cosine >= `threshold`, exactly, sorted by (a, b).
+
+    Screened in float32 below the threshold by `knn.margin`, scored in float64. Rows that are NaN,
+    infinite or zero are left out and counted. Raises ResourceError GL0503 above `limit` pairs.
+    """
+    import torch
+
+    good_n, good_m = (np.flatnonzero(knn.usable(side)) for side in (x_ND, y_MD))
+    bound = threshold - knn.margin(x_ND.shape[1])
+    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    held = 0
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for at in range(0, len(good_m), BLOCK):
+            row_m = good_m[at : at + BLOCK]
+            wide_mD = knn.unit64(y_MD[row_m])
+            y_Dm = torch.from_numpy(wide_mD.astype(np.float32)).T
+            for start in range(0, len(good_n), BLOCK):
+                row_n = good_n[start : start + BLOCK]
+                wide_nD = knn.unit64(x_ND[row_n])
+                product_nm = torch.from_numpy(wide_nD.astype(np.float32)) @ y_Dm
+                i, j = (product_nm > bound).nonzero(as_tuple=True)
+                i_K, j_K = i.numpy(), j.numpy()
+                for cut in range(0, len(i_K), BLOCK):
+                    one, other = i_K[cut : cut + BLOCK], j_K[cut : cut + BLOCK]
+                    cosine = (wide_nD[one] * wide_mD[other]).sum(axis=1)
+                    keep = cosine >= threshold
+                    found.append((row_n[one[keep]], row_m[other[keep]], cosine[keep]))
+                    held += int(keep.sum())
+                if held > limit:
+                    raise ResourceError(
+                        "GL0503",
+                        f"more than {limit} pairs reach cosine {threshold:.3f}",
+                        where="join of two datasets",
+                        hint="search at a higher cosine: --low",
+                    )
+            progress(min(at + BLOCK, len(good_m)), len(good_m), f"{held} pairs")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    none = np.empty(0, np.int64)
+    a = np.concatenate([*(one for one, _, _ in found), none])
+    b = np.concatenate([*(other for _, other, _ in found), none])
+    cosine = np.concatenate([*(value for _, _, value in found), np.empty(0, np.float64)])
+    order = np.lexsort((b, a))
+    excluded = len(x_ND) - len(good_n) + len(y_MD) - len(good_m)
+    return Pairs(a[order], b[order], cosine[order], excluded, "torch")

@@ -1,0 +1,80 @@
+"""Planted strangers and planted second people are found inside identities, and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from glint.search import evidence, inside, knn
+from glint.search.calibrate import calibrate
+from glint.search.evidence import Samples
+
+
+class World:
+    """Identities of 1 to 20 images; some images and some halves show somebody else."""
+
+    def __init__(self, seed: int, *, people: int = 120, dim: int = 64, low: float = 0.5) -> None:
+        rng = np.random.default_rng(seed)
+        middle = knn.unit64(rng.standard_normal((2 * people, dim)))
+        rows, label = [], []
+        self.strangers, self.mixed, at = set(), {}, 0
+        for who in range(people):
+            n = int(rng.integers(1, 21)) if who >= 12 else 12
+            r = rng.uniform(low, 0.8)
+            shown = np.full(n, who)
+            if who < 6:
+                shown[: 3 + who % 3] = people + who
+                self.mixed[who] = set(range(at, at + 3 + who % 3))
+            elif who < 12:
+                shown[4] = people + who
+                self.strangers.add(at + 4)
+            noise = knn.unit64(rng.standard_normal((n, dim)))
+            rows.append(np.sqrt(r) * middle[shown] + np.sqrt(1 - r) * noise)
+            label += [who] * n
+            at += n
+        self.x = knn.unit64(np.concatenate(rows)).astype(np.float16)
+        self.samples = Samples(self.x, np.array(label), people)
+        self.prior = evidence.prior_rho(self.samples)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_strangers_and_second_people(seed: int) -> None:
+    world = World(seed)
+    far = inside.outliers(world.samples, world.prior)
+    assert {row for row in far.row.tolist() if row >= 6 * 12} == world.strangers
+    assert (np.diff(far.z) <= 0).all() and far.z.min() >= inside.SPREADS
+    assert (np.abs(far.score) < 0.6).all()
+    found = inside.mixed(world.samples, world.prior)
+    assert {one.label: set(one.two.tolist()) for one in found} == world.mixed
+    for one in found:
+        assert len(one.one) >= len(one.two) >= inside.LEAST
+        assert one.cosine < one.within
+
+
+def test_a_hard_photograph_is_no_outlier() -> None:
+    """Far from its own by the dataset's measure, but nearer than a stranger."""
+    world = World(5)
+    label = 12 + int(world.samples.count_C[12:].argmax())
+    hard, *rest = world.samples.rows(label).tolist()
+    others = world.samples.unit(np.array(rest)).mean(axis=0)
+    noise = knn.unit64(np.random.default_rng(1).standard_normal((1, 64)))[0]
+    half = 0.6 * others / np.linalg.norm(others) + 0.8 * noise
+    world.x[hard] = half / np.linalg.norm(half)
+    assert hard not in inside.outliers(world.samples, world.prior).row
+
+
+def test_too_few_identities_say_nothing() -> None:
+    world = World(0, people=12)
+    assert len(inside.outliers(world.samples, world.prior).row) == 0
+    assert inside.mixed(world.samples, world.prior) == []
+    none = Samples(np.empty((0, 8), np.float16), np.empty(0, np.int64), 3)
+    assert len(inside.outliers(none, 1.0).row) == 0
+    assert inside.mixed(none, 1.0) == []
+
+
+def test_identities_of_few_images_are_left_out() -> None:
+    world = World(1)
+    scale, _, _ = calibrate(world.samples)
+    small = np.flatnonzero(world.samples.count_C < inside.LEAST)
+    rows = {int(row) for label in small for row in world.samples.rows(int(label))}
+    assert rows and not rows & set(inside.outliers(world.samples, scale.prior).row.tolist())
