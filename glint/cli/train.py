@@ -215,9 +215,11 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
 
 def _say(result: dict[str, Any]) -> str:
     loss = result["loss"]
+    before = "" if result["resumed_from"] < result["steps"] else "finished before: "
     lines = [
-        f"{result['steps']} steps, {result['images']} images, {result['classes']} identities, "
-        f"ranks {result['world']}: loss {'-' if loss is None else f'{loss:.4f}'}"
+        f"{before}{result['steps']} steps, {result['images']} images, "
+        f"{result['classes']} identities, ranks {result['world']}"
+        + ("" if loss is None else f": loss {loss:.4f}")
     ]
     for name, accuracy in result["verification"].items():
         lines.append(f"  {name}  {100 * accuracy:.2f} %")

@@ -153,7 +153,7 @@ class _Mistakes:
         """Turn pydantic's errors into lines; a union's several errors into one."""
         expected: dict[tuple[str, ...], list[str]] = {}
         for error in errors:
-            loc = self._location(error["loc"])
+            loc = self._location(error["loc"], error["type"] == "missing")
             dotted = ".".join(loc)
             context = error.get("ctx", {})
             if error["type"] == "mistakes":
@@ -188,7 +188,7 @@ class _Mistakes:
             "GL0102", what, where=where, hint="glint cat NAME shows a recipe that is right"
         )
 
-    def _location(self, loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    def _location(self, loc: tuple[int | str, ...], missing: bool) -> tuple[str, ...]:
         """Drop the names of union members that pydantic adds behind the real path."""
         here: Any = self.data
         path: list[str] = []
@@ -197,8 +197,8 @@ class _Mistakes:
             if inside or (isinstance(here, list) and isinstance(key, int)):
                 here = here[key]
                 path.append(str(key))
-            elif isinstance(here, dict) and key == loc[-1]:
-                return (*path, str(key))  # missing
+            elif missing and key == loc[-1]:
+                return (*path, str(key))
             else:
                 break
         return tuple(path)

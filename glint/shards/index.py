@@ -87,7 +87,13 @@ class Dataset:
         if not path.is_file():
             if unfinished := _unfinished(self.root):
                 raise unfinished
-            found = "a folder without manifest.json" if self.root.is_dir() else "no such folder"
+            found = (
+                "a folder without manifest.json"
+                if self.root.is_dir()
+                else "a file"
+                if self.root.exists()
+                else "no such folder"
+            )
             raise InputError(
                 "GL0301",
                 f"expected a dataset, found {found}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from glint.nn.names import NAMES, TIMM
 from glint.recipes.load import Table
 
 Count = Annotated[int, Field(ge=0)]
@@ -33,6 +35,13 @@ class Data(Table):
     sampling: str = ""  # a sampling.parquet; "auto" = the dataset's own if present
     block: Count = 0  # samples per shuffle block, read sequentially; 0 = one by one, anywhere
 
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield what decoding on the GPU excludes."""
+        if self.decode == "gpu" and self.workers:
+            yield "workers", 'must be 0 with decode = "gpu"; use threads'
+        if self.decode == "gpu" and self.augment != "none":
+            yield "augment", 'must be "none" with decode = "gpu"'
+
 
 class Backbone(Table):
     """The network: a name of `glint.nn.backbones` and its own options."""
@@ -40,6 +49,17 @@ class Backbone(Table):
     name: Text
     embedding: AtLeastOne = 512
     options: dict[str, Option] = Field(default_factory=dict)
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield a name that no net has. What timm has is known where timm is, when it is built."""
+        if not self.name.startswith(TIMM) and self.name not in NAMES:
+            near = difflib.get_close_matches(self.name, NAMES, 1)
+            yield (
+                "name",
+                f"no net is called {self.name!r}"
+                + (f", did you mean {near[0]!r}?" if near else "")
+                + f" There are {', '.join(NAMES)}, and {TIMM}MODEL",
+            )
 
 
 class Head(Table):
@@ -189,6 +209,8 @@ class Recipe(Table):
                         f'"{self.optim.kind}"; "none" goes with both'
                     ),
                 )
+        if self.data.decode == "gpu" and self.run.device == "cpu":
+            yield "data.decode", '"gpu" needs a GPU, found run.device = "cpu"'
         if self.run.precision == "float64" and "bf16" in (self.head.gemm, self.head.storage):
             yield "head", 'gemm and storage must be "float32" with run.precision = "float64"'
         if self.head.kind != "partial_fc" and not self.run.ema:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from glint.errors import UsageError
@@ -52,8 +52,9 @@ def test_any_text_is_a_recipe_or_a_usage_error(text: str) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(), st.lists(st.text(max_size=4), min_size=1, max_size=4), st.text())
+@example("", ["0.0"], "")  # a table where a number or a text belongs
 def test_any_override_is_taken_or_a_usage_error(left: str, keys: list[str], right: str) -> None:
-    text = '[data]\npath="a"\n[backbone]\nname="b"\n[head]\nmargin="cosface"\n[optim]\nlr=1\n'
+    text = '[data]\npath="a"\n[backbone]\nname="mbf"\n[head]\nmargin="cosface"\n[optim]\nlr=1\n'
     text += "[schedule]\nepochs=1\n"
     for override in (
         left,

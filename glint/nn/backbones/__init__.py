@@ -1,5 +1,6 @@
 """Nets that turn a face crop into an embedding."""
 
-from glint.nn.backbones.registry import NAMES, create
+from glint.nn.backbones.registry import create
+from glint.nn.names import NAMES
 
 __all__ = ["NAMES", "create"]

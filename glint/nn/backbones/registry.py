@@ -15,6 +15,7 @@ from glint.nn.backbones.mixfacenet import MixFaceNet
 from glint.nn.backbones.mobilefacenet import MobileFaceNet
 from glint.nn.backbones.vargfacenet import VarGFaceNet
 from glint.nn.backbones.vit import ViT
+from glint.nn.names import NAMES, TIMM
 
 # name -> (class, options set by the name). A caller's options override these.
 _NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
@@ -38,7 +39,6 @@ _NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
         )
     },
 }
-NAMES: tuple[str, ...] = tuple(_NETS)
 
 # a file of weights may name any net: what it may cost to build one ends here
 MOST, DEEPEST = 1 << 16, 1 << 10  # channels or numbers of an embedding; layers in a row
@@ -73,16 +73,16 @@ def create(name: str, embedding: int = 512, **options: Any) -> nn.Module:
     options: as listed in docs/backbones.md. Raises UsageError GL0002 for a name, an option or a
     value that does not exist, GL0003 for a timm trunk without timm.
     """
-    if name.startswith(timm_trunk.PREFIX):
+    if name.startswith(TIMM):
         _check(name, {"embedding": embedding}, {})
-        return timm_trunk.Trunk(embedding, name.removeprefix(timm_trunk.PREFIX), options)
+        return timm_trunk.Trunk(embedding, name.removeprefix(TIMM), options)
     if name not in _NETS:
         close = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.5)
         raise UsageError(
             "GL0002",
             f"no backbone is called {name!r}",
             hint=(f"did you mean {close[0]}? " if close else "")
-            + f"there are {', '.join(NAMES)}, and {timm_trunk.PREFIX}MODEL",
+            + f"there are {', '.join(NAMES)}, and {TIMM}MODEL",
         )
     net, preset = _NETS[name]
     _check(name, {"embedding": embedding, **options}, _OPTIONS[net])

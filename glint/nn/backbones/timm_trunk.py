@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from glint.errors import UsageError
 from glint.nn.backbones.parts import SIZE, full_precision, require_faces
+from glint.nn.names import TIMM
 
-PREFIX = "timm:"
 INSTALL = "pip install 'glint-faces[timm]'"
 # what would fetch weights or load a pickle, and what the neck needs to be as it is
 _FIXED = {
@@ -75,7 +75,7 @@ class Trunk(nn.Module):
                 raise
             raise UsageError(
                 "GL0002",
-                f"{PREFIX}{name} does not take {SIZE}x{SIZE} images: {error}",
+                f"{TIMM}{name} does not take {SIZE}x{SIZE} images: {error}",
                 hint=f"some trunks need the option img_size = {SIZE}",
             ) from None
         if x.ndim == 3:
@@ -96,7 +96,7 @@ def _trunk(name: str, options: dict[str, Any]) -> nn.Module:
         missing = isinstance(error, ModuleNotFoundError)
         raise UsageError(
             "GL0003",
-            f"{PREFIX}{name} needs timm, which " + ("is not installed" if missing else "fails")
+            f"{TIMM}{name} needs timm, which " + ("is not installed" if missing else "fails")
             + f" ({error})",
             hint=INSTALL if missing else f"{INSTALL}, with the torchvision made for this torch",
         ) from None  # fmt: skip
@@ -106,13 +106,11 @@ def _trunk(name: str, options: dict[str, Any]) -> nn.Module:
         raise UsageError(
             "GL0002",
             f"timm {timm.__version__} has no model called {name!r}",
-            hint=f"did you mean {PREFIX}{close[0]}?"
-            if close
-            else "timm.list_models() has the list",
+            hint=f"did you mean {TIMM}{close[0]}?" if close else "timm.list_models() has the list",
         )
     fixed = sorted(_FIXED & set(options))
     if fixed:
-        raise UsageError("GL0002", f"option {fixed[0]} of {PREFIX}{name} is not for recipes")
+        raise UsageError("GL0002", f"option {fixed[0]} of {TIMM}{name} is not for recipes")
     try:
         trunk: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:

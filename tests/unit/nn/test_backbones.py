@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from glint.errors import InputError, UsageError
-from glint.nn.backbones import NAMES, create
+from glint.nn.backbones import NAMES, create, registry
 
 # name, embedding -> parameters, of them trainable, multiply-adds of one image
 PUBLISHED = {
@@ -61,6 +61,10 @@ def test_vargfacenet_without_gates_has_insightface_s_size() -> None:
     with torch.device("meta"):
         net = create("vargfacenet", se=False)
     assert (count(net), macs(net)) == (4_957_512, 512_355_840)
+
+
+def test_names_are_those_that_can_be_made() -> None:
+    assert tuple(registry._NETS) == NAMES
 
 
 def test_every_published_net_is_in_the_table() -> None:
