@@ -244,8 +244,9 @@ def _listed(embeddings: Path, dataset: Path | None, faces: Faces) -> tuple[Any, 
         except (ValueError, OSError, EOFError) as error:
             what = f"expected a .npy of numbers, found {error}"
             raise InputError("GL0402", what, where=str(embeddings)) from None
-        if feature_nD.ndim != 2 or len(feature_nD) != len(faces.name):
-            what = f"expected {len(faces.name)} rows, found the shape {feature_nD.shape}"
+        shape = tuple(getattr(feature_nD, "shape", ()))  # an archive of arrays has none
+        if len(shape) != 2 or shape[0] != len(faces.name):
+            what = f"expected {len(faces.name)} rows, found the shape {shape}"
             raise InputError("GL0402", what, where=str(embeddings))
         return feature_nD, {"embeddings": str(embeddings)}
     from glint.manifests import tables

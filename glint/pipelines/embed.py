@@ -655,6 +655,8 @@ def _open(path: Path, rows: int) -> Any:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError("GL0402", f"cannot be read: {error}", where=str(path)) from None
+    if not isinstance(array, np.ndarray):
+        raise InputError("GL0402", "expected one array, found an archive", where=str(path))
     if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":
         raise InputError(
             "GL0402",

@@ -47,6 +47,7 @@ class Table(pydantic.BaseModel):
 
 
 T = TypeVar("T", bound=Table)
+LONGEST, DOTS = 1 << 18, 100  # characters of a recipe; dots between two = of a line
 
 
 def load(text_or_path: str | Path, model: type[T], overrides: Sequence[str] = ()) -> T:
@@ -75,7 +76,18 @@ def load(text_or_path: str | Path, model: type[T], overrides: Sequence[str] = ()
 
 
 def parse(text: str, where: str = "") -> dict[str, Any]:
-    """Parse TOML into plain data. Raises UsageError GL0101."""
+    """Parse TOML into plain data. Raises UsageError GL0101.
+
+    Too long a text, or too deep a key, is refused first: tomllib keeps every beginning of a dotted
+    key, which is gigabytes for one of 200 kB.
+    """
+    deep = any(part.count(".") > DOTS for line in text.splitlines() for part in line.split("="))
+    if len(text) > LONGEST or deep:
+        what = f"a key of more than {DOTS} dots" if deep else f"{len(text)} characters"
+        raise UsageError(
+            "GL0101", f"expected a recipe of at most {LONGEST} characters, found {what}",
+            where=where,
+        )  # fmt: skip
     try:
         return dict(tomllib.loads(text))
     except ValueError as error:  # TOMLDecodeError, or an integer of thousands of digits
