@@ -79,6 +79,9 @@ def _say(result: dict[str, Any]) -> str:
                 f"{result['dataset']}, its embeddings and its reports"
             )
         return "\n".join(lines)
+    if not would and result["version"] == result["version_before"]:
+        lines.append(f"nothing new  they are out since label version {result['version']} or before")
+        return "\n".join(lines)
     lines.append(
         f"{would + 'set':13s}label version {result['version_before']} -> "
         f"{result['version']}, {show.count(result['classes'], 'class')} left"
