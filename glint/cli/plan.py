@@ -25,8 +25,9 @@ def plan(
     storage: str = typer.Option("float32", "--storage", help="float32 or bf16."),
     gemm: str = typer.Option("float32", "--gemm", help="float32 or bf16."),
     block: int = typer.Option(1024, "--block", help="Classes per block, as head.block."),
-    kind: str = typer.Option("partial_fc", "--kind", help="partial_fc or class_pool."),
-    slots: int = typer.Option(0, "--slots", help="Of a class_pool: identities that it holds."),
+    kind: str = typer.Option("partial_fc", "--kind", help="As head.kind in a recipe."),
+    slots: int = typer.Option(0, "--slots", help="Of a head without a table: its slots."),
+    gallery: int = typer.Option(1, "--gallery", help="Of a class_queue: as head.gallery."),
     card: float = typer.Option(0.0, "--card", help="GB per rank that the head may use."),
     tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of a rank's matrix products."),
     gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
@@ -40,7 +41,7 @@ def plan(
         from glint.train import memory
 
         head = memory.Head(classes, dim, world, batch, rate, rule, storage, gemm, block)
-        head = replace(head, kind=kind, slots=slots)
+        head = replace(head, kind=kind, slots=slots, gallery=gallery)
         return memory.plan(head, card=card, tflops=tflops, gbps=gbps, link=link)
 
     show.run(work, "glint/plan-result@1", as_json, debug=debug, say=_say)

@@ -34,6 +34,7 @@ from glint.stream.degrade import KINDS, Degrade, Kind
 from glint.stream.draws import Draws
 from glint.stream.files import Shards, Window
 from glint.stream.identities import IdentityPlan
+from glint.stream.mates import MatePlan
 from glint.stream.members import Members
 from glint.stream.permute import I64
 from glint.stream.plan import Plan, Slice
@@ -78,7 +79,9 @@ class Stream:
     decoder: what turns a batch's stored bytes into pixels instead of this machine's processor
     (`decode.on_gpu`); it goes with threads, not with workers or augment. each: images of one
     identity that stand together, identities taking turns (also said by a sampling table); endless:
-    such cycles follow one another inside one epoch.
+    such cycles follow one another inside one epoch. mates: so many images of its identity follow
+    every sample (`MatePlan`), so that a batch is groups of 1 + mates; a sampling table that groups
+    just so many does without.
     The samples of a (epoch, step) do not depend on workers, threads, pinned or verify.
     Errors: UsageError GL0001, GL0002; InputError GL0301, GL0304, GL0305.
     """
@@ -105,6 +108,7 @@ class Stream:
         decoder: Decoder | None = None,
         each: int = 0,
         endless: bool = False,
+        mates: int = 0,
         columns: Columns | None = None,
     ) -> None:
         if batch < 1 or workers < 0 or threads < 0:
@@ -149,22 +153,33 @@ class Stream:
                 self.count_C = members.count_C
             each = table.each or each
         self.draws: Draws | None = None
-        self.plan: Plan | IdentityPlan
-        if each:
-            if batch % each:
+        self.plan: Plan | IdentityPlan | MatePlan
+        if mates and each not in (0, 1 + mates):
+            raise UsageError(
+                "GL0002",
+                f"the table puts {each} images of an identity together, each sample takes {mates} "
+                "more of its own",
+                where="sampling table",
+                hint=f"a table made without --per-identity, or with --per-identity {1 + mates}",
+            )
+        if each or mates:
+            if batch % (each or 1 + mates):
                 raise UsageError(
                     "GL0002",
                     f"a batch of {batch} does not hold whole groups of "
-                    f"{each} images of an identity",
+                    f"{each or 1 + mates} images of an identity",
                     where="batch",
                 )
+            block = None
+        if each:
             kept_C = None if draws_C is None else draws_C > 0
             self.plan = IdentityPlan(members, each, seed, kept_C, endless)
-            block = None
         else:
             if draws_C is not None or members.count_C.sum() != dataset.n:
                 self.draws = Draws(members, draws_C, seed)
-            self.plan = Plan(dataset.n, seed, self.draws, block)
+            plan = self.plan = Plan(dataset.n, seed, self.draws, block)
+            if mates:
+                self.plan = MatePlan(plan, members, self.columns.record["label"], mates, seed)
         self.block = block
         ahead.check(dataset, block, self.plan.window if isinstance(self.plan, Plan) else 0)
         self._shards = Shards(dataset, self.columns, verify)

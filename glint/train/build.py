@@ -20,6 +20,7 @@ from glint.errors import MismatchError, UsageError
 from glint.evals.bins import Pairs, read_bin
 from glint.nn import backbones
 from glint.nn.heads.class_pool import ClassPool
+from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import Margin, margin
 from glint.shards import labels
@@ -37,7 +38,7 @@ PRECISION = {
     "fp16": torch.float16,
 }
 
-AnyHead = PartialFC | ClassPool
+AnyHead = PartialFC | ClassPool | ClassQueue
 
 
 @dataclass
@@ -100,8 +101,13 @@ class Run:
 
     def _free(self) -> set[str]:
         """Name the keys of the head that may change, or that this kind does not have."""
-        table = self.recipe.head.kind == "partial_fc"
-        return {"block", "kernels", *(("slots",) if table else ())}
+        kind = self.recipe.head.kind
+        free = {"block", "kernels"}
+        return (
+            free
+            | ({"slots"} if kind == "partial_fc" else set())
+            | ({"gallery"} if kind != "class_queue" else set())
+        )
 
 
 def threads(recipe: Recipe, world: World) -> int:
@@ -154,27 +160,31 @@ def _without_table(
 ) -> AnyHead:
     """Build a head whose class rows are features of the averaged net."""
     batch = recipe.data.batch
-    written = min(batch * world.size // 2, classes)
+    queue = table.kind == "class_queue"
+    if queue:
+        written = batch * world.size // (1 + table.gallery)
+    else:
+        written = min(batch * world.size // 2, classes)
     if table.slots < written:
         raise UsageError(
             "GL0002",
             f"head.slots is {table.slots}, a step may write {written}",
             hint="more head.slots, a smaller data.batch or fewer ranks",
         )
-    return ClassPool(
-        classes,
-        dim,
-        margin=shape,
-        slots=table.slots,
-        singles=batch // 3,
-        scale=table.scale,
-        threshold=table.threshold,
-        masks=masks if table.masks else None,
-        world=world,
-        dtype=dtype,
-        block=table.block,
-        gemm=table.gemm,
-    )
+    options: dict[str, Any] = {
+        "margin": shape,
+        "slots": table.slots,
+        "scale": table.scale,
+        "threshold": table.threshold,
+        "masks": masks if table.masks else None,
+        "world": world,
+        "dtype": dtype,
+        "block": table.block,
+        "gemm": table.gemm,
+    }
+    if queue:
+        return ClassQueue(classes, dim, images=table.gallery, **options)
+    return ClassPool(classes, dim, singles=batch // 3, **options)
 
 
 def build(recipe: Recipe, world: World, out: Path) -> Run:
@@ -217,7 +227,8 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     if recipe.head.kind == "class_pool":
         stream = Paired(dataset, batch=recipe.data.batch, **options)
     else:
-        stream = Stream(dataset, batch=recipe.data.batch, **options)
+        mates = recipe.head.gallery if recipe.head.kind == "class_queue" else 0
+        stream = Stream(dataset, batch=recipe.data.batch, mates=mates, **options)
     if stream.steps_per_epoch < recipe.run.accumulate:
         raise UsageError(
             "GL0002",

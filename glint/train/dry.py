@@ -51,6 +51,7 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
         recipe.head.block,
         kind=recipe.head.kind,
         slots=recipe.head.slots,
+        gallery=recipe.head.gallery,
     ).checked()
     held = memory.memory(head)
     parts = {

@@ -20,6 +20,7 @@ STATE = {
 }
 SIZE = {"float32": 4, "bf16": 2}
 PRODUCT = {**SIZE, "tf32": 4}
+KINDS = ("partial_fc", "class_pool", "class_queue")
 KEEP = 64 << 20  # bytes of exponentials that a head keeps rather than compute twice
 INDEX = 4 * 8  # bytes per row that plays: its class, its row, and sorting them
 LENGTHS = 2 * 4  # bytes per row that plays: length and inverse
@@ -40,7 +41,8 @@ class Head:
     block: int = 1024
     keep: int = KEEP
     kind: str = "partial_fc"
-    slots: int = 0  # class_pool: its rows, two each; classes and rate then do not matter
+    slots: int = 0  # without a table: rows (class_pool: two each), whatever classes and rate are
+    gallery: int = 1  # class_queue: images of a batch that go with each sample
 
     def checked(self) -> Head:
         """Give the head back; raises UsageError GL0002 for a value out of range."""
@@ -54,8 +56,13 @@ class Head:
             ("rule", self.rule in STATE, " or ".join(STATE)),
             ("storage", self.storage in SIZE, " or ".join(SIZE)),
             ("gemm", self.gemm in PRODUCT, " or ".join(PRODUCT)),
-            ("kind", self.kind in ("partial_fc", "class_pool"), "partial_fc or class_pool"),
-            ("slots", (self.slots > 0) == self.pooled, "at least 1, for a class_pool only"),
+            ("kind", self.kind in KINDS, " or ".join(KINDS)),
+            ("slots", (self.slots > 0) == self.pooled, "at least 1, for a head without a table"),
+            (
+                "gallery",
+                self.gallery == 1 or (self.gallery > 1 and self.kind == "class_queue"),
+                "at least 1, more for a class_queue only",
+            ),
         )
         for name, good, expected in checks:
             if not good:
@@ -67,8 +74,8 @@ class Head:
 
     @property
     def pooled(self) -> bool:
-        """Whether rows are the slots of a pool, the same on every rank."""
-        return self.kind == "class_pool"
+        """Whether rows are slots instead of classes, the same on every rank."""
+        return self.kind != "partial_fc"
 
     @property
     def rows(self) -> int:
@@ -76,6 +83,11 @@ class Head:
         if self.pooled:
             return self.slots
         return -(-self.classes // self.world)
+
+    @property
+    def written(self) -> int:
+        """Rows that a rank's features of the averaged net make in a step, without a table."""
+        return self.batch // (1 + self.gallery) if self.kind == "class_queue" else self.batch
 
     @property
     def samples(self) -> int:
@@ -93,7 +105,7 @@ class Head:
 def memory(head: Head) -> dict[str, int]:
     """Give the bytes of each part on the fullest rank, and their sum."""
     if head.pooled:
-        return _pool(head)
+        return _queue(head) if head.kind == "class_queue" else _pool(head)
     row, compute = head.dim * SIZE[head.storage], 4
     rows, plain = STATE[head.rule]
     samples, block = head.samples, min(head.block, head.playing)
@@ -132,6 +144,21 @@ def _pool(head: Head) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
+def _queue(head: Head) -> dict[str, int]:
+    """Count a queue's parts: rows and labels, and what a step makes of its samples."""
+    samples, row = head.written, head.dim * 4
+    parts = {
+        "weights": head.slots * row,
+        "state": head.slots * 8,  # labels
+        "sample": head.slots * LENGTHS,
+        "exponentials": samples * min(head.block, head.slots) * 4,
+        "block": 0,  # rows are read where they are
+        # of a rank: units, scaled, class rows, gradients; of all: what is written and stood there
+        "features": 6 * samples * row + 2 * samples * head.world * row,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
 def reference_memory(head: Head) -> int:
     """Give the bytes of dense momentum SGD over autograd: four tables at the optimiser's step."""
     return 4 * head.rows * head.dim * 4
@@ -141,7 +168,7 @@ def communication(head: Head) -> dict[str, int]:
     """Give the bytes that a rank receives per step and the number of collectives."""
     others = head.samples - head.batch
     if head.pooled:  # the averaged net's features, labels, one loss
-        received = others * (head.dim * 4 + 8) + (head.world - 1) * 4
+        received = (head.world - 1) * (head.written * (head.dim * 4 + 8) + 4)
         return {"received": received, "collectives": 3 if head.world > 1 else 0}
     received = others * (head.dim + 3) * 4 + others * 3 * 4 + others * head.dim * 4
     return {
@@ -152,6 +179,8 @@ def communication(head: Head) -> dict[str, int]:
 
 def products(head: Head) -> float:
     """Give the floating-point operations of a step's matrix products on one rank."""
+    if head.kind == "class_queue":  # cosines and their way back
+        return 2.0 * 2 * head.written * head.slots * head.dim
     if head.pooled:  # two halves, two tables, cosines and their way back
         return 2.0 * 4 * 2 * (head.batch / 2) * head.slots * head.dim
     everything = head.samples * head.playing * PRODUCT[head.gemm]
@@ -161,6 +190,8 @@ def products(head: Head) -> float:
 
 def moved(head: Head) -> int:
     """Give the bytes of table rows that a step reads and writes on one rank."""
+    if head.kind == "class_queue":
+        return head.slots * head.dim * 4
     if head.pooled:  # per half: the first rows, and both with the newer ones written out
         return 2 * 5 * head.slots * head.dim * 4
     rows, plain = STATE[head.rule]

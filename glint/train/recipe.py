@@ -69,7 +69,7 @@ class Head(Table):
     have no table of centres but `slots` of features (docs/heads.md).
     """
 
-    kind: Literal["partial_fc", "class_pool"] = "partial_fc"
+    kind: Literal["partial_fc", "class_pool", "class_queue"] = "partial_fc"
     margin: Literal["cosface", "arcface", "adaface", "combined"]
     m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
     m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -85,12 +85,16 @@ class Head(Table):
     gemm: Literal["float32", "tf32", "bf16"] = "float32"  # what products round operands to
     storage: Literal["float32", "bf16"] = "float32"  # how centres and their state are kept
     kernels: Literal["auto", "torch", "triton"] = "auto"  # who computes: docs/partial_fc.md
-    slots: Count = 0  # class_pool: identities that it holds
+    slots: Count = 0  # class_pool: identities that it holds; class_queue: class rows
+    gallery: AtLeastOne = 1  # class_queue: images that make a sample's class row; 2 is AttFC
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what the chosen kind of head or of margin does not read."""
         table = self.kind == "partial_fc"
-        for name in ("slots",) if table else ("rate", "rule", "lr_scale", "storage", "kernels"):
+        unread = ("slots",) if table else ("rate", "rule", "lr_scale", "storage", "kernels")
+        if self.kind != "class_queue":
+            unread = (*unread, "gallery")
+        for name in unread:
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield name, f'not read with kind = "{self.kind}"'
         if not table and not self.slots:
@@ -221,3 +225,13 @@ class Recipe(Table):
             )
         if self.head.kind == "class_pool" and self.data.batch % 6:
             yield "data.batch", 'head.kind = "class_pool" needs a multiple of 6'
+        if self.head.kind == "class_queue":
+            group = 1 + self.head.gallery
+            if self.data.batch % group:
+                yield (
+                    "data.batch",
+                    f'head.kind = "class_queue" with gallery = {self.head.gallery} needs a '
+                    f"multiple of {group}",
+                )
+            if self.data.block:
+                yield "data.block", 'not read with head.kind = "class_queue"'

@@ -34,13 +34,24 @@ class Known:
         if pair_m2 is not None and len(pair_m2):
             self.pairs = KnownPairs(pair_m2, classes, Span(0, classes), device)
 
-    def entries(self, label_n: Tensor, class_c: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (sample, row) of each row whose class is known to be the sample's person."""
-        none = label_n.new_empty(0)
-        if self.pairs is None:
-            return none, none
-        found = self.pairs.entries(label_n, None, self.classes)  # columns are classes here
-        return (none, none) if found is None else rows_of(found.row_e, found.column_e, class_c)
+    def entries(
+        self, label_n: Tensor, class_c: Tensor, *, own: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Give (sample, row) of each row whose class is known to be the sample's person.
+
+        own: of rows of the sample's own class, too.
+        """
+        sample_e, class_e = (label_n.new_empty(0),) * 2
+        if self.pairs is not None:
+            found = self.pairs.entries(label_n, None, self.classes)  # columns are classes here
+            if found is not None:
+                sample_e, class_e = found.row_e, found.column_e
+        if own:
+            every_n = torch.arange(len(label_n), device=label_n.device)
+            sample_e, class_e = torch.cat([every_n, sample_e]), torch.cat([label_n, class_e])
+        if not sample_e.numel():
+            return sample_e, class_e
+        return rows_of(sample_e, class_e, class_c)
 
 
 def rows_of(sample_e: Tensor, class_e: Tensor, class_c: Tensor) -> tuple[Tensor, Tensor]:

@@ -130,6 +130,7 @@ def margin_softmax(
     gemm: str = "float32",
     keep: int = 0,
     trace_of: type[Trace] | None = None,
+    apart_ND: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give (loss, cosine_N, hardest_N, length_k); differentiable in features.
 
@@ -138,7 +139,9 @@ def margin_softmax(
     A negative with cosine above `threshold` (if > 0) and every `masked` entry leave the
     denominator: logit -inf, gradient exactly 0. keeper: gets what the row update needs once
     backward has run; keep: bytes of exponentials to hold until then; trace_of: `Trace` or one that
-    computes the same in another way. cosine_N: target cosines;
+    computes the same in another way; apart_ND: each sample's own class row, of unit length and
+    without gradient, where it is none of those that play (one rank, every target -1).
+    cosine_N: target cosines;
     hardest_N: largest cosine of a negative that counts, -inf where there is none; length_k: lengths
     of the class rows.
     """
@@ -146,6 +149,8 @@ def margin_softmax(
     learn = torch.is_grad_enabled()
     kind = Trace if trace_of is None else trace_of
     trace = kind(playing, batch, target_N, scale, threshold, masked, gemm, keep if learn else 0)
+    if apart_ND is not None:
+        trace.take_targets(apart_ND)
     loss, cosine_N, hardest_N = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
         feature_nD, anchor, trace, margin, world, ddp_mean, learn, keeper
     )
@@ -251,6 +256,14 @@ class Trace:
         own_tD = playing.pick(self.row_t)
         self.own_tD = own_tD.mul_(_inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
         self._reserve(keep)
+
+    def take_targets(self, own_ND: Tensor) -> None:
+        """Use these unit rows as the samples' own classes: none of them is among those that play.
+
+        They are not moved: `gradient` knows the rows that play only.
+        """
+        self.sample_t = torch.arange(self.batch.size, device=own_ND.device)
+        self.own_tD = own_ND
 
     def _reserve(self, keep: int) -> None:
         """Take the buffers of blocks, and of all exponentials where they fit into `keep` bytes."""

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from glint.cli import plan as command
 from glint.errors import UsageError
 from glint.nn.heads.class_pool import ClassPool
+from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import _KEEP, PartialFC
 from glint.nn.heads.rows import RULES
 from glint.nn.margins import CosFace
@@ -123,25 +124,32 @@ def test_the_command_prints_one_object():
     assert found["fits"] is True and found["largest"] > 29_000_000
 
 
+def full(head: Head):
+    """Make a pool or a queue whose slots are all in use."""
+    common = {"margin": CosFace(), "slots": head.slots, "block": head.block}
+    if head.kind == "class_queue":
+        queue = ClassQueue(head.classes, head.dim, images=head.gallery, **common)
+        queue.label.random_(head.classes)
+        queue.used = head.slots
+        return queue
+    pool = ClassPool(head.classes, head.dim, singles=head.batch // 3, **common)
+    pool.directory.load(range(head.slots), range(head.slots), [1] * head.slots)
+    return pool
+
+
 def measured_pool(head: Head, steps=3):
     """Give (bytes of the tables, most bytes alive at once) of a full pool and its steps."""
     torch.manual_seed(0)
     singles = head.batch // 3
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        model = ClassPool(
-            head.classes,
-            head.dim,
-            margin=CosFace(),
-            slots=head.slots,
-            singles=singles,
-            block=head.block,
-        )
-        model.directory.load(range(head.slots), range(head.slots), [1] * head.slots)
+        model = full(head)
         for step in range(steps):
-            feature = torch.randn(head.batch, head.dim, requires_grad=True)
             label = torch.randint(0, head.classes, (head.batch,))
-            label[1 : head.batch - singles : 2] = label[0 : head.batch - singles : 2]
-            other = torch.randn(head.batch, head.dim)
+            if head.kind == "class_pool":
+                label[1 : head.batch - singles : 2] = label[0 : head.batch - singles : 2]
+            label, other = model.parts(label)[0], torch.randn(head.batch, head.dim)
+            feature, other = model.parts(other)
+            feature = feature.clone().requires_grad_()
             model(feature, label, step=step, gallery_nD=other).backward()
             model.update(step=step, lr=0.1)
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
@@ -159,13 +167,17 @@ def measured_pool(head: Head, steps=3):
     [
         Head(50_000, 128, 1, 48, kind="class_pool", slots=4000),
         Head(50_000, 64, 1, 384, kind="class_pool", slots=600, block=256),
+        Head(50_000, 128, 1, 48, kind="class_queue", slots=4000),
+        Head(50_000, 64, 1, 384, kind="class_queue", slots=600, block=256),
+        Head(50_000, 64, 1, 384, kind="class_queue", slots=600, gallery=2),
     ],
 )
 def test_a_pool_takes_what_is_planned(head):
     tables, most = measured_pool(head)
     need = memory.memory(head.checked())
-    assert need["weights"] == tables
-    assert most - tables == pytest.approx(need["total"] - need["weights"], rel=0.4)
+    kept = need["weights"] + need["state"]
+    assert kept == tables
+    assert most - tables == pytest.approx(need["total"] - kept, rel=0.4), (most - tables, need)
     assert need["total"] == pytest.approx(most, rel=0.2)
 
 
@@ -187,3 +199,9 @@ def test_a_pool_does_not_grow_with_the_classes():
     )
     with pytest.raises(UsageError, match="slots is 0, expected at least 1"):
         Head(10, kind="class_pool").checked()
+    with pytest.raises(UsageError, match="gallery is 2, expected at least 1, more for a class_q"):
+        Head(10, kind="class_pool", slots=5, gallery=2).checked()
+    queue = [plan(Head(n, kind="class_queue", slots=9), **RATES) for n in (10**4, 10**8)]
+    assert queue[0]["memory"] == queue[1]["memory"] and queue[0]["flop"] == queue[1]["flop"]
+    twice = Head(9, world=3, batch=12, kind="class_queue", slots=9, gallery=2)
+    assert memory.communication(twice)["received"] == 2 * (4 * (512 * 4 + 8) + 4)

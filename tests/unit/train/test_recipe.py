@@ -64,6 +64,23 @@ def test_the_resolved_recipe_reads_back() -> None:
             ["head.kind=class_pool", "head.slots=5", "run.ema=0.9"],
             'data.batch: head.kind = "class_pool" needs a multiple of 6',
         ),
+        (
+            ["head.kind=class_pool", "head.slots=5", "run.ema=0.9", "head.gallery=2"],
+            'head.gallery: not read with kind = "class_pool"',
+        ),
+        (
+            ["head.kind=class_queue", "head.slots=9", "run.ema=0.9", "head.gallery=2"],
+            'data.batch: head.kind = "class_queue" with gallery = 2 needs a multiple of 3',
+        ),
+        (
+            ["head.kind=class_queue", "head.slots=9", "run.ema=0.9", "data.block=64"],
+            'data.block: not read with head.kind = "class_queue"',
+        ),
+        (
+            ["head.kind=class_queue", "head.slots=9"],
+            'run.ema: head.kind = "class_queue" compares with the moving average of the net; '
+            "0.99 or 0.999",
+        ),
         (["head.rate=1.5"], "head.rate: expected a number <= 1.0, found 1.5"),
         (
             ["schedule.warmup=10"],

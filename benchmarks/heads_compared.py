@@ -1,0 +1,411 @@
+"""All heads on one synthetic world at one image budget: accuracy on unseen people, memory, time.
+
+    python benchmarks/heads_compared.py --quick
+    python benchmarks/heads_compared.py --out FILE [--work FOLDER]
+
+One JSON line a figure: {"figure", "value", "target", "holds"}; exit 1 where one falls short. A cell
+is one head and one seed; those already in --out are not run again, so a run that was stopped goes
+on (--work keeps the images too).
+
+The world: `glint synth`, cleanly labelled, and another one of other people; images 112 x 112 are
+averaged to 28 x 28. The net is a toy of three convolutions, batch norms and PReLU and a linear
+layer to 64 numbers, trained from nothing on one thread. Every cell reads the same number of images
+in batches of 96: for full softmax and Partial FC 96 samples, for F2C 32 single images and 32 pairs,
+for DCQ 48 samples and one more image of each identity, for AttFC 32 and two more. All else is the
+same: CosFace 0.3 at scale 32, SGD with momentum, warm-up and linear decay, a moving average of the
+net, which is what is judged. F2C, DCQ and AttFC run the average forward besides, so equal images
+are not equal time. TAR at FAR 1e-3 is over all pairs of the unseen people's images.
+"""
+
+# n images of a batch, D embedding, H W height and width
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from figures import ROOT, ceiling, floor, machine, told
+
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from glint.evals.roc import accept_rates
+from glint.nn.heads.class_pool import ClassPool
+from glint.nn.heads.class_queue import ClassQueue
+from glint.nn.heads.partial_fc import PartialFC
+from glint.nn.margins import CosFace
+from glint.shards import labels
+from glint.shards.index import Dataset
+from glint.stream.augment import flips
+from glint.stream.identities import IdentityPlan
+from glint.stream.loader import Stream
+from glint.stream.mates import MatePlan
+from glint.stream.members import Members
+from glint.stream.plan import Plan
+from glint.train import memory
+
+BATCH, DIM, SIDE, SCALE, MARGIN, AVERAGE = 96, 64, 28, 32.0, 0.3, 0.99
+LR, MOMENTUM, DECAY, CLIP, WARM = 0.1, 0.9, 5e-4, 5.0, 0.05
+FIXED = 1000  # slots of the heads without a table where step times are compared
+# name: kind, share of the classes (rate or slots), gallery images
+HEADS: dict[str, tuple[str, float, int]] = {
+    "full softmax": ("partial_fc", 1.0, 0),
+    "PFC 0.1": ("partial_fc", 0.1, 0),
+    "F2C 1 %": ("class_pool", 0.01, 0),
+    "F2C 10 %": ("class_pool", 0.1, 0),
+    "DCQ 10 %": ("class_queue", 0.1, 1),
+    "AttFC 10 %": ("class_queue", 0.1, 2),
+}
+AnyHead = PartialFC | ClassPool | ClassQueue
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large the comparison is."""
+
+    people: int = 5000
+    images: int = 8
+    unseen: int = 1000
+    unseen_images: int = 6
+    steps: int = 2500
+    seeds: int = 3
+    classes: tuple[int, int] = (10_000, 1_000_000)
+    rounds: int = 5
+
+    def __str__(self) -> str:
+        return (
+            f"{self.people} people x {self.images}, {self.steps} steps of {BATCH}, "
+            f"{self.unseen} unseen x {self.unseen_images}"
+        )
+
+
+QUICK = Setting(500, 4, 100, 4, 25, 1, (1000, 20_000), 2)
+
+
+# ---- the world ----------------------------------------------------------------------------------
+
+
+def world(folder: Path, people: int, images: int, seed: int) -> tuple[Tensor, np.ndarray]:
+    """Give all images of a synthetic world, uint8 (n, H, W, 3), and their labels."""
+    kept = folder / f"{people}x{images}-{seed}.npz"
+    if kept.exists():
+        stored = np.load(kept)
+        return torch.from_numpy(stored["image"]), stored["label"]
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        made, data = Path(place) / "world", Path(place) / "data"
+        options = ["--identities", people, "--images", images, "--seed", seed, "--conflicts", 0]
+        options += ["--lookalikes", 0, "--noise", 0, "--damaged", 0, "--tail", 0]
+        options += ["--unseen", 20, "--pairs", 20]
+        for words in (["synth", made, *options], ["shard", made, data]):
+            command = [sys.executable, "-m", "glint", *map(str, words), "--json"]
+            subprocess.run(command, check=True, capture_output=True)
+        dataset = Dataset(data)
+        stream = Stream(
+            dataset, labels=labels.current(dataset.root, dataset.classes), batch=200,
+            flip=False, drop_last=False,
+        )  # fmt: skip
+        image_nHWC = torch.empty((dataset.n, SIDE, SIDE, 3), dtype=torch.uint8)
+        label_n = np.empty(dataset.n, dtype=np.int64)
+        for batch in stream.batches(0):
+            small = nn.functional.avg_pool2d(batch.image.permute(0, 3, 1, 2).float(), 112 // SIDE)
+            image_nHWC[batch.row] = small.round().to(torch.uint8).permute(0, 2, 3, 1)
+            label_n[batch.row] = batch.label.numpy()
+    np.savez(kept, image=image_nHWC.numpy(), label=label_n)
+    return image_nHWC, label_n
+
+
+def to_input(image_nHWC: Tensor, flip_n: np.ndarray | None = None) -> Tensor:
+    """Make floats from -1 to 1, (n, 3, H, W), some mirrored."""
+    x_nCHW = image_nHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    if flip_n is not None:
+        x_nCHW = torch.where(torch.from_numpy(flip_n)[:, None, None, None], x_nCHW.flip(3), x_nCHW)
+    return x_nCHW.contiguous()
+
+
+def rows(plan: Plan | IdentityPlan | MatePlan, start: int, stop: int) -> np.ndarray:
+    """Give the rows at positions over all epochs."""
+    parts = []
+    while start < stop:
+        epoch, first = divmod(start, plan.length)
+        last = min(plan.length, first + stop - start)
+        parts.append(plan.rows_at(epoch, np.arange(first, last)))
+        start += last - first
+    return np.concatenate(parts)
+
+
+def batches(kind: str, images: int, label_n: np.ndarray, steps: int, seed: int) -> Iterator[Any]:
+    """Give the rows of each step, as the stream that goes with a kind of head does."""
+    members = Members.of(label_n)
+    single = Plan(len(label_n), seed)
+    pairs = IdentityPlan(members, 2, seed ^ 0x1DE47, endless=True)
+    for step in range(steps):
+        if kind == "class_pool":
+            third = BATCH // 3
+            pair_n = rows(pairs, 2 * third * step, 2 * third * (step + 1))
+            yield np.concatenate([pair_n, rows(single, third * step, third * (step + 1))])
+        else:
+            mated = MatePlan(single, members, label_n, images, seed) if images else single
+            yield rows(mated, BATCH * step, BATCH * (step + 1))
+
+
+# ---- a cell -------------------------------------------------------------------------------------
+
+
+def toy() -> nn.Module:
+    """Make the net: 28 x 28 to 64 numbers."""
+    layers: list[nn.Module] = []
+    for c_in, c_out in ((3, 16), (16, 32), (32, 64)):
+        conv = nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False)
+        layers += [conv, nn.BatchNorm2d(c_out), nn.PReLU(c_out)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, DIM), nn.BatchNorm1d(DIM))
+
+
+def slots_of(name: str, classes: int) -> int:
+    """Give the slots of a head without a table: its share of the classes, or a step's rows."""
+    return max(int(round(HEADS[name][1] * classes)), BATCH // 2)
+
+
+def make(name: str, classes: int, slots: int, seed: int = 0) -> AnyHead:
+    """Make a head."""
+    kind, rate, images = HEADS[name]
+    common: dict[str, Any] = {"margin": CosFace(MARGIN), "scale": SCALE}
+    if kind == "class_pool":
+        return ClassPool(classes, DIM, slots=slots, singles=BATCH // 3, **common)
+    if kind == "class_queue":
+        return ClassQueue(classes, DIM, slots=slots, images=images, **common)
+    return PartialFC(classes, DIM, rate=rate, rule="none", weight_decay=DECAY, seed=seed, **common)
+
+
+def one_step(
+    head: AnyHead, net: nn.Module, judged: nn.Module, image: Tensor, label_n: Tensor, step: int
+) -> Tensor:
+    """Give the loss of a batch, its gradient in the net."""
+    if isinstance(head, PartialFC):
+        loss = head(net(image), label_n, step=step)
+    else:
+        sample, other = head.parts(image)
+        with torch.no_grad():
+            gallery_nD = judged(other)  # its batch norms take the statistics of the batch
+        loss = head(net(sample), head.parts(label_n)[0], step=step, gallery_nD=gallery_nD)
+    loss.backward()
+    return loss.detach()  # type: ignore[no-any-return]
+
+
+def cell(name: str, seed: int, setting: Setting, images: Tensor, label_n: np.ndarray,
+         unseen: tuple[Tensor, np.ndarray]) -> dict[str, float]:  # fmt: skip
+    """Train one head with one seed; give the accuracy on unseen people and images per second."""
+    torch.manual_seed(seed)
+    net = toy()
+    judged = copy.deepcopy(net)
+    for norm in (m for m in judged.modules() if isinstance(m, nn.BatchNorm2d | nn.BatchNorm1d)):
+        norm.momentum = 0.0
+    kind, _, gallery = HEADS[name]
+    head = make(name, setting.people, slots_of(name, setting.people), seed)
+    optimizer = torch.optim.SGD(net.parameters(), LR, MOMENTUM, weight_decay=DECAY)
+    started = time.process_time()
+    made = batches(kind, gallery, label_n, setting.steps, seed)
+    for step, row_n in enumerate(made):
+        flip_n = flips(seed, 0, np.arange(step * BATCH, (step + 1) * BATCH))
+        image, label = to_input(images[torch.from_numpy(row_n)], flip_n), label_n[row_n]
+        done = (step + 1) / setting.steps
+        lr = LR * min(done / WARM, (1 - step / setting.steps) / (1 - WARM))
+        one_step(head, net, judged, image, torch.from_numpy(label), step)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad()
+        head.update(step=step, lr=lr)
+        with torch.no_grad():
+            ours, theirs = judged.state_dict().values(), net.state_dict().values()
+            for mine, its in zip(ours, theirs):
+                if mine.is_floating_point():
+                    mine.lerp_(its, 1 - AVERAGE if step else 1.0)
+    spent = time.process_time() - started
+    return {"tar": tar(judged, *unseen), "speed": setting.steps * BATCH / spent}
+
+
+@torch.no_grad()
+def tar(net: nn.Module, image_nHWC: Tensor, label_n: np.ndarray) -> float:
+    """Give TAR at FAR 1e-3 over all pairs."""
+    net.eval()
+    feature_nD = torch.cat([net(to_input(part)) for part in image_nHWC.split(500)])
+    net.train()
+    unit_nD = nn.functional.normalize(feature_nD).numpy()
+    first, second = np.triu_indices(len(unit_nD), 1)
+    cosine = (unit_nD @ unit_nD.T)[first, second]
+    same = label_n[first] == label_n[second]
+    found = accept_rates(cosine[same], cosine[~same], ["1e-3"])
+    return float(found["tar_at_far"]["1e-3"])
+
+
+# ---- time and memory of the head alone ----------------------------------------------------------
+
+
+def step_times(name: str, setting: Setting, slots: list[int]) -> list[float]:
+    """Give the median seconds of a head's step, filled up, at both numbers of classes, by turns."""
+    torch.manual_seed(0)
+    heads = []
+    for classes, count in zip(setting.classes, slots):
+        head = make(name, classes, count)
+        if isinstance(head, ClassQueue):
+            head.label.random_(classes)
+            head.weight.normal_()
+            head.used = count
+        elif isinstance(head, ClassPool):
+            filled = torch.randperm(classes)[:count].tolist()
+            head.directory.load(filled, range(count), [1] * count)
+            head.weight.normal_()
+        heads.append(head)
+    spent: list[list[float]] = [[], []]
+    for turn in range(2 + setting.rounds):
+        for number, head in enumerate(heads):
+            row_nD = torch.randn(BATCH, DIM)
+            label_n = torch.randint(0, setting.classes[number], (BATCH,))
+            if isinstance(head, ClassPool):
+                paired = BATCH - BATCH // 3
+                label_n[1:paired:2] = label_n[0:paired:2]
+            started = time.process_time()
+            for again in range(3 if HEADS[name][0] != "partial_fc" else 1):
+                row_nD.requires_grad_()
+                one_step(head, nn.Identity(), nn.Identity(), row_nD, label_n, 3 * turn + again)
+                head.update(step=3 * turn + again, lr=LR)
+            if turn >= 2:
+                each = 3 if HEADS[name][0] != "partial_fc" else 1
+                spent[number].append((time.process_time() - started) / each)
+    return [statistics.median(times) for times in spent]
+
+
+def head_bytes(name: str, classes: int) -> int:
+    """Count the bytes that a head takes in a step."""
+    kind, rate, images = HEADS[name]
+    slots = slots_of(name, classes) if kind != "partial_fc" else 0
+    planned = memory.Head(
+        classes, DIM, 1, BATCH, rate if kind == "partial_fc" else 1.0, kind=kind, slots=slots,
+        gallery=max(images, 1),
+    )  # fmt: skip
+    return memory.memory(planned.checked())["total"]
+
+
+# ---- figures ------------------------------------------------------------------------------------
+
+
+class Book:
+    """Figures, printed as they come; those that --out already has are not made again."""
+
+    def __init__(self, out: Path | None, setting: Setting) -> None:
+        self.out, self.setting, self.shown = out, str(setting), list[dict[str, Any]]()
+        self.known: dict[str, dict[str, Any]] = {}
+        if out is not None and out.exists():
+            for line in map(json.loads, out.read_text().splitlines()):
+                if line["setting"] == self.setting:
+                    self.known[line["figure"]] = line
+
+    def add(self, figure: dict[str, Any]) -> None:
+        """Show a figure, and keep one that is new."""
+        self.shown.append(figure)
+        print(json.dumps(figure), flush=True)
+        if self.out is not None and figure["figure"] not in self.known:
+            line = {**figure, "setting": self.setting, **machine("torch", "numpy")}
+            with self.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            self.known[figure["figure"]] = line
+
+    def value(self, figure: str) -> float | None:
+        """Give a figure that is known."""
+        line = self.known.get(figure)
+        return None if line is None else float(line["value"])
+
+
+def accuracies(book: Book, setting: Setting, work: Path) -> None:
+    """Run the cells that are missing; tell each, and their means."""
+    images, label_n = world(work, setting.people, setting.images, 1)
+    unseen = world(work, setting.unseen, setting.unseen_images, 2)
+    mean: dict[str, float] = {}
+    torch.manual_seed(0)
+    untrained = toy()
+    with torch.no_grad():
+        untrained(to_input(images[:2000]))  # statistics for its batch norms
+    chance = tar(untrained, *unseen)
+    book.add(told("heads: TAR at FAR 1e-3, %, not trained", 100 * chance))
+    for seed in range(setting.seeds):  # whole rounds of heads first
+        for name in HEADS:
+            rate = f"heads: TAR at FAR 1e-3, %, {name}, seed {seed}"
+            speed = f"heads: images per second of CPU, {name}, seed {seed}"
+            if book.value(rate) is None or book.value(speed) is None:
+                found = cell(name, seed, setting, images, label_n, unseen)
+                book.add(told(speed, found["speed"]))
+                book.add(told(rate, 100 * found["tar"]))
+    for name in HEADS:
+        rates = [
+            book.value(f"heads: TAR at FAR 1e-3, %, {name}, seed {seed}") or 0.0
+            for seed in range(setting.seeds)
+        ]
+        mean[name] = statistics.mean(rates)
+        book.add(told(f"heads: TAR at FAR 1e-3, %, {name}, mean", mean[name]))
+        spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
+        book.add(told(f"heads: TAR at FAR 1e-3, %, {name}, deviation over seeds", spread))
+    if setting.seeds > 1:
+        for name in list(HEADS)[1:]:
+            gap = mean[name] - mean["full softmax"]
+            book.add(floor(f"heads: TAR at FAR 1e-3, points over full softmax, {name}", gap, -2))
+
+
+def costs(book: Book, setting: Setting) -> None:
+    """Tell memory and step time of each head, and how they grow with the classes."""
+    few, many = setting.classes
+    for name, (kind, _, _) in HEADS.items():
+        for classes in dict.fromkeys((setting.people, *setting.classes)):
+            book.add(
+                told(f"heads: MB by count, {name}, {classes} classes",
+                     head_bytes(name, classes) / 1e6)
+            )  # fmt: skip
+        share = [slots_of(name, classes) for classes in setting.classes]
+        fixed = [min(FIXED, few)] * 2
+        ways = {"": share} if kind == "partial_fc" else {"": share, f", {fixed[0]} slots": fixed}
+        for way, slots in ways.items():
+            if slots[0] < BATCH // 2:
+                continue
+            growth = f"heads: step time at {many} over {few} classes, {name}{way}"
+            if (value := book.value(growth)) is None:
+                before, after = step_times(name, setting, slots)
+                book.add(told(f"heads: ms of a step, {name}{way}, {few} classes", 1000 * before))
+                book.add(told(f"heads: ms of a step, {name}{way}, {many} classes", 1000 * after))
+                value = after / before
+            gate = way and setting.seeds > 1
+            book.add(ceiling(growth, value, 1.25) if gate else told(growth, value))
+
+
+def main() -> int:
+    """Make the world, run the cells, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute, one seed, no gate")
+    parser.add_argument("--out", type=Path, help="keep the figures; finished cells are not rerun")
+    parser.add_argument("--work", type=Path, help="keep the images here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    setting = QUICK if args.quick else Setting()
+    book = Book(args.out, setting)
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        costs(book, setting)
+        accuracies(book, setting, work)
+    return 1 if any(figure["holds"] is False for figure in book.shown) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,52 @@
+"""An order of samples, each followed by other images of its identity."""
+
+# m positions asked for, n rows
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.errors import UsageError
+from glint.stream.members import Members
+from glint.stream.permute import I64, hash_at, key_of
+from glint.stream.plan import Plan
+
+_MATE = 0x3A7E5  # purpose of a key
+
+
+class MatePlan:
+    """Map positions to rows: every sample of `plan`, then `mates` images of the same identity.
+
+    Mates are drawn with replacement, as a function of (seed, epoch, position): one may be the
+    sample itself, and is where its identity has no other image. An epoch is a pass of `plan`.
+    label_n: the label of each row, as sharded. Errors: UsageError GL0002.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        members: Members,
+        label_n: npt.NDArray[Any],
+        mates: int,
+        seed: int,
+    ) -> None:
+        if mates < 1:
+            raise UsageError("GL0002", f"mates of a sample must be at least 1, found {mates}")
+        self.plan, self.members, self.label_n = plan, members, label_n
+        self.each, self.seed = 1 + mates, seed
+        self.length = plan.length * self.each
+
+    def rows_at(self, epoch: int, position_m: npt.NDArray[Any]) -> I64:
+        """Give the row at each position; one past the end of an epoch wraps to its beginning."""
+        position_m = np.asarray(position_m, dtype=np.int64)
+        turn_m, within_m = np.divmod(position_m, self.each)
+        row_m = self.plan.rows_at(epoch, turn_m)
+        other = np.flatnonzero(within_m)
+        class_o = self.members.target_L[self.label_n[row_m[other]]]
+        draw_o = hash_at(key_of(self.seed, _MATE, epoch), position_m[other])
+        draw_o %= self.members.count_C[class_o].astype(np.uint64)
+        row_m[other] = self.members.row_of(class_o, draw_o.astype(np.int64))
+        return row_m
