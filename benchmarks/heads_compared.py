@@ -59,6 +59,7 @@ from glint.train import memory
 
 BATCH, DIM, SIDE, SCALE, MARGIN, AVERAGE = 96, 64, 28, 32.0, 0.3, 0.99
 LR, MOMENTUM, DECAY, CLIP, WARM = 0.1, 0.9, 5e-4, 5.0, 0.05
+WIDTHS = (16, 32, 64)
 FIXED = 1000  # slots of the heads without a table where step times are compared
 # name: kind, share of the classes (rate or slots), gallery images
 HEADS: dict[str, tuple[str, float, int]] = {
@@ -167,10 +168,10 @@ def batches(kind: str, images: int, label_n: np.ndarray, steps: int, seed: int) 
 def toy() -> nn.Module:
     """Make the net: 28 x 28 to 64 numbers."""
     layers: list[nn.Module] = []
-    for c_in, c_out in ((3, 16), (16, 32), (32, 64)):
+    for c_in, c_out in zip((3, *WIDTHS), WIDTHS):
         conv = nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False)
         layers += [conv, nn.BatchNorm2d(c_out), nn.PReLU(c_out)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, DIM), nn.BatchNorm1d(DIM))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * 16, DIM), nn.BatchNorm1d(DIM))
 
 
 def slots_of(name: str, classes: int) -> int:

@@ -100,7 +100,7 @@ def test_labels_are_compared_as_whole_numbers():
     row = torch.eye(DIM)[:1]
     head(row, torch.tensor([low]), step=0, gallery_nD=row)
     other = head(row, torch.tensor([low + 1]), step=1, gallery_nD=row)
-    assert float(other.detach()) == pytest.approx(SCALE * MARGIN, rel=0.01)  # its negative is the first
+    assert float(other.detach()) == pytest.approx(SCALE * MARGIN, rel=0.01)  # against the first
     third = head(row, torch.tensor([low]), step=2, gallery_nD=-row)
     assert float(third.detach()) > 2 * SCALE  # its negative is the second
     assert head.label[:3].tolist() == [low, low + 1, low]
