@@ -81,7 +81,7 @@ class Setting:
     images: int = 8
     unseen: int = 1000
     unseen_images: int = 6
-    steps: int = 2500
+    steps: int = 1600
     seeds: int = 3
     classes: tuple[int, int] = (10_000, 1_000_000)
     rounds: int = 5
@@ -171,7 +171,9 @@ def toy() -> nn.Module:
     for c_in, c_out in zip((3, *WIDTHS), WIDTHS):
         conv = nn.Conv2d(c_in, c_out, 3, 2, 1, bias=False)
         layers += [conv, nn.BatchNorm2d(c_out), nn.PReLU(c_out)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * 16, DIM), nn.BatchNorm1d(DIM))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(WIDTHS[-1] * 16, DIM), nn.BatchNorm1d(DIM)
+    )
 
 
 def slots_of(name: str, classes: int) -> int:
@@ -403,8 +405,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        costs(book, setting)
         accuracies(book, setting, work)
+        costs(book, setting)
     return 1 if any(figure["holds"] is False for figure in book.shown) else 0
 
 
