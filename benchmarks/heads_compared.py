@@ -325,11 +325,13 @@ class Book:
         """Show a figure, and keep one that is new."""
         self.shown.append(figure)
         print(json.dumps(figure), flush=True)
-        if self.out is not None and figure["figure"] not in self.known:
-            line = {**figure, "setting": self.setting, **machine("torch", "numpy")}
+        if figure["figure"] in self.known:
+            return
+        line = {**figure, "setting": self.setting, **machine("torch", "numpy")}
+        self.known[figure["figure"]] = line
+        if self.out is not None:
             with self.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            self.known[figure["figure"]] = line
 
     def value(self, figure: str) -> float | None:
         """Give a figure that is known."""

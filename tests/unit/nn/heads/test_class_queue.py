@@ -266,7 +266,7 @@ def test_known_pairs_and_close_ones_do_not_repel(way):
         feature = (row + 0.5 * row.roll(1, 1)).requires_grad_()
         loss = head(feature, torch.tensor([2]), step=1, gallery_nD=row.roll(1, 1))
         loss.backward()
-        return float(loss), feature.grad
+        return float(loss.detach()), feature.grad
 
     plain = second()
     apart = second(masks=[[1, 2]]) if way == "masks" else second(threshold=0.3)
