@@ -27,7 +27,7 @@ from glint.shards import labels
 from glint.shards.index import Dataset
 from glint.stream.decode import on_gpu
 from glint.stream.loader import Stream
-from glint.train import optim
+from glint.train import near, optim
 from glint.train.paired import Paired
 from glint.train.recipe import Head, Recipe
 
@@ -58,6 +58,7 @@ class Run:
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None  # of the backbone's weights and buffers
     val: dict[str, Pairs]
+    near: str = ""  # digest of the table of nearest classes, where the head has one
     skipped: int = 0  # steps in a row whose gradient was not finite
 
     @property
@@ -97,16 +98,18 @@ class Run:
             "head": {k: v for k, v in recipe["head"].items() if k not in self._free()},
             "optim": recipe["optim"],
             "schedule": {k: v for k, v in recipe["schedule"].items() if k != "max_steps"},
+            **({"near": self.near} if self.near else {}),
         }
 
     def _free(self) -> set[str]:
         """Name the keys of the head that may change, or that this kind does not have."""
         kind = self.recipe.head.kind
-        free = {"block", "kernels"}
+        free = {"block", "kernels", "near"}
         return (
             free
             | ({"slots"} if kind == "partial_fc" else set())
             | ({"gallery"} if kind != "class_queue" else set())
+            | (set() if self.recipe.head.hard else {"hard"})
         )
 
 
@@ -115,10 +118,19 @@ def threads(recipe: Recipe, world: World) -> int:
     return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
 
 
-def head(table: Head, classes: int, dim: int, masks: Any, world: World, recipe: Recipe) -> AnyHead:
+def head(
+    table: Head,
+    classes: int,
+    dim: int,
+    masks: Any,
+    world: World,
+    recipe: Recipe,
+    near_CK: Any = None,
+) -> AnyHead:
     """Build the classification head over `classes` identities.
 
-    Raises UsageError GL0002 where a pool or queue has fewer slots than a step writes.
+    near_CK: the classes nearest to each, where negatives are hard-aware. Raises UsageError GL0002
+    where a pool or queue has fewer slots than a step writes.
     """
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
@@ -145,6 +157,8 @@ def head(table: Head, classes: int, dim: int, masks: Any, world: World, recipe: 
         gemm=table.gemm,
         storage=table.storage,
         kernels=table.kernels,
+        near=near_CK,
+        hard=table.hard,
     )
 
 
@@ -251,6 +265,9 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     forward: Any = backbone
     if recipe.run.compile:
         forward = torch.compile(backbone, backend=recipe.run.compile)
+    near_CK, near_digest = None, ""
+    if recipe.head.near:
+        near_CK, near_digest = near.read(Path(recipe.head.near), dataset, table)
     run = Run(
         recipe=recipe,
         world=world,
@@ -261,7 +278,13 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         backbone=backbone,
         model=data_parallel(forward, world),
         head=head(
-            recipe.head, table.classes, recipe.backbone.embedding, table.masks, world, recipe
+            recipe.head,
+            table.classes,
+            recipe.backbone.embedding,
+            table.masks,
+            world,
+            recipe,
+            near_CK,
         ).to(world.device),
         optimizer=optim.optimizer(backbone, recipe.optim),
         scaler=torch.amp.GradScaler(
@@ -269,6 +292,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         ),
         averaged=average(backbone, recipe.run.ema) if recipe.run.ema else None,
         val=val,
+        near=near_digest,
     )
     if run.averaged is not None and recipe.head.kind != "partial_fc":
         for norm in norms(run.averaged.module):

@@ -77,6 +77,8 @@ class Head(Table):
     m3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     scale: Positive = 64.0
     rate: Fraction = 1.0
+    hard: Fraction = 0.0  # share of negatives that are near the batch's classes, by `near`
+    near: str = ""  # the folder of a conflict report: `glint dedup-conflicts find`
     rule: Literal["none", "v1_stale", "lazy_decay", "dense_exact", "adamw"] = "none"
     lr_scale: Positive = 1.0
     threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
@@ -91,12 +93,18 @@ class Head(Table):
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what the chosen kind of head or of margin does not read."""
         table = self.kind == "partial_fc"
-        unread = ("slots",) if table else ("rate", "rule", "lr_scale", "storage", "kernels")
+        unread: tuple[str, ...] = ("rate", "hard", "near", "rule", "lr_scale", "storage", "kernels")
+        if table:
+            unread = ("slots",)
         if self.kind != "class_queue":
             unread = (*unread, "gallery")
         for name in unread:
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield name, f'not read with kind = "{self.kind}"'
+        if table and bool(self.hard) != bool(self.near):
+            yield "hard", "head.hard and head.near are given together, or neither"
+        elif table and self.hard and not 0 < self.rate < 1:
+            yield "hard", f"only read with a rate between 0 and 1, found {self.rate:g}"
         if not table and not self.slots:
             yield "slots", f'kind = "{self.kind}" needs at least 1'
         combined = {"m1", "m2", "m3"} & self.model_fields_set

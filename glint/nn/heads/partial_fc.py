@@ -18,7 +18,7 @@ from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.rows import Playing, apply, row_rule
-from glint.nn.heads.sample import sampled_classes, stream_key
+from glint.nn.heads.sample import Nearest, sampled_classes, stream_key
 from glint.nn.heads.softmax import WIDEST, Trace, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
@@ -63,6 +63,8 @@ class PartialFC(nn.Module):
         keep: int = _KEEP,
         kernels: str = "auto",
         tally: bool = False,
+        near: Any = None,
+        hard: float = 0.0,
     ) -> None:
         """Make the head; classes and dim are those of the whole table.
 
@@ -73,11 +75,12 @@ class PartialFC(nn.Module):
         the operands of matrix products, "tf32": kernels may keep 10 bits of them; storage "bf16":
         keep centres and their state in bf16, stochastically rounded; keep: bytes of exponentials
         held instead of computed twice; kernels: see `trace_of`; tally: count each row's steps
-        (`statistics.Tally`). Raises UsageError (GL0002) for an option out of range, InputError
-        (GL0304) for bad masks.
+        (`statistics.Tally`); near, hard: a table of nearest classes (`sample.Nearest`) and the
+        share of negatives from it, known pairs left out. Raises UsageError (GL0002) for an option
+        out of range, InputError (GL0304) for bad masks or neighbours.
         """
         super().__init__()
-        _check_options(classes, dim, rate, scale, block, dtype, gemm, storage)
+        _check_options(classes, dim, rate, scale, block, dtype, gemm, storage, hard)
         self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
         self.rate, self.threshold, self.seed, self.block = rate, threshold, seed, block
         self.ddp_mean, self.gemm, self.keep = ddp_mean, gemm, keep
@@ -104,6 +107,14 @@ class PartialFC(nn.Module):
         self._pairs = None
         if masks is not None and len(masks):
             self._pairs = KnownPairs(masks, classes, self.span, self.world.device)
+        self.hard = hard
+        self.near = None if near is None or not hard else Nearest(near, masks)
+        if self.near is not None and self.near.near_CK.shape[0] != classes:
+            raise UsageError(
+                "GL0002",
+                f"the table has {self.near.near_CK.shape[0]} classes, expected {classes}",
+                where="nearest classes",
+            )
         self.tally = Tally(self.span.size, self.world.device) if tally else None
         self._pending: list[Trace] = []
         self._seen: list[Tensor] = []
@@ -120,7 +131,14 @@ class PartialFC(nn.Module):
             feature_nD, label_n, self.world, self.classes, dtype=self.store.compute, counts=counts
         )
         playing_k = sampled_classes(
-            batch.label_N, self.classes, self.rate, seed=self.seed, step=step, span=self.span
+            batch.label_N,
+            self.classes,
+            self.rate,
+            seed=self.seed,
+            step=step,
+            span=self.span,
+            near=self.near,
+            hard=self.hard,
         )
         index_k = None if playing_k is None else playing_k - self.span.start
         masked = None
@@ -322,6 +340,7 @@ def _check_options(
     dtype: torch.dtype,
     gemm: str,
     storage: str,
+    hard: float,
 ) -> None:
     kinds = ("float32", "bf16") if dtype == torch.float32 else ("float32",)
     products = ("float32", "tf32", "bf16") if dtype == torch.float32 else ("float32",)
@@ -329,6 +348,7 @@ def _check_options(
         ("classes", classes, classes >= 1, "at least 1"),
         ("dim", dim, dim >= 1, "at least 1"),
         ("rate", rate, 0 <= rate <= 1, "0 to 1"),
+        ("hard", hard, 0 <= hard <= 1, "0 to 1"),
         ("scale", scale, scale > 0, "above 0"),
         ("block", block, block >= 1, "at least 1"),
         ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),

@@ -46,6 +46,12 @@ def test_the_resolved_recipe_reads_back() -> None:
             ["head.margin=combined", "head.m3=0.2", "head.m=0.3"],
             'head.m: not read with margin = "combined", which has m1, m2, m3',
         ),
+        (["head.hard=0.3"], "head.hard: head.hard and head.near are given together, or neither"),
+        (["head.near=r"], "head.hard: head.hard and head.near are given together, or neither"),
+        (
+            ["head.hard=0.3", "head.near=r"],
+            "head.hard: only read with a rate between 0 and 1, found 1",
+        ),
         (["head.slots=5"], 'head.slots: not read with kind = "partial_fc"'),
         (
             ["head.kind=class_pool", "head.slots=5", "head.rate=0.1", "data.batch=12"],

@@ -392,3 +392,30 @@ def test_learning_lowers_the_loss():
     assert losses[-1] < 0.1 * losses[0]
     cosine = F.normalize(feature) @ F.normalize(model.weight).T
     assert (cosine.argmax(1) == label).double().mean() > 0.95
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_hard_negatives_are_the_same_for_every_world(ranks, world_size):
+    classes, near = 23, torch.stack([(torch.arange(23) + far) % 23 for far in (1, 2)], 1).int()
+
+    def work(world):
+        model = head(
+            classes, world=world, rate=0.6, near=near.clone(), hard=0.5, masks=[(3, 4), (8, 9)]
+        )
+        losses = []
+        for step in range(4):
+            feature, label = data(10, classes, seed=step)
+            mine = slice(*span(10, world.size, world.rank))
+            loss = model(feature[mine], label[mine], step=step)
+            loss.backward()
+            model.update(step=step, lr=0.1)
+            losses.append(loss.item())
+        return losses, model.weight
+
+    ((truth, whole),) = ranks(1, work)
+    found = ranks(world_size, work)
+    assert all(losses == found[0][0] for losses, _ in found)
+    assert found[0][0] == pytest.approx(truth, rel=1e-12)
+    torch.testing.assert_close(torch.cat([w for _, w in found]), whole, rtol=1e-11, atol=1e-13)
+    with pytest.raises(UsageError, match="table has 23 classes, expected 24"):
+        head(24, near=near, hard=0.5, rate=0.5)

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glint.dist.span import span
-from glint.nn.heads.sample import permute, sample_size, sampled_classes, stream_key
+from glint.errors import InputError
+from glint.nn.heads.sample import Nearest, permute, sample_size, sampled_classes, stream_key
 
 
 @given(st.integers(1, 12), st.integers(0, 2**64 - 1))
@@ -116,3 +118,87 @@ def test_frozen_values():
 
 FROZEN = [3, 7, 128, 277, 287, 337, 712, 838]
 FROZEN_KEY = 0xBCD9DBB49673066B
+
+
+def ring(classes, reach=2):
+    """Neighbours on a ring: c + 1, c - 1, c + 2, ..: nearest first."""
+    step = [sign * far for far in range(1, reach + 1) for sign in (1, -1)]
+    return ((torch.arange(classes)[:, None] + torch.tensor(step)) % classes).int()
+
+
+@given(
+    st.integers(1, 300), st.integers(1, 7), st.floats(0, 0.99), st.floats(0, 1), st.integers(0, 99)
+)
+@settings(max_examples=100, deadline=None)
+def test_hard_negatives_play_and_the_set_does_not_depend_on_the_world(
+    classes, world, rate, hard, step
+):
+    label, near = torch.tensor([0, 3, 11, 3]) % classes, Nearest(ring(classes))
+    options = {"seed": 5, "step": step, "near": near, "hard": hard}
+    whole = sampled_classes(label, classes, rate, **options)
+    assert torch.equal(whole, torch.unique(whole)) and torch.isin(label, whole).all()
+    positives = torch.unique(label)
+    size = sample_size(classes, rate, positives.numel())
+    assert whole.numel() == size
+    every = torch.unique(near.near_CK[positives].long())
+    every = every[~torch.isin(every, positives)]
+    wanted = min(int(hard * (size - positives.numel())), every.numel())
+    assert int(torch.isin(every, whole).sum()) >= wanted
+    parts = [
+        sampled_classes(label, classes, rate, span=span(classes, world, rank), **options)
+        for rank in range(world)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_nearest_come_first_and_chance_decides_among_equals():
+    near, positive = Nearest(ring(10_000, 3)), torch.arange(100, 2100, 20)
+    first = torch.cat([positive + 1, positive - 1]).sort().values  # places 0 and 1
+    assert torch.equal(near.among(positive, 200, 7), first)
+    assert torch.equal(near.among(positive, 10_000, 7), near.among(positive, 600, 8))
+    assert near.among(positive, 0, 7).numel() == 0
+    seen = torch.zeros(10_000)
+    for key in range(100):
+        some = near.among(positive, 50, key)
+        assert some.numel() == 50 and torch.isin(some, positive + 1).all()
+        seen[some] += 1
+    count = seen[positive + 1]  # each drawn with chance 1/2
+    assert abs(float(count.mean()) - 50) < 1e-3 and float((count - 50).abs().max()) < 5 * 5
+    assert int((count - 50).abs().max()) > 3  # and not the same half by rule
+
+
+def test_uniform_negatives_stay_uniform_beside_hard_ones():
+    classes, steps, label, near = 97, 600, torch.tensor([10, 50]), Nearest(ring(97))
+    seen = torch.zeros(classes)
+    for step in range(steps):
+        seen[sampled_classes(label, classes, 0.3, seed=1, step=step, near=near, hard=0.3)] += 1
+    hard = near.among(torch.tensor([10, 50]), 99, 0)
+    assert hard.numel() == 8 and int(0.3 * (29 - 2)) == 8
+    assert (seen[hard] == steps).all() and (seen[label] == steps).all()
+    others = torch.ones(classes, dtype=torch.bool)
+    others[torch.cat([hard, label])] = False
+    chance = (29 - 2 - 8) / int(others.sum())
+    spread = math.sqrt(steps * chance * (1 - chance))
+    assert abs(float(seen[others].mean()) - steps * chance) < 1e-3
+    assert float((seen[others] - steps * chance).abs().max()) < 4.5 * spread
+
+
+def test_known_conflicts_and_the_batch_are_no_hard_negatives():
+    near = Nearest(ring(20), known=[(4, 5), (6, 4)])
+    assert near.near_CK[4].tolist() == [-1, 3, -1, 2]
+    assert near.near_CK[5].tolist() == [6, -1, 7, 3] and near.near_CK[6].tolist() == [7, 5, 8, -1]
+    assert near.among(torch.tensor([4]), 9, 0).tolist() == [2, 3]
+    assert near.among(torch.tensor([3, 4]), 9, 0).tolist() == [1, 2, 5]  # 5 is near 3 too
+
+
+def test_a_table_may_be_mapped_short_or_empty(tmp_path):
+    np.save(tmp_path / "near.npy", ring(30).numpy())
+    mapped = Nearest(np.load(tmp_path / "near.npy", mmap_mode="c"), known=[(1, 2)])
+    assert mapped.near_CK[1].tolist() == [-1, 0, 3, 29]
+    assert np.load(tmp_path / "near.npy")[1].tolist() == [2, 0, 3, 29]  # the file stays
+    empty = Nearest(torch.empty((30, 0), dtype=torch.int32))
+    label = torch.tensor([1, 9])
+    same = sampled_classes(label, 30, 0.5, seed=0, step=0, near=empty, hard=1.0)
+    assert torch.equal(same, sampled_classes(label, 30, 0.5, seed=0, step=0))
+    with pytest.raises(InputError, match=r"GL0304 .*from -1 to 29, found 0 to 30"):
+        Nearest(torch.full((30, 2), 30, dtype=torch.int32) * torch.arange(2).int())
