@@ -54,7 +54,9 @@ def find(
         0.01, "--false-merge-rate", help="Expected share of wrong merges among all merges."
     ),
     cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
-    engine: str = typer.Option("auto", "--engine", help="auto, faiss or torch: the same pairs."),
+    engine: str = typer.Option(
+        "auto", "--engine", help="auto, int8, torch (float32) or faiss: the same pairs."
+    ),
     near: bool = typer.Option(
         True, "--near/--no-near", help="Decode every image to find near duplicates."
     ),
@@ -84,11 +86,15 @@ def find(
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
-    """Search, verify and judge pairs of identities; write tables and a page. Changes no label."""
+    """Search, verify and judge pairs of identities; write tables and a page. Changes no label.
+
+    After a stop the same command goes on with the search.
+    """
     command = "glint " + " ".join(sys.argv[1:])
 
     def work() -> dict[str, Any]:
         from glint.pipelines import conflicts, embed, overlap, verdicts
+        from glint.pipelines.stage import ending
         from glint.shards.index import Dataset
 
         options = verdicts.Options(
@@ -99,7 +105,7 @@ def find(
         conflicts.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
         emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
         others = overlap.opened(against, tests, against_embeddings, emb)
-        with show.progress("dedup-conflicts") as progress:
+        with show.progress("dedup-conflicts") as progress, ending():
             return conflicts.run(
                 data,
                 emb,

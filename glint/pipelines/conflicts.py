@@ -6,6 +6,7 @@ Nothing of the dataset changes here: `glint.pipelines.decisions` applies and und
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from glint.shards.index import Dataset
 
 FORMAT = "glint/conflicts@1"
 BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
+SEARCH = "_glint/search"  # what is searched, until the report stands
 TABLES = ("pairs.parquet", "groups.parquet", *inside.TABLES, *overlap.TABLES)
 
 
@@ -46,6 +48,7 @@ def run(
 
     Beside them inside.parquet and duplicates.parquet; near: also for images that show the same
     picture, which decodes all. against: other datasets, for overlap.parquet and shared.parquet.
+    The search goes on where one of the same centres and threshold was stopped.
     Raises BusyError when `out` holds something else or, without `overwrite`, a report that is in
     force or was edited by hand.
     """
@@ -56,7 +59,9 @@ def run(
         commit.write_json(begun, {"format": FORMAT})
         samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
         now = labels.current(dataset.root, dataset.classes)
-        found = find(emb.centre_CD, samples, now.target, options, progress=progress)
+        found = find(
+            emb.centre_CD, samples, now.target, options, work=out / SEARCH, progress=progress
+        )
         odd = inside.look(
             dataset, emb, samples, now, found, near=near, seed=options.seed, progress=progress
         )
@@ -71,6 +76,8 @@ def run(
             out / "report.html", dataset, emb, samples, found, about,
             thumbs=thumbs, tabs=lambda faces: exhibits.tabs(faces, odd, both),
         )  # fmt: skip
+        with commit.writing(out):
+            shutil.rmtree(out / SEARCH)
         begun.unlink()
     counts: dict[str, Any] = about["counts"]
     return {

@@ -1,10 +1,11 @@
-"""Which pairs of identities are one person: search, verify by samples, judge, group. No file."""
+"""Which pairs of identities are one person: search, verify by samples, judge, group."""
 
 # N samples, C classes as sharded, K pairs, D embedding
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -97,11 +98,13 @@ def find(
     target_C: Ints,
     options: Options,
     *,
+    work: Path | None = None,
     progress: Progress = log.silent,
 ) -> Found:
     """Search, verify and judge pairs of identities.
 
     target_C: the labels in force; pairs that they merge and identities they drop are left out.
+    work: a folder that keeps what is searched, from which the same call goes on.
     """
     scale, genuine, impostor = calibrate.calibrate(samples, seed=options.seed)
     model = plda.fit(samples)
@@ -115,7 +118,7 @@ def find(
             calibrate.ENOUGH,
         )
     low = _low(options, genuine, impostor, int((samples.count_C > 0).sum()))
-    pairs = knn.pairs_above(centre_CD, low, engine=options.engine, progress=progress)
+    pairs = knn.pairs_above(centre_CD, low, engine=options.engine, work=work, progress=progress)
     pairs = _open_pairs(pairs, target_C)
     proof = evidence.collect(
         samples, pairs.a, pairs.b, pairs.cosine, scale.prior, progress=progress

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import ResourceError
 from glint.log import Progress
-from glint.search import knn
+from glint.search import knn, screens
 from glint.search.knn import Pairs
 
 BLOCK = 4096
@@ -28,13 +28,13 @@ def pairs_across(
 ) -> Pairs:
     """Find every pair (a of x, b of y) with cosine >= `threshold`, exactly, sorted by (a, b).
 
-    Screened in float32 below the threshold by `knn.margin`, scored in float64. Rows that are NaN,
-    infinite or zero are left out and counted. Raises ResourceError GL0503 above `limit` pairs.
+    Screened in float32 below the threshold by `screens.margin`, scored in float64. Rows that are
+    NaN, infinite or zero are left out and counted. Raises ResourceError GL0503 above `limit` pairs.
     """
     import torch
 
     good_n, good_m = (np.flatnonzero(knn.usable(side)) for side in (x_ND, y_MD))
-    bound = threshold - knn.margin(x_ND.shape[1])
+    bound = threshold - screens.margin(x_ND.shape[1])
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
     held = 0
     before = torch.get_float32_matmul_precision()

@@ -1,16 +1,18 @@
 """Exact self-join: every pair of rows whose cosine reaches a threshold.
 
-Both engines only *screen*, in float32 at `threshold - margin`, where the margin bounds the rounding
-of a float32 inner product. Each candidate is then scored again in float64, so the pair set is a
-function of the rows and the threshold alone: not of the engine, BLAS kernel, block or thread count.
+An engine only *screens*: its products are rounded, and compared with the threshold less a bound of
+what rounding can take away (`glint.search.screens`). Each candidate is then scored again in
+float64, so the pair set is a function of the rows and the threshold alone: not of the engine, BLAS
+kernel, block or thread count, nor of how often the search was stopped.
 """
 
-# N all usable rows, n rows of one block, D embedding
+# N all rows, n some of them, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,14 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import ResourceError, UsageError
 from glint.log import Progress
-from glint.search import door
+from glint.search import door, screens
+from glint.search.kept import Found, Kept
+from glint.search.screens import Screen
 
-ENGINES = ("auto", "faiss", "torch")
+ENGINES = ("auto", "int8", "torch", "faiss")
+BLOCK = 2048  # rows and columns of a tile
+CHUNK = 4096  # pairs of rows that are held in float64
+SHORT, LONG = 1e-150, 1e150  # lengths of rows whose squares float64 holds
 
 Rows = npt.NDArray[np.int64]
 
@@ -39,21 +46,16 @@ class Pairs:
     engine: str
 
 
-def margin(dim: int) -> float:
-    """Bound the error of a float32 inner product of two unit rows of length `dim`.
-
-    |fl(x.y) - x.y| <= gamma_D * sum|x_i y_i| <= gamma_D, gamma_D = D u / (1 - D u), u = 2^-24
-    (Higham, Accuracy and Stability, 3.5), plus the rounding of the rows themselves; doubled.
-    """
-    return 2.0 * (dim + 4) * 2.0**-24
-
-
 def usable(x_nD: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Mark the rows that are finite and not zero."""
+    """Mark the rows that are finite and not zero, nor so in float64 once they are squared."""
     good = np.empty(len(x_nD), dtype=bool)
     for start in range(0, len(x_nD), 65536):
         block = np.asarray(x_nD[start : start + 65536])
-        good[start : start + 65536] = np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
+        fine = np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
+        if block.dtype.itemsize > 4:
+            largest = np.abs(block).max(axis=1, initial=0)
+            fine &= (largest > SHORT) & (largest < LONG)
+        good[start : start + 65536] = fine
     return good
 
 
@@ -77,14 +79,17 @@ def cosines(
     y_MD = x_ND if other_MD is None else other_MD
     out = np.empty(len(a), dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        for start in range(0, len(a), 16384):
-            cut = slice(start, start + 16384)
+        for start in range(0, len(a), CHUNK):
+            cut = slice(start, start + CHUNK)
             out[cut] = (unit64(x_ND[a[cut]]) * unit64(y_MD[b[cut]])).sum(axis=1)
     return out
 
 
 def choose(engine: str) -> str:
-    """Resolve `auto`: faiss where it loads, else torch. Raises UsageError for unknown names."""
+    """Resolve `auto`: int8 where the processor is fast at it, else torch in float32.
+
+    Raises UsageError for names that are unknown or do not work here.
+    """
     if engine not in ENGINES:
         raise UsageError(
             "GL0002", f"expected one of {', '.join(ENGINES)}, found {engine!r}", where="--engine"
@@ -96,8 +101,15 @@ def choose(engine: str) -> str:
             where="--engine faiss",
             hint="pip install 'glint-faces[cpu]', or leave --engine at auto",
         )
+    if engine == "int8" and not screens.int8_is_fast():
+        raise UsageError(
+            "GL0002",
+            "this processor has no AVX512-VNNI for products of int8",
+            where="--engine int8",
+            hint="leave --engine at auto: it finds the same pairs",
+        )
     if engine == "auto":
-        return "faiss" if door.available() else "torch"
+        return "int8" if screens.int8_is_fast() else "torch"
     return engine
 
 
@@ -106,84 +118,95 @@ def pairs_above(
     threshold: float,
     *,
     engine: str = "auto",
-    block: int = 2048,
+    block: int = BLOCK,
     device: str = "cpu",
     limit: int = 50_000_000,
+    work: Path | None = None,
     progress: Progress = log.silent,
 ) -> Pairs:
     """Find every pair of rows with cosine >= `threshold`, exactly.
 
     x_ND: any float type, any length of rows; rows that are NaN, infinite or zero are left out.
+    device: of the engine `torch`. work: a folder of this search alone, locked by whoever calls,
+    that keeps the block rows that are done, from which the same call goes on.
     Raises ResourceError when more than `limit` pairs would be held.
     """
     engine = choose(engine)
     good = np.flatnonzero(usable(x_ND)).astype(np.int64)
-    unit_ND = np.empty((len(good), x_ND.shape[1]), dtype=np.float32)
-    for start in range(0, len(good), 16384):
-        unit_ND[start : start + 16384] = unit64(x_ND[good[start : start + 16384]])
-    bound = threshold - margin(x_ND.shape[1])
-    screen = (
-        _faiss(unit_ND, bound, block)
-        if engine == "faiss"
-        else _torch(unit_ND, bound, block, device)
-    )
-
-    kept_a, kept_b, kept_cosine, held = [], [], [], 0
-    for done, a, b in screen:
-        a, b = good[a], good[b]
-        cosine = cosines(x_ND, a, b)
-        keep = cosine >= threshold
-        kept_a.append(a[keep])
-        kept_b.append(b[keep])
-        kept_cosine.append(cosine[keep])
-        held += int(keep.sum())
-        if held > limit:
+    rows = -(-len(good) // block)
+    held: list[Found] = []
+    began, pairs, tiles, new = time.monotonic(), 0, 0, 0
+    screen = open_screen(engine, x_ND, good, threshold, block, device)
+    kept = None if work is None else Kept(work, _name(x_ND, threshold, block, screen.parts))
+    for row in range(rows):
+        found = None if kept is None else kept.load(row)
+        if found is None:
+            found = search_row(screen, row * block, x_ND, good, threshold)
+            if kept is not None:
+                kept.save(row, found)
+            new += rows - row
+        held.append(found)
+        pairs += len(found.a)
+        if pairs > limit:
             raise ResourceError(
                 "GL0503",
                 f"more than {limit} pairs reach cosine {threshold:.3f} "
-                f"({done} of {len(good)} rows searched)",
+                f"({min((row + 1) * block, len(good))} of {len(good)} rows searched)",
                 where="pair search",
                 hint="search at a higher cosine: --low",
             )
-        progress(done, len(good), f"{held} pairs")
-    a = np.concatenate([*kept_a, np.empty(0, np.int64)])
-    b = np.concatenate([*kept_b, np.empty(0, np.int64)])
-    cosine = np.concatenate([*kept_cosine, np.empty(0, np.float64)])
+        tiles += rows - row
+        total = rows * (rows + 1) // 2
+        left = (time.monotonic() - began) / max(new, 1) * (total - tiles)
+        progress(tiles, total, f"{pairs} pairs, {left / 60:.0f} min left" if new else "as kept")
+    a = np.concatenate([*(found.a for found in held), np.empty(0, np.int64)])
+    b = np.concatenate([*(found.b for found in held), np.empty(0, np.int64)])
+    cosine = np.concatenate([*(found.cosine for found in held), np.empty(0, np.float64)])
     order = np.lexsort((b, a))
     return Pairs(a[order], b[order], cosine[order], len(x_ND) - len(good), engine)
 
 
-def _faiss(
-    unit_ND: npt.NDArray[np.float32], bound: float, block: int
-) -> Iterator[tuple[int, Rows, Rows]]:
-    """Yield (rows done, a, b) with a < b from faiss range search."""
-    index = door.FlatIndex(unit_ND)
-    for start in range(0, len(unit_ND), block):
-        a, b = index.above(unit_ND[start : start + block], bound)
-        a += start
-        upper = a < b
-        yield min(start + block, len(unit_ND)), a[upper], b[upper]
+def open_screen(
+    engine: str,
+    x_ND: npt.NDArray[np.floating],
+    good: Rows,
+    threshold: float,
+    block: int,
+    device: str = "cpu",
+) -> Screen:
+    """Lay the rows `good` out for an engine that `choose` gave."""
+
+    def take(rows: Rows) -> npt.NDArray[np.float64]:
+        return unit64(x_ND[good[rows]])
+
+    shape = len(good), x_ND.shape[1]
+    if engine == "int8":
+        return screens.Int8(take, *shape, threshold, block)
+    if engine == "faiss":
+        return screens.Faiss(take, *shape, threshold, block)
+    return screens.Float32(take, *shape, threshold, block, device)
 
 
-def _torch(
-    unit_ND: npt.NDArray[np.float32], bound: float, block: int, device: str
-) -> Iterator[tuple[int, Rows, Rows]]:
-    """Yield (rows done, a, b) with a < b from the upper triangle of blocked products."""
-    import torch
+def search_row(
+    screen: Screen, first: int, x_ND: npt.NDArray[np.floating], good: Rows, threshold: float
+) -> Found:
+    """Find the pairs of the block from `first` on, as rows of x_ND."""
+    held = []
+    for near_a, near_b in screen.tiles(first):
+        a, b = good[near_a], good[near_b]
+        cosine = cosines(x_ND, a, b)
+        keep = cosine >= threshold
+        held.append((a[keep], b[keep], cosine[keep]))
+    a, b, cosine = (np.concatenate(part) for part in zip(*held))
+    return Found(a, b, cosine)
 
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # the margin is that of float32, not TF32
-    try:
-        x_ND = torch.from_numpy(unit_ND).to(device)
-        for start in range(0, len(x_ND), block):
-            row_nD = x_ND[start : start + block]
-            found_a, found_b = [], []
-            for other in range(start, len(x_ND), block):
-                hit = (row_nD @ x_ND[other : other + block].T > bound).nonzero().cpu().numpy()
-                a, b = hit[:, 0] + start, hit[:, 1] + other
-                upper = a < b
-                found_a.append(a[upper])
-                found_b.append(b[upper])
-            yield (min(start + block, len(x_ND)), np.concatenate(found_a), np.concatenate(found_b))
-    finally:
-        torch.set_float32_matmul_precision(before)
+
+def _name(x_ND: npt.NDArray[np.floating], threshold: float, block: int, parts: str) -> str:
+    """Return a digest of all that the pairs of a block row depend on."""
+    import xxhash
+
+    about = f"{x_ND.dtype.str} {x_ND.shape} {float(threshold).hex()} {block} {parts}"
+    state = xxhash.xxh3_128(about.encode())
+    for start in range(0, len(x_ND), CHUNK):
+        state.update(x_ND[start : start + CHUNK].tobytes())
+    return str(state.hexdigest())

@@ -213,3 +213,35 @@ def _stop_at(name: str, real):
 def test_bad_options(option: dict, what: str) -> None:
     with pytest.raises(UsageError, match=what):
         Options(**option)
+
+
+def test_a_stopped_search_goes_on(
+    dataset: Dataset,
+    emb: embed.Embeddings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is searched is kept until the report stands, then goes."""
+    from glint.search import knn
+
+    monkeypatch.setattr(knn.pairs_above, "__kwdefaults__", {
+        **knn.pairs_above.__kwdefaults__, "block": 4})  # fmt: skip
+    conflicts.run(dataset, emb, tmp_path / "whole", Options())
+
+    def stop(done: int, total: int, note: str = "") -> None:
+        if done == 13:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        conflicts.run(dataset, emb, out, Options(), progress=stop)
+    assert len(list((out / "_glint/search").iterdir())) == 2
+    searched: list[int] = []
+    search = knn.search_row
+    monkeypatch.setattr(knn, "search_row", lambda s, first, *a: searched.append(first)
+                        or search(s, first, *a))  # fmt: skip
+    conflicts.run(dataset, emb, out, Options())
+    assert searched == [8, 12, 16, 20, 24]
+    assert not (out / "_glint/search").exists()
+    for name in ("pairs.parquet", "groups.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

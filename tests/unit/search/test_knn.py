@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glint.errors import ResourceError, UsageError
-from glint.search import door, knn
+from glint.search import door, knn, screens
 
 
 def cloud(n: int, dim: int, seed: int) -> np.ndarray:
@@ -23,7 +23,9 @@ def brute(x: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray, np.n
     return a[keep], b[keep], cosine[keep]
 
 
+int8 = pytest.mark.skipif(not screens.int8_is_fast(), reason="no AVX512-VNNI")
 ENGINES = [
+    pytest.param("int8", marks=int8),
     "torch",
     pytest.param(
         "faiss", marks=pytest.mark.skipif(not door.available(), reason="faiss is not installed")
@@ -61,12 +63,13 @@ def test_pairs_on_the_threshold_itself(engine: str) -> None:
 def test_rows_without_direction_take_no_part(engine: str) -> None:
     x = cloud(100, 8, 2)
     x[3], x[50, 2], x[99] = np.nan, np.inf, 0
+    x[60], x[70] = x[60] * 1e-200, x[70] * 1e200  # whose squares are zero and infinite
     got = knn.pairs_above(x, 0.3, engine=engine)
-    rest = np.setdiff1d(np.arange(100), [3, 50, 99])
+    rest = np.setdiff1d(np.arange(100), [3, 50, 60, 70, 99])
     a, b, _ = brute(x[rest], 0.3)
     np.testing.assert_array_equal(got.a, rest[a])
     np.testing.assert_array_equal(got.b, rest[b])
-    assert got.excluded == 3
+    assert got.excluded == 5
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -76,13 +79,12 @@ def test_nothing_to_search(engine: str) -> None:
         assert len(got.a) == len(got.b) == len(got.cosine) == 0
 
 
-def test_margin_bounds_float32_products() -> None:
-    rng = np.random.default_rng(3)
-    for dim in (8, 128, 512, 2048):
-        x, y = knn.unit64(rng.random((200, dim))), knn.unit64(rng.random((200, dim)))
-        exact = (x * y).sum(axis=1)
-        rough = np.einsum("nd,nd->n", x.astype(np.float32), y.astype(np.float32))
-        assert np.abs(rough - exact).max() < knn.margin(dim) < 1e-3
+def test_auto_takes_int8_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, engine in ((True, "int8"), (False, "torch")):
+        monkeypatch.setattr(screens, "int8_is_fast", lambda fast=fast: fast)
+        assert knn.choose("auto") == engine
+    with pytest.raises(UsageError, match=r"GL0002.*no AVX512-VNNI"):
+        knn.choose("int8")
 
 
 def test_too_many_pairs_is_an_error() -> None:
@@ -91,7 +93,7 @@ def test_too_many_pairs_is_an_error() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(UsageError, match="expected one of auto, faiss, torch, found 'hnsw'"):
+    with pytest.raises(UsageError, match="expected one of auto, int8, torch, faiss, found 'hnsw'"):
         knn.pairs_above(np.ones((5, 4)), 0.1, engine="hnsw")
 
 
