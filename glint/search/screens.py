@@ -90,12 +90,13 @@ class Int8:
         self.parts = f"int8 {xxhash.xxh3_128_hexdigest(self._order_N.tobytes())}"
         self._step = np.zeros(-(-count // block))  # s of each block, and the largest d
         self._off = np.zeros(-(-count // block))
-        self._row_ND = torch.empty(count, dim, dtype=torch.int8)
+        # Zeros after the D parts: torch takes the strides of one part for those of many.
+        self._row_ND = torch.zeros(count, -(-dim // 4) * 4, dtype=torch.int8)
         for i in range(len(self._step)):
             unit_rD = self._unit(i)
             self._step[i] = np.abs(unit_rD).max() / 127
             whole_rD = np.rint(unit_rD / self._step[i])
-            self._row_ND[i * block : (i + 1) * block] = torch.from_numpy(whole_rD)
+            self._row_ND[i * block : (i + 1) * block, :dim] = torch.from_numpy(whole_rD)
             self._off[i] = np.linalg.norm(unit_rD - self._step[i] * whole_rD, axis=1).max()
         self._room = torch.empty(min(count, block) ** 2, dtype=torch.int32)
 

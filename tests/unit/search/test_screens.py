@@ -31,7 +31,7 @@ def test_margin_bounds_float32_products() -> None:
 def test_products_of_int8_are_whole() -> None:
     """No sum saturates or is rounded on the way, whatever shape the tile has."""
     rng = np.random.default_rng(4)
-    for rows, columns, dim in ((1, 1, 1), (2, 3, 5), (33, 1, 1024), (129, 700, 130), (64, 64, 512)):
+    for rows, columns, dim in ((1, 1, 4), (2, 3, 8), (33, 1, 1024), (129, 700, 132), (64, 64, 512)):
         for least in (-127, 127):
             a, b = (rng.integers(least, 128, (n, dim)) for n in (rows, columns))
             a8, b8 = (torch.from_numpy(x.astype(np.int8)) for x in (a, b))
@@ -76,6 +76,15 @@ def test_products_are_off_by_less_than_the_cut_allows() -> None:
         assert (lost <= off[:, None] + (1 + off[:, None]) * off + screens.ROUNDING).all()
         coarse.append(bool((off > screens.COARSE / 2).any()))
     assert coarse == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_of_one_part(engine: str) -> None:
+    """A product of int8 over one part is wrong in torch, more often than not."""
+    x = np.array([[0.5], [-0.25], [2.0], [0.125]], np.float32)
+    for _ in range(20):
+        got = knn.pairs_above(x, -1.0, engine=engine)
+        assert got.cosine.tolist() == [-1, 1, 1, -1, -1, 1]
 
 
 KINDS = ("plain", "one large", "denormal", "few", "alike", "steps", "one-hot", "huge")
