@@ -118,7 +118,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     assert torch.equal(rows_of(parts), rows_of(whole))
 
 
-@pytest.mark.parametrize("ranks", ["2", pytest.param("3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["2", "3"])
 def test_ranks_stopped_and_resumed_equal_ranks_left_alone(
     small: Any, tmp_path: Path, glint: Callable[..., Any], ranks: str
 ) -> None:

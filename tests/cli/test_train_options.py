@@ -145,6 +145,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run(made: Any, tmp_path: Path) -> N
         loop.train(run)
 
 
+@pytest.mark.slow
 def test_a_compiled_net_has_the_same_losses(made: Any, tmp_path: Path) -> None:
     loop.train(made(tmp_path / "plain", "schedule.max_steps=2"))
     loop.train(made(tmp_path / "made", "schedule.max_steps=2", "run.compile=aot_eager"))

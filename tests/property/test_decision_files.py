@@ -187,7 +187,7 @@ def expect_targets(before: labels.LabelTable, now: labels.LabelTable, settled: d
 options = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
-@settings(max_examples=200, **options)
+@settings(max_examples=100, **options)
 @given(number=st.integers(0, REPORTS - 1), lines=lines_of, order=st.randoms(use_true_random=False))
 def test_files_of_decisions_on_disk(reports, number: int, lines: list, order) -> None:
     laws(reports[number], lines, order)
