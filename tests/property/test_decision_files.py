@@ -168,14 +168,18 @@ def laws(report: tuple[Path, list[str]], lines: list, order) -> None:
 
 
 def expect_targets(before: labels.LabelTable, now: labels.LabelTable, settled: dict) -> None:
-    """Merge targets that hold a merged pair, keep the others apart, mask what is masked."""
-    group = {target: target for target in range(before.classes)}
-    alive = [(before.target[a], before.target[b], what) for (a, b), what in settled.items()]
-    alive = [(a, b, what) for a, b, what in alive if a >= 0 and b >= 0]
-    for _ in range(CLASSES):
-        for a, b, what in alive:
+    """Merge targets that merged pairs join, by way of dropped labels too; mask what is masked."""
+    own = {
+        label: t if t >= 0 else CLASSES + label for label, t in enumerate(before.target.tolist())
+    }
+    group = {node: node for node in own.values()}
+    linked = [(own[a], own[b], what) for (a, b), what in settled.items()]
+    for _ in range(2 * CLASSES):
+        for a, b, what in linked:
             if what == "merge":
                 group[a] = group[b] = min(group[a], group[b])
+    alive = [(a, b, what) for a, b, what in linked if max(a, b) < CLASSES]
+    group = {node: head for node, head in group.items() if node < CLASSES}
     number = {head: i for i, head in enumerate(sorted(set(group.values())))}
     expected = [number[group[t]] if t >= 0 else -1 for t in before.target.tolist()]
     assert now.target.tolist() == expected
