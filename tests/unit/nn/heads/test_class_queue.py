@@ -7,7 +7,6 @@ from collections import deque
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from glint.dist.span import span
 from glint.errors import InputError, MismatchError, UsageError
@@ -227,33 +226,18 @@ def test_queues_that_differ_are_told_on_every_rank(ranks):
     assert ranks(3, work) == [True] * 3
 
 
-class Counted(TorchDispatchMode):
-    """Count operations and the numbers that they make."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = self.numbers = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        self.calls += 1
-        for one in out if isinstance(out, tuple | list) else [out]:
-            self.numbers += one.numel() if isinstance(one, torch.Tensor) else 0
-        return out
-
-
-def test_memory_and_work_do_not_depend_on_the_classes():
+def test_memory_and_work_do_not_depend_on_the_classes(counted):
     found = []
     for classes in (10_000, 1_000_000):
         head = queue(classes=classes, images=2)
-        with Counted() as counted:
+        with counted() as count:
             for step in range(4):
                 feature, gallery, label = batch(step, images=2)
                 label = label * (classes // PEOPLE)
                 head(feature.requires_grad_(), label, step=step, gallery_nD=gallery).backward()
                 head.update(step=step, lr=0.1)
         bytes_kept = sum(buffer.numel() * buffer.element_size() for buffer in head.buffers())
-        found.append((bytes_kept, counted.calls, counted.numbers))
+        found.append((bytes_kept, count.calls, count.numbers))
     assert found[0] == found[1] and found[0][0] == 14 * (DIM * 8 + 8) and found[0][1] > 100
 
 
