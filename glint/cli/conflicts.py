@@ -8,25 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from glint.cli import out as show
-
-
-class Bare(TyperGroup):
-    """A group whose bare form, `glint dedup-conflicts DATASET`, is `find`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `find` before arguments that name no other subcommand."""
-        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = ["find", *args]
-        return super().parse_args(ctx, args)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command and its subcommands."""
     group = typer.Typer(
-        cls=Bare,
+        cls=show.Bare,
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Find identities that are one person (`glint dedup-conflicts DATASET ...` is `find`); "

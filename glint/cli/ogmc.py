@@ -8,7 +8,6 @@ from typing import Any
 import typer
 
 from glint.cli import out as show
-from glint.cli.conflicts import Bare
 
 _FOLDER = typer.Argument(..., help="A folder that `glint cluster` wrote.")
 _DATASET = typer.Argument(..., help="The dataset of the embeddings: a folder.")
@@ -17,7 +16,7 @@ _DATASET = typer.Argument(..., help="The dataset of the embeddings: a folder.")
 def register(app: typer.Typer) -> None:
     """Add the command and its subcommands."""
     group = typer.Typer(
-        cls=Bare,
+        cls=show.Bare,
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Find identities among unlabelled faces (`glint cluster EMB --out DIR` is `find`); "

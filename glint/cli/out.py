@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from glint import log
 from glint.errors import BudgetError, GlintError, UsageError
@@ -22,6 +23,16 @@ from glint.log import Progress
 JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
 DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
 DATASET = typer.Argument(..., help="A dataset: a folder, or a URL such as s3://bucket/name.")
+
+
+class Bare(TyperGroup):
+    """A group whose bare form, as `glint dedup-conflicts DATASET`, is `find`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `find` before arguments that name no other subcommand."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["find", *args]
+        return super().parse_args(ctx, args)
 
 
 def path(text: str, option: str) -> Path:
@@ -39,8 +50,6 @@ def path(text: str, option: str) -> Path:
 
 def local(text: str) -> Path:
     """Parse an argument that must be a local path. Raises typer.BadParameter for a URL or ""."""
-    from glint.errors import UsageError
-
     try:
         return path(text, "it")
     except UsageError as error:

@@ -15,7 +15,6 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from glint.errors import InputError, MismatchError, UsageError
 from glint.evals.roc import BINS as COARSE
 from glint.evals.roc import FARS, allowed, histogram
 from glint.log import Progress, silent
+from glint.search.screens import exactly
 from glint.shards import commit
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _run(
     if not impostors:
         raise InputError("GL0402", f"{count} faces of {len(size_c)} identities: no pairs to tell")
     meter = _Meter(progress, -(-count // block))
-    with _exactly():
+    with exactly():
         count_b = _first_pass(rows, work, block, device, meter)
         wanted = {far: allowed(far, impostors) for far in fars}
         windows = _windows(count_b, wanted, rows.dim)
@@ -230,19 +230,6 @@ class _Meter:
 
     def rate(self) -> float | None:
         return self._pairs / self._seconds if self._seconds else None
-
-
-@contextmanager
-def _exactly() -> Iterator[None]:
-    """Keep products of float32 in float32: the bound on their error rests on it."""
-    import torch
-
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _blocks(

@@ -34,38 +34,31 @@ def pairs_across(
     import torch
 
     good_n, good_m = (np.flatnonzero(knn.usable(side)) for side in (x_ND, y_MD))
-    bound = threshold - screens.margin(x_ND.shape[1])
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
     held = 0
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        for at in range(0, len(good_m), BLOCK):
-            row_m = good_m[at : at + BLOCK]
-            wide_mD = knn.unit64(y_MD[row_m])
-            y_Dm = torch.from_numpy(wide_mD.astype(np.float32)).T
-            for start in range(0, len(good_n), BLOCK):
-                row_n = good_n[start : start + BLOCK]
-                wide_nD = knn.unit64(x_ND[row_n])
-                product_nm = torch.from_numpy(wide_nD.astype(np.float32)) @ y_Dm
-                i, j = (product_nm > bound).nonzero(as_tuple=True)
-                i_K, j_K = i.numpy(), j.numpy()
-                for cut in range(0, len(i_K), BLOCK):
-                    one, other = i_K[cut : cut + BLOCK], j_K[cut : cut + BLOCK]
-                    cosine = (wide_nD[one] * wide_mD[other]).sum(axis=1)
-                    keep = cosine >= threshold
-                    found.append((row_n[one[keep]], row_m[other[keep]], cosine[keep]))
-                    held += int(keep.sum())
-                if held > limit:
-                    raise ResourceError(
-                        "GL0503",
-                        f"more than {limit} pairs reach cosine {threshold:.3f}",
-                        where="join of two datasets",
-                        hint="search at a higher cosine: --low",
-                    )
-            progress(min(at + BLOCK, len(good_m)), len(good_m), f"{held} pairs")
-    finally:
-        torch.set_float32_matmul_precision(before)
+    for at in range(0, len(good_m), BLOCK):
+        row_m = good_m[at : at + BLOCK]
+        wide_mD = knn.unit64(y_MD[row_m])
+        column_mD = torch.from_numpy(wide_mD.astype(np.float32))
+        for start in range(0, len(good_n), BLOCK):
+            row_n = good_n[start : start + BLOCK]
+            wide_nD = knn.unit64(x_ND[row_n])
+            row_nD = torch.from_numpy(wide_nD.astype(np.float32))
+            i_K, j_K = screens.wide(row_nD, column_mD, threshold)
+            for cut in range(0, len(i_K), BLOCK):
+                one, other = i_K[cut : cut + BLOCK], j_K[cut : cut + BLOCK]
+                cosine = (wide_nD[one] * wide_mD[other]).sum(axis=1)
+                keep = cosine >= threshold
+                found.append((row_n[one[keep]], row_m[other[keep]], cosine[keep]))
+                held += int(keep.sum())
+            if held > limit:
+                raise ResourceError(
+                    "GL0503",
+                    f"more than {limit} pairs reach cosine {threshold:.3f}",
+                    where="join of two datasets",
+                    hint="search at a higher cosine: --low",
+                )
+        progress(min(at + BLOCK, len(good_m)), len(good_m), f"{held} pairs")
     none = np.empty(0, np.int64)
     a = np.concatenate([*(one for one, _, _ in found), none])
     b = np.concatenate([*(other for _, other, _ in found), none])

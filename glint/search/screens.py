@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -107,7 +108,7 @@ class Int8:
             if self._off[i] + self._off[j] > COARSE:
                 own_rD = self._float32(i) if own_rD is None else own_rD
                 other_cD = own_rD if i == j else self._float32(j)
-                row_k, column_k = _wide(own_rD, other_cD, self._threshold)
+                row_k, column_k = wide(own_rD, other_cD, self._threshold)
             else:
                 row_k, column_k = self._near(i, j)
             keep_k = (row_k < column_k) if i == j else slice(None)
@@ -161,7 +162,7 @@ class Float32:
         """Yield candidates of the tiles from the diagonal on."""
         row_rD = self._row_ND[first : first + self._block]
         for other in range(first, len(self._row_ND), self._block):
-            row_k, column_k = _wide(
+            row_k, column_k = wide(
                 row_rD, self._row_ND[other : other + self._block], self._threshold
             )
             a, b = row_k + first, column_k + other
@@ -185,16 +186,23 @@ class Faiss:
         yield a[a < b], b[a < b]
 
 
-def _wide(row_rD: torch.Tensor, column_cD: torch.Tensor, threshold: float) -> tuple[Rows, Rows]:
-    """Screen a tile in float32."""
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Keep products of float32 in float32, not TF32: the bound on their error rests on it."""
     import torch
 
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # the margin is that of float32, not TF32
+    torch.set_float32_matmul_precision("highest")
     try:
-        score_rc = row_rD @ column_cD.T
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def wide(row_rD: torch.Tensor, column_cD: torch.Tensor, threshold: float) -> tuple[Rows, Rows]:
+    """Screen a tile of unit rows in float32: all that reach the threshold, and some below."""
+    with exactly():
+        score_rc = row_rD @ column_cD.T
     hit = (score_rc > threshold - margin(row_rD.shape[1])).nonzero().cpu().numpy()
     return hit[:, 0], hit[:, 1]
 

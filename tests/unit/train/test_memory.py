@@ -23,6 +23,17 @@ from glint.train.memory import Head, largest, plan
 RATES = {"tflops": 1.0, "gbps": 100.0, "link": 10.0}
 
 
+def most_alive(found: profile) -> int:
+    """Give the most bytes that a profile saw alive at once."""
+    alive = most = 0
+    events = found.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return most
+
+
 def measured(head: Head, steps=2):
     """Give (bytes of the tables, most bytes alive at once) of a head and its steps."""
     torch.manual_seed(0)
@@ -44,13 +55,7 @@ def measured(head: Head, steps=2):
             model(feature, label, step=step).backward()
             model.update(step=step, lr=0.1)
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    alive = most = 0
-    events = found.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return tables, most
+    return tables, most_alive(found)
 
 
 @pytest.mark.parametrize(
@@ -153,13 +158,7 @@ def measured_pool(head: Head, steps=3):
             model(feature, label, step=step, gallery_nD=other).backward()
             model.update(step=step, lr=0.1)
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    alive = most = 0
-    events = found.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return tables, most
+    return tables, most_alive(found)
 
 
 @pytest.mark.parametrize(
