@@ -1,10 +1,10 @@
 """Checkpoints: a directory of safetensors that is complete or does not exist, for any world size.
 
-Every rank writes the centre rows it owns; rank 0 writes the rest and, last of all, MANIFEST.json
-with the sha256 of every file. A directory is a checkpoint if and only if its manifest verifies.
-Loading reads class ranges, so the number of ranks may change. No pickle anywhere. Ranks meet
-between the parts of a save and tell each other what went wrong, so that none waits for one that
-could not write.
+Every rank writes the centre rows it owns and their sha256; rank 0 writes the rest and, last of all,
+MANIFEST.json with the sha256 of every file. A directory is a checkpoint if and only if its manifest
+verifies; ranks share that work. Loading reads class ranges, so the number of ranks may change. No
+pickle anywhere. Ranks meet between the parts of a save and tell each other what went wrong, so that
+none waits for one that could not write.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from glint.dist.collectives import all_gather_rows, all_reduce_
+from glint.dist.world import World
 from glint.errors import GlintError, MismatchError, ResourceError
 from glint.evals import stored
 from glint.evals.stored import AVERAGED, STATE, all_in, problem, sha256
@@ -29,6 +31,8 @@ from glint.log import logger
 from glint.shards.commit import make_dir, sync_dir, write_bytes
 
 FORMAT = "glint/checkpoint@1"
+SUM = ".sha256"  # of the rows of another rank, until the manifest has it
+WORDS = 500  # bytes of a problem that the other ranks are told
 
 Meet = Callable[[str], str]  # every rank brings its problem or ""; all leave with the first one
 
@@ -80,7 +84,10 @@ def save(
         start, stop, rows = head
         if stop > start:
             span = {"start": str(start), "stop": str(stop)}
-            _write(partial / f"head-{rank:05d}.safetensors", rows, span)
+            path = partial / f"head-{rank:05d}.safetensors"
+            _write(path, rows, span)
+            if rank:  # its owner reads it back, not the first rank all of them
+                path.with_suffix(SUM).write_text(sha256(path))
         if rank == 0:
             _write(partial / "backbone.safetensors", backbone)
             _write(partial / "optimizer.safetensors", optimizer)
@@ -90,8 +97,11 @@ def save(
             write_bytes(partial / STATE, text.encode())
 
     def finish() -> None:
+        sums = {p.stem: p.read_text() for p in partial.glob(f"*{SUM}")}
+        for stem in sums:
+            (partial / stem).with_suffix(SUM).unlink()
         files = {
-            p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)}
+            p.name: {"bytes": p.stat().st_size, "sha256": sums.get(p.stem) or sha256(p)}
             for p in sorted(partial.iterdir())
         }
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
@@ -129,25 +139,57 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | No
         os.fsync(file.fileno())
 
 
-def newest(folder: Path) -> Saved | None:
+def newest(folder: Path, line: World | None = None, names: Sequence[str] = ()) -> Saved | None:
     """Find the newest valid checkpoint under `folder`, saying which damaged ones it passed over.
 
+    line: ranks that ask together: they share the files to verify and all get the same answer;
+    names: the files to check by sha256, all by default.
     Raises MismatchError GL0701 where there are checkpoints and none is valid.
     """
-    found = all_in(folder)
-    for path in reversed(found):
-        wrong = problem(path)
+    rank, size = (0, 1) if line is None else (line.rank, line.size)
+    meet = alone if line is None else meeting(line)
+    steps = [int(path.name.removeprefix("step-")) for path in all_in(folder)]
+    passed = 0
+    while True:
+        step = max(steps, default=-1)
+        if line is not None:
+            step = int(all_reduce_(torch.tensor([step], device=line.device), line, "max"))
+        if step < 0:
+            break
+        path = folder / f"step-{step:08d}"
+        wrong = meet(problem(path, names, (rank, size)))
         if not wrong:
             return Saved(path, read_state(path))
-        logger.warning("checkpoint %s passed over: %s", path.name, wrong)
-    if found:
+        if rank == 0:
+            logger.warning("checkpoint %s passed over: %s", path.name, wrong)
+        steps, passed = [s for s in steps if s < step], passed + 1
+    if passed:
         raise MismatchError(
             "GL0701",
-            f"{len(found)} checkpoints and none is valid",
+            f"{passed} checkpoints and none is valid",
             where=str(folder),
             hint="start a new run with another --out, or restore the folder from a backup",
         )
     return None
+
+
+def meeting(line: World) -> Meet:
+    """Give what tells all ranks of `line` the first of their problems, and waits for all."""
+    if line.size == 1:
+        return alone
+
+    def meet(problem: str) -> str:
+        text = problem.encode()[:WORDS]
+        mine = torch.zeros((1, WORDS), dtype=torch.uint8)
+        mine[0, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        said = all_gather_rows(mine.to(line.device), line).cpu().numpy()
+        for rank, row in enumerate(said):
+            if row.any():
+                words = bytes(row).rstrip(b"\0").decode(errors="replace")
+                return f"rank {rank}: {words}"
+        return ""
+
+    return meet
 
 
 def read_state(path: Path) -> dict[str, Any]:

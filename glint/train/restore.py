@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from glint.dist.world import beside
 from glint.errors import GlintError, MismatchError, UsageError
-from glint.evals.stored import AVERAGED, problem
+from glint.evals.stored import AVERAGED, STATE, problem
 from glint.log import logger
 from glint.train import checkpoint, optim
 from glint.train.build import Run
@@ -53,10 +54,11 @@ def parts(run: Run, step: int) -> dict[str, Any]:
 def resume(run: Run) -> int:
     """Load the newest valid checkpoint of the run into it and give the steps already done.
 
+    Every rank calls it: they share the files to verify.
     Raises MismatchError GL0702 where the run was started with other data, recipe or batch, GL0701
     where the checkpoint is as its manifest says and still not one of this program.
     """
-    saved = checkpoint.newest(run.out / "checkpoints")
+    saved = checkpoint.newest(run.out / "checkpoints", beside(run.world))
     if saved is None:
         if run.recipe.run.finetune:
             weights = finetune_source(Path(run.recipe.run.finetune))
@@ -169,7 +171,7 @@ def batch_for_world(out: Path, batch: int, world: int) -> int:
 
     Raises MismatchError GL0702 where the global batch does not divide by the new world.
     """
-    saved = checkpoint.newest(out / "checkpoints")
+    saved = checkpoint.newest(out / "checkpoints", names=(STATE,))
     if saved is None or _sound(saved).state["world"] == world:
         return batch
     total = int(saved.state["global_batch"])

@@ -13,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glint.dist.collectives import all_gather_rows
 from glint.dist.host import ram
-from glint.dist.world import World, beside
+from glint.dist.world import beside
 from glint.errors import GlintError
 from glint.log import logger
 from glint.train import checkpoint, restore
 from glint.train.build import Run
 from glint.train.metrics import Log
 
-WORDS = 500  # bytes of a problem that the other ranks are told
 ROOM = 0.8  # share of the free memory that copies may take
 MOMENT = 5.0  # seconds that a run waits for its writer where another rank may be lost
 
@@ -39,7 +37,7 @@ class Saver:
         """Open what the ranks' threads meet through (a collective)."""
         self.run, self.log = run, log
         self.asynchronous = run.recipe.run.async_save
-        self._meet = meeting(beside(run.world) if self.asynchronous else run.world)
+        self._meet = checkpoint.meeting(beside(run.world) if self.asynchronous else run.world)
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -146,22 +144,3 @@ def _tensors(parts: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield f"{part}/{name}", tensor
     for name, tensor in parts["head"][2].items():
         yield f"head/{name}", tensor
-
-
-def meeting(line: World) -> checkpoint.Meet:
-    """Give what tells all ranks of `line` the first of their problems, and waits for all."""
-    if line.size == 1:
-        return checkpoint.alone
-
-    def meet(problem: str) -> str:
-        text = problem.encode()[:WORDS]
-        mine = torch.zeros((1, WORDS), dtype=torch.uint8)
-        mine[0, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-        said = all_gather_rows(mine.to(line.device), line).cpu().numpy()
-        for rank, row in enumerate(said):
-            if row.any():
-                words = bytes(row).rstrip(b"\0").decode(errors="replace")
-                return f"rank {rank}: {words}"
-        return ""
-
-    return meet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from glint.dist.world import World
-from glint.errors import ResourceError
+from glint.errors import MismatchError, ResourceError
+from glint.evals import stored
 from glint.train import checkpoint, restore, saving
-from glint.train.saving import Saver, meeting
+from glint.train.checkpoint import meeting
+from glint.train.saving import Saver
 
 
 class Job:
@@ -154,7 +157,7 @@ def test_ranks_are_told_of_the_first_problem(ranks: Callable[..., list[Any]]) ->
 
     for said in ranks(3, work):
         assert said[:2] == ["", "rank 1: no ink"]
-        assert said[2] == "rank 0: " + "x" * saving.WORDS
+        assert said[2] == "rank 0: " + "x" * checkpoint.WORDS
 
 
 def test_no_rank_waits_for_one_that_cannot_write(
@@ -181,3 +184,61 @@ def test_no_rank_waits_for_one_that_cannot_write(
     for said in ranks(3, work):
         assert "GL0901" in said and "rank 1: [Errno 28] No space left on device" in said
     assert checkpoint.newest(tmp_path) is None
+
+
+def test_ranks_share_what_is_to_be_hashed(
+    ranks: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, hashed, own = checkpoint.sha256, (set[str](), set[str]()), threading.local()
+
+    def noted(path: Path) -> str:
+        hashed[own.rank].add(f"{path.parent.name}/{path.name}")
+        return real(path)
+
+    for module in (checkpoint, stored):
+        monkeypatch.setattr(module, "sha256", noted)
+
+    def work(world: World) -> list[int | None]:
+        own.rank = world.rank
+        part = (world.rank, world.rank + 1, {"weight": torch.zeros(1, 2)})
+        for step in (5, 6):
+            checkpoint.save(
+                tmp_path, step, rank=world.rank, meet=meeting(world), head=part, state={}, keep=2,
+                backbone={"w": torch.ones(1)}, optimizer={},
+            )  # fmt: skip
+        written = sorted(hashed[world.rank])
+        if world.rank == 0:
+            assert not [name for name in written if "head-00001" in name]
+        else:
+            assert written == [f".step-0000000{n}.partial/head-00001.safetensors" for n in (5, 6)]
+        hashed[world.rank].clear()
+        steps: list[int | None] = []
+        for damaged in ("", "step-00000006/head-00001.safetensors", "step-00000005/state.json"):
+            meeting(world)("")
+            if damaged and world.rank == 0:
+                flip(tmp_path / damaged)
+            meeting(world)("")
+            try:
+                saved = checkpoint.newest(tmp_path, world)
+                steps.append(saved.state["step"] if saved else None)
+            except MismatchError as error:
+                assert "2 checkpoints and none is valid" in str(error)
+                steps.append(None)
+        return steps
+
+    for rank, steps in enumerate(ranks(2, work)):
+        assert steps == [6, 5, None], rank
+    assert not hashed[0] & hashed[1]
+    manifest = json.loads((tmp_path / "step-00000005" / "MANIFEST.json").read_text())["files"]
+    assert sorted(manifest) == [
+        "backbone.safetensors", "head-00000.safetensors", "head-00001.safetensors",
+        "optimizer.safetensors", "state.json",
+    ]  # fmt: skip
+    assert len(hashed[0] | hashed[1]) == 2 * len(manifest)
+
+
+def flip(path: Path) -> None:
+    """Turn one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
