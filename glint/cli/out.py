@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -164,12 +165,16 @@ def progress(title: str) -> Iterator[Progress]:
             yield show
         return
     last = time.monotonic()
+    first: tuple[float, int] | None = None  # what was done when work began: a run may go on
 
     def line(done: int, total: int, note: str = "") -> None:
-        nonlocal last
+        nonlocal last, first
         now = time.monotonic()
+        first = first or (now, done)
         if now - last >= 30:
             last = now
-            print(f"{title} {done}/{total} {note}".rstrip(), file=sys.stderr)
+            rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
+            left = f" ETA {timedelta(seconds=round((total - done) / rate))}" if rate else ""
+            print(f"{title} {done}/{total} {note}".rstrip() + left, file=sys.stderr)
 
     yield line

@@ -5,7 +5,10 @@ At world size 1 each is the identity and needs no process group.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +19,24 @@ from glint.dist.world import World
 
 # n rows on this rank, N over all ranks, p rows of the longest rank
 
+
+@dataclass
+class Spent:
+    """Seconds that training waited in collectives on the CPU; a GPU's are only started by it."""
+
+    seconds: float = 0.0
+
+
+SPENT = Spent()
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+@contextmanager
+def _counted(world: World) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if world.group is None and world.device.type == "cpu":  # other groups work beside training
+        SPENT.seconds += time.perf_counter() - began
 
 
 def even(rows: int, world: World) -> tuple[int, ...]:
@@ -38,7 +58,8 @@ def all_gather_rows(x_n: Tensor, world: World, counts: Sequence[int] | None = No
         padded_p = x_n.new_zeros((p, *x_n.shape[1:]))
         padded_p[: x_n.shape[0]] = x_n
     out = x_n.new_empty((p * world.size, *x_n.shape[1:]))
-    _single("all_gather_single", "all_gather_into_tensor")(out, padded_p, group=world.group)
+    with _counted(world):
+        _single("all_gather_single", "all_gather_into_tensor")(out, padded_p, group=world.group)
     if min(counts) == p:
         return out
     return torch.cat([out[r * p : r * p + count] for r, count in enumerate(counts)])
@@ -63,14 +84,16 @@ def reduce_scatter_rows(x_N: Tensor, world: World, counts: Sequence[int] | None 
         for r, part in enumerate(torch.split(x_N, list(counts))):
             padded[r * p : r * p + part.shape[0]] = part
     out = x_N.new_empty((p, *x_N.shape[1:]))
-    _single("reduce_scatter_single", "reduce_scatter_tensor")(out, padded, group=world.group)
+    with _counted(world):
+        _single("reduce_scatter_single", "reduce_scatter_tensor")(out, padded, group=world.group)
     return out[: counts[world.rank]]
 
 
 def all_reduce_(x: Tensor, world: World, op: str = "sum") -> Tensor:
     """Reduce over ranks in place with op "sum", "max" or "min"; give `x` back."""
     if world.size > 1:
-        dist.all_reduce(x, op=_OPS[op], group=world.group)
+        with _counted(world):
+            dist.all_reduce(x, op=_OPS[op], group=world.group)
     return x
 
 

@@ -54,12 +54,13 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
             loss = train_step(run, batches, step, lr, log)
             log.step(step, epoch, lr, loss)
             done = step + 1
-            progress(done, total, f"epoch {epoch} loss {loss:.3f} lr {lr:.4f} {log.speed}")
+            progress(done, total, log.note(epoch, loss, lr))
             every = recipe.run.eval_every or spe
             if run.val and (done % every == 0 or done == total):
                 verified = evaluate(run)
                 log.verification(done, done / spe, verified)
             stopping, failed = _any(run, bool(stop), saver.failed)
+            log.mark("update")
             if failed:
                 saver.wait()
             if done % recipe.run.save_every == 0 or done == total or stopping:

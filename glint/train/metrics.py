@@ -9,6 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from glint.dist.collectives import SPENT
 from glint.log import logger
 from glint.shards.commit import write_bytes
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from glint.evals.pairs import Verification
     from glint.stream.loader import Batch
     from glint.train.build import Run
+
+
+Moment = Any  # seconds on a CPU, an event on a GPU
 
 
 def cut(path: Path, start: int) -> None:
@@ -39,10 +45,11 @@ class Log:
     def __init__(self, run: Run, start: int = 0) -> None:
         """Go on with the log of a run that goes on at step `start`: what is done again is cut."""
         self.run = run
-        self.speed = ""
-        self._spent: dict[str, float] = defaultdict(float)
-        self._at = self._since = time.perf_counter()
-        self._steps = 0
+        self._shares: dict[str, float] = {}
+        self._accuracy: float | None = None
+        self._rate = self._since = self._waited = 0.0
+        self._at: Moment = 0.0
+        self._begin()
         self._file = self._board = None
         if run.world.rank == 0:
             run.out.mkdir(parents=True, exist_ok=True)
@@ -57,10 +64,21 @@ class Log:
                     logger.info("tensorboard is not installed: log.jsonl only")
 
     def mark(self, part: str) -> None:
-        """Put the time since the last mark down to `part`."""
-        now = time.perf_counter()
-        self._spent[part] += now - self._at
-        self._at = now
+        """Put the time since the last mark down to `part`: on a GPU, its own and not the host's.
+
+        What glint's collectives took of it on the CPU is put down to "comm".
+        """
+        now, waited = self._now(), SPENT.seconds
+        self._marks.append((part, self._at, now, waited - self._waited))
+        self._at, self._waited = now, waited
+
+    def note(self, epoch: int, loss: float, lr: float) -> str:
+        """Give the words of the progress line; accuracy and shares are of the last line logged."""
+        right = "" if self._accuracy is None else f" acc@1 {self._accuracy:.3f}"
+        shares = " ".join(
+            f"{part} {100 * share:.0f} %" for part, share in self._shares.items() if share >= 0.01
+        )
+        return f"epoch {epoch} loss {loss:.3f}{right} lr {lr:.4f} {self._rate:.0f} img/s {shares}"
 
     def step(self, step: int, epoch: int, lr: float, loss: float) -> None:
         """Count a step; every `log_every` of them, write one line."""
@@ -68,10 +86,11 @@ class Log:
         every = self.run.recipe.run.log_every
         now = time.perf_counter()
         images = self._steps * self.run.global_batch * self.run.recipe.run.accumulate
-        rate = images / max(1e-9, now - self._since)
-        self.speed = f"{rate:.0f} img/s"
+        self._rate = images / max(1e-9, now - self._since)
         if (step + 1) % every == 0 or self._steps == 1 == step + 1:
-            spent = sum(self._spent.values()) or 1.0
+            self._shares = self._parts()
+            statistics = self.run.head.statistics()
+            self._accuracy = statistics.get("accuracy")
             self._write(
                 "step",
                 {
@@ -79,14 +98,13 @@ class Log:
                     "epoch": epoch,
                     "loss": loss if math.isfinite(loss) else None,
                     "lr": lr,
-                    "images_per_s": round(rate, 2),
-                    "time": {k: round(v / spent, 4) for k, v in self._spent.items()},
-                    **self.run.head.statistics(),
+                    "images_per_s": round(self._rate, 2),
+                    "time": self._shares,
+                    **statistics,
                 },
             )
-            self._spent.clear()
-            self._steps, self._since = 0, now
-        self._at = time.perf_counter()
+            self._begin()
+            self._since = now
 
     def verification(self, step: int, epoch: float, results: dict[str, Verification]) -> None:
         """Write the accuracies of one evaluation."""
@@ -101,8 +119,7 @@ class Log:
                     "std": v.std,
                 },
             )
-        self._at = self._since = time.perf_counter()
-        self._steps = 0
+        self._begin()
 
     def saved(self, step: int, size: int, waited: float, paused: float) -> None:
         """Write what a checkpoint of `size` bytes here cost the steps, in seconds.
@@ -128,6 +145,33 @@ class Log:
             self._board.close()
         if self._file is not None:
             self._file.close()
+
+    def _begin(self) -> None:
+        """Begin to count anew."""
+        self._marks: list[tuple[str, Moment, Moment, float]] = []
+        self._since, self._at, self._waited = time.perf_counter(), self._now(), SPENT.seconds
+        self._steps = 0
+
+    def _now(self) -> Moment:
+        if self.run.world.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _parts(self) -> dict[str, float]:
+        """Give the share of each part in the time since counting began."""
+        if self.run.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        spent: dict[str, float] = defaultdict(float)
+        for part, before, after, waited in self._marks:
+            if isinstance(before, float) and isinstance(after, float):
+                spent[part] += after - before - waited
+                spent["comm"] += waited
+            else:
+                spent[part] += before.elapsed_time(after) / 1000
+        whole = sum(spent.values()) or 1.0
+        return {part: round(took / whole, 4) for part, took in spent.items() if took > 0}
 
     def _write(self, kind: str, entry: dict[str, Any]) -> None:
         if self._file is None:

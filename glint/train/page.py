@@ -20,7 +20,7 @@ from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
 NAME = "report.html"
-_PARTS = ("data", "forward", "head", "backward", "update", "save")
+_PARTS = ("data", "forward", "head", "backward", "update", "comm", "save")
 Reals = npt.NDArray[np.float64]
 
 
@@ -82,6 +82,9 @@ def page(run: Path) -> Plots:
         drawn(
             "Cosines of the batch",
             [("positive_cosine", "to the own centre"), ("hardest_negative", "hardest negative")],
+        ),
+        drawn(
+            "Own centre nearest, share of the batch", [("accuracy", "acc@1")], bottom=0.0, top=1.0
         ),
         drawn("Learning rate", [("lr", "rate")], bottom=0.0),
         drawn("Images per second", [("images_per_s", "all ranks")], bottom=0.0),

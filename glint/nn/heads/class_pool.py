@@ -179,7 +179,8 @@ class ClassPool(nn.Module):
     def statistics(self) -> dict[str, float]:
         """Give figures of the last batch; waits for the device.
 
-        positive_cosine and hardest_negative: as `PartialFC`, over this rank's samples with a slot;
+        positive_cosine, hardest_negative and accuracy: as `PartialFC`, over this rank's samples
+        with a slot;
         slots_used: share of the pool in use; hits: share of samples whose identity had a slot.
         """
         found = {"slots_used": len(self.directory) / self.slots, "hits": self._hits}
@@ -187,6 +188,9 @@ class ClassPool(nn.Module):
             seen = [pair[number][pair[number] > -torch.inf] for pair in self._seen]
             if seen and (value := torch.cat(seen)).numel():
                 found[name] = float(value.mean())
+        right = [(cosine > hardest)[cosine > -torch.inf] for cosine, hardest in self._seen]
+        if right and (right_n := torch.cat(right)).numel():
+            found["accuracy"] = float(right_n.double().mean())
         return found
 
     def _in_order(self, x_n: Tensor) -> Tensor:

@@ -185,16 +185,17 @@ class ClassQueue(nn.Module):
     def statistics(self) -> dict[str, float]:
         """Give figures of the last batch; waits for the device.
 
-        positive_cosine and hardest_negative: as `PartialFC`, over this rank's samples, the latter
-        over those that have a negative; slots_used: share of the queue in use.
+        positive_cosine, hardest_negative and accuracy: as `PartialFC`, over this rank's samples,
+        the latter two over those that have a negative; slots_used: share of the queue in use.
         """
         found = {"slots_used": self.used / self.slots}
         if self._seen is not None:
             cosine_n, hardest_n = self._seen
             found["positive_cosine"] = float(cosine_n.mean())
-            hardest_n = hardest_n[hardest_n > -torch.inf]
-            if hardest_n.numel():
-                found["hardest_negative"] = float(hardest_n.mean())
+            some_n = hardest_n > -torch.inf
+            if some_n.any():
+                found["hardest_negative"] = float(hardest_n[some_n].mean())
+                found["accuracy"] = float((cosine_n > hardest_n)[some_n].double().mean())
         return found
 
     @torch.no_grad()

@@ -226,8 +226,9 @@ class PartialFC(nn.Module):
         """Give figures of the last batch; waits for the device.
 
         positive_cosine: mean over the batch of the cosine to the own centre, before the margin;
-        hardest_negative: mean of the largest cosine to another class that counts; centre_norm:
-        mean length of this rank's rows that played. Absent where there is nothing to average.
+        hardest_negative: mean of the largest cosine to another class that counts; accuracy: share
+        of samples with the own centre nearest of those that count; centre_norm: mean length of this
+        rank's rows that played. Absent where there is nothing to average.
         """
         if not self._seen:
             return {}
@@ -235,6 +236,7 @@ class PartialFC(nn.Module):
         found = {
             "positive_cosine": cosine_N,
             "hardest_negative": hardest_N[hardest_N > -torch.inf],
+            "accuracy": (cosine_N > hardest_N).float(),
             "centre_norm": length_k,
         }
         return {name: float(value.mean()) for name, value in found.items() if value.numel()}

@@ -279,3 +279,4 @@ def test_every_margin_and_the_figures_of_a_batch():
     assert found["slots_used"] == 8 / 14
     assert found["positive_cosine"] == pytest.approx(float(positive.mean()))
     assert found["hardest_negative"] == pytest.approx(float(negative.amax(1).mean()))
+    assert found["accuracy"] == float((positive > negative.amax(1)).double().mean())

@@ -358,6 +358,7 @@ def test_statistics_are_those_of_the_batch():
         {
             "positive_cosine": float(own.mean()),
             "hardest_negative": float(others.amax(1).mean()),
+            "accuracy": float((own > others.amax(1)).double().mean()),
             "centre_norm": float(model.weight.norm(dim=1).mean()),
         }
     )
@@ -374,7 +375,7 @@ def test_a_rank_without_classes_says_so(ranks):
 
     sizes, losses, names = zip(*ranks(4, work))
     assert sizes == (1, 1, 0, 0) and len(set(losses)) == 1
-    assert names[3] == {"positive_cosine", "hardest_negative"}
+    assert names[3] == {"positive_cosine", "hardest_negative", "accuracy"}
 
 
 def test_learning_lowers_the_loss():
