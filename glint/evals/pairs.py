@@ -88,25 +88,30 @@ def ten_fold(
 
     false_ft = hits(~same_n, rates.FINE)
     others_ft = false_ft.sum(0) - false_ft
-    val, far = [], []
-    for f in range(count):
-        negatives = int(diff_f.sum() - diff_f[f])
-        limit = rates.threshold_at(others_ft[f], negatives, 1e-3, rates.FINE)
-        here = fold_n == f
-        if same_f[f]:
-            val.append(float(np.mean(distance_n[here & same_n] < limit)))
-        if diff_f[f]:
-            far.append(float(np.mean(distance_n[here & ~same_n] < limit)))
+    limit_f = np.array(
+        [
+            rates.threshold_at(others_ft[f], int(diff_f.sum() - diff_f[f]), 1e-3, rates.FINE)
+            for f in range(count)
+        ]
+    )
+    accepted_n = distance_n < limit_f[fold_n]
 
+    def share(kind_n: np.ndarray, size_f: np.ndarray) -> np.ndarray:
+        some_f = size_f > 0
+        accepted_f = np.bincount(fold_n[accepted_n & kind_n], minlength=count)
+        result: np.ndarray = accepted_f[some_f] / size_f[some_f]
+        return result
+
+    val, far = share(same_n, same_f), share(~same_n, diff_f)
     return Verification(
         accuracy=float(accuracy_f.mean()),
         std=float(accuracy_f.std()),
         folds=[float(value) for value in accuracy_f],
         tar_at_far={far: rates.tar_at_far(distance_n, same_n, float(far)) for far in FARS},
         threshold=float(rates.COARSE[best_f].mean()),
-        val=float(np.mean(val)) if val else None,
-        val_std=float(np.std(val)) if val else None,
-        val_far=float(np.mean(far)) if far else None,
+        val=float(np.mean(val)) if len(val) else None,
+        val_std=float(np.std(val)) if len(val) else None,
+        val_far=float(np.mean(far)) if len(far) else None,
         cosine_same=_cosine(distance_n[same_n]),
         cosine_different=_cosine(distance_n[~same_n]),
         pairs=len(same_n),
