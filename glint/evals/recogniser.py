@@ -61,8 +61,8 @@ def open_model(
 ) -> Recogniser:
     """Open an ONNX recogniser, or the net of a run or checkpoint directory.
 
-    threads: compute threads of this process, None = the engine's own choice. device: cpu or cuda,
-    None = cuda where the engine has one.
+    threads: compute threads of this process, None = the engine's own choice. device: cpu, cuda or
+    cuda:N, None = cuda where the engine has one.
     Raises UsageError GL0001 for a missing path and GL0003 for a missing engine, InputError GL0401
     for a file that is no recogniser, GL0701 for a damaged checkpoint.
     """
@@ -82,7 +82,7 @@ def has_insightface() -> bool:
     return importlib.util.find_spec("insightface") is not None
 
 
-def zoo_model(path: Path, session_options: Any = None, providers: list[str] | None = None) -> Any:
+def zoo_model(path: Path, session_options: Any = None, providers: list[Any] | None = None) -> Any:
     """Load an ONNX file as insightface does; None where it does not take it for a recogniser.
 
     What insightface prints goes to stderr.
@@ -119,9 +119,11 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
     if threads:
         options.intra_op_num_threads = threads
     cuda = device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device == "cuda" and not cuda:
+    wanted, _, number = (device or "").partition(":")
+    if wanted == "cuda" and not cuda:
         raise UsageError("GL0002", "this onnxruntime has no cuda", hint="use --device cpu")
-    providers = ["CUDAExecutionProvider"] * cuda + ["CPUExecutionProvider"]
+    first = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
+    providers: list[Any] = [first] * cuda + ["CPUExecutionProvider"]
     # insightface tells a file by its suffix; anything else would be looked up under its home
     zoo = has_insightface() and path.suffix == ".onnx"
     try:

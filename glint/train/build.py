@@ -30,6 +30,7 @@ from glint.stream.loader import Stream
 from glint.train import near, optim
 from glint.train.paired import Paired
 from glint.train.recipe import Head, Recipe
+from glint.train.teacher import Frozen
 
 PRECISION = {
     "float32": torch.float32,
@@ -59,6 +60,7 @@ class Run:
     averaged: AveragedModel | None  # of the backbone's weights and buffers
     val: dict[str, Pairs]
     near: str = ""  # digest of the table of nearest classes, where the head has one
+    teacher: Frozen | None = None  # what the net imitates besides
     skipped: int = 0  # steps in a row whose gradient was not finite
 
     @property
@@ -99,6 +101,7 @@ class Run:
             "optim": recipe["optim"],
             "schedule": {k: v for k, v in recipe["schedule"].items() if k != "max_steps"},
             **({"near": self.near} if self.near else {}),
+            **({"teacher": self.teacher.identity()} if self.teacher else {}),
         }
 
     def _free(self) -> set[str]:
@@ -265,6 +268,15 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     forward: Any = backbone
     if recipe.run.compile:
         forward = torch.compile(backbone, backend=recipe.run.compile)
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = Frozen(
+            recipe.teacher,
+            recipe.backbone.embedding,
+            world,
+            threads=threads(recipe, world),
+            channels_last=recipe.run.channels_last,
+        )
     near_CK, near_digest = None, ""
     if recipe.head.near:
         near_CK, near_digest = near.read(Path(recipe.head.near), dataset, table)
@@ -293,6 +305,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         averaged=average(backbone, recipe.run.ema) if recipe.run.ema else None,
         val=val,
         near=near_digest,
+        teacher=teacher,
     )
     if run.averaged is not None and recipe.head.kind != "partial_fc":
         for norm in norms(run.averaged.module):

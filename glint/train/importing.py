@@ -62,10 +62,8 @@ def import_weights(
     """
     weights, out = Path(weights), Path(out)
     if not weights.is_file():
-        raise UsageError("GL0001", "no such file of weights", where=str(weights))
-    name = NAMES.get(backbone, backbone)
-    with torch.device("meta"):
-        net = backbones.create(name, embedding, **(options or {}))
+        raise _absent(weights)
+    name, net = _hollow(backbone, embedding, options)
     _require_empty(out)
     found = _named(_read(weights), weights)
     state = _fitted(found, net, f"{name} with embedding {embedding}", weights)
@@ -90,6 +88,33 @@ def import_weights(
         "tensors": len(state),
         "source": source,
     }
+
+
+def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:
+    """Build `backbone` with the weights of a .pt or .safetensors file: float32, on the CPU.
+
+    Raises what `import_weights` raises.
+    """
+    if not weights.is_file():
+        raise _absent(weights)
+    name, net = _hollow(backbone, embedding)
+    found = _named(_read(weights), weights)
+    state = _fitted(found, net, f"{name} with embedding {embedding}", weights)
+    net.load_state_dict(state, assign=True)
+    return net
+
+
+def _hollow(
+    backbone: str, embedding: int, options: Mapping[str, Any] | None = None
+) -> tuple[str, nn.Module]:
+    """Give glint's name of a net, and the net without data."""
+    name = NAMES.get(backbone, backbone)
+    with torch.device("meta"):
+        return name, backbones.create(name, embedding, **(options or {}))
+
+
+def _absent(weights: Path) -> GlintError:
+    return UsageError("GL0001", "no such file of weights", where=str(weights))
 
 
 def _require_empty(out: Path) -> None:

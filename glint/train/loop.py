@@ -113,7 +113,7 @@ def train_step(
     recipe, device, scaler = run.recipe, run.world.device, run.scaler
     dtype = PRECISION[recipe.run.precision]
     mixed = dtype in (torch.bfloat16, torch.float16)
-    losses = []
+    losses, apart = [], []
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         sync = nullcontext() if last or not isinstance(run.model, DDP) else run.model.no_sync()
@@ -132,13 +132,21 @@ def train_step(
             label = run.head.parts(label)[0]
             image, other = run.head.parts(image)
             compared["gallery_nD"] = gallery_features(run, other, dtype if mixed else None)
+        target_nd = None
+        if run.teacher is not None:  # before the net's own pass keeps its activations
+            target_nd = run.teacher.embed(image, dtype if mixed else None)
+            log.mark("teacher")
         with sync:
             with torch.autocast(device.type, dtype, enabled=mixed):
                 feature_nd = run.model(image)
             log.mark("forward")
             leaf_nd = feature_nd.detach().to(run.parameter_dtype).requires_grad_()
             loss = run.head(leaf_nd, label, step=micro, **compared) / len(batches)
-            loss.backward()
+            if run.teacher is not None and target_nd is not None:
+                apart.append(run.teacher.distance(leaf_nd, target_nd) / len(batches))
+                (loss + run.teacher.weight * apart[-1]).backward()
+            else:
+                loss.backward()
             log.mark("head")
             assert leaf_nd.grad is not None
             feature_nd.backward(scaler.scale(leaf_nd.grad.to(feature_nd.dtype)))
@@ -149,6 +157,10 @@ def train_step(
         run.backbone.parameters(), recipe.optim.clip if recipe.optim.clip > 0 else math.inf
     )
     value = float(torch.stack(losses).sum())
+    if run.teacher is not None:  # each rank's gradient is of its own images: DDP averages them
+        mean = all_reduce_(torch.stack(apart).detach().sum(), run.world) / run.world.size
+        run.teacher.measured = float(mean)
+        value += run.teacher.weight * run.teacher.measured
     if not (math.isfinite(value) and bool(torch.isfinite(norm))):
         overflow = scaler.is_enabled() and math.isfinite(value)
         run.skipped += 1

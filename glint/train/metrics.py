@@ -78,7 +78,9 @@ class Log:
         shares = " ".join(
             f"{part} {100 * share:.0f} %" for part, share in self._shares.items() if share >= 0.01
         )
-        return f"epoch {epoch} loss {loss:.3f}{right} lr {lr:.4f} {self._rate:.0f} img/s {shares}"
+        apart = f" teacher {self.run.teacher.measured:.3f}" if self.run.teacher else ""
+        told = f"epoch {epoch} loss {loss:.3f}{apart}{right} lr {lr:.4f}"
+        return f"{told} {self._rate:.0f} img/s {shares}"
 
     def step(self, step: int, epoch: int, lr: float, loss: float) -> None:
         """Count a step; every `log_every` of them, write one line."""
@@ -101,6 +103,7 @@ class Log:
                     "images_per_s": round(self._rate, 2),
                     "time": self._shares,
                     **statistics,
+                    **(self.run.teacher.statistics() if self.run.teacher else {}),
                 },
             )
             self._begin()

@@ -20,7 +20,7 @@ from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
 NAME = "report.html"
-_PARTS = ("data", "forward", "head", "backward", "update", "comm", "save")
+_PARTS = ("data", "teacher", "forward", "head", "backward", "update", "comm", "save")
 Reals = npt.NDArray[np.float64]
 
 
@@ -78,6 +78,7 @@ def page(run: Path) -> Plots:
     time_S = [(part, step_S, 100 * _reals(steps, "time", part)) for part in _PARTS]
     drawings = [
         drawn("Loss", [("loss", "loss")], bottom=0.0),
+        drawn("Distance to the teacher", [("distill", "without its weight")], bottom=0.0),
         lines("Verification accuracy, %", "step", accuracy),
         drawn(
             "Cosines of the batch",

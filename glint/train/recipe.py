@@ -141,6 +141,31 @@ class Optim(Table):
             yield "nesterov", "needs momentum > 0"
 
 
+class Teacher(Table):
+    """A frozen net that the trained one imitates besides: distillation (docs/distill.md).
+
+    `model` is what `glint eval --model` takes, or a .pt or .safetensors file of published weights
+    of the net `backbone`.
+    """
+
+    model: Text
+    backbone: str = ""
+    weight: Positive = 7.0  # of its loss beside the margin's; VarGFaceNet's alpha
+    loss: Literal["chord", "angular"] = "chord"
+
+    @property
+    def bare(self) -> bool:
+        """Whether the file holds weights alone and does not name its net."""
+        return self.model.endswith((".pt", ".pth", ".safetensors"))
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield a file of weights without the name of its net, and the other way round."""
+        if self.bare and not self.backbone:
+            yield "backbone", f"names the net that {self.model} holds the weights of, as in r50"
+        if self.backbone and not self.bare:
+            yield "backbone", "only read with a model that is a .pt, .pth or .safetensors file"
+
+
 class Schedule(Table):
     """The learning rate over the run. `epochs`, `warmup` and `milestones` count epochs."""
 
@@ -184,6 +209,7 @@ class Run(Table):
     tensorboard: bool = True
     channels_last: bool = False
     finetune: str = ""  # a checkpoint whose weights the run starts from
+    finetune_head: bool = False  # and from its centres; their momentum starts anew
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of a moving average of the weights
     sync_bn: bool = False  # batch norm over all ranks' images
     compile: str = ""  # a backend of torch.compile, as in "inductor"; "" = none
@@ -195,6 +221,8 @@ class Run(Table):
         """Yield what the device does not have."""
         if self.device == "cpu" and self.precision == "fp16":
             yield "precision", 'fp16 needs device = "cuda"; on cpu use float32 or bf16'
+        if self.finetune_head and not self.finetune:
+            yield "finetune_head", "only read with finetune"
         if self.device == "cpu" and self.sync_bn:
             yield "sync_bn", 'needs device = "cuda": torch has it for GPUs only'
 
@@ -207,6 +235,7 @@ class Recipe(Table):
     head: Head
     optim: Optim
     schedule: Schedule
+    teacher: Teacher | None = None
     run: Run = Field(default_factory=Run)
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
@@ -231,6 +260,8 @@ class Recipe(Table):
                 f'head.kind = "{self.head.kind}" compares with the moving average of the net; '
                 "0.99 or 0.999",
             )
+        if self.head.kind != "partial_fc" and self.run.finetune_head:
+            yield "run.finetune_head", f'not read with head.kind = "{self.head.kind}"'
         if self.head.kind == "class_pool" and self.data.batch % 6:
             yield "data.batch", 'head.kind = "class_pool" needs a multiple of 6'
         if self.head.kind == "class_queue":

@@ -63,6 +63,8 @@ def resume(run: Run) -> int:
         if run.recipe.run.finetune:
             weights = finetune_source(Path(run.recipe.run.finetune))
             _start_from(run, weights)
+            if run.recipe.run.finetune_head:
+                _centres_from(run, weights)
         return 0
     compare(_sound(saved), run)
     try:
@@ -126,6 +128,33 @@ def _start_from(run: Run, weights: checkpoint.Saved) -> None:
             hint=f"they are those of {made.get('name')}, embedding {made.get('embedding')}",
         ) from None
     logger.info("backbone from %s", weights.path)
+
+
+def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
+    """Put the centres of another run into the head; its momentum and counters start anew.
+
+    Raises MismatchError GL0702 where a row there is not the same identity here.
+    """
+    head, before, now = run.head, weights.state.get("identity"), run.identity()
+    before = before if isinstance(before, dict) else {}
+    table = before.get("head")
+    lines = [
+        f"{key}: {before.get(key)!r} -> {now[key]!r}"
+        for key in ("dataset", "label_version", "classes")
+        if before.get(key) != now[key]
+    ]
+    if lines or not isinstance(table, dict) or table.get("kind") != "partial_fc":
+        raise MismatchError(
+            "GL0702",
+            "run.finetune_head: its centres are of other identities: "
+            + ("; ".join(lines) or "it has no table of them"),
+            where=str(weights.path),
+            hint="run.finetune_head = false starts with centres of its own",
+        )
+    fetch = checkpoint.head_fetch(weights)
+    own = dict(head.named_buffers())
+    head.load_rows(lambda name, a, b: fetch(name, a, b) if name == "weight" else own[name].clone())
+    logger.info("centres from %s", weights.path)
 
 
 def finetune_source(path: Path) -> checkpoint.Saved:

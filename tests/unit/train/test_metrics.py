@@ -22,6 +22,7 @@ def log(folder: Path, device: str = "cpu", every: int = 2) -> metrics.Log:
         world=SimpleNamespace(rank=0, device=torch.device(device)),
         out=folder,
         recipe=SimpleNamespace(run=settings),
+        teacher=None,
         global_batch=10,
         head=SimpleNamespace(statistics=lambda: {"accuracy": 0.25}),
     )

@@ -1,0 +1,121 @@
+"""The teacher of a distilled run: a frozen net of any origin, asked about the same images."""
+
+# n images, C channels, H W height and width, D embedding
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from glint.dist.world import World
+from glint.errors import GlintError, UsageError
+from glint.evals import recogniser, stored
+from glint.nn import backbones
+from glint.nn.backbones.parts import SIZE
+from glint.nn.distill import distance
+from glint.train import importing
+from glint.train.export import require_finite
+from glint.train.recipe import Teacher
+
+
+class Frozen:
+    """A teacher on this rank: it learns nothing and is not saved; checkpoints keep its digest."""
+
+    def __init__(
+        self,
+        table: Teacher,
+        embedding: int,
+        world: World,
+        *,
+        threads: int | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        """Open the model that the recipe's `[teacher]` names.
+
+        Raises UsageError GL0001 where there is none, GL0002 where its embeddings do not have
+        `embedding` numbers, and what opening it for an evaluation raises.
+        """
+        self.weight, self.loss, path = table.weight, table.loss, Path(table.model)
+        self.measured = math.nan  # the distance at the last step, mean over all ranks
+        self._net: nn.Module | None = None
+        if path.is_dir():
+            kept = stored.load(path)
+            require_finite(kept)
+            self._net, found, self.digest = kept.net, kept.embedding, kept.digest
+        elif table.bare:
+            self._net = importing.read_net(path, table.backbone, embedding)
+            found, self.digest = embedding, stored.sha256(path)
+        else:
+            opened = recogniser.open_model(path, threads=threads, device=str(world.device))
+            self._crops: Callable[..., object] = opened.embed
+            found, self.digest = opened.dim, opened.digest
+            if opened.size != SIZE:
+                raise _unfit(table, f"takes crops of {opened.size} x {opened.size}", f"{SIZE}")
+        _same_width(table, found, embedding)
+        if self._net is not None:
+            self._net = self._net.eval().requires_grad_(False).to(world.device)
+            if channels_last:
+                self._net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.no_grad()
+    def embed(self, image_nCHW: Tensor, mixed: torch.dtype | None = None) -> Tensor:
+        """Embed a batch as the trained net is given it (`to_input`): float32 (n, D), as it comes.
+
+        mixed: the type that autocast computes in; an ONNX file computes as it was exported.
+        """
+        if self._net is not None:
+            with torch.autocast(image_nCHW.device.type, mixed, enabled=mixed is not None):
+                feature_nD: Tensor = self._net(image_nCHW.float())
+            return feature_nD.float()
+        pixel_nCHW = image_nCHW.float().mul(127.5).add(127.5).round().to(torch.uint8)
+        pixel_nHWC = pixel_nCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return torch.as_tensor(self._crops(pixel_nHWC)).to(image_nCHW.device)
+
+    def distance(self, feature_nD: Tensor, target_nD: Tensor) -> Tensor:
+        """Give the loss of this rank's images, without its weight."""
+        return distance(feature_nD, target_nD.to(feature_nD.dtype), self.loss)
+
+    def statistics(self) -> dict[str, float]:
+        """Give what the log tells of the last step."""
+        return {"distill": self.measured} if math.isfinite(self.measured) else {}
+
+    def identity(self) -> dict[str, object]:
+        """Say what may not change between a run and its continuation."""
+        return {"digest": self.digest, "weight": self.weight, "loss": self.loss}
+
+
+def held(table: Teacher, embedding: int) -> int:
+    """Count the bytes of a teacher's weights, an ONNX file's by its size; nothing is allocated.
+
+    Raises UsageError GL0001 and GL0002 as opening it would.
+    """
+    path = Path(table.model)
+    if path.is_dir():
+        made = stored.read_json(stored.find(path) / stored.STATE).get("backbone") or {}
+        name, options = str(made.get("name")), made.get("options") or {}
+        _same_width(table, int(made.get("embedding", 512)), embedding)
+    elif not path.is_file():
+        raise UsageError("GL0001", "teacher.model: no such file or folder", where=str(path))
+    elif table.bare:
+        name, options = importing.NAMES.get(table.backbone, table.backbone), {}
+    else:
+        return path.stat().st_size
+    with torch.device("meta"):
+        net = backbones.create(name, embedding, **options)
+    return sum(t.numel() * t.element_size() for t in (*net.parameters(), *net.buffers()))
+
+
+def _same_width(table: Teacher, found: int, embedding: int) -> None:
+    if found != embedding:
+        raise _unfit(table, f"gives {found} numbers a face", f"backbone.embedding = {embedding}")
+
+
+def _unfit(table: Teacher, found: str, expected: str) -> GlintError:
+    return UsageError(
+        "GL0002", f"teacher.model {found}, expected {expected}", where=table.model,
+        hint="a student has embeddings of its teacher's length, and both see the same crops",
+    )  # fmt: skip
