@@ -31,6 +31,9 @@ def coreset(
     degrees: float = typer.Option(
         75.0, "--outliers", help="Drop faces so far from their identity's mean first; 180: none."
     ),
+    centres: int = typer.Option(
+        1, "--sub-centres", help="Measure that from the dominant of so many sub-centres: 3."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Count only."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -42,7 +45,7 @@ def coreset(
         from glint.pipelines import embed
         from glint.shards.index import Dataset
 
-        options = stage.Options(threshold=threshold, ratio=ratio, least=least, degrees=degrees)
+        options = stage.Options(threshold, ratio, least, degrees, centres)
         folder = show.path(out, "--out")
         stage.check_out(folder)  # before gigabytes are read
         data = Dataset(dataset)

@@ -35,13 +35,15 @@ class Options:
     """How faces are chosen: by `threshold`, a cosine, or by `ratio`, the share of images kept.
 
     least: faces that an identity keeps, if it has so many; degrees: faces farther than this from
-    the mean of their identity go first, 180 keeps them.
+    the mean of their identity go first, 180 keeps them; centres: above 1, from the dominant of so
+    many sub-centres.
     """
 
     threshold: float | None = None
     ratio: float | None = None
     least: int = 2
     degrees: float = 75.0
+    centres: int = 1
 
     def __post_init__(self) -> None:
         if (self.threshold is None) == (self.ratio is None):
@@ -53,6 +55,7 @@ class Options:
             ("--keep-ratio", ratio, 0 < ratio <= 1, "above 0, at most 1"),
             ("--min", self.least, self.least >= 1, "at least 1"),
             ("--outliers", self.degrees, 0 < self.degrees <= 180, "degrees up to 180"),
+            ("--sub-centres", self.centres, 1 <= self.centres <= 16, "1 to 16"),
         ):
             if not good:
                 raise UsageError("GL0002", f"expected {want}, found {value}", where=name)
@@ -79,6 +82,7 @@ def run(
         target_N,
         version.classes,
         degrees=options.degrees,
+        centres=options.centres,
         least=options.least,
         progress=progress,
     )

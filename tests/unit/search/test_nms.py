@@ -167,3 +167,34 @@ def test_a_ratio_out_of_reach_is_refused() -> None:
     ranking = nms.rank(face, target, 2, degrees=180)
     with pytest.raises(UsageError, match=r"--keep-ratio.*4 to 20 of 20 images.*found 3"):
         nms.select_count(face, ranking, 3)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.45])
+@pytest.mark.parametrize("one", [True, False], ids=["one other person", "strangers"])
+def test_the_dominant_sub_centre_finds_the_wrong_faces(share: float, one: bool) -> None:
+    rng = np.random.default_rng(1)
+    people, each, dim = 40, 20, 256
+    target = np.repeat(np.arange(people), each)
+    wrong = np.tile(np.arange(each), people) < share * each
+    away = rng.integers(1, people, len(target))
+    away = away.reshape(people, each)[:, 0].repeat(each) if one else away
+    who = np.where(wrong, (target + away) % people, target)
+    centre = unit(rng.normal(size=(people, dim)))[who]
+    face = unit(centre + unit(rng.normal(size=(len(who), dim)))).astype(np.float32)  # 45 degrees
+    order = rng.permutation(len(who))
+    mean, three = (
+        nms.rank(face[order], target[order], people, centres=k).reason_N == OUTLIER for k in (1, 3)
+    )
+    assert (three == wrong[order]).mean() > 0.99
+    assert not (mean & ~wrong[order]).any()
+    if one:  # the mean lies between two people: both are near it
+        assert mean.sum() < 0.5 * wrong.sum()
+
+
+def test_sub_centres_leave_clean_identities_and_small_ones_alone() -> None:
+    face, target = crowd(3, [1, 2, 3, 30, 200], spread=0.4, dim=64)
+    face[np.flatnonzero(target == 3)[0]] = np.nan
+    for centres in (1, 3, 16):
+        ranking = nms.rank(face, target, 5, centres=centres)
+        assert OUTLIER not in ranking.reason_N, centres
+        assert (ranking.reason_N == NO_EMBEDDING).sum() == 1
