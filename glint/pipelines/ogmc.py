@@ -73,10 +73,19 @@ def run(
         raise UsageError(
             "GL0002", "embeddings of different models cannot be compared", where=str(folders[-1])
         )
+    dim, faces = found[0].sample_ND.shape[1], sum(len(emb.sample_ND) for emb in found)
+    for folder, emb in zip(folders, found):
+        if emb.sample_ND.shape[1] != dim:
+            raise InputError(
+                "GL0402",
+                f"expected {dim} numbers a face as in the first folder, "
+                f"found {emb.sample_ND.shape[1]}",
+                where=str(folder),
+            )
     commit.make_dir(out / "_glint")
     with commit.lock(out / "_glint" / "lock"):
         _continue(out, sources, options)
-        stream = _resume(out, options) or Online(int(sources[0]["dim"]), options)
+        stream = _resume(out, options, dim, faces) or Online(dim, options)
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
         _write(out, found, shot)
@@ -143,13 +152,19 @@ def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> Non
     )
 
 
-def _resume(out: Path, options: Options) -> Online | None:
+def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
+    """Take up the state; None where there is none. Raises InputError where it is another's."""
     path = out / STATE
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Online.resume(dict(file), options)
+            stream = Online.resume(dict(file), options)
+        if stream.dim != dim or stream.faces > faces:
+            raise ValueError(
+                f"{stream.faces} faces of {stream.dim} numbers, where the folders have "
+                f"{faces} of {dim}"
+            )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise InputError(
             "GL0501",

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from glint.cli import ogmc as command_line
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.manifests import tables
 from glint.pipelines import embed, ogmc, shard
@@ -190,3 +196,117 @@ def test_a_crawl_is_sharded_without_labels(make_dataset, tmp_path) -> None:
     assert verify(tmp_path / "out", deep=True)["ok"]
     with pytest.raises(MismatchError, match=r"GL0006.*unlabelled"):
         shard.shard(tmp_path / "src", tmp_path / "out", shard.Options())
+
+
+def call(*words: object, code: int = 0) -> dict | str:
+    """Run `glint cluster WORDS`; give its JSON, or its text and what it says on stderr."""
+    app = typer.Typer()
+    command_line.register(app)
+    app.callback()(lambda: None)
+    result = CliRunner().invoke(app, ["cluster", *map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    return json.loads(result.stdout) if "--json" in words else result.output
+
+
+def labels_of(out: Path) -> list[int]:
+    return parquet.read(out / "faces.parquet", tables.FACES)["identity"].to_pylist()
+
+
+def test_the_command_goes_on_from_what_was_saved(crawl, make_dataset, tmp_path) -> None:
+    _, emb, _ = crawl
+    more = make_dataset([1] * 300, images=False, folder="more")
+    second = written(tmp_path / "emb2", more, crowd(300, seed=1)[0])
+    got = call(emb, second, "--out", tmp_path / "once", "--json")
+    assert got["schema"] == "glint/cluster-result@1"
+    assert (got["faces"], got["identities"]) == (998, PEOPLE)
+    call("find", emb, "--out", tmp_path / "ids", "--json")  # the group's bare form is `find`
+    said = call(emb, second, "--out", tmp_path / "ids")
+    assert f"998 faces in {got['clusters']} clusters" in said and "40 identities" in said
+    assert labels_of(tmp_path / "ids") == labels_of(tmp_path / "once")
+    assert files(tmp_path / "ids") == files(tmp_path / "once")
+
+
+KILLED = """
+import os, signal, sys
+import typer
+from glint.cli import ogmc as command_line
+from glint.pipelines import ogmc
+from glint.search.ogmc import Online
+
+ogmc.run.__kwdefaults__["save"] = 0.0  # a state after every block
+plain = Online.insert
+
+def insert(stream, face_nD):
+    if stream.faces == 512:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(stream, face_nD)
+
+Online.insert = insert
+app = typer.Typer()
+command_line.register(app)
+app.callback()(lambda: None)
+app(["cluster", *sys.argv[1:]])
+"""
+
+
+def test_a_command_killed_half_way_ends_with_the_same_labels(crawl, tmp_path) -> None:
+    _, emb, _ = crawl
+    call(emb, "--out", tmp_path / "whole")
+    out = tmp_path / "ids"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, emb, "--out", out], capture_output=True, check=False
+    )
+    assert done.returncode == -9, done.stderr.decode()
+    assert not (out / "identities.json").exists()
+    with np.load(out / "_glint/state.npz") as state:
+        assert len(state["faces"]) == 512
+    call(emb, "--out", out)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_state_of_other_faces_is_refused(crawl, make_dataset, tmp_path) -> None:
+    _, emb, _ = crawl
+    narrow = make_dataset([1] * 300, images=False, folder="narrow")
+    other = written(tmp_path / "emb2", narrow, crowd(300)[0][:, :32])
+    said = call(emb, other, "--out", tmp_path / "ids", code=3)
+    assert "error GL0402" in said
+    assert "expected 96 numbers a face as in the first folder, found 32" in said
+    assert not (tmp_path / "ids").exists()
+    call(emb, "--out", tmp_path / "ids")
+    call(other, "--out", tmp_path / "other")
+    before = files(tmp_path / "other")
+    state = tmp_path / "other/_glint/state.npz"
+    kept = state.read_bytes()
+    for bad, what in (
+        ((tmp_path / "ids/_glint/state.npz").read_bytes(), "700 faces of 96 numbers, where"),
+        (b"no state", "cannot be read"),
+        (kept[: len(kept) // 2], "cannot be read"),
+    ):
+        state.write_bytes(bad)
+        said = call(other, "--out", tmp_path / "other", code=3)
+        assert "error GL0501" in said and what in said
+        assert "hint: delete this folder and run glint cluster again" in said
+        assert files(tmp_path / "other") == before
+    state.write_bytes(kept)
+    call(other, "--out", tmp_path / "other")
+    assert files(tmp_path / "other") == before
+
+
+def test_the_command_refuses_what_it_cannot_use(crawl, tmp_path) -> None:
+    dataset, emb, _ = crawl
+    out = tmp_path / "ids"
+    assert "GL0402" in call(tmp_path / "none", "--out", out, code=3)
+    said = call(emb, "--out", out, "--join", 1.5, code=2)
+    assert "--join: expected above 0, at most 1, found 1.5" in said and not out.exists()
+    call(emb, "--out", out)
+    said = call(emb, "--out", out, "--join", 0.6, code=7)
+    assert "error GL0006" in said and "'join': 0.5" in said and "'join': 0.6" in said
+    got = call("apply", out, dataset.root, "--json")
+    assert (got["classes"], got["applied"]) == (PEOPLE, True)
+    assert "nothing to do" in call("apply", out, dataset.root)
+    assert call("undo", out, dataset.root, "--json")["version"] == 0
+    said = call("undo", out, dataset.root, code=3)
+    assert "error GL0502" in said and "not in force" in said
+    said = call("apply", tmp_path / "emb", dataset.root, code=3)
+    assert "error GL0501" in said and "no identities.json" in said
