@@ -18,6 +18,7 @@ from glint.dist.ddp import data_parallel
 from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
 from glint.evals.bins import Pairs, read_bin
+from glint.log import logger
 from glint.nn import backbones
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
@@ -133,7 +134,8 @@ def head(
     """Build the classification head over `classes` identities.
 
     near_CK: the classes nearest to each, where negatives are hard-aware. Raises UsageError GL0002
-    where a pool or queue has fewer slots than a step writes.
+    where a pool or queue has fewer slots than a step writes; warns where it has fewer than twice
+    as many.
     """
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
@@ -187,6 +189,12 @@ def _without_table(
             "GL0002",
             f"head.slots is {table.slots}, a step may write {written}",
             hint="more head.slots, a smaller data.batch or fewer ranks",
+        )
+    if world.rank == 0 and table.slots < min(2 * written, classes):
+        logger.warning(
+            "head.slots is %d and a step may write %d: most negatives are of the same batch",
+            table.slots,
+            written,
         )
     options: dict[str, Any] = {
         "margin": shape,

@@ -15,7 +15,7 @@ from glint.dist.world import World
 from glint.errors import UsageError
 from glint.recipes.load import load
 from glint.train import checkpoint, loop
-from glint.train.build import build
+from glint.train.build import build, head
 from glint.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -120,3 +120,25 @@ def test_what_does_not_fit_is_told(small: Any, tmp_path: Path) -> None:
         train(small, "f2c", tmp_path / "run", "head.slots=5")
     with pytest.raises(UsageError, match=r"GL0002.*head.slots is 3, a step may write 4"):
         train(small, "attfc", tmp_path / "run", "head.slots=3")
+
+
+@pytest.mark.parametrize(("kind", "slots", "written"), [("f2c", 11, 6), ("attfc", 7, 4)])
+def test_a_pool_of_little_more_than_a_batch_is_warned_of(
+    small: Any, caplog: pytest.LogCaptureFixture, kind: str, slots: int, written: int
+) -> None:
+    def make(slots: int, classes: int) -> list[str]:
+        caplog.clear()
+        recipe = load(
+            ROOT / "train" / f"synth_tiny_{kind}.toml",
+            Recipe,
+            changes(small, kind, f"head.slots={slots}"),
+        )
+        head(recipe.head, classes, 32, None, World(), recipe)
+        return caplog.messages
+
+    assert make(slots, 40) == [
+        f"head.slots is {slots} and a step may write {written}: most negatives are of the same "
+        "batch"
+    ]
+    assert make(2 * written, 40) == []
+    assert make(written, written) == []  # everyone has a slot

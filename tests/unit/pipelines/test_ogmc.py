@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from glint import log
 from glint.cli import ogmc as command_line
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.manifests import tables
@@ -203,7 +204,9 @@ def call(*words: object, code: int = 0) -> dict | str:
     app = typer.Typer()
     command_line.register(app)
     app.callback()(lambda: None)
+    kept = log.logger.handlers[:], log.logger.propagate, log.logger.level
     result = CliRunner().invoke(app, ["cluster", *map(str, words)])
+    log.logger.handlers[:], log.logger.propagate, log.logger.level = kept  # as other tests need it
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.exit_code == code, result.output
     return json.loads(result.stdout) if "--json" in words else result.output
@@ -230,6 +233,7 @@ def test_the_command_goes_on_from_what_was_saved(crawl, make_dataset, tmp_path) 
 KILLED = """
 import os, signal, sys
 import typer
+from glint import log
 from glint.cli import ogmc as command_line
 from glint.pipelines import ogmc
 from glint.search.ogmc import Online

@@ -264,3 +264,33 @@ def test_an_unknown_person_is_pushed_only_from_the_nearest():
     expected = torch.autograd.grad(half, probe)[0][0::2]
     torch.testing.assert_close(probe.grad[0::2], expected, rtol=1e-10, atol=1e-13)
     assert head.statistics()["hits"] == 0 and "positive_cosine" not in head.statistics()
+
+
+def test_a_half_that_does_not_count_leaves_no_trace():
+    head = pool(8)
+    for step in range(6):
+        feature, gallery, label = batch(step)
+        head(feature, label, step=step, gallery_nD=gallery)
+        head.update(step=step, lr=0.1)
+    _, gallery, label = batch(6)
+    before, done = head.digest(), head.directory.done
+    written = head._write(F.normalize(gallery[1::2], dim=1), label[1::2].tolist())
+    assert head.digest() != before
+    head._restore(written)
+    head.directory.undo(done)
+    assert head.digest() == before
+
+
+def test_a_single_image_finds_its_identity_as_often_as_the_pool_holds_one():
+    """With slots for a quarter of the people, a quarter of the single images, to four sigma."""
+    head = pool(PEOPLE // 4)
+    paired, single, steps = 8, 4, 110
+    found = 0
+    for step in range(steps):
+        feature, gallery, label = batch(step)
+        head(feature, label, step=step, gallery_nD=gallery)
+        head.update(step=step, lr=0.1)
+        if step >= 10:  # full by then
+            found += round(head.statistics()["hits"] * (paired + single)) - paired
+    drawn = (steps - 10) * single
+    assert abs(found / drawn - 0.25) < 4 * (0.25 * 0.75 / drawn) ** 0.5
