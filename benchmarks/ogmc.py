@@ -1,7 +1,7 @@
 """Online clustering of faces against clustering them at once: F-measures, orders, faces per second.
 
     GLINT_SHARED=../shared python benchmarks/ogmc.py [--quick] [--peer-python PYTHON] [--out FILE]
-                                                     [--only lfw|synthetic|speed]
+                                        [--only lfw|synthetic|speed] [--work FOLDER]
 
 Real: LFW's embeddings under GLINT_SHARED (features/lfw_y1_l2_f16.npy, not part of this project).
 Synthetic: 10,000 faces of 1,000 people with one to three ways to look, 512 numbers. `glint`'s
@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +84,6 @@ def people(n: int, count: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndar
     return face / np.linalg.norm(face, axis=1, keepdims=True), person
 
 
-def leader(face: np.ndarray, cut: float) -> np.ndarray:
-    """Single-centroid leader clustering: the same program without connections and merges."""
-    stream = Online(face.shape[1], Options(join=cut, connect=1.0, extra=1.0, merge=2.0))
-    return stream.insert(face)
-
-
 def scored(label: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Give pairwise and BCubed F."""
     return pairwise(label, truth).f, bcubed(label, truth).f
@@ -99,6 +95,40 @@ def online(face: np.ndarray, options: Options | None = None) -> tuple[np.ndarray
     stream.insert(face)
     found = stream.snapshot().identity_N
     return found, stream, time.process_time() - begun
+
+
+def leader(cut: float) -> Options:
+    """Single-centroid leader clustering: the same program without connections and merges."""
+    return Options(join=cut, connect=1.0, extra=1.0, merge=2.0)
+
+
+class Runs:
+    """Runs over one set in several orders, each made once and kept in `work`."""
+
+    def __init__(self, name: str, face: np.ndarray, truth: np.ndarray, work: Path | None) -> None:
+        self.name, self.face, self.truth, self.work = name, face, truth, work
+
+    def run(self, seed: int, options: Options) -> dict[str, float]:
+        """Give F-measures, clusters and identities of one order."""
+        said = "-".join(str(value) for value in asdict(options).values())
+        kept = self.work and self.work / f"{self.name}-{len(self.face)}-{seed}-{said}.json"
+        if kept and kept.exists():
+            return dict(json.loads(kept.read_text()))
+        order = np.random.default_rng(seed).permutation(len(self.face))
+        label, stream, _ = online(self.face[order], options)
+        pair, cubed = pairwise(label, self.truth[order]), bcubed(label, self.truth[order])
+        found = {
+            "precision": pair.precision, "recall": pair.recall, "pairwise": pair.f,
+            "BCubed": cubed.f, "clusters": stream.clusters, "identities": len(np.unique(label)),
+        }  # fmt: skip
+        if kept:
+            kept.write_text(json.dumps(found))
+        return found
+
+    def table(self, orders: int, options: Sequence[Options], *what: str) -> np.ndarray:
+        """Give figures of all orders and options: (orders, options, what)."""
+        runs = [[self.run(seed, one) for one in options] for seed in range(orders)]
+        return np.array([[[run[key] for key in what] for run in row] for row in runs])
 
 
 def peer(python: str, face: np.ndarray, kind: str) -> list[np.ndarray] | None:
@@ -116,63 +146,45 @@ def peer(python: str, face: np.ndarray, kind: str) -> list[np.ndarray] | None:
         return list(np.load(f"{path}.out.npy"))
 
 
-def best_cut(name: str, face: np.ndarray, truth: np.ndarray, orders: int) -> list[dict[str, Any]]:
+def best_cut(runs: Runs, orders: int) -> list[dict[str, Any]]:
     """Give glint the cut that fits this truth best, too: `connect` stays 0.05 below `join`."""
-    found = np.zeros((orders, len(CUTS), 2))
-    for seed in range(orders):
-        order = np.random.default_rng(seed).permutation(len(face))
-        for i, cut in enumerate(CUTS):
-            label, _, _ = online(face[order], Options(join=cut, connect=cut - 0.05))
-            found[seed, i] = scored(label, truth[order])
+    options = [Options(join=cut, connect=round(cut - 0.05, 3)) for cut in CUTS]
+    found = runs.table(orders, options, "pairwise", "BCubed")
     mean = found.mean(axis=0)
     figures = []
     for k, what in enumerate(("pairwise", "BCubed")):
         at = int(mean[:, k].argmax())
-        line = told(f"{name}: glint at its best cut, {what} F", mean[at, k])
+        line = told(f"{runs.name}: glint at its best cut, {what} F", mean[at, k])
         figures.append({**line, "cut": CUTS[at], "orders": found[:, at, k].round(4).tolist()})
     return figures
 
 
-def few_faces(name: str, face: np.ndarray, truth: np.ndarray, orders: int) -> list[dict[str, Any]]:
+def few_faces(runs: Runs, orders: int) -> list[dict[str, Any]]:
     """Tell what the demand on clusters of few faces costs and brings: other values of `extra`."""
-    found = np.zeros((orders, 1 + len(EXTRAS), 3))
-    for seed in range(orders):
-        order = np.random.default_rng(seed).permutation(len(face))
-        for i, extra in enumerate((Options().extra, *EXTRAS)):
-            label, _, _ = online(face[order], Options(extra=extra))
-            score = pairwise(label, truth[order])
-            found[seed, i] = score.precision, score.recall, bcubed(label, truth[order]).f
+    options = [Options(), *(Options(extra=extra) for extra in EXTRAS)]
+    found = runs.table(orders, options, "precision", "recall", "BCubed").mean(axis=0)
     return [
-        told(f"{name}: glint, extra {extra}, {what}", value)
-        for extra, values in zip((Options().extra, *EXTRAS), found.mean(axis=0))
+        told(f"{runs.name}: glint, extra {one.extra}, {what}", value)
+        for one, values in zip(options, found)
         for what, value in zip(("pairwise precision", "pairwise recall", "BCubed F"), values)
     ]
 
 
-def compare(
-    name: str, face: np.ndarray, truth: np.ndarray, orders: int, python: str
-) -> list[dict[str, Any]]:
+def compare(runs: Runs, orders: int, python: str) -> list[dict[str, Any]]:
     """Judge all methods on one set."""
+    name, face, truth = runs.name, runs.face, runs.truth
     figures = [told(f"{name}: faces", len(face)), told(f"{name}: people", len(np.unique(truth)))]
-    pairs, cubes, counts = [], [], []
-    leaders = np.zeros((orders, len(CUTS), 2))
-    for seed in range(orders):
-        order = np.random.default_rng(seed).permutation(len(face))
-        label, stream, _ = online(face[order])
-        pair, cube = scored(label, truth[order])
-        pairs.append(pair)
-        cubes.append(cube)
-        counts.append((stream.clusters, len(np.unique(label))))
-        for i, cut in enumerate(CUTS):
-            leaders[seed, i] = scored(leader(face[order], cut), truth[order])
+    shipped = runs.table(orders, [Options()], "pairwise", "BCubed", "clusters", "identities")
+    pairs, cubes, clusters, identities = shipped[:, 0].T
+    leaders = runs.table(orders, [leader(cut) for cut in CUTS], "pairwise", "BCubed")
     figures += [
         {**told(f"{name}: glint, pairwise F, mean of orders", np.mean(pairs)),
-         "orders": [round(x, 4) for x in pairs]},
+         "orders": pairs.round(4).tolist()},
         {**told(f"{name}: glint, BCubed F, mean of orders", np.mean(cubes)),
-         "orders": [round(x, 4) for x in cubes]},
+         "orders": cubes.round(4).tolist()},
         ceiling(f"{name}: glint, spread of pairwise F over orders", max(pairs) - min(pairs), 0.01),
-        told(f"{name}: glint, clusters", np.mean([a for a, _ in counts])),
-        told(f"{name}: glint, identities", np.mean([b for _, b in counts])),
+        told(f"{name}: glint, clusters", np.mean(clusters)),
+        told(f"{name}: glint, identities", np.mean(identities)),
     ]  # fmt: skip
     mean = leaders.mean(axis=0)
     best = int(mean[:, 0].argmax())
@@ -195,8 +207,8 @@ def compare(
             figures.append(
                 {**told(f"{name}: {said} at its best cut, {what} F", values[at]), "cut": CUTS[at]}
             )
-    figures += few_faces(name, face, truth, orders)
-    figures += best_cut(name, face, truth, orders)
+    figures += few_faces(runs, orders)
+    figures += best_cut(runs, orders)
     own = np.mean(pairs) - mean[CUTS.index(0.5), 0]
     return [
         *figures,
@@ -230,8 +242,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="under a minute; says little")
     parser.add_argument("--peer-python", default="", help="an interpreter with scikit-learn")
     parser.add_argument("--only", choices=("lfw", "synthetic", "speed"))
+    parser.add_argument("--work", type=Path, help="keep finished runs in this folder, go on there")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.work:
+        args.work.mkdir(parents=True, exist_ok=True)
     lines: list[dict[str, Any]] = []
 
     def show(figures: list[dict[str, Any]]) -> None:
@@ -249,12 +264,13 @@ def main() -> int:
         truth = np.load(real / "lfw_labels.npy")
         if args.quick:
             face, truth = face[:2000], truth[:2000]
-        show(compare("LFW", face, truth, orders, args.peer_python))
+        show(compare(Runs("LFW", face, truth, args.work), orders, args.peer_python))
     else:
         print(f"# no real faces under {SHARED}: set GLINT_SHARED", file=sys.stderr)
     if args.only in ("synthetic", None):
         size = (2000, 200, 128) if args.quick else (10_000, 1000, 512)
-        show(compare("synthetic", *people(*size, 1), orders, args.peer_python))
+        runs = Runs("synthetic", *people(*size, 1), args.work)
+        show(compare(runs, orders, args.peer_python))
     if args.only in ("speed", None):
         show(speed(*((5000, 500, 128) if args.quick else (100_000, 10_000, 512))))
     if args.out:
