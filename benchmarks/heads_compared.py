@@ -79,11 +79,11 @@ HEADS: dict[str, tuple[str, float, int]] = {
 # centres as a multiple of it
 RATES: dict[str, tuple[str, float, float]] = {
     "partial_fc": ("full softmax", 0.1, 0.1),
-    "class_pool": ("F2C 10 %", 0.025, 1.0),
+    "class_pool": ("F2C 10 %", 0.05, 1.0),
     "class_queue": ("DCQ 10 %", 0.1, 1.0),
 }
 GRID = {
-    "partial_fc": [(0.1, 1.0), (0.1, 0.1), (0.1, 0.01), (0.3, 0.1)],
+    "partial_fc": [(0.1, 1.0), (0.1, 0.3), (0.1, 0.1), (0.1, 0.01), (0.3, 0.1)],
     "class_pool": [(0.0125, 1.0), (0.025, 1.0), (0.05, 1.0), (0.1, 1.0)],
     "class_queue": [(0.05, 1.0), (0.1, 1.0), (0.2, 1.0)],
 }
@@ -354,10 +354,10 @@ class Book:
                     self.known[line["figure"]] = line
 
     def add(self, figure: dict[str, Any]) -> None:
-        """Show a figure, and keep one that is new."""
+        """Show a figure, and keep one that is new or another than before: the last one counts."""
         self.shown.append(figure)
         print(json.dumps(figure), flush=True)
-        if figure["figure"] in self.known:
+        if self.known.get(figure["figure"], {}).get("value") == figure["value"]:
             return
         line = {**figure, "setting": self.setting, **machine("torch", "numpy")}
         self.known[figure["figure"]] = line
