@@ -172,6 +172,7 @@ def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
             where=str(path),
             hint="delete this folder and run glint cluster again",
         ) from None
+    return stream
 
 
 def _save(out: Path, stream: Online) -> None:

@@ -18,7 +18,7 @@ from glint.cli import ogmc as command_line
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.manifests import tables
 from glint.pipelines import embed, ogmc, shard
-from glint.search.ogmc import Options
+from glint.search.ogmc import Online, Options
 from glint.shards import commit, labels, parquet
 from glint.shards.index import Dataset
 from glint.shards.verify import verify
@@ -254,7 +254,7 @@ app(["cluster", *sys.argv[1:]])
 """
 
 
-def test_a_command_killed_half_way_ends_with_the_same_labels(crawl, tmp_path) -> None:
+def test_a_command_killed_half_way_ends_with_the_same_labels(crawl, tmp_path, monkeypatch) -> None:
     _, emb, _ = crawl
     call(emb, "--out", tmp_path / "whole")
     out = tmp_path / "ids"
@@ -265,7 +265,15 @@ def test_a_command_killed_half_way_ends_with_the_same_labels(crawl, tmp_path) ->
     assert not (out / "identities.json").exists()
     with np.load(out / "_glint/state.npz") as state:
         assert len(state["faces"]) == 512
+    begun, plain = [], Online.insert
+
+    def insert(stream: Online, face_nD: np.ndarray) -> np.ndarray:
+        begun.append(stream.faces)
+        return plain(stream, face_nD)
+
+    monkeypatch.setattr(Online, "insert", insert)
     call(emb, "--out", out)
+    assert begun == [512]  # what was saved is not done again
     assert files(out) == files(tmp_path / "whole")
 
 
