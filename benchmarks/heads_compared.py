@@ -75,17 +75,19 @@ HEADS: dict[str, tuple[str, float, int]] = {
     "DCQ 10 %": ("class_queue", 0.1, 1),
     "AttFC 10 %": ("class_queue", 0.1, 2),
 }
-# of each kind of head: which one the rates were tried with, the rate of the net, and that of the
-# centres as a multiple of it
-RATES: dict[str, tuple[str, float, float]] = {
-    "partial_fc": ("full softmax", 0.1, 0.1),
-    "class_pool": ("F2C 10 %", 0.05, 1.0),
-    "class_queue": ("DCQ 10 %", 0.1, 1.0),
+# rate of the net, and that of the centres as a multiple of it
+RATES: dict[str, tuple[float, float]] = {
+    "full softmax": (0.1, 0.1),
+    "PFC 0.1": (0.1, 0.1),
+    "F2C 10 %": (0.05, 1.0),
+    "DCQ 10 %": (0.1, 1.0),
 }
+LIKE = {"F2C 1 %": "F2C 10 %", "AttFC 10 %": "DCQ 10 %"}  # heads that take another one's rates
 GRID = {
-    "partial_fc": [(0.1, 1.0), (0.1, 0.3), (0.1, 0.1), (0.1, 0.01), (0.3, 0.1)],
-    "class_pool": [(0.0125, 1.0), (0.025, 1.0), (0.05, 1.0), (0.1, 1.0)],
-    "class_queue": [(0.05, 1.0), (0.1, 1.0), (0.2, 1.0)],
+    "full softmax": [(0.1, 1.0), (0.1, 0.3), (0.1, 0.1), (0.1, 0.01), (0.3, 0.1)],
+    "PFC 0.1": [(0.1, 1.0), (0.1, 0.3), (0.3, 1.0), (0.1, 0.1)],
+    "F2C 10 %": [(0.0125, 1.0), (0.025, 1.0), (0.05, 1.0), (0.1, 1.0)],
+    "DCQ 10 %": [(0.05, 1.0), (0.1, 1.0), (0.2, 1.0)],
 }
 TUNED = 100  # the seed of the grid
 AnyHead = PartialFC | ClassPool | ClassQueue
@@ -393,8 +395,7 @@ def rates(book: Book, setting: Setting, work: Path) -> None:
         *world(work, setting.people, setting.images, 1),
         world(work, setting.tuned_on, setting.unseen_images, 3),
     )
-    for kind, pairs in GRID.items():
-        name, *used = RATES[kind]
+    for name, pairs in GRID.items():
         found: dict[tuple[float, float], float] = {}
         for pair in pairs:
             said = f"heads: rates: TAR at FAR 1e-3, %, {name}, net {pair[0]}, centres x {pair[1]}"
@@ -404,7 +405,7 @@ def rates(book: Book, setting: Setting, work: Path) -> None:
 
             book.cell({"tar": said}, run)
             found[pair] = book.value(said) or 0.0
-        short = max(found.values()) - found[tuple(used)]
+        short = max(found.values()) - found[RATES[name]]
         what = f"heads: rates: points that those in use are below the best, {name}"
         book.add(ceiling(what, short, 0) if setting.seeds > 1 else told(what, short))
 
@@ -424,7 +425,7 @@ def accuracies(book: Book, setting: Setting, work: Path) -> None:
         for name in HEADS:
 
             def run(name: str = name, seed: int = seed) -> dict[str, float]:
-                found = cell(name, seed, made_of, setting.steps, RATES[HEADS[name][0]][1:])
+                found = cell(name, seed, made_of, setting.steps, RATES[LIKE.get(name, name)])
                 return {**found, "tar": 100 * found["tar"]}
 
             book.cell(
