@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -65,5 +64,5 @@ def _say(r: dict[str, Any], dataset: str) -> str:
         f"{r['gini_after']:.2f}; the smaller half of the identities gets "
         f"{100 * r['tail_share']:.1f} %; {r['never_seen']} identities never seen\n"
         f"wrote {r['sampling']}\n"
-        f"Next: glint train RECIPE --set {shlex.quote(change)}"
+        f"Next: glint train RECIPE --set {show.quoted(change)}"
     )

@@ -210,11 +210,12 @@ def _say_found(r: dict[str, Any]) -> str:
         )
     if not r["calibrated"]:
         lines.append("  not calibrated: too few identities have two images; give --threshold")
+    out = show.quoted(r["out"])
     lines += [
         f"identities {r['identities']} -> {r['identities_after']} when applied; nothing has "
         "changed yet",
         f"wrote {r['report']} (offline; holds faces: mode 0600)",
-        f"Next: glint dedup-conflicts review {r['out']}   (or apply {r['out']} --dry-run)",
+        f"Next: glint dedup-conflicts review {out}   (or apply {out} --dry-run)",
     ]
     return "\n".join(lines)
 
@@ -223,7 +224,7 @@ def _say_reviewed(r: dict[str, Any]) -> str:
     by = f" by {', '.join(r['reviewers'])}" if r["reviewers"] else ""
     return (
         f"{r['file']}: {show.count(r['decisions'], 'decision')}{by}, {r['new']} of them new\n"
-        f"Next: glint dedup-conflicts apply {r['out']} --dry-run"
+        f"Next: glint dedup-conflicts apply {show.quoted(r['out'])} --dry-run"
     )
 
 
@@ -249,15 +250,15 @@ def _say_applied(r: dict[str, Any]) -> str:
         lines.append(
             f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing written)"
         )
-        lines.append(f"Next: glint dedup-conflicts apply {r['report']}")
+        lines.append(f"Next: glint dedup-conflicts apply {show.quoted(r['report'])}")
     else:
         lines.append(
             f"the labels of {r['dataset']} {verb} at version {r['version']} (was "
             f"{r['version_before']})"
         )
         lines.append(
-            f"Next: glint balance {r['dataset']}"
+            f"Next: glint balance {show.quoted(r['dataset'])}"
             if r["applied"]
-            else f"Next: glint dedup-conflicts apply {r['report']}   (to put it back)"
+            else f"Next: glint dedup-conflicts apply {show.quoted(r['report'])}   (to put it back)"
         )
     return "\n".join(lines)

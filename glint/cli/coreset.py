@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 import typer
@@ -75,7 +74,7 @@ def _say(r: dict[str, Any]) -> str:
         )
     if r["dry_run"]:
         return "\n".join([*lines, "--dry-run: nothing written"])
-    change = shlex.quote(f"data.sampling={r['sampling']}")
+    change = show.quoted(f"data.sampling={r['sampling']}")
     lines += [
         f"wrote {r['out']}/coreset.parquet: every image, and what it was too similar to",
         f"Next: glint train RECIPE --set {change}",

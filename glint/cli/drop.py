@@ -75,11 +75,11 @@ def _say(result: dict[str, Any]) -> str:
         )
         if not would:
             lines.append(
-                f"next         glint verify {result['erased_to']} --deep; then remove "
+                f"next         glint verify {show.quoted(result['erased_to'])} --deep; then remove "
                 f"{result['dataset']}, its embeddings and its reports"
             )
         return "\n".join(lines)
-    if not would and result["version"] == result["version_before"]:
+    if result["version"] == result["version_before"]:
         lines.append(f"nothing new  they are out since label version {result['version']} or before")
         return "\n".join(lines)
     lines.append(
@@ -92,6 +92,7 @@ def _say(result: dict[str, Any]) -> str:
             "dataset without them"
         )
         lines.append(
-            f"next         glint balance {result['dataset']} (if a sampling table is in use)"
+            f"next         glint balance {show.quoted(result['dataset'])} "
+            "(if a sampling table is in use)"
         )
     return "\n".join(lines)

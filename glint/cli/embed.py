@@ -77,6 +77,7 @@ def _say(result: dict[str, Any], dataset: str) -> str:
     if result["empty_classes"]:
         lines.append(f"  {result['empty_classes']} identities have no face: rows of NaN in centres")
     lines.append(
-        f"Next: glint dedup-conflicts {dataset} --embeddings {result['out']} --out CONFLICTS"
+        f"Next: glint dedup-conflicts {show.quoted(dataset)} "
+        f"--embeddings {show.quoted(result['out'])} --out CONFLICTS"
     )
     return "\n".join(lines)

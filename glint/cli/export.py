@@ -44,5 +44,5 @@ def _say(result: dict[str, Any]) -> str:
         f"{result['bytes'] / 1e6:.1f} MB, opset {result['opset']}\n"
         f"  least cosine with torch {result['cosine_min']:.7f} over {result['crops']} crops; "
         f"{loader}\n"
-        f"Next: glint eval --model {result['onnx']} --pairs FILE.bin"
+        f"Next: glint eval --model {show.quoted(result['onnx'])} --pairs FILE.bin"
     )

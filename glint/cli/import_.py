@@ -43,5 +43,5 @@ def _say(result: dict[str, Any]) -> str:
     return (
         f"{result['checkpoint']}: {result['name']}, {result['embedding']} numbers per face, "
         f"{result['parameters']:,} parameters, from {source['name']} ({source['dtype']})\n"
-        f"Next: glint eval --model {result['checkpoint']} --pairs FILE.bin"
+        f"Next: glint eval --model {show.quoted(result['checkpoint'])} --pairs FILE.bin"
     )

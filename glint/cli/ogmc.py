@@ -115,7 +115,7 @@ def _say_found(r: dict[str, Any]) -> str:
             f"(precision {r['pairwise_precision']:.4f}, recall {r['pairwise_recall']:.4f}), "
             f"BCubed F {r['bcubed_f']:.4f}"
         )
-    lines.append(f"Next: glint cluster apply {r['out']} DATASET --dry-run")
+    lines.append(f"Next: glint cluster apply {show.quoted(r['out'])} DATASET --dry-run")
     return "\n".join(lines)
 
 
@@ -129,10 +129,12 @@ def _say_applied(r: dict[str, Any]) -> str:
     ]
     if r["dry_run"]:
         lines.append("--dry-run: nothing written")
-        lines.append(f"Next: glint cluster apply {r['report']} {r['dataset']}")
+        lines.append(
+            f"Next: glint cluster apply {show.quoted(r['report'])} {show.quoted(r['dataset'])}"
+        )
     else:
         lines.append(f"labels of {r['dataset']} are now at version {r['version']}")
-        lines.append(f"Next: glint balance {r['dataset']}")
+        lines.append(f"Next: glint balance {show.quoted(r['dataset'])}")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -62,6 +63,11 @@ def place(text: str, option: str) -> Path | str:
     from glint.shards import store
 
     return text if store.is_url(text) else path(text, option)
+
+
+def quoted(path: str | Path) -> str:
+    """Write a path as a shell takes it back."""
+    return shlex.quote(str(path))
 
 
 def count(n: int, noun: str) -> str:

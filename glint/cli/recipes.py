@@ -48,7 +48,7 @@ def cp(
         "glint/cp-result@1",
         as_json,
         debug=debug,
-        say=lambda result: f"{result['path']}\nNext: glint validate {result['path']}",
+        say=lambda result: f"{result['path']}\nNext: glint validate {show.quoted(result['path'])}",
     )
 
 

@@ -64,5 +64,5 @@ def _say(result: dict[str, Any]) -> str:
         f"{result['images']} images of {result['persons']} persons under {result['identities']} "
         f"labels, {result['damaged']} damaged, {result['flipped']} flipped, {result['pairs']} "
         f"pairs of unseen persons -> {result['out']}\n"
-        f"Next: glint shard {result['out']} DATASET"
+        f"Next: glint shard {show.quoted(result['out'])} DATASET"
     )

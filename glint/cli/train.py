@@ -224,5 +224,5 @@ def _say(result: dict[str, Any]) -> str:
     for name, accuracy in result["verification"].items():
         lines.append(f"  {name}  {100 * accuracy:.2f} %")
     lines.append(f"checkpoint {result['checkpoint']}")
-    lines.append(f"Next: glint eval --model {result['checkpoint']} --pairs FILE.bin")
+    lines.append(f"Next: glint eval --model {show.quoted(result['checkpoint'])} --pairs FILE.bin")
     return "\n".join(lines)

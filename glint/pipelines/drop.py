@@ -205,10 +205,11 @@ def drop(
             **_erase(dataset, Path(erase), gone, gone_keys, reason, workers, dry_run, progress),
         }
     if dry_run:
+        fall = bool((table.target[gone] >= 0).any())
         return {
             **result,
             "dry_run": True,
-            "version": table.version,
+            "version": labels.upcoming(root) if fall else table.version,
             "erased_to": None,
             "classes": without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
         }

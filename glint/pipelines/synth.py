@@ -89,12 +89,10 @@ class World:
                 raise _wrong(name, getattr(self, name), "a share from 0 to 1")
         if not 0 <= self.tail <= 2:
             raise _wrong("tail", self.tail, "from 0 to 2")
-        if self.pairs and (self.unseen < 2 * FOLDS or self.pairs % (2 * FOLDS)):
-            raise _wrong(
-                "pairs",
-                self.pairs,
-                f"a multiple of {2 * FOLDS}, with --unseen of at least {2 * FOLDS}",
-            )
+        if self.pairs and self.unseen < 2 * FOLDS:
+            raise _wrong("unseen", self.unseen, f"at least {2 * FOLDS}, or --pairs 0")
+        if self.pairs % (2 * FOLDS):
+            raise _wrong("pairs", self.pairs, f"a multiple of {2 * FOLDS}")
         most = FOLDS * (self.unseen // FOLDS) * VIEWS * (VIEWS - 1) // 2
         if self.pairs // 2 > most:
             raise _wrong("pairs", self.pairs, f"at most {2 * most} with {self.unseen} unseen")

@@ -132,6 +132,13 @@ def _switch(root: str | os.PathLike[str], version: int) -> None:
     )
 
 
+def upcoming(root: str | os.PathLike[str]) -> int:
+    """Return the number that the next label version gets; none is given twice."""
+    taken = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
+    taken += [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
+    return max(taken, default=0) + 1
+
+
 def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
     """Write a new label version, put it in force and return its number.
 
@@ -146,9 +153,7 @@ def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[st
     files.make_dir(folder)
     with files.lock(folder / "lock"):
         before = _head(root)[0]
-        taken = [int(p.name[1:5]) for p in folder.glob("v[0-9][0-9][0-9][0-9].parquet")]
-        taken += [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
-        version = max(taken, default=0) + 1
+        version = upcoming(root)
         _checked(version, target_C, mask_m2, classes, str(folder / _name(version)))
         label_C = np.arange(classes, dtype=np.int64)
         parquet.write(

@@ -52,6 +52,8 @@ def test_cat_prints_the_file() -> None:
 def test_cp_then_validate(tmp_path: Path) -> None:
     mine = str(tmp_path / "mine.toml")
     assert told("cp", "ms1mv3_r50", mine)["path"] == mine
+    spaced = f"{mine[:-5]} too.toml"
+    assert f"Next: glint validate '{spaced}'" in call("cp", "ms1mv3_r50", spaced)[1]
     code, _, err = call("cp", "ms1mv3_r50", mine)
     assert (code, "GL0004 output-exists" in err) == (4, True)
     assert call("cp", "ms1mv3_r50", mine, "--overwrite")[0] == 0

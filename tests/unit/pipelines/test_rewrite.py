@@ -267,6 +267,7 @@ class TestDrop:
         result = taking.drop(a, ["person-1"], "asked to")
         assert (result["identities"], result["merged_with"]) == ([1, 3], [3])
         assert (result["images"], result["version_before"], result["version"]) == (9, 1, 2)
+        assert (said["version_before"], said["version"]) == (1, 2)
         assert result["classes"] == said["classes"] == 3
         table = labels.current(a, 5)
         assert table.target.tolist() == [0, -1, 1, -1, 2]
@@ -284,6 +285,7 @@ class TestDrop:
     def test_again_changes_nothing(self, a: Path) -> None:
         taking.drop(a, ["2"], "asked to")
         before = files(a)
+        assert taking.drop(a, ["2"], "asked again", dry_run=True)["version"] == 1
         result = taking.drop(a, ["2"], "asked again")
         assert (result["already"], result["version"]) == ([2], 1)
         assert files(a) == before and len(taking.taken_down(a)) == 1

@@ -161,7 +161,7 @@ def test_memory_does_not_grow_with_images(tmp_path: Path, monkeypatch: pytest.Mo
         ({"identities": 10, "conflicts": 9}, r"conflicts \+ 2 x lookalikes"),
         ({"noise": 1.5}, "--noise is 1.5"),
         ({"pairs": 30}, "multiple of 20"),
-        ({"unseen": 5}, "at least 20"),
+        ({"unseen": 5}, "--unseen is 5, expected at least 20"),
         ({"unseen": 20, "pairs": 6000}, "at most"),
     ],
 )
