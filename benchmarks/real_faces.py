@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,14 @@ def run_glint(*args: str | Path) -> dict[str, Any]:
     return result
 
 
+def reader(lfw: Path) -> Callable[[str], bytes]:
+    """Give what reads an encoded image by its key."""
+    lines = (line.split("\t") for line in (lfw / "train.idx").open())
+    offsets = {int(key): int(offset) for key, offset in lines}
+    size, fd = (lfw / "train.rec").stat().st_size, os.open(lfw / "train.rec", os.O_RDONLY)
+    return lambda key: recordio.unpack(recordio.read_at(fd, offsets[int(key)], size))[1]
+
+
 def lay_out(lfw: Path, folder: Path, people: int | None) -> tuple[dict[str, str], set[str]]:
     """Write identity folders, some split in two; give (file -> new path, names split)."""
     rows = list(csv.DictReader((lfw / "images.tsv").open(), delimiter="\t"))
@@ -48,27 +57,22 @@ def lay_out(lfw: Path, folder: Path, people: int | None) -> tuple[dict[str, str]
         by_person.setdefault(row["person"], []).append(row)
     if people:
         by_person = dict(list(by_person.items())[:people])
-    lines = (line.split("\t") for line in (lfw / "train.idx").open())
-    offsets = {int(key): int(offset) for key, offset in lines}
+    image_of = reader(lfw)
     rng = np.random.default_rng(0)
     where: dict[str, str] = {}
     split: set[str] = set()
-    size = (lfw / "train.rec").stat().st_size
-    with (lfw / "train.rec").open("rb") as rec:
-        for person, images in by_person.items():
-            cut = len(images)
-            if len(images) >= 2 and rng.random() < 0.5:
-                cut = int(rng.integers(1, len(images)))
-                images = [images[i] for i in rng.permutation(len(images))]
-                split.add(person)
-            for number, row in enumerate(images):
-                home = folder / (person if number < cut else f"{person}__second")
-                home.mkdir(parents=True, exist_ok=True)
-                payload = recordio.read_at(rec.fileno(), offsets[int(row["key"])], size)
-                _, image = recordio.unpack(payload)
-                path = home / Path(row["file"]).name
-                path.write_bytes(image)
-                where[row["file"]] = f"{home.name}/{path.name}"
+    for person, images in by_person.items():
+        cut = len(images)
+        if len(images) >= 2 and rng.random() < 0.5:
+            cut = int(rng.integers(1, len(images)))
+            images = [images[i] for i in rng.permutation(len(images))]
+            split.add(person)
+        for number, row in enumerate(images):
+            home = folder / (person if number < cut else f"{person}__second")
+            home.mkdir(parents=True, exist_ok=True)
+            path = home / Path(row["file"]).name
+            path.write_bytes(image_of(row["key"]))
+            where[row["file"]] = f"{home.name}/{path.name}"
     return where, split
 
 
