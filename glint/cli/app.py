@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import signal
 import sys
 
 import typer
@@ -46,22 +49,39 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    from glint.cli import commands
+    from glint.cli import commands, out
+    from glint.errors import ResourceError, UsageError
 
     commands.register(app)
-    if "--json" not in sys.argv[1:]:
-        app()
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except typer.Abort:
         code = 1
+    except SystemExit as left:
+        code = left.code
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # the parser saw a reader leave
+            code = 128 + signal.SIGPIPE
+    except BrokenPipeError:  # the same, at the flush
+        _mute()
+        code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or error.filename:
+            raise
+        _mute()
+        with contextlib.suppress(OSError):
+            out.fail(ResourceError("GL0901", f"the output cannot be written: {error.strerror}"))
+        code = ResourceError.exit_code
     except Exception as error:  # the parser's own: its class is typer's or click's, by version
         if not hasattr(error, "format_message"):
             raise
-        from glint.cli import out
-        from glint.errors import UsageError
-
         error.show()  # type: ignore[attr-defined]
-        print(json.dumps(out.told(UsageError("GL0002", error.format_message()))))
+        if "--json" in sys.argv[1:]:
+            print(json.dumps(out.told(UsageError("GL0002", error.format_message()))))
         code = 2
     raise SystemExit(code or 0)
+
+
+def _mute() -> None:
+    """Let nothing more be written to stdout, or its flush at the end would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

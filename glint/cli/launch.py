@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -9,6 +11,8 @@ from pathlib import Path
 import typer
 
 from glint.cli import out as show
+
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as sbatch reads it
 
 
 class Kind(str, Enum):
@@ -43,11 +47,18 @@ def launch(
     """Print a multi-node job for a recipe: it saves when preempted and goes on when requeued."""
 
     def work() -> dict[str, object]:
+        from glint.errors import UsageError
         from glint.recipes import shelf
         from glint.recipes.load import load
         from glint.train.recipe import Recipe
 
         load(shelf.find("train", recipe), Recipe, change)
+        if not TIME.fullmatch(time):
+            raise UsageError(
+                "GL0002",
+                f"expected a time such as 24:00:00 or 2-12, found {time!r}",
+                where="--time",
+            )
         folder = out or Path("runs") / Path(recipe).stem
         command = ["glint", "train", recipe, "--out", str(folder)]
         for value in change:
@@ -134,7 +145,7 @@ spec:
       terminationGracePeriodSeconds: 300
       containers:
       - name: train
-        image: {image}
+        image: {json.dumps(image)}
         command: ["/bin/bash", "-c"]
         args:
         - exec {inner}

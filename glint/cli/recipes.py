@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from glint.cli import out as show
 
 if TYPE_CHECKING:
     from glint.recipes.shelf import Entry
+    from glint.train.recipe import Backbone
 
 NAME = typer.Argument(..., help="A recipe: a name, shelf/name, or the path of a .toml file.")
 SHELF = typer.Option(
@@ -147,6 +149,7 @@ def _validate(name: str, change: list[str], shelf: str) -> dict[str, Any]:
     named = str(entry.path) if Path(name).is_file() else name
     commands: list[list[str]] = []
     if isinstance(recipe, train.Recipe):
+        _build(recipe.backbone)
         sets = [word for one in change for word in ("--set", one)]
         commands = [["glint", "train", named, *sets]]
     elif isinstance(recipe, pipelines.Recipe):
@@ -158,6 +161,21 @@ def _validate(name: str, change: list[str], shelf: str) -> dict[str, Any]:
         "commands": [shlex.join(one) for one in commands],
         "recipe": recipe.model_dump(),
     }
+
+
+def _build(table: Backbone) -> None:
+    """Build the net without data: its options are its own affair. Raises UsageError GL0002.
+
+    timm's are only known where it is installed.
+    """
+    if table.name.startswith("timm:") and importlib.util.find_spec("timm") is None:
+        return
+    import torch
+
+    from glint.nn import backbones
+
+    with torch.device("meta"):
+        backbones.create(table.name, table.embedding, **table.options)
 
 
 def _kind(entry: Entry) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from glint.cli import out as show
 
 if TYPE_CHECKING:
     from glint.train.recipe import Recipe
+
+# what collectives say on the other ranks when one has died
+GONE = re.compile(r"Connection (closed|reset)|Broken pipe|NCCL|[Tt]imed out|Socket")
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +91,7 @@ def train(
         return
     quiet = inside and os.environ["RANK"] != "0"
     show.run(
-        lambda: _rank(recipe, change, folder, quiet),
+        lambda: _rank(recipe, change, folder, quiet, debug),
         "glint/train-result@1",
         as_json and not quiet,
         debug=debug,
@@ -161,21 +165,28 @@ def _start(
             logger.warning("%s; starting again from %s (%d left)", error, place, left)
 
 
-def _rank(recipe: str, change: list[str], folder: Path, quiet: bool) -> dict[str, Any]:
+def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool) -> dict[str, Any]:
     from glint.dist import heartbeat
+    from glint.log import logger
     from glint.recipes import shelf
     from glint.recipes.load import load
     from glint.train.recipe import Recipe
 
     heartbeat.start()
     settings = load(shelf.find("train", recipe), Recipe, change)
-    if os.environ.get("RANK", "0") != "0":
-        return _train(settings, folder, quiet)
+    try:
+        if os.environ.get("RANK", "0") != "0":
+            return _train(settings, folder, quiet)
 
-    from glint.train.folder import claimed
+        from glint.train.folder import claimed
 
-    with claimed(folder):
-        return _train(settings, folder, quiet)
+        with claimed(folder):
+            return _train(settings, folder, quiet)
+    except RuntimeError as error:
+        if debug or not GONE.search(str(error)):
+            raise
+        logger.error("another rank is gone: %s", str(error).splitlines()[0][:200])
+        raise SystemExit(1) from None  # whoever lost it tells why
 
 
 def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
@@ -184,8 +195,6 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
     from glint.dist.world import join, leave
     from glint.errors import UsageError
     from glint.log import silent
-    from glint.recipes.load import dump
-    from glint.shards.commit import write_bytes
     from glint.train import loop, restore
     from glint.train.build import build
 
@@ -203,8 +212,6 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
             update={"data": settings.data.model_copy(update={"batch": batch})}
         )
         run = build(settings, world, folder)
-        if world.rank == 0:
-            write_bytes(folder / "recipe.toml", dump(settings).encode())
         if quiet:
             return loop.train(run, silent)
         with show.progress("train") as progress:

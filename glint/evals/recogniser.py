@@ -135,6 +135,8 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
             mean, std = pixel_range(path)
     except Exception as error:  # onnx, protobuf and onnxruntime share no base class
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if path.suffix in (".safetensors", ".pt", ".toml"):
+            text = f"a file of {path.suffix}: give a run's or checkpoint's folder, or export it"
         raise _bad(path, f"expected an ONNX recogniser, found {text[:300]}") from None
     taken, given = session.get_inputs(), session.get_outputs()
     shape = taken[0].shape if taken else []

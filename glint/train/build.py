@@ -97,6 +97,7 @@ class Run:
             "ema": recipe["run"]["ema"],
             "sync_bn": recipe["run"]["sync_bn"],
             "sampling": self.stream.sampling_digest,
+            "data": {name: recipe["data"][name] for name in ("flip", "augment", "block")},
             "backbone": recipe["backbone"],
             "head": {k: v for k, v in recipe["head"].items() if k not in self._free()},
             "optim": recipe["optim"],

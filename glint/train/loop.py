@@ -20,6 +20,8 @@ from glint.evals.pairs import Verification, ten_fold
 from glint.evals.verify import embed_jpegs
 from glint.log import Progress, logger, silent
 from glint.nn.heads.partial_fc import PartialFC
+from glint.recipes.load import dump
+from glint.shards.commit import write_bytes
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
 from glint.train import metrics, page, restore
@@ -40,7 +42,8 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
     total = total_steps(recipe.schedule, spe)
     start = restore.resume(run)
     log = metrics.Log(run, start)
-    if run.world.rank == 0:
+    if run.world.rank == 0 and start < total:
+        write_bytes(run.out / "recipe.toml", dump(recipe).encode())
         logger.info("%s", run.stream.coverage(recipe.schedule.epochs))
     path = run.out / "checkpoints" / f"step-{start:08d}"
     verified: dict[str, Verification] = {}
@@ -83,14 +86,14 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
         verified = evaluate(run)
     accuracy = [v.accuracy for v in verified.values()]
     return {
-        "steps": total,
+        "steps": max(start, total),
         "loss": None if math.isnan(loss) else loss,
         "accuracy": float(np.mean(accuracy)) if accuracy else None,
         "verification": {name: v.accuracy for name, v in verified.items()},
         "checkpoint": str(path),
         "out": str(run.out),
         "resumed_from": start,
-        "images": total * run.global_batch * recipe.run.accumulate,
+        "images": max(start, total) * run.global_batch * recipe.run.accumulate,
         "classes": run.labels.classes,
         "world": run.world.size,
     }
@@ -168,7 +171,7 @@ def train_step(
             raise _diverged(run, step, value, float(norm), log.dump(step, batches, value))
         if not overflow:
             where = log.dump(step, batches, value)
-            logger.warning("step %d is skipped: loss %s; its samples: %s", step, value, where)
+            logger.warning("step %d is skipped: loss %s; its samples: %s", step + 1, value, where)
         if scaler.is_enabled():
             scaler.step(run.optimizer)  # skips, as it has seen the gradient
             scaler.update()
@@ -207,7 +210,7 @@ def _diverged(run: Run, step: int, loss: float, norm: float, where: str) -> Dive
     row = f", {run.skipped} such steps in a row" if run.skipped > 1 else ""
     return DivergedError(
         "GL0703",
-        f"loss {loss}, gradient norm {norm} at step {step}{row}; its samples: {where}",
+        f"loss {loss}, gradient norm {norm} at step {step + 1}{row}; its samples: {where}",
         hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
         "checkpoints are as they were",
     )

@@ -39,6 +39,10 @@ def cut(path: Path, start: int) -> None:
         write_bytes(path, b"".join(kept))
 
 
+def _endless(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 class Log:
     """Writes on rank 0 only; a failing logger never ends a run."""
 
@@ -98,7 +102,7 @@ class Log:
                 {
                     "step": step + 1,
                     "epoch": epoch,
-                    "loss": loss if math.isfinite(loss) else None,
+                    "loss": loss,
                     "lr": lr,
                     "images_per_s": round(self._rate, 2),
                     "time": self._shares,
@@ -135,11 +139,13 @@ class Log:
     def dump(self, step: int, batches: list[Batch], loss: float) -> str:
         """Name the samples of a bad step in RUN/diverged-*.json and give that path."""
         run = self.run
-        path = run.out / f"diverged-{step:08d}-rank{run.world.rank}.json"
+        path = run.out / f"diverged-{step + 1:08d}-rank{run.world.rank}.json"
         run.out.mkdir(parents=True, exist_ok=True)
         rows = [int(r) for batch in batches for r in batch.row]
         keys = [run.dataset.key[r] for r in rows]
-        path.write_text(json.dumps({"step": step, "loss": str(loss), "rows": rows, "keys": keys}))
+        path.write_text(
+            json.dumps({"step": step + 1, "loss": str(loss), "rows": rows, "keys": keys})
+        )
         return str(path)
 
     def close(self) -> None:
@@ -179,6 +185,7 @@ class Log:
     def _write(self, kind: str, entry: dict[str, Any]) -> None:
         if self._file is None:
             return
+        entry = {k: None if _endless(v) else v for k, v in entry.items()}  # JSON has no NaN
         try:
             self._file.write(json.dumps({"kind": kind, **entry}) + "\n")
             if self._board is not None:

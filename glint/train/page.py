@@ -75,7 +75,11 @@ def page(run: Path) -> Plots:
             table.append(
                 (name, f"{value_S[-1]:.2f} %", f"{value_S[top]:.2f} %", str(mine[top]["step"]))
             )
-    time_S = [(part, step_S, 100 * _reals(steps, "time", part)) for part in _PARTS]
+    time_S = []
+    for part in _PARTS:
+        share_S = _reals(steps, "time", part)
+        if np.isfinite(share_S).any():  # where it does not stand it took nothing
+            time_S.append((part, step_S, 100 * np.nan_to_num(share_S)))
     drawings = [
         drawn("Loss", [("loss", "loss")], bottom=0.0),
         drawn("Distance to the teacher", [("distill", "without its weight")], bottom=0.0),

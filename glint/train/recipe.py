@@ -57,7 +57,7 @@ class Backbone(Table):
             yield (
                 "name",
                 f"no net is called {self.name!r}"
-                + (f", did you mean {near[0]!r}?" if near else "")
+                + (f", did you mean {near[0]!r}?" if near else ".")
                 + f" There are {', '.join(NAMES)}, and {TIMM}MODEL",
             )
 
@@ -214,7 +214,7 @@ class Run(Table):
     sync_bn: bool = False  # batch norm over all ranks' images
     compile: str = ""  # a backend of torch.compile, as in "inductor"; "" = none
     on_nan: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
-    max_skips: AtLeastOne = 20  # so many skipped steps in a row end the run
+    max_skips: AtLeastOne = 20  # more skipped steps in a row end the run
     timeout: Positive = 120.0  # seconds a rank waits for the others before it gives up
 
     def mistakes(self) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,12 @@ def test_a_slurm_job(glint: Callable[..., Any]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_a_job_is_made_of_is_quoted_or_refused(glint: Callable[..., Any]) -> None:
+    job = glint("launch", "k8s", "synth_tiny", "--image", 'x"y: z')
+    assert '        image: "x\\"y: z"\n' in job
+    assert "GL0002" in glint("launch", "slurm", "synth_tiny", "--time", "1; rm -rf /", code=2)
+
+
 def test_a_slurm_job_is_requeued_when_the_run_stopped(
     glint: Callable[..., Any], tmp_path: Path
 ) -> None:

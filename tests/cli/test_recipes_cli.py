@@ -81,6 +81,13 @@ def test_validate_tells_every_mistake_and_exits_2(tmp_path: Path) -> None:
     assert call("validate", str(tmp_path / "none.toml"))[0] == 2
 
 
+def test_validate_builds_the_net(tmp_path: Path) -> None:
+    for change in ("layerz=3", "layers=[1,1]"):
+        code, _, err = call("validate", "synth_tiny", "--set", f"backbone.options.{change}")
+        assert (code, "GL0002" in err, "layers" in err) == (2, True, True), err
+    assert call("validate", "synth_tiny", "--set", "backbone.name=timm:resnet10t")[0] in (0, 2)
+
+
 def test_validate_knows_a_file_of_ones_own_by_its_tables(tmp_path: Path) -> None:
     for one in ("pipelines", "manifests"):
         mine = tmp_path / f"{one}.toml"

@@ -178,9 +178,9 @@ def test_divergence_stops_with_the_samples_named_and_the_checkpoint_kept(
         return real(image) * float("nan")
 
     broken.backbone.forward = poisoned  # type: ignore[method-assign]
-    with pytest.raises(DivergedError, match="step 2"):
+    with pytest.raises(DivergedError, match="step 3"):
         loop.train(broken)
-    dumped = json.loads((run / "diverged-00000002-rank0.json").read_text())
+    dumped = json.loads((run / "diverged-00000003-rank0.json").read_text())
     assert len(dumped["keys"]) == 16
     assert weights(run) == kept
 
@@ -330,3 +330,18 @@ def test_mistakes_give_one_clear_error(
     )
     assert text in err
     assert err.count("error GL") == 1
+
+
+def test_a_finished_run_is_left_as_it_is(glint: Any, small: Any, tmp_path: Path) -> None:
+    path, run = recipe(small, tmp_path), tmp_path / "run"
+    words = ("train", path, "--out", run, "--set", "schedule.max_steps=4")
+    glint(*words, "--json")
+    record = (run / "recipe.toml").read_bytes()
+    said = glint(
+        "train", path, "--out", run, "--set", "schedule.max_steps=2", "--set", "head.block=7",
+        "--json",
+    )  # fmt: skip
+    assert (said["steps"], said["images"], said["resumed_from"]) == (4, 64, 4)
+    assert (run / "recipe.toml").read_bytes() == record
+    said = glint(*words, "--set", "data.block=60", "--set", "data.flip=false", code=7)
+    assert "GL0702" in said and "data.block: 0 -> 60" in said and "data.flip" in said

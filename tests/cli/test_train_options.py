@@ -133,7 +133,7 @@ def test_a_bad_step_is_skipped_on_request_and_moves_nothing(made: Any, tmp_path:
     assert result["steps"] == 4 and len(before) == 1
     told = losses(tmp_path / "run")
     assert told[2] is None and all(isinstance(told[i], float) for i in (0, 1, 3))
-    assert (tmp_path / "run" / "diverged-00000002-rank0.json").exists()
+    assert (tmp_path / "run" / "diverged-00000003-rank0.json").exists()
     weights = stored.load(tmp_path / "run").net.state_dict()
     assert all(value.isfinite().all() for name, value in weights.items() if "running" not in name)
 
@@ -141,7 +141,7 @@ def test_a_bad_step_is_skipped_on_request_and_moves_nothing(made: Any, tmp_path:
 def test_too_many_bad_steps_in_a_row_end_the_run(made: Any, tmp_path: Path) -> None:
     run = made(tmp_path / "run", "run.on_nan=skip", "run.max_skips=2")
     poison(run, {1, 2, 3, 4, 5})
-    with pytest.raises(DivergedError, match="at step 3, 3 such steps in a row"):
+    with pytest.raises(DivergedError, match="at step 4, 3 such steps in a row"):
         loop.train(run)
 
 
