@@ -97,11 +97,9 @@ def look(
     """
     prior, kept_C = found.scale.prior, labels.target >= 0
     mixed = search.mixed(samples, prior, seed=seed, progress=progress)
+    far = search.outliers(samples, prior, mixed=mixed, seed=seed, progress=progress)
     mixed = [one for one in mixed if kept_C[one.label]]
-    far = search.outliers(samples, prior, seed=seed, progress=progress)
-    taken = {int(row) for one in mixed for row in (*one.one, *one.two)}
-    alone_f = np.array([int(row) not in taken for row in far.row], bool)
-    alone_f &= kept_C[dataset.label[far.row]]
+    alone_f = kept_C[dataset.label[far.row]]
     far = Outliers(far.row[alone_f], far.cosine[alone_f], far.score[alone_f], far.z[alone_f])
     towards_f, cosine_f = _towards(emb, dataset.label, far.row, kept_C)
     repeats = _repeats(dataset, emb, labels, near, progress)

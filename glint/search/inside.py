@@ -9,6 +9,7 @@ that is merely hard lies far from its own kind, but not as far as a stranger.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +24,10 @@ from glint.search.evidence import Reals, Samples
 LEAST = 3  # images without which nothing is said: of an identity, of a side of a split
 LOOKED = 128  # images of an identity that are compared all with all, at most
 TRIM = 0.25  # of an identity's images, the farthest, are left out of its mean
-SPREADS = 4.0  # below what the dataset's own images and splits show
+FALSE_FLAGS = 0.001  # of right images, and of identities of one person, that are told
+WRONG_FLAGS = 0.05  # or, of those that are told
+SPREADS = 4.0  # below what the dataset's own images and cuts show, at least
+STEP = 0.5  # spreads, of the histogram that tells the cut
 STRANGERS = 2.326  # spreads above strangers' location: 99 % of images score lower
 STRANGER_SETS = 3.09  # 99.9 % of pairs of identities do
 ROBUST = ((0.841, 1.0),)  # the tail that tells a spread, of the half that nothing spoils
@@ -63,14 +67,21 @@ class Mixed:
 
 
 def outliers(
-    samples: Samples, prior: float, *, seed: int = 0, progress: Progress = log.silent
+    samples: Samples,
+    prior: float,
+    *,
+    mixed: Sequence[Mixed] = (),
+    seed: int = 0,
+    progress: Progress = log.silent,
 ) -> Outliers:
-    """Find images that score as strangers do, 4 spreads below the dataset's own images.
+    """Find images that score as strangers do, and farther off than the dataset's own images.
 
-    Identities of fewer than 3 images are left out. None where fewer than 20 can be drawn.
+    Identities of fewer than 3 images are left out, and `mixed` ones, whose images lie far from
+    both. None where fewer than 20 can be drawn.
     """
     rng = np.random.default_rng([seed, 3])
-    many = np.flatnonzero(samples.count_C >= LEAST)
+    two = [one.label for one in mixed]
+    many = np.setdiff1d(np.flatnonzero(samples.count_C >= LEAST), two)
     other = rng.permutation(many)  # whose image is the stranger
     rows, x, score, cosine, strange = [], [], [], [], []
     for done, (label, guest) in enumerate(zip(many.tolist(), other.tolist()), 1):
@@ -100,9 +111,25 @@ def outliers(
     )
     z_S = (own.location(x_S) - score_S) / own.spread(x_S)
     far = score_S <= foe.location(x_S) + STRANGERS * foe.spread(x_S)
-    found = np.flatnonzero((z_S >= SPREADS) & far)
+    found = np.flatnonzero((z_S >= far_from(z_S)) & far)
     found = found[np.lexsort((np.concatenate(rows)[found], -z_S[found]))]
     return Outliers(np.concatenate(rows)[found], cosine_S[found], score_S[found], z_S[found])
+
+
+def far_from(z_S: Reals) -> float:
+    """Return the distance from which images or cuts are told, 4 spreads or more.
+
+    z_S: distances from the median of all, the wrong ones too. What is right gets rarer with the
+    distance, so there is no more of it than the least that was seen nearer by; a hump beyond is of
+    the wrong. Beyond the cut lie at most one right in 1,000, or one in 20 of all that lie there.
+    """
+    edge = np.arange(0.0, max(float(z_S.max()), SPREADS) + 2 * STEP, STEP)
+    count = np.histogram(z_S, edge)[0].astype(np.float64)
+    right = np.minimum.accumulate(count)[::-1].cumsum()[::-1]  # at most, from each edge on
+    beyond = count[::-1].cumsum()[::-1]
+    allowed = np.maximum(FALSE_FLAGS * len(z_S), WRONG_FLAGS * beyond)
+    cut = edge[:-1][(right <= allowed) & (edge[:-1] >= SPREADS)]
+    return float(cut[0]) if len(cut) else float(edge[-1])
 
 
 def _others(x_nD: Units, prior: float) -> tuple[Units, Ints, float]:
@@ -125,8 +152,8 @@ def mixed(
     """Find identities that are two people, by the best cut of average linkage, strangest first.
 
     A cut leaves at least 3 images on either side; an identity is mixed where its sides score no
-    higher than 99.9 % of pairs of identities do, and 4 spreads below the cuts of the dataset's
-    other identities. None where fewer than 20 identities of 6 images, or pairs, can be drawn.
+    higher than 99.9 % of pairs of identities do, and lower than the cuts of the dataset's own
+    identities. None where fewer than 20 identities of 6 images, or pairs, can be drawn.
     """
     rng = np.random.default_rng([seed, 4])
     many = np.flatnonzero(samples.count_C >= 2 * LEAST)
@@ -157,12 +184,14 @@ def mixed(
     x_K, score_K = np.array([(x, cut.score) for x, cut in cuts]).reshape(-1, 2).T
     # One place and spread for all: people's own cuts are lopsided, so by x mixed ones would rule.
     place, high = np.quantile(own, [0.5, ROBUST[0][0]])
-    z_K = (place - score_K) / max(high - place, 1e-3)
+    spread = max(high - place, 1e-3)
+    z_K = (place - score_K) / spread
+    least = far_from((place - np.array(own)) / spread)
     far_K = score_K <= foe.location(x_K) + STRANGER_SETS * foe.spread(x_K)
     kept = [
         replace(cut, z=float(z))
         for (_, cut), z, far in zip(cuts, z_K, far_K)
-        if z >= SPREADS and far and cut.within > cut.cosine
+        if z >= least and far and cut.within > cut.cosine
     ]
     return sorted(kept, key=lambda cut: (cut.score, cut.label))
 

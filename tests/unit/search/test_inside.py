@@ -78,3 +78,38 @@ def test_identities_of_few_images_are_left_out() -> None:
     small = np.flatnonzero(world.samples.count_C < inside.LEAST)
     rows = {int(row) for label in small for row in world.samples.rows(int(label))}
     assert rows and not rows & set(inside.outliers(world.samples, scale.prior).row.tolist())
+
+
+def photographs(seed: int, heavy: float) -> tuple[Samples, float]:
+    """Draw 800 identities with no wrong image; `heavy` of the images are hard ones."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(800), rng.integers(3, 16, 800))
+    r = rng.uniform(0.5, 0.7, len(label))
+    hard = rng.random(len(label)) < heavy
+    r[hard] = rng.beta(2, 2, hard.sum()) * 0.5
+    r = r[:, None]
+    middle = knn.unit64(rng.standard_normal((800, 64)))
+    noise = knn.unit64(rng.standard_normal((len(label), 64)))
+    x = (np.sqrt(r) * middle[label] + np.sqrt(1 - r) * noise).astype(np.float32)
+    samples = Samples(x, label, 800)
+    return samples, evidence.prior_rho(samples)
+
+
+@pytest.mark.parametrize("heavy", [0.0, 0.15])
+def test_of_right_images_the_stated_share_is_told(heavy: float) -> None:
+    """A fifth of a hundred hard ones looks like a stranger by itself; the cut heeds the others."""
+    samples, prior = photographs(0, heavy)
+    told = len(inside.outliers(samples, prior).row)
+    assert told <= 3 * inside.FALSE_FLAGS * samples.count_C.sum() + 3
+    assert len(inside.mixed(samples, prior)) <= 3 * inside.FALSE_FLAGS * 800 + 3
+
+
+def test_the_cut_lies_between_the_right_and_the_wrong() -> None:
+    rng = np.random.default_rng(0)
+    for right in (rng.standard_normal(100_000), rng.standard_exponential(100_000)):
+        cut = inside.far_from(right)
+        assert (right >= cut).mean() <= inside.FALSE_FLAGS
+        wrong = rng.normal(14, 1.5, 3000)
+        cut = inside.far_from(np.r_[right, wrong])
+        assert (wrong >= cut).mean() > 0.95
+        assert (right >= cut).sum() < 0.06 * 3000
