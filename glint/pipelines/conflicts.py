@@ -222,6 +222,7 @@ def _write(
         },
         "engine": pairs.engine,
         "calibration": found.scale.about(),
+        "likeness": found.model.about() if found.model is not None else None,
         "counts": counts,
         "refused": [
             {"labels": piece.tolist(), "reason": text} for piece, text in found.groups.refused

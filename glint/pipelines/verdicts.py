@@ -13,9 +13,9 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import UsageError
 from glint.log import Progress, logger
-from glint.search import calibrate, cross, evidence, groups, knn, plda
+from glint.search import alike, calibrate, cross, evidence, groups, knn
 from glint.search.calibrate import Drawn, Scale
-from glint.search.evidence import Evidence, Samples
+from glint.search.evidence import Evidence, Reals, Samples
 from glint.search.groups import Groups
 from glint.search.knn import Pairs
 
@@ -75,9 +75,9 @@ class Found:
     scale: Scale
     genuine: Drawn
     low: float
-    probability: plda.Reals
+    probability: Reals
     wrong: float
-    model: plda.TwoCovariance | None
+    model: alike.Mixture | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Across:
     n_a: Ints
     n_b: Ints
     verdict: npt.NDArray[np.str_]
-    probability: plda.Reals
+    probability: Reals
 
 
 def find(
@@ -107,7 +107,7 @@ def find(
     work: a folder that keeps what is searched, from which the same call goes on.
     """
     scale, genuine, impostor = calibrate.calibrate(samples, seed=options.seed)
-    model = plda.fit(samples)
+    model = alike.fit(samples, genuine, impostor, seed=options.seed)
     if model is not None:
         scale = replace(scale, model=True)
     if scale.genuine is None:
@@ -124,20 +124,23 @@ def find(
         samples, pairs.a, pairs.b, pairs.cosine, scale.prior, progress=progress
     )
     n_a, n_b = samples.count_C[pairs.a], samples.count_C[pairs.b]
-    part, probability = 0.0, np.full(len(pairs.a), np.nan)
+    probability = np.full(len(pairs.a), np.nan)
     if model is not None:
-        ratio = model.ratio(pairs.a, pairs.b)
+        rho_C = alike.mean_cosines(samples, np.union1d(pairs.a, pairs.b))
+        sides = alike.Sides(n_a, n_b, rho_C[pairs.a], rho_C[pairs.b], pairs.cosine)
         classes = int((samples.count_C > 0).sum())
-        part = plda.share(ratio, classes * (classes - 1) / 2)
-        probability = plda.probability(ratio, part)
+        model = model.counted(sides, low, classes * (classes - 1) / 2)
+        probability = model.probability(sides)
     verdict = judge(pairs.cosine, proof.score, probability, n_a, n_b, scale, options)
 
-    def strength(a: Ints, b: Ints) -> tuple[evidence.Reals, evidence.Reals]:
+    def strength(a: Ints, b: Ints) -> tuple[Reals, Reals]:
         cosine = knn.cosines(centre_CD, a, b)
         if options.threshold is not None:
             return cosine, np.full(len(a), low)
         if model is not None:
-            return plda.probability(model.ratio(a, b), part), np.full(len(a), MAY_BE)
+            n, m = samples.count_C[a], samples.count_C[b]
+            both = alike.Sides(n, m, rho_C[a], rho_C[b], cosine)
+            return model.probability(both), np.full(len(a), MAY_BE)
         score = evidence.collect(samples, a, b, cosine, scale.prior).score
         return score, scale.mask_from(samples.count_C[a], samples.count_C[b])
 
@@ -184,18 +187,20 @@ def across(
     n_a, n_b = samples.count_C[a], others.count_C[b]
     probability = np.full(len(a), np.nan)
     if found.model is not None:
-        ratio = found.model.ratio(a, b, found.model.placed(others))
+        here_C, there_C = alike.mean_cosines(samples, a), alike.mean_cosines(others, b)
+        some_a, some_b = np.maximum(n_a, 1), np.maximum(n_b, 1)  # none: the cosine is NaN
+        sides = alike.Sides(some_a, some_b, here_C[a], there_C[b], cosine)
         count = float((samples.count_C > 0).sum()) * float((others.count_C > 0).sum())
-        probability = plda.probability(ratio, plda.share(ratio, max(count, 1.0)))
+        probability = found.model.counted(sides, found.low, max(count, 1.0)).probability(sides)
     verdict = judge(cosine, proof.score, probability, n_a, n_b, found.scale, options)
     kept = Pairs(a, b, cosine, pairs.excluded, pairs.engine)
     return Across(kept, proof, n_a, n_b, verdict, probability)
 
 
 def judge(
-    cosine: evidence.Reals,
-    score: evidence.Reals,
-    probability: evidence.Reals,
+    cosine: Reals,
+    score: Reals,
+    probability: Reals,
     n_a: Ints,
     n_b: Ints,
     scale: Scale,
@@ -209,7 +214,7 @@ def judge(
     known = np.where(np.isnan(score), -np.inf, score)
     if scale.model:
         may_be = probability >= MAY_BE
-        same = plda.accept(probability, options.rate) & (known >= scale.own_from(n_a, n_b))
+        same = alike.accept(probability, options.rate) & (known >= scale.own_from(n_a, n_b))
     else:
         may_be = known >= scale.mask_from(n_a, n_b)
         same = known >= scale.merge_from(n_a, n_b)

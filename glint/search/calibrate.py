@@ -10,7 +10,7 @@ that depend on how many samples stand on each side: x = 1/n + 1/m.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,15 @@ LEAST, MOST = 0.8, 0.9  # of one person's location; below the first a pair never
 
 @dataclass(frozen=True)
 class Drawn:
-    """Scores and centre cosines of S pairs of sample sets; x_S = 1/n + 1/m."""
+    """Scores and centre cosines of S pairs of sample sets; x_S = 1/n + 1/m.
+
+    sides_S4: n, m and the mean pairwise cosine of either side, NaN for one sample.
+    """
 
     x_S: Reals
     score_S: Reals
     cosine_S: Reals
+    sides_S4: Reals = field(default_factory=lambda: np.empty((0, 4)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Scale:
     """What a score means on this dataset. `genuine` is None where too few identities can be split.
 
     z_false_merge, z_false_mask: spreads above impostors that chance does not reach; not used
-    where `model` says that `search.plda` weighs chance.
+    where `model` says that `search.alike` weighs chance.
     """
 
     prior: float
@@ -130,7 +134,7 @@ def genuine(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
         row = rng.permutation(samples.rows(int(label), 2 * SAMPLES))
         n = len(row)
         for left, right in sorted({(1, 1), (1, n - 1), (n // 2, n - n // 2)}):
-            found.append(judge(samples, row[:left], row[left : left + right], prior))
+            found.append(_drawing(samples, row[:left], row[left : left + right], prior))
     return _drawn(found)
 
 
@@ -144,7 +148,7 @@ def impostor(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
             a, b = rng.choice(len(some), 2, replace=False)
             most = 1 if draw % 2 else SAMPLES
             found.append(
-                judge(
+                _drawing(
                     samples,
                     samples.rows(int(some[a]), most),
                     samples.rows(int(some[b]), most),
@@ -165,9 +169,17 @@ def judge(
     return 1 / len(left) + 1 / len(right), score, cosine
 
 
-def _drawn(found: list[tuple[float, float, float]]) -> Drawn:
-    all_S3 = np.array(found, dtype=np.float64).reshape(-1, 3)
-    return Drawn(all_S3[:, 0], all_S3[:, 1], all_S3[:, 2])
+def _drawing(
+    samples: Samples, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], prior: float
+) -> tuple[float, ...]:
+    """Judge two sets of rows and say how many and how alike the rows of each are."""
+    alike = (evidence.mean_cosine(samples.unit(side)) for side in (left, right))
+    return (*judge(samples, left, right, prior), len(left), len(right), *alike)
+
+
+def _drawn(found: list[tuple[float, ...]]) -> Drawn:
+    all_S7 = np.array(found, dtype=np.float64).reshape(-1, 7)
+    return Drawn(all_S7[:, 0], all_S7[:, 1], all_S7[:, 2], all_S7[:, 3:])
 
 
 def fit(found: Drawn, *, upper: bool, tails: Sequence[tuple[float, float]] = TAILS) -> Fit:
