@@ -3,6 +3,7 @@
     python benchmarks/conflicts.py --quick
     python benchmarks/conflicts.py --out benchmarks/results/conflicts.jsonl
     python benchmarks/conflicts.py --only large [--work FOLDER] [--full]
+    python benchmarks/conflicts.py --only end-to-end [--work FOLDER]
 
 One JSON line a figure: {"figure", "value", "target", "holds"}; exit 1 where one falls short.
 Made-up centres, 512 numbers each, cosine at least 0.4: "structured" ones lie in 500 super-clusters
@@ -18,6 +19,10 @@ indexes   recall of faiss's IVF and HNSW, one thread, building counted, beside e
 kills     a search killed with SIGKILL at random instants and started again
 large     360,232 centres (Glint360K) whole and 2,059,906 (WebFace42M) from a stretch of block rows,
           all cores, with the folder that a search goes on from; --full: the second one whole
+end-to-end  the stage behind the command, all cores: a sharded dataset of 360,232 identities and
+          about three images each, made-up embeddings with planted splits and look-alikes (as in
+          planted.py); search, verifying and judging, inside identities, tables, report. Near
+          duplicates are left out: the images, of 8 x 8 pixels, stand for nobody
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ from figures import ceiling, floor, machine, told
 CUT = 0.4
 DIM = 512
 KINDS = ("structured", "unstructured")
+LONG = ("large", "end-to-end")
 BEST = {"OPENBLAS_CORETYPE": "SKYLAKEX"}
 Figure = dict[str, Any]
 
@@ -198,7 +204,84 @@ def stretch(path: str, seconds: float) -> Any:
             "stretch": took, "rows": len(searched), "of": rows, "mib": peak()}  # fmt: skip
 
 
-CHILDREN = {f.__name__: f for f in (ours, flat, approximate, stretch)}
+def material(path: str, people: int) -> Any:
+    """Write records, shard them, and lay embeddings of planted.py's world beside them."""
+    import simplejpeg
+    from planted import made_up
+
+    from glint.pipelines import embed
+    from glint.shards import commit, recordio
+    from glint.shards.index import Dataset
+
+    folder = Path(path)
+    world = made_up(people, (0.55, 0.8), 0, dim=DIM, images=(0.35, 12))
+    jpeg = simplejpeg.encode_jpeg(np.full((8, 8, 3), 128, np.uint8))
+    records = folder / "records"
+    records.mkdir()
+    with recordio.Writer(records / "train.rec", records / "train.idx") as writer:
+        for i, label in enumerate(world.label_N.tolist()):
+            note = b"\xff\xfe\x00\x0a%08x" % i  # a comment: no image is like another
+            image = jpeg[:2] + note + jpeg[2:]
+            writer.write(i + 1, recordio.pack(float(label), i + 1, 0, image))
+    data, emb = folder / "data", folder / "emb"
+    shard = [sys.executable, "-m", "glint", "shard", str(records), str(data)]
+    shard += ["--samples-per-shard", "50000"]
+    subprocess.run(shard, stdout=subprocess.DEVNULL, check=True)
+    shutil.rmtree(records)
+    dataset = Dataset(data)
+    place_N = np.array([int(source) - 1 for source in dataset.source])
+    emb.mkdir()
+    x_ND = world.x_ND[place_N]
+    np.save(emb / "samples.npy", x_ND)
+    np.save(emb / "centres.npy", embed.centres(x_ND, dataset.label, dataset.classes))
+    about = {"format": embed.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
+             "files": {name: embed._checksum(emb / name) for name in embed.ARRAYS}}  # fmt: skip
+    commit.write_json(emb / "embeddings.json", about)
+    return {}
+
+
+def stages(path: str, out: str) -> Any:
+    """Run the stage; seconds of its parts, MiB, bytes of the page, what it says."""
+    from glint.pipelines import conflicts, embed, gallery, inside, verdicts
+    from glint.search import knn
+    from glint.shards.index import Dataset
+
+    knn.pairs_above(np.eye(64, dtype=np.float32), CUT)  # libraries are loaded
+    seconds: dict[str, float] = {}
+
+    def timed(where: Any, name: str, part: str) -> None:
+        work = getattr(where, name)
+
+        def wrapped(*args: Any, **more: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return work(*args, **more)
+            finally:
+                seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - began
+
+        setattr(where, name, wrapped)
+
+    timed(knn, "pairs_above", "search")
+    timed(verdicts.calibrate, "calibrate", "calibrating")
+    timed(conflicts, "find", "find")
+    timed(inside, "look", "inside identities")
+    timed(gallery, "write", "report")
+    began = time.perf_counter()
+    data = Dataset(path + "/data")
+    emb = embed.load(Path(path) / "emb", data.digest, images=data.n, classes=data.classes)
+    seconds["reading, checksums"] = time.perf_counter() - began
+    got = conflicts.run(data, emb, Path(out), verdicts.Options(), near=False)
+    whole = time.perf_counter() - began
+    seconds["verifying and judging"] = seconds.pop("find") - seconds["search"]
+    seconds["verifying and judging"] -= seconds["calibrating"]
+    seconds["tables and the rest"] = whole - sum(seconds.values())
+    page = (Path(out) / "report.html").stat().st_size
+    return {"whole": whole, "seconds": seconds, "mib": peak(), "page": page / 2**20,
+            **{k: got[k] for k in ("pairs", "merge", "mask", "keep", "groups", "outliers", "mixed",
+                                   "identities", "low")}, "images": data.n}  # fmt: skip
+
+
+CHILDREN = {f.__name__: f for f in (ours, flat, approximate, stretch, material, stages)}
 
 # ---- figures ------------------------------------------------------------------------------------
 
@@ -396,12 +479,37 @@ def large(folder: Path, quick: bool, full: bool) -> Iterator[Figure]:
         "seconds_before": round(got["ready"], 1), "mib": round(got["mib"])}}  # fmt: skip
 
 
+def end_to_end(folder: Path, quick: bool) -> Iterator[Figure]:
+    """Measure the whole stage."""
+    cores = len(os.sched_getaffinity(0))
+    people = 10_000 if quick else 343_079  # and a twentieth of them twice
+    place = folder / f"whole-{people}"
+    if not (place / "emb" / "embeddings.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        child("material", place, cores, people=people)
+    out = place / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    got = child("stages", place, cores, out=str(out))
+    shutil.rmtree(out)
+    keys = "identities", "images", "low", "pairs", "merge", "mask", "keep", "outliers", "mixed"
+    yield {**told("end to end: seconds", got["whole"]), **{key: got[key] for key in keys}}
+    for part, seconds in got["seconds"].items():
+        yield told(f"end to end: seconds, {part}", seconds)
+    rest = got["whole"] - got["seconds"]["search"]
+    yield told("end to end: all but the search, over the search", rest / got["seconds"]["search"])
+    yield ceiling("end to end: peak MiB, mapped rows counted", got["mib"], 6144)
+    yield ceiling("end to end: MiB of the page", got["page"], 80)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sets, no target of speed")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="these parts")
     parser.add_argument("--rounds", type=int, default=3, help="of the exact join")
-    parser.add_argument("--large", action="store_true", help="the part `large` too")
+    parser.add_argument(
+        "--large", action="store_true", help="the parts `large` and `end-to-end` too"
+    )
     parser.add_argument("--full", action="store_true", help="large: search all of the second set")
     parser.add_argument("--work", type=Path, help="a folder to keep: made-up centres, a search")
     parser.add_argument("--out", type=Path, help="append the figures to this file")
@@ -411,7 +519,7 @@ def main() -> int:
         name, options = args.child
         print(json.dumps(CHILDREN[name](**json.loads(options))))
         return 0
-    parts = args.only or [p for p in PARTS if p != "large" or args.large or args.quick]
+    parts = args.only or [p for p in PARTS if p not in LONG or args.large or args.quick]
     about = machine("numpy", "torch", "faiss-cpu")
     short = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -429,7 +537,8 @@ def main() -> int:
     return 1 if short else 0
 
 
-PARTS = {"equality": equality, "join": join, "indexes": indexes, "kills": kills, "large": large}
+PARTS = {"equality": equality, "join": join, "indexes": indexes, "kills": kills, "large": large,
+         "end-to-end": end_to_end}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())
