@@ -22,8 +22,11 @@ Blocks whose parts are so unlike that the d are large (one-hot rows) are multipl
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -78,7 +81,10 @@ def int8_is_fast() -> bool:
 
 
 class Int8:
-    """Products in int8, summed in int32: N D bytes, on the processor. Tiles of the triangle."""
+    """Products in int8, summed in int32: N D bytes, on the processor. Tiles of the triangle.
+
+    Each thread has a tile of its own: threads that share one wait for each other at its end.
+    """
 
     def __init__(self, take: Take, count: int, dim: int, threshold: float, block: int) -> None:
         import torch
@@ -99,30 +105,37 @@ class Int8:
             whole_rD = np.rint(unit_rD / self._step[i])
             self._row_ND[i * block : (i + 1) * block, :dim] = torch.from_numpy(whole_rD)
             self._off[i] = np.linalg.norm(unit_rD - self._step[i] * whole_rD, axis=1).max()
-        self._room = torch.empty(min(count, block) ** 2, dtype=torch.int32)
+        self._own = threading.local()
+        threads = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(threads, "tiles", self._begin)
+
+    def _begin(self) -> None:
+        """Have this thread compute alone, in room of its own."""
+        import torch
+
+        torch.set_num_threads(1)
+        self._own.room = torch.empty(min(len(self._row_ND), self._block) ** 2, dtype=torch.int32)
 
     def tiles(self, first: int) -> Iterator[tuple[Rows, Rows]]:
         """Yield candidates of the tiles from the diagonal on; rows are in the order of parts."""
-        i, own_rD = first // self._block, None
-        for j in range(i, len(self._step)):
-            if self._off[i] + self._off[j] > COARSE:
-                own_rD = self._float32(i) if own_rD is None else own_rD
-                other_cD = own_rD if i == j else self._float32(j)
-                row_k, column_k = wide(own_rD, other_cD, self._threshold)
-            else:
-                row_k, column_k = self._near(i, j)
+        i = first // self._block
+        others = range(i, len(self._step))
+        for j, (row_k, column_k) in zip(others, self._pool.map(self._tile, repeat(i), others)):
             keep_k = (row_k < column_k) if i == j else slice(None)
             a = self._order_N[row_k[keep_k] + first]
             b = self._order_N[column_k[keep_k] + j * self._block]
             yield np.minimum(a, b), np.maximum(a, b)
 
-    def _near(self, i: int, j: int) -> tuple[Rows, Rows]:
-        """Screen a tile in int8."""
+    def _tile(self, i: int, j: int) -> tuple[Rows, Rows]:
+        """Screen a tile."""
         import torch
+
+        if self._off[i] + self._off[j] > COARSE:
+            return wide(self._float32(i), self._float32(j), self._threshold)
 
         row_rD, column_cD = self._part(i), self._part(j)
         shape = len(row_rD), len(column_cD)
-        score_rc = self._room[: shape[0] * shape[1]].view(shape)
+        score_rc = self._own.room[: shape[0] * shape[1]].view(shape)
         torch._int_mm(row_rD, column_cD.T, out=score_rc)
         if i == j:
             score_rc.fill_diagonal_(-(2**31))

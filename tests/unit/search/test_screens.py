@@ -160,3 +160,21 @@ def test_a_screen_of_many_rows_lets_little_else_through() -> None:
     got = knn.pairs_above(x, 0.4, engine="int8")
     np.testing.assert_array_equal(np.stack([got.a, got.b], axis=1), np.concatenate(want))
     assert len(got.a) < near < 1.1 * len(got.a)
+
+
+@int8
+def test_threads_share_the_tiles_and_leave_torch_as_it_was() -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((700, 32)).astype(np.float32)
+    x[350:] += 3 * x[:350]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(knn.pairs_above(x, 0.5, engine="int8", block=64))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for name in ("a", "b", "cosine"):
+        np.testing.assert_array_equal(getattr(found[0], name), getattr(found[1], name))
+    assert len(found[0].a) > 300
