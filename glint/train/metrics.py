@@ -79,9 +79,8 @@ class Log:
     def note(self, epoch: int, loss: float, lr: float) -> str:
         """Give the words of the progress line; accuracy and shares are of the last line logged."""
         right = "" if self._accuracy is None else f" acc@1 {self._accuracy:.3f}"
-        shares = " ".join(
-            f"{part} {100 * share:.0f} %" for part, share in self._shares.items() if share >= 0.01
-        )
+        largest = sorted(self._shares.items(), key=lambda part: -part[1])
+        shares = " ".join(f"{part} {100 * share:.0f} %" for part, share in largest if share >= 0.01)
         apart = f" teacher {self.run.teacher.measured:.3f}" if self.run.teacher else ""
         told = f"epoch {epoch} loss {loss:.3f}{apart}{right} lr {lr:.4f}"
         return f"{told} {self._rate:.0f} img/s {shares}"

@@ -50,7 +50,7 @@ def test_the_line_tells_speed_loss_accuracy_and_where_the_time_goes(
         told.step(step, 0, 0.1, 9.0)
     assert told.note(0, 9.0, 0.1) == (
         "epoch 0 loss 9.000 acc@1 0.250 lr 0.1000 10 img/s "
-        "data 10 % comm 20 % forward 30 % head 40 %"
+        "head 40 % forward 30 % comm 20 % data 10 %"
     )
     entry = last(tmp_path)
     assert entry["time"] == {"data": 0.1, "comm": 0.2, "forward": 0.3, "head": 0.4}
