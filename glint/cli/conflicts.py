@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,9 @@ def find(
                 progress=progress,
             )
 
-    show.run(work, "glint/conflicts-result@1", as_json, debug=debug, say=_say_found)
+    show.run(
+        work, "glint/conflicts-result@1", as_json, debug=debug, say=lambda r: _say_found(r, thumbs)
+    )
 
 
 def review(
@@ -164,7 +168,13 @@ def apply(
 
         return decisions.apply(folder, more=decisions_files, dry_run=dry_run)
 
-    show.run(work, "glint/apply-result@1", as_json, debug=debug, say=_say_applied)
+    show.run(
+        work,
+        "glint/apply-result@1",
+        as_json,
+        debug=debug,
+        say=lambda r: _say_applied(r, decisions_files),
+    )
 
 
 def undo(
@@ -182,7 +192,7 @@ def undo(
     show.run(work, "glint/undo-result@1", as_json, debug=debug, say=_say_applied)
 
 
-def _say_found(r: dict[str, Any]) -> str:
+def _say_found(r: dict[str, Any], thumbs: bool) -> str:
     lines = [
         f"{r['pairs']} pairs of identities from centre cosine {r['low']:.2f} (exact, "
         f"{r['engine']})",
@@ -214,7 +224,7 @@ def _say_found(r: dict[str, Any]) -> str:
     lines += [
         f"identities {r['identities']} -> {r['identities_after']} when applied; nothing has "
         "changed yet",
-        f"wrote {r['report']} (offline; holds faces: mode 0600)",
+        f"wrote {r['report']} (offline{'; holds faces' if thumbs else ''}: mode 0600)",
         f"Next: glint dedup-conflicts review {out}   (or apply {out} --dry-run)",
     ]
     return "\n".join(lines)
@@ -228,7 +238,7 @@ def _say_reviewed(r: dict[str, Any]) -> str:
     )
 
 
-def _say_applied(r: dict[str, Any]) -> str:
+def _say_applied(r: dict[str, Any], files: Sequence[Path] = ()) -> str:
     if r["already"]:
         return (
             f"nothing to do: this report is in force already, as label version "
@@ -250,7 +260,10 @@ def _say_applied(r: dict[str, Any]) -> str:
         lines.append(
             f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing written)"
         )
-        lines.append(f"Next: glint dedup-conflicts apply {show.quoted(r['report'])}")
+        words = [str(word) for path in files for word in ("--decisions", path)]
+        lines.append(
+            "Next: " + shlex.join(["glint", "dedup-conflicts", "apply", str(r["report"]), *words])
+        )
     else:
         lines.append(
             f"the labels of {r['dataset']} {verb} at version {r['version']} (was "
@@ -259,6 +272,7 @@ def _say_applied(r: dict[str, Any]) -> str:
         lines.append(
             f"Next: glint balance {show.quoted(r['dataset'])}"
             if r["applied"]
-            else f"Next: glint dedup-conflicts apply {show.quoted(r['report'])}   (to put it back)"
+            else f"Next: glint dedup-conflicts apply {show.quoted(r['report'])}   "
+            "(to put it back; with the --decisions that it had)"
         )
     return "\n".join(lines)

@@ -74,7 +74,7 @@ def _say(result: dict[str, Any]) -> str:
             f"{show.count(result['identities'], 'identity')} in {shards}{resumed}, "
             f"{result['bytes'] / 1e6:.1f} MB",
             f"digest       {result['digest']}",
-            f"next         glint embed {result['out']} --model MODEL.onnx --out EMB, then "
-            "glint dedup-conflicts: one person may have a label in each dataset",
+            f"next         glint embed {show.quoted(result['out'])} --model MODEL.onnx --out EMB, "
+            "then glint dedup-conflicts: one person may have a label in each dataset",
         ]
     )

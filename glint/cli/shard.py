@@ -146,7 +146,7 @@ def _say(result: dict[str, Any]) -> str:
         f"{result['quarantined']} quarantined{reasons}{noted}",
         f"wrote        {result['out']}: {show.count(result['shards'], 'shard')}{resumed}, {size}",
         f"digest       {result['digest']}",
-        f"next         glint embed {result['out']} --model MODEL.onnx --out EMB",
+        f"next         glint embed {show.quoted(result['out'])} --model MODEL.onnx --out EMB",
     ]
     return "\n".join(lines)
 

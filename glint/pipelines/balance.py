@@ -60,7 +60,10 @@ class Options:
                 "another option that sets draws",
                 lambda: (
                     not self.each
-                    or (self.cap is None and self.power == 1.0 and self.repeat is None)
+                    or (
+                        (self.cap, self.power, self.repeat, self.most)
+                        == (None, Options.power, None, Options.most)
+                    )
                 ),
                 "it alone",
             ),

@@ -124,7 +124,7 @@ def run(
 
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
-    output.refuse_foreign(out, "glint/coreset", ("coreset.json", BEGUN), "a coreset")
+    output.refuse_foreign(out, "glint/coreset", ("coreset.json", BEGUN), "coreset")
 
 
 def _told(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def embed(
     with tasks.claim(work, task) as held, commit.writing(out):
         with tasks.planning(work, task):
             _refuse_other_plan(out, work, plan)
+        finished = made.exists()
         if task is not None and not made.exists():
             _share(how, dataset, model, task, engine, progress)
         with tasks.ending(work, task):
@@ -169,6 +170,8 @@ def embed(
     if left:
         return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **told}
     about = commit.read_json(made, "GL0402")
+    if finished:  # by another call: nothing was written, so what lies there is looked at
+        _check_sums(out, about)
     return {
         "images": about["images"],
         "dim": about["dim"],
@@ -222,6 +225,12 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
             f"samples have {sample_ND.shape[1]} columns, centres {centre_CD.shape[1]}",
             where=str(root),
         )
+    _check_sums(root, about)
+    return Embeddings(root, sample_ND, centre_CD, about)
+
+
+def _check_sums(root: Path, about: dict[str, Any]) -> None:
+    """Read both arrays and compare with what was written. Raises InputError GL0402."""
     written = about.get("files")
     for name in ARRAYS:
         expected = written.get(name) if isinstance(written, dict) else None
@@ -233,7 +242,6 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
                 where=str(root / name),
                 hint=AGAIN,
             )
-    return Embeddings(root, sample_ND, centre_CD, about)
 
 
 def centres(
@@ -645,7 +653,9 @@ def _checksum(path: Path) -> str:
             while part := file.read(4 << 20):
                 state.update(part)
     except OSError as error:
-        raise InputError("GL0402", f"cannot be read: {error}", where=str(path)) from None
+        raise InputError(
+            "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
+        ) from None
     return "xxh3:" + state.hexdigest()
 
 
@@ -654,7 +664,9 @@ def _open(path: Path, rows: int) -> Any:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise InputError("GL0402", f"cannot be read: {error}", where=str(path)) from None
+        raise InputError(
+            "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
+        ) from None
     if not isinstance(array, np.ndarray):
         raise InputError("GL0402", "expected one array, found an archive", where=str(path))
     if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":

@@ -53,6 +53,8 @@ class Options:
                 f"expected a share between 0 and 1, found {self.rate}",
                 where="--false-merge-rate",
             )
+        if self.seed < 0:
+            raise UsageError("GL0002", f"expected at least 0, found {self.seed}", where="--seed")
         if self.cap < 2:
             raise UsageError("GL0002", f"expected at least 2, found {self.cap}", where="--cap")
 

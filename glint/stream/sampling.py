@@ -141,5 +141,5 @@ def _each(text: str, draws_C: F64, path: Path) -> int:
 def stale(path: str | Path, what: str) -> InputError:
     """Make the error of a table that was made for other labels or another dataset."""
     return InputError(
-        "GL0305", what, where=str(path), hint="make it again with: glint balance DATASET"
+        "GL0305", what, where=str(path), hint="make it again, with glint balance or glint coreset"
     )

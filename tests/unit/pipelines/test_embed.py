@@ -264,6 +264,12 @@ def test_load_sees_one_changed_bit(tmp_path: Path, name: str) -> None:
     path.write_bytes(data)
     with pytest.raises(InputError, match=rf"GL0402.*{name}: expected the checksum xxh3:"):
         stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+    with pytest.raises(InputError, match=rf"GL0402.*{name}: expected the checksum xxh3:"):
+        run(tmp_path / "emb")  # finished: the same command says so too
+    path.unlink()
+    with pytest.raises(InputError, match=rf"GL0402.*{name}: cannot be read") as caught:
+        run(tmp_path / "emb")
+    assert "delete this folder" in str(caught.value.hint)
 
 
 def test_embeddings_without_checksums_are_refused(tmp_path: Path) -> None:

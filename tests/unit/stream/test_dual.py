@@ -87,6 +87,8 @@ def test_what_does_not_fit_is_refused(small, tmp_path):
     with pytest.raises(UsageError, match="expected it alone"):
         balance.Options(each=2, power=0.5)
     with pytest.raises(UsageError, match="per-identity"):
+        balance.Options(each=2, most=8.0)
+    with pytest.raises(UsageError, match="per-identity"):
         balance.Options(each=-1)
     import pyarrow.parquet as pq
 
