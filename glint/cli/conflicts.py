@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from glint.cli import out as show
+
+if TYPE_CHECKING:
+    from glint.review.server import Review
 
 
 def register(app: typer.Typer) -> None:
@@ -134,8 +138,7 @@ def review(
                 file=sys.stderr,
                 flush=True,
             )
-            with suppress(KeyboardInterrupt):
-                server.serve_forever()
+            _serve(server)
             made = server.book.decisions
             return {
                 "decisions": len(made),
@@ -146,6 +149,19 @@ def review(
             }
 
     show.run(work, "glint/review-result@1", as_json, debug=debug, say=_say_reviewed)
+
+
+def _serve(server: Review) -> None:
+    """Serve until Ctrl-C: by a handler, as an exception may fall where it is swallowed."""
+
+    def stop(number: int, frame: object) -> None:
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        server.serve_forever()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def apply(
