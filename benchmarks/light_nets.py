@@ -136,7 +136,12 @@ def table(lines: list[dict[str, Any]]) -> str:
         cells = [f"`{line['net']}`", f"{line['parameters']:,}", f"{line['macs'] / 1e6:.0f} M",
                  f"{line['ms_batch_1']:.1f}", f"{line['ms_batch_32']:.1f}"]  # fmt: skip
         if learned:
-            cells += [f"{line['images_seen']:,}", f"{100 * line['accuracy']:.1f} %"]
+            done = "accuracy" in line
+            cells += (
+                [f"{line['images_seen']:,}", f"{100 * line['accuracy']:.1f} %"]
+                if done
+                else ["-"] * 2
+            )
         rows.append(" | ".join(cells))
     return "\n".join(f"|{row}|" if row.startswith("---") else f"| {row} |" for row in rows)
 
