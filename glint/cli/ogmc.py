@@ -54,20 +54,10 @@ def find(
     """Cluster faces one after the other; the same command, also with more folders, continues."""
 
     def work() -> dict[str, Any]:
-        from glint.errors import UsageError
         from glint.pipelines import ogmc as stage
         from glint.search.ogmc import Options
 
         folder = show.path(out, "--out")
-        twice = [
-            str(e)
-            for i, e in enumerate(embeddings)
-            if e.resolve() in {o.resolve() for o in embeddings[:i]}
-        ]
-        if twice:
-            raise UsageError("GL0002", "the same embeddings twice", where=twice[0])
-        if truth is not None and not truth.is_file():
-            raise UsageError("GL0001", "no such table", where=str(truth))
         options = Options(join=join, connect=connect, extra=extra, merge=merge, enough=enough)
         with show.progress("cluster") as progress:
             return stage.run(embeddings, folder, options, truth=truth, progress=progress)

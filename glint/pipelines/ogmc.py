@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +66,11 @@ def run(
     check_out(out)
     if truth is not None and len(folders) != 1:
         raise UsageError("GL0002", f"expected one folder, found {len(folders)}", where="--truth")
+    if truth is not None and not truth.is_file():
+        raise UsageError("GL0001", "no such file", where=str(truth))
+    for folder, times in Counter(folder.resolve() for folder in folders).items():
+        if times > 1:
+            raise UsageError("GL0002", "the same embeddings twice", where=str(folder))
     found = [_open(folder) for folder in folders]
     sources = [
         {key: emb.about[key] for key in ("dataset", "model", "images", "dim")} for emb in found
@@ -234,8 +240,6 @@ def _largest(name: Ints) -> int:
 
 def _judged(identity_N: Ints, emb: embed.Embeddings, truth: Path) -> dict[str, Any]:
     """Judge faces whose key the truth knows; Raises InputError where it knows none."""
-    if not truth.is_file():
-        raise UsageError("GL0001", "no such file", where=str(truth))
     known = parquet.read(truth, columns=["key", "label"], code="GL0402")
     if set(known.column_names) != {"key", "label"}:
         raise InputError("GL0402", "expected columns key and label", where=str(truth))
