@@ -174,6 +174,8 @@ def test_what_cannot_be_used(crawl, make_dataset, tmp_path) -> None:
     other = written(tmp_path / "emb2", more, crowd(9)[0], model="sha256:other")
     with pytest.raises(UsageError, match="different models cannot be compared"):
         ogmc.run([emb, other], tmp_path / "ids", Options())
+    with pytest.raises(UsageError, match="the same embeddings twice"):
+        ogmc.run([emb, emb], tmp_path / "ids", Options())
     ogmc.run([emb], tmp_path / "ids", Options())
     state = tmp_path / "ids/_glint/state.npz"
     state.write_bytes(state.read_bytes()[:-400])
