@@ -97,7 +97,8 @@ class Sink:
         else:
             self._file.write(view)
             if len(self._here) < rest + size:
-                self._here = self._there
+                # One buffer under one name: the thread writes what lies here while `take` fills it.
+                self._here, self._there = self._there, np.empty(0, np.uint8)
         self._held = rest
 
     def _write(self, view: memoryview) -> None:

@@ -41,6 +41,25 @@ def test_what_is_taken_is_written(
     assert (sink.size, sink.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
 
+@pytest.mark.parametrize("first", [1, 900, (4 << 20) - 1, 4 << 20, (4 << 20) + 1, 9 << 20])
+def test_the_buffer_being_written_is_not_filled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """A first room of over 4 MiB once left one buffer under two names: every later piece raced."""
+    monkeypatch.setattr(disk, "_on_device", lambda file: True)
+    draw, hasher = np.random.default_rng(1), hashlib.sha256()
+    with open(tmp_path / "a", "wb") as file:
+        sink = disk.Sink(file)
+        for size in [first] + [3 << 20] * 40:
+            data = draw.bytes(size)
+            hasher.update(data)
+            sink.room(size)[:] = np.frombuffer(data, np.uint8)
+            sink.take(size)
+            assert sink._here is not sink._there
+        sink.close()
+    assert hashlib.sha256((tmp_path / "a").read_bytes()).hexdigest() == hasher.hexdigest()
+
+
 def test_memory_is_a_file_too() -> None:
     file = io.BytesIO()
     sink = disk.Sink(file)
