@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +13,26 @@ import pyarrow as pa
 import xxhash
 
 from glint.errors import InputError, ResourceError
-from glint.shards import blocks
-from glint.shards.image import Rejected
-from glint.shards.strings import Strings
+from glint.shards import plan
+from glint.shards.strings import load_array, packed, save_names
 
 Ints = npt.NDArray[np.int64]
 WHOLE = 1 << 30  # files up to this size are told apart by all their bytes
+PIECE = 1 << 16  # rows copied at a time
 
 
 class Source(Protocol):
     """Images with labels, in a fixed order.
 
     `label` int64 [n] is dense: 0..C-1, or -1 where the source gives no usable one; `classes` [C]
-    are the labels as the source writes them, `names` [C] what people call them (b"" = unknown).
+    are the labels as the source writes them, `names` [C] what people call them (b"" = unknown),
+    both Arrow arrays of large_binary.
     """
 
     kind: str
     label: Ints
-    classes: Strings
-    names: Strings
+    classes: pa.LargeBinaryArray
+    names: pa.LargeBinaryArray
 
     @property
     def n(self) -> int: ...
@@ -59,82 +60,40 @@ class Source(Protocol):
         """Return about how many bytes the images take."""
         ...
 
-    def save(self, folder: Path, seed: int | None = None) -> None:
-        """Write what `load` needs, so that a worker opens the source without listing it.
+    def save(self, folder: Path, seed: int) -> None:
+        """Write what `load(path, folder, start, stop)` needs, records in the order of `plan.order`.
 
-        With a seed, the records take the order of `plan.order`.
+        A worker then opens positions [start, stop) of the plan without listing the source.
         """
         ...
 
 
-class Run(NamedTuple):
-    """Records read together: record j is bytes [start, stop) of `data`, unless it is in `bad`.
-
-    The next run may use the same memory.
-    """
-
-    data: npt.NDArray[np.uint8]
-    start_n: Ints
-    stop_n: Ints
-    bad: dict[int, Rejected]
-
-
-def read_many(
-    source: Source, row_n: Ints, most: int, room: blocks.Room | None = None
-) -> Iterator[Run]:
-    """Read records in runs of about `most` bytes, into a room.
-
-    A source that can do better than one `read` after the other has a method `many`.
-    """
-    room = room or blocks.Room()
-    many = getattr(source, "many", None)
-    if many is not None:
-        yield from many(row_n, most, room)
-        return
-    held: list[bytes] = []
-    bad: dict[int, Rejected] = {}
-    total = 0
-    for i in row_n.tolist():
-        try:
-            held.append(source.read(i))
-        except Rejected as why:
-            bad[len(held)] = why
-            held.append(b"")
-        total += len(held[-1])
-        if total >= most:
-            yield joined(held, bad, room)
-            held, bad, total = [], {}, 0
-    if held:
-        yield joined(held, bad, room)
+def save_rows(
+    folder: Path, row_n: npt.NDArray[Any], seed: int, names: dict[str, pa.Array] | None = None
+) -> None:
+    """Write rows, and the names that belong to each, in the order that `plan.order` deals them."""
+    order_n = plan.order(len(row_n), seed)
+    with (folder / "rows.npy").open("wb") as file:
+        header = {"descr": row_n.dtype.descr, "fortran_order": False, "shape": (len(row_n),)}
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        for at in range(0, len(order_n), PIECE):
+            file.write(row_n[order_n[at : at + PIECE]].tobytes())
+    for name, array in (names or {}).items():
+        save_names(folder, name, array.take(pa.array(order_n)))
 
 
-def joined(held: Sequence[bytes], bad: dict[int, Rejected], room: blocks.Room | None = None) -> Run:
-    """Return a run of byte strings."""
-    size_n = np.fromiter(map(len, held), np.int64, len(held))
-    data, start_n = (room or blocks.Room()).lay(size_n)
-    view = data.data
-    for image, at in zip(held, start_n.tolist()):
-        view[at : at + len(image)] = image
-    return Run(data, start_n, start_n + size_n, bad)
+def load_rows(folder: Path, start: int, stop: int) -> npt.NDArray[Any]:
+    """Read rows [start, stop) of what `save_rows` wrote. Raises ResourceError GL0903."""
+    return load_array(folder, "rows")[start:stop].copy()
 
 
-def names_of(source: Source, row_n: Ints) -> pa.Array:
-    """Return the `name` of records as an Arrow column; a source may have a method `names_of`."""
-    made = getattr(source, "names_of", None)
-    return (
-        pa.array([source.name(i) for i in row_n.tolist()], pa.string())
-        if made is None
-        else made(row_n)
-    )
-
-
-def dense(value_n: Ints) -> tuple[Ints, Strings]:
+def dense(value_n: Ints) -> tuple[Ints, pa.LargeBinaryArray]:
     """Map labels (negative = unusable) to 0..C-1 in numeric order; return them and their names."""
     good_n = value_n >= 0
     kept, label_n = np.unique(value_n[good_n], return_inverse=True)
     out_n = np.full(len(value_n), -1, np.int64)
     out_n[good_n] = label_n
-    return out_n, Strings.of(b"%d" % value for value in kept.tolist())
+    return out_n, packed(b"%d" % value for value in kept.tolist())
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
