@@ -21,7 +21,7 @@ from glint.manifests import tables
 from glint.shards import parquet, plan
 from glint.shards.image import Rejected, look
 from glint.shards.sources import open_source
-from glint.shards.write import Tar
+from glint.shards.tar import Tar
 
 
 def main() -> None:
@@ -35,8 +35,8 @@ def main() -> None:
     # A source is a list of records: bytes, a dense label (-1 = none), and where it came from.
     source = open_source(args.src)
     print("recognised", source.describe())
-    names = [name.decode() for name in source.classes]
-    people = [name.decode() or None for name in source.names]
+    names = source.classes.cast(pa.large_string()).to_pylist()
+    people = [name or None for name in source.names.cast(pa.large_string()).to_pylist()]
 
     # All records in one shuffled order; shard i takes the i-th run of them. Keys are positions.
     order = plan.order(source.n, args.seed)
@@ -71,10 +71,9 @@ def main() -> None:
                         }
                     )
                     continue
-                offset = tar.add(key, suffix, data)  # the image's bytes, untouched
-                text = b"%d" % label
-                at = tar.add(key, "cls", text)
-                name = f"{key:09d}"
+                name, text = f"{key:09d}", b"%d" % label
+                offset = tar.add(f"{name}.{suffix}", data)  # the image's bytes, untouched
+                at = tar.add(f"{name}.cls", text)
                 lines.append(
                     f"{suffix} {offset} {len(data)} {name}.{suffix} "
                     f"cls {at} {len(text)} {name}.cls\n"

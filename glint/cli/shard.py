@@ -81,20 +81,24 @@ def shard(
             on_exif,
             unlabelled,
         )
-        with sources.resyncing(resync):
-            if dry_run:
-                if isinstance(folder, Path):
-                    stage.check_places(Path(src), folder)
-                return stage.survey(src, options)
-            if rebuild_idx:
-                sources.rebuild_idx(sources.recognise(src)[1])
-            return pack(stage, folder, options, {"task": mine, "engine": where, "staging": staging})
-
-    def pack(stage: Any, folder: Path | str, options: Any, how: dict[str, Any]) -> Any:
+        if dry_run:
+            if isinstance(folder, Path):
+                stage.check_places(Path(src), folder)
+            return stage.survey(src, options, resync=resync)
+        if rebuild_idx:
+            sources.rebuild_idx(sources.recognise(src)[1], resync)
         with show.progress("shard") as progress:
-            count = workers or spread.cores()
             return stage.shard(
-                src, folder, options, workers=count, max_bad=max_bad, progress=progress, **how
+                src,
+                folder,
+                options,
+                workers=workers or spread.cores(),
+                max_bad=max_bad,
+                progress=progress,
+                task=mine,
+                engine=where,
+                staging=staging,
+                resync=resync,
             )
 
     show.run(work, "glint/shard-result@1", as_json, debug=debug, say=_say)

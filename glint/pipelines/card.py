@@ -272,7 +272,7 @@ def _short(value: object) -> str:
 
 def _sizes(dataset: Dataset) -> list[dict[str, int]]:
     """Return the commonest image sizes, at most five."""
-    from glint.pipelines.rewrite import column
+    from glint.shards.sources.samples import column
 
     width_n, height_n = (
         column(dataset, c).to_numpy().astype(np.int64) for c in ("width", "height")

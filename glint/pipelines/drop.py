@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from glint import log
-from glint.errors import InputError, UsageError
+from glint.errors import UsageError
 from glint.log import Progress
 from glint.pipelines import reshard, rewrite
+from glint.pipelines.complete import Folder, How
 from glint.shards import commit, labels, seal, store
 from glint.shards.index import Dataset
 from glint.shards.verify import TOMBSTONES
@@ -118,16 +119,7 @@ def _tombstone(
 
 def taken_down(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return the tombstones of a dataset. Raises InputError GL0304 for a damaged file."""
-    path = Path(root) / TOMBSTONES
-    lines, bad = seal.lines(path)
-    if bad is not None:
-        raise InputError(
-            "GL0304",
-            f"expected a sealed line, found damage at byte {bad}",
-            where=str(path),
-            hint="bring the file back from a copy",
-        )
-    return lines
+    return seal.sound_lines(Path(root) / TOMBSTONES)
 
 
 def _buried(lines: Sequence[dict[str, Any]]) -> set[int]:
@@ -243,11 +235,11 @@ def _erase(
     old = taken_down(dataset.root)
     everyone = sorted({*gone, *_buried(old)})
     left_out = reshard.Without(tuple(everyone), tuple(keys), (reason,))
-    todo = reshard.job(dataset, out, int(dataset.manifest["samples_per_shard"]), without=left_out)
+    todo = reshard.job(dataset, int(dataset.manifest["samples_per_shard"]), without=left_out)
     lost = dataset.n - int((todo.order() >= 0).sum())
     result = {"dry_run": dry_run, "identities": everyone, "images": lost, "erased_to": str(out)}
     if dry_run:
-        return {**rewrite.survey(todo), **result}
+        return {**rewrite.survey(todo, out), **result}
 
     def bury(folder: Path) -> None:
         lines = taken_down(folder)
@@ -263,6 +255,6 @@ def _erase(
         if everyone:
             _put_in_force(folder, dataset.classes, everyone, reason)
 
-    written = rewrite.rewrite(todo, workers=workers, progress=progress, after=bury)
+    written = rewrite.rewrite(todo, Folder(out), How(workers, progress), after=bury)
     table = labels.current(out, dataset.classes)
     return {**written, **result, "version": table.version, "classes": table.classes}

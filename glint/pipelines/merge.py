@@ -19,11 +19,12 @@ from glint.errors import InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import rewrite
-from glint.pipelines.shard import Options
+from glint.pipelines.complete import Folder, How
+from glint.pipelines.plan import Options
 from glint.shards import commit, labels, parquet, seal
 from glint.shards import plan as deal
 from glint.shards.index import Dataset
-from glint.shards.strings import Strings, load_array
+from glint.shards.sources.samples import joined
 from glint.shards.verify import TOMBSTONES
 
 Ints = npt.NDArray[np.int64]
@@ -105,23 +106,27 @@ def shared_images(digest_Nk: npt.NDArray[np.uint8], end: Sequence[int]) -> list[
     return sorted(groups, key=lambda row_m: int(row_m[0]))
 
 
-def _duplicates(folder: Path, plan: Path, end: list[int]) -> str:
-    """Write duplicates.parquet from the saved plan; return its name."""
-    digest_Nk, order_n = load_array(plan, "digest"), load_array(plan, "order")
+def _duplicates(job: rewrite.Job, folder: Path, end: list[int]) -> str:
+    """Write duplicates.parquet; return its name."""
+    digest_Nk = np.concatenate([dataset.digests for dataset in job.datasets])
+    order_n = job.order()
     key_N = np.empty(len(order_n), np.int64)
     key_N[order_n] = np.arange(len(order_n))
-    label_N = load_array(plan, "label")
-    named, keyed = Strings.load(plan, "dataset"), Strings.load(plan, "dataset_key")
-    rows = [row for group in shared_images(digest_Nk, end) for row in group.tolist()]
+    row_m = np.concatenate([np.empty(0, np.int64), *shared_images(digest_Nk, end)])
+    origins = [rewrite.origin(*both) for both in zip(job.datasets, job.names)]
+    named, keyed = (
+        joined(columns).take(pa.array(row_m)).cast(pa.string()) for columns in zip(*origins)
+    )
+    label_N = np.concatenate([d.label + more for d, more in zip(job.datasets, job.base)])
     parquet.write(
         folder / DUPLICATES,
         pa.table(
             [
-                pa.array([digest_Nk[row].tobytes() for row in rows], pa.binary(16)),
-                pa.array([named[row].decode() for row in rows], pa.string()),
-                pa.array([keyed[row].decode() for row in rows], pa.string()),
-                pa.array([f"{key_N[row]:09d}" for row in rows], pa.string()),
-                pa.array([int(label_N[row]) for row in rows], pa.int64()),
+                pa.array([digest.tobytes() for digest in digest_Nk[row_m]], pa.binary(16)),
+                named,
+                keyed,
+                pa.array([deal.key_name(key) for key in key_N[row_m].tolist()], pa.string()),
+                pa.array(label_N[row_m], pa.int64()),
             ],
             schema=tables.DUPLICATES,
         ),
@@ -154,14 +159,7 @@ def _tombstones(datasets: list[Dataset], names: list[str], base: list[int], out:
     """Carry the take-downs over, under the new labels (keys do not outlive a merge)."""
     raw, before = b"", ""
     for dataset, name, more in zip(datasets, names, base):
-        lines, bad = seal.lines(dataset.root / TOMBSTONES)
-        if bad is not None:
-            raise InputError(
-                "GL0304",
-                f"expected a sealed line, found damage at byte {bad}",
-                where=str(dataset.root / TOMBSTONES),
-            )
-        for entry in lines:
+        for entry in seal.sound_lines(dataset.root / TOMBSTONES):
             moved = {
                 **entry,
                 "labels": [label + more for label in entry.get("labels", ())],
@@ -175,11 +173,7 @@ def _tombstones(datasets: list[Dataset], names: list[str], base: list[int], out:
 
 
 def job(
-    roots: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    *,
-    samples_per_shard: int = 10_000,
-    seed: int = 0,
+    roots: Sequence[str | os.PathLike[str]], *, samples_per_shard: int = 10_000, seed: int = 0
 ) -> rewrite.Job:
     """Describe the merged dataset. Raises UsageError GL0002, InputError GL0301, GL0304."""
     if len(roots) < 2:
@@ -224,16 +218,16 @@ def job(
     if erased:
         facts["erased"] = erased
 
-    def extra(folder: Path, plan: Path) -> list[str]:
+    def extra(folder: Path) -> list[str]:
         _tombstones(datasets, names, base, folder)
-        return [_map(datasets, names, base, folder), _duplicates(folder, plan, end)]
+        return [_map(datasets, names, base, folder), _duplicates(made, folder, end)]
 
-    return rewrite.Job(
+    members, with_json = rewrite.common_layout(datasets)
+    made = rewrite.Job(
         kind=STAGE,
         datasets=datasets,
         names=names,
-        out=Path(out),
-        options=Options(samples_per_shard, seed, any(map(rewrite.has_json, datasets))),
+        options=Options(samples_per_shard, seed, with_json, members=members),
         base=base,
         print_={},
         order=lambda: deal.order(end[-1], seed),
@@ -243,6 +237,7 @@ def job(
         extra=extra,
         provenance=True,
     )
+    return made
 
 
 def merge(
@@ -262,7 +257,7 @@ def merge(
     than one dataset are counted and listed (duplicates.parquet), not removed. Raises what
     `rewrite` raises.
     """
-    todo = job(roots, out, samples_per_shard=samples_per_shard, seed=seed)
+    todo = job(roots, samples_per_shard=samples_per_shard, seed=seed)
     end = np.cumsum([dataset.n for dataset in todo.datasets]).tolist()
     came = [
         {key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
@@ -272,7 +267,7 @@ def merge(
         digest_Nk = np.concatenate([dataset.digests for dataset in todo.datasets])
         groups = shared_images(digest_Nk, end)
         return {
-            **rewrite.survey(todo),
+            **rewrite.survey(todo, out),
             "from": came,
             "duplicate_images": len(groups),
             "duplicate_samples": sum(map(len, groups)),
@@ -288,7 +283,7 @@ def merge(
                 {"stage": STAGE, "from": [dataset.digest for dataset in todo.datasets]},
             )
 
-    result = rewrite.rewrite(todo, workers=workers, progress=progress, after=relabel)
+    result = rewrite.rewrite(todo, Folder(Path(out)), How(workers, progress), after=relabel)
     table = parquet.read(Path(out) / DUPLICATES, tables.DUPLICATES)
     return {
         **result,

@@ -19,7 +19,8 @@ from glint.errors import InputError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import rewrite, stage, tasks, upload
-from glint.pipelines.shard import Options
+from glint.pipelines.complete import How
+from glint.pipelines.plan import Options
 from glint.shards import commit, labels, parquet
 from glint.shards.content import content
 from glint.shards.index import Dataset
@@ -120,7 +121,6 @@ def _extra(dataset: Dataset, without: Without, out: Path) -> list[str]:
 
 def job(
     dataset: Dataset,
-    out: str | os.PathLike[str],
     samples_per_shard: int,
     *,
     drop_quarantine: bool = False,
@@ -151,12 +151,12 @@ def job(
                 ).sum()
             )
         facts["erased"] = int(said.get("erased", 0)) + lost
+    members, with_json = rewrite.layout(dataset)
     return rewrite.Job(
         kind=str(step["by"]),
         datasets=[dataset],
         names=[""],
-        out=Path(out),
-        options=Options(samples_per_shard, int(said["seed"]), rewrite.has_json(dataset)),
+        options=Options(samples_per_shard, int(said["seed"]), with_json, members=members),
         base=[0],
         print_={
             "drop_quarantine": drop_quarantine,
@@ -168,7 +168,7 @@ def job(
         identities=lambda: _identities(dataset, gone.labels),
         quarantine=lambda: _quarantine(dataset, gone.labels, drop_quarantine),
         facts=facts,
-        extra=lambda folder, plan: _extra(dataset, gone, folder),
+        extra=lambda folder: _extra(dataset, gone, folder),
         provenance=_is_merged(dataset),
     )
 
@@ -197,15 +197,14 @@ def reshard(
     `rewrite` raises.
     """
     dataset = Dataset(src)
+    todo = job(dataset, samples_per_shard, drop_quarantine=drop_quarantine)
     if dry_run:
-        todo = job(dataset, os.fspath(out), samples_per_shard, drop_quarantine=drop_quarantine)
-        return {**rewrite.survey(todo), "out": str(out)}
-    with upload.staged(out, staging) as folder:
-        todo = job(dataset, folder, samples_per_shard, drop_quarantine=drop_quarantine)
-        result = rewrite.rewrite(todo, workers=workers, progress=progress, task=task, engine=engine)
+        return rewrite.survey(todo, out)
+    with upload.output(out, staging, task) as place:
+        result = rewrite.rewrite(todo, place, How(workers, progress, task, engine))
         if result.get("left"):
             return result
-        before, after = content(dataset), content(Dataset(upload.place(folder)))
+        before, after = content(dataset), content(Dataset(place.shown))
     if before != after:
         raise InputError(
             "GL0301",

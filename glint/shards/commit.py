@@ -12,12 +12,14 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from glint.errors import BusyError, GlintError, InputError, ResourceError
+
+BUFFER = 1 << 20  # bytes of a file held before they are written
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
@@ -101,20 +103,25 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def atomic(
+    path: str | os.PathLike[str], check: Callable[[Path], None] | None = None
+) -> Iterator[IO[bytes]]:
     """Yield a file that takes the name `path` when the block ends well, complete and durable.
 
-    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. Where the block
-    raises, the temporary file goes and `path` stays as it was. Raises ResourceError.
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder. `check` reads the
+    temporary file before it is renamed. Where the block or `check` raises, the temporary file goes
+    and `path` stays as it was. Raises ResourceError.
     """
     path = Path(path)
     temporary = temporary_name(path)
     with writing(path):
         try:
-            with open(temporary, "wb") as file:
+            with open(temporary, "wb", buffering=BUFFER) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if check is not None:
+                check(temporary)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -1,13 +1,6 @@
 """What the first bytes of an image say: format and size, without decoding a pixel."""
 
-# n images
-
 from __future__ import annotations
-
-from typing import NamedTuple
-
-import numpy as np
-import numpy.typing as npt
 
 from glint.shards import exif
 
@@ -18,14 +11,6 @@ FORMATS = ("jpg", "png", "webp")
 # Start-of-frame markers; 0xc4, 0xc8 and 0xcc lie among them and mean something else.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
-# The bytes that a walk has looked at, from the first one on -> (width, height); and their lengths.
-_fronts: dict[bytes, tuple[int, int]] = {}
-_lengths: list[int] = []
-_latest: list[bytes] = []  # one of them, or none
-
-U8 = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
-
 
 class Rejected(Exception):
     """An image or record that is not written; `reason` is a fixed word, `note` the detail."""
@@ -33,15 +18,6 @@ class Rejected(Exception):
     def __init__(self, reason: str, note: str = "") -> None:
         super().__init__(reason, note)
         self.reason, self.note = reason, note
-
-
-class Looks(NamedTuple):
-    """What is known of many images: the place of each format in FORMATS, and the sizes."""
-
-    format_n: Ints
-    width_n: npt.NDArray[np.int32]
-    height_n: npt.NDArray[np.int32]
-    bad: dict[int, Rejected]  # these have none of it
 
 
 def kind(data: bytes) -> str:
@@ -100,75 +76,12 @@ def _upright(orientation: int) -> None:
         raise Rejected("exif-rotated", f"orientation {orientation}")
 
 
-def look_many(
-    data: U8,
-    start_n: Ints,
-    stop_n: Ints,
-    formats: tuple[str, ...] = ("jpg",),
-    turned: bool = False,
-) -> Looks:
-    """Look at the images [start, stop) of `data`; what `look` would raise stands in `bad`."""
-    n = len(start_n)
-    out = Looks(np.zeros(n, np.int64), np.zeros(n, np.int32), np.zeros(n, np.int32), {})
-
-    def one(j: int) -> None:
-        try:
-            image = data[start_n[j] : stop_n[j]].tobytes()
-            suffix, out.width_n[j], out.height_n[j] = look(image, formats, turned)
-        except Rejected as why:
-            out.bad[j] = why
-            return
-        out.format_n[j] = FORMATS.index(suffix)
-        for length in _lengths:
-            if image[:length] in _fronts:
-                _latest[:] = [image[:length]]
-
-    todo_m = np.arange(n)
-    for _ in range(3):
-        if _latest and "jpg" in formats:  # most begin as the one before did
-            front, (width, height) = np.frombuffer(_latest[0], np.uint8), _fronts[_latest[0]]
-            size_m = stop_n[todo_m] - start_n[todo_m]
-            like_m = (size_m >= len(front)) & (size_m <= MAX_BYTES) & (width * height <= MAX_PIXELS)
-            pick_m = todo_m[like_m]
-            if len(pick_m):
-                same_m = _begins(data, start_n[pick_m], front)
-                same_m &= (data[stop_n[pick_m] - 2] == 0xFF) & (data[stop_n[pick_m] - 1] == 0xD9)
-                pick_m = pick_m[same_m]
-                out.width_n[pick_m], out.height_n[pick_m] = width, height
-                rest_n = np.zeros(n, np.bool_)
-                rest_n[todo_m] = True
-                rest_n[pick_m] = False
-                todo_m = np.flatnonzero(rest_n)
-        if not len(todo_m):
-            return out
-        one(int(todo_m[0]))
-        todo_m = todo_m[1:]
-    for j in todo_m.tolist():
-        one(j)
-    return out
-
-
-def _begins(data: U8, start_m: Ints, front: U8) -> npt.NDArray[np.bool_]:
-    """Say where `data` reads as `front`, eight bytes or more: gathered and compared by words."""
-    same_m = np.ones(len(start_m), np.bool_)
-    whole = len(front) // 8 * 8
-    for at, size in ((0, whole), (len(front) - 8, 8)):  # all words; the last, which may overlap
-        items = np.ndarray(len(data) - size + 1, f"V{size}", data, 0, 1)  # one begins at each byte
-        found_mw = items[start_m + at].view(np.uint64).reshape(-1, size // 8)
-        same_m &= (found_mw == front[at : at + size].copy().view(np.uint64)).all(axis=1)
-    return same_m
-
-
 def jpeg_size(data: bytes, turned: bool = False) -> tuple[int, int]:
     """Return (width, height) from the frame header of a JPEG.
 
     A JPEG whose end marker is missing is truncated: entropy-coded data never contains it.
     Bytes behind the end marker are let pass. Raises Rejected.
     """
-    for length in _lengths:  # the images of a set begin alike: what decided before decides again
-        known = _fronts.get(data[:length])
-        if known is not None and data.endswith(b"\xff\xd9"):
-            return known
     at, end, orientation = 2, len(data), 1
     while at + 9 <= end:
         if data[at] != 0xFF:
@@ -180,9 +93,7 @@ def jpeg_size(data: bytes, turned: bool = False) -> tuple[int, int]:
                 raise Rejected("jpeg-truncated", "no end marker")
             if not width or not height:
                 raise Rejected("jpeg-damaged", f"{width} x {height} pixels")
-            if orientation == 1:
-                _keep(data[: at + 9], (width, height))
-            elif not turned:
+            if not turned:
                 _upright(orientation)
             return width, height
         if marker == 0xFF:  # fill
@@ -197,19 +108,6 @@ def jpeg_size(data: bytes, turned: bool = False) -> tuple[int, int]:
                 orientation = exif.of_segment(data[at + 4 : at + 2 + size])
             at += 2 + size
     raise Rejected("jpeg-truncated", "ends before the frame header")
-
-
-def _keep(front: bytes, size: tuple[int, int]) -> None:
-    """Remember the bytes that the walk of a JPEG has looked at, and the size that they say."""
-    if len(front) > 4096:
-        return
-    _latest.clear()
-    if len(_fronts) >= 1024 or (len(front) not in _lengths and len(_lengths) >= 6):
-        _fronts.clear()
-        _lengths.clear()
-    if len(front) not in _lengths:
-        _lengths.append(len(front))
-    _fronts[front] = size
 
 
 def png_size(data: bytes) -> tuple[int, int]:

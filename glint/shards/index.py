@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, overload
@@ -23,6 +23,43 @@ from glint.shards import cache, commit, parquet, plan, store
 FORMAT = "glint/dataset@1"
 OPEN_FILES = 256
 REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
+
+
+Bytes = bytes | memoryview
+
+
+def check_sample(
+    data: Bytes, size: int, digest: bytes, where: Callable[[], str], hint: Callable[[], str]
+) -> None:
+    """Compare stored image bytes with the index; no `digest`, no comparison with one.
+
+    where, hint: make the texts of the error. Raises InputError GL0303.
+    """
+    if len(data) != size:
+        what = f"expected {size} bytes, found {len(data)}"
+    elif digest and xxhash.xxh3_128_digest(data) != digest:
+        what = "the image bytes do not match their checksum"
+    else:
+        return
+    raise InputError("GL0303", what, where=where(), hint=hint())
+
+
+def read_sample(
+    file: int, offset: int, size: int, digest: bytes, where: Callable[[], str],
+    hint: Callable[[], str],
+) -> bytes:
+    """Return the image bytes at an offset of an open shard, checked.
+
+    The one way to a stored image: of `Dataset`, of the training stream, of rewrites.
+    Raises InputError GL0303, GL0903 where the shard cannot be read.
+    """
+    try:
+        data = os.pread(file, size, offset)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise InputError("GL0903", what, where=where()) from None
+    check_sample(data, size, digest, where, hint)
+    return data
 
 
 class Text:
@@ -267,25 +304,18 @@ class Dataset:
     def read(self, row: int, verify: bool = True) -> bytes:
         """Return the image bytes of sample `row`, checked against the index's checksum.
 
-        Raises InputError GL0303 naming shard and key, GL0302 where the shard is missing.
+        Raises InputError GL0303 naming shard and key, GL0302 where the shard is missing, GL0903.
         """
-        shard, size = int(self.shard[row]), int(self.size[row])
+        shard = int(self.shard[row])
         file = self._open(shard)  # held here, so that another thread cannot close it
-        data = os.pread(file.fileno(), size, int(self.offset[row]))
-        if len(data) != size:
-            raise self._spoilt(row, f"expected {size} bytes, found {len(data)}")
-        if verify and xxhash.xxh3_128_digest(data) != self.digests[row].tobytes():
-            raise self._spoilt(row, "the image bytes do not match their checksum")
-        return data
-
-    def _spoilt(self, row: int, what: str) -> InputError:
-        shard_number = int(self.shard[row])
-        shard = self.shards[shard_number]
-        return InputError(
-            "GL0303",
-            what,
-            where=f"data/{shard} key {self.key[row]} @ 0x{int(self.offset[row]):x}",
-            hint=self.remedy(shard_number),
+        offset = int(self.offset[row])
+        return read_sample(
+            file.fileno(),
+            offset,
+            int(self.size[row]),
+            self.digests[row].tobytes() if verify else b"",
+            lambda: f"data/{self.shards[shard]} key {self.key[row]} @ 0x{offset:x}",
+            lambda: self.remedy(shard),
         )
 
     def remedy(self, shard: int) -> str:

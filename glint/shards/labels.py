@@ -114,11 +114,7 @@ def current(root: str | os.PathLike[str], classes: int) -> LabelTable:
 
 def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Return what was applied, undone and redone, oldest first. Raises InputError GL0304."""
-    path = _folder(root) / "history.jsonl"
-    lines, bad = seal.lines(path)
-    if bad is not None:
-        raise _bad(f"expected a sealed line, found damage at byte {bad}", str(path))
-    return lines
+    return seal.sound_lines(_folder(root) / "history.jsonl")
 
 
 def _note(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,18 +9,10 @@ import numpy.typing as npt
 def order(n: int, seed: int) -> npt.NDArray[np.int64]:
     """Return a permutation of range(n), the same for ever for a seed: position -> record.
 
-    Sorts `words`; `spill.save` does the same to sources that need not fit into memory.
+    Sorts Philox's raw words (Salmon et al. 2011), whose stream numpy promises not to change.
     """
-    return np.argsort(words(seed)(n), kind="stable").astype(np.int64, copy=False)
-
-
-def words(seed: int) -> Callable[[int], npt.NDArray[np.uint64]]:
-    """Return what draws the next so many words: sorted by them, records are in their new order.
-
-    Philox's raw words (Salmon et al. 2011), whose stream numpy promises not to change.
-    """
-    draw: Callable[[int], npt.NDArray[np.uint64]] = np.random.Philox(key=seed).random_raw
-    return draw
+    word_n = np.random.Philox(key=seed).random_raw(n)
+    return np.argsort(word_n, kind="stable").astype(np.int64, copy=False)
 
 
 def spans(n: int, per_shard: int) -> list[tuple[int, int]]:
@@ -33,3 +23,8 @@ def spans(n: int, per_shard: int) -> list[tuple[int, int]]:
 def shard_name(shard: int) -> str:
     """Return the file name of one shard."""
     return f"train-{shard:06d}.tar"
+
+
+def key_name(key: int) -> str:
+    """Return a key as it is written: nine digits."""
+    return f"{key:09d}"

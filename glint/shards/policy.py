@@ -1,16 +1,13 @@
 """What is done with images that are whole, and not what a set of aligned faces is made of."""
 
-# n images
-
 from __future__ import annotations
 
 from collections import Counter
-
-import numpy as np
+from dataclasses import dataclass
 
 from glint.errors import UsageError
 from glint.shards import image
-from glint.shards.image import U8, Ints, Looks, Rejected
+from glint.shards.image import Rejected
 
 SIZE = "112x112"
 KEEP, REJECT = "keep", "reject"
@@ -39,39 +36,31 @@ def check(word: str, option: str) -> None:
         )
 
 
-def look_many(
-    data: U8,
-    start_n: Ints,
-    stop_n: Ints,
-    formats: tuple[str, ...],
-    size: tuple[int, int],
-    on_size: str,
-    on_exif: str,
-    notes: Counter[str],
-) -> Looks:
-    """Look at the images [start, stop) of `data`, reject by policy, count in `notes` what stays.
+@dataclass(frozen=True)
+class Policy:
+    """Which images are let in: their formats, and what becomes of other sizes and of turned ones."""
 
-    Reasons: wrong-size, exif-rotated. Notes: other-size, exif-rotated, trailing-bytes (a JPEG that
-    does not end with its end marker).
-    """
-    looks = image.look_many(data, start_n, stop_n, formats, on_exif == KEEP)
-    whole_n = np.ones(len(start_n), np.bool_)
-    whole_n[list(looks.bad)] = False
-    other_n = whole_n & ((looks.width_n != size[0]) | (looks.height_n != size[1]))
-    if on_size == REJECT:
-        for j in np.flatnonzero(other_n).tolist():
-            looks.bad[j] = Rejected("wrong-size", f"{looks.width_n[j]} x {looks.height_n[j]}")
-        whole_n &= ~other_n
-    else:
-        notes["other-size"] += int(other_n.sum())
-    jpeg_m = np.flatnonzero(whole_n & (looks.format_n == image.FORMATS.index("jpg")))
-    end_m = stop_n[jpeg_m]
-    tail_m = (data[end_m - 2] != 0xFF) | (data[end_m - 1] != 0xD9)
-    notes["trailing-bytes"] += int(tail_m.sum())
-    if on_exif == KEEP:
-        for j in np.flatnonzero(whole_n).tolist():
+    formats: tuple[str, ...]
+    size: tuple[int, int]  # width, height
+    on_size: str
+    on_exif: str
+
+    def look(self, data: bytes, notes: Counter[str]) -> tuple[str, int, int]:
+        """Return (format, width, height) of an image; count in `notes` what stays and may surprise.
+
+        Notes: other-size, exif-rotated, trailing-bytes (a JPEG that does not end with its end
+        marker). Raises Rejected: what `image.look` raises, wrong-size.
+        """
+        suffix, width, height = image.look(data, self.formats, self.on_exif == KEEP)
+        if (width, height) != self.size:
+            if self.on_size == REJECT:
+                raise Rejected("wrong-size", f"{width} x {height}")
+            notes["other-size"] += 1
+        if suffix == "jpg" and not data.endswith(b"\xff\xd9"):
+            notes["trailing-bytes"] += 1
+        if self.on_exif == KEEP:
             try:
-                image.look(data[start_n[j] : stop_n[j]].tobytes(), formats)
+                image.look(data, self.formats)
             except Rejected as why:
                 notes[why.reason] += 1
-    return looks
+        return suffix, width, height

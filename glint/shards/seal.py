@@ -97,13 +97,9 @@ def lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int | Non
     return good, None
 
 
-def append(path: str | os.PathLike[str], value: dict[str, Any], code: str) -> dict[str, Any]:
-    """Add one line to a sealed log, durably, and return it. The caller holds a lock.
-
-    Raises InputError `code` for a damaged log: what is lost must not be papered over.
-    """
-    path = Path(path)
-    old, bad = lines(path)
+def sound_lines(path: str | os.PathLike[str], code: str = "GL0304") -> list[dict[str, Any]]:
+    """Return the lines of a sealed log. Raises InputError `code` where one is damaged."""
+    good, bad = lines(path)
     if bad is not None:
         raise InputError(
             code,
@@ -111,6 +107,16 @@ def append(path: str | os.PathLike[str], value: dict[str, Any], code: str) -> di
             where=os.fspath(path),
             hint="bring the file back from a copy",
         )
+    return good
+
+
+def append(path: str | os.PathLike[str], value: dict[str, Any], code: str) -> dict[str, Any]:
+    """Add one line to a sealed log, durably, and return it. The caller holds a lock.
+
+    Raises InputError `code` for a damaged log: what is lost must not be papered over.
+    """
+    path = Path(path)
+    old = sound_lines(path, code)
     raw = line(old[-1][FIELD] if old else "", value)
     with commit.writing(path):
         before = path.read_bytes() if path.exists() else b""

@@ -12,17 +12,14 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from glint.errors import InputError
-from glint.shards.index import Dataset
+from glint.shards.index import Bytes, Dataset, check_sample, read_sample
 from glint.stream.buffers import Arena
 from glint.stream.columns import BLOCK, Columns, key_of
 
 GAP = 64 << 10  # bytes between two wanted samples that are read rather than skipped
 LONGEST = 8 << 20  # bytes of one read
-
-Bytes = bytes | memoryview
 
 
 class Shards:
@@ -72,40 +69,27 @@ class Shards:
         """Read one sample and check it. Raises InputError GL0302, GL0303, GL0903."""
         row, shard, offset, size, digest = sample
         file = self.open(shard)
-        try:
-            data = os.pread(file.fileno(), size, offset)
-        except OSError as error:
-            raise InputError(
-                "GL0903", f"cannot be read: {error.strerror}", where=self.where(row)
-            ) from None
-        if len(data) != size:
-            raise self.spoilt(row, f"expected {size} bytes, found {len(data)}")
-        if digest and xxhash.xxh3_128_digest(data) != digest:
-            raise self.spoilt(row, "the image bytes do not match their checksum")
-        return data
+        return read_sample(
+            file.fileno(),
+            offset,
+            size,
+            digest,
+            lambda: self.where(row),
+            lambda: self.dataset.remedy(shard),
+        )
 
     def check(self, sample: tuple[int, int, int, int, bytes], data: Bytes) -> None:
         """Check bytes that were read ahead. Raises InputError GL0303."""
-        row, _, _, size, digest = sample
-        if len(data) != size:
-            raise self.spoilt(row, f"expected {size} bytes, found {len(data)}")
-        if digest and xxhash.xxh3_128_digest(data) != digest:
-            raise self.spoilt(row, "the image bytes do not match their checksum")
+        row, shard, _, size, digest = sample
+        check_sample(
+            data, size, digest, lambda: self.where(row), lambda: self.dataset.remedy(shard)
+        )
 
     def where(self, row: int) -> str:
         """Name a sample by shard, key and offset."""
         shard = int(self.columns.shard_of(np.array([row]))[0])
         offset = int(self.columns.record["block"][row]) * BLOCK
         return f"data/{self.dataset.shards[shard]} key {key_of(self.dataset, row)} @ 0x{offset:x}"
-
-    def spoilt(self, row: int, what: str) -> InputError:
-        """Make the error of a sample that is not what the index says."""
-        return InputError(
-            "GL0303",
-            what,
-            where=self.where(row),
-            hint=self.dataset.remedy(int(self.columns.shard_of(np.array([row]))[0])),
-        )
 
 
 class Window:

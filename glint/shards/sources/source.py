@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -73,13 +73,21 @@ def save_rows(
 ) -> None:
     """Write rows, and the names that belong to each, in the order that `plan.order` deals them."""
     order_n = plan.order(len(row_n), seed)
-    with (folder / "rows.npy").open("wb") as file:
-        header = {"descr": row_n.dtype.descr, "fortran_order": False, "shape": (len(row_n),)}
-        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
-        for at in range(0, len(order_n), PIECE):
-            file.write(row_n[order_n[at : at + PIECE]].tobytes())
+    pieces = (row_n[order_n[at : at + PIECE]] for at in range(0, len(order_n), PIECE))
+    write_rows(folder, pieces, row_n.dtype, len(order_n))
     for name, array in (names or {}).items():
         save_names(folder, name, array.take(pa.array(order_n)))
+
+
+def write_rows(
+    folder: Path, pieces: Iterable[npt.NDArray[Any]], dtype: np.dtype[Any], n: int
+) -> None:
+    """Write n rows, a piece at a time, as `load_rows` reads them."""
+    header = {"descr": dtype.descr, "fortran_order": False, "shape": (n,)}
+    with (folder / "rows.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        for piece in pieces:
+            file.write(piece.tobytes())
 
 
 def load_rows(folder: Path, start: int, stop: int) -> npt.NDArray[Any]:

@@ -1,0 +1,135 @@
+"""One shard of a plan: written, read back, and only then given its name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from glint.errors import ResourceError
+from glint.pipelines.plan import SAMPLES, Plan
+from glint.shards import commit, dali, parquet, policy, verify
+from glint.shards import plan as deal
+from glint.shards.image import Rejected
+from glint.shards.sources import reopen
+from glint.shards.sources.samples import Samples
+from glint.shards.sources.source import Source
+from glint.shards.strings import load_names, text
+from glint.shards.tar import Shard
+from glint.shards.walk import Entry, walk
+
+# Only these columns repeat enough for a dictionary.
+ROW_OPTIONS = {**parquet.OPTIONS, "use_dictionary": ["source_label"]}
+
+
+def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
+    """Write one shard and its rows; return its entry of the journal.
+
+    A pure function of the plan: called again, by whomever, it writes the same bytes. The shard
+    gets its name after its bytes were read again from the file and every image was held against
+    the digest that was taken when it was read from its source. Raises what the source raises,
+    ResourceError GL0007 where other bytes are read back, GL0901.
+    """
+    start, stop = plan.spans()[shard]
+    source = reopen(plan.kind, plan.path, plan.folder, start, stop)
+    path = Path(plan.out) / "data" / deal.shard_name(shard)
+    notes: Counter[str] = Counter()
+    with commit.atomic(path, lambda made: _read_back(made, path, out, table)) as file:
+        options = plan.options
+        out = Shard(file, shard, with_json=options.with_json, members=options.members)
+        if isinstance(source, Samples):
+            table = _copy(out, source, start)
+        else:
+            _pack(out, source, plan, start, notes)
+            table = out.samples()
+        out.close()
+        bad = out.quarantine()
+        with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
+            pq.write_table(table, part, **{**ROW_OPTIONS, "compression": "none"})
+        if bad.num_rows:
+            parquet.write(plan.parts / f"{shard:06d}.bad.parquet", bad)
+        idx = dali.write(path.parent, path.name, out.idx())
+    return {
+        "shard": shard,
+        "name": path.name,
+        "samples": table.num_rows,
+        "bytes": out.tar.size,
+        "sha256": out.tar.sha256,
+        "idx": idx,
+        "content": out.content(),
+        "bad": dict(Counter(bad.column("reason").to_pylist())),
+        "notes": dict(+notes),
+    }
+
+
+def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str]) -> None:
+    """Write the records of a source under their keys, or quarantine them with their reasons."""
+    options = plan.options
+    size = policy.size_of(options.size)
+    rule = policy.Policy(options.formats, size, options.on_size, options.on_exif)
+    said_C = _classes(plan.folder)
+    label_n = source.label
+    take_n = np.maximum(label_n, 0)
+    said_n = said_C.take(pa.array(take_n)).to_pylist() if len(said_C) else []
+    for i, label in enumerate(label_n.tolist()):
+        key, where, data = start + i, source.name(i), b""
+        said = said_n[i] if label >= 0 else None
+        try:
+            data = source.read(i)
+            digest = xxhash.xxh3_128_digest(data)
+            seen = rule.look(data, notes)
+            if options.unlabelled:
+                label, said = key, deal.key_name(key)
+            if label < 0:
+                raise Rejected("label-not-integer")
+        except Rejected as why:
+            out.reject(why, data, said, where, source.offset(i))
+        else:
+            out.add(key, data, digest, seen, label, said, where)
+
+
+@lru_cache(maxsize=1)
+def _classes(folder: Path) -> pa.StringArray:
+    """Return the labels as the source writes them."""
+    return text(load_names(folder, "classes"))
+
+
+def _copy(out: Shard, source: Samples, start: int) -> pa.Table:
+    """Write samples of datasets under their keys; return their rows with their provenance."""
+    taken = np.flatnonzero(source.label >= 0).tolist()
+    label_n = source.label.tolist()
+    for i in taken:
+        data = source.read(i)  # held against the digest of the dataset's index
+        digest = xxhash.xxh3_128_digest(data)
+        said, where = source.text["source_label"][i], source.text["source"][i]
+        out.add(start + i, data, digest, source.seen(i, data), label_n[i], said, where)
+    table = out.samples()
+    for name in source.provenance:
+        values = [source.text[name][i] for i in taken]
+        table = table.append_column(name, pa.array(values, pa.string()))
+    return table
+
+
+def _read_back(made: Path, path: Path, out: Shard, table: pa.Table) -> None:
+    """Hold a file just written against the digests of its images. Raises ResourceError GL0007."""
+    entry = Entry(path.name, table.num_rows, out.tar.size, out.tar.sha256)
+    found, _ = walk(made, entry, verify.columns(table, out.number))
+    if found.count:
+        raise ResourceError(
+            "GL0007",
+            f"cannot write: read back, the file is not what was written: {found.shown[0]}",
+            where=str(path),
+            hint="nothing of it was kept: look at the disk and at the memory of this machine, then "
+            "give the same command again",
+        )
+
+
+def forget() -> None:
+    """Let go of what this process holds of a plan."""
+    _classes.cache_clear()

@@ -1,0 +1,164 @@
+"""One shard: a plain USTAR file whose bytes depend on nothing but its samples, and its rows."""
+
+# n samples, k bytes of a digest
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+
+from glint.manifests import tables
+from glint.shards import dali, ustar
+from glint.shards.image import Rejected
+
+MEMBERS = ("jpg,cls", "jpg")  # of a sample; with one, its label stands in the name
+
+
+class Tar:
+    """Append members to `file`, hashing as it goes; know where their bytes lie.
+
+    mtime 0, uid and gid 0, mode 0644, no names of people: byte for byte what `tarfile` writes in
+    USTAR format. `size` and `sha256` are those of all that was appended.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hasher = file, hashlib.sha256()
+        self.size = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member and return the offset of `data` in the file."""
+        offset = self.size + ustar.BLOCK
+        self._append(ustar.header(name.encode(), len(data)) + data + ustar.padding(len(data)))
+        return offset
+
+    def close(self) -> None:
+        """Append the end of the archive; the file itself stays open."""
+        self._append(ustar.end(self.size))
+
+    def _append(self, blocks: bytes) -> None:
+        self._file.write(blocks)
+        self._hasher.update(blocks)
+        self.size += len(blocks)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that was appended, in hex."""
+        return self._hasher.hexdigest()
+
+
+class Shard:
+    """Write one shard and collect its rows of the index and of the quarantine.
+
+    Keys are positions of the plan. With `members` "jpg" a sample is one member KEY_LABEL.jpg; with
+    "jpg,cls" it is KEY.jpg and KEY.cls, and `with_json` adds KEY.json.
+    """
+
+    def __init__(
+        self, file: IO[bytes], number: int, *, with_json: bool = False, members: str = MEMBERS[0]
+    ) -> None:
+        self.tar = Tar(file)
+        self.number, self.with_json, self.members = number, with_json, members
+        self._rows: list[tuple[Any, ...]] = []
+        self._bad: list[dict[str, Any]] = []
+        self._idx: list[str] = []
+
+    def add(
+        self,
+        key: int,
+        data: bytes,
+        digest: bytes,
+        seen: tuple[str, int, int],
+        label: int,
+        source_label: str,
+        source: str,
+    ) -> None:
+        """Append a sample.
+
+        digest: xxh3-128 of `data`, taken where it came from. seen: format, width, height.
+        """
+        if not 0 <= key < 10**9:
+            raise ValueError(f"a key has nine digits, got {key}")
+        suffix, width, height = seen
+        name = f"{key:09d}"
+        stem = name if self.members == MEMBERS[0] else f"{name}_{label}"
+        beside: list[tuple[str, bytes]] = []
+        if self.members == MEMBERS[0]:
+            beside.append(("cls", b"%d" % label))
+        if self.with_json:
+            facts = {
+                "height": height,
+                "label": label,
+                "source": source,
+                "source_label": source_label,
+                "width": width,
+            }
+            beside.append(("json", json.dumps(facts, sort_keys=True).encode()))
+        offset = self.tar.add(f"{stem}.{suffix}", data)
+        line = dali.member(suffix, offset, len(data), stem)
+        for kind, text in beside:
+            line += " " + dali.member(kind, self.tar.add(f"{name}.{kind}", text), len(text), name)
+        self._idx.append(line)
+        size = len(data)
+        row = (name, label, source_label, self.number, offset, size, digest, source, width, height)
+        self._rows.append(row)
+
+    def reject(
+        self, why: Rejected, data: bytes, source_label: str | None, source: str, offset: int | None
+    ) -> None:
+        """Note a record that is not written; `data` is what there is of it."""
+        self._bad.append(
+            {
+                "source": source,
+                "offset": offset,
+                "source_label": source_label,
+                "reason": why.reason,
+                "note": why.note,
+                "size": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "head": data[:64],
+            }
+        )
+
+    def close(self) -> None:
+        """Append the end of the archive; the file itself stays open."""
+        self.tar.close()
+
+    def samples(self) -> pa.Table:
+        """Return the rows of samples.parquet, in one chunk."""
+        columns = list(zip(*self._rows)) or [()] * len(tables.SAMPLES)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, tables.SAMPLES)]
+        return pa.table(arrays, schema=tables.SAMPLES)
+
+    def quarantine(self) -> pa.Table:
+        """Return the rows of quarantine.parquet."""
+        return pa.Table.from_pylist(self._bad, schema=tables.QUARANTINE)
+
+    def idx(self) -> bytes:
+        """Return the index for DALI."""
+        return dali.text(self._idx)
+
+    def content(self) -> str:
+        """Return a SHA-256 over all rows, whatever Parquet makes of them."""
+        hasher = hashlib.sha256(repr([sorted(row.items()) for row in self._bad]).encode())
+        for column in self.samples().columns:
+            array = column.combine_chunks()
+            if array.type == pa.string():
+                text = array.cast(pa.binary())
+                hasher.update(_numbers(pa.compute.binary_length(text)).tobytes())
+                hasher.update(b"".join(text.to_pylist()))
+            elif array.type == pa.binary(16):
+                hasher.update(b"".join(array.to_pylist()))
+            else:
+                hasher.update(_numbers(array).tobytes())
+        return hasher.hexdigest()
+
+
+def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    found: np.ndarray[Any, Any] = array.to_numpy(zero_copy_only=False)
+    return found
