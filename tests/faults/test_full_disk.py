@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from glint.errors import ResourceError
-from glint.pipelines import shard, tasks
+from glint.pipelines import tasks
+from glint.pipelines.complete import sweep
+from glint.pipelines.plan import Options, Plan
 from glint.shards import seal, strings
 
 
@@ -52,9 +54,9 @@ def test_a_journal_that_cannot_be_removed(tmp_path: Path) -> None:
 
 def test_a_half_file_that_cannot_be_removed(tmp_path: Path) -> None:
     (tmp_path / "data" / "train-000000.tar.tmp.h.1-1").mkdir(parents=True)
-    plan = shard.Plan(str(tmp_path), "", "", "", 0, shard.Options())
+    plan = Plan(str(tmp_path), "", "", "", 0, Options())
     with pytest.raises(ResourceError, match=r"GL0007 .*Is a directory"):
-        shard.sweep(plan)
+        sweep(plan)
 
 
 def test_an_array_of_the_plan_that_cannot_be_read(tmp_path: Path) -> None:

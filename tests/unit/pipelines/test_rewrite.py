@@ -15,9 +15,10 @@ import pytest
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.pipelines import drop as taking
 from glint.pipelines import merge as joining
-from glint.pipelines import rewrite
 from glint.pipelines import shard as stage
+from glint.pipelines.complete import Folder
 from glint.pipelines.reshard import reshard
+from glint.pipelines.write import write_shard
 from glint.shards import commit, labels
 from glint.shards.content import content
 from glint.shards.index import Dataset
@@ -114,7 +115,7 @@ class TestReshard:
         self, a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         reshard(a, tmp_path / "whole", 4)
-        real, calls = rewrite.run, []
+        real, calls = write_shard, []
 
         def once(plan: stage.Plan, shard: int) -> dict[str, Any]:
             calls.append(shard)
@@ -122,7 +123,7 @@ class TestReshard:
                 raise RuntimeError("killed")
             return real(plan, shard)
 
-        monkeypatch.setattr(rewrite, "run", once)
+        monkeypatch.setattr(Folder, "work", staticmethod(once))
         with pytest.raises(RuntimeError):
             reshard(a, tmp_path / "out", 4)
         assert not (tmp_path / "out/manifest.json").exists()

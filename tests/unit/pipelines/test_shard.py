@@ -27,9 +27,11 @@ from glint.errors import (
     UsageError,
 )
 from glint.pipelines import shard as stage
+from glint.pipelines.complete import Folder
+from glint.pipelines.write import write_shard
 from glint.shards import commit, plan, recordio
 from glint.shards.index import Dataset
-from glint.shards.write import Tar
+from glint.shards.tar import Tar
 
 ROOT = Path(__file__).parents[3]
 Jpeg = Callable[[int], bytes]
@@ -195,7 +197,7 @@ def test_a_tar_is_what_tarfile_writes() -> None:
             info = tarfile.TarInfo(f"{key * 123456:09d}.jpg")
             info.size = size
             reference.addfile(info, io.BytesIO(data))
-            offset = tar.add(key * 123456, "jpg", data)
+            offset = tar.add(f"{key * 123456:09d}.jpg", data)
             assert offset == reference.offset - size - -size % 512
     tar.close()
     assert ours.getvalue() == theirs.getvalue()
@@ -243,7 +245,7 @@ def test_the_plain_sharder_writes_the_same(world: Path, tmp_path: Path) -> None:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: type[BaseException]) -> None:
-    real, done = stage.run, [0]
+    real, done = write_shard, [0]
 
     def run(plan: stage.Plan, piece: int) -> dict[str, object]:
         if done[0] == count:
@@ -251,7 +253,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: type[BaseExce
         done[0] += 1
         return real(plan, piece)
 
-    monkeypatch.setattr(stage, "run", run)
+    monkeypatch.setattr(Folder, "work", staticmethod(run))
 
 
 def test_a_stopped_run_continues(
@@ -283,14 +285,14 @@ def test_a_stopped_run_continues(
 def test_a_signal_stops_between_shards(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = stage.run
+    real = write_shard
 
     def run(plan: stage.Plan, piece: int) -> dict[str, object]:
         os.kill(os.getpid(), 15)
         return real(plan, piece)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "run", run)
+        patch.setattr(Folder, "work", staticmethod(run))
         with pytest.raises(Stopped, match="3 pieces are left") as caught:
             stage.shard(world, tmp_path / "out", stage.Options(16))
     assert caught.value.exit_code == 75

@@ -18,6 +18,8 @@ import pytest
 from glint.errors import BusyError, UsageError
 from glint.pipelines import reshard, tasks
 from glint.pipelines import shard as stage
+from glint.pipelines.complete import Folder
+from glint.pipelines.write import write_shard
 from glint.pipelines.tasks import Task
 from glint.shards import commit, recordio, verify
 from glint.shards.index import Dataset
@@ -105,7 +107,7 @@ def test_a_plain_run_finishes_what_tasks_left(world: Path, whole: Path, tmp_path
 def test_tasks_finish_what_a_plain_run_left(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real, count = tmp_path / "out", stage.run, 0
+    out, real, count = tmp_path / "out", write_shard, 0
 
     def run(plan: stage.Plan, piece: int) -> dict[str, Any]:
         nonlocal count
@@ -115,7 +117,7 @@ def test_tasks_finish_what_a_plain_run_left(
         return real(plan, piece)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "run", run)
+        patch.setattr(Folder, "work", staticmethod(run))
         with pytest.raises(RuntimeError):
             stage.shard(world, out, stage.Options(40))
     told = [stage.shard(world, out, stage.Options(40), task=Task(i, 2)) for i in (0, 1)]

@@ -216,7 +216,7 @@ def test_a_finished_dataset_that_lost_a_shard(world: Path) -> None:
 def test_what_a_killed_run_had_no_time_to_remove(
     world: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload, "_tidy", lambda there, shards: None)
+    monkeypatch.setattr(upload.Staged, "tidy", lambda self, plan: None)
     stage.shard(world, URL, OPTIONS)
     assert len(far()) > len(near(whole))
     monkeypatch.undo()
@@ -294,8 +294,7 @@ def test_what_takes_local_folders_only(whole: Path, tmp_path: Path) -> None:
 
 
 def test_a_local_output_is_no_staging_folder(whole: Path) -> None:
-    assert upload.of(whole) is None and upload.place(whole) == str(whole)
-    with upload.staged(whole) as folder:
-        assert folder == whole
+    with upload.output(whole) as place:
+        assert (place.folder, place.shown) == (whole, str(whole))
     assert json.loads((whole / "manifest.json").read_bytes())["written"] == 119
     assert commit.read_json(whole / "manifest.json")["quarantined"] == 1

@@ -7,15 +7,12 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from glint.errors import InputError
 from glint.pipelines import reshard
 from glint.pipelines import shard as stage
-from glint.shards import dali
 from glint.shards.verify import verify
 
 Jpeg = Callable[[int], bytes]
@@ -71,25 +68,6 @@ def test_after_resharding(faces: Path, tmp_path: Path) -> None:
     check(tmp_path / "out", 6)
 
 
-def test_more_rows_than_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    n = 50
-    rows = pa.table(
-        {
-            "key": [f"{i:09d}" for i in range(n)],
-            "label": np.arange(n),
-            "offset": np.arange(n) * 2048 + 512,
-            "size": np.arange(n, dtype=np.int32),
-        }
-    )
-    suffix_n = np.where(np.arange(n) % 3, "jpg", "webp")
-    whole = dali.text(rows, suffix_n, True, np.arange(n))
-    assert whole.splitlines()[1] == (
-        b"webp 512 0 000000000.webp cls 1024 1 000000000.cls json 2048 0 000000000.json"
-    )
-    monkeypatch.setattr(dali, "_ROWS", 7)
-    assert dali.text(rows, suffix_n, True, np.arange(n)) == whole
-
-
 def test_a_lost_or_changed_index_is_named(faces: Path, tmp_path: Path) -> None:
     out, options = tmp_path / "out", stage.Options(16)
     stage.shard(faces, out, options)
@@ -112,7 +90,7 @@ def test_a_run_that_goes_on_writes_what_is_missing(
 ) -> None:
     out, options = tmp_path / "out", stage.Options(16)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "merge", lambda *_: 1 / 0)
+        patch.setattr(stage, "_join", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stage.shard(faces, out, options)
     (out / "data" / "train-000000.idx").unlink()

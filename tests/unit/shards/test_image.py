@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glint.shards.image import FORMATS, MAX_BYTES, Rejected, look, look_many
+from glint.shards.image import Rejected, look
 
 
 def encoded(kind: str, width: int, height: int, **options: object) -> bytes:
@@ -42,17 +42,13 @@ def test_sizes_of_jpegs(options: dict[str, object]) -> None:
     assert look(data + b"trailing garbage") == ("jpg", 112, 96)
 
 
-def test_images_that_begin_alike_are_still_looked_at(jpeg: Callable[[int], bytes]) -> None:
-    data, other = jpeg(0), encoded("JPEG", 64, 48)
-    for _ in range(2):  # the second time, the beginning is known
-        assert look(data) == ("jpg", 112, 112) and look(other) == ("jpg", 64, 48)
-        assert reason(data[:-2]) == "jpeg-truncated"
-        assert look(data + b"tail") == ("jpg", 112, 112)
-        assert reason(data[:200]) == "jpeg-truncated"
-        assert reason(data, ("png",)) == "unexpected-format"
-        assert reason(data + b"\0" * (16 << 20) + b"\xff\xd9") == "too-large"
+def test_what_stands_before_the_frame_header(jpeg: Callable[[int], bytes]) -> None:
+    data = jpeg(0)
+    assert reason(data[:-2]) == "jpeg-truncated" and reason(data[:200]) == "jpeg-truncated"
+    assert look(data + b"tail") == ("jpg", 112, 112)
+    assert reason(data + b"\0" * (16 << 20) + b"\xff\xd9") == "too-large"
     at = data.index(b"\xff\xc0")
-    for size in range(3000):  # more beginnings than are kept, of more lengths
+    for size in (0, 1, 255, 256, 2999):
         made = data[:2] + b"\xff\xfe\0\x04" + struct.pack(">H", size) + data[2:]
         made = made[: at + 6 + 5] + struct.pack(">HH", 1 + size, 7) + made[at + 6 + 9 :]
         assert look(made) == ("jpg", 7, 1 + size)
@@ -103,46 +99,3 @@ def test_bombs_are_refused_by_their_header(jpeg: Callable[[int], bytes]) -> None
     assert reason(bomb) == "too-many-pixels"
     assert reason(data[: at + 5] + b"\0\0\0\0" + data[at + 9 :]) == "jpeg-damaged"
     assert reason(data + b"\0" * (16 << 20)) == "too-large"
-
-
-def test_many_are_looked_at_as_one_is(jpeg: Callable[[int], bytes]) -> None:
-    webp = encoded("WEBP", 31, 17)
-    bomb = jpeg(0)
-    at = bomb.index(b"\xff\xc0")
-    bomb = bomb[: at + 5] + struct.pack(">HH", 65535, 65535) + bomb[at + 9 :]
-    images = [
-        jpeg(1),
-        jpeg(2)[:-2],
-        b"",
-        jpeg(3) + b"tail",
-        encoded("JPEG", 64, 48),
-        webp,
-        bomb,
-        jpeg(4)[:100],
-        jpeg(5)[: at + 9],
-        b"\xff\xd9",
-        jpeg(6),
-        encoded("PNG", 9, 8),
-        bomb,
-        b"<html>",
-        *map(jpeg, range(7, 20)),
-        jpeg(7) + b"\0" * MAX_BYTES + b"\xff\xd9",
-        jpeg(8)[:-1],
-        jpeg(9),
-    ]
-    draw = np.random.default_rng(0)
-    for formats in (("jpg",), ("jpg", "png", "webp"), ("png",)):
-        for _ in range(6):
-            order = draw.permutation(len(images))
-            stop_n = np.cumsum([len(images[i]) for i in order])
-            start_n = stop_n - [len(images[i]) for i in order]
-            data = np.frombuffer(b"".join(images[i] for i in order), np.uint8)
-            found = look_many(data, start_n, stop_n, formats)
-            for j, i in enumerate(order.tolist()):
-                try:
-                    kind, *size = look(images[i], formats)
-                except Rejected as why:
-                    assert found.bad[j].args == why.args
-                else:
-                    assert j not in found.bad and FORMATS[found.format_n[j]] == kind
-                    assert [found.width_n[j], found.height_n[j]] == size
