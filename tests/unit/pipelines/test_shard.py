@@ -31,7 +31,7 @@ from glint.pipelines.complete import Folder
 from glint.pipelines.write import write_shard
 from glint.shards import commit, plan, recordio
 from glint.shards.index import Dataset
-from glint.shards.tar import Tar
+from glint.shards.tar import Shard, Tar
 
 ROOT = Path(__file__).parents[3]
 Jpeg = Callable[[int], bytes]
@@ -202,8 +202,10 @@ def test_a_tar_is_what_tarfile_writes() -> None:
     tar.close()
     assert ours.getvalue() == theirs.getvalue()
     assert tar.sha256 == hashlib.sha256(theirs.getvalue()).hexdigest()
+    with pytest.raises(ValueError, match="USTAR"):
+        tar.add("x" * 101, b"")
     with pytest.raises(ValueError, match="nine digits"):
-        tar.add(10**9, "jpg", b"")
+        Shard(ours, 0).add(10**9, b"", b"", ("jpg", 1, 1), 0, "", "")
 
 
 def test_two_runs_and_two_workers_give_the_same_bytes(world: Path, tmp_path: Path) -> None:
@@ -341,7 +343,7 @@ def test_a_finished_dataset_with_a_changed_shard(world: Path, tmp_path: Path) ->
     assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4
 
 
-@pytest.mark.parametrize("where", ["make_plan", "merge"])
+@pytest.mark.parametrize("where", ["take_up", "_join"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_and_after_the_shards(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
@@ -362,8 +364,8 @@ def test_a_signal_before_and_after_the_shards(
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert caught.value.exit_code == 75
-    assert out.exists() == (where == "merge")  # no trace without a plan
-    assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4 * (where == "merge")
+    assert out.exists() == (where == "_join")  # no trace without a plan
+    assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4 * (where == "_join")
 
 
 def test_outputs_that_are_refused(world: Path, tmp_path: Path) -> None:
