@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
 
+from glint.errors import ResourceError
 from glint.manifests import tables
-from glint.shards import dali, ustar
+from glint.shards import commit, dali, ustar
 from glint.shards.image import Rejected
 
+_OFFSET, _SIZE, _DIGEST = map(tables.SAMPLES.names.index, ("offset", "size", "digest"))
 MEMBERS = ("jpg,cls", "jpg")  # of a sample; with one, its label stands in the name
 
 
@@ -22,11 +27,11 @@ class Tar:
     """Append members to `file`, hashing as it goes; know where their bytes lie.
 
     mtime 0, uid and gid 0, mode 0644, no names of people: byte for byte what `tarfile` writes in
-    USTAR format. `size` and `sha256` are those of all that was appended.
+    USTAR format. `size` and `digest` (xxh3-128) are those of all that was appended.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self._hasher = file, hashlib.sha256()
+        self._file, self._hasher = file, xxhash.xxh3_128()
         self.size = 0
 
     def add(self, name: str, data: bytes) -> int:
@@ -45,9 +50,9 @@ class Tar:
         self.size += len(blocks)
 
     @property
-    def sha256(self) -> str:
-        """SHA-256 of all that was appended, in hex."""
-        return self._hasher.hexdigest()
+    def digest(self) -> bytes:
+        """xxh3-128 of all that was appended."""
+        return self._hasher.digest()
 
 
 class Shard:
@@ -127,6 +132,39 @@ class Shard:
         """Append the end of the archive; the file itself stays open."""
         self.tar.close()
 
+    def read_back(self, path: Path) -> str:
+        """Read the finished file again and return its SHA-256 in hex.
+
+        Each image is held against the digest that was taken where it came from, all bytes against
+        those that were appended. Raises ResourceError GL0007 where they differ.
+        """
+        whole, sha256 = xxhash.xxh3_128(), hashlib.sha256()
+        stops = [row[_OFFSET] - ustar.BLOCK for row in self._rows[1:]] + [self.tar.size + 1]
+        wrong = ""
+        with path.open("rb", buffering=commit.BUFFER) as file:
+            at = 0
+            for row, stop in zip(self._rows or [None], stops):
+                block = file.read(stop - at)
+                whole.update(block)
+                sha256.update(block)
+                if row is not None and not wrong:
+                    start = row[_OFFSET] - at
+                    image = memoryview(block)[start : start + row[_SIZE]]
+                    if xxhash.xxh3_128_digest(image) != row[_DIGEST]:
+                        wrong = f"the image of key {row[0]} @ 0x{row[_OFFSET]:x} is another"
+                at = stop
+        if not wrong and whole.digest() != self.tar.digest:
+            wrong = "a byte beside the images is another"
+        if wrong:
+            raise ResourceError(
+                "GL0007",
+                f"cannot write: read back, the file is not what was written: {wrong}",
+                where=str(path),
+                hint="nothing of it was kept: look at the disk and at the memory of this machine, "
+                "then give the same command again",
+            )
+        return sha256.hexdigest()
+
     def samples(self) -> pa.Table:
         """Return the rows of samples.parquet, in one chunk."""
         columns = list(zip(*self._rows)) or [()] * len(tables.SAMPLES)
@@ -141,14 +179,14 @@ class Shard:
         """Return the index for DALI."""
         return dali.text(self._idx)
 
-    def content(self) -> str:
+    def content(self, samples: pa.Table) -> str:
         """Return a SHA-256 over all rows, whatever Parquet makes of them."""
         hasher = hashlib.sha256(repr([sorted(row.items()) for row in self._bad]).encode())
-        for column in self.samples().columns:
+        for column in samples.select(tables.SAMPLES.names).columns:
             array = column.combine_chunks()
             if array.type == pa.string():
                 text = array.cast(pa.binary())
-                hasher.update(_numbers(pa.compute.binary_length(text)).tobytes())
+                hasher.update(_numbers(pc.binary_length(text)).tobytes())
                 hasher.update(b"".join(text.to_pylist()))
             elif array.type == pa.binary(16):
                 hasher.update(b"".join(array.to_pylist()))
