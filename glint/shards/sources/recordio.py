@@ -1,431 +1,341 @@
 """RecordIO as a source: InsightFace's identity layout, plain im2rec packs, with or without .idx."""
 
-# n images of the source, r all records of the file
+# n images of the source, r records of the file, p parts of records, m records of a block
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from glint.errors import GlintError, InputError, UsageError
-from glint.shards import commit, recordio, spill
-from glint.shards.blocks import Room
+from glint.errors import InputError, UsageError
+from glint.shards import commit, recordio
 from glint.shards.image import MAX_BYTES, Rejected, kind
-from glint.shards.recordio import MAGIC, MAX_LENGTH, damaged
-from glint.shards.sources.source import Ints, Run, fingerprint, persistent
-from glint.shards.spill import Row, Table, arranged, collected, repeated
-from glint.shards.strings import Strings
+from glint.shards.recordio import MAGIC, MAGIC_BYTES, MAX_LENGTH, PART, damaged
+from glint.shards.sources.source import Ints, dense, fingerprint, load_rows, persistent, save_rows
+from glint.shards.strings import load_names, packed, save_names
 
-WINDOW = 4 << 20  # bytes of the file mapped at a time
 LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
 EXACT = 1 << 24  # above it float32 skips integers
 
-_MOST_LABELS = 120  # of a record whose front is guessed: it lies in one block
-_FRONT = struct.Struct("<III")  # magic, length (with no part flag), number of labels
-
 # What the listing finds wrong with a record; the index into this tuple is stored.
 FLAWS = ("", "corrupt-record", "label-not-integer", "identity-range", "lost-bytes")
-LOST = 4
+CORRUPT, NO_LABEL, OUT_OF_RANGE, LOST = 1, 2, 3, 4
 
-_resync: ContextVar[bool] = ContextVar("resync", default=False)
+_BLOCK = 1 << 16  # records that are Python objects at a time
+_BUFFER = 1 << 18  # bytes read at a time where only the beginnings of records are wanted
+_COMMON = struct.Struct("<III")  # magic, length (with no part flag), number of labels
+_NO_ID, _NO_PART = 1 << 62, 8
 
-
-@contextmanager
-def resyncing(on: bool = True) -> Iterator[None]:
-    """Go on behind damage in record files that are listed inside this context."""
-    token = _resync.set(on)
-    try:
-        yield
-    finally:
-        _resync.reset(token)
+Row = npt.NDArray[Any]  # of a structured type
+Flags = npt.NDArray[np.bool_]
 
 
-# A record of the file by its .idx; its first bytes; what a listing keeps of an image.
-ENTRY = np.dtype([("key", np.int64), ("offset", np.int64)])
-HEAD = np.dtype(
-    [
-        ("key", np.int64),
-        ("offset", np.int64),
-        ("span", np.int64),  # bytes from this record to the next
-        ("id", np.uint64),
-        ("value", np.float32),  # the class: label, or the first of several
-        ("second", np.float32),  # the second label
-        ("flag", np.int32),
-        ("image", np.int32),  # bytes behind header and labels; -1 where the header claims too much
-        ("intact", np.bool_),
-    ]
+def _dtype(**formats: str) -> np.dtype[Any]:
+    return np.dtype(list(formats.items()))
+
+
+# How a record begins in the file: its first part, IRHeader, two labels where it has them.
+FRONT = _dtype(magic="<u4", lrec="<u4", flag="<u4", label="<f4", id="<u8", id2="<u8", more="2<f4")
+# What is known of a record: its key, at first the id in its header; its offset; the bytes to the
+# next one; length and cflag of its first part; the class, which is the first label, and the second
+# one; how many labels (at most 3) it has where it has no image, else 0; and whether it is intact.
+# Listing takes some 100 bytes of memory for each record: 4 GB for the 42 million of WebFace42M.
+HEAD = _dtype(
+    key="i8",
+    at="i8",
+    span="i8",
+    length="u4",
+    cflag="u1",
+    value="f4",
+    second="f4",
+    empty="u1",
+    ok="?",
 )
-_IMAGE = [("key", np.int64), ("at", np.int64), ("span", np.int64), ("flaw", np.uint8)]
-LISTED = np.dtype([*_IMAGE, ("value", np.float32)])
-ROW = np.dtype([*_IMAGE, ("label", np.int64)])
+ROW = _dtype(key="i8", at="i8", span="i8", flaw="u1", label="i8")  # of an image
 
 
-def _mapped(file: IO[bytes], begin: int, length: int) -> npt.NDArray[np.uint32]:
-    """Map bytes of a file as words. Closing the map, with views of it, would hide a signal."""
-    view = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin)
-    return np.frombuffer(view, "<u4")
+def _fronts(path: Path, at_r: Ints) -> Iterator[tuple[slice, Row]]:
+    """Yield how the records at ascending offsets begin, in blocks; zeros past the last word."""
+    size, want = path.stat().st_size // 4 * 4, FRONT.itemsize
+    with path.open("rb", buffering=_BUFFER) as file:
+        for start in range(0, len(at_r), _BLOCK):
+            rows, pieces = slice(start, start + _BLOCK), []
+            for at in (np.minimum(at_r[rows], size) // 4 * 4).tolist():
+                file.seek(at)
+                piece = file.read(want)
+                pieces.append(piece if at + want <= size else piece[: size - at].ljust(want, b"\0"))
+            yield rows, np.frombuffer(b"".join(pieces), FRONT)
 
 
-def _words(path: Path, at_r: Ints, count: int) -> npt.NDArray[np.uint32]:
-    """Return `count` little-endian words at each 4-aligned offset (ascending); 0 past the end."""
-    out_rw = np.zeros((len(at_r), count), np.uint32)
-    size = path.stat().st_size // 4 * 4
-    with path.open("rb") as file:
-        first = 0
-        while first < len(at_r) and at_r[first] < size:
-            begin = int(at_r[first]) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            length = min(size - begin, WINDOW + 4 * count)
-            last = int(np.searchsorted(at_r, min(begin + WINDOW, size), "left"))
-            word = _mapped(file, begin, length)
-            index = (at_r[first:last] - begin) // 4
-            for w in range(count):
-                inside = index + w < len(word)
-                out_rw[first:last, w][inside] = word[(index + w)[inside]]
-            del word
-            first = last
-    return out_rw
-
-
-def scan_offsets(path: Path) -> Iterator[Ints]:
-    """Yield the offset of every record of a file without .idx, many at a time.
+def scan_offsets(path: Path) -> Ints:
+    """Return the offset of every record of a file without .idx.
 
     Raises InputError GL0213 at the first byte that is not a record.
     """
-    found, before = array("q"), 0
-    size = path.stat().st_size
-    at, last, inside = 0, 0, False
-    unpack = recordio.PART.unpack_from
-    with path.open("rb") as file:
-        while at < size:
-            begin = at // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-            length = min(size - begin, WINDOW)
-            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=begin) as view:
-                while at < size and at - begin + 8 <= length:
-                    magic, lrec = unpack(view, at - begin)
-                    cflag, n = lrec >> 29, lrec & MAX_LENGTH
-                    if magic != MAGIC:
-                        raise damaged(
-                            f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}",
-                            path.name,
-                            at,
-                            f"it is record {before + len(found)}; with an .idx "
-                            "beside the file, or --resync, glint goes on behind it",
-                        )
-                    if cflag not in ((2, 3) if inside else (0, 1)):
-                        raise damaged(f"part flag {cflag} is out of place", path.name, at)
-                    if n > size - at - 8:
-                        raise damaged(
-                            f"the record claims {n} bytes, the file has {size - at - 8} left",
-                            path.name,
-                            at,
-                        )
-                    if not inside:
-                        last = at
-                        found.append(at)
-                    inside = cflag in (1, 2)
-                    at += 8 + n + (-n & 3)
-            if at < size and size - at < 8:
-                raise damaged(f"{size - at} bytes are left over at the end", path.name, at)
-            if len(found) >= spill.BLOCK:
-                yield np.array(found, np.int64)
-                before += len(found)
-                found = array("q")
+    found, at, inside, size = array("q"), 0, False, path.stat().st_size
+    wrong = hint = ""
+    with path.open("rb", buffering=_BUFFER) as file:
+        while at + 8 <= size:
+            file.seek(at)
+            magic, lrec = PART.unpack(file.read(8))
+            cflag, length = lrec >> 29, lrec & MAX_LENGTH
+            if magic != MAGIC:
+                wrong = f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}"
+                hint = f"it is record {len(found)}; with an .idx beside the file, or --resync, "
+                hint += "glint goes on behind it"
+            elif cflag not in ((2, 3) if inside else (0, 1)):
+                wrong = f"part flag {cflag} is out of place"
+            elif length > size - at - 8:
+                wrong = f"the record claims {length} bytes, the file has {size - at - 8} left"
+            if wrong:
+                raise damaged(wrong, path.name, at, hint)
+            if not inside:
+                found.append(at)
+            inside = cflag in (1, 2)
+            at += 8 + length + (-length & 3)
+    if at < size:
+        raise damaged(f"{size - at} bytes are left over at the end", path.name, at)
     if inside:
-        raise damaged("the file ends inside a record of several parts", path.name, last)
-    yield np.array(found, np.int64)
+        raise damaged("the file ends inside a record of several parts", path.name, found[-1])
+    return np.array(found, np.int64)
 
 
 def _magics(path: Path) -> Ints:
     """Return every 4-aligned offset of a file at which the magic stands."""
-    size = path.stat().st_size // 4 * 4
-    found: list[Ints] = [np.empty(0, np.int64)]
+    found, at = [np.empty(0, np.int64)], 0
     with path.open("rb") as file:
-        for begin in range(0, size, WINDOW):
-            length = min(size - begin, WINDOW)
-            word = _mapped(file, begin, length)
-            found.append(begin + 4 * np.flatnonzero(word == MAGIC))
-            del word
+        while len(word := np.fromfile(file, "<u4", 1 << 20)):
+            found.append(at + 4 * np.flatnonzero(word == MAGIC))
+            at += 4 * len(word)
     return np.concatenate(found)
 
 
-def scan_past_damage(path: Path) -> tuple[Ints, npt.NDArray[np.bool_]]:
+def scan_past_damage(path: Path) -> tuple[Ints, Flags]:
     """Cut a file into records and lost stretches; return where each begins, and which are lost.
 
     An aligned magic stands nowhere but at the start of a part, so a length is true where it leads
     to the next one or to the end of the file. A record is taken where all its parts do; one that
     stands before damage also where its header fits its length and its image has a known beginning.
     """
-    size = path.stat().st_size
-    at_p = _magics(path)
-    lrec_p = _words(path, at_p, 2)[:, 1].astype(np.int64)
-    cflag_p, length_p = (lrec_p >> 29).tolist(), lrec_p & MAX_LENGTH
-    true_p = at_p + 8 + length_p
-    end_p = true_p + (-length_p & 3)
-    next_p = np.append(at_p[1:], size)[: len(at_p)]
-    leads_p = end_p == next_p
-    if len(at_p):  # the last record may lack its padding
-        leads_p[-1] |= true_p[-1] <= size <= end_p[-1]
-    ends, leads, at = end_p.tolist(), leads_p.tolist(), at_p.tolist()
-    start: list[int] = []
-    lost: list[bool] = []
-
-    def mark(offset: int, gone: bool) -> None:
-        if not (gone and lost and lost[-1]):  # lost stretches that touch are one
-            start.append(offset)
-            lost.append(gone)
-
-    if size and (not at or at[0] > 0):
-        mark(0, True)
-    p = 0
-    with path.open("rb") as file:
-        while p < len(at):
-            stop = p
-            if cflag_p[p] == 1:
-                while leads[stop] and stop + 1 < len(at) and cflag_p[stop + 1] in (2, 3):
-                    stop += 1
-                    if cflag_p[stop] == 3:
-                        break
-            whole = cflag_p[p] == 0 or (cflag_p[p] == 1 and cflag_p[stop] == 3)
-            if whole and leads[stop]:
-                mark(at[p], False)
-            elif (
-                whole
-                and ends[stop] <= min(int(next_p[stop]), size)
-                and _plausible(file.fileno(), at[p], ends[stop])
-            ):
-                mark(at[p], False)
-                mark(ends[stop], True)
-            else:
-                mark(at[p], True)
-            p = stop + 1
-    return np.array(start, np.int64), np.array(lost, np.bool_)
+    size, at_p = path.stat().st_size, _magics(path)
+    lrec_p = np.empty(len(at_p), np.int64)
+    for rows, front_m in _fronts(path, at_p):
+        lrec_p[rows] = front_m["lrec"]
+    cflag_p, length_p = lrec_p >> 29, lrec_p & MAX_LENGTH
+    next_p = np.append(at_p, size)[1:]
+    stop_p = at_p + 8 + length_p + (-length_p & 3)
+    if len(at_p) and at_p[-1] + 8 + length_p[-1] <= size:  # the last may lack its padding
+        stop_p[-1] = min(stop_p[-1], size)
+    leads_p = stop_p == next_p
+    # A record begins with p and ends with the part `last`, to which the ones before lead.
+    p = np.flatnonzero(cflag_p < 2)
+    further = np.append(np.flatnonzero(cflag_p != 2), len(at_p) - 1)
+    last = np.where(cflag_p[p] == 0, p, further[np.searchsorted(further[:-1], p, "right")])
+    astray_p = np.cumsum(~leads_p) - ~leads_p  # parts before this one that do not lead on
+    whole = (cflag_p[last] == 3 * cflag_p[p]) & (astray_p[last] == astray_p[p])
+    taken = whole & leads_p[last]
+    with path.open("rb", buffering=0) as file:
+        for i in np.flatnonzero(whole & ~taken & (stop_p[last] <= next_p[last])).tolist():
+            at, stop = int(at_p[p[i]]), int(stop_p[last[i]])
+            _, image, fits = _parsed(file.fileno(), at, stop - at)
+            taken[i] = fits and (not image or kind(image) != "")
+    start_r, stop_r = at_p[p[taken]], stop_p[last[taken]]
+    lost = np.append(0, stop_r)[np.append(0, stop_r) < np.append(start_r, size)]
+    order = np.argsort(np.append(start_r, lost))
+    return np.append(start_r, lost)[order], (order >= len(start_r))
 
 
-def _plausible(fd: int, at: int, end: int) -> bool:
-    """Say whether the record between two offsets has a header that fits, and holds an image."""
+def _parsed(fd: int, at: int, span: int) -> tuple[recordio.Header | None, bytes, bool]:
+    """Return header and image of a record, None where it is damaged, and whether it fits `span`."""
     try:
-        payload, after = recordio.parse(os.pread(fd, min(end - at, 2 * LIMIT), at), 0, LIMIT)
-        image = recordio.unpack(payload)[1]
-    except GlintError:
-        return False
-    return after == end - at and (not image or kind(image) != "")
+        payload, after = recordio.parse(os.pread(fd, min(span, 2 * LIMIT), at), 0, LIMIT)
+        return *recordio.unpack(payload), after == span
+    except InputError:
+        return None, b"", False
 
 
-def rebuild_idx(rec: Path) -> dict[str, Any]:
+def rebuild_idx(rec: Path, resync: bool = False) -> dict[str, Any]:
     """Write the .idx of a record file anew, from its records; the old one is kept as .idx.old.
 
     Raises UsageError GL0002 for another kind of file, InputError GL0213 at damage (with
-    `resyncing`, the lost stretches are left out), ResourceError.
+    `resync`, the lost stretches are left out), ResourceError.
     """
     if rec.suffix != ".rec":
         raise UsageError("GL0002", "only RecordIO has an .idx", where=str(rec))
     idx = rec.with_suffix(".idx")
-    if _resync.get():
-        heads, lost = _past_damage(rec, None)
-    else:
-        heads, lost = read_heads(rec, _scanned(rec, None)), np.empty(0, HEAD)
-    heads = _made_up_keys(heads, gaps=len(lost) > 0)
+    head_r, lost = _listed(rec, None, resync)
     if idx.exists():
         idx.replace(idx.with_name(idx.name + ".old"))
     with commit.atomic(idx) as file:
-        for head_m in heads.blocks():
-            pairs = zip(head_m["key"].tolist(), head_m["offset"].tolist())
-            file.write(b"".join(b"%d\t%d\n" % pair for pair in pairs))
-    return {"idx": str(idx), "records": len(heads), "lost_stretches": len(lost)}
+        for key, at in zip(head_r["key"], head_r["at"]):
+            file.write(b"%d\t%d\n" % (key, at))
+    return {"idx": str(idx), "records": len(head_r), "lost_stretches": len(lost)}
 
 
-def _scanned(rec: Path, folder: Path | None) -> Table:
-    """Return the records of a file without .idx; no key is known yet."""
-    return collected((_entries(offset_m) for offset_m in scan_offsets(rec)), ENTRY, folder)
+def _listed(rec: Path, idx: Path | None, resync: bool) -> tuple[Row, Row]:
+    """Return the heads of all records in file order, with their keys, and of lost stretches."""
+    if idx and not resync:
+        return _by_idx(rec, idx), np.empty(0, HEAD)
+    known, lost = _of_damaged(rec, idx) if idx else None, np.empty(0, HEAD)
+    if resync:
+        at_r, lost_r = scan_past_damage(rec)
+        head_r = read_heads(rec, at_r)
+        head_r, lost = head_r[~lost_r], head_r[lost_r]
+    else:
+        head_r = read_heads(rec, scan_offsets(rec))
+    key_r = _known_keys(*known, head_r["at"]) if known else None
+    head_r["key"] = _made_up_keys(head_r, len(lost) > 0) if key_r is None else key_r
+    return head_r, lost
 
 
-def _entries(offset_m: Ints, key_m: Ints | int = -1) -> Row:
-    row_m = np.empty(len(offset_m), ENTRY)
-    row_m["key"], row_m["offset"] = key_m, offset_m
-    return row_m
+def _by_idx(rec: Path, idx: Path) -> Row:
+    """Return the heads of the records that an .idx lists. Raises InputError GL0216, GL0213."""
+    key_r, at_r = recordio.read_idx(idx)
+    for what, value_r in (("key", key_r), ("offset", at_r)):
+        several = _repeated(value_r)
+        if several:
+            raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in several])
+    order = np.argsort(at_r)
+    head_r = read_heads(rec, at_r[order])
+    head_r["key"] = key_r[order]
+    check_idx(rec, idx, head_r)
+    return head_r
 
 
-def _past_damage(rec: Path, folder: Path | None) -> tuple[Table, Row]:
-    """Return the records of a damaged file, and the heads of the stretches without one."""
-    offset_r, lost_r = scan_past_damage(rec)
-    heads = read_heads(rec, collected([_entries(offset_r, -1 - lost_r)], ENTRY, folder))
-    lost = [head_m[head_m["key"] == -2] for head_m in heads.blocks()]
-    good = (head_m[head_m["key"] == -1] for head_m in heads.blocks())
-    return collected(good, HEAD, folder), np.concatenate([np.empty(0, HEAD), *lost])
+def _repeated(value_r: Ints) -> list[tuple[int, int]]:
+    """Return the first five values that stand several times, and how often each does."""
+    value_r = np.sort(value_r)
+    kept, count = np.unique(value_r[1:][value_r[1:] == value_r[:-1]], return_counts=True)
+    return list(zip(kept[:5].tolist(), (count[:5] + 1).tolist()))
 
 
-def _with_next(entries: Table, size: int) -> Iterator[tuple[Row, Ints]]:
-    """Yield records in blocks, with the offset of the one behind each (`size` for the last)."""
-    for start in range(0, len(entries), spill.BLOCK):
-        stop = min(start + spill.BLOCK, len(entries))
-        row_m = entries.read(start, min(stop + 1, len(entries)))
-        next_m = (
-            row_m["offset"][1:] if stop < len(entries) else np.append(row_m["offset"], size)[1:]
+def _of_damaged(rec: Path, idx: Path) -> tuple[Ints, Ints] | None:
+    """Return keys and offsets of the .idx, if it is one; no record may lie behind the file's end.
+
+    Raises InputError GL0213: the loss of such records would go unseen.
+    """
+    try:
+        key_r, at_r = recordio.read_idx(idx)
+    except InputError:
+        return None
+    size = rec.stat().st_size
+    behind = int((at_r >= size).sum())
+    if behind:
+        raise InputError(
+            "GL0213",
+            f"ends at byte {size}; {behind} of the {len(at_r)} records of {idx.name} lie behind it",
+            where=str(rec),
+            hint="copy or download the file again; to go on with what is here, move the .idx away",
         )
-        yield row_m[: stop - start], next_m
+    return key_r, at_r
 
 
-def read_heads(path: Path, entries: Table) -> Table:
+def read_heads(path: Path, at_r: Ints) -> Row:
     """Read the headers of the records at ascending, 4-aligned offsets and check their lengths.
 
     A record is intact when its own lengths lead exactly to the next one. Every record of several
-    parts, or too short for a header, is read in full; the others cost 40 bytes each.
+    parts is read in full; the others cost 40 bytes each. Keys are the headers' ids.
     """
-    size = path.stat().st_size
-    heads = Table(HEAD, entries.folder)
-    with path.open("rb") as file:
-        for row_m, next_m in _with_next(entries, size):
-            heads.append(_heads(path, file.fileno(), row_m, next_m - row_m["offset"], size))
-    return heads
+    size, head_r = path.stat().st_size, np.empty(len(at_r), HEAD)
+    head_r["at"], head_r["span"] = at_r, np.diff(at_r, append=size)
+    with path.open("rb", buffering=0) as file:
+        for rows, front_m in _fronts(path, at_r):
+            _take_fronts(head_r[rows], front_m, size)
+            for i in np.flatnonzero(head_r["cflag"][rows] == 1).tolist():
+                _take_parts(head_r[rows][i], file.fileno())
+    return head_r
 
 
-def _heads(path: Path, fd: int, entry_m: Row, span_m: Ints, size: int) -> Row:
-    offset_m = entry_m["offset"].copy()
-    word_mw = _words(path, offset_m, 10)
-    length_m = (word_mw[:, 1] & MAX_LENGTH).astype(np.int64)
-    cflag_m = word_mw[:, 1] >> 29
-    whole_m = (word_mw[:, 0] == MAGIC) & (cflag_m == 0)
-    step_m = 8 + length_m + (-length_m & 3)
-    # the last record may lack its padding
-    short_m = (offset_m + span_m == size) & (8 + length_m <= span_m) & (span_m <= step_m)
-    flag_m = word_mw[:, 2].astype(np.int64)
-    image_m = length_m - 24 - 4 * flag_m
-    value_m, first_m, second_m = (word_mw[:, w].view(np.float32) for w in (3, 8, 9))
-    head_m = np.empty(len(entry_m), HEAD)
-    head_m["key"], head_m["offset"], head_m["span"] = entry_m["key"], offset_m, span_m
-    head_m["id"] = word_mw[:, 4].astype(np.uint64) | word_mw[:, 5].astype(np.uint64) << np.uint64(
-        32
-    )
-    head_m["value"] = np.where(flag_m > 0, first_m, value_m)
-    head_m["second"] = np.where(flag_m > 1, second_m, np.float32(np.nan))
-    good_m = whole_m & ((step_m == span_m) | short_m) & (length_m >= 24) & (image_m >= 0)
-    head_m["intact"] = good_m
-    head_m["image"], head_m["flag"] = np.where(good_m, image_m, -1), np.where(good_m, flag_m, 0)
-    for i in np.flatnonzero((word_mw[:, 0] == MAGIC) & (cflag_m == 1)).tolist():
-        try:
-            block = os.pread(fd, min(int(span_m[i]), 2 * LIMIT), int(offset_m[i]))
-            payload, after = recordio.parse(block, 0, LIMIT)
-            header, image = recordio.unpack(payload)
-        except GlintError:
-            continue
+def _take_fronts(head_m: Row, front_m: Row, size: int) -> None:
+    """Fill in the heads of records from how they begin; those of several parts are not intact."""
+    flag_m, span_m = front_m["flag"].astype(np.int64), head_m["span"]
+    length_m = (front_m["lrec"] & MAX_LENGTH).astype(np.int64)
+    image_m, pad_m, over_m = length_m - 24 - 4 * flag_m, -length_m & 3, span_m - 8 - length_m
+    last_m = head_m["at"] + span_m == size  # it may lack its padding
+    fits_m = (over_m == pad_m) | (last_m & (over_m >= 0) & (over_m <= pad_m))
+    more_m = front_m["more"]
+    head_m["key"], head_m["length"] = np.minimum(front_m["id"], _NO_ID), length_m
+    head_m["cflag"] = np.where(front_m["magic"] == MAGIC, front_m["lrec"] >> 29, _NO_PART)
+    head_m["value"] = np.where(flag_m > 0, more_m[:, 0], front_m["label"])
+    head_m["second"] = np.where(flag_m > 1, more_m[:, 1], np.float32(np.nan))
+    head_m["ok"] = (head_m["cflag"] == 0) & fits_m & (length_m >= 24) & (image_m >= 0)
+    head_m["empty"] = np.where(head_m["ok"] & (image_m == 0), np.minimum(flag_m, 3), 0)
+
+
+def _take_parts(head: Any, fd: int) -> None:
+    """Fill in the head of a record of several parts, where it can be read."""
+    header, image, fits = _parsed(fd, int(head["at"]), int(head["span"]))
+    if header is not None:
         labels = header.label if isinstance(header.label, tuple) else ()
-        whole = after == int(span_m[i])
-        head_m[i] = (
-            *head_m[i].tolist()[:3],
-            header.id,
-            header.first,
-            labels[1] if len(labels) > 1 else np.nan,
-            header.flag if whole else 0,
-            len(image) if whole else -1,
-            whole,
-        )
-    return head_m
+        head["key"], head["value"], head["ok"] = min(header.id, _NO_ID), header.first, fits
+        head["second"] = labels[1] if len(labels) > 1 else np.nan
+        head["empty"] = min(header.flag, 3) if fits and not image else 0
 
 
-def check_idx(path: Path, entries: Table) -> None:
-    """Check that ascending offsets are those of this file's records.
+def check_idx(path: Path, idx: Path, head_r: Row) -> None:
+    """Check that the ascending offsets of an .idx are those of this file's records.
 
     One or a few records without their magic, each where the record before it ends, are damage of
     the file; offsets that no record's end leads to are a foreign .idx.
     Raises InputError GL0216 naming the first entries, GL0213 for a file cut short.
     """
-    size = path.stat().st_size
-    idx = path.with_suffix(".idx").name
-    for what in ("key", "offset"):
-        several = repeated(arranged(entries, what), what)
-        if several:
-            raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in several])
-    if not len(entries):
+    size, n, at_r = path.stat().st_size, len(head_r), head_r["at"]
+    if not n:
         if size:
             raise _mismatch(idx, ["it lists no record"])
         return
-    foreign: list[str] = []
-    missed: list[str] = []
-    unlisted: list[int] = []
-    misses = outside = 0
+    stop_r = at_r + 8 + head_r["length"]
+    inside_r = at_r + 8 <= size
+    hit_r = inside_r & (at_r % 4 == 0) & (head_r["cflag"] < 2)
+    missed_r = inside_r & ~hit_r
     # The first record must stand at 0; one of a single part says where the next one does.
-    sure, due, offset, length = True, 0, 0, 0
-    for row_m in entries.blocks():
-        offset_m = row_m["offset"].copy()
-        inside_m = offset_m + 8 <= size
-        word_mw = _words(path, offset_m // 4 * 4, 2)
-        part_m = word_mw[:, 1] >> 29
-        hit_m = inside_m & (offset_m % 4 == 0) & (word_mw[:, 0] == MAGIC) & (part_m < 2)
-        length_m = (word_mw[:, 1] & MAX_LENGTH).astype(np.int64)
-        sure_m = np.append(sure, hit_m & (part_m == 0))
-        due_m = np.append(due, offset_m + 8 + length_m + (-length_m & 3))
-        missed_m = inside_m & ~hit_m
-        foreign_m = missed_m & sure_m[:-1] & (due_m[:-1] != offset_m)
-        for bad, bad_m in ((foreign, foreign_m), (missed, missed_m)):
-            first = np.flatnonzero(bad_m)[: 5 - len(bad)]
-            bad += [f"key {row_m['key'][i]} @ {offset_m[i]}" for i in first]
-        misses += int(missed_m.sum())
-        outside += int((~inside_m).sum())
-        unlisted += _at_magic(path, due_m[:-1][sure_m[:-1] & (due_m[:-1] + 8 <= offset_m)], size)
-        unlisted = sorted(unlisted)[:5]
-        sure, due = bool(sure_m[-1]), int(due_m[-1])
-        offset, length = int(offset_m[-1]), int(length_m[-1])
-    if foreign or misses > max(16, len(entries) // 20):
-        raise _mismatch(idx, foreign or missed)
-    unlisted += _at_magic(path, np.array([due] if sure else [], np.int64), size)
+    sure_r = np.append(True, hit_r & (head_r["cflag"] == 0))
+    due_r = np.append(0, (stop_r + 3) // 4 * 4)
+    foreign_r = missed_r & sure_r[:-1] & (due_r[:-1] != at_r)
+    if foreign_r.any() or missed_r.sum() > max(16, n // 20):
+        bad = head_r[foreign_r if foreign_r.any() else missed_r][:5]
+        raise _mismatch(idx, [f"key {head['key']} @ {head['at']}" for head in bad])
+    passed_r = due_r[sure_r & (due_r + 8 <= np.minimum(np.append(at_r, size), size))]
+    with path.open("rb", buffering=_BUFFER) as file:
+        magics = (at for at in passed_r if file.seek(at) >= 0 and file.read(4) == MAGIC_BYTES)
+        unlisted = [f"the record @ {at} is not listed" for at in islice(magics, 5)]
     if unlisted:
-        raise _mismatch(idx, [f"the record @ {at} is not listed" for at in sorted(unlisted)[:5]])
-    if (sure and offset + 8 + length > size) or outside:
-        want = max(offset + 8, due if sure else 0)
+        raise _mismatch(idx, unlisted)
+    outside = n - int(inside_r.sum())
+    if outside or (sure_r[-1] and stop_r[-1] > size):
+        want = max(at_r[-1] + 8, due_r[-1] if sure_r[-1] else 0)
         raise damaged(
-            f"the file ends here, {outside or 1} of {len(entries)} "
-            f"records of {idx} lie behind it: at least {want - size} bytes are missing",
+            f"the file ends here, {outside or 1} of {n} records of {idx.name} lie behind it: "
+            f"at least {want - size} bytes are missing",
             path.name,
             size,
             "copy or download the file again",
         )
 
 
-def _at_magic(path: Path, due_m: Ints, size: int) -> list[int]:
-    """Return the offsets at which a record begins."""
-    due_m = np.sort(due_m[due_m + 8 <= size])
-    found: list[int] = due_m[_words(path, due_m, 1)[:, 0] == MAGIC].tolist()
-    return found
+def _mismatch(idx: Path, bad: list[str]) -> InputError:
+    what = "it does not belong to its .rec file: " + "; ".join(bad)
+    hint = "move the .idx away: glint then finds the records itself"
+    return InputError("GL0216", what, where=idx.name, hint=hint)
 
 
-def _mismatch(idx: str, bad: list[str]) -> InputError:
-    return InputError(
-        "GL0216",
-        "it does not belong to its .rec file: " + "; ".join(bad),
-        where=idx,
-        hint="move the .idx away: glint then finds the records itself",
-    )
-
-
-def _known_keys(idx: Path, heads: Table, gaps: bool) -> Table:
-    """Take keys from an .idx that lists every record found, or else make them up."""
-    if idx.exists():
-        try:
-            key_r, offset_r = recordio.read_idx(idx)
-        except InputError:
-            return _made_up_keys(heads, gaps=gaps)
-        head_r = heads.array()
-        offset_u, first_u = np.unique(offset_r, return_index=True)
-        place_r = np.minimum(np.searchsorted(offset_u, head_r["offset"]), max(len(offset_u) - 1, 0))
-        if len(offset_u) and (offset_u[place_r] == head_r["offset"]).all():
-            found_r = key_r[first_u[place_r]]
-            if len(np.unique(found_r)) == len(found_r):
-                head_r = head_r.copy()
-                head_r["key"] = found_r
-                return collected([head_r], HEAD, heads.folder)
-    return _made_up_keys(heads, gaps=gaps)
+def _known_keys(key_i: Ints, at_i: Ints, at_r: Ints) -> Ints | None:
+    """Return the keys of records by an .idx; None where it does not list all, or repeats one."""
+    order = np.argsort(at_i, kind="stable")
+    place_r = np.searchsorted(at_i[order], at_r)
+    if not len(at_i) or place_r.max(initial=0) == len(at_i):
+        return None
+    key_r, listed = key_i[order[place_r]], bool((at_i[order[place_r]] == at_r).all())
+    return key_r if listed and not _repeated(key_r) else None
 
 
 def _slack(value: float) -> int:
@@ -433,14 +343,7 @@ def _slack(value: float) -> int:
     return int(np.spacing(np.float32(value))) if value >= EXACT else 0
 
 
-def _is_structure(head_m: Row) -> npt.NDArray[np.bool_]:
-    found_m: npt.NDArray[np.bool_] = (
-        head_m["intact"] & (head_m["flag"] >= 1) & (head_m["image"] == 0)
-    )
-    return found_m
-
-
-def _made_up_keys(heads: Table, *, gaps: bool = False) -> Table:
+def _made_up_keys(head_r: Row, gaps: bool) -> Ints:
     """Give keys to a file without .idx: the ids where they tell a header, else by order.
 
     Where records are lost (`gaps`), order tells no keys, and ids are taken that differ.
@@ -448,304 +351,148 @@ def _made_up_keys(heads: Table, *, gaps: bool = False) -> Table:
     Where ids are not set, the header is the one empty record whose range is that of the other
     empty records; images are then 1.. in file order and identities follow them.
     """
-    n, count, told, usable = len(heads), 0, gaps, True
-    for head_m in heads.blocks():
-        empty_m = _is_structure(head_m)
-        count += int(empty_m.sum())
-        told |= bool((empty_m & (head_m["id"] == 0)).any())
-        usable &= bool((head_m["id"] < 1 << 62).all())
-    if told and usable:
-        ids = collected(
-            (_entries(head_m["id"].astype(np.int64)) for head_m in heads.blocks()),
-            ENTRY,
-            heads.folder,
-        )
-        if not repeated(arranged(ids, "offset"), "offset", 1):
-            return _with_keys(heads, lambda head_m, at: head_m["id"].astype(np.int64))
+    id_r, empty_r, n = head_r["key"], head_r["empty"] > 0, len(head_r)
+    told = gaps or bool((empty_r & (id_r == 0)).any())
+    if told and (id_r < _NO_ID).all() and not _repeated(id_r):
+        return id_r
+    count = int(empty_r.sum())
     first = n - count + 1
-    header: list[int] = []
-    at = 0
-    for head_m in heads.blocks():
-        value_m, second_m = (head_m[name].astype(np.float64) for name in ("value", "second"))
-        with np.errstate(invalid="ignore"):
-            found_m = (
-                _is_structure(head_m)
-                & (head_m["flag"] == 2)
-                & (abs(value_m - first) <= _slack(first))
-                & (abs(second_m - first - count + 1) <= _slack(first + count))
-            )
-        header += (at + np.flatnonzero(found_m)[:2]).tolist()
-        at += len(head_m)
+    a, b = (head_r[name].astype(np.float64) - first for name in ("value", "second"))
+    with np.errstate(invalid="ignore"):
+        near_r = (abs(a) <= _slack(first)) & (abs(b - count + 1) <= _slack(first + count))
+    header = np.flatnonzero((head_r["empty"] == 2) & near_r)
     if len(header) != 1 or count < 2:
-        return _with_keys(heads, lambda head_m, at: at + np.arange(len(head_m)))
-    images = identities = 0
-
-    def numbered(head_m: Row, at: int) -> Ints:
-        nonlocal images, identities
-        empty_m = _is_structure(head_m)
-        image_m = ~empty_m
-        if at <= header[0] < at + len(head_m):
-            empty_m[header[0] - at] = False
-        key_m = np.zeros(len(head_m), np.int64)
-        key_m[image_m] = 1 + images + np.arange(image_m.sum())
-        key_m[empty_m] = first + identities + np.arange(empty_m.sum())
-        images, identities = images + int(image_m.sum()), identities + int(empty_m.sum())
-        return key_m
-
-    return _with_keys(heads, numbered)
+        return np.arange(n)
+    key_r = np.zeros(n, np.int64)
+    key_r[~empty_r] = np.arange(1, first)
+    empty_r[header] = False
+    key_r[empty_r] = np.arange(first, n)
+    return key_r
 
 
-def _with_keys(heads: Table, key: Callable[[Row, int], Ints]) -> Table:
-    """Return the heads with the keys that `key` gives to a block and its first row."""
-    made, at = Table(HEAD, heads.folder), 0
-    for head_m in heads.blocks():
-        head_m = head_m.copy()
-        head_m["key"] = key(head_m, at)
-        made.append(head_m)
-        at += len(head_m)
-    return made
-
-
-class _Layout:
+def _images(head_r: Row, notes: list[str]) -> tuple[Row, Row, dict[str, Any]]:
     """Tell images from InsightFace's header and identity records.
 
-    Membership of an identity comes from the image records alone: the ranges are float32 and
-    rounded above 2^24, and old packs hold several identity records for one label.
+    Return rows of the images in the order of their keys, the labels as they stand, and facts.
+    Membership of an identity comes from the image records alone: the ranges are float32 and rounded
+    above 2^24, and old packs hold several identity records for one label.
     """
-
-    def __init__(self, heads: Table) -> None:
-        self.heads, self.first, self.notes = heads, 0.0, list[str]()
-        for head_m in heads.blocks():
-            found_m = head_m["value"][(head_m["key"] == 0) & _is_structure(head_m)]
-            if len(found_m):
-                self.first = float(found_m[0])
-        if not np.isfinite(self.first) or self.first < 1:
-            self.first = 0.0
-        self.slack = _slack(self.first)
-        self.facts: dict[str, Any] = {"records": len(heads)}
-        self.name = "recordio/identity" if self.first else "recordio/plain"
-        self._ranges: list[Row] = []
-
-    def images(self) -> Table:
-        """Return the images in the order of their keys, and count what else there is."""
-        made = Table(LISTED, self.heads.folder)
-        identities = unsound = 0
-        stop = self.first + self.slack
-        for head_m in self.heads.blocks():
-            image_m, flaw_m = np.ones(len(head_m), np.bool_), (~head_m["intact"]).astype(np.uint8)
-            key_m = head_m["key"]
-            if self.first:
-                empty_m = _is_structure(head_m)
-                identity_m = empty_m & (key_m >= self.first - self.slack) & (key_m > 0)
-                image_m = ~identity_m & ~(empty_m & (key_m == 0))
-                # Behind the images only identity records are expected; but the last images may
-                # stand where the rounded range says identities.
-                late_m = key_m > stop if self.slack else key_m >= stop
-                flaw_m[image_m & late_m & (flaw_m == 0)] = 3
-                identities += int(identity_m.sum())
-                a, b = (head_m[name][identity_m].astype(np.float64) for name in ("value", "second"))
-                with np.errstate(invalid="ignore"):
-                    sound = np.isfinite(a) & np.isfinite(b) & (a >= 1) & (a <= b) & (b <= stop)
-                unsound += int((~sound).sum())
-                if stop <= EXACT:
-                    self._ranges.append(np.stack([a[sound], b[sound]]))
-            row_m = np.empty(int(image_m.sum()), LISTED)
-            for name, column_m in (
-                ("key", key_m),
-                ("at", head_m["offset"]),
-                ("span", head_m["span"]),
-                ("flaw", flaw_m),
-                ("value", head_m["value"]),
-            ):
-                row_m[name] = column_m[image_m]
-            made.append(row_m)
-        made = collected(arranged(made, "key"), LISTED, made.folder)
-        if self.first:
-            self.facts["identity_records"] = identities
-            if unsound:
-                self.notes.append(f"{unsound} identity records hold no range of image keys")
-            if stop > EXACT:
-                self.notes.append(
-                    "image keys go past 2^24, where the ranges of identity records are rounded; "
-                    "labels are taken from the images"
-                )
-            else:
-                self._compare(made)
-        return made
-
-    def _compare(self, images: Table) -> None:
-        """Compare the identity records with the images; they may be wrong: they decide nothing."""
-        a, b = np.concatenate([np.empty((2, 0)), *self._ranges], 1)
-        order = np.argsort(a, kind="stable")
-        a, b = a[order], b[order]
-        if not len(a):
-            return
-        if (b[:-1] > a[1:]).any():
-            self.notes.append(f"{int((b[:-1] > a[1:]).sum())} identity records overlap")
-        a, b = np.ceil(a).astype(np.int64), np.ceil(b).astype(np.int64)
-        # Of each range [a, b) of keys: how many images, and how often the label had changed before
-        # the first of them and before the last.
-        held, before, after = (np.zeros(len(a), np.int64) for _ in range(3))
-        changes, last = 0, None
-        for row_m in images.blocks():
-            key_m, value_m = row_m["key"].copy(), row_m["value"]
-            change_m = np.append(
-                last is not None and value_m[0] != last, value_m[1:] != value_m[:-1]
-            )
-            change_m = changes + np.cumsum(change_m)
-            here = np.flatnonzero((a <= key_m[-1]) & (b > key_m[0]))
-            lo, hi = np.searchsorted(key_m, a[here]), np.searchsorted(key_m, b[here])
-            here, lo, hi = here[hi > lo], lo[hi > lo], hi[hi > lo]
-            fresh = held[here] == 0
-            before[here[fresh]] = change_m[lo[fresh]]
-            after[here] = change_m[hi - 1]
-            held[here] += hi - lo
-            changes, last = int(change_m[-1]), value_m[-1]
-        uncovered = len(images) - int(held.sum())
-        if uncovered > 0:
-            self.notes.append(f"{uncovered} images lie in no identity record's range")
-        mixed = int((before != after)[held > 0].sum())
-        if mixed:
-            self.notes.append(f"{mixed} identity records hold images of several labels")
+    key_r, empty_r, flaw_r = head_r["key"], head_r["empty"] > 0, (~head_r["ok"]).astype(np.uint8)
+    facts: dict[str, Any] = {"layout": "recordio/plain", "records": len(head_r)}
+    image_r = np.ones(len(head_r), np.bool_)
+    # The header, record 0, says where the identity records begin.
+    said = head_r["value"][(key_r == 0) & empty_r & np.isfinite(head_r["value"])]
+    first = float(said[0]) if len(said) and said[0] >= 1 else 0.0
+    stop = first + _slack(first)
+    if first:
+        identity_r = empty_r & (key_r >= first - _slack(first)) & (key_r > 0)
+        image_r = ~identity_r & ~(empty_r & (key_r == 0))
+        # Behind the images only identity records are expected; but the last images may
+        # stand where the rounded range says identities.
+        late_r = key_r > stop if stop > first else key_r >= stop
+        flaw_r[image_r & late_r & (flaw_r == 0)] = OUT_OF_RANGE
+        identity = head_r[identity_r]
+        facts |= {"layout": "recordio/identity", "identity_records": len(identity)}
+    order_n = np.flatnonzero(image_r)
+    order_n = order_n[np.argsort(key_r[order_n], kind="stable")]
+    row_n = np.empty(len(order_n), ROW)
+    for name in ("key", "at", "span"):
+        row_n[name] = head_r[name][order_n]
+    row_n["flaw"], value_n = flaw_r[order_n], head_r["value"][order_n]
+    if first:
+        _compare(identity, stop, row_n["key"], value_n, notes)
+    return row_n, value_n, facts
 
 
-def _number(row_m: Row) -> Ints:
-    """Return the labels of images, -1 for those that are none, and say so in their flaws."""
-    value_m = row_m["value"].astype(np.float64)
+def _compare(identity: Row, stop: float, key_n: Ints, value_n: Row, notes: list[str]) -> None:
+    """Compare the identity records with the images; they may be wrong: they decide nothing."""
+    a, b = (identity[name].astype(np.float64) for name in ("value", "second"))
     with np.errstate(invalid="ignore"):
-        whole_m = (value_m >= 0) & (value_m < 2.0**53) & (value_m == np.floor(value_m))
-    good_m = whole_m & (row_m["flaw"] != 1)
-    row_m["flaw"][(row_m["flaw"] == 0) & ~whole_m] = 2
-    return np.where(good_m, np.where(whole_m, value_m, 0), -1).astype(np.int64)
-
-
-class _Labels:
-    """The labels seen so far, each once."""
-
-    def __init__(self) -> None:
-        self._kept, self._more, self._count = np.empty(0, np.int64), list[Ints](), 0
-
-    def add(self, number_m: Ints) -> None:
-        """Take up labels; negative ones are none."""
-        self._more.append(np.unique(number_m[number_m >= 0]))
-        self._count += len(self._more[-1])
-        if self._count > max(spill.BLOCK, len(self._kept)):
-            self.all()
-
-    def all(self) -> Ints:
-        """Return them in order."""
-        self._kept, self._more, self._count = (
-            np.unique(np.concatenate([self._kept, *self._more])),
-            [],
-            0,
+        sound = np.isfinite(a) & np.isfinite(b) & (a >= 1) & (a <= b) & (b <= stop)
+    if not sound.all():
+        notes.append(f"{(~sound).sum()} identity records hold no range of image keys")
+    if stop > EXACT:
+        notes.append(
+            "image keys go past 2^24, where the ranges of identity records are rounded; "
+            "labels are taken from the images"
         )
-        return self._kept
-
-
-def _all_there(rec: Path, idx: Path) -> None:
-    """Refuse a file that ends before records of its .idx: their loss would go unseen."""
-    size, behind, every = rec.stat().st_size, 0, 0
-    try:
-        for two_r2 in recordio.idx_blocks(idx):
-            behind += int((two_r2[:, 1] >= size).sum())
-            every += len(two_r2)
-    except (OSError, InputError):  # none, or no .idx: there is nothing to hold the file against
         return
-    if behind:
-        raise InputError(
-            "GL0213",
-            f"ends at byte {size}; {behind} of the {every} records of {idx.name} lie behind it",
-            where=str(rec),
-            hint="copy or download the file again; to go on with what is here, move the .idx away",
-        )
+    order = np.argsort(a[sound], kind="stable")
+    a, b = a[sound][order], b[sound][order]
+    overlaps = (b[:-1] > a[1:]).sum()
+    if overlaps:
+        notes.append(f"{overlaps} identity records overlap")
+    begin, end = np.searchsorted(key_n, a), np.searchsorted(key_n, b)
+    uncovered = len(key_n) - (end - begin).sum()
+    if len(a) and uncovered > 0:
+        notes.append(f"{uncovered} images lie in no identity record's range")
+    change_n = np.cumsum(np.append(False, value_n[1:] != value_n[:-1]))
+    held = end > begin
+    mixed = (change_n[begin[held]] != change_n[end[held] - 1]).sum()
+    if mixed:
+        notes.append(f"{mixed} identity records hold images of several labels")
+
+
+def _numbers(value_n: Row, flaw_n: Row) -> Ints:
+    """Return the labels of images, -1 for those that are none, and say so in their flaws."""
+    value_n = value_n.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        whole_n = (value_n >= 0) & (value_n < 2.0**53) & (value_n == np.floor(value_n))
+    flaw_n[(flaw_n == 0) & ~whole_n] = NO_LABEL
+    return np.where(whole_n & (flaw_n != CORRUPT), value_n, -1.0).astype(np.int64)
 
 
 class RecordIO:
-    """A .rec file, listed.
+    """A .rec file, listed; with `resync`, past its damage.
 
     Raises InputError GL0213 (damage that hides what follows), GL0216 (foreign .idx).
     """
 
     kind = "recordio"
 
-    def __init__(self, rec: Path, folder: Path | None = None) -> None:
-        self.rec = rec
+    def __init__(self, rec: Path, *, resync: bool = False) -> None:
+        self.rec, self._resync = rec, resync
         idx = rec.with_suffix(".idx")
-        lost = np.empty(0, HEAD)  # stretches without a record
-        if _resync.get():
-            _all_there(rec, idx)
-            heads, lost = _past_damage(rec, folder)
-            heads = _known_keys(idx, heads, len(lost) > 0)
-        elif idx.exists():
-            blocks = (_entries(two[:, 1], two[:, 0]) for two in recordio.idx_blocks(idx))
-            entries = collected(blocks, ENTRY, folder)
-            entries = collected(arranged(entries, "offset"), ENTRY, folder)
-            check_idx(rec, entries)
-            heads = read_heads(rec, entries)
-        else:
-            heads = _made_up_keys(read_heads(rec, _scanned(rec, folder)))
-        layout = _Layout(heads)
-        images = layout.images()
-        seen, beyond = _Labels(), 0
-        for row_m in images.blocks():
-            number_m = _number(row_m)
-            seen.add(number_m)
-            beyond += int((number_m >= EXACT).sum())
-        label_C = seen.all()
-        self._table = Table(ROW, folder)
-        self._bytes = int(lost["span"].sum())
-        for row_m in images.blocks():
-            number_m, image_m = _number(row_m), np.empty(len(row_m), ROW)
-            for name in ("key", "at", "span", "flaw"):
-                image_m[name] = row_m[name]
-            image_m["label"] = np.where(number_m < 0, -1, np.searchsorted(label_C, number_m))
-            self._bytes += int(row_m["span"].sum())
-            self._table.append(image_m)
+        notes: list[str] = []
+        head_r, lost = _listed(rec, idx if idx.exists() else None, resync)
+        row_n, value_n, facts = _images(head_r, notes)
+        del head_r  # the larger part of the memory
+        number_n = _numbers(value_n, row_n["flaw"])
+        row_n["label"], self.classes = dense(number_n)
+        self.names = packed(b"" for _ in range(len(self.classes)))
         if len(lost):
-            none_m = np.empty(len(lost), ROW)
-            none_m["key"] = none_m["label"] = -1
-            none_m["at"], none_m["span"], none_m["flaw"] = lost["offset"], lost["span"], LOST
-            self._table.append(none_m)
-        self._take(self._table.array())
-        self.classes = Strings.of(
-            b"%d" % value
-            for at in range(0, len(label_C), spill.BLOCK)
-            for value in label_C[at : at + spill.BLOCK].tolist()
-        )
-        self.names = Strings.of(b"" for _ in range(len(self.classes)))
-        notes = layout.notes
-        if len(lost):
-            notes.append(
-                f"{int(lost['span'].sum())} bytes in {len(lost)} stretches hold no record "
-                "that can be read"
-            )
+            lost_n = np.empty(len(lost), ROW)
+            lost_n["at"], lost_n["span"] = lost["at"], lost["span"]
+            lost_n["key"], lost_n["flaw"], lost_n["label"] = -1, LOST, -1
+            row_n, gone = np.append(row_n, lost_n), f"{lost['span'].sum()} bytes"
+            notes.append(f"{gone} in {len(lost)} stretches hold no record that can be read")
+        beyond = (number_n >= EXACT).sum()
         if beyond:
             notes.append(
                 f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
                 "neighbours apart, so identities may have been merged before glint"
             )
+        self._take(row_n)
         self._facts = {
-            "layout": layout.name,
-            **layout.facts,
-            "images": len(self.key),
+            **facts,
+            "images": len(row_n),
             "identities": len(self.classes),
             "idx": idx.name if idx.exists() else "absent, found by scanning",
             "notes": notes + self._property_notes(),
         }
 
     def _take(self, row_n: Row) -> None:
-        self.key, self.at, self.span = row_n["key"], row_n["at"], row_n["span"]
-        self.flaw, self.label = row_n["flaw"], row_n["label"]
+        self._row_n = row_n
+        self.key, self.at, self.span, self.flaw, self.label = (row_n[k] for k in ROW.names or ())
 
     @property
     def n(self) -> int:
-        return len(self.key)
+        return len(self._row_n)
 
     def _property_notes(self) -> list[str]:
         """Compare with the `property` file beside the records, where there is one."""
-        path = self.rec.with_name("property")
         try:
-            with path.open("rb") as file:
+            with self.rec.with_name("property").open("rb") as file:
                 said = int(file.read(64).split(b",")[0])
         except (OSError, ValueError):
             return []
@@ -756,46 +503,29 @@ class RecordIO:
         return {"source": self.rec.name, **self._facts}
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.fingerprint_of(self.rec)
+        return self.fingerprint_of(self.rec, self._resync)
 
     @classmethod
-    def fingerprint_of(cls, rec: Path) -> dict[str, Any]:
+    def fingerprint_of(cls, rec: Path, resync: bool = False) -> dict[str, Any]:
         """Return the fingerprint of a file that is not listed yet."""
         idx = rec.with_suffix(".idx")
-        said = {
-            "kind": cls.kind,
-            "rec": fingerprint(rec),
-            "idx": fingerprint(idx) if idx.exists() else None,
-        }
-        return {**said, "resync": True} if _resync.get() else said
+        beside = fingerprint(idx) if idx.exists() else None
+        result = {"kind": cls.kind, "rec": fingerprint(rec), "idx": beside}
+        return {**result, "resync": True} if resync else result
 
     @cached_property
-    def _file(self) -> Any:
+    def _file(self) -> IO[bytes]:
         return open(self.rec, "rb", buffering=0)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_table")}
-
-    def record(self, i: int) -> bytes:
-        """Return the bytes of record i as they stand in the file, at most what glint accepts."""
-        size, at = min(int(self.span[i]), 2 * LIMIT), int(self.at[i])
-        fd = self._file.fileno()
-        try:
-            return os.pread(fd, size, at)
-        except OSError:
-            return persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
-
     def read(self, i: int) -> bytes:
-        flaw = int(self.flaw[i])
+        flaw, at, span = int(self.flaw[i]), int(self.at[i]), int(self.span[i])
         if flaw == LOST:
-            raise Rejected(
-                FLAWS[LOST],
-                f"{int(self.span[i])} bytes from 0x{int(self.at[i]):x} "
-                "hold no record that can be read",
-            )
-        block = self.record(i)
+            note = f"{span} bytes from 0x{at:x} hold no record that can be read"
+            raise Rejected(FLAWS[LOST], note)
+        fd, size = self._file.fileno(), min(span, 2 * LIMIT)
+        block = persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
         if not flaw and len(block) >= 32:  # the common case, in one step
-            magic, length, labels = _FRONT.unpack_from(block)
+            magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length
             if magic == MAGIC and length <= LIMIT and start <= end <= len(block):
                 return block[start:end]
@@ -803,112 +533,33 @@ class RecordIO:
             payload, _ = recordio.parse(block, 0, LIMIT)
             header, image = recordio.unpack(payload)
         except InputError as error:
-            raise Rejected("corrupt-record", error.what) from None
-        if flaw == 2:
-            raise Rejected("label-not-integer", f"label {header.first!r}")
+            raise Rejected(FLAWS[CORRUPT], error.what) from None
         if flaw:
-            raise Rejected(FLAWS[flaw])
+            raise Rejected(FLAWS[flaw], f"label {header.first!r}" if flaw == NO_LABEL else "")
         return image
 
-    def many(self, row_n: Ints, most: int, room: Room) -> Iterator[Run]:
-        """Read records in runs of about `most` bytes, their images to where `room` wants them."""
-        span_n = np.minimum(self.span[row_n], 2 * LIMIT)
-        end_n = np.cumsum(room.slots(span_n))
-        first = 0
-        while first < len(row_n):
-            before = int(end_n[first - 1]) if first else 0
-            last = max(int(np.searchsorted(end_n, before + most, "right")), first + 1)
-            run = None
-            while run is None:
-                run = self._run(row_n[first:last], span_n[first:last], room)
-            yield run
-            first = last
-
-    def _run(self, row_n: Ints, span_n: Ints, room: Room) -> Run | None:
-        """Read records, taking what stands before each image to be as long as it last was.
-
-        None where an image begins earlier: it may need more room, and all is to be read again.
-        """
-        front = self._front
-        size_n = np.maximum(span_n - front, 0)
-        data, start_n = room.lay(size_n)
-        at_n = start_n - front
-        fd, view, preadv = self._file.fileno(), data.data, os.preadv
-        offset_n = self.at[row_n].tolist()
-        try:
-            got = [
-                preadv(fd, (view[at:stop],), offset)
-                for at, stop, offset in zip(at_n.tolist(), (at_n + span_n).tolist(), offset_n)
-            ]
-        except OSError:
-            got = [-1] * len(row_n)  # one by one, `read` tries again and knows what to say
-        word = data[: len(data) // 4 * 4].view("<u4")
-        magic_n, length_n, label_n = (word[at_n // 4 + w].astype(np.int64) for w in range(3))
-        good_n = (
-            (self.flaw[row_n] == 0)
-            & (span_n >= 32)
-            & (np.array(got) == span_n)
-            & (magic_n == MAGIC)
-            & (length_n <= LIMIT)
-            & (32 + 4 * label_n <= 8 + length_n)
-            & (8 + length_n <= span_n)
-        )
-        least = 32 + 4 * int(label_n[good_n].min(initial=_MOST_LABELS))
-        if good_n.any():
-            self._front = least
-        if least < front:
-            return None
-        start_n = np.where(good_n, at_n + 32 + 4 * label_n, start_n)
-        stop_n = np.where(good_n, at_n + 8 + length_n, start_n)
-        bad: dict[int, Rejected] = {}
-        for j in np.flatnonzero(~good_n).tolist():  # of several parts, or no good
-            try:
-                image = self.read(int(row_n[j]))
-            except Rejected as why:
-                bad[j] = why
-                continue
-            if len(image) > size_n[j]:
-                self._front = 32
-                return None
-            at = int(start_n[j])
-            stop_n[j] = at + len(image)
-            view[at : at + len(image)] = image
-        return Run(data, start_n, stop_n, bad)
-
-    _front = 32  # bytes before the image in the records that were read last
-
-    def names_of(self, row_n: Ints) -> pa.Array:
-        """Return the keys of records as text."""
-        return pa.array(self.key[row_n]).cast(pa.string())
-
     def name(self, i: int) -> str:
-        return str(int(self.key[i])) if self.flaw[i] != LOST else f"@0x{int(self.at[i]):x}"
+        return f"{self.key[i]}" if self.flaw[i] != LOST else f"@0x{self.at[i]:x}"
 
     def offset(self, i: int) -> int | None:
         return int(self.at[i])
 
     def bytes(self) -> int:
-        return self._bytes
+        return int(self.span.sum())
 
-    def save(self, folder: Path, seed: int | None = None) -> None:
-        spill.save(folder, self._table.blocks(), ROW, seed)
-        self.classes.save(folder, "classes")
-        self.names.save(folder, "names")
+    def save(self, folder: Path, seed: int) -> None:
+        save_rows(folder, self._row_n, seed)
+        save_names(folder, "classes", self.classes)
+        save_names(folder, "names", self.names)
 
     @classmethod
-    def load(
-        cls,
-        path: Path,
-        facts: dict[str, Any],
-        folder: Path,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> RecordIO:
-        """Open rows [start, stop) of what `save` wrote, without listing the file."""
-        made = cls.__new__(cls)
-        made.rec, made._facts = path, facts
-        made._take(spill.load(folder, ROW, start, stop))
-        made._bytes = int(made.span.sum())
-        made.classes = Strings.load(folder, "classes")
-        made.names = Strings.load(folder, "names")
-        return made
+    def load(cls, path: Path, folder: Path, start: int, stop: int) -> RecordIO:
+        """Open positions [start, stop) of what `save` wrote, to read them; nothing is listed.
+
+        What is known of the whole file (`describe`, `fingerprint`) is not there.
+        """
+        source = cls.__new__(cls)
+        source.rec = path
+        source._take(load_rows(folder, start, stop))
+        source.classes, source.names = (load_names(folder, name) for name in ("classes", "names"))
+        return source
