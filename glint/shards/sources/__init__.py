@@ -10,9 +10,9 @@ from typing import Any
 from glint.errors import InputError, UsageError
 from glint.shards.sources.archive import Archive
 from glint.shards.sources.folder import Folder
-from glint.shards.sources.packed import Packed, beneath
+from glint.shards.sources.packed import beneath, place
 from glint.shards.sources.parquet import Parquet
-from glint.shards.sources.recordio import RecordIO, rebuild_idx, resyncing
+from glint.shards.sources.recordio import RecordIO, rebuild_idx
 from glint.shards.sources.source import Source
 from glint.shards.sources.webdataset import WebDataset, is_webdataset
 
@@ -35,18 +35,18 @@ _PACKED = (
 )
 
 
+def _unread(what: str, where: Path, hint: str = "name one of them") -> InputError:
+    return InputError("GL0201", what, where=str(where), hint=hint)
+
+
 def _kind_of(path: Path) -> str:
     """Name the kind of a file by its first bytes. Raises InputError GL0201 for a packed one."""
     with path.open("rb") as file:
         head = file.read(512)
     for magic, name, tool in _PACKED:
         if head.startswith(magic):
-            raise InputError(
-                "GL0201",
-                f"a file packed with {name}: its images cannot be read where they lie",
-                where=str(path),
-                hint=f"unpack it first: {tool}",
-            )
+            what = f"a file packed with {name}: its images cannot be read where they lie"
+            raise _unread(what, path, f"unpack it first: {tool}")
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
     if head[:4] == b"PAR1":
@@ -56,9 +56,7 @@ def _kind_of(path: Path) -> str:
     hint = READS
     if path.suffix == ".idx":
         hint = f"give {path.with_suffix('.rec').name}: the .idx next to it is read as well"
-    raise InputError(
-        "GL0201", f"a file of kind {path.suffix or 'without suffix'}", where=str(path), hint=hint
-    )
+    raise _unread(f"a file of kind {path.suffix or 'without suffix'}", path, hint)
 
 
 def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
@@ -76,21 +74,11 @@ def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
     if len(records) > 1:
         records = [p for p in records if p.name == "train.rec"] or records
     if len(records) > 1:
-        raise InputError(
-            "GL0201",
-            "several .rec files: " + ", ".join(p.name for p in records[:5]),
-            where=str(path),
-            hint="name one of them",
-        )
+        raise _unread("several .rec files: " + ", ".join(p.name for p in records[:5]), path)
     if records:
         return "recordio", records[0]
     if _is_dataset(path):
-        raise InputError(
-            "GL0201",
-            "a dataset of glint's own",
-            where=str(path),
-            hint="glint reshard deals its samples anew",
-        )
+        raise _unread("a dataset of glint's own", path, "glint reshard deals its samples anew")
     return _of_folder(path), path
 
 
@@ -107,64 +95,45 @@ def _of_folder(path: Path) -> str:
     """Tell a folder of archives or tables from a tree of identity folders."""
     if any(p.is_dir() and p.name != "data" and not p.name.startswith(".") for p in path.iterdir()):
         return "folder"
-    kinds = {"archive": beneath(path, (".tar", ".zip")), "parquet": beneath(path, (".parquet",))}
-    found = {kind: files for kind, files in kinds.items() if files}
-    packed = beneath(path, (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
-    if packed and not found:
-        return _kind_of(path / os.fsdecode(packed[0]))
-    if len(found) > 1:
-        raise InputError(
-            "GL0201", "both Parquet files and archives", where=str(path), hint="name one of them"
-        )
-    if not found:
-        return "folder"
+    archives, tables = beneath(path, (".tar", ".zip")), beneath(path, (".parquet",))
+    if archives and tables:
+        raise _unread("both Parquet files and archives", path)
+    if not archives and not tables:
+        packed = beneath(path, (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+        return _kind_of(place(path, packed[0])) if packed else "folder"
     told: dict[str, str] = {}
-    for name in next(iter(found.values())):
-        told.setdefault(_kind_of(path / os.fsdecode(name)), os.fsdecode(name))
+    for name in archives or tables:
+        told.setdefault(_kind_of(place(path, name)), os.fsdecode(name))
     if len(told) > 1:
-        raise InputError(
-            "GL0201",
-            "files of several kinds: "
-            + ", ".join(f"{name} ({kind})" for kind, name in told.items()),
-            where=str(path),
-            hint="name one of them",
-        )
+        several = ", ".join(f"{name} ({kind})" for kind, name in told.items())
+        raise _unread(f"files of several kinds: {several}", path)
     return next(iter(told))
 
 
-def open_source(path: str | os.PathLike[str], folder: Path | None = None) -> Source:
-    """List a source; what does not fit into memory goes to nameless files in `folder`.
+def open_source(path: str | os.PathLike[str], *, resync: bool = False) -> Source:
+    """List a source; with `resync`, go past damage in a .rec file.
 
     Raises what `recognise` and the kinds raise; GL0201 where it is empty.
     """
     kind, found = recognise(path)
-    source: Source = RecordIO(found, folder) if kind == RecordIO.kind else KINDS[kind](found)
+    source: Source = RecordIO(found, resync=resync) if kind == RecordIO.kind else KINDS[kind](found)
     if source.n == 0:
         raise InputError("GL0201", "no image was found", where=str(path), hint=READS)
     return source
 
 
-def reopen(
-    kind: str,
-    path: str,
-    facts: dict[str, Any],
-    folder: Path,
-    start: int = 0,
-    stop: int | None = None,
-) -> Source:
-    """Open records [start, stop) of what a source's `save` wrote into `folder`."""
-    source: Source = KINDS[kind].load(Path(path), facts, folder, start, stop)
+def reopen(kind: str, path: str, folder: Path, start: int, stop: int) -> Source:
+    """Open positions [start, stop) of what a source's `save` wrote into `folder`."""
+    source: Source = KINDS[kind].load(Path(path), folder, start, stop)
     return source
 
 
 __all__ = [
     "KINDS",
     "READS",
-    "Packed",
     "Source",
     "open_source",
     "rebuild_idx",
     "recognise",
     "reopen",
-    "resyncing",
 ]

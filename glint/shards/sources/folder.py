@@ -6,153 +6,76 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import unicodedata
-from array import array
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from glint.errors import InputError, ResourceError
-from glint.shards import spill
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources.source import Ints, persistent
-from glint.shards.strings import Strings
+from glint.shards.sources import listed
+from glint.shards.sources.listed import Flaw, Found, Listed, counted, text
+from glint.shards.sources.source import persistent
 
-IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
-# What is kept of a file; its path is the `number`-th.
-ROW = np.dtype([("number", np.int64), ("label", np.int64), ("size", np.int64), ("flaw", np.uint8)])
-FLAWS = ("", "no-identity", "bad-name")
-_WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
+ROW = np.dtype([("label", np.int64), ("size", np.int64), ("flaw", np.uint8)])
 
 
-def text(path: bytes) -> str:
-    """Return a path as text; bytes that are not UTF-8 are written as \\xNN."""
-    return path.decode("utf-8", "backslashreplace")
-
-
-def order_of(names: list[bytes]) -> list[int]:
-    """Return the order of source labels: by number where all are integers, else by bytes."""
-    if all(name.isdigit() for name in names):
-        return sorted(range(len(names)), key=lambda i: (int(names[i]), names[i]))
-    return sorted(range(len(names)), key=lambda i: names[i])
-
-
-def shelve(folders: list[bytes], *, common: bool = False) -> tuple[bool, list[bytes]]:
-    """Say whether identity folders are WebFace's, D/D_N_NNNNNNN, and return their labels.
-
-    WebFace's are the last part of their paths; other labels are the paths, without the folder that
-    all have in common where `common` is set.
-    """
-    found = [_WEBFACE.fullmatch(folder) for folder in folders]
-    last = [folder.rsplit(b"/", 1)[-1] for folder in folders]
-    if folders and all(found) and len(set(last)) == len(last):
-        return True, last
-    if not common or not folders:
-        return False, folders
-    parts = [folder.split(b"/") for folder in folders]
-    same, shallow = 0, min(map(len, parts)) - 1
-    while same < shallow and len({p[same] for p in parts}) == 1:
-        same += 1
-    return False, [b"/".join(p[same:]) for p in parts]
-
-
-def alike(labels: Iterable[bytes]) -> list[str]:
-    """Return a note on labels that only the form of their Unicode tells apart, if any."""
-    seen: dict[str, int] = {}
-    for label in labels:
-        if not label.isascii():
-            form = unicodedata.normalize("NFC", text(label))
-            seen[form] = seen.get(form, 0) + 1
-    same = [form for form, count in seen.items() if count > 1]
-    if not same:
-        return []
-    shown = ", ".join(same[:3]) + (", ..." if len(same) > 3 else "")
-    return [
-        f"{sum(seen[form] for form in same)} identities are apart only by the Unicode form of "
-        f"their names (NFC, NFD): {shown}; rename them alike if they are the same person"
-    ]
-
-
-def counted(count: int, one: str, several: str) -> list[str]:
-    """Return a note that counts something, if there is any."""
-    return [f"{count} {one if count == 1 else several}"] if count else []
-
-
-class Folder:
+class Folder(Listed):
     """A tree of identity folders, listed in order of names.
 
     The label of an image is the folder it lies in (its path below the source; in WebFace's tree,
-    D/D_N_NNNNNNN, its name). Hidden files, and
-    files of the top folder that are no images, are counted as skipped; any other file is a record.
-    Links to folders are counted and not followed; links to files are read where these lie in the
-    source. Raises InputError GL0201 where all images lie in the top folder.
+    D/D_N_NNNNNNN, its name). Hidden files, and files of the top folder that are no images, are
+    counted as skipped; any other file is a record. Links to folders are counted and not followed;
+    links to files are read where these lie in the source. Raises InputError GL0201 where all images
+    lie in the top folder, ResourceError GL0903.
     """
 
     kind = "folder"
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        blob, end = bytearray(), array("q")
-        sizes, codes, flaws = array("q"), array("q"), bytearray()
-        folders: list[bytes] = []
-        self._skipped = self._linked = empty = 0
+        self.root, self._folders = root, list[bytes]()
+        self._skipped = self._linked = self._empty = 0
+        row_n, paths = listed.gathered(self._walk(), ROW)
+        if len(row_n) and not self._folders:
+            raise InputError(
+                "GL0201",
+                f"{len(row_n)} images in the folder itself, and no folder with images in it",
+                where=str(root),
+                hint=f"if it holds one person, give the folder above: {root.absolute().parent}; "
+                "else sort the images into one folder per identity",
+            )
+        webface, classes = listed.shelve(row_n, self._folders)
+        several = "hidden or loose files were skipped"
+        notes = counted(self._skipped, several, several)
+        notes += counted(self._empty, "empty folder", "empty folders")
+        notes += counted(
+            self._linked, "link to a folder was not followed", "links to folders were not followed"
+        )
+        notes += listed.alike(classes)
+        layout = "folder/webface" if webface else "folder"
+        depth = max((folder.count(b"/") for folder in self._folders), default=0) + 1
+        names = listed.last_parts(classes)
+        super().__init__(root, row_n, paths, classes, names, layout, depth=depth, notes=notes)
+
+    def _walk(self) -> Found:
+        """Yield path and row of every file; its label is a place in `_folders`, for now."""
         todo = [b""]
         while todo:
             here = todo.pop()
             files, below = self._list(here)
             todo += reversed(below)
-            kept = [(name, size) for name, size in files if here or is_image(name)]
+            kept = [(name, size) for name, size in files if here or listed.is_image(name)]
             self._skipped += len(files) - len(kept)
             if not kept:
-                empty += bool(here) and not below
+                self._empty += bool(here) and not below
                 continue
             for name, size in kept:
                 path = here + b"/" + name if here else name
-                blob += path
-                end.append(len(blob))
-                sizes.append(size)
-                codes.append(len(folders) if here else -1)
-                flaws.append(0 if here else 1)
-                if any(byte < 32 or byte == 127 for byte in path):
-                    flaws[-1] = 2
+                flaw = Flaw.sound if here else Flaw.no_identity
+                flaw = Flaw.bad_name if listed.has_control(path) else flaw
+                yield path, (len(self._folders) if here else -1, size, flaw)
             if here:
-                folders.append(here)
-        if end and not folders:
-            raise InputError(
-                "GL0201",
-                f"{len(end)} images in the folder itself, and no folder with images in it",
-                where=str(root),
-                hint=f"if it holds one person, give the folder above: {root.absolute().parent}; "
-                "else sort the images into one folder per identity",
-            )
-        deepest = max((f.count(b"/") for f in folders), default=0) + 1
-        webface, folders = shelve(folders)
-        order = order_of(folders)
-        rank = np.empty(len(folders) + 1, np.int64)
-        rank[order] = np.arange(len(folders))
-        rank[-1] = -1
-        self.label: Ints = rank[np.frombuffer(codes, np.int64)]
-        self.size: Ints = np.frombuffer(sizes, np.int64)
-        self.flaw = np.frombuffer(flaws, np.uint8)
-        self.paths = Strings(np.frombuffer(blob, np.uint8), np.frombuffer(end, np.int64))
-        self.classes = Strings.of(folders[i] for i in order)
-        self.names = Strings.of(folders[i].rsplit(b"/", 1)[-1] for i in order)
-        notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
-        notes += counted(empty, "empty folder", "empty folders")
-        notes += counted(
-            self._linked, "link to a folder was not followed", "links to folders were not followed"
-        )
-        notes += alike(self.classes)
-        self._facts = {
-            "layout": "folder/webface" if webface else "folder",
-            "images": self.n,
-            "identities": len(folders),
-            "depth": deepest,
-            "notes": notes,
-        }
+                self._folders.append(here)
 
     def _list(self, here: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
         """Return (name, size) of the files and the paths of the folders of one folder, sorted."""
@@ -162,20 +85,15 @@ class Folder:
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.startswith(b"."):
-                        self._skipped += 1
-                        continue
-                    kind = self._kind(entry)
+                    kind = "hidden" if entry.name.startswith(b".") else self._kind(entry)
                     if kind == "folder":
                         below.append(here + b"/" + entry.name if here else entry.name)
-                    elif kind == "linked":
-                        self._linked += 1
-                    elif kind == "file":
-                        files.append((entry.name, entry.stat().st_size))
-                    elif kind == "outside":
-                        files.append((entry.name, 0))
+                    elif kind in ("file", "outside"):
+                        size = entry.stat().st_size if kind == "file" else 0
+                        files.append((entry.name, size))
                     else:
-                        self._skipped += 1
+                        self._linked += kind == "linked"
+                        self._skipped += kind != "linked"
         except OSError as error:
             raise ResourceError(
                 "GL0903", f"cannot be listed: {error.strerror}", where=text(folder)
@@ -201,26 +119,19 @@ class Folder:
         inside = os.path.realpath(os.fsencode(self.root))
         return not os.path.realpath(link).startswith(inside.rstrip(b"/") + b"/")
 
-    @property
-    def n(self) -> int:
-        return len(self.paths)
-
-    def describe(self) -> dict[str, Any]:
-        return {"source": text(os.fsencode(self.root.name)), **self._facts}
-
     def fingerprint(self) -> dict[str, Any]:
-        hasher = hashlib.sha256()
-        for array_n in (self.paths.blob, self.paths.end_n, self.size):
-            hasher.update(array_n.data)
+        _, ends, blob = self.paths.buffers()
+        end_n = np.frombuffer(ends, np.int64)[1 : self.n + 1]
+        hasher = hashlib.sha256(memoryview(blob)[: end_n[-1]])
+        hasher.update(end_n)
+        hasher.update(np.ascontiguousarray(self.row["size"]))
         return {"kind": self.kind, "files": self.n, "names_and_sizes": hasher.hexdigest()}
 
     def read(self, i: int) -> bytes:
-        flaw = int(self.flaw[i])
-        if flaw:
-            raise Rejected(FLAWS[flaw])
-        if self.size[i] > MAX_BYTES:
-            raise Rejected("too-large", f"{int(self.size[i])} bytes")
-        path = os.fsencode(self.root) + b"/" + self.paths[i]
+        size = self._sound(i)["size"]
+        if size > MAX_BYTES:
+            raise Rejected("too-large", f"{size} bytes")
+        path = os.fsencode(self.root) + b"/" + self.paths[i].as_py()
         if os.path.islink(path) and self._leads_out(path):  # noqa: PTH114
             raise Rejected("unsafe-member", "a link that leads out of the source")
 
@@ -233,41 +144,5 @@ class Folder:
         except (ResourceError, InputError) as error:
             raise Rejected("unreadable", error.what) from None
 
-    def name(self, i: int) -> str:
-        return text(self.paths[i])
-
-    def offset(self, i: int) -> int | None:
-        return None
-
     def bytes(self) -> int:
-        return int(self.size.sum())
-
-    _STRINGS = ("paths", "classes", "names")
-
-    def save(self, folder: Path, seed: int | None = None) -> None:
-        spill.save(folder, spill.numbered(self, ROW), ROW, seed)
-        for name in self._STRINGS:
-            getattr(self, name).save(folder, name)
-
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        facts: dict[str, Any],
-        folder: Path,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Folder:
-        """Open rows [start, stop) of what `save` wrote, without listing the tree."""
-        made = cls.__new__(cls)
-        made.root, made._facts = path, facts
-        row_n = spill.load(folder, ROW, start, stop)
-        made.label, made.size, made.flaw = row_n["label"], row_n["size"], row_n["flaw"]
-        made.paths = Strings.some(folder, "paths", row_n["number"])
-        made.classes, made.names = (Strings.load(folder, name) for name in ("classes", "names"))
-        return made
-
-
-def is_image(name: bytes) -> bool:
-    """Say whether a name ends as one of an image does."""
-    return name.lower().endswith(IMAGES)
+        return int(self.row["size"].sum())

@@ -6,167 +6,59 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zlib
-from array import array
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import xxhash
+import pyarrow as pa
 
 from glint.errors import InputError
-from glint.shards import spill
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources.folder import text
-from glint.shards.sources.source import Ints, fingerprint, persistent
-from glint.shards.strings import Strings
+from glint.shards.sources import listed
+from glint.shards.sources.listed import Flaw, Found, Listed, Rows, text
+from glint.shards.sources.source import fingerprint, persistent
 
 RAW, STORED, DEFLATED = 0, 1, 2  # bytes as they are; a zip member, not packed or packed
 SLACK = 1 << 16  # what deflate may add to bytes that it cannot pack
-
-# What is kept of a record; its name is the `number`-th.
-ROW = np.dtype(
-    [
-        ("number", np.int64),
-        ("label", np.int64),
-        ("at", np.int64),
-        ("size", np.int64),
-        ("packed", np.int64),
-        ("file", np.int32),
-        ("crc", np.uint32),
-        ("method", np.uint8),
-        ("flaw", np.uint8),
-    ]
-)
-
-# What a listing finds wrong with a record; the index into this tuple is stored.
-FLAWS = (
-    "",
-    "no-identity",
-    "bad-name",
-    "unsafe-member",
-    "duplicate-name",
-    "encrypted",
-    "unsupported-method",
-    "no-image",
-    "no-label",
-    "label-not-integer",
-    "ambiguous-sample",
-)
-(
-    SOUND,
-    NO_IDENTITY,
-    BAD_NAME,
-    UNSAFE,
-    DUPLICATE,
-    ENCRYPTED,
-    METHOD,
-    NO_IMAGE,
-    NO_LABEL,
-    NOT_INTEGER,
-    AMBIGUOUS,
-) = range(len(FLAWS))
+OPEN = 64  # files held open
+_PARTS = re.compile(rb"[/\\]")
+_DRIVE = re.compile(rb"[A-Za-z]:")
+_FIELDS = ("label", "at", "size", "packed", "file", "crc", "method", "flaw")
+ROW = np.dtype(list(zip(_FIELDS, ("i8", "i8", "i8", "i8", "i4", "u4", "u1", "u1"))))
 
 
 class Member(NamedTuple):
     """One member of an archive: `at` its bytes (in a zip: its header), `packed` bytes there."""
 
     name: bytes
-    at: int
-    size: int
-    packed: int
-    flaw: int = SOUND
+    at: int = 0
+    size: int = 0
+    packed: int = 0
+    flaw: int = Flaw.sound
     method: int = RAW
     crc: int = 0
 
-
-class Rows:
-    """Records as they are listed: numbers in arrays, names in one string."""
-
-    def __init__(self) -> None:
-        self.number = {
-            "file": array("i"),
-            "at": array("q"),
-            "size": array("q"),
-            "packed": array("q"),
-            "method": array("B"),
-            "crc": array("I"),
-            "flaw": array("B"),
-        }
-        self.blob, self.end, self.hash = bytearray(), array("q"), array("Q")
-
-    def __len__(self) -> int:
-        return len(self.end)
-
-    def add(self, file: int, member: Member, flaw: int) -> None:
-        """Append one record."""
-        for name, value in (
-            ("file", file),
-            ("at", member.at),
-            ("size", member.size),
-            ("packed", member.packed),
-            ("method", member.method),
-            ("crc", member.crc),
-            ("flaw", flaw),
-        ):
-            self.number[name].append(value)
-        self.blob += member.name
-        self.end.append(len(self.blob))
-        self.hash.append(xxhash.xxh3_64_intdigest(b"%d/%s" % (file, member.name)))
-
-    def ints(self, name: str) -> npt.NDArray[Any]:
-        """Return one column as an array; from now on no row can be added."""
-        return np.frombuffer(self.number[name], ROW[name])
-
-    def names(self) -> Strings:
-        """Return the names."""
-        return Strings(np.frombuffer(self.blob, np.uint8), np.frombuffer(self.end, np.int64))
-
-    def repeated(self) -> npt.NDArray[np.bool_]:
-        """Say which records bear a name that stood in the same file before."""
-        again_n = np.ones(len(self), np.bool_)
-        again_n[np.unique(np.frombuffer(self.hash, np.uint64), return_index=True)[1]] = False
-        return again_n
+    def row(self, label: int, file: int, flaw: int) -> tuple[int, ...]:
+        """Return the fields of ROW."""
+        return label, self.at, self.size, self.packed, file, self.crc, self.method, flaw
 
 
-class Packed:
+class Packed(Listed):
     """Listed records, read one by one from the files that hold them.
 
-    `files` are paths below `root`, or b"" where `root` is the file itself.
+    `files` are paths below `root`, or b"" where `root` is the file itself. `read` raises InputError
+    GL0001, ResourceError GL0903.
     """
 
-    kind = "packed"
+    _whole = ("files", "classes", "names")
 
-    def __init__(
-        self,
-        root: Path,
-        files: Sequence[bytes],
-        rows: Rows,
-        flaw_n: npt.NDArray[np.uint8],
-        label_n: Ints,
-        classes: Strings,
-        names: Strings,
-    ) -> None:
-        self.root, self.files, self.paths = root, Strings.of(files), rows.names()
-        self.file, self.at, self.size = rows.ints("file"), rows.ints("at"), rows.ints("size")
-        self.packed, self.method = rows.ints("packed"), rows.ints("method")
-        self.crc, self.flaw = rows.ints("crc"), flaw_n
-        self.label, self.classes, self.names = label_n, classes, names
-        self._facts: dict[str, Any] = {}
-
-    @property
-    def n(self) -> int:
-        return len(self.label)
-
-    def describe(self) -> dict[str, Any]:
-        return {"source": text(os.fsencode(self.root.name)), **self._facts}
+    files: pa.Array
 
     def _path(self, file: int) -> Path:
-        name = self.files[file]
-        return self.root / os.fsdecode(name) if name else self.root
+        return place(self.root, self.files[file].as_py())
 
     def fingerprint(self) -> dict[str, Any]:
         hasher = hashlib.sha256()
@@ -176,80 +68,55 @@ class Packed:
             hasher.update(repr(sorted(fingerprint(self._path(file)).items())).encode())
         return {"kind": self.kind, "files": len(self.files), "all": hasher.hexdigest()}
 
-    @cached_property
-    def _open(self) -> dict[int, Any]:
-        return {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k != "_open"}
-
     def _pread(self, file: int, count: int, at: int) -> bytes:
-        """Read bytes of a file. Raises InputError GL0001, ResourceError GL0903."""
+        """Read bytes of a file, less where it ends."""
         path = self._path(file)
+        handles: dict[int, Any] = self.__dict__.setdefault("_handles", {})
 
         def read() -> bytes:
-            if file not in self._open:
-                if len(self._open) >= 64:
-                    self._open.pop(next(iter(self._open))).close()
-                self._open[file] = open(path, "rb", buffering=0)  # noqa: SIM115
-            fd = self._open[file].fileno()
+            if file not in handles:
+                if len(handles) >= OPEN:
+                    handles.pop(next(iter(handles))).close()
+                handles[file] = open(path, "rb", buffering=0)  # noqa: SIM115
+            fd = handles[file].fileno()
             return os.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
 
         return persistent(read, f"{path} @ 0x{at:x}")
 
     def read(self, i: int) -> bytes:
-        flaw, size, packed = int(self.flaw[i]), int(self.size[i]), int(self.packed[i])
-        if flaw:
-            raise Rejected(FLAWS[flaw])
-        if size > MAX_BYTES or packed > MAX_BYTES + SLACK:
-            raise Rejected("too-large", f"{max(size, packed)} bytes")
-        file, at, method = int(self.file[i]), int(self.at[i]), int(self.method[i])
+        _, at, size, count, file, crc, method, _ = self._sound(i).item()
+        if size > MAX_BYTES or count > MAX_BYTES + SLACK:
+            raise Rejected("too-large", f"{max(size, count)} bytes")
         if method != RAW:
             head = self._pread(file, 30, at)
             if len(head) < 30 or head[:4] != b"PK\x03\x04":
                 raise Rejected("corrupt-record", "no header of a zip member")
             at += 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        data = self._pread(file, packed, at)
-        if len(data) < packed:
-            raise Rejected("corrupt-record", f"{packed} bytes expected, {len(data)} found")
-        return unpacked(data, size, int(self.crc[i]), method) if method != RAW else data
+        data = self._pread(file, count, at)
+        if len(data) < count:
+            raise Rejected("corrupt-record", f"{count} bytes expected, {len(data)} found")
+        return unpacked(data, size, crc, method) if method != RAW else data
 
     def name(self, i: int) -> str:
-        inner = text(self.paths[i])
-        return f"{text(self.files[int(self.file[i])])}/{inner}" if len(self.files) > 1 else inner
+        file = text(self.files[int(self.row["file"][i])].as_py())
+        return f"{file}/{super().name(i)}" if len(self.files) > 1 else super().name(i)
 
     def offset(self, i: int) -> int | None:
-        return int(self.at[i])
+        return int(self.row["at"][i])
 
     def bytes(self) -> int:
-        return int(self.size[self.flaw == 0].sum())
+        return int(self.row["size"][self.row["flaw"] == Flaw.sound].sum())
 
-    _STRINGS = ("files", "paths", "classes", "names")
 
-    def save(self, folder: Path, seed: int | None = None) -> None:
-        spill.save(folder, spill.numbered(self, ROW), ROW, seed)
-        for name in self._STRINGS:
-            getattr(self, name).save(folder, name)
-
-    @classmethod
-    def load(
-        cls,
-        path: Path,
-        facts: dict[str, Any],
-        folder: Path,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Packed:
-        """Open rows [start, stop) of what `save` wrote, without listing the files."""
-        made = cls.__new__(cls)
-        made.root, made._facts = path, facts
-        row_n = spill.load(folder, ROW, start, stop)
-        for name in ROW.names or ():
-            setattr(made, name, row_n[name])
-        made.paths = Strings.some(folder, "paths", row_n["number"])
-        for name in ("files", "classes", "names"):
-            setattr(made, name, Strings.load(folder, name))
-        return made
+def gathered(found: Found) -> tuple[Rows, pa.Array]:
+    """Pack what was listed; a sound record whose name stood in the same file before gets a flaw."""
+    row_n, names = listed.gathered(found, ROW)
+    again_n = row_n["flaw"] == Flaw.sound
+    table = pa.table({"file": row_n["file"], "name": names, "row": np.arange(len(names))})
+    first = table.group_by(["file", "name"]).aggregate([("row", "min")])["row_min"]
+    again_n[first.to_numpy()] = False
+    row_n["flaw"][again_n] = Flaw.duplicate_name
+    return row_n, names
 
 
 def unpacked(data: bytes, size: int, crc: int, method: int) -> bytes:
@@ -263,30 +130,42 @@ def unpacked(data: bytes, size: int, crc: int, method: int) -> bytes:
         if not worker.eof and len(data) <= size:
             raise Rejected("corrupt-record", "the packed bytes end early")
     if len(data) != size:
-        raise Rejected(
-            "corrupt-record",
-            f"{size} bytes declared, "
-            + (f"{len(data)} found" if len(data) < size else "more found"),
-        )
+        found = f"{len(data)} found" if len(data) < size else "more found"
+        raise Rejected("corrupt-record", f"{size} bytes declared, {found}")
     if zlib.crc32(data) != crc:
         raise Rejected("corrupt-record", "the CRC does not match")
     return data
+
+
+def unsafe(name: bytes) -> bool:
+    """Say whether a name would lead out of the folder that it is extracted to."""
+    outside = name[:1] in (b"/", b"\\", b"") or _DRIVE.match(name)
+    return bool(outside) or b".." in _PARTS.split(name)
 
 
 def beneath(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
     """Return the files of a folder with such a suffix, in order; [b""] for a file."""
     if root.is_file():
         return [b""]
-    places = [place for place in (root, root / "data") if place.is_dir()]
-    for place in places:
+    for folder in (root, root / "data"):
         found = sorted(
             os.fsencode(p.relative_to(root))
-            for p in place.iterdir()
+            for p in (folder.iterdir() if folder.is_dir() else ())
             if p.is_file() and p.name.lower().endswith(suffixes) and not p.name.startswith(".")
         )
         if found:
             return found
     return []
+
+
+def place(root: Path, file: bytes) -> Path:
+    """Return the path of a file that `beneath` found."""
+    return root / os.fsdecode(file) if file else root
+
+
+def placed(root: Path, files: Sequence[bytes]) -> Iterator[tuple[int, Path]]:
+    """Yield numbers and paths of the files that `beneath` found."""
+    return enumerate(place(root, file) for file in files)
 
 
 def damaged(what: str, path: Path, at: int | None = None, hint: str = "") -> InputError:

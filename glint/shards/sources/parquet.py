@@ -8,51 +8,28 @@ images once, page by page, into one file beside the plan, which `load` reads fro
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import shutil
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glint.errors import GlintError, InputError, ResourceError
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources.folder import order_of
-from glint.shards.sources.packed import (
-    FLAWS,
-    NO_IMAGE,
-    NO_LABEL,
-    NOT_INTEGER,
-    Member,
-    Packed,
-    Rows,
-    beneath,
-    damaged,
-)
-from glint.shards.sources.source import Ints, dense
-from glint.shards.strings import Strings
+from glint.shards.sources.listed import Flaw, Found, Listed, ranked
+from glint.shards.sources.packed import Member, Packed, beneath, damaged, gathered, placed
+from glint.shards.sources.source import dense
+from glint.shards.strings import packed
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
-LABELS = (
-    "label",
-    "labels",
-    "identity",
-    "identity_id",
-    "cls",
-    "class",
-    "class_id",
-    "person_id",
-    "id",
-)
-ROWS = 64  # read together
-SPOOL = b"images.bin"
+LABELS = ("label", "labels", "identity", "identity_id", "cls", "class", "class_id")
+LABELS += ("person_id", "id")
+ROWS = 64  # images read together
+SPOOL = "images.bin"
 
 
 @contextmanager
@@ -75,6 +52,16 @@ def _is_binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+def _is_text(kind: Any) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _holds_bytes(kind: Any) -> bool:
+    """Say whether a column is Hugging Face's struct of bytes and path."""
+    at = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return at >= 0 and _is_binary(kind.field(at).type)
+
+
 def columns(schema: Any, path: Path) -> tuple[str, str, bool]:
     """Return the names of image and label column, and whether images lie in a struct.
 
@@ -84,45 +71,30 @@ def columns(schema: Any, path: Path) -> tuple[str, str, bool]:
     def chosen(what: str, names: tuple[str, ...], good: list[str]) -> str:
         named = [name for name in names if name in good]
         if not named and len(good) != 1:
-            raise InputError(
-                "GL0214",
-                f"expected one column of {what}, named "
-                f"{', '.join(names[:4])}; found {', '.join(schema.names[:20])}",
-                where=str(path),
-            )
+            told = f"named {', '.join(names[:4])}; found {', '.join(schema.names[:20])}"
+            raise InputError("GL0214", f"expected one column of {what}, {told}", where=str(path))
         return named[0] if named else good[0]
 
-    inner = [
-        f.name
-        for f in schema
-        if pa.types.is_struct(f.type)
-        and f.type.get_field_index("bytes") >= 0
-        and _is_binary(f.type.field(f.type.get_field_index("bytes")).type)
-    ]
-    image = chosen("image bytes", IMAGES, inner + [f.name for f in schema if _is_binary(f.type)])
-    label = chosen(
-        "labels",
-        LABELS,
-        [
-            f.name
-            for f in schema
-            if pa.types.is_integer(f.type)
-            or pa.types.is_string(f.type)
-            or pa.types.is_large_string(f.type)
-        ],
-    )
-    return image, label, image in inner
+    inner = [f.name for f in schema if _holds_bytes(f.type)]
+    plain = [f.name for f in schema if _is_binary(f.type)]
+    image = chosen("image bytes", IMAGES, inner + plain)
+    good = [f.name for f in schema if pa.types.is_integer(f.type) or _is_text(f.type)]
+    return image, chosen("labels", LABELS, good), image in inner
 
 
-def _class_names(schema: Any, label: str) -> list[str]:
+def _class_names(schema: Any, label: str) -> list[bytes]:
     """Return the names that Hugging Face keeps for a ClassLabel column."""
     try:
-        said = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        names = said["info"]["features"][label]["names"]
+        names = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = names["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return []
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return list(names) if good else []
+    return [_bytes(name) for name in names] if good else []
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
 
 
 class Parquet(Packed):
@@ -136,76 +108,60 @@ class Parquet(Packed):
 
     def __init__(self, root: Path) -> None:
         files = beneath(root, (".parquet",))
-        rows, self.image = Rows(), ""
+        self.image, self.struct = "", False
         self._at: tuple[int, int, Iterator[bytes | None]] = (-1, -1, iter(()))  # file, row
         self._bytes, self._start = 0, [0]
-        value, told = array("q"), dict[str, int]()
-        kinds: set[bool] = set()
-        names: list[str] = []
-        for number, name in enumerate(files):
-            path = self.root_of(root, name)
+        self._told: dict[str, int] = {}  # labels that are names
+        self._known: list[bytes] = []
+        self._kinds: set[bool] = set()
+        self.files = packed(files)
+        row_n, paths = gathered(self._listed(root, files))
+        if len(self._kinds) > 1:
+            raise damaged("labels are numbers in some files and names in others", root)
+        if self._told:
+            classes = people = ranked(row_n, [_bytes(name) for name in self._told])
+        else:
+            row_n["label"], numbers = dense(row_n["label"])
+            classes, known = numbers.to_pylist(), dict(enumerate(self._known))
+            people = [known.get(int(label), b"") for label in classes]
+        facts = {"files": len(files), "image_column": self.image, "notes": []}
+        super().__init__(root, row_n, paths, classes, people, "parquet", **facts)
+
+    def _listed(self, root: Path, files: Sequence[bytes]) -> Found:
+        """Yield number and row of every row of the tables; a label that is a name is counted."""
+        for number, path in placed(root, files):
             with _reading(path):
                 file = _file(path)
                 image, label, struct = columns(file.schema_arrow, path)
                 if self.image and image != self.image:
-                    raise damaged(
-                        f"the images are in {image!r}, in other files in {self.image!r}", path
-                    )
+                    what = f"the images are in {image!r}, in other files in {self.image!r}"
+                    raise damaged(what, path)
                 self.image, self.struct = image, struct
-                kinds.add(pa.types.is_integer(file.schema_arrow.field(label).type))
-                names = names or _class_names(file.schema_arrow, label)
+                self._kinds.add(pa.types.is_integer(file.schema_arrow.field(label).type))
+                self._known = self._known or _class_names(file.schema_arrow, label)
                 self._bytes += path.stat().st_size
                 row = 0
                 for batch in file.iter_batches(1 << 16, columns=[label], use_threads=False):
                     for said in batch.column(0).to_pylist():
-                        flaw = 0
-                        if said is None:
-                            flaw = NO_LABEL
-                        elif isinstance(said, str):
-                            said = told.setdefault(said, len(told))
-                        elif not 0 <= said < 1 << 62:
-                            flaw = NOT_INTEGER
-                        value.append(-1 if flaw else said)
-                        rows.add(number, Member(b"%d" % row, 0, 0, 0), flaw)
+                        code, flaw = self._code(said)
+                        yield b"%d" % row, Member(b"").row(code, number, flaw)
                         row += 1
-                self._start.append(len(rows))
-        if len(kinds) > 1:
-            raise damaged("labels are numbers in some files and names in others", root)
-        value_n: Ints = np.frombuffer(value, np.int64)
-        if told:
-            known = [name.encode("utf-8", "surrogatepass") for name in told]
-            order = order_of(known)
-            rank = np.empty(len(known) + 1, np.int64)
-            rank[order] = np.arange(len(known))
-            rank[-1] = -1
-            label_n, classes = rank[value_n], Strings.of(known[i] for i in order)
-            people = classes
-        else:
-            label_n, classes = dense(value_n)
-            people = Strings.of(
-                names[int(c)].encode() if int(c) < len(names) else b"" for c in classes
-            )
-        super().__init__(root, files, rows, rows.ints("flaw"), label_n, classes, people)
-        self._facts = {
-            "layout": "parquet",
-            "images": self.n,
-            "identities": len(classes),
-            "files": len(files),
-            "image_column": self.image,
-            "notes": [],
-        }
+                self._start.append(self._start[-1] + row)
 
-    @staticmethod
-    def root_of(root: Path, name: bytes) -> Path:
-        """Return the path of a file below `root`, or `root` for b""."""
-        return root / os.fsdecode(name) if name else root
+    def _code(self, said: str | int | None) -> tuple[int, int]:
+        """Return the number that stands for a label, or -1, and the flaw."""
+        if said is None:
+            return -1, Flaw.no_label
+        if isinstance(said, str):
+            return self._told.setdefault(said, len(self._told)), Flaw.sound
+        return (said, Flaw.sound) if 0 <= said < 1 << 62 else (-1, Flaw.label_not_integer)
 
     def offset(self, i: int) -> int | None:
         return None
 
     def _images(self, number: int) -> Iterator[bytes | None]:
         """Yield the image bytes of one file, a few rows in memory at a time."""
-        path = self.root_of(self.root, self.files[number])
+        path = self._path(number)
         with _reading(path):
             for batch in _file(path).iter_batches(ROWS, columns=[self.image], use_threads=False):
                 column = batch.column(0)
@@ -217,9 +173,7 @@ class Parquet(Packed):
 
     def read(self, i: int) -> bytes:
         """Return the image of row i: quick for one row after the other, slow in other orders."""
-        if self.flaw[i]:
-            raise Rejected(FLAWS[int(self.flaw[i])])
-        number = int(self.file[i])
+        number = int(self._sound(i)["file"])
         last, at, images = self._at
         if last != number or at > i:
             at, images = self._start[number], self._images(number)
@@ -231,56 +185,36 @@ class Parquet(Packed):
             raise Rejected("no-image")
         return data
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_at": (-1, -1, iter(()))}
-
-    def save(self, folder: Path, seed: int | None = None) -> None:
+    def save(self, folder: Path, seed: int) -> None:
         """Copy the images beside the plan, in the order of the rows.
 
         Raises InputError GL0214, ResourceError GL0901.
         """
         free = shutil.disk_usage(folder).free
         if self._bytes > free:
-            raise ResourceError(
-                "GL0901",
-                f"a copy of the images needs {self._bytes / 1e9:.1f} GB, "
-                f"{free / 1e9:.1f} GB are free",
-                where=str(folder),
-            )
-        end = 0
-        flaw_n, at_n, size_n = (np.array(v) for v in (self.flaw, self.at, self.size))
-        with (folder / os.fsdecode(SPOOL)).open("wb") as spool:
-            for number in range(len(self.files)):
-                i = self._start[number]
-                for data in self._images(number):
+            needs = f"a copy of the images needs {self._bytes / 1e9:.1f} GB"
+            what = f"{needs}, {free / 1e9:.1f} GB are free"
+            raise ResourceError("GL0901", what, where=str(folder))
+        row_n, end = self.row.copy(), 0
+        with (folder / SPOOL).open("wb") as spool:
+            for number, (start, stop) in enumerate(zip(self._start, self._start[1:])):
+                found = 0
+                for found, data in enumerate(self._images(number), 1):
+                    row = row_n[min(start + found, stop) - 1]
                     if data is None:
-                        flaw_n[i] = flaw_n[i] or NO_IMAGE
-                    elif not flaw_n[i]:
-                        at_n[i], size_n[i] = end, len(data)
-                        if len(data) <= MAX_BYTES:
-                            end += spool.write(data)
-                    i += 1
-                if i != self._start[number + 1]:
-                    raise damaged(
-                        f"{self._start[number + 1] - self._start[number]} labels, "
-                        f"{i - self._start[number]} images",
-                        self.root_of(self.root, self.files[number]),
-                    )
-        made = copy.copy(self)
-        made.flaw, made.at, made.size, made.packed = flaw_n, at_n, size_n, size_n
-        super(Parquet, made).save(folder, seed)
+                        row["flaw"] = row["flaw"] or Flaw.no_image
+                    elif not row["flaw"]:
+                        row["at"], row["size"], row["packed"] = end, len(data), len(data)
+                        end += spool.write(data) if len(data) <= MAX_BYTES else 0
+                if found != stop - start:
+                    what = f"{stop - start} labels, {found} images"
+                    raise damaged(what, self._path(number))
+        self._save(folder, seed, row_n)
 
     @classmethod
-    def load(
-        cls,
-        path: Path,
-        facts: dict[str, Any],
-        folder: Path,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Packed:
-        """Open rows [start, stop) of the copy that `save` made."""
-        return Spooled.load(folder, facts, folder, start, stop)
+    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Listed:
+        """Open positions [start, stop) of the copy that `save` made."""
+        return Spooled.load(folder, folder, start, stop)
 
     def bytes(self) -> int:
         return self._bytes
@@ -292,7 +226,7 @@ class Spooled(Packed):
     kind = "parquet"
 
     def _path(self, file: int) -> Path:
-        return self.root / os.fsdecode(SPOOL)
+        return self.root / SPOOL
 
     def offset(self, i: int) -> int | None:
         return None

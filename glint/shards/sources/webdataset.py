@@ -6,33 +6,21 @@ from __future__ import annotations
 
 import json
 import os
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from glint.shards.sources import tarball
-from glint.shards.sources.archive import unsafe
-from glint.shards.sources.packed import (
-    AMBIGUOUS,
-    BAD_NAME,
-    DUPLICATE,
-    NO_IMAGE,
-    NO_LABEL,
-    NOT_INTEGER,
-    UNSAFE,
-    Member,
-    Packed,
-    Rows,
-    beneath,
-)
+from glint.shards.sources.listed import Flaw, Found, has_control
+from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
 from glint.shards.sources.source import dense
-from glint.shards.strings import Strings
+from glint.shards.strings import packed
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp")
 CLS, JSON = 64, 1 << 20  # bytes that a label or a JSON member may take
 LABELS = ("label", "cls", "identity", "class")  # where JSON keeps one
+
+Group = list[tuple[bytes, Member]]  # what stands together under one key: endings and members
 
 
 def split(name: bytes) -> tuple[bytes, bytes]:
@@ -44,24 +32,22 @@ def split(name: bytes) -> tuple[bytes, bytes]:
 
 def is_webdataset(path: Path) -> bool:
     """Say whether a tar begins as webdataset's do. Raises InputError GL0214."""
-    for i, member in enumerate(tarball.members(path)):
+    for member in islice(tarball.members(path), 65):
         key, ending = split(member.name)
         if ending in (b"cls", b"__key__") or (ending == b"json" and b"/" not in key):
             return True
-        if i == 64:
-            return False
     return False
 
 
-def _samples(path: Path) -> Iterator[tuple[bytes, list[tuple[bytes, Member]]]]:
+def _samples(path: Path) -> Iterator[tuple[bytes, Group]]:
     """Yield members that stand together under one key."""
-    last, group = None, []
+    last, group = None, Group()
     for member in tarball.members(path):
-        if member.flaw == UNSAFE or unsafe(member.name):
-            yield member.name, [(b"", member._replace(flaw=UNSAFE))]
+        if member.flaw == Flaw.unsafe_member or unsafe(member.name):
+            yield member.name, [(b"", member._replace(flaw=Flaw.unsafe_member))]
             continue
         key, ending = split(member.name)
-        if key.rsplit(b"/", 1)[-1] == b"":  # hidden files, of macOS mostly
+        if key.endswith(b"/") or not key:  # hidden files, of macOS mostly
             continue
         if key != last and last is not None:
             yield last, group
@@ -72,8 +58,24 @@ def _samples(path: Path) -> Iterator[tuple[bytes, list[tuple[bytes, Member]]]]:
         yield last, group
 
 
-def _label(fd: int, group: list[tuple[bytes, Member]]) -> tuple[int, int]:
-    """Return (label, 0) or (-1, flaw) of a sample."""
+def _judged(fd: int, key: bytes, group: Group) -> tuple[Member, int, int]:
+    """Return the image of a sample, its label or -1, and its flaw."""
+    images = [member for ending, member in group if ending.rsplit(b".", 1)[-1] in IMAGES]
+    member = (images or [group[0][1]])[0]
+    if member.flaw:
+        return member, -1, member.flaw
+    label, flaw = _label(fd, group)
+    if not images:
+        flaw = Flaw.no_image
+    elif len(images) > 1 or sum(ending.endswith(b"cls") for ending, _ in group) > 1:
+        flaw = Flaw.ambiguous_sample
+    elif has_control(key):
+        flaw = Flaw.bad_name
+    return member, label, flaw
+
+
+def _label(fd: int, group: Group) -> tuple[int, int]:
+    """Return (label, Flaw.sound) or (-1, flaw) of a sample."""
     text: object = None
     for ending, member in group:
         if ending == b"cls" and member.size <= CLS:
@@ -82,12 +84,12 @@ def _label(fd: int, group: list[tuple[bytes, Member]]) -> tuple[int, int]:
         if ending == b"json" and member.size <= JSON:
             text = _in_json(os.pread(fd, member.size, member.at))
     if text is None:
-        return -1, NO_LABEL
+        return -1, Flaw.no_label
     if isinstance(text, bytes) and text.isdigit() and len(text) < 19:
-        return int(text), 0
+        return int(text), Flaw.sound
     if isinstance(text, int) and not isinstance(text, bool) and 0 <= text < 10**18:
-        return text, 0
-    return -1, NOT_INTEGER
+        return text, Flaw.sound
+    return -1, Flaw.label_not_integer
 
 
 def _in_json(data: bytes) -> object:
@@ -111,40 +113,18 @@ class WebDataset(Packed):
 
     def __init__(self, root: Path) -> None:
         files = beneath(root, (".tar",))
-        rows, value = Rows(), array("q")
-        for number, file in enumerate(files):
-            path = root / os.fsdecode(file) if file else root
-            with path.open("rb") as handle:
-                for key, group in _samples(path):
-                    images = [m for e, m in group if e.rsplit(b".", 1)[-1] in IMAGES]
-                    member = (images or [group[0][1]])[0]
-                    label, flaw = -1, member.flaw
-                    if not flaw:
-                        label, flaw = _label(handle.fileno(), group)
-                        if not images:
-                            flaw = NO_IMAGE
-                        elif len(images) > 1 or sum(e.endswith(b"cls") for e, _ in group) > 1:
-                            flaw = AMBIGUOUS
-                        elif any(byte < 32 or byte == 127 for byte in key):
-                            flaw = BAD_NAME
-                    rows.add(number, member._replace(name=key), flaw)
-                    value.append(label)
-        flaw_n = rows.ints("flaw")
-        flaw_n[(flaw_n == 0) & rows.repeated()] = DUPLICATE
-        label_n, classes = dense(np.frombuffer(value, np.int64))
-        super().__init__(
-            root,
-            files,
-            rows,
-            flaw_n,
-            label_n,
-            classes,
-            Strings.of(b"" for _ in range(len(classes))),
-        )
-        self._facts = {
-            "layout": "webdataset",
-            "images": self.n,
-            "identities": len(classes),
-            "files": len(files),
-            "notes": [],
-        }
+        self.files = packed(files)
+        row_n, paths = gathered(_listed(root, files))
+        row_n["label"], dense_C = dense(row_n["label"])
+        classes = dense_C.to_pylist()
+        names, count = [b""] * len(classes), len(files)
+        super().__init__(root, row_n, paths, classes, names, "webdataset", files=count, notes=[])
+
+
+def _listed(root: Path, files: Sequence[bytes]) -> Found:
+    """Yield key and row of every sample."""
+    for number, path in placed(root, files):
+        with path.open("rb") as file:
+            for key, group in _samples(path):
+                member, label, flaw = _judged(file.fileno(), key, group)
+                yield key, member.row(label, number, flaw)

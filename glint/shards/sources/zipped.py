@@ -5,127 +5,88 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-from glint.shards.sources.packed import (
-    DEFLATED,
-    ENCRYPTED,
-    METHOD,
-    SOUND,
-    STORED,
-    UNSAFE,
-    Member,
-    damaged,
-)
+from glint.shards.sources.listed import Flaw
+from glint.shards.sources.packed import DEFLATED, STORED, Member, damaged
 
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR = struct.Struct("<4sIQI")
-_ENTRY = struct.Struct("<4s6H3I5H2I")
-_FULL = 0xFFFFFFFF
-
-
-def _directory(fd: int, size: int, path: Path) -> tuple[int, int, int]:
-    """Return where the central directory begins, where it ends, and how many entries it has."""
-    start = max(size - 65_557, 0)
-    tail = os.pread(fd, 65_557, start)
-    at = tail.rfind(b"PK\x05\x06")
-    while at >= 0:
-        if at + 22 <= len(tail) and at + 22 + int.from_bytes(
-            tail[at + 20 : at + 22], "little"
-        ) == len(tail):
-            break
-        at = tail.rfind(b"PK\x05\x06", 0, at)
-    if at < 0:
-        raise damaged("the zip has no central directory: it was cut", path, size)
-    _, disk, first, here, count, length, offset, _ = _END.unpack_from(tail, at)
-    end = start + at
-    if _FULL in (length, offset) or count == 0xFFFF:
-        locator = os.pread(fd, 20, end - 20) if end >= 20 else b""
-        if len(locator) == 20 and locator[:4] == b"PK\x06\x07":
-            end = _LOCATOR.unpack(locator)[2]
-            found = os.pread(fd, 56, end) if end < size else b""
-            if len(found) < 56 or found[:4] != b"PK\x06\x06":
-                raise damaged(
-                    "the end of the zip64 directory is not where it should be", path, min(end, size)
-                )
-            _, _, _, _, disk, first, here, count, length, offset = _END64.unpack(found)
-    if disk or first or here != count:
-        raise damaged("the zip is one of several volumes", path, end, "join them first")
-    if offset + length > end:
-        raise damaged(
-            f"the central directory claims {length} bytes at {offset}, it must end before {end}",
-            path,
-            end,
-        )
-    return offset, offset + length, count
-
-
-def _wide(extra: bytes, values: list[int]) -> list[int] | None:
-    """Put the zip64 numbers of `extra` where `values` say that they stand there."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<HH", extra, at)
-        if kind == 1:
-            place, end = at + 4, min(at + 4 + length, len(extra))
-            for i, value in enumerate(values):
-                if value == _FULL:
-                    if place + 8 > end:
-                        return None
-                    values[i] = int.from_bytes(extra[place : place + 8], "little")
-                    place += 8
-            return values
-        at += 4 + length
-    return values
+_LENGTHS = struct.Struct("<3H")  # of name, extra fields and comment, in an entry
+_PROTECTED = 0x2041  # flags: packed under a password, strongly, the directory too
 
 
 def members(path: Path) -> Iterator[Member]:
     """Yield the members of a zip in the order of its directory, folders left out.
 
-    Links and devices come with the flaw UNSAFE, members that ask for a password with ENCRYPTED,
-    other packings than deflate with METHOD. Raises InputError GL0214 for a damaged directory.
+    Links, devices, members under a password and packings other than deflate come with their flaw.
+    Raises InputError GL0214 for a damaged directory.
     """
-    with path.open("rb", buffering=1 << 18) as file:
+    with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start, end, count = _directory(file.fileno(), size, path)
-        file.seek(start)
-        at = start
-        for _ in range(count):
-            member, length = _entry(file, at, end, path)
-            at += length
-            if member is not None:
-                yield member
-        if at != end:
-            raise damaged(f"the central directory holds more than its {count} entries", path, at)
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+            what = f"the central directory of the zip is damaged, or the zip was cut: {error}"
+            raise damaged(what, path, size) from None
+        _check(archive, file.fileno(), size, path)
+        for info in archive.infolist():
+            name = _name(info)
+            if not name.endswith((b"/", b"\\")):
+                method = STORED if info.compress_type == zipfile.ZIP_STORED else DEFLATED
+                numbers = info.header_offset, info.file_size, info.compress_size
+                yield Member(name, *numbers, _flaw(info), method, info.CRC)
 
 
-def _entry(file: IO[bytes], at: int, end: int, path: Path) -> tuple[Member | None, int]:
-    """Read one entry; None for a folder."""
-    head = file.read(46) if at + 46 <= end else b""
-    if len(head) < 46 or head[:4] != b"PK\x01\x02":
-        raise damaged("the central directory is damaged", path, at)
-    (_, _, _, flags, method, _, _, crc, packed, full, n, extra, note, _, _, mode, where) = (
-        _ENTRY.unpack(head)
-    )
-    length = 46 + n + extra + note
-    if at + length > end:
-        raise damaged("the central directory is damaged", path, at)
-    name, more = file.read(n), file.read(extra)
-    file.read(note)
-    numbers = _wide(more, [full, packed, where])
-    if numbers is None or max(numbers) >= 1 << 62:
-        raise damaged("a zip64 entry is damaged", path, at)
-    full, packed, where = numbers
-    if name.endswith((b"/", b"\\")):
-        return None, length
-    kind = stat.S_IFMT(mode >> 16)
-    flaw = SOUND
-    if kind not in (0, stat.S_IFREG):
-        flaw = UNSAFE
-    elif flags & 0x2041:
-        flaw = ENCRYPTED
-    elif method not in (0, 8):
-        flaw = METHOD
-    return Member(name, where, full, packed, flaw, STORED if method == 0 else DEFLATED, crc), length
+def _name(info: zipfile.ZipInfo) -> bytes:
+    """Return the name as it stands in the zip."""
+    return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+
+
+def _flaw(info: zipfile.ZipInfo) -> int:
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        return Flaw.unsafe_member
+    if info.flag_bits & _PROTECTED:
+        return Flaw.encrypted
+    good = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return Flaw.sound if good else Flaw.unsupported_method
+
+
+def _check(archive: zipfile.ZipFile, fd: int, size: int, path: Path) -> None:
+    """Compare the members with what the end of the zip says of them: `zipfile` does not.
+
+    It reads the last of several joined zips, one of several volumes, and past a last entry that
+    claims more bytes than are left.
+    """
+    stop = size - _END.size - len(archive.comment)
+    end = _END.unpack(os.pread(fd, _END.size, stop))
+    mark, disk, first, here, count, length, offset, note = end
+    if mark != b"PK\x05\x06" or note != len(archive.comment):
+        raise damaged("something stands behind the end of the zip, or it was cut", path, stop)
+    if stop >= 76 and os.pread(fd, 4, stop - 20) == b"PK\x06\x07":
+        stop -= 76  # a record of 56 bytes, and 20 that say where it is
+        end64 = _END64.unpack(os.pread(fd, _END64.size, stop))
+        mark, *_, disk, first, here, count, length, offset = end64
+        if mark != b"PK\x06\x06":
+            what = "the end of the zip64 directory is not where it should be"
+            raise damaged(what, path, stop)
+    if disk or first or here != count:
+        raise damaged("the zip is one of several volumes", path, stop, "join them first")
+    infos = archive.infolist()
+    found = sum(46 + sum(_lengths(info)) for info in infos)
+    if offset + length != stop or (found, len(infos)) != (length, count):
+        what = f"{count} entries in {length} bytes at {offset} claimed, to end at {stop}"
+        what = f"the central directory is damaged: {what}; {len(infos)} in {found} bytes found"
+        raise damaged(what, path, stop, "zips that were joined must be taken apart")
+    last = sum(_lengths(infos[-1])) if infos else 0
+    if infos and _LENGTHS.unpack(os.pread(fd, 6, stop - last - 18)) != _lengths(infos[-1]):
+        raise damaged("the central directory is damaged", path, stop - last - 46)
+    if any(max(i.header_offset, i.file_size, i.compress_size) >= 1 << 62 for i in infos):
+        raise damaged("a zip64 entry is damaged", path, offset)
+
+
+def _lengths(info: zipfile.ZipInfo) -> tuple[int, int, int]:
+    """Return what an entry takes beside its 46 bytes: name, extra fields, comment."""
+    return len(_name(info)), len(info.extra), len(info.comment)

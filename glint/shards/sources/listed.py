@@ -1,0 +1,183 @@
+"""What sources that list their images before they read one have in common: rows, names, labels."""
+
+# n records
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from glint.shards.image import Rejected
+from glint.shards.sources.source import Ints, load_rows, save_rows
+from glint.shards.strings import BLOCK, load_names, packed, save_names
+
+_IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+_WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
+
+# What a listing finds wrong with a record; its name, with hyphens, is the reason that is told.
+Flaw = IntEnum(
+    "Flaw",
+    "sound no_identity bad_name unsafe_member duplicate_name encrypted unsupported_method "
+    "no_image no_label label_not_integer ambiguous_sample",
+    start=0,
+)
+Rows = npt.NDArray[np.void]
+Found = Iterator[tuple[bytes, tuple[int, ...]]]  # name and row of each record
+
+
+class Listed:
+    """Records as rows, with fields `label` and `flaw`, and their names, in Arrow as classes are."""
+
+    kind = ""
+    _whole: tuple[str, ...] = ("classes", "names")  # arrays that every worker takes whole
+
+    def __init__(
+        self,
+        root: Path,
+        row_n: Rows,
+        paths: pa.Array,
+        classes: Sequence[bytes],
+        names: Sequence[bytes],
+        layout: str = "",
+        **facts: Any,
+    ) -> None:
+        self.root, self.row, self.paths = root, row_n, paths
+        self.label: Ints = np.ascontiguousarray(row_n["label"])
+        self.classes, self.names = packed(classes), packed(names)
+        counts = {"images": len(row_n), "identities": len(classes)}
+        self._facts = {"layout": layout, **counts, **facts}
+
+    @property
+    def n(self) -> int:
+        return len(self.row)
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": text(os.fsencode(self.root.name)), **self._facts}
+
+    def name(self, i: int) -> str:
+        return text(self.paths[i].as_py())
+
+    def offset(self, i: int) -> int | None:
+        return None
+
+    def _sound(self, i: int) -> Any:
+        """Return a row. Raises Rejected where it has a flaw."""
+        if flaw := self.row["flaw"][i]:
+            raise Rejected(Flaw(flaw).name.replace("_", "-"))
+        return self.row[i]
+
+    def save(self, folder: Path, seed: int) -> None:
+        self._save(folder, seed, self.row)
+
+    def _save(self, folder: Path, seed: int, row_n: Rows) -> None:
+        save_rows(folder, row_n, seed, {"paths": self.paths})
+        for name in self._whole:
+            save_names(folder, name, getattr(self, name))
+
+    @classmethod
+    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Listed:
+        """Open positions [start, stop) of what `save` wrote, without listing the source."""
+        made = cls.__new__(cls)
+        made.root, made.row, made._facts = path, load_rows(folder, start, stop), {}
+        made.label = np.ascontiguousarray(made.row["label"])
+        made.paths = load_names(folder, "paths").slice(start, stop - start)
+        for name in cls._whole:
+            setattr(made, name, load_names(folder, name))
+        return made
+
+
+def gathered(found: Found, dtype: np.dtype[Any]) -> tuple[Rows, pa.Array]:
+    """Pack rows and names as they are listed, a block at a time: objects take ten times as much."""
+    rows, names = [np.empty(0, dtype)], [packed([])]
+    while piece := list(islice(found, BLOCK)):
+        rows.append(np.array([row for _, row in piece], dtype))
+        names.append(packed(name for name, _ in piece))
+    return np.concatenate(rows), pa.concat_arrays(names)
+
+
+def shelve(
+    row_n: Rows, folders: Iterable[bytes], *, common: bool = False
+) -> tuple[bool, list[bytes]]:
+    """Make labels of the places in `folders`; return whether they are WebFace's, and the classes.
+
+    A label is the path of a folder, without what all have in common where `common` is set; in
+    WebFace's tree, D/D_N_NNNNNNN, its last part.
+    """
+    labels = list(folders)
+    last = last_parts(labels)
+    webface = bool(labels) and len(set(last)) == len(last) and all(map(_WEBFACE.fullmatch, labels))
+    if webface:
+        labels = last
+    elif common and labels:
+        parts = [label.split(b"/") for label in labels]
+        same, shallow = 0, min(map(len, parts)) - 1
+        while same < shallow and len({p[same] for p in parts}) == 1:
+            same += 1
+        labels = [b"/".join(p[same:]) for p in parts]
+    return webface, ranked(row_n, labels)
+
+
+def ranked(row_n: Rows, labels: Sequence[bytes]) -> list[bytes]:
+    """Return the classes in order, and put their places where those in `labels` were; -1 stays.
+
+    They are in the order of numbers where all are integers, else of bytes.
+    """
+    classes = sorted(set(labels))
+    if all(label.isdigit() for label in classes):
+        classes.sort(key=lambda label: (len(label.lstrip(b"0")), label.lstrip(b"0")))
+    place = {label: i for i, label in enumerate(classes)}
+    rank = np.array([*(place[label] for label in labels), -1], np.int64)
+    row_n["label"] = rank[row_n["label"]]
+    return classes
+
+
+def last_parts(folders: Iterable[bytes]) -> list[bytes]:
+    """Return what stands behind the last slash of each."""
+    return [folder.rsplit(b"/", 1)[-1] for folder in folders]
+
+
+def text(path: bytes) -> str:
+    """Return a path as text; bytes that are not UTF-8 are written as \\xNN."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def is_image(name: bytes) -> bool:
+    """Say whether a name ends as one of an image does."""
+    return name.lower().endswith(_IMAGES)
+
+
+def has_control(name: bytes) -> bool:
+    """Say whether a control character is in a name."""
+    return any(byte < 32 or byte == 127 for byte in name)
+
+
+def alike(labels: Iterable[bytes]) -> list[str]:
+    """Return a note on labels that only the form of their Unicode tells apart, if any."""
+    seen: dict[str, int] = {}
+    for label in labels:
+        if not label.isascii():
+            form = unicodedata.normalize("NFC", text(label))
+            seen[form] = seen.get(form, 0) + 1
+    same = [form for form, count in seen.items() if count > 1]
+    if not same:
+        return []
+    shown = ", ".join(same[:3]) + (", ..." if len(same) > 3 else "")
+    return [
+        f"{sum(seen[form] for form in same)} identities are apart only by the Unicode form of "
+        f"their names (NFC, NFD): {shown}; rename them alike if they are the same person"
+    ]
+
+
+def counted(count: int, one: str, several: str) -> list[str]:
+    """Return a note that counts something, if there is any."""
+    return [f"{count} {one if count == 1 else several}"] if count else []
