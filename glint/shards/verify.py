@@ -12,29 +12,37 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from glint import log
 from glint.errors import GlintError, InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.shards import commit, dali, labels, parquet, seal
+from glint.shards import against, commit, dali, labels, parquet, seal
 from glint.shards.cache import Remote
 from glint.shards.index import Dataset
 from glint.shards.store import is_url
-from glint.shards.walk import Entry, Findings, Ints, Problem, Rows, there, walk
+from glint.shards.walk import (
+    Entry,
+    Findings,
+    Ints,
+    Problem,
+    Rows,
+    columns,
+    entries,
+    none,
+    runs,
+    there,
+    walk,
+)
 
 # Tables without which a folder is no dataset.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
 TOMBSTONES = "_glint/tombstones.jsonl"
 OBJECTS = 16  # objects of a store asked for at once
-_COLUMNS = ["key", "label", "shard", "offset", "size", "digest"]
 _LOST = "the file is missing"
 _TODO = "make the dataset again from its source, or bring the files back from a copy"
 
@@ -57,33 +65,28 @@ class _Check:
         """Note a problem with a file: what was expected and found, and the place."""
         self.found.add(Problem(code, what, file, None, at, *map(str, said)))
 
-    def same(self, what: str, file: str, expected: object, found: object) -> None:
-        """Note a problem where the two differ."""
-        if expected != found:
-            self.problem("GL0301", what, file, expected, found)
-
     @contextmanager
     def reading(self, file: str, code: str = "") -> Iterator[None]:
-        """Note what a reader says of a file, with `code` where it is missing."""
+        """Note what a reader says of a file; with `code` also that it is missing."""
         try:
             yield
         except GlintError as error:
-            lost = isinstance(error.__cause__, FileNotFoundError) and code
+            lost = code and isinstance(error.__cause__, FileNotFoundError)
             self.problem(code if lost else error.code, _LOST if lost else error.what, file)
+        except FileNotFoundError:
+            if code:
+                self.problem(code, _LOST, file)
         except OSError as error:
             self.problem("GL0903", f"cannot be read: {error.strerror or error}", file)
 
-    def plain(self, name: str, code: str = "GL0301", needed: bool = False) -> bool:
-        """Say whether a file is there and may be opened; note what else stands in its place."""
-        with self.reading(name):
-            found = there(self.root / name)
-            if isinstance(found, int):
-                return True
-            if found:
-                self.problem(code, "no plain file", name, "a file", found)
-            elif needed:
-                self.problem(code, _LOST, name)
-        return False
+    def plain(self, name: str, code: str = "GL0301") -> Path:
+        """Return the path of a file that may be opened. Raises InputError, OSError."""
+        found = there(self.root / name)
+        if found == "":
+            raise FileNotFoundError(name)
+        if isinstance(found, str):
+            raise InputError(code, f"expected a plain file, found {found}")
+        return self.root / name
 
     def manifest(self) -> Dataset | None:
         """Check the manifest against its seal and itself."""
@@ -108,12 +111,12 @@ class _Check:
             self.problem("GL0301", f"lacks or spoils {error}", name)
             return None
         total = sum(entry.samples for entry in listed)
-        self.same("the counts of the shards do not add up", name, dataset.n, total)
+        if total != dataset.n:
+            what = "the counts of the shards do not add up"
+            self.problem("GL0301", what, name, dataset.n, total)
         if said.get("read") != sum(parts):
-            plus = " + ".join(map(str, parts))
-            self.problem(
-                "GL0301", "read is not written + quarantined", name, plus, said.get("read")
-            )
+            what, plus = "read is not written + quarantined", " + ".join(map(str, parts))
+            self.problem("GL0301", what, name, plus, said.get("read"))
         return dataset
 
     def tables(self, dataset: Dataset) -> None:
@@ -139,10 +142,8 @@ class _Check:
             what = f"expected a file's name, found {name!r}"
             return self.problem(code, what, below or "manifest.json")
         file = below + name
-        if self.remote is None and not self.plain(file, code, needed=True):
-            return
         with self.reading(file, code):
-            found = self.remote.told(file) if self.remote else seal.entry(self.root / file)
+            found = self.remote.told(file) if self.remote else seal.entry(self.plain(file, code))
             for part in ("bytes", "sha256"):
                 if found[part] != entry.get(part):
                     what, said = "the file's bytes have changed", f"{part} {entry.get(part)}"
@@ -197,11 +198,9 @@ class _Check:
 
     def rows(self, dataset: Dataset, count_C: Ints, mine: range) -> Iterator[tuple[int, Rows]]:
         """Read the index shard by shard, checking that it is one; add to `count_C`."""
-        last, total, name = -1, 0, "samples.parquet"
-        if not self.plain(name):
-            return
-        listed = entries(dataset)
+        last, total, listed, name = -1, 0, entries(dataset), "samples.parquet"
         with self.reading(name):
+            self.plain(name)
             for number, table in runs(dataset):
                 rows = columns(table, number)
                 key_n = rows.key_n9.astype(np.int64) @ (10 ** np.arange(8, -1, -1)) - 5_333_333_328
@@ -219,8 +218,9 @@ class _Check:
                     what = "the index has another number of samples of this shard"
                     self.problem("GL0302", what, entry.file, entry.samples, len(key_n))
                 yield number, rows
-            what = "the index has another number of samples"
-            self.same(what, name, dataset.n, total)
+            if total != dataset.n:
+                what = "the index has another number of samples"
+                self.problem("GL0301", what, name, dataset.n, total)
 
     def deep(
         self, dataset: Dataset, count_C: Ints, mine: range, pool: Any, progress: Progress
@@ -237,7 +237,7 @@ class _Check:
                     left.discard(number)
                     yield number, rows
             for number in sorted(left):  # empty ones; all that are left if the index is damaged
-                yield number, None if listed[number].samples else _none()
+                yield number, None if listed[number].samples else none()
 
         def settle(most: int) -> None:
             nonlocal done
@@ -263,9 +263,8 @@ class _Check:
     def identities(self, dataset: Dataset, count_C: Ints) -> None:
         """Check that row i is label i and, where the index could be read, its count."""
         name = "identities.parquet"
-        if not self.plain(name):
-            return
         with self.reading(name):
+            self.plain(name)
             table = dataset.identities()
             label, count = (table.column(part).to_numpy() for part in ("label", "count"))
             if not np.array_equal(label, np.arange(dataset.classes)):
@@ -278,10 +277,8 @@ class _Check:
     def quarantine(self, dataset: Dataset) -> None:
         """Check that what was not written is accounted for."""
         name, said = "quarantine.parquet", dataset.manifest
-        if not self.plain(name):
-            return
         with self.reading(name):
-            table = parquet.read(self.root / name, tables.QUARANTINE)
+            table = parquet.read(self.plain(name), tables.QUARANTINE)
             found = dict(sorted(Counter(table.column("reason").to_pylist()).items()))
             told = said.get("quarantine_reasons")
             if told != found or said.get("quarantined") != table.num_rows:
@@ -292,9 +289,8 @@ class _Check:
         """Check the label table in force, every version in the history, and the tombstones."""
         folder, name = self.root / "labels", "labels/current.json"
         with self.reading("labels"):
-            names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-            if [one for one in names if not self.plain(f"labels/{one}", "GL0304")]:
-                return {}
+            for one in folder.iterdir() if folder.is_dir() else ():
+                self.plain(f"labels/{one.name}", "GL0304")
             history, bad = seal.lines(folder / "history.jsonl")
             if bad is not None:
                 self.problem("GL0304", "a line is damaged", "labels/history.jsonl", at=bad)
@@ -322,8 +318,8 @@ class _Check:
     def tombstones(self, table: labels.LabelTable, history: list[dict[str, Any]]) -> None:
         """Check that every take-down has a line, and that its labels are not in force."""
         lines, bad = list[dict[str, Any]](), None
-        if self.plain(TOMBSTONES, "GL0304"):
-            lines, bad = seal.lines(self.root / TOMBSTONES)
+        with self.reading(TOMBSTONES):
+            lines, bad = seal.lines(self.plain(TOMBSTONES, "GL0304"))
         if bad is not None:
             self.problem("GL0304", "a line is damaged", TOMBSTONES, at=bad)
         buried = [label for line in lines for label in line.get("labels", ())]
@@ -340,10 +336,9 @@ class _Check:
 
     def sampling(self) -> None:
         """Check that a sampling table can be read."""
-        name = "sampling.parquet"
-        if self.plain(name, "GL0305"):
-            with self.reading(name):
-                parquet.read(self.root / name, tables.SAMPLING, code="GL0305")
+        name, code = "sampling.parquet", "GL0305"
+        with self.reading(name):
+            parquet.read(self.plain(name, code), tables.SAMPLING, code=code)
 
 
 def _size(place: Remote | Path, entry: Entry) -> int | str | GlintError:
@@ -386,64 +381,6 @@ def _walk(
         return walk(root / entry.file, entry, rows)
 
 
-def entries(dataset: Dataset) -> list[Entry]:
-    """Return the shards as the manifest lists them."""
-    return [
-        Entry(str(e["name"]), int(e["samples"]), int(e["bytes"]), str(e["sha256"]))
-        for e in dataset.manifest["shards"]
-    ]
-
-
-def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
-    """Read the index a shard at a time, in order: (number, its rows).
-
-    Raises InputError GL0301 where the shards' numbers descend, or are none of the manifest's.
-    """
-    path = dataset.root / "samples.parquet"
-    held: list[pa.Table] = []
-    number = -1
-    for table in parquet.groups(path, tables.SAMPLES, columns=_COLUMNS):
-        if table.column("shard").null_count:
-            raise InputError("GL0301", "a shard's number is missing", where=str(path))
-        shard_n = table.column("shard").to_numpy()
-        cuts = (np.flatnonzero(np.diff(shard_n)) + 1).tolist()
-        for start, stop in pairwise([0, *cuts, len(shard_n)] if len(shard_n) else ()):
-            now = int(shard_n[start])
-            if now < number or now >= len(dataset.shards):
-                what = f"shard {now} follows shard {number} of {len(dataset.shards)}"
-                raise InputError("GL0301", what, where=str(path))
-            if now > number and held:
-                yield number, pa.concat_tables(held)
-                held = []
-            held, number = [*held, table.slice(start, stop - start)], now
-    if held:
-        yield number, pa.concat_tables(held)
-
-
-def columns(table: pa.Table, shard: int) -> Rows:
-    """Return one shard's rows as arrays. Raises InputError GL0301 for empty cells or odd keys."""
-    for name in _COLUMNS:
-        if table.column(name).null_count:
-            raise InputError("GL0301", f"column {name} has an empty cell in shard {shard}")
-    keys = b"".join(table.column("key").cast(pa.binary()).to_pylist())
-    if (
-        any(n != 9 for n in pc.binary_length(table.column("key")).unique().to_pylist())
-        or not keys.isdigit()
-    ):
-        raise InputError("GL0301", f"a key of shard {shard} is not nine digits")
-    digests = b"".join(table.column("digest").to_pylist())
-    label_n, offset_n, size_n = (
-        table.column(name).to_numpy().astype(np.int64) for name in ("label", "offset", "size")
-    )
-    key_n9, digest_nk = (np.frombuffer(data, np.uint8) for data in (keys, digests))
-    return Rows(key_n9.reshape(-1, 9), label_n, offset_n, size_n, digest_nk.reshape(-1, 16))
-
-
-def _none() -> Rows:
-    none = np.empty(0, np.int64)
-    return Rows(np.empty((0, 9), np.uint8), none, none, none, np.empty((0, 16), np.uint8))
-
-
 @contextmanager
 def _threads(workers: int) -> Iterator[Pool]:
     with ThreadPoolExecutor(workers) as pool:
@@ -471,8 +408,8 @@ def verify(
     """
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
-    started = time.perf_counter()
-    check = _Check(root)
+    started, check = time.perf_counter(), _Check(root)
+    origins = [against.Origin(source) for source in sources]
     dataset = check.manifest()
     result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
     if dataset is not None:
@@ -503,24 +440,31 @@ def verify(
         }
         if task[1] > 1:
             result |= {"task": f"{task[0]}/{task[1]}", "of_shards": len(listed)}
-    found = check.found
+        if origins:
+            lost = {*range(len(listed))} - check.there
+            found, result["against"] = against.compare(root, origins, lost, progress)
+            check.found.join(found)
     return {
         **result,
-        "ok": not found.count,
-        "problem_count": found.count,
-        "problems": [problem.as_dict() for problem in found.shown],
-        "shown": [str(problem) for problem in found.shown],
+        "ok": not check.found.count,
+        "problem_count": check.found.count,
+        "problems": [problem.as_dict() for problem in check.found.shown],
+        "shown": [str(problem) for problem in check.found.shown],
         "notes": check.notes,
-        "hint": _TODO if found.count else "",
+        "hint": _TODO if check.found.count else "",
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
-def survey(root: str | os.PathLike[str]) -> dict[str, int]:
-    """Say what there is to read. Raises InputError GL0301."""
+def survey(
+    root: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]] = ()
+) -> dict[str, Any]:
+    """Say what there is to read. Raises InputError GL0301, and what `against` raises."""
     dataset = Dataset(root)
     listed = entries(dataset)
+    told = [{"source": os.fspath(one), "kind": against.kind_of(one)} for one in sources]
     return {
+        **({"against": told} if told else {}),
         "files": len(dataset.manifest.get("files", ())) + 1,
         "shards": len(listed),
         "bytes": sum(entry.bytes for entry in listed),

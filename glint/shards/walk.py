@@ -11,19 +11,27 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
-from glint.shards import ustar
+from glint.errors import InputError
+from glint.manifests import tables
+from glint.shards import parquet, ustar
 from glint.shards.image import FORMATS, MAX_BYTES, kind
 from glint.shards.ustar import BLOCK
 
+if TYPE_CHECKING:
+    from glint.shards.index import Dataset
+
 PIECE = 1 << 20  # bytes read and hashed at a time
 SHOWN = 100  # problems that are kept with their details
+_COLUMNS = ["key", "label", "shard", "offset", "size", "digest"]
 _ODD = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _BEHIND = "something stands behind the last sample"
 _SUFFIXES = {*(suffix.encode() for suffix in FORMATS), b"bin"}
@@ -100,6 +108,63 @@ class Entry:
     def file(self) -> str:
         """Return the path below the dataset."""
         return f"data/{self.name}"
+
+
+def entries(dataset: Dataset) -> list[Entry]:
+    """Return the shards as the manifest lists them."""
+    return [
+        Entry(str(e["name"]), int(e["samples"]), int(e["bytes"]), str(e["sha256"]))
+        for e in dataset.manifest["shards"]
+    ]
+
+
+def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
+    """Read the index a shard at a time, in order: (number, its rows).
+
+    Raises InputError GL0301 where the shards' numbers descend, or are none of the manifest's.
+    """
+    path = dataset.root / "samples.parquet"
+    held: list[pa.Table] = []
+    number = -1
+    for table in parquet.groups(path, tables.SAMPLES, columns=_COLUMNS):
+        if table.column("shard").null_count:
+            raise InputError("GL0301", "a shard's number is missing", where=str(path))
+        shard_n = table.column("shard").to_numpy()
+        cuts = (np.flatnonzero(np.diff(shard_n)) + 1).tolist()
+        for start, stop in pairwise([0, *cuts, len(shard_n)] if len(shard_n) else ()):
+            now = int(shard_n[start])
+            if now < number or now >= len(dataset.shards):
+                what = f"shard {now} follows shard {number} of {len(dataset.shards)}"
+                raise InputError("GL0301", what, where=str(path))
+            if now > number and held:
+                yield number, pa.concat_tables(held)
+                held = []
+            held, number = [*held, table.slice(start, stop - start)], now
+    if held:
+        yield number, pa.concat_tables(held)
+
+
+def columns(table: pa.Table, shard: int) -> Rows:
+    """Return one shard's rows as arrays. Raises InputError GL0301 for empty cells or odd keys."""
+    for name in _COLUMNS:
+        if table.column(name).null_count:
+            raise InputError("GL0301", f"column {name} has an empty cell in shard {shard}")
+    key_n = table.column("key").to_pylist()
+    keys = "".join(key_n).encode()
+    if {len(key) for key in key_n} - {9} or not (keys or b"0").isdigit():
+        raise InputError("GL0301", f"a key of shard {shard} is not nine digits")
+    digests = b"".join(table.column("digest").to_pylist())
+    label_n, offset_n, size_n = (
+        table.column(name).to_numpy().astype(np.int64) for name in ("label", "offset", "size")
+    )
+    key_n9, digest_nk = (np.frombuffer(data, np.uint8) for data in (keys, digests))
+    return Rows(key_n9.reshape(-1, 9), label_n, offset_n, size_n, digest_nk.reshape(-1, 16))
+
+
+def none() -> Rows:
+    """Return the index of a shard without samples."""
+    none = np.empty(0, np.int64)
+    return Rows(np.empty((0, 9), np.uint8), none, none, none, np.empty((0, 16), np.uint8))
 
 
 def there(path: Path) -> int | str:
