@@ -19,7 +19,14 @@ def verify(
     dataset: str = show.DATASET,
     deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard, once."),
     sha256: bool = typer.Option(
-        False, "--sha256", help="With --deep: the SHA-256 of every shard too, against tampering."
+        False, "--sha256", help="Changes nothing: --deep takes the SHA-256 of every shard anyway."
+    ),
+    against: list[str] = typer.Option(
+        [],
+        "--against",
+        metavar="SRC",
+        help="Hold every image against the source, or the dataset, that it came from; for a merged "
+        "dataset once for each, in the order of the merge.",
     ),
     workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
     task: str = spread.TASK,
@@ -48,8 +55,11 @@ def verify(
             raise UsageError(
                 "GL0002", "no shard is read without --deep", where="--sha256", hint="add --deep"
             )
+        if against and mine:
+            raise UsageError("GL0002", "no share of a task", where="--against", hint="no --task")
         if dry_run:
-            return {"dry_run": True, "dataset": str(dataset), "deep": deep, **check.survey(dataset)}
+            told = check.survey(dataset, against)
+            return {"dry_run": True, "dataset": str(dataset), "deep": deep, **told}
         with show.progress("verify") as progress:
             count = workers or spread.cores()
             result = check.verify(
@@ -57,9 +67,9 @@ def verify(
                 deep=deep,
                 workers=count,
                 progress=progress,
-                sha256=sha256,
                 task=(mine.index, mine.of) if mine else (0, 1),
                 pool=where.pool(count) if where else None,
+                sources=against,
             )
         bad.extend([] if result["ok"] else [result])
         return result
@@ -81,9 +91,11 @@ def verify(
 
 def _say(result: dict[str, Any]) -> str:
     if result.get("dry_run"):
+        sources = [f", {one['kind']} {one['source']}" for one in result.get("against", ())]
         return (
             f"would read {show.count(result['files'], 'table')} and "
             f"{show.count(result['shards'], 'shard')}, {result['bytes'] / 1e6:.1f} MB"
+            + "".join(sources)
         )
     lines = [f"bad          {line}" for line in result["shown"]]
     more = result["problem_count"] - len(lines)
@@ -98,6 +110,12 @@ def _say(result: dict[str, Any]) -> str:
             f"checked      {read}: {show.count(result['shards'], 'shard')}, "
             f"{show.count(result['samples'], 'sample')}, "
             f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}"
+        )
+    if told := result.get("against"):
+        lines.append(
+            f"against      {', '.join(told['source'])}: {show.count(told['compared'], 'image')} "
+            f"compared, {told['other_bytes']} with other bytes, {told['other_label']} with another "
+            f"label, {told['missing']} missing, {told['unknown']} of unknown origin"
         )
     share = f" in the share of task {result['task']}" if "task" in result else ""
     lines.append(

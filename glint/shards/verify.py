@@ -8,118 +8,115 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from glint import log
-from glint.errors import InputError, ResourceError, UsageError
+from glint.errors import GlintError, InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
-from glint.shards import commit, dali, labels, parquet, seal
+from glint.shards import against, commit, dali, labels, parquet, seal
 from glint.shards.cache import Remote
 from glint.shards.index import Dataset
 from glint.shards.store import is_url
-from glint.shards.walk import SHOWN, Entry, Findings, Ints, Problem, Rows, walk
+from glint.shards.walk import (
+    Entry,
+    Findings,
+    Ints,
+    Problem,
+    Rows,
+    columns,
+    entries,
+    none,
+    runs,
+    there,
+    walk,
+)
 
 # Tables without which a folder is no dataset.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
 TOMBSTONES = "_glint/tombstones.jsonl"
 OBJECTS = 16  # objects of a store asked for at once
-_COLUMNS = ["key", "label", "shard", "offset", "size", "digest"]
+_LOST = "the file is missing"
 _TODO = "make the dataset again from its source, or bring the files back from a copy"
 
-
-class Coming(Protocol):
-    """A result that is on its way: a Future, or an engine's."""
-
-    def result(self) -> tuple[Findings, str]: ...
-
-
-# What starts the reading of a shard, and how many are read at a time.
-Pool = tuple[Callable[..., Coming], int]
-
-
-@contextmanager
-def _threads(workers: int) -> Iterator[Pool]:
-    with ThreadPoolExecutor(workers) as pool:
-        yield pool.submit, workers
+# What starts the reading of a shard (of a call, with a `result` to come), and how many at a time.
+Pool = tuple[Callable[..., Any], int]
 
 
 class _Check:
     """What is known of one dataset while it is verified."""
 
-    def __init__(self, root: str | os.PathLike[str], sha256: bool = False) -> None:
-        self.sha256 = sha256
+    def __init__(self, root: str | os.PathLike[str]) -> None:
         self.remote = Remote(os.fspath(root)) if is_url(root) else None
         self.root = Path(root) if self.remote is None else self.remote.root
-        self.found = Findings()
-        self.notes: list[str] = []
+        self.place = self.remote or self.root
+        self.found, self.notes, self.there = Findings(), list[str](), set[int]()
 
     def problem(
-        self,
-        code: str,
-        what: str,
-        file: str,
-        expected: object = "",
-        found: object = "",
-        offset: int | None = None,
+        self, code: str, what: str, file: str, *said: object, at: int | None = None
     ) -> None:
-        """Note a problem with a file."""
-        self.found.add(Problem(code, what, file, None, offset, str(expected), str(found)))
+        """Note a problem with a file: what was expected and found, and the place."""
+        self.found.add(Problem(code, what, file, None, at, *map(str, said)))
 
-    def error(self, error: InputError, file: str) -> None:
-        """Note what a reader said of a file."""
-        self.problem(error.code, error.what, file)
+    @contextmanager
+    def reading(self, file: str, code: str = "") -> Iterator[None]:
+        """Note what a reader says of a file; with `code` also that it is missing."""
+        try:
+            yield
+        except GlintError as error:
+            lost = code and isinstance(error.__cause__, FileNotFoundError)
+            self.problem(code if lost else error.code, _LOST if lost else error.what, file)
+        except FileNotFoundError:
+            if code:
+                self.problem(code, _LOST, file)
+        except OSError as error:
+            self.problem("GL0903", f"cannot be read: {error.strerror or error}", file)
+
+    def plain(self, name: str, code: str = "GL0301") -> Path:
+        """Return the path of a file that may be opened. Raises InputError, OSError."""
+        found = there(self.root / name)
+        if found == "":
+            raise FileNotFoundError(name)
+        if isinstance(found, str):
+            raise InputError(code, f"expected a plain file, found {found}")
+        return self.root / name
 
     def manifest(self) -> Dataset | None:
         """Check the manifest against its seal and itself."""
-        path = self.root / "manifest.json"
+        path, name = self.root / "manifest.json", "manifest.json"
         if not path.is_file():
             Dataset(self.root)  # says what is wrong with the folder
-        try:
+        with self.reading(name):
             seal.check(path)
-        except InputError as error:
-            self.error(error, "manifest.json")
         try:
             dataset = Dataset(self.root)
-            for entry in entries(dataset):
-                if min(entry.samples, entry.bytes) < 0:
-                    raise ValueError(f"{entry.name}: a negative size")
+            said, listed = dataset.manifest, entries(dataset)
+            if any(min(entry.samples, entry.bytes) < 0 for entry in listed):
+                raise ValueError("the shards: a negative size")
             if not 0 <= dataset.classes <= 10**9:
                 raise ValueError(f"identities: {dataset.classes}")
+            parts = [int(said.get(part, 0)) for part in ("written", "quarantined", "erased")]
         except InputError as error:
             if not self.found.count:
-                self.error(error, "manifest.json")
+                self.problem(error.code, error.what, name)
             return None
         except (KeyError, TypeError, ValueError) as error:
-            self.problem("GL0301", f"lacks or spoils {error}", "manifest.json")
+            self.problem("GL0301", f"lacks or spoils {error}", name)
             return None
-        said = dataset.manifest
-        total = sum(entry.samples for entry in entries(dataset))
+        total = sum(entry.samples for entry in listed)
         if total != dataset.n:
-            self.problem(
-                "GL0301",
-                "the counts of the shards do not add up",
-                "manifest.json",
-                dataset.n,
-                total,
-            )
-        parts = [said.get(name, 0) for name in ("written", "quarantined", "erased")]
+            what = "the counts of the shards do not add up"
+            self.problem("GL0301", what, name, dataset.n, total)
         if said.get("read") != sum(parts):
-            self.problem(
-                "GL0301",
-                "read is not written + quarantined",
-                "manifest.json",
-                " + ".join(map(str, parts)),
-                said.get("read"),
-            )
+            what, plus = "read is not written + quarantined", " + ".join(map(str, parts))
+            self.problem("GL0301", what, name, plus, said.get("read"))
         return dataset
 
     def tables(self, dataset: Dataset) -> None:
@@ -131,420 +128,263 @@ class _Check:
             if name not in names:
                 self.problem("GL0301", f"no digest of {name} is recorded", "manifest.json")
         for entry in listed:
-            self._bytes(entry, self.root, "", "GL0301")
+            self.bytes(entry, "", "GL0301")
         if self.remote is not None:
             self.remote.loose()
             for entry in listed:
                 with suppress(InputError):  # one that is spoilt has been named
                     self.remote.table(entry)
 
-    def _bytes(self, entry: Any, folder: Path, below: str, code: str) -> None:
+    def bytes(self, entry: Any, below: str, code: str) -> None:
+        """Compare size and SHA-256 of a file with what is recorded."""
         name = str(entry.get("name")) if isinstance(entry, dict) else ""
         if name in ("", ".", "..") or "/" in name:
-            self.problem(code, f"expected a file's name, found {name!r}", below or "manifest.json")
-            return
-        try:
-            found = (
-                seal.entry(folder / name) if self.remote is None else self.remote.told(below + name)
-            )
-        except (ResourceError, InputError) as error:
-            lost = isinstance(error.__cause__, FileNotFoundError)
-            what = "the file is missing" if lost else error.what
-            self.problem(code, what, below + name)
-            return
-        for field in ("bytes", "sha256"):
-            if found[field] != entry.get(field):
-                self.problem(
-                    code,
-                    "the file's bytes have changed",
-                    below + name,
-                    f"{field} {entry.get(field)}",
-                    found[field],
-                )
-                return
+            what = f"expected a file's name, found {name!r}"
+            return self.problem(code, what, below or "manifest.json")
+        file = below + name
+        with self.reading(file, code):
+            found = self.remote.told(file) if self.remote else seal.entry(self.plain(file, code))
+            for part in ("bytes", "sha256"):
+                if found[part] != entry.get(part):
+                    what, said = "the file's bytes have changed", f"{part} {entry.get(part)}"
+                    return self.problem(code, what, file, said, found[part])
 
-    def folder(self, dataset: Dataset, deep: bool) -> None:
-        """Compare the names and sizes in data/ with the manifest."""
-        data, listed = self.root / "data", {entry.name: entry for entry in entries(dataset)}
-        if len(listed) != len(dataset.shards):
+    def shards(self, dataset: Dataset, deep: bool) -> None:
+        """Compare names and sizes with the manifest; what a store has besides is not seen."""
+        listed, none = entries(dataset), "no object" if self.remote else "no file"
+        names = {entry.name for entry in listed}
+        if len(names) != len(listed):
             self.problem("GL0301", "a shard is listed twice", "manifest.json")
-        there = {p.name: p for p in sorted(data.iterdir())} if data.is_dir() else {}
-        lost = [entry for name, entry in listed.items() if name not in there]
-        for entry in lost:
-            self.problem(
-                "GL0302", "the shard is missing", entry.file, f"{entry.bytes} bytes", "no file"
-            )
-        for name, path in there.items():
-            if name in listed:
-                size = path.stat().st_size
-                if size != listed[name].bytes and not deep:
-                    self.problem(
-                        "GL0302",
-                        "the shard has another size",
-                        f"data/{name}",
-                        f"{listed[name].bytes} bytes",
-                        f"{size} bytes",
-                        min(size, listed[name].bytes),
-                    )
-            elif ".tmp." in name:
-                self.notes.append(f"data/{name} was left by a run that was killed")
-            elif name.endswith(".tar"):
-                twin = self._twin(path, lost) if deep else ""
-                self.problem(
-                    "GL0302",
-                    "a shard that the manifest does not list",
-                    f"data/{name}",
-                    "no such file",
-                    f"the bytes of {twin}" if twin else "a file",
-                )
-        for told in dataset.manifest["shards"]:
-            if found := dali.damage(data, told):
-                what, expected, seen = found
-                self.problem(
-                    "GL0302", what, f"data/{dali.beside(str(told['name']))}", expected, seen
-                )
-
-    def objects(self, remote: Remote, dataset: Dataset, deep: bool) -> None:
-        """Compare the objects of a store with the manifest; what it does not list is not seen."""
-        listed = entries(dataset)
         with ThreadPoolExecutor(OBJECTS) as pool:
-            stats = list(pool.map(remote.store.stat, [entry.file for entry in listed]))
-            problems = list(pool.map(partial(_index, remote), dataset.manifest["shards"]))
-        self.lost = {i for i, stat in enumerate(stats) if stat is None}
-        for entry, stat, problem in zip(listed, stats, problems):
-            expected = f"{entry.bytes} bytes"
-            if stat is None:
-                self.problem("GL0302", "the shard is missing", entry.file, expected, "no object")
-            elif stat.size != entry.bytes and not deep:
-                self.problem(
-                    "GL0302",
-                    "the shard has another size",
-                    entry.file,
-                    expected,
-                    f"{stat.size} bytes",
-                    min(stat.size, entry.bytes),
-                )
-            if problem is not None:
-                self.problem("GL0302", *problem)
+            sizes = list(pool.map(partial(_size, self.place), listed))
+            indexes = list(pool.map(partial(_index, self.place), dataset.manifest["shards"]))
+        lost = []
+        for number, (entry, size) in enumerate(zip(listed, sizes)):
+            said, what = f"{entry.bytes} bytes", "the shard has another size"
+            if isinstance(size, int):
+                self.there.add(number)
+                if size != entry.bytes and not deep:
+                    at = min(size, entry.bytes)
+                    self.problem("GL0302", what, entry.file, said, f"{size} bytes", at=at)
+            elif isinstance(size, str):
+                lost += [] if size else [entry]
+                what = "no plain file" if size else "the shard is missing"
+                self.problem("GL0302", what, entry.file, said, size or none)
+            else:
+                self.problem(size.code, size.what, entry.file)
+        for told, index in zip(listed, indexes):
+            if index is not None:
+                self.problem("GL0302", index[0], f"data/{dali.beside(told.name)}", *index[1:])
+        if self.remote is None and (self.root / "data").is_dir():
+            with self.reading("data"):
+                for path in sorted((self.root / "data").iterdir()):
+                    if path.name not in names:
+                        self.besides(path, lost if deep else [])
 
-    def there(self, listed: list[Entry]) -> set[int]:
-        """Return the shards that are there."""
-        if self.remote is not None:
-            return set(range(len(listed))) - self.lost
-        return {i for i, entry in enumerate(listed) if (self.root / entry.file).is_file()}
+    def besides(self, path: Path, lost: list[Entry]) -> None:
+        """Note a file that the manifest does not list, and whether it is one of the lost."""
+        file = f"data/{path.name}"
+        if ".tmp." in path.name:
+            self.notes.append(f"{file} was left by a run that was killed")
+        elif path.name.endswith(".tar"):
+            twin = None
+            if there(path) in {entry.bytes for entry in lost}:
+                with path.open("rb") as open_:
+                    told = commit.sha256(open_)
+                twin = next((entry.name for entry in lost if entry.sha256 == told), None)
+            found = f"the bytes of {twin}" if twin else "a file"
+            what = "a shard that the manifest does not list"
+            self.problem("GL0302", what, file, "no such file", found)
 
-    def walk(self, number: int, entry: Entry, rows: Rows | None) -> tuple[Findings, str]:
-        """Read one shard; one in a store is fetched for it, whatever the cache holds."""
-        if self.remote is None:
-            return walk(self.root, entry, rows, self.sha256)
-        with self.remote.fresh(number) as root:
-            return walk(root, entry, rows, self.sha256)
-
-    def _twin(self, path: Path, lost: list[Entry]) -> str:
-        if path.stat().st_size not in {entry.bytes for entry in lost}:
-            return ""
-        with path.open("rb") as file:
-            told = commit.sha256(file)
-        return next((entry.name for entry in lost if entry.sha256 == told), "")
-
-    def rows(self, dataset: Dataset, count_C: Ints) -> Iterator[tuple[int, Rows]]:
+    def rows(self, dataset: Dataset, count_C: Ints, mine: range) -> Iterator[tuple[int, Rows]]:
         """Read the index shard by shard, checking that it is one; add to `count_C`."""
-        last, total = -1, 0
-        try:
+        last, total, listed, name = -1, 0, entries(dataset), "samples.parquet"
+        with self.reading(name):
+            self.plain(name)
             for number, table in runs(dataset):
                 rows = columns(table, number)
                 key_n = rows.key_n9.astype(np.int64) @ (10 ** np.arange(8, -1, -1)) - 5_333_333_328
                 total += len(key_n)
-                if len(key_n) and (key_n[0] <= last or (np.diff(key_n) <= 0).any()):
-                    self.problem(
-                        "GL0301", f"keys do not ascend in shard {number}", "samples.parquet"
-                    )
-                last = int(key_n[-1]) if len(key_n) else last
+                if (np.diff(key_n, prepend=last) <= 0).any():
+                    self.problem("GL0301", f"keys do not ascend in shard {number}", name)
+                last = int(key_n[-1])
                 inside = (rows.label_n >= 0) & (rows.label_n < dataset.classes)
                 if not inside.all():
-                    worst = int(rows.label_n[~inside][0])
-                    self.problem(
-                        "GL0301",
-                        f"a label of shard {number} is out of range",
-                        "samples.parquet",
-                        f"0 to {dataset.classes - 1}",
-                        worst,
-                    )
+                    what, said = f"a label of shard {number} is out of range", dataset.classes - 1
+                    self.problem("GL0301", what, name, f"0 to {said}", rows.label_n[~inside][0])
                 count_C += np.bincount(rows.label_n[inside], minlength=dataset.classes)
+                entry = listed[number]
+                if number in mine and len(key_n) != entry.samples:
+                    what = "the index has another number of samples of this shard"
+                    self.problem("GL0302", what, entry.file, entry.samples, len(key_n))
                 yield number, rows
-        except InputError as error:
-            self.error(error, "samples.parquet")
-            return
-        if total != dataset.n:
-            self.problem(
-                "GL0301",
-                "the index has another number of samples",
-                "samples.parquet",
-                dataset.n,
-                total,
-            )
+            if total != dataset.n:
+                what = "the index has another number of samples"
+                self.problem("GL0301", what, name, dataset.n, total)
 
-    def share(self, entry: Entry, rows: Rows) -> None:
-        """Check the number of samples of one shard."""
-        if len(rows.label_n) != entry.samples:
-            self.problem(
-                "GL0302",
-                "the index has another number of samples of this shard",
-                entry.file,
-                entry.samples,
-                len(rows.label_n),
-            )
+    def deep(
+        self, dataset: Dataset, count_C: Ints, mine: range, pool: Any, progress: Progress
+    ) -> None:
+        """Walk the shards `mine`, some at a time; name shards that hold another's bytes."""
+        listed, left, done = entries(dataset), self.there & {*mine}, 0
+        total = sum(listed[i].bytes for i in mine)
+        owner = {entry.sha256: entry.name for entry in listed}
+        waiting: deque[tuple[Entry, Any]] = deque()
 
-    def identities(self, dataset: Dataset, count_C: Ints | None) -> None:
-        """Check that row i is label i and that its count is right."""
-        try:
+        def todo() -> Iterator[tuple[int, Rows | None]]:
+            for number, rows in self.rows(dataset, count_C, mine):
+                if number in left:
+                    left.discard(number)
+                    yield number, rows
+            for number in sorted(left):  # empty ones; all that are left if the index is damaged
+                yield number, None if listed[number].samples else none()
+
+        def settle(most: int) -> None:
+            nonlocal done
+            while len(waiting) > most:
+                entry, coming = waiting.popleft()
+                found, told = coming.result()
+                other = owner.get(told, entry.name)
+                if told != entry.sha256 and other != entry.name:
+                    what, seen = "the shard holds another's bytes", f"the bytes of {other}"
+                    self.problem("GL0302", what, entry.file, entry.name, seen)
+                else:
+                    self.found.join(found)
+                done += entry.bytes
+                progress(done, total, entry.name)
+
+        with pool as (submit, workers):
+            for number, rows in todo():
+                entry = listed[number]
+                waiting.append((entry, submit(_walk, self.place, number, entry, rows)))
+                settle(2 * workers)
+            settle(0)
+
+    def identities(self, dataset: Dataset, count_C: Ints) -> None:
+        """Check that row i is label i and, where the index could be read, its count."""
+        name = "identities.parquet"
+        with self.reading(name):
+            self.plain(name)
             table = dataset.identities()
-        except InputError as error:
-            self.error(error, "identities.parquet")
-            return
-        label, count = (table.column(name).to_numpy() for name in ("label", "count"))
-        if not np.array_equal(label, np.arange(dataset.classes)):
-            self.problem(
-                "GL0301",
-                "row i is not label i",
-                "identities.parquet",
-                f"labels 0 to {dataset.classes - 1}",
-                f"{len(label)} rows",
-            )
-        elif count_C is not None and not np.array_equal(count, count_C):
-            wrong = np.flatnonzero(count != count_C)
-            self.problem(
-                "GL0301",
-                f"{len(wrong)} counts are wrong, first label {wrong[0]}",
-                "identities.parquet",
-                count_C[wrong[0]],
-                count[wrong[0]],
-            )
+            label, count = (table.column(part).to_numpy() for part in ("label", "count"))
+            if not np.array_equal(label, np.arange(dataset.classes)):
+                said = f"labels 0 to {dataset.classes - 1}"
+                self.problem("GL0301", "row i is not label i", name, said, f"{len(label)} rows")
+            elif int(count_C.sum()) == dataset.n and len(wrong := np.flatnonzero(count != count_C)):
+                what = f"{len(wrong)} counts are wrong, first label {wrong[0]}"
+                self.problem("GL0301", what, name, count_C[wrong[0]], count[wrong[0]])
 
     def quarantine(self, dataset: Dataset) -> None:
         """Check that what was not written is accounted for."""
-        try:
-            table = parquet.read(self.root / "quarantine.parquet", tables.QUARANTINE)
-        except InputError as error:
-            self.error(error, "quarantine.parquet")
-            return
-        said, found = (
-            dataset.manifest.get("quarantine_reasons"),
-            dict(sorted(Counter(table.column("reason").to_pylist()).items())),
-        )
-        if said != found or dataset.manifest.get("quarantined") != table.num_rows:
-            self.problem(
-                "GL0301",
-                "the quarantine is not what the manifest says",
-                "quarantine.parquet",
-                said,
-                found,
-            )
+        name, said = "quarantine.parquet", dataset.manifest
+        with self.reading(name):
+            table = parquet.read(self.plain(name), tables.QUARANTINE)
+            found = dict(sorted(Counter(table.column("reason").to_pylist()).items()))
+            told = said.get("quarantine_reasons")
+            if told != found or said.get("quarantined") != table.num_rows:
+                what = "the quarantine is not what the manifest says"
+                self.problem("GL0301", what, name, told, found)
 
     def versions(self, dataset: Dataset) -> dict[str, int]:
         """Check the label table in force, every version in the history, and the tombstones."""
-        folder = self.root / "labels"
-        history, bad = seal.lines(folder / "history.jsonl")
+        folder, name = self.root / "labels", "labels/current.json"
+        with self.reading("labels"):
+            for one in folder.iterdir() if folder.is_dir() else ():
+                self.plain(f"labels/{one.name}", "GL0304")
+            history, bad = seal.lines(folder / "history.jsonl")
+            if bad is not None:
+                self.problem("GL0304", "a line is damaged", "labels/history.jsonl", at=bad)
+            made = {str(entry["name"]) for line in history for entry in line.get("files", ())}
+            for line in history:
+                for entry in line.get("files", ()):
+                    self.bytes(entry, "labels/", "GL0304")
+            for path in sorted(folder.glob("v*.parquet")) if bad is None else ():
+                if path.name not in made:
+                    self.notes.append(f"labels/{path.name} is in no history: an interrupted apply")
+            table, path = labels.current(self.root, dataset.classes), self.root / name
+            if path.exists() and path.read_bytes() != seal.spell(commit.read_json(path)):
+                what = "expected the spelling that glint writes, found another"
+                self.problem("GL0304", what, name)
+            ends = {history[-1]["version"], history[-1]["from"]} if history else {0}
+            if bad is None and table.version not in ends:
+                what = "the version in force is not the history's last"
+                self.problem("GL0304", what, name, sorted(ends)[-1], table.version)
+            elif history and bad is None and table.version != history[-1]["version"]:
+                self.notes.append("the last change of the labels was interrupted: make it again")
+            self.tombstones(table, history)
+            return {"label_version": table.version, "classes": table.classes}
+        return {}
+
+    def tombstones(self, table: labels.LabelTable, history: list[dict[str, Any]]) -> None:
+        """Check that every take-down has a line, and that its labels are not in force."""
+        lines, bad = list[dict[str, Any]](), None
+        with self.reading(TOMBSTONES):
+            lines, bad = seal.lines(self.plain(TOMBSTONES, "GL0304"))
         if bad is not None:
-            self.problem("GL0304", "a line is damaged", "labels/history.jsonl", offset=bad)
-        made: set[str] = set()
-        for line in history:
-            for entry in line.get("files", ()):
-                made.add(entry["name"])
-                self._bytes(entry, folder, "labels/", "GL0304")
-        for path in sorted(folder.glob("v*.parquet")) if bad is None else ():
-            if path.name not in made:
-                self.notes.append(f"labels/{path.name} is in no history: an interrupted apply")
-        try:
-            table = labels.current(self.root, dataset.classes)
-        except InputError as error:
-            self.error(error, "labels")
-            return {}
-        path = folder / "current.json"
-        if path.exists() and path.read_bytes() != seal.spell(commit.read_json(path)):
-            self.problem(
-                "GL0304",
-                "expected the spelling that glint writes, found another",
-                "labels/current.json",
-            )
-        ends = {history[-1]["version"], history[-1]["from"]} if history else {0}
-        if bad is None and table.version not in ends:
-            self.problem(
-                "GL0304",
-                "the version in force is not the history's last",
-                "labels/current.json",
-                sorted(ends)[-1],
-                table.version,
-            )
-        elif history and bad is None and table.version != history[-1]["version"]:
-            self.notes.append("the last change of the labels was interrupted: make it again")
-        self._tombstones(table, history)
-        return {"label_version": table.version, "classes": table.classes}
+            self.problem("GL0304", "a line is damaged", TOMBSTONES, at=bad)
+        buried = [label for line in lines for label in line.get("labels", ())]
+        dropped = [line["why"] for line in history if line.get("why", {}).get("stage") == "drop"]
+        bare = sorted({label for why in dropped for label in why.get("labels", ())} - {*buried})
+        if bare and bad is None:
+            what = f"identity {bare[0]} was taken down and has no tombstone ({len(bare)} in all)"
+            self.problem("GL0304", what, TOMBSTONES, "a line for each take-down", "none")
+        for label in buried:
+            found = table.target[label] if 0 <= label < len(table.target) else "no label"
+            if found != -1:
+                what = f"identity {label} was taken down and is in the labels in force"
+                self.problem("GL0304", what, "labels/current.json", "target -1", found)
 
     def sampling(self) -> None:
         """Check that a sampling table can be read."""
-        if (self.root / "sampling.parquet").exists():
-            try:
-                parquet.read(self.root / "sampling.parquet", tables.SAMPLING, code="GL0305")
-            except InputError as error:
-                self.error(error, "sampling.parquet")
-
-    def _tombstones(self, table: labels.LabelTable, history: list[dict[str, Any]]) -> None:
-        lines, bad = seal.lines(self.root / TOMBSTONES)
-        if bad is not None:
-            self.problem("GL0304", "a line is damaged", TOMBSTONES, offset=bad)
-        buried = {label for line in lines for label in line.get("labels", ())}
-        dropped = [line["why"] for line in history if line.get("why", {}).get("stage") == "drop"]
-        bare = sorted({label for why in dropped for label in why.get("labels", ())} - buried)
-        if bare and bad is None:
-            self.problem(
-                "GL0304",
-                f"identity {bare[0]} was taken down and has no tombstone ({len(bare)} in all)",
-                TOMBSTONES,
-                "a line for each take-down",
-                "none",
-            )
-        for line in lines:
-            for label in line.get("labels", ()):
-                if not 0 <= label < len(table.target) or table.target[label] >= 0:
-                    self.problem(
-                        "GL0304",
-                        f"identity {label} was taken down and is in the labels in force",
-                        "labels/current.json",
-                        "target -1",
-                        table.target[label] if label < len(table.target) else "no label",
-                    )
+        name, code = "sampling.parquet", "GL0305"
+        with self.reading(name):
+            parquet.read(self.plain(name, code), tables.SAMPLING, code=code)
 
 
-def _index(remote: Remote, told: dict[str, Any]) -> tuple[str, str, str, str] | None:
-    """Compare a shard's index for DALI in a store: what is wrong, the file, expected, found."""
+def _size(place: Remote | Path, entry: Entry) -> int | str | GlintError:
+    """Return the size of a shard, what stands there instead, or why neither can be said."""
+    try:
+        if isinstance(place, Path):
+            return there(place / entry.file)
+        stat = place.store.stat(entry.file)
+        return "" if stat is None else stat.size
+    except GlintError as error:
+        return error
+    except OSError as error:
+        return InputError("GL0903", f"cannot be read: {error.strerror or error}")
+
+
+def _index(place: Remote | Path, told: dict[str, Any]) -> tuple[str, str, str] | None:
+    """Compare a shard's index for DALI: what is wrong, expected, found."""
     if "idx" not in told:
         return None
     name, expected = f"data/{dali.beside(str(told['name']))}", f"sha256 {told['idx']}"
-    data = remote.store.get(name)
+    if isinstance(place, Path):
+        odd = there(place / name)
+        if isinstance(odd, str) and odd:
+            return "no plain file", expected, odd
+        return dali.damage(place / "data", told)
+    data = place.store.get(name)
     if data is None:
-        return "the index for DALI is missing", name, expected, "no object"
+        return "the index for DALI is missing", expected, "no object"
     found = f"sha256 {hashlib.sha256(data).hexdigest()}"
-    return ("the index for DALI has changed", name, expected, found) if found != expected else None
+    return ("the index for DALI has changed", expected, found) if found != expected else None
 
 
-def entries(dataset: Dataset) -> list[Entry]:
-    """Return the shards as the manifest lists them."""
-    return [
-        Entry(str(e["name"]), int(e["samples"]), int(e["bytes"]), str(e["sha256"]))
-        for e in dataset.manifest["shards"]
-    ]
+def _walk(
+    place: Remote | Path, number: int, entry: Entry, rows: Rows | None
+) -> tuple[Findings, str]:
+    """Read one shard; one in a store is fetched for it, whatever the cache holds."""
+    if isinstance(place, Path):
+        return walk(place / entry.file, entry, rows)
+    with place.fresh(number) as root:
+        return walk(root / entry.file, entry, rows)
 
 
-def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
-    """Read the index a shard at a time, in order: (number, its rows).
-
-    Raises InputError GL0301 where the shards' numbers descend, or are none of the manifest's.
-    """
-    held: pa.Table | None = None
-    number = -1
-    path = dataset.root / "samples.parquet"
-    for table in parquet.groups(path, tables.SAMPLES, columns=_COLUMNS):
-        if table.column("shard").null_count:
-            raise InputError("GL0301", "a shard's number is missing", where=str(path))
-        shard_n = table.column("shard").to_numpy()
-        start_r = np.flatnonzero(np.diff(shard_n, prepend=-1 if len(shard_n) else 0))
-        for start, stop in zip(start_r.tolist(), [*start_r[1:].tolist(), len(shard_n)]):
-            now = int(shard_n[start])
-            if now < number or now >= len(dataset.shards):
-                raise InputError(
-                    "GL0301",
-                    f"shard {now} follows shard {number} of {len(dataset.shards)}",
-                    where=str(path),
-                )
-            piece = table.slice(start, stop - start)
-            if now == number and held is not None:
-                held = pa.concat_tables([held, piece])
-                continue
-            if held is not None:
-                yield number, held
-            held, number = piece, now
-    if held is not None:
-        yield number, held
-
-
-def columns(table: pa.Table, shard: int) -> Rows:
-    """Return one shard's rows as arrays. Raises InputError GL0301 for empty cells or odd keys."""
-    table = table.combine_chunks()
-    for name in _COLUMNS:
-        if table.column(name).null_count:
-            raise InputError("GL0301", f"column {name} has an empty cell in shard {shard}")
-    arrays = {name: table.column(name).combine_chunks() for name in _COLUMNS}
-    arrays = {
-        name: a.chunk(0) if isinstance(a, pa.ChunkedArray) else a for name, a in arrays.items()
-    }
-    key, digest, n = arrays["key"], arrays["digest"], table.num_rows
-    end_n = np.frombuffer(key.buffers()[1], np.int32)[key.offset : key.offset + n + 1]
-    text = np.frombuffer(key.buffers()[2] or b"", np.uint8)[end_n[0] : end_n[-1]]
-    if (np.diff(end_n) != 9).any() or ((text < ord("0")) | (text > ord("9"))).any():
-        raise InputError("GL0301", f"a key of shard {shard} is not nine digits")
-    image_nk = np.frombuffer(digest.buffers()[1], np.uint8)[16 * digest.offset :][: 16 * n]
-    label_n, offset_n, size_n = (
-        arrays[name].to_numpy(zero_copy_only=False).astype(np.int64)
-        for name in ("label", "offset", "size")
-    )
-    return Rows(text.reshape(n, 9), label_n, offset_n, size_n, image_nk.reshape(n, 16))
-
-
-def _deep(
-    check: _Check,
-    dataset: Dataset,
-    count_C: Ints,
-    mine: range,
-    pool: AbstractContextManager[Pool],
-    progress: Progress,
-) -> None:
-    """Walk the shards `mine`, some at a time; name shards that hold another's bytes."""
-    listed = entries(dataset)
-    total, done = sum(listed[i].bytes for i in mine), 0
-    waiting: deque[tuple[Entry, Coming]] = deque()
-    owner = {entry.sha256: entry.name for entry in listed}
-    left = check.there(listed) & {*mine}
-
-    def settle(most: int) -> None:
-        nonlocal done
-        while len(waiting) > most:
-            entry, future = waiting.popleft()
-            found, told = future.result()
-            other = owner.get(told, entry.name)
-            if told != entry.sha256 and other != entry.name:
-                check.problem(
-                    "GL0302",
-                    "the shard holds another's bytes",
-                    entry.file,
-                    entry.name,
-                    f"the bytes of {other}",
-                )
-            else:
-                check.found.join(found)
-            done += entry.bytes
-            progress(done, total, entry.name)
-
-    with pool as (submit, workers):
-        for number, rows in check.rows(dataset, count_C):
-            entry = listed[number]
-            if number in mine:
-                check.share(entry, rows)
-            if number in left:
-                left.discard(number)
-                waiting.append((entry, submit(check.walk, number, entry, rows)))
-            settle(2 * workers)
-        for number in sorted(left):  # empty shards; all that are left if the index is damaged
-            rows_ = _none() if not listed[number].samples else None
-            entry = listed[number]
-            waiting.append((entry, submit(check.walk, number, entry, rows_)))
-            settle(2 * workers)
-        settle(0)
-
-
-def _none() -> Rows:
-    none = np.empty(0, np.int64)
-    return Rows(np.empty((0, 9), np.uint8), none, none, none, np.empty((0, 16), np.uint8))
+@contextmanager
+def _threads(workers: int) -> Iterator[Pool]:
+    with ThreadPoolExecutor(workers) as pool:
+        yield pool.submit, workers
 
 
 def verify(
@@ -553,23 +393,23 @@ def verify(
     deep: bool = False,
     workers: int = 1,
     progress: Progress = log.silent,
-    sha256: bool = False,
     task: tuple[int, int] = (0, 1),
     pool: AbstractContextManager[Pool] | None = None,
+    sources: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, Any]:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
-    labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes;
-    `sha256`: with the SHA-256 of every shard, which is else taken only where it is needed.
+    labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes.
+    sources: where the dataset came from, see `against`; `progress` is in records.
     Task (i, N) reads the shards with number % N == i, and only task 0 looks at the tables: all is
     well where it is for every task. `pool` reads shards elsewhere than in threads here.
-    Raises InputError GL0301 where the folder is no dataset at all.
+    Raises InputError GL0301 where the folder is no dataset at all, and what `against` raises.
     """
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
-    started = time.perf_counter()
-    check = _Check(root, sha256)
+    started, check = time.perf_counter(), _Check(root)
+    origins = [against.Origin(source) for source in sources]
     dataset = check.manifest()
     result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
     if dataset is not None:
@@ -579,20 +419,15 @@ def verify(
             check.tables(dataset)
         elif check.remote is not None:
             check.remote.tables()
-        if check.remote is None:
-            check.folder(dataset, deep)
-        else:
-            check.objects(check.remote, dataset, deep)
+        check.shards(dataset, deep)
         count_C = np.zeros(dataset.classes, np.int64)
-        before = check.found.count
         if deep:
-            _deep(check, dataset, count_C, mine, pool or _threads(workers), progress)
+            check.deep(dataset, count_C, mine, pool or _threads(workers), progress)
         else:
-            for number, rows in check.rows(dataset, count_C):
-                check.share(listed[number], rows)
-        whole = check.found.count == before or int(count_C.sum()) == dataset.n
+            for _ in check.rows(dataset, count_C, mine):
+                pass
         if task[0] == 0:
-            check.identities(dataset, count_C if whole else None)
+            check.identities(dataset, count_C)
             check.quarantine(dataset)
             result |= check.versions(dataset)
             check.sampling()
@@ -605,23 +440,31 @@ def verify(
         }
         if task[1] > 1:
             result |= {"task": f"{task[0]}/{task[1]}", "of_shards": len(listed)}
+        if origins:
+            lost = {*range(len(listed))} - check.there
+            found, result["against"] = against.compare(root, origins, lost, progress)
+            check.found.join(found)
     return {
         **result,
         "ok": not check.found.count,
         "problem_count": check.found.count,
-        "problems": [problem.as_dict() for problem in check.found.shown[:SHOWN]],
-        "shown": [str(problem) for problem in check.found.shown[:SHOWN]],
+        "problems": [problem.as_dict() for problem in check.found.shown],
+        "shown": [str(problem) for problem in check.found.shown],
         "notes": check.notes,
         "hint": _TODO if check.found.count else "",
         "seconds": round(time.perf_counter() - started, 3),
     }
 
 
-def survey(root: str | os.PathLike[str]) -> dict[str, int]:
-    """Say what there is to read. Raises InputError GL0301."""
+def survey(
+    root: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]] = ()
+) -> dict[str, Any]:
+    """Say what there is to read. Raises InputError GL0301, and what `against` raises."""
     dataset = Dataset(root)
     listed = entries(dataset)
+    told = [{"source": os.fspath(one), "kind": against.kind_of(one)} for one in sources]
     return {
+        **({"against": told} if told else {}),
         "files": len(dataset.manifest.get("files", ())) + 1,
         "shards": len(listed),
         "bytes": sum(entry.bytes for entry in listed),
