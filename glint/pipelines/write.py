@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from glint.pipelines.plan import Plan
+from glint.pipelines.plan import SAMPLES, Plan
 from glint.shards import commit, dali, parquet, policy
 from glint.shards import plan as deal
 from glint.shards.image import Rejected
@@ -35,7 +35,6 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
     ResourceError GL0007 where other bytes are read back, GL0901.
     """
     start, stop = plan.spans()[shard]
-    source = reopen(plan.kind, plan.path, plan.folder, start, stop)
     path = Path(plan.out) / "data" / deal.shard_name(shard)
     notes: Counter[str] = Counter()
     sha256 = ""
@@ -47,10 +46,10 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
     with commit.atomic(path, read_back) as file:
         options = plan.options
         out = Shard(file, shard, with_json=options.with_json, members=options.members)
-        if isinstance(source, Samples):
-            table = _copy(out, source, start)
+        if plan.kind == SAMPLES:
+            table = _copy(out, Samples(plan.folder, start, stop), start)
         else:
-            _pack(out, source, plan, start, notes)
+            _pack(out, reopen(plan.kind, plan.path, plan.folder, start, stop), plan, start, notes)
             table = out.samples()
         out.close()
         bad = out.quarantine()

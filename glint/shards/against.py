@@ -23,8 +23,9 @@ from glint.manifests import tables
 from glint.shards import parquet
 from glint.shards.image import Rejected
 from glint.shards.index import Dataset
-from glint.shards.sources import Source, open_source, recognise, resyncing
+from glint.shards.sources import Source, open_source, recognise
 from glint.shards.store import is_url
+from glint.shards.strings import text
 from glint.shards.walk import Findings, Problem, there
 
 BLOCK = 1 << 14  # rows read at a time
@@ -39,7 +40,7 @@ _CAME = tables.PROVENANCE.names  # the columns of a merged dataset
 
 def label_texts(source: Source) -> pa.Array:
     """Return the labels as the source writes them, by their numbers."""
-    return source.classes.arrow()
+    return text(source.classes)
 
 
 def is_merged(dataset: Dataset) -> bool:
@@ -64,8 +65,8 @@ class Origin:
         except InputError as error:
             if error.code != "GL0213":
                 raise
-            with resyncing():  # what was sharded so is here again; what is lost since is missed
-                return open_source(path)
+            # What was sharded so is here again; what is lost since is missed.
+            return open_source(path, resync=True)
 
     def records(self, whole: bool) -> Iterator[tuple[str, str | None, bytes | Rejected]]:
         """Give name, label and image of every record; `whole`: what was merged has longer names."""
@@ -228,8 +229,8 @@ class Comparison:
 
 
 def _hash(*words: object) -> int:
-    text = "\0".join(map(str, words)).encode("utf-8", "surrogatepass")
-    value: int = xxhash.xxh3_64_intdigest(text)
+    said = "\0".join(map(str, words)).encode("utf-8", "surrogatepass")
+    value: int = xxhash.xxh3_64_intdigest(said)
     return value
 
 

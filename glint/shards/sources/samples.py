@@ -39,8 +39,6 @@ TEXTS = ("source", "source_label")
 class Samples:
     """Positions [start, stop) of a rewrite: each a sample of a dataset, or a gap."""
 
-    kind = "samples"
-
     def __init__(self, folder: Path, start: int, stop: int) -> None:
         stored = commit.read_json(folder / "paths.json", "GL0006")
         self.paths = [str(path) for path in stored["paths"]]
@@ -51,15 +49,6 @@ class Samples:
             name: load_names(folder, name).slice(start, stop - start).to_pylist()
             for name in (*TEXTS, *self.provenance)
         }
-
-    @classmethod
-    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Samples:
-        """Open positions [start, stop) of what `save` wrote into `folder`."""
-        return cls(folder, start, stop)
-
-    @property
-    def n(self) -> int:
-        return len(self._row)
 
     @cached_property
     def _open(self) -> OrderedDict[int, Any]:
