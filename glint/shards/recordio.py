@@ -163,8 +163,7 @@ def fronts(path: Path, at_r: Ints) -> Iterator[tuple[slice, Row]]:
             rows, pieces = slice(start, start + _BLOCK), []
             for at in (np.minimum(at_r[rows], size) // 4 * 4).tolist():
                 file.seek(at)
-                piece = file.read(want)
-                pieces.append(piece if at + want <= size else piece[: size - at].ljust(want, b"\0"))
+                pieces.append(file.read(want)[: size - at].ljust(want, b"\0"))
             yield rows, np.frombuffer(b"".join(pieces), FRONT)
 
 
@@ -240,7 +239,7 @@ def scan_past_damage(path: Path) -> tuple[Ints, npt.NDArray[np.bool_]]:
     p = np.flatnonzero(cflag_p < 2)
     further = np.append(np.flatnonzero(cflag_p != 2), len(at_p) - 1)
     last = np.where(cflag_p[p] == 0, p, further[np.searchsorted(further[:-1], p, "right")])
-    astray_p = np.cumsum(~leads_p, dtype=np.int32) - ~leads_p  # parts before p that do not
+    astray_p = np.cumsum(~leads_p, dtype=np.int32) - ~leads_p  # parts before p that do not lead on
     whole = (cflag_p[last] == 3 * cflag_p[p]) & (astray_p[last] == astray_p[p])
     taken = whole & leads_p[last]
     with path.open("rb", buffering=0) as file:

@@ -32,7 +32,7 @@ _NO_ID, _NO_PART = 1 << 62, 8
 # What is known of a record: its key, at first the id in its header; its offset; the bytes to the
 # next one; length and cflag of its first part; the class, which is the first label, and the second
 # one; how many labels (at most 3) it has where it has no image, else 0; and whether it is intact.
-# Listing takes at most 100 bytes of memory for each: 4.2 GB for the 42 million of WebFace42M.
+# Listing takes some 100 bytes of memory for each: 4.2 GB for the 42 million of WebFace42M.
 HEAD = np.dtype("i8, i8, i8, u4, u1, f4, f4, u1, ?")
 HEAD.names = ("key", "at", "span", "length", "cflag", "value", "second", "empty", "intact")
 # What is kept of an image.
