@@ -6,161 +6,38 @@ from __future__ import annotations
 
 import os
 import struct
-from array import array
-from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from glint.errors import InputError, UsageError
 from glint.shards import commit, recordio
-from glint.shards.image import MAX_BYTES, Rejected, kind
-from glint.shards.recordio import MAGIC, MAGIC_BYTES, MAX_LENGTH, PART, damaged
+from glint.shards.image import Rejected
+from glint.shards.recordio import LIMIT, MAGIC, MAGIC_BYTES, MAX_LENGTH, Row, damaged
 from glint.shards.sources.source import Ints, dense, fingerprint, load_rows, persistent, save_rows
 from glint.shards.strings import load_names, packed, save_names
 
-LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
 EXACT = 1 << 24  # above it float32 skips integers
 
 # What the listing finds wrong with a record; the index into this tuple is stored.
 FLAWS = ("", "corrupt-record", "label-not-integer", "identity-range", "lost-bytes")
 CORRUPT, NO_LABEL, OUT_OF_RANGE, LOST = 1, 2, 3, 4
 
-_BLOCK = 1 << 16  # records that are Python objects at a time
-_BUFFER = 1 << 18  # bytes read at a time where only the beginnings of records are wanted
 _COMMON = struct.Struct("<III")  # magic, length (with no part flag), number of labels
 _NO_ID, _NO_PART = 1 << 62, 8
 
-Row = npt.NDArray[Any]  # of a structured type
-Flags = npt.NDArray[np.bool_]
-
-
-def _dtype(**formats: str) -> np.dtype[Any]:
-    return np.dtype(list(formats.items()))
-
-
-# How a record begins in the file: its first part, IRHeader, two labels where it has them.
-FRONT = _dtype(magic="<u4", lrec="<u4", flag="<u4", label="<f4", id="<u8", id2="<u8", more="2<f4")
 # What is known of a record: its key, at first the id in its header; its offset; the bytes to the
 # next one; length and cflag of its first part; the class, which is the first label, and the second
 # one; how many labels (at most 3) it has where it has no image, else 0; and whether it is intact.
-# Listing takes some 100 bytes of memory for each record: 4 GB for the 42 million of WebFace42M.
-HEAD = _dtype(
-    key="i8",
-    at="i8",
-    span="i8",
-    length="u4",
-    cflag="u1",
-    value="f4",
-    second="f4",
-    empty="u1",
-    ok="?",
-)
-ROW = _dtype(key="i8", at="i8", span="i8", flaw="u1", label="i8")  # of an image
-
-
-def _fronts(path: Path, at_r: Ints) -> Iterator[tuple[slice, Row]]:
-    """Yield how the records at ascending offsets begin, in blocks; zeros past the last word."""
-    size, want = path.stat().st_size // 4 * 4, FRONT.itemsize
-    with path.open("rb", buffering=_BUFFER) as file:
-        for start in range(0, len(at_r), _BLOCK):
-            rows, pieces = slice(start, start + _BLOCK), []
-            for at in (np.minimum(at_r[rows], size) // 4 * 4).tolist():
-                file.seek(at)
-                piece = file.read(want)
-                pieces.append(piece if at + want <= size else piece[: size - at].ljust(want, b"\0"))
-            yield rows, np.frombuffer(b"".join(pieces), FRONT)
-
-
-def scan_offsets(path: Path) -> Ints:
-    """Return the offset of every record of a file without .idx.
-
-    Raises InputError GL0213 at the first byte that is not a record.
-    """
-    found, at, inside, size = array("q"), 0, False, path.stat().st_size
-    wrong = hint = ""
-    with path.open("rb", buffering=_BUFFER) as file:
-        while at + 8 <= size:
-            file.seek(at)
-            magic, lrec = PART.unpack(file.read(8))
-            cflag, length = lrec >> 29, lrec & MAX_LENGTH
-            if magic != MAGIC:
-                wrong = f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}"
-                hint = f"it is record {len(found)}; with an .idx beside the file, or --resync, "
-                hint += "glint goes on behind it"
-            elif cflag not in ((2, 3) if inside else (0, 1)):
-                wrong = f"part flag {cflag} is out of place"
-            elif length > size - at - 8:
-                wrong = f"the record claims {length} bytes, the file has {size - at - 8} left"
-            if wrong:
-                raise damaged(wrong, path.name, at, hint)
-            if not inside:
-                found.append(at)
-            inside = cflag in (1, 2)
-            at += 8 + length + (-length & 3)
-    if at < size:
-        raise damaged(f"{size - at} bytes are left over at the end", path.name, at)
-    if inside:
-        raise damaged("the file ends inside a record of several parts", path.name, found[-1])
-    return np.array(found, np.int64)
-
-
-def _magics(path: Path) -> Ints:
-    """Return every 4-aligned offset of a file at which the magic stands."""
-    found, at = [np.empty(0, np.int64)], 0
-    with path.open("rb") as file:
-        while len(word := np.fromfile(file, "<u4", 1 << 20)):
-            found.append(at + 4 * np.flatnonzero(word == MAGIC))
-            at += 4 * len(word)
-    return np.concatenate(found)
-
-
-def scan_past_damage(path: Path) -> tuple[Ints, Flags]:
-    """Cut a file into records and lost stretches; return where each begins, and which are lost.
-
-    An aligned magic stands nowhere but at the start of a part, so a length is true where it leads
-    to the next one or to the end of the file. A record is taken where all its parts do; one that
-    stands before damage also where its header fits its length and its image has a known beginning.
-    """
-    size, at_p = path.stat().st_size, _magics(path)
-    lrec_p = np.empty(len(at_p), np.int64)
-    for rows, front_m in _fronts(path, at_p):
-        lrec_p[rows] = front_m["lrec"]
-    cflag_p, length_p = lrec_p >> 29, lrec_p & MAX_LENGTH
-    next_p = np.append(at_p, size)[1:]
-    stop_p = at_p + 8 + length_p + (-length_p & 3)
-    if len(at_p) and at_p[-1] + 8 + length_p[-1] <= size:  # the last may lack its padding
-        stop_p[-1] = min(stop_p[-1], size)
-    leads_p = stop_p == next_p
-    # A record begins with p and ends with the part `last`, to which the ones before lead.
-    p = np.flatnonzero(cflag_p < 2)
-    further = np.append(np.flatnonzero(cflag_p != 2), len(at_p) - 1)
-    last = np.where(cflag_p[p] == 0, p, further[np.searchsorted(further[:-1], p, "right")])
-    astray_p = np.cumsum(~leads_p) - ~leads_p  # parts before this one that do not lead on
-    whole = (cflag_p[last] == 3 * cflag_p[p]) & (astray_p[last] == astray_p[p])
-    taken = whole & leads_p[last]
-    with path.open("rb", buffering=0) as file:
-        for i in np.flatnonzero(whole & ~taken & (stop_p[last] <= next_p[last])).tolist():
-            at, stop = int(at_p[p[i]]), int(stop_p[last[i]])
-            _, image, fits = _parsed(file.fileno(), at, stop - at)
-            taken[i] = fits and (not image or kind(image) != "")
-    start_r, stop_r = at_p[p[taken]], stop_p[last[taken]]
-    lost = np.append(0, stop_r)[np.append(0, stop_r) < np.append(start_r, size)]
-    order = np.argsort(np.append(start_r, lost))
-    return np.append(start_r, lost)[order], (order >= len(start_r))
-
-
-def _parsed(fd: int, at: int, span: int) -> tuple[recordio.Header | None, bytes, bool]:
-    """Return header and image of a record, None where it is damaged, and whether it fits `span`."""
-    try:
-        payload, after = recordio.parse(os.pread(fd, min(span, 2 * LIMIT), at), 0, LIMIT)
-        return *recordio.unpack(payload), after == span
-    except InputError:
-        return None, b"", False
+# Listing takes some 100 bytes of memory for each: 4.2 GB for the 42 million of WebFace42M.
+HEAD = np.dtype("i8, i8, i8, u4, u1, f4, f4, u1, ?")
+HEAD.names = ("key", "at", "span", "length", "cflag", "value", "second", "empty", "intact")
+# What is kept of an image.
+ROW = np.dtype("i8, i8, i8, u1, i8")
+ROW.names = ("key", "at", "span", "flaw", "label")
 
 
 def rebuild_idx(rec: Path, resync: bool = False) -> dict[str, Any]:
@@ -185,14 +62,14 @@ def _listed(rec: Path, idx: Path | None, resync: bool) -> tuple[Row, Row]:
     """Return the heads of all records in file order, with their keys, and of lost stretches."""
     if idx and not resync:
         return _by_idx(rec, idx), np.empty(0, HEAD)
-    known, lost = _of_damaged(rec, idx) if idx else None, np.empty(0, HEAD)
+    lost = np.empty(0, HEAD)
     if resync:
-        at_r, lost_r = scan_past_damage(rec)
+        at_r, lost_r = recordio.scan_past_damage(rec)
         head_r = read_heads(rec, at_r)
         head_r, lost = head_r[~lost_r], head_r[lost_r]
     else:
-        head_r = read_heads(rec, scan_offsets(rec))
-    key_r = _known_keys(*known, head_r["at"]) if known else None
+        head_r = read_heads(rec, recordio.scan_offsets(rec))
+    key_r = _known_keys(rec, idx, head_r["at"]) if idx else None
     head_r["key"] = _made_up_keys(head_r, len(lost) > 0) if key_r is None else key_r
     return head_r, lost
 
@@ -205,8 +82,11 @@ def _by_idx(rec: Path, idx: Path) -> Row:
         if several:
             raise _mismatch(idx, [f"{what} {v} stands {c} times" for v, c in several])
     order = np.argsort(at_r)
-    head_r = read_heads(rec, at_r[order])
-    head_r["key"] = key_r[order]
+    key_r, at_r = key_r[order], at_r[order]
+    del order
+    head_r = read_heads(rec, at_r)
+    head_r["key"] = key_r
+    del key_r, at_r
     check_idx(rec, idx, head_r)
     return head_r
 
@@ -218,25 +98,27 @@ def _repeated(value_r: Ints) -> list[tuple[int, int]]:
     return list(zip(kept[:5].tolist(), (count[:5] + 1).tolist()))
 
 
-def _of_damaged(rec: Path, idx: Path) -> tuple[Ints, Ints] | None:
-    """Return keys and offsets of the .idx, if it is one; no record may lie behind the file's end.
+def _known_keys(rec: Path, idx: Path, at_r: Ints) -> Ints | None:
+    """Return the keys that an .idx has for records; None if it is none, lacks or repeats any.
 
-    Raises InputError GL0213: the loss of such records would go unseen.
+    Raises InputError GL0213 for records behind the file's end: their loss would go unseen.
     """
     try:
-        key_r, at_r = recordio.read_idx(idx)
+        key_i, at_i = recordio.read_idx(idx)
     except InputError:
         return None
     size = rec.stat().st_size
-    behind = int((at_r >= size).sum())
+    behind = (at_i >= size).sum()
     if behind:
-        raise InputError(
-            "GL0213",
-            f"ends at byte {size}; {behind} of the {len(at_r)} records of {idx.name} lie behind it",
-            where=str(rec),
-            hint="copy or download the file again; to go on with what is here, move the .idx away",
-        )
-    return key_r, at_r
+        records = f"{behind} of the {len(at_i)} records of {idx.name}"
+        what = f"ends at byte {size}; {records} lie behind it"
+        hint = "copy or download the file again; to go on with what is here, move the .idx away"
+        raise InputError("GL0213", what, where=str(rec), hint=hint)
+    order = np.argsort(at_i, kind="stable")
+    place_r = np.searchsorted(at_i[order], at_r)
+    listed_r = order[place_r[place_r < len(order)]]
+    key_r = key_i[listed_r]
+    return key_r if np.array_equal(at_i[listed_r], at_r) and not _repeated(key_r) else None
 
 
 def read_heads(path: Path, at_r: Ints) -> Row:
@@ -248,10 +130,10 @@ def read_heads(path: Path, at_r: Ints) -> Row:
     size, head_r = path.stat().st_size, np.empty(len(at_r), HEAD)
     head_r["at"], head_r["span"] = at_r, np.diff(at_r, append=size)
     with path.open("rb", buffering=0) as file:
-        for rows, front_m in _fronts(path, at_r):
+        for rows, front_m in recordio.fronts(path, at_r):
             _take_fronts(head_r[rows], front_m, size)
-            for i in np.flatnonzero(head_r["cflag"][rows] == 1).tolist():
-                _take_parts(head_r[rows][i], file.fileno())
+            for i in rows.start + np.flatnonzero(head_r["cflag"][rows] == 1):
+                _take_parts(head_r[i], file.fileno())
     return head_r
 
 
@@ -262,21 +144,20 @@ def _take_fronts(head_m: Row, front_m: Row, size: int) -> None:
     image_m, pad_m, over_m = length_m - 24 - 4 * flag_m, -length_m & 3, span_m - 8 - length_m
     last_m = head_m["at"] + span_m == size  # it may lack its padding
     fits_m = (over_m == pad_m) | (last_m & (over_m >= 0) & (over_m <= pad_m))
-    more_m = front_m["more"]
     head_m["key"], head_m["length"] = np.minimum(front_m["id"], _NO_ID), length_m
     head_m["cflag"] = np.where(front_m["magic"] == MAGIC, front_m["lrec"] >> 29, _NO_PART)
-    head_m["value"] = np.where(flag_m > 0, more_m[:, 0], front_m["label"])
-    head_m["second"] = np.where(flag_m > 1, more_m[:, 1], np.float32(np.nan))
-    head_m["ok"] = (head_m["cflag"] == 0) & fits_m & (length_m >= 24) & (image_m >= 0)
-    head_m["empty"] = np.where(head_m["ok"] & (image_m == 0), np.minimum(flag_m, 3), 0)
+    head_m["value"] = np.where(flag_m > 0, front_m["first"], front_m["label"])
+    head_m["second"] = np.where(flag_m > 1, front_m["second"], np.float32(np.nan))
+    head_m["intact"] = (head_m["cflag"] == 0) & fits_m & (length_m >= 24) & (image_m >= 0)
+    head_m["empty"] = np.where(head_m["intact"] & (image_m == 0), np.minimum(flag_m, 3), 0)
 
 
 def _take_parts(head: Any, fd: int) -> None:
     """Fill in the head of a record of several parts, where it can be read."""
-    header, image, fits = _parsed(fd, int(head["at"]), int(head["span"]))
+    header, image, fits = recordio.read_span(fd, int(head["at"]), int(head["span"]))
     if header is not None:
         labels = header.label if isinstance(header.label, tuple) else ()
-        head["key"], head["value"], head["ok"] = min(header.id, _NO_ID), header.first, fits
+        head["key"], head["value"], head["intact"] = min(header.id, _NO_ID), header.first, fits
         head["second"] = labels[1] if len(labels) > 1 else np.nan
         head["empty"] = min(header.flag, 3) if fits and not image else 0
 
@@ -305,37 +186,23 @@ def check_idx(path: Path, idx: Path, head_r: Row) -> None:
         bad = head_r[foreign_r if foreign_r.any() else missed_r][:5]
         raise _mismatch(idx, [f"key {head['key']} @ {head['at']}" for head in bad])
     passed_r = due_r[sure_r & (due_r + 8 <= np.minimum(np.append(at_r, size), size))]
-    with path.open("rb", buffering=_BUFFER) as file:
+    with path.open("rb", buffering=0) as file:
         magics = (at for at in passed_r if file.seek(at) >= 0 and file.read(4) == MAGIC_BYTES)
         unlisted = [f"the record @ {at} is not listed" for at in islice(magics, 5)]
     if unlisted:
         raise _mismatch(idx, unlisted)
     outside = n - int(inside_r.sum())
     if outside or (sure_r[-1] and stop_r[-1] > size):
-        want = max(at_r[-1] + 8, due_r[-1] if sure_r[-1] else 0)
-        raise damaged(
-            f"the file ends here, {outside or 1} of {n} records of {idx.name} lie behind it: "
-            f"at least {want - size} bytes are missing",
-            path.name,
-            size,
-            "copy or download the file again",
-        )
+        missing = max(at_r[-1] + 8, due_r[-1] if sure_r[-1] else 0) - size
+        records = f"{outside or 1} of {n} records of {idx.name}"
+        what = f"the file ends here, {records} lie behind it: at least {missing} bytes are missing"
+        raise damaged(what, path.name, size, "copy or download the file again")
 
 
 def _mismatch(idx: Path, bad: list[str]) -> InputError:
     what = "it does not belong to its .rec file: " + "; ".join(bad)
     hint = "move the .idx away: glint then finds the records itself"
     return InputError("GL0216", what, where=idx.name, hint=hint)
-
-
-def _known_keys(key_i: Ints, at_i: Ints, at_r: Ints) -> Ints | None:
-    """Return the keys of records by an .idx; None where it does not list all, or repeats one."""
-    order = np.argsort(at_i, kind="stable")
-    place_r = np.searchsorted(at_i[order], at_r)
-    if not len(at_i) or place_r.max(initial=0) == len(at_i):
-        return None
-    key_r, listed = key_i[order[place_r]], bool((at_i[order[place_r]] == at_r).all())
-    return key_r if listed and not _repeated(key_r) else None
 
 
 def _slack(value: float) -> int:
@@ -357,8 +224,8 @@ def _made_up_keys(head_r: Row, gaps: bool) -> Ints:
         return id_r
     count = int(empty_r.sum())
     first = n - count + 1
-    a, b = (head_r[name].astype(np.float64) - first for name in ("value", "second"))
     with np.errstate(invalid="ignore"):
+        a, b = (head_r[name].astype(np.float64) - first for name in ("value", "second"))
         near_r = (abs(a) <= _slack(first)) & (abs(b - count + 1) <= _slack(first + count))
     header = np.flatnonzero((head_r["empty"] == 2) & near_r)
     if len(header) != 1 or count < 2:
@@ -377,9 +244,9 @@ def _images(head_r: Row, notes: list[str]) -> tuple[Row, Row, dict[str, Any]]:
     Membership of an identity comes from the image records alone: the ranges are float32 and rounded
     above 2^24, and old packs hold several identity records for one label.
     """
-    key_r, empty_r, flaw_r = head_r["key"], head_r["empty"] > 0, (~head_r["ok"]).astype(np.uint8)
+    key_r, empty_r, image_r = head_r["key"], head_r["empty"] > 0, np.ones(len(head_r), np.bool_)
+    flaw_r = np.where(head_r["intact"], np.uint8(0), np.uint8(CORRUPT))
     facts: dict[str, Any] = {"layout": "recordio/plain", "records": len(head_r)}
-    image_r = np.ones(len(head_r), np.bool_)
     # The header, record 0, says where the identity records begin.
     said = head_r["value"][(key_r == 0) & empty_r & np.isfinite(head_r["value"])]
     first = float(said[0]) if len(said) and said[0] >= 1 else 0.0
@@ -406,8 +273,8 @@ def _images(head_r: Row, notes: list[str]) -> tuple[Row, Row, dict[str, Any]]:
 
 def _compare(identity: Row, stop: float, key_n: Ints, value_n: Row, notes: list[str]) -> None:
     """Compare the identity records with the images; they may be wrong: they decide nothing."""
-    a, b = (identity[name].astype(np.float64) for name in ("value", "second"))
     with np.errstate(invalid="ignore"):
+        a, b = (identity[name].astype(np.float64) for name in ("value", "second"))
         sound = np.isfinite(a) & np.isfinite(b) & (a >= 1) & (a <= b) & (b <= stop)
     if not sound.all():
         notes.append(f"{(~sound).sum()} identity records hold no range of image keys")
@@ -426,17 +293,17 @@ def _compare(identity: Row, stop: float, key_n: Ints, value_n: Row, notes: list[
     uncovered = len(key_n) - (end - begin).sum()
     if len(a) and uncovered > 0:
         notes.append(f"{uncovered} images lie in no identity record's range")
-    change_n = np.cumsum(np.append(False, value_n[1:] != value_n[:-1]))
-    held = end > begin
-    mixed = (change_n[begin[held]] != change_n[end[held] - 1]).sum()
-    if mixed:
-        notes.append(f"{mixed} identity records hold images of several labels")
+    changes = 1 + np.flatnonzero(value_n[1:] != value_n[:-1])
+    begin, last = begin[end > begin], end[end > begin] - 1
+    mixed = np.searchsorted(changes, begin, "right") != np.searchsorted(changes, last, "right")
+    if mixed.any():
+        notes.append(f"{mixed.sum()} identity records hold images of several labels")
 
 
 def _numbers(value_n: Row, flaw_n: Row) -> Ints:
     """Return the labels of images, -1 for those that are none, and say so in their flaws."""
-    value_n = value_n.astype(np.float64)
     with np.errstate(invalid="ignore"):
+        value_n = value_n.astype(np.float64)
         whole_n = (value_n >= 0) & (value_n < 2.0**53) & (value_n == np.floor(value_n))
     flaw_n[(flaw_n == 0) & ~whole_n] = NO_LABEL
     return np.where(whole_n & (flaw_n != CORRUPT), value_n, -1.0).astype(np.int64)
@@ -518,7 +385,7 @@ class RecordIO:
         return open(self.rec, "rb", buffering=0)
 
     def read(self, i: int) -> bytes:
-        flaw, at, span = int(self.flaw[i]), int(self.at[i]), int(self.span[i])
+        _, at, span, flaw, _ = self._row_n.item(i)
         if flaw == LOST:
             note = f"{span} bytes from 0x{at:x} hold no record that can be read"
             raise Rejected(FLAWS[LOST], note)

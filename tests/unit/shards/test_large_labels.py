@@ -25,7 +25,7 @@ def test_of_a_record_file_they_are_read_as_they_stand(tmp_path: Path, jpeg: Jpeg
         for key, label in enumerate([5, 2**24, 2**24 + 1], 1):
             writer.write(key, recordio.pack(float(label), key, 0, jpeg(key)))
     source = open_source(path)
-    assert list(source.classes) == [b"5", b"16777216"]
+    assert source.classes.to_pylist() == [b"5", b"16777216"]
     (note,) = (note for note in source.describe()["notes"] if "2^24" in note)
     assert note.startswith("2 ")
 

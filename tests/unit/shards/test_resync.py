@@ -15,8 +15,8 @@ from glint.errors import GlintError, InputError, UsageError
 from glint.pipelines import shard as stage
 from glint.shards import recordio
 from glint.shards.image import Rejected
-from glint.shards.sources import open_source, rebuild_idx, resyncing
-from glint.shards.sources.recordio import scan_past_damage
+from glint.shards.recordio import scan_past_damage
+from glint.shards.sources import open_source, rebuild_idx
 
 Jpeg = Callable[[int], bytes]
 
@@ -78,8 +78,7 @@ def test_one_damaged_record_costs_one(
         path.with_suffix(".idx").unlink()
         with pytest.raises(InputError, match="GL0213"):
             open_source(path)
-    with resyncing():
-        source = open_source(path)
+    source = open_source(path, resync=True)
     good = {source.name(i): source.read(i) for i in range(source.n - 1)}
     assert {int(name) for name in good} == set(range(8)) - {record}
     assert all(data.startswith(jpeg(int(name))) for name, data in good.items())
@@ -103,8 +102,7 @@ def test_lost_bytes_are_quarantined_with_offset_and_length(tmp_path: Path, jpeg:
         offsets[5] - offsets[2] - 37
     )
     path.write_bytes(data)
-    with resyncing():
-        result = stage.shard(path, tmp_path / "out")
+    result = stage.shard(path, tmp_path / "out", resync=True)
     assert result["written"] == 4  # the third is as long as it says, and damaged
     assert result["quarantine_reasons"] == {"jpeg-damaged": 1, "lost-bytes": 1}
     row = next(
@@ -123,8 +121,7 @@ def test_a_shorter_length_is_not_believed(tmp_path: Path, jpeg: Jpeg) -> None:
     data = bytearray(path.read_bytes())
     shorter(data, offsets[3])
     path.write_bytes(data)
-    with resyncing():
-        source = open_source(path)
+    source = open_source(path, resync=True)
     # The record is taken as far as its length goes; the image's own end then tells.
     assert source.span.sum() == len(data) and (source.flaw == 4).sum() == 1
 
@@ -153,8 +150,8 @@ def test_an_intact_file_is_read_the_same(tmp_path: Path, jpeg: Jpeg) -> None:
     path = tmp_path / "a.rec"
     write(path, jpeg)
     plain = open_source(path)
-    with resyncing():
-        again = open_source(path)
+    again = open_source(path, resync=True)
+    assert again.fingerprint() == {**plain.fingerprint(), "resync": True}
     for name in ("key", "at", "span", "flaw", "label"):
         assert (getattr(plain, name) == getattr(again, name)).all()
 
@@ -177,8 +174,7 @@ def test_a_rebuilt_idx(tmp_path: Path, jpeg: Jpeg) -> None:
     with pytest.raises(InputError, match="GL0213"):
         rebuild_idx(path)
     assert idx.read_bytes() == right
-    with resyncing():
-        assert rebuild_idx(path)["lost_stretches"] == 1
+    assert rebuild_idx(path, resync=True)["lost_stretches"] == 1
     assert idx.read_bytes() == b"".join(
         b"%d\t%d\n" % (k, at) for k, at in enumerate(offsets) if k != 3
     )
@@ -192,11 +188,7 @@ def test_records_of_the_idx_behind_the_end_are_not_lost_in_silence(
     path = tmp_path / "a.rec"
     offsets = write(path, jpeg)
     path.write_bytes(path.read_bytes()[: offsets[5] + 40])
-    with (
-        resyncing(),
-        pytest.raises(InputError, match=r"GL0213.* 2 of the 8 records of a\.idx lie behind it"),
-    ):
-        open_source(path)
+    with pytest.raises(InputError, match=r"GL0213.* 2 of the 8 records of a\.idx lie behind it"):
+        open_source(path, resync=True)
     path.with_suffix(".idx").unlink()
-    with resyncing():
-        assert open_source(path).n == 6  # five whole ones, and the stretch that is lost
+    assert open_source(path, resync=True).n == 6  # five whole ones, and the stretch that is lost

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from glint.errors import InputError, UsageError
-from glint.shards import recordio
+from glint.shards import plan, recordio
 from glint.shards.image import Rejected
 from glint.shards.sources import open_source, reopen
 from glint.shards.sources.source import Source
@@ -59,7 +59,7 @@ def reasons(source: Source) -> Counter[str]:
 
 
 def labels(source: Source) -> list[str]:
-    return [source.classes[int(k)].decode() if k >= 0 else "" for k in source.label]
+    return [source.classes[int(k)].as_py().decode() if k >= 0 else "" for k in source.label]
 
 
 @pytest.mark.parametrize("vector", [False, True])
@@ -83,10 +83,15 @@ def test_a_source_opens_again_from_its_arrays(tmp_path: Path, jpeg: Jpeg) -> Non
         source = open_source(path)
         saved = tmp_path / f"saved-{path.name}"
         saved.mkdir()
-        source.save(saved)
-        again = reopen("recordio", str(folder / "train.rec"), {}, saved)
-        assert [again.read(i) for i in range(4)] == [source.read(i) for i in range(4)]
-        assert list(again.classes) == [b"0", b"1"] and again.label.tolist() == [0, 0, 1, 1]
+        source.save(saved, 3)
+        order = plan.order(4, 3).tolist()
+        again = reopen("recordio", str(folder / "train.rec"), saved, 0, 4)
+        assert [again.read(i) for i in range(4)] == [source.read(i) for i in order]
+        assert again.classes.to_pylist() == [b"0", b"1"] and again.names.to_pylist() == [b"", b""]
+        assert again.label.tolist() == [[0, 0, 1, 1][i] for i in order]
+        part = reopen("recordio", str(folder / "train.rec"), saved, 1, 3)
+        assert [part.name(i) for i in range(part.n)] == [source.name(i) for i in order[1:3]]
+        assert [part.offset(i) for i in range(part.n)] == [source.offset(i) for i in order[1:3]]
 
 
 def test_keys_above_two_to_the_24(tmp_path: Path, jpeg: Jpeg) -> None:
