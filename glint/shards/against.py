@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from glint.errors import GlintError, InputError, UsageError
@@ -44,7 +43,9 @@ def label_texts(source: Source) -> pa.Array:
 
 def is_merged(dataset: Dataset) -> bool:
     """Say whether the samples say which dataset they came from."""
-    return _CAME[0] in pq.read_schema(dataset.root / INDEX).names
+    files = dataset.manifest.get("files")
+    listed = files if isinstance(files, list) else []
+    return any(isinstance(one, dict) and one.get("name") == "merge.parquet" for one in listed)
 
 
 class Origin:

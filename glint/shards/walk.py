@@ -278,8 +278,11 @@ class _Walk:
             if at % BLOCK or not 0 <= room <= most or not 0 < size <= MAX_BYTES:
                 what, said = "the index does not describe a tar of this size here", f"from {end}"
                 return self.note(what, f"blocks {said}", f"{size} bytes at {at}", key=key, at=at)
-            if room and (data := read(room)) and sound:
-                self.json(before, end, data)
+            if room:
+                if len(data := read(room)) < room:
+                    return self.note("the shard ends early", key=before, at=end + len(data))
+                if sound:
+                    self.json(before, end, data)
             head, image = read(BLOCK), read(size)
             made, rest = _frame(sample, head, image)
             after, end, sound = read(len(rest)), at + size + len(rest), True

@@ -18,8 +18,9 @@ from glint.errors import InputError
 from glint.pipelines import shard as stage
 from glint.shards import commit, labels, parquet, seal
 from glint.shards.index import Dataset
-from glint.shards.verify import runs, verify
-from glint.shards.walk import BLOCK, Problem
+from glint.shards.ustar import BLOCK
+from glint.shards.verify import verify
+from glint.shards.walk import Problem, runs
 
 Jpeg = Callable[[int], bytes]
 NONE = np.empty((0, 2), np.int64)
