@@ -18,7 +18,7 @@ from glint.shards import ustar
 from glint.shards import walk as walking
 from glint.shards.index import Dataset
 from glint.shards.ustar import BLOCK
-from glint.shards.walk import Entry, Rows, columns, entries, none, runs, walk
+from glint.shards.walk import Entry, Rows, entries, index, none, walk
 
 Jpeg = Callable[[int], bytes]
 LAYOUTS = [{}, {"members": "jpg"}, {"with_json": True}]
@@ -35,9 +35,9 @@ def made(
         path.write_bytes(jpeg(i % 30) + b"\0" * (i * 17 % 600))
     stage.shard(folder / "src", folder / "set", stage.Options(500, **options))  # type: ignore[arg-type]
     dataset = Dataset(folder / "set")
-    ((number, table),) = runs(dataset)
+    ((_, rows),) = index(dataset)
     entry = entries(dataset)[0]
-    return folder / "set" / entry.file, entry, columns(table, number)
+    return folder / "set" / entry.file, entry, rows
 
 
 @pytest.mark.parametrize("options", LAYOUTS)
