@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
-from glint.errors import GlintError, InputError, UsageError
+from glint.errors import GlintError, InputError, ResourceError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.shards import parquet
@@ -45,7 +44,9 @@ def label_texts(source: Source) -> pa.Array:
 
 def is_merged(dataset: Dataset) -> bool:
     """Say whether the samples say which dataset they came from."""
-    return _CAME[0] in pq.read_schema(dataset.root / INDEX).names
+    files = dataset.manifest.get("files")
+    listed = files if isinstance(files, list) else []
+    return any(isinstance(one, dict) and one.get("name") == "merge.parquet" for one in listed)
 
 
 class Origin:
@@ -71,11 +72,22 @@ class Origin:
     def records(self, whole: bool) -> Iterator[tuple[str, str | None, bytes | Rejected]]:
         """Give name, label and image of every record; `whole`: what was merged has longer names."""
         for i, (name, label) in enumerate(self._names(whole)):
+            data: bytes | Rejected
             try:
-                checked = {"verify": False} if self.is_dataset else {}
-                yield name, label, self.data.read(i, **checked)
+                data = self._read(i)
             except Rejected as why:
-                yield name, label, why
+                data = why
+            except GlintError as error:
+                where = f"{self.path}: {error.where}"
+                raise type(error)(error.code, error.what, where=where, hint=error.hint) from None
+            except OSError as error:
+                what = f"cannot be read: {error.strerror or error}"
+                raise ResourceError("GL0903", what, where=self.path) from None
+            yield name, label, data
+
+    def _read(self, i: int) -> bytes:
+        data = self.data
+        return data.read(i, verify=False) if isinstance(data, Dataset) else data.read(i)
 
     def _names(self, whole: bool) -> Iterator[tuple[str, str | None]]:
         if isinstance(self.data, Dataset):
@@ -92,8 +104,8 @@ class Origin:
 class Comparison:
     """A dataset whose samples are looked up by what their origins call them.
 
-    It holds 25 bytes a sample (hash and order of the names, hash of the label, a mark); the places
-    of the images take another 16, and those of an origin that is a dataset 16 more. Raises
+    It holds 26 bytes a sample (hash and order of the names, hash of the label, two marks); the
+    places of the images take another 16, and those of an origin that is a dataset 16 more. Raises
     InputError where the index cannot be read, UsageError GL0002 for another number of origins.
     """
 
@@ -104,21 +116,20 @@ class Comparison:
         # Only a merge gives new keys; whoever made one dataset of one kept them.
         kept = len(origins) == 1 and (origins[0].merged or not is_merged(dataset))
         self.merged = [] if kept else _merged_names(dataset, len(origins))
-        self.shard_n, self.size_n, self.key_n = dataset.shard, dataset.size, dataset.key
+        self.shard_n, self.size_n, self.offset_n = dataset.shard, dataset.size, dataset.offset
         hash_n = np.zeros(dataset.n, np.uint64)
-        self.label_n, own_n = np.zeros_like(hash_n), np.zeros(dataset.n, np.bool_)
+        self.label_n, self.own_n = np.zeros_like(hash_n), np.zeros(dataset.n, np.bool_)
         own, every = Counter[int](), Counter[int]()
         for row, (origin, name, key, label, said) in enumerate(islice(self._rows(), dataset.n)):
             hash_n[row], self.label_n[row] = _hash(origin, name), _hash(label)
+            self.own_n[row] = label == key
+            own[origin] += label == key
             every[origin] += 1
-            if label == key:
-                own_n[row] = True
-                own[origin] += 1
             if label != said:
+                self.label_n[row] = 0  # named
                 self._label(row, "the label is not that of its identity", said, label)
         # Sharded without labels: nearly every one is the key that glint gave the image.
         self.unlabelled = {origin for origin in own if 2 * own[origin] > every[origin]}
-        self.own_n = own_n if self.unlabelled else None
         self.order_n = np.argsort(hash_n, kind="stable")
         self.hash_n, self.free_n = hash_n[self.order_n], np.ones(dataset.n, np.bool_)
         # Names of one hash are the same or, hardly ever, others: then the names themselves decide.
@@ -160,12 +171,16 @@ class Comparison:
         self.erased = int(self.dataset.manifest.get("erased", 0))
         self.erased -= sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets)
         self.erased += names.count(ERASED) if len(datasets) < len(self.origins) else 0
-        return Counter(map(_hash, places, names))
+        return Counter(
+            _hash(place, name)
+            for place, name in zip(places, names)
+            if not self.origins[place].is_dataset
+        )
 
     def _label(self, row: int, what: str, expected: str | None, found: str | None) -> None:
         self.count["other_label"] += 1
         said = (str(expected), str(found))
-        self.found.add(Problem("GL0302", what, INDEX, self.key_n[row], None, *said))
+        self.found.add(Problem("GL0302", what, INDEX, self.dataset.key[row], None, *said))
 
     def _differs(self, row: int, record: bytes | Rejected) -> tuple[str, str] | None:
         """Compare the image of a sample with a record: None, or what was expected and found."""
@@ -205,11 +220,12 @@ class Comparison:
         self.free_n[row] = False
         if differs is not None:
             self.count["other_bytes"] += 1
-            file, at = f"data/{self.dataset.shards[self.shard_n[row]]}", self.dataset.offset[row]
-            what, key = f"the image is not that of {name} in the source", self.key_n[row]
+            file, at = f"data/{self.dataset.shards[self.shard_n[row]]}", self.offset_n[row]
+            what, key = f"the image is not that of {name} in the source", self.dataset.key[row]
             self.found.add(Problem("GL0303", what, file, key, int(at), *differs))
-        given = origin in self.unlabelled and self.own_n is not None and bool(self.own_n[row])
-        if not given and (label is None or int(self.label_n[row]) != _hash(label)):
+        given = origin in self.unlabelled and bool(self.own_n[row])
+        said = None if label is None else _hash(label)
+        if not given and int(self.label_n[row]) not in (0, said):
             found = self.dataset.source_label[row]
             self._label(row, f"the label is not that of {name} in the source", label, found)
 
@@ -218,7 +234,9 @@ class Comparison:
         for row in np.flatnonzero(self.free_n).tolist():
             self.count["unknown"] += 1
             what, said = "the source has no record of this sample", self.dataset.source[row]
-            self.found.add(Problem("GL0302", what, INDEX, self.key_n[row], None, "a record", said))
+            self.found.add(
+                Problem("GL0302", what, INDEX, self.dataset.key[row], None, "a record", said)
+            )
         if self.erased and self.lost.count != self.erased:
             what = "the records of the source that are missing are not as many as were erased"
             said = (str(self.erased), str(self.lost.count))

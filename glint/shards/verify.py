@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from glint import log
 from glint.errors import GlintError, InputError, UsageError
@@ -25,27 +26,17 @@ from glint.shards import against, commit, dali, labels, parquet, seal
 from glint.shards.cache import Remote
 from glint.shards.index import Dataset
 from glint.shards.store import is_url
-from glint.shards.walk import (
-    Entry,
-    Findings,
-    Ints,
-    Problem,
-    Rows,
-    columns,
-    entries,
-    none,
-    runs,
-    there,
-    walk,
-)
+from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, there, walk
 
 # Tables without which a folder is no dataset.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
 TOMBSTONES = "_glint/tombstones.jsonl"
 OBJECTS = 16  # objects of a store asked for at once
-_LOST = "the file is missing"
+_LOST, _LINE = "the file is missing", "a line is damaged"
 _TODO = "make the dataset again from its source, or bring the files back from a copy"
 
+Ints = NDArray[np.int64]
+Place = Remote | Path
 # What starts the reading of a shard (of a call, with a `result` to come), and how many at a time.
 Pool = tuple[Callable[..., Any], int]
 
@@ -53,7 +44,7 @@ Pool = tuple[Callable[..., Any], int]
 class _Check:
     """What is known of one dataset while it is verified."""
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: against.Place) -> None:
         self.remote = Remote(os.fspath(root)) if is_url(root) else None
         self.root = Path(root) if self.remote is None else self.remote.root
         self.place = self.remote or self.root
@@ -90,11 +81,11 @@ class _Check:
 
     def manifest(self) -> Dataset | None:
         """Check the manifest against its seal and itself."""
-        path, name = self.root / "manifest.json", "manifest.json"
-        if not path.is_file():
+        name = "manifest.json"
+        if not (self.root / name).is_file():
             Dataset(self.root)  # says what is wrong with the folder
         with self.reading(name):
-            seal.check(path)
+            seal.check(self.root / name)
         try:
             dataset = Dataset(self.root)
             said, listed = dataset.manifest, entries(dataset)
@@ -103,12 +94,11 @@ class _Check:
             if not 0 <= dataset.classes <= 10**9:
                 raise ValueError(f"identities: {dataset.classes}")
             parts = [int(said.get(part, 0)) for part in ("written", "quarantined", "erased")]
-        except InputError as error:
-            if not self.found.count:
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            if not isinstance(error, InputError):
+                self.problem("GL0301", f"lacks or spoils {error}", name)
+            elif not self.found.count:  # else the seal has said it
                 self.problem(error.code, error.what, name)
-            return None
-        except (KeyError, TypeError, ValueError) as error:
-            self.problem("GL0301", f"lacks or spoils {error}", name)
             return None
         total = sum(entry.samples for entry in listed)
         if total != dataset.n:
@@ -172,14 +162,13 @@ class _Check:
                 self.problem("GL0302", what, entry.file, said, size or none)
             else:
                 self.problem(size.code, size.what, entry.file)
-        for told, index in zip(listed, indexes):
-            if index is not None:
-                self.problem("GL0302", index[0], f"data/{dali.beside(told.name)}", *index[1:])
-        if self.remote is None and (self.root / "data").is_dir():
-            with self.reading("data"):
-                for path in sorted((self.root / "data").iterdir()):
-                    if path.name not in names:
-                        self.besides(path, lost if deep else [])
+        for entry, odd in zip(listed, indexes):
+            if odd is not None:
+                self.problem("GL0302", odd[0], f"data/{dali.beside(entry.name)}", *odd[1:])
+        with self.reading("data"):
+            for path in () if self.remote else sorted((self.root / "data").iterdir()):
+                if path.name not in names:
+                    self.besides(path, lost if deep else [])
 
     def besides(self, path: Path, lost: list[Entry]) -> None:
         """Note a file that the manifest does not list, and whether it is one of the lost."""
@@ -187,13 +176,11 @@ class _Check:
         if ".tmp." in path.name:
             self.notes.append(f"{file} was left by a run that was killed")
         elif path.name.endswith(".tar"):
-            twin = None
+            what, found = "a shard that the manifest does not list", "a file"
             if there(path) in {entry.bytes for entry in lost}:
-                with path.open("rb") as open_:
-                    told = commit.sha256(open_)
-                twin = next((entry.name for entry in lost if entry.sha256 == told), None)
-            found = f"the bytes of {twin}" if twin else "a file"
-            what = "a shard that the manifest does not list"
+                told = seal.entry(path)["sha256"]
+                twins = [entry.name for entry in lost if entry.sha256 == told]
+                found = f"the bytes of {twins[0]}" if twins else found
             self.problem("GL0302", what, file, "no such file", found)
 
     def rows(self, dataset: Dataset, count_C: Ints, mine: range) -> Iterator[tuple[int, Rows]]:
@@ -201,8 +188,7 @@ class _Check:
         last, total, listed, name = -1, 0, entries(dataset), "samples.parquet"
         with self.reading(name):
             self.plain(name)
-            for number, table in runs(dataset):
-                rows = columns(table, number)
+            for number, rows in index(dataset):
                 key_n = rows.key_n9.astype(np.int64) @ (10 ** np.arange(8, -1, -1)) - 5_333_333_328
                 total += len(key_n)
                 if (np.diff(key_n, prepend=last) <= 0).any():
@@ -222,9 +208,7 @@ class _Check:
                 what = "the index has another number of samples"
                 self.problem("GL0301", what, name, dataset.n, total)
 
-    def deep(
-        self, dataset: Dataset, count_C: Ints, mine: range, pool: Any, progress: Progress
-    ) -> None:
+    def deep(self, dataset: Dataset, count_C: Ints, mine: range, pool: Any, show: Progress) -> None:
         """Walk the shards `mine`, some at a time; name shards that hold another's bytes."""
         listed, left, done = entries(dataset), self.there & {*mine}, 0
         total = sum(listed[i].bytes for i in mine)
@@ -251,7 +235,7 @@ class _Check:
                 else:
                     self.found.join(found)
                 done += entry.bytes
-                progress(done, total, entry.name)
+                show(done, total, entry.name)
 
         with pool as (submit, workers):
             for number, rows in todo():
@@ -264,8 +248,7 @@ class _Check:
         """Check that row i is label i and, where the index could be read, its count."""
         name = "identities.parquet"
         with self.reading(name):
-            self.plain(name)
-            table = dataset.identities()
+            table = parquet.read(self.plain(name), tables.IDENTITIES)
             label, count = (table.column(part).to_numpy() for part in ("label", "count"))
             if not np.array_equal(label, np.arange(dataset.classes)):
                 said = f"labels 0 to {dataset.classes - 1}"
@@ -287,20 +270,19 @@ class _Check:
 
     def versions(self, dataset: Dataset) -> dict[str, int]:
         """Check the label table in force, every version in the history, and the tombstones."""
-        folder, name = self.root / "labels", "labels/current.json"
+        folder, name, result = self.root / "labels", "labels/current.json", dict[str, int]()
         with self.reading("labels"):
-            for one in folder.iterdir() if folder.is_dir() else ():
-                self.plain(f"labels/{one.name}", "GL0304")
+            for path in folder.iterdir() if folder.is_dir() else ():
+                self.plain(f"labels/{path.name}", "GL0304")
             history, bad = seal.lines(folder / "history.jsonl")
             if bad is not None:
-                self.problem("GL0304", "a line is damaged", "labels/history.jsonl", at=bad)
-            made = {str(entry["name"]) for line in history for entry in line.get("files", ())}
-            for line in history:
-                for entry in line.get("files", ()):
-                    self.bytes(entry, "labels/", "GL0304")
-            for path in sorted(folder.glob("v*.parquet")) if bad is None else ():
-                if path.name not in made:
-                    self.notes.append(f"labels/{path.name} is in no history: an interrupted apply")
+                self.problem("GL0304", _LINE, "labels/history.jsonl", at=bad)
+            made = [entry for line in history for entry in line.get("files", ())]
+            for entry in made:
+                self.bytes(entry, "labels/", "GL0304")
+            names = {path.name for path in folder.glob("v*.parquet")} if bad is None else set()
+            for one in sorted(names - {entry["name"] for entry in made}):
+                self.notes.append(f"labels/{one} is in no history: an interrupted apply")
             table, path = labels.current(self.root, dataset.classes), self.root / name
             if path.exists() and path.read_bytes() != seal.spell(commit.read_json(path)):
                 what = "expected the spelling that glint writes, found another"
@@ -312,8 +294,8 @@ class _Check:
             elif history and bad is None and table.version != history[-1]["version"]:
                 self.notes.append("the last change of the labels was interrupted: make it again")
             self.tombstones(table, history)
-            return {"label_version": table.version, "classes": table.classes}
-        return {}
+            result |= {"label_version": table.version, "classes": table.classes}
+        return result
 
     def tombstones(self, table: labels.LabelTable, history: list[dict[str, Any]]) -> None:
         """Check that every take-down has a line, and that its labels are not in force."""
@@ -321,7 +303,7 @@ class _Check:
         with self.reading(TOMBSTONES):
             lines, bad = seal.lines(self.plain(TOMBSTONES, "GL0304"))
         if bad is not None:
-            self.problem("GL0304", "a line is damaged", TOMBSTONES, at=bad)
+            self.problem("GL0304", _LINE, TOMBSTONES, at=bad)
         buried = [label for line in lines for label in line.get("labels", ())]
         dropped = [line["why"] for line in history if line.get("why", {}).get("stage") == "drop"]
         bare = sorted({label for why in dropped for label in why.get("labels", ())} - {*buried})
@@ -336,12 +318,11 @@ class _Check:
 
     def sampling(self) -> None:
         """Check that a sampling table can be read."""
-        name, code = "sampling.parquet", "GL0305"
-        with self.reading(name):
-            parquet.read(self.plain(name, code), tables.SAMPLING, code=code)
+        with self.reading("sampling.parquet"):
+            parquet.read(self.plain("sampling.parquet"), tables.SAMPLING, code="GL0305")
 
 
-def _size(place: Remote | Path, entry: Entry) -> int | str | GlintError:
+def _size(place: Place, entry: Entry) -> int | str | GlintError:
     """Return the size of a shard, what stands there instead, or why neither can be said."""
     try:
         if isinstance(place, Path):
@@ -354,7 +335,7 @@ def _size(place: Remote | Path, entry: Entry) -> int | str | GlintError:
         return InputError("GL0903", f"cannot be read: {error.strerror or error}")
 
 
-def _index(place: Remote | Path, told: dict[str, Any]) -> tuple[str, str, str] | None:
+def _index(place: Place, told: dict[str, Any]) -> tuple[str, str, str] | None:
     """Compare a shard's index for DALI: what is wrong, expected, found."""
     if "idx" not in told:
         return None
@@ -368,17 +349,18 @@ def _index(place: Remote | Path, told: dict[str, Any]) -> tuple[str, str, str] |
     if data is None:
         return "the index for DALI is missing", expected, "no object"
     found = f"sha256 {hashlib.sha256(data).hexdigest()}"
-    return ("the index for DALI has changed", expected, found) if found != expected else None
+    return None if found == expected else ("the index for DALI has changed", expected, found)
 
 
-def _walk(
-    place: Remote | Path, number: int, entry: Entry, rows: Rows | None
-) -> tuple[Findings, str]:
+def _walk(place: Place, number: int, entry: Entry, rows: Rows | None) -> tuple[Findings, str]:
     """Read one shard; one in a store is fetched for it, whatever the cache holds."""
     if isinstance(place, Path):
         return walk(place / entry.file, entry, rows)
-    with place.fresh(number) as root:
-        return walk(root / entry.file, entry, rows)
+    try:
+        with place.fresh(number) as root:
+            return walk(root / entry.file, entry, rows)
+    except InputError as error:
+        return Findings([Problem(error.code, error.what, entry.file)], 1), ""
 
 
 @contextmanager
@@ -388,14 +370,14 @@ def _threads(workers: int) -> Iterator[Pool]:
 
 
 def verify(
-    root: str | os.PathLike[str],
+    root: against.Place,
     *,
     deep: bool = False,
     workers: int = 1,
     progress: Progress = log.silent,
     task: tuple[int, int] = (0, 1),
     pool: AbstractContextManager[Pool] | None = None,
-    sources: Sequence[str | os.PathLike[str]] = (),
+    sources: Sequence[against.Place] = (),
 ) -> dict[str, Any]:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
@@ -456,9 +438,7 @@ def verify(
     }
 
 
-def survey(
-    root: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]] = ()
-) -> dict[str, Any]:
+def survey(root: against.Place, sources: Sequence[against.Place] = ()) -> dict[str, Any]:
     """Say what there is to read. Raises InputError GL0301, and what `against` raises."""
     dataset = Dataset(root)
     listed = entries(dataset)

@@ -118,11 +118,8 @@ def entries(dataset: Dataset) -> list[Entry]:
     ]
 
 
-def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
-    """Read the index a shard at a time, in order: (number, its rows).
-
-    Raises InputError GL0301 where the shards' numbers descend, or are none of the manifest's.
-    """
+def _runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
+    """Raise InputError GL0301 where the shards' numbers descend, or are none of the manifest's."""
     path = dataset.root / "samples.parquet"
     held: list[pa.Table] = []
     number = -1
@@ -144,7 +141,7 @@ def runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
         yield number, pa.concat_tables(held)
 
 
-def columns(table: pa.Table, shard: int) -> Rows:
+def _columns(table: pa.Table, shard: int) -> Rows:
     """Return one shard's rows as arrays. Raises InputError GL0301 for empty cells or odd keys."""
     for name in _COLUMNS:
         if table.column(name).null_count:
@@ -159,6 +156,12 @@ def columns(table: pa.Table, shard: int) -> Rows:
     )
     key_n9, digest_nk = (np.frombuffer(data, np.uint8) for data in (keys, digests))
     return Rows(key_n9.reshape(-1, 9), label_n, offset_n, size_n, digest_nk.reshape(-1, 16))
+
+
+def index(dataset: Dataset) -> Iterator[tuple[int, Rows]]:
+    """Read the index a shard at a time, in order: (number, its rows). Raises InputError GL0301."""
+    for number, table in _runs(dataset):
+        yield number, _columns(table, number)
 
 
 def none() -> Rows:
@@ -278,8 +281,11 @@ class _Walk:
             if at % BLOCK or not 0 <= room <= most or not 0 < size <= MAX_BYTES:
                 what, said = "the index does not describe a tar of this size here", f"from {end}"
                 return self.note(what, f"blocks {said}", f"{size} bytes at {at}", key=key, at=at)
-            if room and (data := read(room)) and sound:
-                self.json(before, end, data)
+            if room:
+                if len(data := read(room)) < room:
+                    return self.note("the shard ends early", key=before, at=end + len(data))
+                if sound:
+                    self.json(before, end, data)
             head, image = read(BLOCK), read(size)
             made, rest = _frame(sample, head, image)
             after, end, sound = read(len(rest)), at + size + len(rest), True

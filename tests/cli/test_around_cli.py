@@ -79,6 +79,24 @@ def test_verify_fails_with_its_findings(call: Callable[..., Any], data: Path) ->
     assert "GL0306" in call("verify", data, code=3)
 
 
+def test_verify_against_the_source(call: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    said = call("verify", data, "--against", src, "--json")
+    assert said["ok"] and said["against"] == {
+        "source": [str(src)], "compared": 12, "missing": 0, "other_bytes": 0, "other_label": 0,
+        "unknown": 0,
+    }  # fmt: skip
+    text = call("verify", data, "--deep", "--sha256", "--against", src)
+    assert "12 images compared, 0 with other bytes" in text and "all as written" in text
+    said = call("verify", data, "--against", src, "--against", data, "--dry-run", "--json")
+    assert [one["kind"] for one in said["against"]] == ["folder", "dataset"]
+    assert f"folder {src}" in call("verify", data, "--against", src, "--dry-run")
+    (src / "id0" / "0.jpg").write_bytes((src / "id0" / "1.jpg").read_bytes())
+    assert "GL0306" in call("verify", data, "--against", src, code=3)
+    assert "GL0001" in call("verify", data, "--against", tmp_path / "none", code=2)
+    assert "--against" in call("verify", data, "--deep", "--against", src, "--task", "0/2", code=2)
+
+
 def test_what_is_refused(call: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     assert "GL0301 not-a-dataset" in call("verify", tmp_path, code=3)
     assert "bad-option: --license" in call("card", data, "--contact", "me", code=2)

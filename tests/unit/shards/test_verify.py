@@ -18,8 +18,9 @@ from glint.errors import InputError
 from glint.pipelines import shard as stage
 from glint.shards import commit, labels, parquet, seal
 from glint.shards.index import Dataset
-from glint.shards.verify import runs, verify
-from glint.shards.walk import BLOCK, Problem
+from glint.shards.ustar import BLOCK
+from glint.shards.verify import verify
+from glint.shards.walk import Problem, index
 
 Jpeg = Callable[[int], bytes]
 NONE = np.empty((0, 2), np.int64)
@@ -251,7 +252,7 @@ def test_what_is_no_dataset(tmp_path: Path, data: Path) -> None:
 
 
 def test_problems_are_counted_and_capped(data: Path) -> None:
-    assert [(number, table.num_rows) for number, table in runs(Dataset(data))] == [
+    assert [(number, len(rows.label_n)) for number, rows in index(Dataset(data))] == [
         (0, 8),
         (1, 7),
         (2, 8),
