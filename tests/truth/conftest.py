@@ -30,7 +30,9 @@ SIDE = 16  # pixels: small enough that 20,000 images are made, sharded and decod
 # Identities of the world by size. More rows than any block of rows that a stage holds: 16,384 of
 # `embed.centres`, 2,048 of `embed.BLOCK`, 2^23 / 512 of `nms.ROOM`; the largest identity has more
 # cosines (3,000^2) than `nms.ROOM`; more images than `samples_per_shard` (10,000).
-SIZES = [3000, *[400] * 2, *[60] * 40, *[12] * 600, *[5] * 1200, *[1] * 600]
+SIZES = [3000, *[400] * 2, *[60] * 40, *[6 + i % 13 for i in range(600)]]
+SIZES += [2 + i % 7 for i in range(1200)]
+SIZES += [1] * (20_000 - sum(SIZES))
 ODD = [(8, 8), (24, 24), (24, 24), (16, 24), (8, 24), (8, 24), (32, 32), (40, 40), (40, 40), (48, 8)]
 BAD = {"empty": b"", "not-an-image": b"<html>", "jpeg-truncated": None}
 
@@ -202,3 +204,15 @@ def in_force(root: Path, classes: int) -> tuple[np.ndarray, np.ndarray]:
 def targets() -> Callable[[Path, int], tuple[np.ndarray, np.ndarray]]:
     """Read targets and masks in force."""
     return in_force
+
+
+@pytest.fixture(scope="session")
+def shown(world: World) -> dict[bytes, tuple[str, int]]:
+    """Say of the pixels of every image that fits a 16x16 net whose it is, and its number."""
+    found = {
+        simplejpeg.decode_jpeg(data).tobytes(): whose
+        for data, whose in world.image.items()
+        if data not in world.odd
+    }
+    assert len(found) == 20_000
+    return found
