@@ -112,6 +112,12 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder / "set", image, set(), {}, len(image))
 
 
+@pytest.fixture(scope="session")
+def packed() -> Callable[[Path, Sequence[tuple[str, bytes]]], None]:
+    """Write a tar of (name, bytes)."""
+    return pack
+
+
 @dataclass(frozen=True)
 class Row:
     """A sample as it lies in a tar."""
