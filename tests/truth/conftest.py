@@ -33,7 +33,18 @@ SIDE = 16  # pixels: small enough that 20,000 images are made, sharded and decod
 SIZES = [3000, *[400] * 2, *[60] * 40, *[6 + i % 13 for i in range(600)]]
 SIZES += [2 + i % 7 for i in range(1200)]
 SIZES += [1] * (20_000 - sum(SIZES))
-ODD = [(8, 8), (24, 24), (24, 24), (16, 24), (8, 24), (8, 24), (32, 32), (40, 40), (40, 40), (48, 8)]
+ODD = [
+    (8, 8),
+    (24, 24),
+    (24, 24),
+    (16, 24),
+    (8, 24),
+    (8, 24),
+    (32, 32),
+    (40, 40),
+    (40, 40),
+    (48, 8),
+]
 BAD = {"empty": b"", "not-an-image": b"<html>", "jpeg-truncated": None}
 
 
@@ -75,7 +86,7 @@ def pack(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """20,000 images of 2,443 identities in three shards; ten of odd sizes and 18 bad records."""
+    """20,000 images of 2,460 identities in three shards; ten of odd sizes and 18 bad records."""
     person = np.repeat(np.arange(len(SIZES)), SIZES)
     good = jpegs(pictures(person, 1))
     image = {data: (f"id{who:04d}", i) for i, (data, who) in enumerate(zip(good, person.tolist()))}

@@ -101,7 +101,9 @@ class Loop:
         """Rules 2 and 4: connect clusters; an identity is a component, named by its smallest."""
         name_K = np.flatnonzero(self.count_K)
         mean_KD, count_K = self.mean_KD[name_K], self.count_K[name_K]
-        lack = CONNECT + EXTRA / np.sqrt(np.minimum(count_K[:, None], count_K)) - mean_KD @ mean_KD.T
+        lack = (
+            CONNECT + EXTRA / np.sqrt(np.minimum(count_K[:, None], count_K)) - mean_KD @ mean_KD.T
+        )
         self.edge = min(self.edge, np.abs(lack)[np.triu_indices(len(name_K), 1)].min())
         a, b = np.nonzero(np.triu(lack <= 0, 1))
         edges = list(zip(name_K[a].tolist(), name_K[b].tolist()))
@@ -110,9 +112,9 @@ class Loop:
         while changed:
             changed = False
             for x, y in edges:
-                least = min(identity[x], identity[y])
-                changed |= identity[x] != least or identity[y] != least
-                identity[x] = identity[y] = least
+                first = min(identity[x], identity[y])
+                changed |= identity[x] != first or identity[y] != first
+                identity[x] = identity[y] = first
         return name_K, np.array([identity[int(name)] for name in name_K]), edges
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
 from glint.pipelines import coreset, embed
 from glint.search import nms
@@ -111,14 +112,18 @@ def brute(row_nD: np.ndarray, target_n: np.ndarray, threshold: float) -> Chosen:
     return made
 
 
-def test_a_ratio_is_kept_to_the_image(world, rows, embedded, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def row_nD(world, rows) -> np.ndarray:
+    return vectors([world.image[row.image][0] for row in rows(world.root)], seed=1)
+
+
+def test_a_ratio_is_kept_to_the_image(world, rows, row_nD, embedded, tmp_path: Path) -> None:
     """Of all pairs of the kept, none is more alike than the threshold but those restored.
 
     Every image that was left out is more alike to its killer, which is kept; and the images of the
     sampling table are those kept, the rest of every identity standing in its `left_out`.
     """
-    found = rows(world.root)
-    row_nD = vectors([world.image[row.image][0] for row in found], seed=2)[:, :96]
+    found, row_nD = rows(world.root), row_nD[:, :96]
     emb = embedded(world.root, [row.key for row in found], row_nD)
     dataset = Dataset(world.root)
     opened = embed.load(emb, dataset.digest, images=dataset.n, classes=dataset.classes)
@@ -145,9 +150,10 @@ def test_a_ratio_is_kept_to_the_image(world, rows, embedded, tmp_path: Path) -> 
     assert all(label_n[row] == label for label, some in enumerate(out) for row in some)
 
 
-def test_the_mask_is_that_of_all_pairs(world, rows, copied, embedded, tmp_path: Path) -> None:
+def test_the_mask_is_that_of_all_pairs(
+    world, rows, row_nD, copied, embedded, tmp_path: Path
+) -> None:
     root, found = copied(world.root), rows(world.root)
-    row_nD = vectors([world.image[row.image][0] for row in found], seed=1)
     emb = embedded(root, [row.key for row in found], row_nD)
     classes = len(pq.read_table(root / "identities.parquet"))
     target_C = np.arange(classes) // 2  # pairs of labels merged, and two in a hundred dropped

@@ -38,9 +38,9 @@ def make_net(path: Path, scales: bool) -> Path:
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.random.default_rng(5).normal(size=(768, D)).astype(np.float32) / 28
-    held = {"weight": weight, "mean": np.float32(127.5), "factor": np.float32(1 / 127.5)}
-    nodes, last = [], "data"
+    held, nodes, last = {"weight": weight}, [], "data"
     if scales:
+        held |= {"mean": np.float32(127.5), "factor": np.float32(1 / 127.5)}
         nodes = [
             helper.make_node("Sub", [last, "mean"], ["centred"], name="Sub_0"),
             helper.make_node("Mul", ["centred", "factor"], ["scaled"], name="Mul_1"),

@@ -11,6 +11,7 @@ quick tests have 2,470 identities and 20,010 images, the slow one 1.3 million id
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,7 @@ def drawn(seed: int, classes: int, merges: int, masks: int) -> tuple[Pairs, Pair
     """Draw verdicts: chains and single pairs to merge, pairs to mask and to keep apart."""
     rng = np.random.default_rng(seed)
     chain = rng.permutation(classes)[: merges // 2 + 1].tolist()
-    merge = [(a, b) for a, b in zip(chain[:-1], chain[1:]) if (a + b) % 9]  # of up to dozens
+    merge = [(a, b) for a, b in pairwise(chain) if (a + b) % 9]  # of up to dozens
     pairs = rng.integers(0, classes, (merges - len(merge) + 2 * masks, 2))
     pairs = [(a, b) for a, b in pairs.tolist() if a != b]
     cut = merges - len(merge)
@@ -122,9 +123,8 @@ def test_two_reports_on_top_of_a_drop_undone_and_redone(
     source = pq.read_table(root / "identities.parquet")["source_label"].to_pylist()
     odd = [i for i, name in enumerate(source) if name.startswith("odd")]
     drop.drop(root, [f"label:{i}" for i in odd], "no size of ours")
-    target, masks = [-1 if i in odd else 0 for i in range(len(source))], []
-    place = iter(range(len(source)))
-    target = [one if one < 0 else next(place) for one in target]
+    place, masks = iter(range(len(source))), []
+    target = [-1 if i in odd else next(place) for i in range(len(source))]
     holds(root, targets, (target, masks))
     before = [tables(root)]
     folders, wants = [], [(target, masks)]
