@@ -167,7 +167,9 @@ def _groups(path: Path, classes: int) -> list[Ints]:
         raise InputError(
             "GL0501", f"identity {seen[times > 1][0]} stands in two groups", where=str(path)
         )
-    return [np.sort(label[group == number]) for number in np.unique(group)]
+    order = np.lexsort((label, group))
+    edge = np.flatnonzero(np.diff(group[order])) + 1
+    return np.split(label[order], edge) if len(label) else []
 
 
 def _verdicts(
