@@ -52,6 +52,7 @@ def _unsafe(what: str) -> UnsafeError:
 def _require_modest(data: bytes, unpickler: _PlainData, max_item: int) -> None:
     """Refuse opcodes that could build more than plain data of about the pickle's own size."""
     allowed = (1 << 16) + len(data) // 24  # an object costs some 50 bytes: at most twice the file
+    argument: Any
     for count, (opcode, argument, at) in enumerate(pickletools.genops(data), 1):
         name = opcode.name
         if name not in OPCODES or count > allowed:
