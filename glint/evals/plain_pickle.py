@@ -1,9 +1,8 @@
 """Pickles of plain data, read without running a line of what is in them.
 
-Two passes over the bytes: every opcode is looked at first and must be of a kind that only builds
-plain data of about the file's size; then an unpickler that knows a handful of names, none of them
-the real one, builds it. Plain data is bytes, text, bool, small whole numbers, lists, tuples and
-one-byte numpy arrays.
+An unpickler that imports nothing builds bytes, text, bool, small whole numbers, lists, tuples and
+one-byte numpy arrays. One look at the opcodes comes first: alone, it takes whatever memory a few
+bytes ask for.
 """
 
 from __future__ import annotations
@@ -12,12 +11,19 @@ import io
 import math
 import pickle
 import pickletools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from glint.errors import InputError, UnsafeError
 
-MAX_DEPTH = 16  # open marks; (list, list of (function, arguments)) needs five
+PLAIN = (
+    "BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE "
+    "STRING BINSTRING SHORT_BINSTRING BININT BININT1 BININT2 LONG1 INT LONG NONE NEWTRUE NEWFALSE "
+    "EMPTY_LIST EMPTY_TUPLE LIST TUPLE TUPLE1 TUPLE2 TUPLE3 MARK APPEND APPENDS "
+    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET "
+    "GLOBAL STACK_GLOBAL REDUCE BUILD PROTO FRAME STOP"
+)
+OPCODES = frozenset(PLAIN.split())
 
 
 def load(data: bytes, where: str, *, max_item: int) -> object:
@@ -26,141 +32,112 @@ def load(data: bytes, where: str, *, max_item: int) -> object:
     max_item: largest string of bytes or text. Raises UnsafeError GL0801 for a pickle that asks for
     more than plain data or than its size allows, InputError GL0802 for one that is cut short.
     """
-    _scan(data, where, max_item)
     try:
-        return _PlainData(data).load()
-    except (UnsafeError, InputError) as error:
-        raise type(error)(error.code, error.what, where=where, hint=error.hint) from None
+        unpickler = _PlainData(data)
+        _require_modest(data, unpickler, max_item)
+        return unpickler.load()
+    except UnsafeError as error:
+        raise UnsafeError("GL0801", error.what, where=where, hint=error.hint) from None
     except Exception as error:  # a pickle can fail in any way; none of them ran its code
-        text = f"{type(error).__name__}: {error}"[:200]
-        raise _malformed(f"the pickle does not load ({text})", where) from None
+        text = f"not a pickle, or cut short ({type(error).__name__}: {error})"[:200]
+        hint = "get the file again, or rebuild it"
+        raise InputError("GL0802", text, where=where, hint=hint) from None
 
 
-def _malformed(what: str, where: str = "") -> InputError:
-    return InputError("GL0802", what, where=where, hint="get the file again, or rebuild it")
+def _unsafe(what: str) -> UnsafeError:
+    hint = "nothing of it was run; get the pack from its publisher, or rebuild it"
+    return UnsafeError("GL0801", f"expected plain images and bools, found {what}", hint=hint)
 
 
-# --- first pass: opcodes -------------------------------------------------------------------------
-
-_BYTES = {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"}
-_TEXT = {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE"}
-_TEXT |= {"STRING", "BINSTRING", "SHORT_BINSTRING"}
-_NUMBERS = {"BININT", "BININT1", "BININT2", "LONG1", "INT", "LONG"}
-_NAMES = {"GLOBAL", "STACK_GLOBAL"}
-_MEMO_PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
-_MEMO = _MEMO_PUT | {"MEMOIZE", "GET", "BINGET", "LONG_BINGET"}
-_SHAPES = {"EMPTY_LIST", "EMPTY_TUPLE", "LIST", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
-_SHAPES |= {"MARK", "APPEND", "APPENDS", "NONE", "NEWTRUE", "NEWFALSE"}
-_FRAME = {"PROTO", "FRAME", "STOP", "REDUCE", "BUILD"}
-_PLAIN = _BYTES | _TEXT | _NUMBERS | _NAMES | _MEMO | _SHAPES | _FRAME
-
-
-def _scan(data: bytes, where: str, max_item: int) -> None:
-    """Refuse a pickle whose opcodes could do more than build plain data of about its own size."""
-    allowed = 1 << 16 | len(data) // 24  # an object costs some 50 bytes: at most twice the file
-    depth = count = 0
-    try:
-        for opcode, argument, position in _opcodes(data, 4 * max_item):
-            count += 1
-            name = opcode.name
-            if name not in _PLAIN:
-                raise _unsafe(f"opcode {name} at byte {position}", where)
-            if name in _BYTES or name in _TEXT:
-                if len(argument) > max_item:
-                    size = len(argument)
-                    raise _unsafe(f"an item of {size} bytes at byte {position}", where)
-            elif name in _MEMO_PUT and int(argument) > count:
-                raise _unsafe(f"memo index {int(argument)} at byte {position}", where)
-            elif name in _NUMBERS and not -(1 << 31) <= argument < 1 << 32:
-                raise _unsafe(f"a number of over 32 bits at byte {position}", where)
-            elif name == "GLOBAL" and argument not in _ALLOWED:
-                raise _unsafe(f"the name {argument[:80]!r} at byte {position}", where)
-            elif name == "FRAME" and argument > len(data):
-                raise _malformed(f"cut short: a frame of {argument} bytes", where)
-            elif name == "MARK":
-                depth += 1
-            elif name in {"APPENDS", "LIST", "TUPLE"}:
-                depth -= 1
-            if depth > MAX_DEPTH:
-                raise _unsafe(f"nesting deeper than {MAX_DEPTH} at byte {position}", where)
-            if count > allowed:
-                raise _unsafe(f"over {allowed} operations in {len(data)} bytes", where)
-    except (ValueError, IndexError, EOFError, OverflowError) as error:
-        raise _malformed(f"not a pickle, or cut short ({error})", where) from None
+def _require_modest(data: bytes, unpickler: _PlainData, max_item: int) -> None:
+    """Refuse opcodes that could build more than plain data of about the pickle's own size."""
+    allowed = (1 << 16) + len(data) // 24  # an object costs some 50 bytes: at most twice the file
+    argument: Any
+    for count, (opcode, argument, at) in enumerate(pickletools.genops(data), 1):
+        name = opcode.name
+        if name not in OPCODES or count > allowed:
+            raise _unsafe(f"opcode {name} at byte {at}, the {count}th")
+        if name == "GLOBAL":
+            unpickler.find_class(*argument.split(" ", 1))
+        elif name == "FRAME" and argument > len(data):
+            raise EOFError(f"a frame of {argument} bytes")
+        elif name.endswith("PUT") and argument > count:
+            raise _unsafe(f"memo index {argument} at byte {at}")
+        elif isinstance(argument, int):
+            if not -(1 << 31) <= argument < 1 << 32:
+                raise _unsafe(f"a number of over 32 bits at byte {at}")
+        elif argument is not None and len(argument) > max_item:
+            raise _unsafe(f"an item of {len(argument)} bytes at byte {at}")
 
 
-def _opcodes(data: bytes, longest: int) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
-    """Walk the opcodes up to STOP; a text number of over 64 digits stops the walk unparsed."""
-    for opcode, argument, position in pickletools.genops(_ShortLines(data, longest)):
-        yield opcode, argument, -1 if position is None else position
+class _PlainData(pickle.Unpickler):
+    """An unpickler for which every name is one of ours."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        copies = _Copies(len(data))
+        self._names: dict[str, Callable[..., object]] = {
+            "_codecs encode": copies.encode,
+            "numpy dtype": _Type,
+            "numpy ndarray": _ndarray,
+            "numpy.core.multiarray _reconstruct": _reconstruct,
+            "numpy.core.multiarray scalar": _scalar,
+            "numpy.core.numeric _frombuffer": copies.frombuffer,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give what stands for an allowed name. Raises UnsafeError GL0801 for any other."""
+        plain = module.replace("numpy._core", "numpy.core")  # numpy 2 renamed it
+        if f"{plain} {name}" not in self._names:
+            raise _unsafe(f"the name {f'{module} {name}'[:80]!r}")
+        return _Name(self._names[f"{plain} {name}"])
 
 
-class _ShortLines(io.BytesIO):
-    """Bytes whose lines end at the longest one a plain pickle has: an image as text."""
+class _Name:
+    """What a name stands for: it may be called, and never changed."""
 
-    def __init__(self, data: bytes, longest: int) -> None:
-        super().__init__(data)
-        self.longest = longest
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.function = function
 
-    def readline(self, size: int | None = -1, /) -> bytes:
-        line = super().readline(self.longest)
-        if len(line) > 64 and line.strip(b"-0123456789L\n") == b"":
-            raise ValueError("a number of over 64 digits")
-        return line
-
-
-def _unsafe(what: str, where: str = "") -> UnsafeError:
-    return UnsafeError(
-        "GL0801", f"expected plain images and bools, found {what}", where=where,
-        hint="nothing of it was run; get the pack from its publisher, or rebuild it",
-    )  # fmt: skip
-
-
-# --- second pass: objects ------------------------------------------------------------------------
-
-
-class _Inert:
-    """What a pickle may hold but never change: BUILD on it is refused."""
-
-    __slots__ = ()
+    def __call__(self, *arguments: object) -> object:
+        return self.function(*arguments)
 
     def __setstate__(self, state: object) -> NoReturn:
         raise _unsafe("a change to something that is not an array")
 
 
-class _Copies(_Inert):
-    """A name whose calls make bytes; all of them together no more than the file has."""
-
-    __slots__ = ("left",)
+class _Copies:
+    """Calls that make bytes; all of them together no more than the file has."""
 
     def __init__(self, size: int) -> None:
         self.left = size
 
-    def take(self, size: int) -> None:
-        self.left -= size
+    def _counted(self, made: bytes) -> bytes:
+        self.left -= len(made)
         if self.left < 0:
             raise _unsafe("the same bytes made over and over")
+        return made
 
-
-class _Encode(_Copies):
-    """`_codecs.encode`, as protocols 0 to 2 store bytes: latin-1 text."""
-
-    __slots__ = ()
-
-    def __call__(self, text: object, encoding: object = "latin1") -> bytes:
+    def encode(self, text: object, encoding: object = "latin1") -> bytes:
+        """Give bytes as protocols 0 to 2 store them: latin-1 text."""
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1"):
             raise _unsafe("text in another encoding than latin1")
-        self.take(len(text))
-        return text.encode("latin1")
+        return self._counted(text.encode("latin1"))
+
+    def frombuffer(self, raw: object, kind: object, shape: object, _: object = "C") -> PlainArray:
+        """Give an array as protocol 5 stores it."""
+        own = self._counted(bytes(raw)) if isinstance(raw, bytearray) else raw
+        return PlainArray().fill(kind, shape, own)
 
 
 class _Type:
-    """A numpy dtype by name; only bytes and bools are let through."""
+    """A numpy dtype; only bytes and bools are let through."""
 
-    __slots__ = ("code",)
-
-    def __init__(self, code: str) -> None:
-        self.code = code
+    def __init__(self, code: object = None, *_: object) -> None:
+        name = code.decode("latin1") if isinstance(code, bytes) else code
+        if name not in ("u1", "b1", "|u1", "|b1"):
+            raise _unsafe("a numpy array of something else than bytes or bools")
+        self.code = str(name)[-2:]
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("|", b"|"):
@@ -168,105 +145,39 @@ class _Type:
 
 
 class PlainArray:
-    """A one-dimensional array of bytes or bools, as raw bytes."""
+    """An array of bytes or bools (code u1 or b1), as raw bytes."""
 
-    __slots__ = ("code", "raw")
+    code, raw = "", b""
 
-    def __init__(self, code: str = "", raw: bytes = b"") -> None:
-        self.code, self.raw = code, raw
+    def fill(self, kind: object, shape: object, raw: object) -> PlainArray:
+        """Take type, shape and content. Raises UnsafeError GL0801 for any others than ours."""
+        if self.code or not isinstance(kind, _Type) or not isinstance(raw, bytes):
+            raise _unsafe("a numpy array of something else than bytes")
+        if not isinstance(shape, tuple) or len(shape) > 2 or any(type(n) is not int for n in shape):
+            raise _unsafe("a numpy array of more than two dimensions")
+        if math.prod(shape) != len(raw):
+            raise ValueError(f"a numpy array of shape {shape} with {len(raw)} bytes")
+        self.code, self.raw = kind.code, raw
+        return self
 
     def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) != 5 or self.code:
+        if not isinstance(state, tuple) or len(state) != 5:
             raise _unsafe("a numpy array in an unknown form")
-        _, shape, kind, _, raw = state
-        self.code, self.raw = _content(kind, shape, raw)
+        self.fill(state[2], state[1], state[4])
 
 
-def _content(kind: object, shape: object, raw: object) -> tuple[str, bytes]:
-    if not isinstance(kind, _Type) or not isinstance(raw, bytes):
-        raise _unsafe("a numpy array of something else than bytes")
-    if not isinstance(shape, tuple) or len(shape) > 2 or not all(type(n) is int for n in shape):
-        raise _unsafe("a numpy array of more than two dimensions")
-    if math.prod(shape) != len(raw):
-        raise _malformed(f"a numpy array of shape {shape} with {len(raw)} bytes")
-    return kind.code, raw
+def _ndarray(*_: object) -> NoReturn:
+    raise _unsafe("a call of numpy.ndarray")
 
 
-class _NumpyType(_Inert):
-    __slots__ = ()
-
-    def __call__(self, code: object = None, *flags: object) -> _Type:
-        name = code.decode("latin1") if isinstance(code, bytes) else code
-        if not isinstance(name, str) or name not in ("u1", "b1", "|u1", "|b1"):
-            found = repr(name[:20]) if isinstance(name, str) else type(name).__name__
-            raise _unsafe(f"a numpy dtype {found}")
-        return _Type(name[-2:])
+def _reconstruct(kind: object, *_: object) -> PlainArray:
+    if not isinstance(kind, _Name) or kind.function is not _ndarray:
+        raise _unsafe("a numpy array of an unknown class")
+    return PlainArray()
 
 
-class _NumpyArray(_Inert):
-    __slots__ = ()
-
-    def __call__(self, *_: object) -> NoReturn:
-        raise _unsafe("a call of numpy.ndarray")
-
-
-class _Reconstruct(_Inert):
-    __slots__ = ()
-
-    def __call__(self, kind: object, *_: object) -> PlainArray:
-        if not isinstance(kind, _NumpyArray):
-            raise _unsafe("a numpy array of an unknown class")
-        return PlainArray()
-
-
-class _Scalar(_Inert):
-    __slots__ = ()
-
-    def __call__(self, kind: object, raw: object = None) -> bool:
-        code, content = _content(kind, (1,), raw)
-        if code != "b1":
-            raise _malformed("a number where a bool was expected")
-        return content != b"\x00"
-
-
-class _FromBuffer(_Copies):
-    """`numpy.core.numeric._frombuffer`, as protocol 5 stores arrays."""
-
-    __slots__ = ()
-
-    def __call__(self, raw: object, kind: object, shape: object, order: object = "C") -> PlainArray:
-        if isinstance(raw, bytearray):
-            self.take(len(raw))
-            raw = bytes(raw)
-        return PlainArray(*_content(kind, shape, raw))
-
-
-def _names(size: int) -> dict[str, _Inert]:
-    """Give what each allowed name stands for while a pickle of `size` bytes is loaded."""
-    names: dict[str, _Inert] = {"_codecs encode": _Encode(size), "numpy dtype": _NumpyType()}
-    names["numpy ndarray"] = _NumpyArray()
-    for core in ("numpy.core", "numpy._core"):  # numpy 2 renamed it
-        names[f"{core}.multiarray _reconstruct"] = _Reconstruct()
-        names[f"{core}.multiarray scalar"] = _Scalar()
-        names[f"{core}.numeric _frombuffer"] = _FromBuffer(size)
-    return names
-
-
-_ALLOWED = frozenset(_names(0))
-
-
-class _PlainData(pickle.Unpickler):
-    """An unpickler whose every name is one of ours; nothing is imported."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(io.BytesIO(data), encoding="bytes")
-        self._names = _names(len(data))
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self._names[f"{module} {name}"]
-        except KeyError:
-            raise _unsafe(f"the name {module[:40]}.{name[:40]}") from None
-
-    def persistent_load(self, key: Any) -> NoReturn:
-        raise _unsafe("a persistent reference")
+def _scalar(kind: object, raw: object = None) -> bool:
+    made = PlainArray().fill(kind, (1,), raw)
+    if made.code != "b1":
+        raise ValueError("a number where a bool was expected")
+    return made.raw != b"\x00"

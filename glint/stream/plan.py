@@ -148,11 +148,6 @@ class Slice:
             )
 
     @property
-    def per_rank(self) -> int:
-        """Give the samples of one rank in each step: the same on every rank."""
-        return self.batch // self.world
-
-    @property
     def steps(self) -> int:
         """Give the number of steps from the origin to the end of the epoch."""
         rest = self.length - self.origin

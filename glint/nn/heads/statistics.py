@@ -1,49 +1,15 @@
-"""What the papers plot about centres, by sampling and by counting.
+"""What the papers plot about centres, by counting.
 
-Share of centres with a neighbour above 0.4: Partial FC (arXiv 2203.15565, section 3.2) reads it as
-the share of identities in conflict. Passive updates: steps at which a centre played without an
-image of its own in the batch, so that it was only pushed away; rare identities get little else.
+Passive updates: steps at which a centre played without an image of its own in the batch, so that it
+was only pushed away; rare identities get little else.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from glint.nn.heads.sample import sampled_classes
-
-# c class rows of this rank, k rows that play, m rows looked at, b rows of one block,
-# t rows with an image of theirs in the batch, D embedding
-
-_BLOCK = 4096
-
-
-@torch.no_grad()
-def crowded(
-    weight_cD: Tensor, *, threshold: float = 0.4, sample: int = 256, seed: int = 0, step: int = 0
-) -> float:
-    """Give the share of `sample` drawn centres that have another one above `threshold` in cosine.
-
-    Only this rank's centres are compared. Costs sample * c * D products and one block of memory;
-    0.0 where there are fewer than two centres.
-    """
-    c = weight_cD.shape[0]
-    if c < 2:
-        return 0.0
-    first = torch.zeros(1, dtype=torch.int64, device=weight_cD.device)
-    row_m = sampled_classes(first, c, min(1.0, sample / c), seed=seed, step=step)
-    if row_m is None:
-        row_m = torch.arange(c, device=weight_cD.device)
-    unit_mD = F.normalize(weight_cD[row_m].float(), dim=1)
-    above_m = torch.zeros(row_m.numel(), dtype=torch.bool, device=weight_cD.device)
-    for start in range(0, c, _BLOCK):
-        block_bD = F.normalize(weight_cD[start : start + _BLOCK].float(), dim=1)
-        cosine_mb = unit_mD @ block_bD.t()
-        inside_m = (row_m >= start) & (row_m < start + block_bD.shape[0])
-        cosine_mb[inside_m, row_m[inside_m] - start] = -1.0  # itself
-        above_m |= cosine_mb.amax(1) > threshold
-    return float(above_m.double().mean())
+# c class rows of this rank, k rows that play, m rows looked at, t rows with an image in the batch
 
 
 class Tally:

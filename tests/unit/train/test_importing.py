@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import io
 import json
 import os
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,57 @@ def test_code_is_refused_and_not_run(tmp_path: Path, form: str | int) -> None:
     if isinstance(form, int):  # the file would have run
         pickle.loads(path.read_bytes())
         assert mark.exists()
+
+
+class Made:
+    """Pickles as a call of `function(*arguments)`."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.made = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.made
+
+
+# torch's restricted reader takes every one of these
+BESIDE = {
+    "memory nobody wrote": Made(torch.Tensor, 64),
+    "a storage nobody wrote": Made(torch.UntypedStorage, 64),
+    "text copied over and over": [Made(codecs.encode, "a", "latin1")] * 2,
+    "a set": {1},
+    "bytes": bytearray(b"a"),
+    "a sparse tensor": torch.eye(2).to_sparse(),
+    "a tensor without numbers": torch.empty(2, device="meta"),
+    "fp8": torch.ones(2).to(torch.float8_e4m3fn),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, name: str) -> None:
+    path = torch_file(tmp_path / "w.pt", {"conv.weight": BESIDE[name]})
+    assert torch.load(path, weights_only=True)
+    with pytest.raises(UnsafeError, match=r"GL0801.*w\.pt: expected tensors and their names"):
+        take(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_bit_is_told(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    path = torch_file(tmp_path / "w.pt", weights)
+    data = bytearray(path.read_bytes())
+    number = weights["features.layers.2.weight"].numpy().tobytes()
+    data[data.index(number[:64]) + 3] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)
+    with pytest.raises(InputError, match=r"GL0401.*/data/\d+ does not match its checksum"):
+        take(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_hide_what_a_mapping_does(tmp_path: Path) -> None:
+    found = collections.OrderedDict(weight=torch.zeros(1))
+    found.get = 1  # type: ignore[method-assign,assignment]
+    with pytest.raises(InputError, match=r"GL0401.*not a whole file of weights"):
+        take(torch_file(tmp_path / "w.pt", found))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -2,26 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.statistics import Tally, crowded
+from glint.nn.heads.statistics import Tally
 from glint.nn.margins import CosFace
-
-
-def test_crowded_counts_centres_with_a_near_neighbour(monkeypatch):
-    monkeypatch.setattr("glint.nn.heads.statistics._BLOCK", 64)
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(500, 128, generator=generator)  # random cosines stay below 0.4
-    assert crowded(weight, sample=500) == 0.0
-    weight[100:150] = weight[:50] + 0.5 * torch.randn(50, 128, generator=generator)
-    cosine = F.normalize(weight) @ F.normalize(weight).T
-    truth = float((cosine.fill_diagonal_(-1).amax(1) > 0.4).double().mean())
-    assert truth == pytest.approx(0.2)
-    assert crowded(weight, sample=500) == truth
-    some = [crowded(weight, sample=200, step=step) for step in range(10)]
-    assert abs(sum(some) / 10 - truth) < 0.03 and len(set(some)) > 1
-    assert crowded(weight[:1]) == 0.0
 
 
 def test_tally_by_hand():
