@@ -53,7 +53,7 @@ class Chain:
     def __init__(self, glint: Glint, place: Path, seed: int, workers: Sequence[int]) -> None:
         self.glint, self.place, self.workers = glint, place, workers
         self.chance = random.Random(seed)
-        self.count = 0
+        self.count = self.written = 0  # sets made, and bytes of shards read again
 
     def _new(self) -> Path:
         self.count += 1
@@ -68,31 +68,63 @@ class Chain:
     def _workers(self) -> list[object]:
         return ["--workers", self.chance.choice(self.workers)]
 
-    def shard(self, source: Path, form: str, samples: Counter[Sample]) -> Data:
-        """Make a dataset of a source."""
+    def shard(self, source: Path, form: str, samples: Counter[Sample], how: str = "") -> Data:
+        """Make a dataset of a source; `how`: by "tasks", or in a store, fetched by hand."""
+        command = ("shard", source, *oracle.FORMS[form])
         data = Data(self._new(), form, samples)
-        self.glint("shard", source, data.root, *oracle.FORMS[form], *self._shards)
+        data = self._tasked(command, data) if how == "tasks" else self._written(command, data, how)
+        self._check(data)
+        return data
+
+    def _check(self, data: Data) -> None:
         data.held()
+        self.written += sum(path.stat().st_size for path in data.root.glob("data/*.tar"))
+
+    def _written(self, command: Sequence[object], data: Data, how: str = "") -> Data:
+        """Have `command SRC` write a dataset; in a store, fetched from there by hand."""
+        url = f"file://{data.root}" if how == "upload" else data.root
+        self.glint(*command[:2], url, *command[2:], *self._shards)
+        if how != "upload":
+            return data
+        data.held()
+        back = replace(data, root=self._new())
+        data.root.rename(back.root)
+        return back
+
+    def _tasked(self, command: Sequence[object], data: Data) -> Data:
+        options, count = self._shards, self.chance.choice((2, 3))
+        for i in self.chance.sample(range(count), count):
+            self.glint(*command[:2], data.root, *command[2:], *options, "--task", f"{i}/{count}")
         return data
 
     def step(self, name: str, data: Data, other: Data) -> Data:
-        """Take a step; `other` is what a merge adds. AssertionError where the outcome is wrong."""
+        """Take a step; `other` is what a merge adds. AssertionError where the outcome is wrong.
+
+        What came before is removed, `other` left out.
+        """
         made: Data = getattr(self, f"_{name}")(data, other)
-        made.held()
+        self._check(made)
+        if data.root not in (made.root, other.root):
+            shutil.rmtree(data.root)
         return made
 
     def _reshard(self, data: Data, other: Data) -> Data:
-        made = replace(data, root=self._new())
-        self.glint("reshard", data.root, made.root, *self._shards)
-        return made
+        return self._written(("reshard", data.root), replace(data, root=self._new()))
 
     def _tasks(self, data: Data, other: Data) -> Data:
-        made, options = replace(data, root=self._new()), self._shards
-        for i in range(count := self.chance.choice((2, 3))):
-            self.glint("reshard", data.root, made.root, *options, "--task", f"{i}/{count}")
-        return made
+        return self._tasked(("reshard", data.root), replace(data, root=self._new()))
+
+    def _upload(self, data: Data, other: Data) -> Data:
+        return self._written(("reshard", data.root), replace(data, root=self._new()), "upload")
+
+    def _apart(self, data: Data, other: Data) -> Data:
+        """Return a copy where the dataset is `other` itself."""
+        if data.root != other.root:
+            return data
+        return replace(data, root=shutil.copytree(other.root, self._new()))
 
     def _merge(self, data: Data, other: Data) -> Data:
+        data = self._apart(data, other)
         root, first = self._new(), len(data.held().names)
         self.glint("merge", root, data.root, other.root, *self._shards)
         dropped = data.dropped | {first + label for label in other.dropped}
@@ -103,7 +135,7 @@ class Chain:
         return held, self.chance.choice(sorted({label for _, label, _ in held.rows} - data.dropped))
 
     def _drop(self, data: Data, other: Data) -> Data:
-        label = self._pick(data)[1]
+        label, data = self._pick(data)[1], self._apart(data, other)
         self.glint("drop", data.root, "--identity", f"label:{label}", "--reason", "truth")
         return replace(data, dropped=data.dropped | {label})
 
@@ -118,12 +150,3 @@ class Chain:
         )  # fmt: skip
         rows = [row for row in held.rows if row[1] not in gone and row[0] != key]
         return Data(root, data.form, replace(held, rows=rows).samples, gone)
-
-    def _upload(self, data: Data, other: Data) -> Data:
-        """Write to a store, and fetch the objects by hand."""
-        stored = replace(data, root=self._new())
-        self.glint("reshard", data.root, f"file://{stored.root}", *self._shards)
-        stored.held()
-        back = replace(data, root=self._new())
-        shutil.copytree(stored.root, back.root)
-        return back

@@ -93,9 +93,8 @@ def _shard(path: Path, held: Held, form: str) -> None:
     for name, image, at in tar:
         key, line = name[:9], f"jpg {at} {len(image)} {name}"
         if form == "jpg":
-            label = int(name[10:-4])
-            wanted = [f"{key}_{label}.jpg"]
-            found = [name]
+            label = int(name[10:-4] or -1)
+            wanted, found = [f"{key}_{label}.jpg"], [name]
         else:
             cls, text, at = next(tar, NOTHING)
             label = int(text)

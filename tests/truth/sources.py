@@ -128,13 +128,11 @@ def parquet(place: Path, images: Sequence[Image]) -> Path:
     return place.with_suffix(".parquet")
 
 
-def recordio(place: Path, images: Sequence[Image], identities: bool = False) -> Path:
-    """Write train.rec and train.idx, with InsightFace's identity records or without."""
+def recordio(
+    place: Path, images: Iterable[Image], identities: dict[int, list[int]] | None = None
+) -> Path:
+    """Write train.rec and train.idx, with InsightFace's records of `identities` or without."""
     place.mkdir(parents=True)
-    keys: dict[int, list[int]] = {}
-    for key, (label, _) in enumerate(images, 1):
-        keys.setdefault(label, []).append(key)
-    last = len(images) + 1
     with open(place / "train.rec", "wb") as file, open(place / "train.idx", "w") as idx:
 
         def put(key: int, data: bytes, *label: float) -> None:
@@ -151,18 +149,23 @@ def recordio(place: Path, images: Sequence[Image], identities: bool = False) -> 
                 file.write(MAGIC + struct.pack("<I", part | (end - begin)) + payload[begin:end])
                 file.write(bytes(-(end - begin) % 4))
 
-        if identities:
-            put(0, b"", last, last + len(keys))
+        ranges = identities or {}
+        last = sum(map(len, ranges.values())) + 1  # behind the images
+        if ranges:
+            put(0, b"", last, last + len(ranges))
         for key, (label, data) in enumerate(images, 1):
             put(key, data, label)
-        for key, mine in enumerate(keys.values() if identities else (), last):
+        for key, mine in enumerate(ranges.values(), last):
             put(key, b"", mine[0], mine[-1] + 1)
     return place
 
 
 def insightface(place: Path, images: Sequence[Image]) -> Path:
     """Write a record file with identity records."""
-    return recordio(place, images, identities=True)
+    keys: dict[int, list[int]] = {}
+    for key, (label, _) in enumerate(images, 1):
+        keys.setdefault(label, []).append(key)
+    return recordio(place, images, keys)
 
 
 MAKERS: dict[str, Callable[[Path, Sequence[Image]], Path]] = {
