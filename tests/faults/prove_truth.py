@@ -104,7 +104,7 @@ def _chain(place: Path, kind: str, form: str, chance: random.Random, tally: Tall
         if code != 0:
             raise RuntimeError(f"{args[0]} ended with {code}: {errors[-600:]}")
 
-    images = sources.mixed(chance.randrange(20, 60) * MIB, chance.randrange(1 << 30))
+    images = sources.mixed(chance.randrange(18, 40) * MIB, chance.randrange(1 << 30))
     samples = sources.usable(images)
     source = sources.MAKERS[kind](place / "source", images)
     chain = chains.Chain(glint, place, chance.randrange(1 << 30), (1, 2))
@@ -136,6 +136,8 @@ class Large:
     name: str
     job: Job
     samples: Counter[sources.Sample]
+    took: float = 0.0  # seconds, undisturbed
+    size: int = 0  # bytes of all its files
 
     def wrong(self) -> list[str]:
         """Return what is wrong with a finished output, stray files included."""
@@ -160,8 +162,8 @@ class Large:
     def run(self, workers: int = 2) -> Run:
         return self.job.run(workers=workers)
 
-    def settle(self, run: Run, tally: Tally, about: str, *, room: str = "") -> int | None:
-        """Wait for a disturbed run, give its command again where it failed, look at all of it."""
+    def settle(self, run: Run, tally: Tally, about: str) -> int | None:
+        """Wait for a disturbed run and look at what it left; return its exit code."""
         code = run.wait(WAIT)
         errors = run.errors
         run.end()
@@ -230,22 +232,35 @@ def _jobs(place: Path, size: int) -> Iterator[Large]:
         prove.warm([*args, "--workers", 1, "--json"])
         shutil.rmtree(out)
         made = Large(name, Job(list(args), out, place), expected)
-        prove.ended(made.run().go())
+        run = made.run().go()
+        prove.ended(run)
         if wrong := made.wrong():
             raise RuntimeError(f"{name}, undisturbed: {wrong}")
+        made.took = run.took
+        made.size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
         yield made
 
 
 def _figures(name: str, tally: Tally, least: int, begin: float) -> Iterator[Figure]:
     yield {
         **figures.floor(f"large, {name}: runs", tally.counts["runs"], least),
-        "exit_0": tally.counts["exit 0"],
+        **{kind: tally.counts[kind] for kind in ("killed", "exit 0") if tally.counts[kind]},
         "seconds": seconds(begin),
     }
     yield tally.none(f"large, {name}: outputs with a wrong byte or a stray file", "wrong")
     yield tally.none(f"large, {name}: unfinished outputs with a shard that is not whole", "early")
-    yield tally.none(f"large, {name}: hangs and tracebacks", "hang")
-    yield tally.none(f"large, {name}: ends without a name", "code")
+    yield tally.none(f"large, {name}: hangs", "hang")
+    yield tally.none(f"large, {name}: tracebacks", "code")
+
+
+def _workers(run: Run) -> list[int]:
+    """Return the living worker processes of a run."""
+    found = []
+    with contextlib.suppress(OSError):  # they come and go
+        for pid in figures.children(run.pid):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] not in "ZX":
+                found.append(pid)
+    return found
 
 
 def _kills(given: Given, jobs: list[Large], *, workers: bool) -> Iterator[Figure]:
@@ -253,32 +268,27 @@ def _kills(given: Given, jobs: list[Large], *, workers: bool) -> Iterator[Figure
     name = "workers killed" if workers else "commands killed"
     count = given.count(given.kills if workers else -(-given.kills // 4), 1)
     chance, tally, begin = given.chance(name), Tally(), time.monotonic()
-    usual: dict[str, float] = {}
     for i in range(count):
         one = jobs[i % len(jobs)]
-        one.job.fresh()
-        if one.name not in usual:
-            prove.ended(run := one.run().go())
-            usual[one.name] = run.took
+        for _ in range(20):  # until there is somebody to kill at the instant
             one.job.fresh()
-        for _ in range(20):  # until an instant comes at which there is somebody to kill
-            delay = usual[one.name] * chance.random()
-            run = one.run().go()
+            run, delay = one.run().go(), one.took * chance.random()
             ran = run.wait(delay) is None
-            found = figures.children(run.pid) if ran and workers else []
-            if ran and (found or not workers):
+            found = _workers(run) if ran and workers else []
+            if found or (ran and not workers):
                 break
-            run.kill(group=True)
             run.end()
-            one.job.fresh()
-        if workers:
+        if found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(found), signal.SIGKILL)
-        else:
+                tally.counts["killed"] += 1
+        elif ran:
             run.kill(group=True)
+            tally.counts["killed"] += 1
         about = f"killed after {delay:.3f} s"
         if one.settle(run, tally, about) != 0:
             one.again(tally, about)
+    yield figures.floor(f"large, {name}", tally.counts["killed"], count)
     yield from _figures(name, tally, count, begin)
 
 
@@ -288,28 +298,19 @@ def _disks(given: Given, jobs: list[Large]) -> Iterator[Figure]:
     count = given.count(given.disks, 1)
     for i in range(count):
         one = jobs[i % len(jobs)]
-        full = sum(path.stat().st_size for path in _written(one))
-        size = round(full * chance.uniform(0.05, 0.98))
+        size = round(one.size * chance.uniform(0.05, 0.98))
         mount = given.place / "small"
         with mounted(mount, f"size={size}") as mount_again:
             out = mount / "out"
             args = [out if arg == one.job.out else arg for arg in one.job.args]
             small = Large(one.name, Job(args, out, one.job.place), one.samples)
-            about = f"a disk of {size} of {full} bytes"
+            about = f"a disk of {size} of {one.size} bytes"
             code = small.settle(small.run().go(), tally, about)
             tally.counts["refused"] += code == 6
-            mount_again(f"size={2 * full}")
+            mount_again(f"size={2 * one.size}")
             small.again(tally, about)
     yield figures.floor("large, disks filled: runs refused with exit 6", tally.counts["refused"], 1)
     yield from _figures("disks filled", tally, count, begin)
-
-
-def _written(one: Large) -> list[Path]:
-    """Return the files of an undisturbed output."""
-    one.job.fresh()
-    prove.ended(one.run().go())
-    files = [path for path in one.job.out.rglob("*") if path.is_file()]
-    return files
 
 
 def _plans(one: Large, log: Path) -> list[tuple[str, int, str]]:
@@ -333,7 +334,7 @@ def _inject(given: Given, one: Large, name: str, plans: list[tuple[str, str]]) -
             one.again(tally, f"{call} {what}")
         tally.note("missed", [] if "INJECTED" in log.read_text() else ["no call"], f"{call} {what}")
     yield tally.none(f"large, {name}: calls that did not come", "missed")
-    yield from _figures(name, tally, len(plans), begin)
+    yield from _figures(name, tally, max(1, len(plans)), begin)
 
 
 def _calls(given: Given, one: Large) -> Iterator[Figure]:
@@ -344,9 +345,9 @@ def _calls(given: Given, one: Large) -> Iterator[Figure]:
     by_name: dict[str, list[tuple[str, int, str]]] = {}
     for plan in errors:
         by_name.setdefault(plan[0], []).append(plan)
-    some = [chance.choice(by_name[call]) for call in sorted(by_name) for _ in range(2)]
-    count = given.count(3 * len(some), 2)
-    some = [*some, *chance.sample(errors, min(len(errors), 2 * len(some)))][:count]
+    some = [chance.choice(by_name[call]) for call in sorted(by_name)]
+    some += chance.sample(errors, min(len(errors), 6))
+    some = some[: given.count(len(some), 2)]
     plans = [(call, f"error={error}:when={k}") for call, k, error in some]
     yield from _inject(given, one, "calls that failed", plans)
 
