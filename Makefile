@@ -17,7 +17,7 @@ help:
 	@echo "make test-all  every test that needs no GPU, slow and fault tests included"
 	@echo "make lint      ruff, import-linter, mypy"
 	@echo "make faults    kills, full disks, fuzzing"
-	@echo "make prove     the same by the hundred: kills, disks, races, order of fsyncs, signals"
+	@echo "make prove     the same by the hundred, and 4 GiB of datasets held against their sources"
 	@echo "make bench     the benchmarks, one after the other"
 
 demo: $(INSTALLED)

@@ -1,13 +1,13 @@
 """Faults on purpose, by the hundred: kills, full disks, races, the order of fsyncs, signals.
 
-    python tests/faults/prove.py [kills disks races order signals] [--quick] [--out FILE]
+    python tests/faults/prove.py [kills disks races order signals truth large] [--quick]
 
-prints one JSON line per figure and leaves with 1 where one falls short. `--share F` runs that share
-of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of them, from 0 on; `--seed N`
-is the seed of every draw. The command runs in forks of this process, which has imported glint once;
-`--spawn F` of the runs start their workers as a user's run does (the others fork them, which is
-quicker). Linux; strace for system calls, root for the mounts, which live in a mount namespace of
-their own.
+prints one JSON line per figure, adds them to `--out FILE`, and leaves with 1 where one falls short.
+`--share F` runs that share of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of
+them, from 0 on; `--seed N` is the seed of every draw. The command runs in forks of this process,
+which has imported glint once; `--spawn F` of the runs start their workers as a user's run does (the
+others fork them, which is quicker). `truth` and `large` are those of prove_truth.py. Linux; strace
+for system calls, root for the mounts, which live in a mount namespace of their own.
 """
 
 from __future__ import annotations
@@ -710,6 +710,10 @@ class Given:
     spawn: float
     workers: list[int]
     place: Path
+    gib: float = 4.0
+    large: int = 512
+    kills: int = 20
+    disks: int = 10
 
     def chance(self, name: str) -> random.Random:
         return random.Random(f"{self.seed}/{self.part[0]}/{name}")
@@ -1274,12 +1278,25 @@ def _read_only(given: Given, job: Job) -> Iterator[Figure]:
     yield tally.none("read-only output: changed", "other")
 
 
+def at_rest(name: str) -> Callable[[Given], Iterator[Figure]]:
+    """Return a part of prove_truth.py, which imports this file."""
+
+    def part(given: Given) -> Iterator[Figure]:
+        sys.modules.setdefault("prove", sys.modules[__name__])
+        sys.path.insert(0, str(Path(__file__).parent))
+        yield from getattr(importlib.import_module("prove_truth"), name)(given)
+
+    return part
+
+
+ON_DISK = ("truth", "large")
 SECTIONS: dict[str, Callable[[Given], Iterator[Figure]]] = {
     "kills": kills,
     "disks": disks,
     "races": races,
     "order": order,
     "signals": signals,
+    **{name: at_rest(name) for name in ON_DISK},
 }
 
 
@@ -1294,6 +1311,10 @@ def main() -> None:
     parser.add_argument("--spawn", type=float, default=0.1, help="runs with spawned workers")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--place", type=Path, help="where to work (default: memory)")
+    parser.add_argument("--gib", type=float, default=4.0, help="truth: GiB to write, at least")
+    parser.add_argument("--large", type=int, default=512, help="large: MiB of images")
+    parser.add_argument("--kills", type=int, default=20, help="large: workers that are killed")
+    parser.add_argument("--disks", type=int, default=10, help="large: disks that are filled")
     parser.add_argument("--out", type=Path, help="add the lines to this file too")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -1302,13 +1323,14 @@ def main() -> None:
     machine = figures.machine("numpy", "pyarrow")
     good = True
     for name in given.sections or SECTIONS:
-        base = given.place or (memory if memory.is_dir() else None)
+        base = given.place or (memory if memory.is_dir() and name not in ON_DISK else None)
         with tempfile.TemporaryDirectory(dir=base, prefix="glint-prove-") as place:
             share = min(given.share, 0.05) if given.quick else given.share
             part = tuple(map(int, given.part.split("/")))
             made = Given(
-                share, (part[0], part[1]), given.seed, given.spawn, given.workers, Path(place)
-            )
+                share, (part[0], part[1]), given.seed, given.spawn, given.workers, Path(place),
+                given.gib, given.large, given.kills, given.disks,
+            )  # fmt: skip
             for figure in SECTIONS[name](made):
                 line = json.dumps(
                     {**figure, "share": share, "part": given.part, "seed": given.seed, **machine}

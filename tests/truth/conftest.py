@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ import simplejpeg
 import xxhash
 
 from glint.pipelines import shard
+
+sys.path.insert(0, str(Path(__file__).parent))  # the modules beside these tests, by name
 
 SIDE = 16  # pixels: small enough that 20,000 images are made, sharded and decoded in seconds
 # Identities of the world by size. More rows than any block of rows that a stage holds: 16,384 of
