@@ -12,6 +12,7 @@ FORMATS = ("jpg", "png", "webp")
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 
+
 class Rejected(Exception):
     """An image or record that is not written; `reason` is a fixed word, `note` the detail."""
 

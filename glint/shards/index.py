@@ -45,7 +45,11 @@ def check_sample(
 
 
 def read_sample(
-    file: int, offset: int, size: int, digest: bytes, where: Callable[[], str],
+    file: int,
+    offset: int,
+    size: int,
+    digest: bytes,
+    where: Callable[[], str],
     hint: Callable[[], str],
 ) -> bytes:
     """Return the image bytes at an offset of an open shard, checked.

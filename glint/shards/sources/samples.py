@@ -116,9 +116,7 @@ def save(
         save_names(folder, name, joined(column(d, name) for d in datasets).take(take))
     for name, columns in zip(tables.PROVENANCE.names, zip(*origins) if origins else ()):
         save_names(folder, name, joined(columns).take(take))
-    commit.write_json(
-        folder / "paths.json", {"paths": paths, "provenance": origins is not None}
-    )
+    commit.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})
 
 
 def _rows(dataset: Dataset, base: int) -> npt.NDArray[Any]:
