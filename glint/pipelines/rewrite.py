@@ -22,14 +22,7 @@ import pyarrow.parquet as pq
 from glint.errors import InputError
 from glint.manifests import tables
 from glint.pipelines import tasks
-from glint.pipelines.complete import (
-    Entries,
-    How,
-    Output,
-    complete,
-    join_rows,
-    write_manifest,
-)
+from glint.pipelines.complete import Entries, How, Output, complete, join_rows, write_manifest
 from glint.pipelines.plan import (
     SAMPLES,
     Inputs,

@@ -178,11 +178,7 @@ class Remote:
         hasher = hashlib.sha256()
         for piece in self.store.pieces(name, there.size):
             hasher.update(piece)
-        return {
-            "name": name.rpartition("/")[2],
-            "bytes": there.size,
-            "sha256": hasher.hexdigest(),
-        }
+        return {"name": name.rpartition("/")[2], "bytes": there.size, "sha256": hasher.hexdigest()}
 
     @property
     def fits(self) -> bool:

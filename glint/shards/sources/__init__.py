@@ -128,12 +128,4 @@ def reopen(kind: str, path: str, folder: Path, start: int, stop: int) -> Source:
     return source
 
 
-__all__ = [
-    "KINDS",
-    "READS",
-    "Source",
-    "open_source",
-    "rebuild_idx",
-    "recognise",
-    "reopen",
-]
+__all__ = ["KINDS", "READS", "Source", "open_source", "rebuild_idx", "recognise", "reopen"]
