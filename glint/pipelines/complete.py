@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from glint.pipelines import stage, tasks
 from glint.pipelines import write as writing
 from glint.pipelines.plan import Plan
 from glint.shards import commit, dali, parquet, seal
-from glint.shards.index import FORMAT
+from glint.shards.index import FORMAT, TABLES
 
 Entries = list[dict[str, Any]]
 # What joins the shards of a plan: (plan, entries of the journal, facts of the plan) -> manifest.
@@ -38,59 +38,33 @@ Join = Callable[[Plan, Entries, dict[str, Any]], dict[str, Any]]
 PIECE = 1 << 16  # cells hashed together
 
 
-class Output(Protocol):
-    """Where a dataset is written. `folder` is where it is made, `shown` what people call it."""
+class Output:
+    """Where a dataset is written: a local folder, whose journal lists the shards that are done.
 
-    folder: Path
-    shown: str
-    work: Callable[[Plan, int], dict[str, Any]]  # makes one shard, in a worker
+    `folder` is where it is made, `shown` what people call it; `work` makes one shard, in a worker.
+    `upload.Staged` is one whose dataset goes on to a store.
+    """
 
-    def claim(self, plan: Plan) -> None:
-        """Make the place ours. Raises MismatchError GL0006, BusyError GL0004."""
-
-    def manifest(self) -> dict[str, Any] | None:
-        """Return the manifest of a finished dataset, None for an unfinished one."""
-
-    def check(self, manifest: dict[str, Any], shards: Sequence[int], progress: Progress) -> None:
-        """Look whether shards of a finished dataset are there as written. Raises GL0302."""
-
-    def finished(
-        self, plan: Plan, shards: Iterable[int], read: bool = True
-    ) -> dict[int, dict[str, Any]]:
-        """Return the entries of those shards that are there; `read`: with the bytes they had."""
-
-    def note(self, plan: Plan, entry: dict[str, Any]) -> None:
-        """Note that a shard is done."""
-
-    def gather(self, plan: Plan) -> None:
-        """Bring the rows of all shards into `folder`. Raises InputError GL0302."""
-
-    def publish(self) -> None:
-        """Show the finished dataset."""
-
-    def tidy(self, plan: Plan) -> None:
-        """Remove what only an unfinished dataset needs, from where others see it."""
-
-
-class Folder:
-    """A dataset in a local folder; the journal of a run lists the shards that are done."""
-
-    work = staticmethod(writing.write_shard)
+    local = True
+    work: Callable[[Plan, int], dict[str, Any]] = staticmethod(writing.write_shard)
 
     def __init__(self, folder: Path, task: tasks.Task | None = None) -> None:
-        self.folder, self.shown = folder, str(folder)
-        self._task, self._journal = task, None
+        self.folder, self.shown, self._task = folder, str(folder), task
+        self._journal: commit.Journal | None = None
 
     def claim(self, plan: Plan) -> None:
-        """Do nothing: whoever holds the lock may write."""
+        """Make the place ours: here it is, by the lock. Raises MismatchError, BusyError."""
 
     def manifest(self) -> dict[str, Any] | None:
-        """Return the manifest, None where there is none. Raises InputError GL0301 for a damaged."""
+        """Return a finished dataset's manifest, else None. Raises InputError GL0301."""
         path = self.folder / "manifest.json"
         return seal.check(path) if path.exists() else None
 
     def check(self, manifest: dict[str, Any], shards: Sequence[int], progress: Progress) -> None:
-        """Read shards and compare them with the manifest; `progress` is in samples."""
+        """Compare shards of a finished dataset with its manifest; `progress` is in samples.
+
+        Raises InputError GL0302.
+        """
         mine = [manifest["shards"][i] for i in shards]
         paths = [self.folder / "data" / entry["name"] for entry in mine]
         for entry, path in zip(mine, paths):
@@ -116,7 +90,7 @@ class Folder:
     def finished(
         self, plan: Plan, shards: Iterable[int], read: bool = True
     ) -> dict[int, dict[str, Any]]:
-        """Return the shards that the journals of all tasks list and that are there."""
+        """Return the entries of those shards that are there; `read`: with the bytes they had."""
         wanted = set(shards)
         found: dict[int, dict[str, Any]] = {}
         for path in sorted(plan.state.glob("journal*.jsonl")):
@@ -137,19 +111,19 @@ class Folder:
         return same and "idx" in entry and dali.damage(path.parent, entry) is None
 
     def note(self, plan: Plan, entry: dict[str, Any]) -> None:
-        """Add a line to the journal; it lasts when this returns."""
+        """Note that a shard is done; it lasts when this returns."""
         if self._journal is None:
             self._journal = commit.Journal(plan.state / tasks.journal(self._task))
         self._journal.append({**entry, "stamp": plan.stamp})
 
     def gather(self, plan: Plan) -> None:
-        """Do nothing: the rows are here."""
+        """Bring the rows of all shards into `folder`, where they are. Raises InputError GL0302."""
 
     def publish(self) -> None:
-        """Do nothing: the manifest is here."""
+        """Show the finished dataset, as it is here."""
 
     def tidy(self, plan: Plan) -> None:
-        """Do nothing: `complete` tidies the folder."""
+        """Remove from elsewhere what only an unfinished dataset needs."""
 
     def close(self) -> None:
         """Close the journal."""
@@ -227,15 +201,14 @@ def complete(
         output.check(manifest, mine, how.progress)
         output.tidy(plan)
         written = Written(len(spans), len(mine), manifest)
-        if after is not None and isinstance(output, Folder):
+        if after is not None and output.local:
             after(output.folder)
     else:
         try:
             written = _write(plan, facts, output, join, how, after)
         finally:
             writing.forget()
-            if isinstance(output, Folder):
-                output.close()
+            output.close()
     with tasks.ending(plan.state, task):
         done = (output.folder / "manifest.json").exists() or written.manifest is not None
         if done and held.alone():
@@ -391,7 +364,7 @@ def write_manifest(
         "digest": _digest(entries, identities, bad if copied else bad.slice(0, 0)),
         "files": [
             seal.entry(out / name)
-            for name in ("samples.parquet", "identities.parquet", "quarantine.parquet", *files)
+            for name in (*TABLES, *files)
         ],
     }
     manifest = seal.sealed(manifest)

@@ -18,10 +18,9 @@ from glint import log
 from glint.errors import UsageError
 from glint.log import Progress
 from glint.pipelines import reshard, rewrite
-from glint.pipelines.complete import Folder, How
+from glint.pipelines.complete import How, Output
 from glint.shards import commit, labels, seal, store
-from glint.shards.index import Dataset
-from glint.shards.verify import TOMBSTONES
+from glint.shards.index import TOMBSTONES, Dataset
 
 Ints = npt.NDArray[np.int64]
 STAGE = "drop"
@@ -255,6 +254,6 @@ def _erase(
         if everyone:
             _put_in_force(folder, dataset.classes, everyone, reason)
 
-    written = rewrite.rewrite(todo, Folder(out), How(workers, progress), after=bury)
+    written = rewrite.rewrite(todo, Output(out), How(workers, progress), after=bury)
     table = labels.current(out, dataset.classes)
     return {**written, **result, "version": table.version, "classes": table.classes}

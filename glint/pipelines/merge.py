@@ -19,13 +19,12 @@ from glint.errors import InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import rewrite
-from glint.pipelines.complete import Folder, How
+from glint.pipelines.complete import How, Output
 from glint.pipelines.plan import Options
-from glint.shards import commit, labels, parquet, seal
+from glint.shards import commit, duplicates, labels, parquet, seal
 from glint.shards import plan as deal
-from glint.shards.index import Dataset
+from glint.shards.index import TOMBSTONES, Dataset
 from glint.shards.sources.samples import joined
-from glint.shards.verify import TOMBSTONES
 
 Ints = npt.NDArray[np.int64]
 STAGE = "merge"
@@ -92,18 +91,10 @@ def shared_images(digest_Nk: npt.NDArray[np.uint8], end: Sequence[int]) -> list[
 
     digest_Nk: uint8 [N, 16], datasets end to end; end: the row behind each dataset.
     """
-    word_N2 = np.ascontiguousarray(digest_Nk).view(np.uint64).reshape(-1, 2)
-    order_N = np.lexsort((word_N2[:, 1], word_N2[:, 0]))
-    sorted_N2 = word_N2[order_N]
-    differs = np.append(True, (sorted_N2[1:] != sorted_N2[:-1]).any(axis=1))
-    start_g = np.flatnonzero(differs[: len(order_N)])
-    stop_g = np.append(start_g[1:], len(order_N))
-    groups = []
-    for start, stop in zip(start_g[stop_g - start_g > 1], stop_g[stop_g - start_g > 1]):
-        row_m = np.sort(order_N[start:stop])
-        if len(np.unique(np.searchsorted(end, row_m, side="right"))) > 1:
-            groups.append(row_m)
-    return sorted(groups, key=lambda row_m: int(row_m[0]))
+    row_m, group_m = duplicates.groups(digest_Nk)
+    groups = np.split(row_m, np.flatnonzero(np.diff(group_m)) + 1)
+    ends = [np.searchsorted(end, group[[0, -1]], side="right") for group in groups if len(group)]
+    return [group for group, (first, last) in zip(groups, ends) if first != last]
 
 
 def _duplicates(job: rewrite.Job, folder: Path, end: list[int]) -> str:
@@ -283,7 +274,7 @@ def merge(
                 {"stage": STAGE, "from": [dataset.digest for dataset in todo.datasets]},
             )
 
-    result = rewrite.rewrite(todo, Folder(Path(out)), How(workers, progress), after=relabel)
+    result = rewrite.rewrite(todo, Output(Path(out)), How(workers, progress), after=relabel)
     table = parquet.read(Path(out) / DUPLICATES, tables.DUPLICATES)
     return {
         **result,

@@ -23,8 +23,7 @@ from glint.pipelines.complete import How
 from glint.pipelines.plan import Options
 from glint.shards import commit, labels, parquet
 from glint.shards.content import content
-from glint.shards.index import Dataset
-from glint.shards.verify import TOMBSTONES
+from glint.shards.index import TOMBSTONES, Dataset
 
 Ints = npt.NDArray[np.int64]
 ERASED = "erased"

@@ -35,10 +35,9 @@ from glint.pipelines.plan import (
 )
 from glint.shards import commit, parquet, seal, store, ustar
 from glint.shards import plan as deal
-from glint.shards.index import FORMAT, Dataset
+from glint.shards.index import FORMAT, TOMBSTONES, Dataset
 from glint.shards.sources.samples import column, save
 from glint.shards.tar import MEMBERS
-from glint.shards.verify import TOMBSTONES
 
 Ints = npt.NDArray[np.int64]
 
@@ -68,7 +67,7 @@ class Job:
 
     def inputs(self) -> Inputs:
         """Return what a plan for this job is made of. Raises InputError GL0301, GL0304."""
-        options = {"samples_per_shard": self.options.samples_per_shard, "seed": self.options.seed}
+        options: dict[str, Any] = {"samples_per_shard": self.options.samples_per_shard, "seed": self.options.seed}
         if self.options.members != MEMBERS[0]:
             options["members"] = self.options.members
         places = ("/".join(filter(None, (str(i), name))) for i, name in enumerate(self.names))

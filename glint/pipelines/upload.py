@@ -23,7 +23,7 @@ from glint import log
 from glint.errors import BusyError, InputError, MismatchError
 from glint.log import Progress
 from glint.pipelines import tasks
-from glint.pipelines.complete import Folder, Output
+from glint.pipelines.complete import Output
 from glint.pipelines.plan import Plan, refuse_others
 from glint.pipelines.write import write_shard
 from glint.shards import cache, commit, store
@@ -48,7 +48,7 @@ def output(
     """
     if not store.is_url(out):
         store.refuse(out, "a URL is written as scheme://bucket/name")
-        yield Folder(Path(out), task)
+        yield Output(Path(out), task)
         return
     there = Store(os.fspath(out))
     place = hashlib.sha256(there.shown.encode()).hexdigest()[:16]
@@ -99,12 +99,14 @@ def _several(call: Callable[[Any], Result], todo: Sequence[Any]) -> list[Result]
         return list(pool.map(call, todo))
 
 
-class Staged:
+class Staged(Output):
     """A dataset in a store, made in the local `folder`."""
 
+    local = False
+
     def __init__(self, there: Store, folder: Path) -> None:
-        self.there, self.folder, self.shown = there, folder, there.shown
-        self.work = Uploading(there)
+        super().__init__(folder)
+        self.there, self.shown, self.work = there, there.shown, Uploading(there)
 
     def claim(self, plan: Plan) -> None:
         """Put the plan where there is none yet. Raises MismatchError GL0006, BusyError GL0004."""
@@ -189,7 +191,7 @@ class Staged:
         """Do nothing: the entry is there."""
 
     def gather(self, plan: Plan) -> None:
-        """Fetch the rows of shards that were written elsewhere. Raises InputError GL0302, GL0903."""
+        """Fetch the rows of shards written elsewhere. Raises InputError GL0302, GL0903."""
 
         def fetch(shard: int) -> None:
             data = self.there.get(_entry(shard))

@@ -79,7 +79,7 @@ def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str
     said_C = _classes(plan.folder)
     label_n = source.label
     take_n = np.maximum(label_n, 0)
-    said_n = said_C.take(pa.array(take_n)).to_pylist() if len(said_C) else []
+    said_n: list[str] = said_C.take(pa.array(take_n)).to_pylist() if len(said_C) else []
     for i, label in enumerate(label_n.tolist()):
         key, where, data = start + i, source.name(i), b""
         said = said_n[i] if label >= 0 else None
@@ -94,7 +94,7 @@ def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str
         except Rejected as why:
             out.reject(why, data, said, where, source.offset(i))
         else:
-            out.add(key, data, digest, seen, label, said, where)
+            out.add(key, data, digest, seen, label, str(said), where)
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,9 @@ from glint.manifests import tables
 from glint.shards import cache, commit, parquet, plan, store
 
 FORMAT = "glint/dataset@1"
+# Tables without which a folder is no dataset; take-downs.
+TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
+TOMBSTONES = "_glint/tombstones.jsonl"
 OPEN_FILES = 256
 REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
 

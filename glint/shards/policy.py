@@ -38,7 +38,7 @@ def check(word: str, option: str) -> None:
 
 @dataclass(frozen=True)
 class Policy:
-    """Which images are let in: their formats, and what becomes of other sizes and of turned ones."""
+    """Which images are let in, and what becomes of other sizes and of turned ones."""
 
     formats: tuple[str, ...]
     size: tuple[int, int]  # width, height

@@ -24,13 +24,10 @@ from glint.log import Progress
 from glint.manifests import tables
 from glint.shards import against, commit, dali, labels, parquet, seal
 from glint.shards.cache import Remote
-from glint.shards.index import Dataset
+from glint.shards.index import TABLES, TOMBSTONES, Dataset
 from glint.shards.store import is_url
 from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, there, walk
 
-# Tables without which a folder is no dataset.
-TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
-TOMBSTONES = "_glint/tombstones.jsonl"
 OBJECTS = 16  # objects of a store asked for at once
 _LOST, _LINE = "the file is missing", "a line is damaged"
 _TODO = "make the dataset again from its source, or bring the files back from a copy"

@@ -10,7 +10,6 @@ is seen and named.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import mmap

@@ -18,9 +18,9 @@ from glint.errors import InputError, LostError, Stopped
 from glint.pipelines import embed as embedding
 from glint.pipelines import reshard, tasks
 from glint.pipelines import shard as stage
-from glint.pipelines.complete import Folder
-from glint.pipelines.write import write_shard
 from glint.pipelines.cluster import Ray
+from glint.pipelines.complete import Output
+from glint.pipelines.write import write_shard
 from glint.shards import recordio, verify
 from glint.shards.index import Dataset
 
@@ -98,7 +98,7 @@ class Dies:
 def test_shards_of_a_killed_worker(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
-    monkeypatch.setattr(Folder, "work", Dies(write_shard, str(tmp_path), 4, late=late))
+    monkeypatch.setattr(Output, "work", Dies(write_shard, str(tmp_path), 4, late=late))
     stage.shard(world, tmp_path / "out", stage.Options(40), workers=2, engine=Ray())
     assert (tmp_path / "died-0").exists()
     assert files(tmp_path / "out") == files(whole)
@@ -109,7 +109,7 @@ def test_a_shard_that_kills_every_worker(
     world: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "work", Dies(write_shard, str(tmp_path), 9, times=9))
+        patch.setattr(Output, "work", Dies(write_shard, str(tmp_path), 9, times=9))
         with pytest.raises(LostError, match=r"GL0902 .*worker of piece 9 3 times"):
             stage.shard(world, tmp_path / "out", stage.Options(40), engine=Ray())
     assert stage.shard(world, tmp_path / "out", stage.Options(40))["resumed_shards"] > 5
@@ -125,7 +125,7 @@ def test_a_task_on_ray(world: Path, whole: Path, tmp_path: Path) -> None:
 
 def test_reshard(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reshard.reshard(whole, tmp_path / "one", 64)
-    monkeypatch.setattr(Folder, "work", Dies(write_shard, str(tmp_path), 2))
+    monkeypatch.setattr(Output, "work", Dies(write_shard, str(tmp_path), 2))
     reshard.reshard(whole, tmp_path / "ray", 64, engine=Ray())
     assert (tmp_path / "died-0").exists()
     assert files(tmp_path / "ray") == files(tmp_path / "one")

@@ -16,7 +16,7 @@ from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.pipelines import drop as taking
 from glint.pipelines import merge as joining
 from glint.pipelines import shard as stage
-from glint.pipelines.complete import Folder
+from glint.pipelines.complete import Output
 from glint.pipelines.reshard import reshard
 from glint.pipelines.write import write_shard
 from glint.shards import commit, labels
@@ -123,7 +123,7 @@ class TestReshard:
                 raise RuntimeError("killed")
             return real(plan, shard)
 
-        monkeypatch.setattr(Folder, "work", staticmethod(once))
+        monkeypatch.setattr(Output, "work", staticmethod(once))
         with pytest.raises(RuntimeError):
             reshard(a, tmp_path / "out", 4)
         assert not (tmp_path / "out/manifest.json").exists()

@@ -28,7 +28,7 @@ from glint.errors import (
     UsageError,
 )
 from glint.pipelines import shard as stage
-from glint.pipelines.complete import Folder
+from glint.pipelines.complete import Output
 from glint.pipelines.write import write_shard
 from glint.shards import commit, plan, recordio
 from glint.shards.index import Dataset
@@ -256,7 +256,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int, error: type[BaseExce
         done[0] += 1
         return real(plan, piece)
 
-    monkeypatch.setattr(Folder, "work", staticmethod(run))
+    monkeypatch.setattr(Output, "work", staticmethod(run))
 
 
 def test_a_stopped_run_continues(
@@ -295,7 +295,7 @@ def test_a_signal_stops_between_shards(
         return real(plan, piece)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "work", staticmethod(run))
+        patch.setattr(Output, "work", staticmethod(run))
         with pytest.raises(Stopped, match="3 pieces are left") as caught:
             stage.shard(world, tmp_path / "out", stage.Options(16))
     assert caught.value.exit_code == 75

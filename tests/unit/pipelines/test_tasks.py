@@ -18,9 +18,9 @@ import pytest
 from glint.errors import BusyError, UsageError
 from glint.pipelines import reshard, tasks
 from glint.pipelines import shard as stage
-from glint.pipelines.complete import Folder
-from glint.pipelines.write import write_shard
+from glint.pipelines.complete import Output
 from glint.pipelines.tasks import Task
+from glint.pipelines.write import write_shard
 from glint.shards import commit, recordio, verify
 from glint.shards.index import Dataset
 
@@ -117,7 +117,7 @@ def test_tasks_finish_what_a_plain_run_left(
         return real(plan, piece)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Folder, "work", staticmethod(run))
+        patch.setattr(Output, "work", staticmethod(run))
         with pytest.raises(RuntimeError):
             stage.shard(world, out, stage.Options(40))
     told = [stage.shard(world, out, stage.Options(40), task=Task(i, 2)) for i in (0, 1)]
