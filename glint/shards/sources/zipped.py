@@ -29,7 +29,13 @@ def members(path: Path) -> Iterator[Member]:
         size = os.fstat(file.fileno()).st_size
         try:
             archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        except (
+            NotImplementedError,
+            OSError,
+            ValueError,
+            struct.error,
+            zipfile.BadZipFile,
+        ) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise  # EINVAL: Python 3.10 seeks a directory that claims to lie before the file
             what = f"the central directory of the zip is damaged, or the zip was cut: {error}"
