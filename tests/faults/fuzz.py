@@ -115,8 +115,8 @@ class Kind:
 
 
 def _read_source(path: Path, case: int) -> str:
-    resync = case % 2 == 1 and path.suffix in (".rec", ".idx")
-    source = open_source(path.with_suffix(".rec") if path.suffix == ".idx" else path, resync=resync)
+    rec = path.suffix in (".rec", ".idx")
+    source = open_source(path.with_suffix(".rec") if rec else path, resync=rec and case % 2 == 1)
     bad = 0
     for i in range(source.n):
         try:

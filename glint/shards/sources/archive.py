@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from glint.shards.sources import listed, tarball, zipped
-from glint.shards.sources.listed import Flaw, Found
+from glint.shards.sources.listed import Flaw, Found, counted
 from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
 from glint.shards.strings import packed
 
@@ -36,9 +36,9 @@ class Archive(Packed):
         self._folders, self._skipped = dict[bytes, int](), 0
         row_n, paths = gathered(self._walk(root, files))
         webface, classes = listed.shelve(row_n, self._folders, common=True)
-        notes = [f"{self._skipped} hidden or loose files were skipped"] if self._skipped else []
-        if refused := int((row_n["flaw"] == Flaw.unsafe_member).sum()):
-            notes.append(f"{refused} members are no regular files inside the archive: refused")
+        notes = counted(self._skipped, "hidden or loose files were skipped")
+        refused = int((row_n["flaw"] == Flaw.unsafe_member).sum())
+        notes += counted(refused, "members are no regular files inside the archive: refused")
         notes += listed.alike(classes)
         layout = "archive/webface" if webface else "archive"
         names = listed.last_parts(classes)

@@ -45,12 +45,10 @@ class Folder(Listed):
                 "else sort the images into one folder per identity",
             )
         webface, classes = listed.shelve(row_n, self._folders)
-        several = "hidden or loose files were skipped"
-        notes = counted(self._skipped, several, several)
-        notes += counted(self._empty, "empty folder", "empty folders")
-        notes += counted(
-            self._linked, "link to a folder was not followed", "links to folders were not followed"
-        )
+        notes = counted(self._skipped, "hidden or loose files were skipped")
+        notes += counted(self._empty, "empty folders", "empty folder")
+        links = "links to folders were not followed", "link to a folder was not followed"
+        notes += counted(self._linked, *links)
         notes += listed.alike(classes)
         layout = "folder/webface" if webface else "folder"
         depth = max((folder.count(b"/") for folder in self._folders), default=0) + 1
@@ -123,8 +121,8 @@ class Folder(Listed):
         _, ends, blob = self.paths.buffers()
         end_n = np.frombuffer(ends, np.int64)[1 : self.n + 1]
         hasher = hashlib.sha256(memoryview(blob)[: end_n[-1]])
-        hasher.update(end_n)
-        hasher.update(np.ascontiguousarray(self.row["size"]))
+        hasher.update(end_n.data)
+        hasher.update(np.ascontiguousarray(self.row["size"]).data)
         return {"kind": self.kind, "files": self.n, "names_and_sizes": hasher.hexdigest()}
 
     def read(self, i: int) -> bytes:

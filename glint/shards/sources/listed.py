@@ -178,6 +178,6 @@ def alike(labels: Iterable[bytes]) -> list[str]:
     ]
 
 
-def counted(count: int, one: str, several: str) -> list[str]:
+def counted(count: int, several: str, one: str = "") -> list[str]:
     """Return a note that counts something, if there is any."""
-    return [f"{count} {one if count == 1 else several}"] if count else []
+    return [f"{count} {(one if count == 1 else '') or several}"] if count else []

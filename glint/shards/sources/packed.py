@@ -8,12 +8,14 @@ import hashlib
 import os
 import re
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from glint.errors import InputError
 from glint.shards.image import MAX_BYTES, Rejected
@@ -110,11 +112,17 @@ class Packed(Listed):
 
 def gathered(found: Found) -> tuple[Rows, pa.Array]:
     """Pack what was listed; a sound record whose name stood in the same file before gets a flaw."""
-    row_n, names = listed.gathered(found, ROW)
+    hashes = array("Q")
+
+    def hashed() -> Found:
+        for name, row in found:
+            file = row[_FIELDS.index("file")]
+            hashes.append(xxhash.xxh3_64_intdigest(b"%d/%s" % (file, name)))
+            yield name, row
+
+    row_n, names = listed.gathered(hashed(), ROW)
     again_n = row_n["flaw"] == Flaw.sound
-    table = pa.table({"file": row_n["file"], "name": names, "row": np.arange(len(names))})
-    first = table.group_by(["file", "name"]).aggregate([("row", "min")])["row_min"]
-    again_n[first.to_numpy()] = False
+    again_n[np.unique(np.frombuffer(hashes, np.uint64), return_index=True)[1]] = False
     row_n["flaw"][again_n] = Flaw.duplicate_name
     return row_n, names
 

@@ -26,8 +26,8 @@ from glint.shards.sources.source import dense
 from glint.shards.strings import packed
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
-LABELS = ("label", "labels", "identity", "identity_id", "cls", "class", "class_id")
-LABELS += ("person_id", "id")
+LABELS: tuple[str, ...] = ("label", "labels", "identity", "identity_id", "cls", "class")
+LABELS += ("class_id", "person_id", "id")
 ROWS = 64  # images read together
 SPOOL = "images.bin"
 

@@ -33,16 +33,13 @@ def members(path: Path) -> Iterator[Member]:
         fd, size = file.fileno(), os.fstat(file.fileno()).st_size
         at, told = 0, dict[bytes, bytes]()  # what long headers tell of the next member
         while (head := _read(fd, BLOCK, at, path)).strip(b"\0"):
-            info, start = _header(head, path, at), at + BLOCK
-            count = info.size
-            if info.type in (b"L", b"K", b"x", b"g"):
+            info = _header(head, path, at)
+            start, count, kind = at + BLOCK, info.size, head[156:157]
+            if kind in (b"L", b"K", b"x", b"g"):
                 told |= _long_header(fd, info, path, at)
             else:
-                if info.type in EMPTY:
-                    count = 0
-                elif b"size" in told:
-                    count = _decimal(told[b"size"], path, at)
-                more = info.type == b"S" and head[482]
+                count = 0 if kind in EMPTY else int(told.get(b"size", count))
+                more = kind == b"S" and head[482]
                 while more:  # the map of a sparse file
                     more, start = _read(fd, BLOCK, start, path)[504], start + BLOCK
                 if count > size - start:
@@ -50,7 +47,7 @@ def members(path: Path) -> Iterator[Member]:
                     raise damaged(f"the archive was cut: {what}", path, at)
                 if not info.isdir():
                     sparse = any(key.startswith(b"GNU.sparse") for key in told)
-                    safe = info.type in (b"0", b"\0", b"7") and not sparse
+                    safe = kind in (b"0", b"\0", b"7") and not sparse
                     name = told.get(b"path") or info.name.encode(*LONG)
                     flaw = Flaw.sound if safe else Flaw.unsafe_member
                     yield Member(name, start, count, count, flaw)
@@ -91,6 +88,9 @@ def _long_header(fd: int, info: tarfile.TarInfo, path: Path, at: int) -> dict[by
     fields = _fields(block, path, at) if info.type != b"K" else {}
     if info.type == b"g" and {b"path", b"size"} & fields.keys():
         raise damaged("a global header names all members at once", path, at)
+    told = fields.get(b"size", b"0")
+    if not told.isdigit() or len(told) > 18:
+        raise damaged(f"a PAX header gives a size of {told[:20]!r}", path, at)
     return fields
 
 
@@ -108,12 +108,6 @@ def _fields(block: bytes, path: Path, at: int) -> dict[bytes, bytes]:
         fields[block[blank + 1 : equal]] = block[equal + 1 : end - 1]
         start = end
     return fields
-
-
-def _decimal(value: bytes, path: Path, at: int) -> int:
-    if not value.isdigit() or len(value) > 18:
-        raise damaged(f"a PAX header gives a size of {value[:20]!r}", path, at)
-    return int(value)
 
 
 def _check_tail(fd: int, at: int, path: Path) -> None:

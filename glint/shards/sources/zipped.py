@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -28,7 +29,15 @@ def members(path: Path) -> Iterator[Member]:
         size = os.fstat(file.fileno()).st_size
         try:
             archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        except (
+            NotImplementedError,
+            OSError,
+            ValueError,
+            struct.error,
+            zipfile.BadZipFile,
+        ) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise  # EINVAL: Python 3.10 seeks a directory that claims to lie before the file
             what = f"the central directory of the zip is damaged, or the zip was cut: {error}"
             raise damaged(what, path, size) from None
         _check(archive, file.fileno(), size, path)

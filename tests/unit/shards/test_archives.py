@@ -17,11 +17,13 @@ import pytest
 
 from glint.errors import GlintError, InputError
 from glint.pipelines import shard as stage
+from glint.shards import plan
 from glint.shards.image import Rejected
 from glint.shards.sources import open_source, reopen
 from glint.shards.sources.source import Source
 
 Jpeg = Callable[[int], bytes]
+SEED = 7
 TREE = {"bob/b1.jpg": 0, "bob/b2.jpg": 1, "alice/a.jpg": 2}
 WEBFACE = {
     f"{d}/{d}_{n}_{n:07d}/{n}_{k}.jpg": 10 * d + n + k
@@ -54,7 +56,7 @@ def found(source: Source) -> dict[str, tuple[str, bytes]]:
         try:
             label = int(source.label[i])
             made[source.name(i)] = (
-                source.classes[label].decode() if label >= 0 else "",
+                source.classes[label].as_py().decode() if label >= 0 else "",
                 source.read(i),
             )
         except Rejected:
@@ -73,9 +75,10 @@ def reasons(source: Source) -> Counter[str]:
 
 
 def through_disk(source: Source, folder: Path, path: Path) -> Source:
+    """Save a source and open it again: its records are in the order of a plan."""
     folder.mkdir()
-    source.save(folder)
-    return reopen(source.kind, str(path), {}, folder)
+    source.save(folder, SEED)
+    return reopen(source.kind, str(path), folder, 0, source.n)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,13 @@ def test_archives_of_identity_folders(
     want = {name: (name[len(top) :].split("/")[0], data) for name, data in image.items()}
     assert found(source) == want
     again = through_disk(source, tmp_path / "plan", path)
-    assert found(again) == want and list(again.label) == list(source.label) == [1, 1, 0]
+    assert source.label.tolist() == [1, 1, 0] and found(again) == want
+    order = plan.order(3, SEED).tolist()
+    assert again.label.tolist() == [source.label[i] for i in order]
+    part = reopen(source.kind, str(path), tmp_path / "plan", 1, 3)
+    assert [part.name(i) for i in range(2)] == [source.name(i) for i in order[1:]]
+    assert [part.offset(i) for i in range(2)] == [source.offset(i) for i in order[1:]]
+    assert part.read(1) == source.read(order[2])
     assert not (tmp_path / "bob").exists()
 
 
@@ -121,13 +130,8 @@ def test_webface_s_ten_folders(tmp_path: Path, jpeg: Jpeg, how: str) -> None:
         )
     source = open_source(src)
     assert source.describe()["layout"].endswith("/webface")
-    assert [c.decode() for c in source.classes] == [
-        "0_0_0000000",
-        "0_3_0000003",
-        "7_0_0000000",
-        "7_3_0000003",
-    ]
-    assert list(source.names) == list(source.classes)
+    people = [b"0_0_0000000", b"0_3_0000003", b"7_0_0000000", b"7_3_0000003"]
+    assert source.classes.to_pylist() == source.names.to_pylist() == people
     made = found(source)
     assert sorted(data for _, data in made.values()) == sorted(image.values())
     assert all(label in name for name, (label, _) in made.items())
@@ -259,6 +263,79 @@ def test_damaged_tars_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
         open_source(path)
 
 
+def extended(kind: bytes, data: bytes) -> bytes:
+    """Give a header for the next member."""
+    info = tarfile.TarInfo("././@LongHeader")
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.parametrize(
+    "kind, data, what",
+    [
+        (b"L", b"n" * 70_000, "a header of 70000 bytes, 65536 are let pass"),
+        (b"x", b"9" * (1 << 21), "a header of 2097152 bytes, 1048576 are let pass"),
+        (b"x", b"16 path=id/1.jpg\n", "a PAX header is damaged"),  # tarfile: the name is cut
+        (b"x", b"p7 path=id/1.jpg\n", "a PAX header is damaged"),  # tarfile: no header
+        (b"x", b"11 size=-1\n", "a PAX header gives a size of b'-1'"),
+        (b"x", b"12 size=1e3\n", "a PAX header gives a size of b'1e3'"),  # tarfile: 0
+        (b"x", b"15 size=999999\n", "a member claims 999999 bytes"),
+        (b"g", b"18 path=all/1.jpg\n", "a global header names all members at once"),
+    ],
+)
+def test_long_headers_that_are_refused(
+    tmp_path: Path, jpeg: Jpeg, kind: bytes, data: bytes, what: str
+) -> None:
+    path = tar(tmp_path / "a.tar", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    path.write_bytes(extended(kind, data) + path.read_bytes())
+    with pytest.raises(InputError, match=f"GL0214 .*{what}"):
+        open_source(path)
+
+
+def test_many_long_headers_of_one_member(tmp_path: Path, jpeg: Jpeg) -> None:
+    path = tar(tmp_path / "a.tar", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    path.write_bytes(extended(b"L", b"c/3.jpg\0") * 3000 + path.read_bytes())  # no recursion
+    assert list(found(open_source(path))) == ["c/3.jpg", "b/2.jpg"]
+
+
+def test_times_in_a_header_of_gnu_tar_are_no_name(tmp_path: Path, jpeg: Jpeg) -> None:
+    path = tar(tmp_path / "a.tar", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    data = bytearray(path.read_bytes())
+    data[345:357] = b"15303321600\0"  # as tar --incremental writes it
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    path.write_bytes(data)
+    assert [source_class.as_py() for source_class in open_source(path).classes] == [b"a", b"b"]
+
+
+def test_damaged_zips_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
+    path = zip_(tmp_path / "a.zip", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    whole = path.read_bytes()
+    last = whole.rfind(b"PK\1\2")
+    end = len(whole) - 22
+    for at, value, what in (
+        (last, b"X", "the central directory of the zip is damaged"),
+        (last + 28, b"\x09", "the central directory is damaged"),  # a longer name
+        (last + 30, b"\x02", "the central directory is damaged"),
+        (last + 42, b"\xff\xff\xff\xff", ""),  # elsewhere, by zip64 fields that are not there
+        (end + 4, b"\x01", "the zip is one of several volumes"),
+        (end + 8, b"\x01", "the zip is one of several volumes"),
+        (end + 8, b"\x03\0\x03\0", "3 entries in .* claimed.*; 2 in .* found"),
+        (end + 12, b"\x01", "damaged"),
+        (end + 16, b"\0", "damaged"),
+    ):
+        path.write_bytes(whole[:at] + value + whole[at + len(value) :])
+        if what:
+            with pytest.raises(InputError, match=f"GL0214 .*{what}"):
+                open_source(path)
+        else:
+            assert reasons(open_source(path)) == {"corrupt-record": 1}
+    for bad in (whole + b"x", whole + whole, b"PK\3\4junk" + whole, whole[40:]):
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match=r"GL0214|GL0201"):
+            open_source(path)
+
+
 def test_existing_webdataset_tars(tmp_path: Path, jpeg: Jpeg) -> None:
     src = tmp_path / "w"
     src.mkdir()
@@ -355,7 +432,7 @@ def test_parquet_with_image_bytes(tmp_path: Path, jpeg: Jpeg, layout: str) -> No
             {} if layout == "names" else {"label-not-integer": 2}
         )
     if layout != "names":
-        assert list(source.names)[list(source.classes).index(b"5")] == b"Eve"
+        assert source.names[source.classes.to_pylist().index(b"5")].as_py() == b"Eve"
     result = stage.shard(src, tmp_path / "out", stage.Options(samples_per_shard=2), workers=2)
     assert result["written"] == 6 and not (tmp_path / "out/_glint/plan").exists()
 
