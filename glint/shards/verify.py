@@ -161,7 +161,8 @@ class _Check:
                 self.problem(size.code, size.what, entry.file)
         for entry, odd in zip(listed, indexes):
             if odd is not None:
-                self.problem("GL0302", odd[0], f"data/{dali.beside(entry.name)}", *odd[1:])
+                code = "GL0903" if odd[0].startswith("cannot be read") else "GL0302"
+                self.problem(code, odd[0], f"data/{dali.beside(entry.name)}", *odd[1:])
         with self.reading("data"):
             for path in () if self.remote else sorted((self.root / "data").iterdir()):
                 if path.name not in names:
@@ -184,8 +185,7 @@ class _Check:
         """Read the index shard by shard, checking that it is one; add to `count_C`."""
         last, total, listed, name = -1, 0, entries(dataset), "samples.parquet"
         with self.reading(name):
-            self.plain(name)
-            for number, rows in index(dataset):
+            for number, rows in index(dataset) if self.plain(name) else ():
                 key_n = rows.key_n9.astype(np.int64) @ (10 ** np.arange(8, -1, -1)) - 5_333_333_328
                 total += len(key_n)
                 if (np.diff(key_n, prepend=last) <= 0).any():
@@ -382,8 +382,8 @@ def verify(
     labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes.
     sources: where the dataset came from, see `against`; `progress` is in records.
     Task (i, N) reads the shards with number % N == i, and only task 0 looks at the tables: all is
-    well where it is for every task. `pool` reads shards elsewhere than in threads here.
-    Raises InputError GL0301 where the folder is no dataset at all, and what `against` raises.
+    well where it is for every task. `pool` reads shards elsewhere than in threads here. Raises
+    InputError GL0301 where the folder is no dataset at all, and what `against` raises.
     """
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
@@ -403,8 +403,7 @@ def verify(
         if deep:
             check.deep(dataset, count_C, mine, pool or _threads(workers), progress)
         else:
-            for _ in check.rows(dataset, count_C, mine):
-                pass
+            deque(check.rows(dataset, count_C, mine), maxlen=0)
         if task[0] == 0:
             check.identities(dataset, count_C)
             check.quarantine(dataset)

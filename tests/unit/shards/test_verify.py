@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -17,6 +19,7 @@ import pytest
 from glint.errors import InputError
 from glint.pipelines import shard as stage
 from glint.shards import commit, labels, parquet, seal
+from glint.shards import walk as walking
 from glint.shards.index import Dataset
 from glint.shards.ustar import BLOCK
 from glint.shards.verify import verify
@@ -291,3 +294,45 @@ def test_a_tombstone_that_is_gone(data: Path) -> None:
     assert problem["what"] == f"identity {gone} was taken down and has no tombstone (1 in all)"
     seal.append(data / "_glint/tombstones.jsonl", {"op": "drop", "labels": [gone]}, "GL0304")
     assert said(data, deep=False) == []
+
+
+def test_what_stands_in_the_place_of_a_file(data: Path) -> None:
+    """A folder, a pipe, a device or a link to nowhere is named, and nothing waits for it."""
+    files = [p for p in sorted(data.rglob("*")) if p.is_file() and "_glint" not in p.parts]
+    makers: dict[str, Callable[[Path], None]] = {
+        "a folder": Path.mkdir,
+        "a pipe": os.mkfifo,
+        "a device": lambda path: path.symlink_to("/dev/zero"),
+        "a link that leads nowhere": lambda path: path.symlink_to("nowhere"),
+    }
+    for path in [*files, data / "_glint/tombstones.jsonl", data / "sampling.parquet"]:
+        raw, named = path.read_bytes() if path.exists() else None, str(path.relative_to(data))
+        for what, make in makers.items():
+            path.unlink(missing_ok=True)
+            make(path)
+            for deep in (True, False):
+                if path.name == "manifest.json":
+                    with pytest.raises(InputError, match="GL0301"):
+                        verify(data, deep=deep)
+                    continue
+                problems = said(data, deep)
+                found = [p for p in problems if p["file"] in (named, named.split("/")[0])]
+                assert any(what in p["found"] + p["what"] for p in found), (named, what, problems)
+            path.rmdir() if what == "a folder" else path.unlink()
+        if raw is not None:
+            path.write_bytes(raw)
+    assert said(data) == []
+
+
+def test_reads_that_fail_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(walking._Hashed, "readinto", fail)
+        problems = said(data)
+        assert {p["code"] for p in problems} == {"GL0903"} and len(problems) == 3
+    for place, name in ((commit, "sha256"), (seal, "lines"), (Path, "iterdir"), (seal, "check")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, fail)
+            assert {p["code"] for p in said(data)} == {"GL0903"}, name
