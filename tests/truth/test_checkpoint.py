@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,18 +105,34 @@ def faces(tmp_path: Path, jpeg: Callable[[int], bytes], packed: Callable[..., No
 def test_every_save_holds_what_the_trainer_had(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five steps, saved after two, four and five beside training: each file as memory was then."""
+    """Five steps, saved after two, four and five: each file as memory was then.
+
+    What is saved beside training is written when the step after it has moved all weights.
+    """
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE.format(path=faces))
     run = build(load(recipe, Recipe), World(), tmp_path / "run")
-    memory, save = {}, saving.Saver.save
+    memory, save, write, train_step = {}, saving.Saver.save, checkpoint.save, loop.train_step
+    moved = threading.Event()
 
     def watched(self: saving.Saver, step: int) -> Path:
+        moved.clear()
         path = save(self, step)
         memory[step] = path, held(run)
         return path
 
+    def late(folder: Path, step: int, **parts: Any) -> Path:
+        assert step == 5 or moved.wait(60)
+        return write(folder, step, **parts)
+
+    def stepped(*args: Any) -> float:
+        loss = train_step(*args)
+        moved.set()
+        return loss
+
     monkeypatch.setattr(saving.Saver, "save", watched)
+    monkeypatch.setattr(checkpoint, "save", late)
+    monkeypatch.setattr(loop, "train_step", stepped)
     loop.train(run)
     assert list(memory) == [2, 4, 5]
     for step, (path, parts) in memory.items():

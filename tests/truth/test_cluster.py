@@ -1,8 +1,8 @@
 """`glint cluster` against docs/ogmc.md as a loop over faces, in float64, and the labels it applies.
 
-Constants, and what is put against them: `ogmc.BLOCK` 256 faces, and 256 clusters compared at a time
-(4,400 faces, over 512 clusters); 64 places for clusters at first; 2^14 pairs scored at a time
-(300 faces that are all alike enough to be looked at, 17,000 and more pairs for one block).
+Constants, and what is put against them: `ogmc.BLOCK` 256 faces (4,400); 64 places for clusters at
+first (over 512); 2^14 pairs scored at a time (a block of a crowd whose faces are all connected with
+each other: more than 2^15).
 """
 
 # n faces, K clusters, D embedding
@@ -18,7 +18,7 @@ from glint.pipelines import ogmc as stage
 from glint.search import ogmc
 
 D, CROWD = 384, 300
-JOIN, CONNECT, EXTRA, MERGE, ENOUGH = 0.50, 0.45, 0.1, 0.75, 5  # as docs/ogmc.md has them
+JOIN, CONNECT, EXTRA, MERGE, ENOUGH = 0.50, 0.45, 0.01, 0.75, 5  # docs/ogmc.md has EXTRA 0.1
 ROUND = 1e-6  # nothing may lie nearer to a threshold than float32 rounds
 
 
@@ -124,7 +124,7 @@ def test_clusters_identities_and_labels_are_those_of_a_loop(
     root, found = copied(crawl.root), rows(crawl.root)
     row_nD = faces(len(found), seed=1)
     emb = embedded(root, [row.key for row in found], row_nD)
-    told = stage.run([emb], tmp_path / "ids", ogmc.Options(), save=0.0)
+    told = stage.run([emb], tmp_path / "ids", ogmc.Options(extra=EXTRA), save=0.0)
 
     loop, looked_at = Loop(), 0
     for at in range(0, len(row_nD), 256):
@@ -136,7 +136,7 @@ def test_clusters_identities_and_labels_are_those_of_a_loop(
         looked_at = max(looked_at, int(alike.sum()))
     name_K, identity_K, edges = loop.identities()
     assert loop.edge > ROUND, f"something lies {loop.edge} from an edge: draw with another seed"
-    assert loop.merges > 10 and looked_at > 1 << 14 and len(name_K) > 512
+    assert loop.merges > 10 and looked_at > 1 << 15 and len(name_K) > 512
 
     table = pq.read_table(tmp_path / "ids/faces.parquet")
     assert table["key"].to_pylist() == [row.key for row in found], "every image once, in order"
