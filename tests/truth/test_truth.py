@@ -141,6 +141,7 @@ def lfw(folder: Path) -> list[Image]:
     return images
 
 
+@pytest.mark.timeout(600)
 def test_real_size(shared: Path, tmp_path: Path) -> None:
     """LFW whole through shard, reshard, merge and erase; folders of it, with large ones between."""
     source = shared / "data" / "lfw"
