@@ -85,14 +85,15 @@ def write_rows(
     """Write n rows, a piece at a time, as `load_rows` reads them."""
     header = {"descr": dtype.descr, "fortran_order": False, "shape": (n,)}
     with (folder / "rows.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+        np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
             file.write(piece.tobytes())
 
 
 def load_rows(folder: Path, start: int, stop: int) -> npt.NDArray[Any]:
     """Read rows [start, stop) of what `save_rows` wrote. Raises ResourceError GL0903."""
-    return load_array(folder, "rows")[start:stop].copy()
+    rows: npt.NDArray[Any] = load_array(folder, "rows")[start:stop].copy()
+    return rows
 
 
 def dense(value_n: Ints) -> tuple[Ints, pa.LargeBinaryArray]:
