@@ -14,7 +14,7 @@ import pytest
 
 from glint.errors import Stopped
 from glint.pipelines import stage
-from glint.shards.sources import recordio
+from glint.shards import recordio
 
 
 def after(seconds: float, *numbers: int) -> threading.Timer:
@@ -63,9 +63,7 @@ def test_signals_are_counted_through_contexts() -> None:
         time.sleep(1)
 
 
-def test_a_signal_while_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The map has views then: that it cannot be closed must not take the signal's place."""
-
+def test_a_signal_while_a_file_is_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(condition: object) -> object:
         raise KeyboardInterrupt
 
@@ -73,4 +71,4 @@ def test_a_signal_while_a_file_is_mapped(tmp_path: Path, monkeypatch: pytest.Mon
     path.write_bytes(bytes(64))
     monkeypatch.setattr(np, "flatnonzero", interrupted)
     with pytest.raises(Stopped, match="GL0704"), stage.ending():
-        recordio._magics(path)
+        recordio.magics(path)
