@@ -9,7 +9,8 @@ with --quick), page cache warm. Every writer is a forked process, so that import
 CPU time includes the system's and its children's. Rounds alternate; figures are medians of ratios.
 glint: all of it, from fingerprint to manifest, fsynced, each shard read back. ShardWriter: its
 defaults, images and labels from memory. Plain write: the very bytes of glint's shards, held in
-memory, not fsynced; with the hashes that its contract asks for (xxh3-128 an image, SHA-256 a shard) told apart.
+memory, not fsynced; with the hashes that its contract asks for (xxh3-128 an image, SHA-256 a
+shard) told apart.
 Memory: fresh processes, the largest of the parent and its workers, over records of a few bytes
 and over the images.
 verify: the same files read front to back, 4 MiB at a time; cold by dropping them from the cache.

@@ -362,10 +362,7 @@ def write_manifest(
         "samples_per_shard": plan.options.samples_per_shard,
         **(more or {}),
         "digest": _digest(entries, identities, bad if copied else bad.slice(0, 0)),
-        "files": [
-            seal.entry(out / name)
-            for name in (*TABLES, *files)
-        ],
+        "files": [seal.entry(out / name) for name in (*TABLES, *files)],
     }
     manifest = seal.sealed(manifest)
     commit.write_json(out / "manifest.json", manifest)

@@ -67,7 +67,10 @@ class Job:
 
     def inputs(self) -> Inputs:
         """Return what a plan for this job is made of. Raises InputError GL0301, GL0304."""
-        options: dict[str, Any] = {"samples_per_shard": self.options.samples_per_shard, "seed": self.options.seed}
+        options: dict[str, Any] = {
+            "samples_per_shard": self.options.samples_per_shard,
+            "seed": self.options.seed,
+        }
         if self.options.members != MEMBERS[0]:
             options["members"] = self.options.members
         places = ("/".join(filter(None, (str(i), name))) for i, name in enumerate(self.names))

@@ -140,10 +140,11 @@ class Shard:
         """
         whole, sha256 = xxhash.xxh3_128(), hashlib.sha256()
         stops = [row[_OFFSET] - ustar.BLOCK for row in self._rows[1:]] + [self.tar.size + 1]
+        rows: list[tuple[Any, ...] | None] = [*self._rows] or [None]
         wrong = ""
         with path.open("rb", buffering=commit.BUFFER) as file:
             at = 0
-            for row, stop in zip(self._rows or [None], stops):
+            for row, stop in zip(rows, stops):
                 block = file.read(stop - at)
                 whole.update(block)
                 sha256.update(block)
