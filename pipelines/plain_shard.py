@@ -72,8 +72,8 @@ def main() -> None:
                     )
                     continue
                 name, text = f"{key:09d}", b"%d" % label
-                offset = tar.add(f"{name}.{suffix}", data)  # the image's bytes, untouched
-                at = tar.add(f"{name}.cls", text)
+                # The image's bytes, untouched.
+                offset, at = tar.add((f"{name}.{suffix}", data), (f"{name}.cls", text))
                 lines.append(
                     f"{suffix} {offset} {len(data)} {name}.{suffix} "
                     f"cls {at} {len(text)} {name}.cls\n"

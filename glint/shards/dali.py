@@ -21,9 +21,12 @@ def beside(name: str) -> str:
     return name.removesuffix(".tar") + ".idx"
 
 
-def member(suffix: str, offset: int, size: int, stem: str) -> str:
-    """Return what stands in a sample's line for its member STEM.suffix."""
-    return f"{suffix} {offset} {size} {stem}.{suffix}"
+def line(members: Sequence[tuple[str, bytes]], offsets: Sequence[int]) -> str:
+    """Return the line of a sample with these members (name, data) at these offsets."""
+    return " ".join(
+        f"{name[name.rindex('.') + 1 :]} {offset} {len(data)} {name}"
+        for (name, data), offset in zip(members, offsets)
+    )
 
 
 def text(lines: Sequence[str]) -> bytes:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +17,10 @@ import xxhash
 
 from glint.errors import ResourceError
 from glint.manifests import tables
-from glint.shards import commit, dali, ustar
+from glint.shards import dali, ustar
 from glint.shards.image import Rejected
 
+PIECE = 1 << 19  # bytes read back together, or a sample
 _OFFSET, _SIZE, _DIGEST = map(tables.SAMPLES.names.index, ("offset", "size", "digest"))
 MEMBERS = ("jpg,cls", "jpg")  # of a sample; with one, its label stands in the name
 
@@ -34,11 +36,16 @@ class Tar:
         self._file, self._hasher = file, xxhash.xxh3_128()
         self.size = 0
 
-    def add(self, name: str, data: bytes) -> int:
-        """Append one member and return the offset of `data` in the file."""
-        offset = self.size + ustar.BLOCK
-        self._append(ustar.header(name.encode(), len(data)) + data + ustar.padding(len(data)))
-        return offset
+    def add(self, *members: tuple[str, bytes]) -> list[int]:
+        """Append members (name, data); return the offsets of their data in the file."""
+        blocks, offsets, at = [], [], self.size
+        for name, data in members:
+            size = len(data)
+            blocks += (ustar.header(name.encode(), size), data, ustar.padding(size))
+            offsets.append(at + ustar.BLOCK)
+            at += ustar.BLOCK + size + -size % ustar.BLOCK
+        self._append(b"".join(blocks))
+        return offsets
 
     def close(self) -> None:
         """Append the end of the archive; the file itself stays open."""
@@ -90,9 +97,9 @@ class Shard:
         suffix, width, height = seen
         name = f"{key:09d}"
         stem = name if self.members == MEMBERS[0] else f"{name}_{label}"
-        beside: list[tuple[str, bytes]] = []
+        members = [(f"{stem}.{suffix}", data)]
         if self.members == MEMBERS[0]:
-            beside.append(("cls", b"%d" % label))
+            members.append((f"{name}.cls", b"%d" % label))
         if self.with_json:
             facts = {
                 "height": height,
@@ -101,12 +108,10 @@ class Shard:
                 "source_label": source_label,
                 "width": width,
             }
-            beside.append(("json", json.dumps(facts, sort_keys=True).encode()))
-        offset = self.tar.add(f"{stem}.{suffix}", data)
-        line = dali.member(suffix, offset, len(data), stem)
-        for kind, text in beside:
-            line += " " + dali.member(kind, self.tar.add(f"{name}.{kind}", text), len(text), name)
-        self._idx.append(line)
+            members.append((f"{name}.json", json.dumps(facts, sort_keys=True).encode()))
+        offsets = self.tar.add(*members)
+        self._idx.append(dali.line(members, offsets))
+        offset = offsets[0]
         size = len(data)
         row = (name, label, source_label, self.number, offset, size, digest, source, width, height)
         self._rows.append(row)
@@ -138,22 +143,25 @@ class Shard:
         Each image is held against the digest that was taken where it came from, all bytes against
         those that were appended. Raises ResourceError GL0007 where they differ.
         """
-        whole, sha256 = xxhash.xxh3_128(), hashlib.sha256()
-        stops = [row[_OFFSET] - ustar.BLOCK for row in self._rows[1:]] + [self.tar.size + 1]
-        rows: list[tuple[Any, ...] | None] = [*self._rows] or [None]
-        wrong = ""
-        with path.open("rb", buffering=commit.BUFFER) as file:
-            at = 0
-            for row, stop in zip(rows, stops):
-                block = file.read(stop - at)
+        whole, sha256, wrong, first = xxhash.xxh3_128(), hashlib.sha256(), "", 0
+        starts = [row[_OFFSET] - ustar.BLOCK for row in self._rows] or [0]
+        starts.append(self.tar.size)
+        with path.open("rb") as file:
+            while first < len(starts):  # some samples at a time; behind the end is nothing
+                begin = starts[first]
+                last = max(bisect_right(starts, begin + PIECE) - 1, first + 1)
+                stop = starts[last] if last < len(starts) else begin + 1
+                block = file.read(stop - begin)
                 whole.update(block)
                 sha256.update(block)
-                if row is not None and not wrong:
-                    start = row[_OFFSET] - at
-                    image = memoryview(block)[start : start + row[_SIZE]]
-                    if xxhash.xxh3_128_digest(image) != row[_DIGEST]:
-                        wrong = f"the image of key {row[0]} @ 0x{row[_OFFSET]:x} is another"
-                at = stop
+                view = memoryview(block)
+                for row in self._rows[first:last]:
+                    at = row[_OFFSET] - begin
+                    if xxhash.xxh3_128_digest(view[at : at + row[_SIZE]]) != row[_DIGEST]:
+                        wrong = (
+                            wrong or f"the image of key {row[0]} @ 0x{row[_OFFSET]:x} is another"
+                        )
+                first = last
         if not wrong and whole.digest() != self.tar.digest:
             wrong = "a byte beside the images is another"
         if wrong:

@@ -390,7 +390,10 @@ class RecordIO:
             note = f"{span} bytes from 0x{at:x} hold no record that can be read"
             raise Rejected(FLAWS[LOST], note)
         fd, size = self._file.fileno(), min(span, 2 * LIMIT)
-        block = persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
+        try:
+            block = os.pread(fd, size, at)
+        except OSError:
+            block = persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length
@@ -406,7 +409,8 @@ class RecordIO:
         return image
 
     def name(self, i: int) -> str:
-        return f"{self.key[i]}" if self.flaw[i] != LOST else f"@0x{self.at[i]:x}"
+        key, at, _, flaw, _ = self._row_n.item(i)
+        return f"{key}" if flaw != LOST else f"@0x{at:x}"
 
     def offset(self, i: int) -> int | None:
         return int(self.at[i])

@@ -198,13 +198,13 @@ def test_a_tar_is_what_tarfile_writes() -> None:
             info = tarfile.TarInfo(f"{key * 123456:09d}.jpg")
             info.size = size
             reference.addfile(info, io.BytesIO(data))
-            offset = tar.add(f"{key * 123456:09d}.jpg", data)
+            (offset,) = tar.add((f"{key * 123456:09d}.jpg", data))
             assert offset == reference.offset - size - -size % 512
     tar.close()
     assert ours.getvalue() == theirs.getvalue()
     assert tar.digest == xxhash.xxh3_128_digest(theirs.getvalue())
     with pytest.raises(ValueError, match="USTAR"):
-        tar.add("x" * 101, b"")
+        tar.add(("x" * 101, b""))
     with pytest.raises(ValueError, match="nine digits"):
         Shard(ours, 0).add(10**9, b"", b"", ("jpg", 1, 1), 0, "", "")
 
