@@ -29,7 +29,7 @@ from glint.shards.ustar import BLOCK
 if TYPE_CHECKING:
     from glint.shards.index import Dataset
 
-PIECE = 1 << 20  # bytes read and hashed at a time
+PIECE = 1 << 19  # bytes read and hashed at a time
 SHOWN = 100  # problems that are kept with their details
 _COLUMNS = ["key", "label", "shard", "offset", "size", "digest"]
 _ODD = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
