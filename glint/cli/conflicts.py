@@ -234,6 +234,7 @@ def _say_found(r: dict[str, Any], thumbs: bool) -> str:
             f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "
             "without a usable embedding took no part"
         )
+    lines += [f"  {note}" for note in {r["note"], *(o["note"] for o in r["against"])} if note]
     if not r["calibrated"]:
         lines.append("  not calibrated: too few identities have two images; give --threshold")
     out = show.quoted(r["out"])
