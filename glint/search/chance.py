@@ -31,10 +31,11 @@ Centres = npt.NDArray[np.float32]
 POWERS = (0.0, 0.25, 0.5)  # of what few photographs cost: how much is given back
 STEP = 0.02  # of a bin
 FEW = 60  # pairs in a bin of the tail, at least
-MATES = 4.0  # times the mean of the bins beyond, too
+MATES = 4.0  # times as many as where one person's pairs take over, too
 WIDTH = 0.12  # of the part of the tail that the law is fitted to, at least
 PAIRS = 2000  # in it, at least
-SURE = 0.95  # confidence in the stated rate
+SURE = 0.95  # confidence in the stated rate, given what the tail expects
+DOUBT = 1.0  # standard errors that are added to that
 MAY_BE = 0.05  # least probability of a masked pair, and of any two members of a group
 UNLIKE, ALIKE, SAME = 0.8, 0.9, 0.95  # of what two random halves of one identity show
 MANY_UNLIKE, FEW_SAME = 0.3, 0.2  # shares of the merges
@@ -92,12 +93,15 @@ class Sample:
 class Tail:
     """Expected pairs of two people by strength: exp(place) (1 - s^2)^dims a bin of `STEP`.
 
-    stop: the strength up to which it was fitted.
+    stop: the strength up to which it was fitted. middle, spread_3: of the law there, and the
+    variances of place and dims about it and what they share.
     """
 
     place: float
     dims: float
     stop: float
+    middle: float = 0.0
+    spread_3: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def above(self, s: Any) -> Reals:
         """Return how many are expected to be as strong or stronger."""
@@ -108,6 +112,13 @@ class Tail:
         whole = np.exp(self.place + betaln(0.5, half)) / STEP  # over all of -1 .. 1
         upper_K = 0.5 * betainc(half, 0.5, 1.0 - s_K**2)
         return np.asarray(whole * np.where(s_K >= 0, upper_K, 1.0 - upper_K))
+
+    def at_most(self, s: Any) -> Reals:
+        """Return the same with `DOUBT` standard errors of the fit on top."""
+        far_K = np.log(1 - np.clip(s, -0.999, 0.999) ** 2) - self.middle
+        place, dims, both = self.spread_3
+        error_K = np.sqrt(np.maximum(place + dims * far_K**2 + 2 * both * far_K, 0.0))
+        return np.asarray(self.above(s) * np.exp(np.minimum(DOUBT * error_K, 20.0)))
 
 
 @dataclass(frozen=True)
@@ -216,26 +227,27 @@ def _fit(strength_K: Reals, low: float, strength_S: Reals, least: float, share: 
         first -= 1
     here = slice(first, stop)
     law_B = np.log(1 - np.minimum((edge_B[:-1] + edge_B[1:]) / 2, 0.999) ** 2)
-    place, dims = _poisson(n_B[here], part_B[here], law_B[here])
-    return Tail(place, dims, float(edge_B[stop]))
+    return _poisson(n_B[here], part_B[here], law_B[here], float(edge_B[stop]))
 
 
 def _stop(n_B: Reals) -> int:
-    """Return the bin where the tail ends: few pairs, one person's among them, or no longer falling.
+    """Return the bin, at least the third, where the tail ends.
 
-    At least 3.
+    Where three bins hold no less than the three before, one person's pairs outnumber the others:
+    it ends below, where there are still `MATES` times as many; or where few pairs are left.
     """
-    after_B = np.append(n_B[::-1].cumsum()[::-1][3:], np.zeros(3)) / max(len(n_B) - 3, 1)
     few = min(FEW, max(10.0, 0.02 * float(n_B.sum())))
     top = int(np.argmax(n_B))
-    for b in range(top + 2, len(n_B)):
-        rising = n_B[b] >= 0.9 * n_B[b - 1] and n_B[b] >= 0.8 * n_B[b - 2]
-        if rising or n_B[b] < max(few, MATES * float(after_B[b])):
-            return max(b, 3)
-    return max(len(n_B) - 1, 3)
+    three_B = np.convolve(n_B, np.ones(3), "valid")
+    rising = np.flatnonzero(three_B[3:] >= three_B[:-3]) + 3
+    rising = rising[rising >= top + 3]
+    if len(rising):
+        few = max(few, MATES * float(n_B[rising[0] - 3 : rising[0] + 3].mean()))
+    low = np.flatnonzero(n_B[top:] < few)
+    return max(top + int(low[0]) if len(low) else len(n_B) - 1, 3)
 
 
-def _poisson(n_B: Reals, part_B: Reals, law_B: Reals) -> tuple[float, float]:
+def _poisson(n_B: Reals, part_B: Reals, law_B: Reals, stop: float) -> Tail:
     """Fit log(n / part) = place + dims law by maximum likelihood, by Newton's method."""
     middle = float(law_B.mean())
     x_B2 = np.stack([np.ones_like(law_B), law_B - middle], axis=1)
@@ -248,7 +260,8 @@ def _poisson(n_B: Reals, part_B: Reals, law_B: Reals) -> tuple[float, float]:
         if np.abs(move_2).max() < 1e-7:
             break
     dims = max(float(b_2[1]), 1.0)
-    return float(b_2[0]) - dims * middle, dims
+    (place_, both), (_, dims_) = np.linalg.inv(bend_22).tolist()
+    return Tail(float(b_2[0]) - dims * middle, dims, stop, middle, (place_, dims_, both))
 
 
 def learn(
@@ -278,14 +291,14 @@ def learn(
 def accept(s_K: Reals, tail: Tail, rate: float) -> tuple[float, int]:
     """Return the least strength that merges and how many do: wrong ones at most the share `rate`.
 
-    Rounded up to whole pairs, at 95 % confidence where their number is Poisson with the mean that
+    At 95 % confidence, where their number is Poisson with the mean that
     the tail expects.
     """
     from scipy.stats import poisson
 
     order_K = np.sort(s_K)[::-1]
     count_K = np.arange(1, len(order_K) + 1)
-    good_K = poisson.cdf(np.ceil(rate * count_K), tail.above(order_K)) >= SURE
+    good_K = poisson.cdf(np.floor(rate * count_K + 1e-9), tail.at_most(order_K)) >= SURE
     last = np.append(order_K[1:] != order_K[:-1], True)[: len(order_K)]  # equal ones together
     best = np.flatnonzero(good_K & last)
     return (float(order_K[best[-1]]), int(best[-1]) + 1) if len(best) else (float("inf"), 0)
