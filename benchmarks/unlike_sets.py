@@ -144,30 +144,30 @@ def look_alikes(base: Set, moot: Pairs, seed: int) -> Case:
     return cut_in_two("look-alikes", some, both, newest, seed, most=150)
 
 
-def sets(model: str, seed: int) -> Iterator[Case]:
-    """Yield every set of a recogniser, one draw of it."""
+def sets(model: str, seed: int, *, quick: bool = False) -> Iterator[Case]:
+    """Yield every set of a recogniser, one draw of it. quick: those that need no embedding."""
     lfw = real_sets.lfw(model)
-    variant_and_moot, variant = came_with(lfw)
-    moot = variant_and_moot | variant
+    close, variant = came_with(lfw)
+    moot = close | variant
     count = int(lfw.who_N.max()) + 1
     plain = Case("LFW", lfw.x_ND, lfw.who_N, np.arange(count), set(), moot)
     yield cut_in_two("random halves", lfw, moot, at_random, seed)
     yield cut_in_two("2-means halves", lfw, moot, two_means(lfw.x_ND), seed, least=4)
-    elsewhere_ND = real_sets.lfw_elsewhere(model)
-    yield cut_in_two("by source", lfw, moot, half, seed, other_ND=elsewhere_ND)
     yield cut_in_two("file order", lfw, moot, newest, seed)
     yield cut_in_two("one against many", lfw, moot, one_image, seed, least=5)
-    bolly = real_sets.bollywood(model)
-    both = joined("", plain, bolly.x_ND, bolly.who_N, set(), across=False)
-    many = Set(both.x_ND, both.label_N, [], [])
-    yield cut_in_two("Bollywood by cluster", many, moot, two_means(both.x_ND), seed,
-                     only=np.arange(count, both.classes))  # fmt: skip
-    if seed == 0:
-        yield Case("LFW's own spellings", lfw.x_ND, lfw.who_N, np.arange(count), variant,
-                   variant_and_moot)  # fmt: skip
     yield look_alikes(lfw, moot, seed)
-    if model == "y1" and seed == 0:
-        yield from cross_source(plain)
+    if not quick:
+        elsewhere_ND = real_sets.lfw_elsewhere(model)
+        yield cut_in_two("by source", lfw, moot, half, seed, other_ND=elsewhere_ND)
+        bolly = real_sets.bollywood(model)
+        both = joined("", plain, bolly.x_ND, bolly.who_N, set(), across=False)
+        many = Set(both.x_ND, both.label_N, [], [])
+        yield cut_in_two("Bollywood by cluster", many, moot, two_means(both.x_ND), seed,
+                         only=np.arange(count, both.classes))  # fmt: skip
+    if seed == 0:  # these are not drawn
+        yield Case("LFW's own spellings", lfw.x_ND, lfw.who_N, np.arange(count), variant, close)
+        if model == "y1":
+            yield from cross_source(plain)
 
 
 def cross_source(plain: Case) -> Iterator[Case]:

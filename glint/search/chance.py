@@ -233,16 +233,16 @@ def _fit(strength_K: Reals, low: float, strength_S: Reals, least: float, share: 
 def _stop(n_B: Reals) -> int:
     """Return the bin, at least the third, where the tail ends.
 
-    Where three bins hold no less than the three before, one person's pairs outnumber the others:
-    it ends below, where there are still `MATES` times as many; or where few pairs are left.
+    That is where few pairs are left; and, where more follow, as one person's do, while there are
+    still `MATES` times as many as in the valley before those.
     """
     few = min(FEW, max(10.0, 0.02 * float(n_B.sum())))
     top = int(np.argmax(n_B))
-    three_B = np.convolve(n_B, np.ones(3), "valid")
-    rising = np.flatnonzero(three_B[3:] >= three_B[:-3]) + 3
-    rising = rising[rising >= top + 3]
-    if len(rising):
-        few = max(few, MATES * float(n_B[rising[0] - 3 : rising[0] + 3].mean()))
+    three_B = np.convolve(n_B[top:], np.ones(3), "valid")
+    later_B = np.maximum.accumulate(three_B[::-1])[::-1]
+    valley_B = three_B[later_B >= 2 * three_B + 10]
+    if len(valley_B):
+        few = max(few, MATES * float(valley_B.min()) / 3)
     low = np.flatnonzero(n_B[top:] < few)
     return max(top + int(low[0]) if len(low) else len(n_B) - 1, 3)
 
