@@ -237,14 +237,13 @@ def _stop(n_B: Reals) -> int:
     still `MATES` times as many as in the valley before those.
     """
     few = min(FEW, max(10.0, 0.02 * float(n_B.sum())))
-    top = int(np.argmax(n_B))
-    three_B = np.convolve(n_B[top:], np.ones(3), "valid")
+    three_B = np.convolve(n_B, np.ones(3), "valid")
     later_B = np.maximum.accumulate(three_B[::-1])[::-1]
     valley_B = three_B[later_B >= 2 * three_B + 10]
     if len(valley_B):
         few = max(few, MATES * float(valley_B.min()) / 3)
-    low = np.flatnonzero(n_B[top:] < few)
-    return max(top + int(low[0]) if len(low) else len(n_B) - 1, 3)
+    low = np.flatnonzero(n_B < few)
+    return max(int(low[0]) if len(low) else len(n_B) - 1, 3)
 
 
 def _poisson(n_B: Reals, part_B: Reals, law_B: Reals, stop: float) -> Tail:
