@@ -21,6 +21,7 @@ from glint.search.groups import Groups
 from glint.search.knn import Pairs
 
 LOW = 0.4  # pairs of centres below this cosine are not looked at, where the embedder allows
+ACROSS = 20_000  # pairs of two datasets without which chance is not read off them
 PER_IDENTITY = 10  # pairs by chance per identity that the search may return
 
 Ints = npt.NDArray[np.int64]
@@ -184,12 +185,17 @@ def across(
     )
     n_a, n_b = samples.count_C[a], others.count_C[b]
     compared, model = Compared(cosine, n_a, n_b), None
-    people = min(int((one.count_C > 0).sum()) for one in (samples, others))
-    if found.model is not None and people:
+    here, there = (int((one.count_C > 0).sum()) for one in (samples, others))
+    if found.model is not None and min(here, there):
         seen = chance.sample(
             centre_CD, samples.count_C, other_CD, others.count_C, seed=options.seed
         )
-        model = chance.learn(compared, found.low, seen, found.model.rho, people, options.rate)
+        tails = None
+        if here * there < ACROSS:  # too few to tell: chance is as in this dataset
+            tails = found.model.among(here * there / (here * (here - 1) / 2))
+        model = chance.learn(
+            compared, found.low, seen, found.model.rho, min(here, there), options.rate, tails=tails
+        )
     verdict, probability = judge(compared, model, options)
     kept = Pairs(a, b, cosine, pairs.excluded, pairs.engine)
     return Across(kept, proof, n_a, n_b, verdict, probability, model)

@@ -16,7 +16,8 @@ Poisson number, are at most the stated share of all that merge, at 95 % confiden
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -171,6 +172,11 @@ class Judge:
         least = self.least if strength == self.cut else 0.0
         return np.asarray(np.maximum(by_strength, least))
 
+    def among(self, share: float) -> list[tuple[float, Tail]]:
+        """Return the power and what chance makes of `share` times as many pairs."""
+        place = self.tail.place + float(np.log(share))
+        return [(self.power, replace(self.tail, place=place))]
+
     def about(self) -> dict[str, Any]:
         """Return plain numbers for conflicts.json."""
         return {
@@ -264,16 +270,22 @@ def _poisson(n_B: Reals, part_B: Reals, law_B: Reals, stop: float) -> Tail:
 
 
 def learn(
-    pairs: Compared, low: float, seen: Sample, rho: float, people: int, rate: float
+    pairs: Compared, low: float, seen: Sample, rho: float, people: int, rate: float,
+    *, tails: Sequence[tuple[float, Tail]] | None = None,
 ) -> Judge:  # fmt: skip
     """Learn from all pairs from cosine `low` on, and a sample of those below, what merges.
 
-    Of three powers the one that merges most. people: identities that the pairs are of.
+    Of three powers the one that merges most. people: identities that the pairs are of. tails:
+    powers and what chance makes of them, where that is known already.
     """
+    if tails is None:
+        tails = []
+        for power in POWERS:
+            s_K, s_S = (one.strength(rho, power) for one in (pairs, seen.pairs))
+            tails.append((power, _fit(s_K, low, s_S, seen.least, seen.share)))
     best: tuple[int, float, Tail, float] = (-1, 0.0, Tail(0.0, 1.0, 1.0), float("inf"))
-    for power in POWERS:
+    for power, tail in tails:
         s_K = pairs.strength(rho, power)
-        tail = _fit(s_K, low, seen.pairs.strength(rho, power), seen.least, seen.share)
         cut, count = accept(s_K[s_K >= low], tail, rate)
         if count > best[0]:
             best = (count, power, tail, cut)

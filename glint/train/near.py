@@ -28,7 +28,8 @@ def read(folder: Path, dataset: Dataset, label: LabelTable) -> tuple[npt.NDArray
     """Read the pairs of a report that are two people; give their table (C, K) and its digest.
 
     Pairs to merge or mask are known or suspected conflicts and left out, as are pairs to keep that
-    may yet be one person (`LIKELY`, `ALIKE`) and classes that the labels in force merge or drop. Raises InputError GL0501 for a folder that is no report,
+    may yet be one person (`LIKELY`, `ALIKE`) and classes that the labels in force merge or drop.
+    Raises InputError GL0501 for a folder that is no report,
     MismatchError GL0501 for one of another dataset.
     """
     about = read_json(folder / "conflicts.json", "GL0501")
