@@ -349,4 +349,5 @@ def _probability(s_K: Reals, low: float, tail: Tail) -> tuple[Reals, Reals]:
         [min(expected / max(found, 1e-12), 1.0) for found, expected, _ in blocks],
         [int(bins) for *_, bins in blocks],
     )
-    return edge_B, np.where(edge_B < tail.stop - 1e-9, 0.0, 1.0 - share_B)
+    p_B: Reals = np.where(edge_B < tail.stop - 1e-9, 0.0, 1.0 - np.asarray(share_B))
+    return edge_B.astype(np.float64), p_B
