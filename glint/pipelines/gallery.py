@@ -146,7 +146,8 @@ def page(
             ("", f"{counts['outliers']}", "outliers"),
             ("", f"{counts['duplicates'] + counts['near_duplicates']}", "repeated images"),
         ],
-        notes=_notes(found, counts),
+        notes=_notes(found, counts)
+        + [f"{one['name']}: {one['note']}" for one in about["against"] if one["note"]],
         cards=[card(int(k), FACES if int(k) in chosen else 0) for k in order[:PAIRS]],
         left_out=len(order[PAIRS:]),
         groups=_groups(faces, emb, found),
