@@ -51,6 +51,7 @@ NOTES = {
     "siblings are: they are masked, and none merges by itself.",
 }
 NEAREST = 30  # sampled pairs of an identity, of the most alike
+BLOCK = 8192  # identities that are compared at once
 SAMPLED = 200_000_000  # pairs of centres compared to find them, at most
 
 
@@ -200,20 +201,20 @@ def sample(
     there = np.flatnonzero((there_C > 0) & knn.usable(there_CD))
     some = min(len(here), 2000, max(64, SAMPLED // max(len(there), 1)))
     rows = np.sort(np.random.default_rng([seed, 6]).choice(here, some, replace=False))
-    unit_D = knn.unit64(there_CD[there]).astype(np.float32)
+    rows_D = knn.unit64(centre_CD[rows]).astype(np.float32)
     least, cosine, n, m = -1.0, [], [], []
-    for at in range(0, len(rows), 256):
-        row = rows[at : at + 256]
-        cosine_nC = knn.unit64(centre_CD[row]).astype(np.float32) @ unit_D.T
+    for at in range(0, len(there), BLOCK):
+        block = there[at : at + BLOCK]
+        cosine_nC = rows_D @ knn.unit64(there_CD[block]).astype(np.float32).T
         if other_CD is None:
-            cosine_nC[np.arange(len(row)), np.searchsorted(there, row)] = -2.0
+            cosine_nC[rows[:, None] == block] = -2.0
         if at == 0:
             top = min(0.5, NEAREST / max(len(there), 1))
             least = float(np.quantile(cosine_nC, 1 - top))
         i, j = np.nonzero(cosine_nC >= least)
         cosine.append(cosine_nC[i, j].astype(np.float64))
-        n.append(count_C[row[i]])
-        m.append(there_C[there[j]])
+        n.append(count_C[rows[i]])
+        m.append(there_C[block[j]])
     ordered = 2.0 if other_CD is None else 1.0  # each pair of one dataset can be met twice
     kept = Compared(*(np.concatenate([*part, np.empty(0)]) for part in (cosine, n, m)))
     return Sample(kept, least, ordered * some / max(len(here), 1))
