@@ -46,7 +46,7 @@ def find(
     ),
     low: float | None = typer.Option(None, "--low", help="Search from this centre cosine."),
     rate: float = typer.Option(
-        0.01, "--false-merge-rate", help="Expected share of wrong merges among all merges."
+        0.01, "--false-merge-rate", help="Share of the merges that chance may make wrong, at most."
     ),
     cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
     engine: str = typer.Option(
