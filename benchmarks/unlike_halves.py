@@ -7,9 +7,9 @@ and precision of what `dedup-conflicts` merges, of centre cosine at one threshol
 recogniser (what leaves precision 0.99 on random halves, draw 0), and the most that centre cosine
 finds at precision 0.99 at a threshold chosen for that set with knowledge of the truth. Where the
 fixed threshold is as precise, glint must not find 0.02 less. `--against` goes through the code of
-that option and counts the people of a test set that are found. The judge was made looking at draw 0 of
-the sets of LFW by both and at the other collection; the cameras by y1, Bollywood and draws 1 and 2
-were looked at when it stood.
+that option and counts the people of a test set that are found. The judge was made looking at draw
+0 of the sets of LFW by both and at the other collection; the cameras by y1, Bollywood and draws 1
+and 2 were looked at when it stood.
 
 --quick: y1, draw 0, without the cameras and Bollywood, whose images have to be embedded. One JSON
 line a figure; exit 1 where a floor is missed.
