@@ -46,7 +46,7 @@ def find(
     ),
     low: float | None = typer.Option(None, "--low", help="Search from this centre cosine."),
     rate: float = typer.Option(
-        0.01, "--false-merge-rate", help="Expected share of wrong merges among all merges."
+        0.01, "--false-merge-rate", help="Share of the merges that chance may make wrong, at most."
     ),
     cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
     engine: str = typer.Option(
@@ -234,6 +234,7 @@ def _say_found(r: dict[str, Any], thumbs: bool) -> str:
             f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "
             "without a usable embedding took no part"
         )
+    lines += [f"  {note}" for note in {r["note"], *(o["note"] for o in r["against"])} if note]
     if not r["calibrated"]:
         lines.append("  not calibrated: too few identities have two images; give --threshold")
     out = show.quoted(r["out"])

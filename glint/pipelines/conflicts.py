@@ -82,7 +82,8 @@ def run(
     counts: dict[str, Any] = about["counts"]
     return {
         **counts,
-        "calibrated": found.scale.genuine is not None,
+        "calibrated": found.scale.calibrated,
+        "note": found.model.about()["note"] if found.model is not None else "",
         "low": found.low,
         "engine": found.pairs.engine,
         "against": about["against"],
@@ -134,6 +135,18 @@ def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return "sha256:" + commit.sha256(file)
+
+
+def _calibration(found: Found) -> dict[str, Any]:
+    """Return the draws and, by images a side, the least scores that merge and mask."""
+    sizes, model = [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32)], found.model
+    some = sizes if model is not None and np.isfinite(model.cut) else []
+    return {
+        **found.scale.about(),
+        "model": model is not None,
+        "merge_from": {f"{n}x{m}": float(model.merge_from(n, m)) for n, m in some if model},
+        "mask_from": {f"{n}x{m}": float(model.mask_from(n, m)) for n, m in some if model},
+    }
 
 
 def _write(
@@ -221,7 +234,7 @@ def _write(
             "rate": options.rate,
         },
         "engine": pairs.engine,
-        "calibration": found.scale.about(),
+        "calibration": _calibration(found),
         "likeness": found.model.about() if found.model is not None else None,
         "counts": counts,
         "refused": [

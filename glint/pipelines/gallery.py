@@ -105,7 +105,10 @@ def page(
     """Choose and describe what the page shows."""
     faces = Faces(dataset, emb, samples, thumbs)
     score = np.where(np.isnan(found.evidence.score), -np.inf, found.evidence.score)
-    need = found.scale.merge_from(found.n_a, found.n_b)
+    model = found.model
+    need = (
+        np.full(len(score), np.inf) if model is None else model.merge_from(found.n_a, found.n_b)
+    )  # fmt: skip
     order = np.lexsort((found.pairs.b, found.pairs.a, -found.pairs.cosine, -score))
     chosen = {
         int(k) for name, most in CARDS.items() for k in order[found.verdict[order] == name][:most]
@@ -143,7 +146,8 @@ def page(
             ("", f"{counts['outliers']}", "outliers"),
             ("", f"{counts['duplicates'] + counts['near_duplicates']}", "repeated images"),
         ],
-        notes=_notes(found, counts),
+        notes=_notes(found, counts)
+        + [f"{one['name']}: {one['note']}" for one in about["against"] if one["note"]],
         cards=[card(int(k), FACES if int(k) in chosen else 0) for k in order[:PAIRS]],
         left_out=len(order[PAIRS:]),
         groups=_groups(faces, emb, found),
@@ -154,7 +158,9 @@ def page(
 
 def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
     notes = []
-    if found.scale.genuine is None:
+    if found.model is not None and (text := found.model.about()["note"]):
+        notes.append(text)
+    if found.model is None:
         notes.append(
             "Too few identities have two images to calibrate on: scores are not "
             "comparable and nothing merges without --threshold."
@@ -176,7 +182,10 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
     options, calibration = about["options"], about["calibration"]
     rate = ""
     if calibration["model"]:
-        rate = f" and at most {options['rate']:.2%} of merges expected wrong"
+        rate = (
+            f", so that at most {options['rate']:.2%} of merges are wrong (an estimate; a reviewed "
+            "sample is the proof)"
+        )
     cut = (
         "merge at centre cosine " + f"{options['threshold']}"
         if (options["threshold"] is not None)
@@ -195,13 +204,7 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("thresholds", cut),
         (
             "mask",
-            "from probability 0.05"
-            if calibration["model"]
-            else "from score "
-            + (
-                ", ".join(f"{size} {value:.2f}" for size, value in calibration["mask_from"].items())
-                or "none"
-            ),
+            "from probability 0.05",
         ),
         (
             "calibrated on",

@@ -66,6 +66,7 @@ class Overlap:
             **{name: int((verdict == name).sum()) for name in ("merge", "mask", "keep")},
             "shared_images": len(np.unique(self.rows_s2[:, 0])),
             "leaks": len(np.unique(self.across.pairs.a[self.leak_K])),
+            "note": "" if self.across.model is None else self.across.model.about()["note"],
         }
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +13,15 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import UsageError
 from glint.log import Progress, logger
-from glint.search import alike, calibrate, cross, evidence, groups, knn
+from glint.search import calibrate, chance, cross, evidence, groups, knn
 from glint.search.calibrate import Drawn, Scale
+from glint.search.chance import MAY_BE, Compared, Judge
 from glint.search.evidence import Evidence, Reals, Samples
 from glint.search.groups import Groups
 from glint.search.knn import Pairs
 
 LOW = 0.4  # pairs of centres below this cosine are not looked at, where the embedder allows
-MAY_BE = 0.05  # least probability of a masked pair, and of any two members of a group
+ACROSS = 20_000  # pairs of two datasets without which chance is not read off them
 PER_IDENTITY = 10  # pairs by chance per identity that the search may return
 
 Ints = npt.NDArray[np.int64]
@@ -29,9 +30,9 @@ Centres = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose. threshold: merge at this centre cosine instead of the calibrated
-    score. low: search from this cosine; None = from the dataset. cap: identities in one group.
-    rate: expected share of wrong merges among all merges.
+    """What a user may choose. threshold: merge at this centre cosine instead of the learned
+    strength. low: search from this cosine; None = from the dataset. cap: identities in one group.
+    rate: share of the merges that may be wrong, rounded up to whole pairs.
     """
 
     threshold: float | None = None
@@ -79,12 +80,15 @@ class Found:
     low: float
     probability: Reals
     wrong: float
-    model: alike.Mixture | None
+    model: Judge | None
 
 
 @dataclass(frozen=True)
 class Across:
-    """Pairs of an identity here (a) and one of another dataset (b), judged as `Found` judges."""
+    """Pairs of an identity here (a) and one of another dataset (b), judged as `Found` judges.
+
+    model: learned from these pairs.
+    """
 
     pairs: Pairs
     evidence: Evidence
@@ -92,6 +96,7 @@ class Across:
     n_b: Ints
     verdict: npt.NDArray[np.str_]
     probability: Reals
+    model: Judge | None
 
 
 def find(
@@ -109,42 +114,33 @@ def find(
     work: a folder that keeps what is searched, from which the same call goes on.
     """
     scale, genuine, impostor = calibrate.calibrate(samples, seed=options.seed)
-    model = alike.fit(samples, genuine, impostor, seed=options.seed)
-    if model is not None:
-        scale = replace(scale, model=True)
-    if scale.genuine is None:
+    if not scale.calibrated:
         logger.warning(
             "too few identities have two images (%d splits, at least %d needed): "
             "no pair merges by itself; give --threshold",
             scale.genuine_splits,
             calibrate.ENOUGH,
         )
-    low = _low(options, genuine, impostor, int((samples.count_C > 0).sum()))
+    people = int((samples.count_C > 0).sum())
+    low = _low(options, genuine, impostor, people)
     pairs = knn.pairs_above(centre_CD, low, engine=options.engine, work=work, progress=progress)
     pairs = _open_pairs(pairs, target_C)
     proof = evidence.collect(
         samples, pairs.a, pairs.b, pairs.cosine, scale.prior, progress=progress
     )
     n_a, n_b = samples.count_C[pairs.a], samples.count_C[pairs.b]
-    probability = np.full(len(pairs.a), np.nan)
-    if model is not None:
-        rho_C = alike.mean_cosines(samples, np.union1d(pairs.a, pairs.b))
-        sides = alike.Sides(n_a, n_b, rho_C[pairs.a], rho_C[pairs.b], pairs.cosine)
-        classes = int((samples.count_C > 0).sum())
-        model = model.counted(sides, low, classes * (classes - 1) / 2)
-        probability = model.probability(sides)
-    verdict = judge(pairs.cosine, proof.score, probability, n_a, n_b, scale, options)
+    compared, model = Compared(pairs.cosine, n_a, n_b), None
+    if scale.calibrated:
+        seen = chance.sample(centre_CD, samples.count_C, seed=options.seed)
+        model = chance.learn(compared, low, seen, scale.prior, people, options.rate)
+    verdict, probability = judge(compared, model, options)
 
     def strength(a: Ints, b: Ints) -> tuple[Reals, Reals]:
         cosine = knn.cosines(centre_CD, a, b)
-        if options.threshold is not None:
+        if options.threshold is not None or model is None:
             return cosine, np.full(len(a), low)
-        if model is not None:
-            n, m = samples.count_C[a], samples.count_C[b]
-            both = alike.Sides(n, m, rho_C[a], rho_C[b], cosine)
-            return model.probability(both), np.full(len(a), MAY_BE)
-        score = evidence.collect(samples, a, b, cosine, scale.prior).score
-        return score, scale.mask_from(samples.count_C[a], samples.count_C[b])
+        both = Compared(cosine, samples.count_C[a], samples.count_C[b])
+        return model.probability(both), np.full(len(a), MAY_BE)
 
     merge = verdict == "merge"
     made = groups.guarded(pairs.a[merge], pairs.b[merge], strength, cap=options.cap)
@@ -153,7 +149,7 @@ def find(
     for k in np.flatnonzero(merge):
         if int(pairs.a[k]) in why:
             verdict[k], reason[k] = "mask", why[int(pairs.a[k])]
-    wrong = float((1.0 - probability[verdict == "merge"]).sum())
+    wrong = float("nan") if model is None else model.wrong
     return Found(
         pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability, wrong,
         model,
@@ -173,10 +169,11 @@ def across(
     also: Ints,
     progress: Progress = log.silent,
 ) -> Across:
-    """Judge identities here against those of another dataset, on the scale of `found`.
+    """Judge identities here against those of another dataset as `find` judges one.
 
-    Thresholds, model and search threshold are this dataset's; identities that the labels in force
-    drop are left out on both sides. also: pairs to judge below the search threshold, int64 [_, 2].
+    Search threshold and rho are this dataset's; what chance makes of pairs across is learned from
+    them. Identities that the labels in force drop are left out on both sides. also: pairs to judge
+    below the search threshold, int64 [_, 2].
     """
     pairs = cross.pairs_across(centre_CD, other_CD, found.low, progress=progress)
     open_K = (target_C[pairs.a] >= 0) & (other_target_C[pairs.b] >= 0)
@@ -187,42 +184,38 @@ def across(
         samples, a, b, cosine, found.scale.prior, others=others, progress=progress
     )
     n_a, n_b = samples.count_C[a], others.count_C[b]
-    probability = np.full(len(a), np.nan)
-    if found.model is not None:
-        here_C, there_C = alike.mean_cosines(samples, a), alike.mean_cosines(others, b)
-        some_a, some_b = np.maximum(n_a, 1), np.maximum(n_b, 1)  # none: the cosine is NaN
-        sides = alike.Sides(some_a, some_b, here_C[a], there_C[b], cosine)
-        count = float((samples.count_C > 0).sum()) * float((others.count_C > 0).sum())
-        probability = found.model.counted(sides, found.low, max(count, 1.0)).probability(sides)
-    verdict = judge(cosine, proof.score, probability, n_a, n_b, found.scale, options)
+    compared, model = Compared(cosine, n_a, n_b), None
+    here, there = (int((one.count_C > 0).sum()) for one in (samples, others))
+    if found.model is not None and min(here, there):
+        seen = chance.sample(
+            centre_CD, samples.count_C, other_CD, others.count_C, seed=options.seed
+        )
+        tails = None
+        if here * there < ACROSS:  # too few to tell: chance is as in this dataset
+            tails = found.model.among(here * there / (here * (here - 1) / 2))
+        model = chance.learn(
+            compared, found.low, seen, found.model.rho, min(here, there), options.rate, tails=tails
+        )
+    verdict, probability = judge(compared, model, options)
     kept = Pairs(a, b, cosine, pairs.excluded, pairs.engine)
-    return Across(kept, proof, n_a, n_b, verdict, probability)
+    return Across(kept, proof, n_a, n_b, verdict, probability, model)
 
 
 def judge(
-    cosine: Reals,
-    score: Reals,
-    probability: Reals,
-    n_a: Ints,
-    n_b: Ints,
-    scale: Scale,
-    options: Options,
-) -> npt.NDArray[np.str_]:
-    """Give each of K pairs its verdict: merge, mask or keep.
+    pairs: Compared, model: Judge | None, options: Options
+) -> tuple[npt.NDArray[np.str_], Reals]:
+    """Give each of K pairs its verdict (merge, mask or keep) and P(one person), NaN for no model.
 
-    With a model, the most probable pairs merge as long as the expected share of wrong merges is at
-    most `options.rate`, but none that scores lower than one person does.
+    `options.threshold` replaces what the model merges, not what it masks.
     """
-    known = np.where(np.isnan(score), -np.inf, score)
-    if scale.model:
-        may_be = probability >= MAY_BE
-        same = alike.accept(probability, options.rate) & (known >= scale.own_from(n_a, n_b))
-    else:
-        may_be = known >= scale.mask_from(n_a, n_b)
-        same = known >= scale.merge_from(n_a, n_b)
+    probability = np.full(len(pairs.cosine_K), np.nan)
+    same = np.zeros(len(probability), bool)
+    if model is not None:
+        probability, same = model.probability(pairs), model.merges(pairs)
     if options.threshold is not None:
-        same = cosine >= options.threshold
-    return np.where(same, "merge", np.where(may_be, "mask", "keep"))
+        same = pairs.cosine_K >= options.threshold
+    may_be = probability >= MAY_BE
+    return np.where(same, "merge", np.where(may_be, "mask", "keep")), probability
 
 
 def _low(options: Options, genuine: Drawn, impostor: Drawn, classes: int) -> float:

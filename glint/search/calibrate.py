@@ -1,8 +1,8 @@
-"""Thresholds for "same person" from the dataset itself.
+"""What one person and two people look like, by draws from the dataset itself.
 
-Identities split at random show what one person looks like under two ids (genuine); random pairs of
-identities show what two people look like (impostor). Both are fitted as a location and a spread
-that depend on how many samples stand on each side: x = 1/n + 1/m.
+Identities split at random show one person under two ids (genuine); random pairs of identities show
+two people (impostor). Both are fitted as a location and a spread that depend on how many samples
+stand on each side: x = 1/n + 1/m.
 """
 
 # C identities, S drawn pairs of sample sets
@@ -10,7 +10,7 @@ that depend on how many samples stand on each side: x = 1/n + 1/m.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,16 @@ from glint.search.evidence import SAMPLES, Reals, Samples
 DRAWS = 2000  # identities split, at most
 IMPOSTORS = 10000
 ENOUGH = 20  # fewer genuine splits than this say nothing
-FALSE_MERGES = 0.1  # expected among all pairs of unrelated people
-FALSE_MASKS = 0.02  # expected per identity
-Z_MERGE, Z_MASK = 2.5, 4.0  # spreads below one person's location
 TAILS = ((0.841, 1.0), (0.975, 1.96), (0.995, 2.576))  # 16 %, 2.5 % and 0.5 % of one side
-LEAST, MOST = 0.8, 0.9  # of one person's location; below the first a pair never merges
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Scores and centre cosines of S pairs of sample sets; x_S = 1/n + 1/m.
-
-    sides_S4: n, m and the mean pairwise cosine of either side, NaN for one sample.
-    """
+    """Scores and centre cosines of S pairs of sample sets; x_S = 1/n + 1/m."""
 
     x_S: Reals
     score_S: Reals
     cosine_S: Reals
-    sides_S4: Reals = field(default_factory=lambda: np.empty((0, 4)))
 
 
 @dataclass(frozen=True)
@@ -63,10 +55,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class Scale:
-    """What a score means on this dataset. `genuine` is None where too few identities can be split.
+    """What a score means on this dataset. The fits are None where too few identities can be split.
 
-    z_false_merge, z_false_mask: spreads above impostors that chance does not reach; not used
-    where `model` says that `search.alike` weighs chance.
+    prior: the median mean cosine between two images of one identity; 1 where none has two.
     """
 
     prior: float
@@ -74,54 +65,15 @@ class Scale:
     impostor: Fit | None
     genuine_splits: int
     impostor_pairs: int
-    z_false_merge: float
-    z_false_mask: float
-    model: bool = False
 
-    def merge_from(self, n: Any, m: Any) -> Reals:
-        """Return the least score at which n and m samples are one person; infinite uncalibrated."""
-        x_K = _x(n, m)
-        if self.genuine is None or self.impostor is None:
-            return np.full_like(x_K, np.inf)
-        if self.model:
-            return self.own_from(n, m)
-        chance_K = self.impostor.location(x_K) + self.z_false_merge * self.impostor.spread(x_K)
-        least: Reals = np.maximum(self.own_from(n, m), chance_K)
-        return least
-
-    def own_from(self, n: Any, m: Any) -> Reals:
-        """Return the least score that n and m samples of one person show, chance left aside."""
-        x_K = _x(n, m)
-        if self.genuine is None:
-            return np.full_like(x_K, np.inf)
-        place_K = self.genuine.location(x_K)
-        own_K = place_K - Z_MERGE * self.genuine.spread(x_K)
-        least: Reals = np.clip(own_K, LEAST * place_K, MOST * place_K)
-        return least
-
-    def mask_from(self, n: Any, m: Any) -> Reals:
-        """Return the least score at which n and m samples may be one person."""
-        x_K = _x(n, m)
-        if self.genuine is None or self.impostor is None:
-            return np.full_like(x_K, np.inf)
-        own_K = self.genuine.location(x_K) - Z_MASK * self.genuine.spread(x_K)
-        chance_K = self.impostor.location(x_K) + self.z_false_mask * self.impostor.spread(x_K)
-        least: Reals = np.minimum(np.maximum(own_K, chance_K), self.merge_from(n, m))
-        return least
+    @property
+    def calibrated(self) -> bool:
+        """Say whether enough draws were made."""
+        return self.genuine is not None
 
     def about(self) -> dict[str, Any]:
         """Return plain numbers for conflicts.json."""
-        finite = {k: v for k, v in asdict(self).items() if v == v}
-        sizes = [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32)] if self.genuine else []
-        return {
-            **finite,
-            "merge_from": {f"{n}x{m}": float(self.merge_from(n, m)) for n, m in sizes},
-            "mask_from": {f"{n}x{m}": float(self.mask_from(n, m)) for n, m in sizes},
-        }
-
-
-def _x(n: Any, m: Any) -> Reals:
-    return np.asarray(1.0 / np.clip(n, 1, SAMPLES) + 1.0 / np.clip(m, 1, SAMPLES))
+        return asdict(self)
 
 
 def genuine(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
@@ -134,7 +86,7 @@ def genuine(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
         row = rng.permutation(samples.rows(int(label), 2 * SAMPLES))
         n = len(row)
         for left, right in sorted({(1, 1), (1, n - 1), (n // 2, n - n // 2)}):
-            found.append(_drawing(samples, row[:left], row[left : left + right], prior))
+            found.append(judge(samples, row[:left], row[left : left + right], prior))
     return _drawn(found)
 
 
@@ -148,7 +100,7 @@ def impostor(samples: Samples, prior: float, *, seed: int = 0) -> Drawn:
             a, b = rng.choice(len(some), 2, replace=False)
             most = 1 if draw % 2 else SAMPLES
             found.append(
-                _drawing(
+                judge(
                     samples,
                     samples.rows(int(some[a]), most),
                     samples.rows(int(some[b]), most),
@@ -169,17 +121,8 @@ def judge(
     return 1 / len(left) + 1 / len(right), score, cosine
 
 
-def _drawing(
-    samples: Samples, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], prior: float
-) -> tuple[float, ...]:
-    """Judge two sets of rows and say how many and how alike the rows of each are."""
-    alike = (evidence.mean_cosine(samples.unit(side)) for side in (left, right))
-    return (*judge(samples, left, right, prior), len(left), len(right), *alike)
-
-
-def _drawn(found: list[tuple[float, ...]]) -> Drawn:
-    all_S7 = np.array(found, dtype=np.float64).reshape(-1, 7)
-    return Drawn(all_S7[:, 0], all_S7[:, 1], all_S7[:, 2], all_S7[:, 3:])
+def _drawn(found: list[tuple[float, float, float]]) -> Drawn:
+    return Drawn(*np.array(found, dtype=np.float64).reshape(-1, 3).T)
 
 
 def fit(found: Drawn, *, upper: bool, tails: Sequence[tuple[float, float]] = TAILS) -> Fit:
@@ -215,16 +158,12 @@ def fit(found: Drawn, *, upper: bool, tails: Sequence[tuple[float, float]] = TAI
 
 def calibrate(samples: Samples, *, seed: int = 0) -> tuple[Scale, Drawn, Drawn]:
     """Return the scale of this dataset and the genuine and impostor draws it rests on."""
-    from scipy.stats import norm
-
     prior = evidence.prior_rho(samples, seed=seed)
     usable_prior = prior if np.isfinite(prior) else 1.0
     same, other = (
         genuine(samples, usable_prior, seed=seed),
         impostor(samples, usable_prior, seed=seed),
     )
-    classes = max(int((samples.count_C > 0).sum()), 2)
-    pairs = classes * (classes - 1) / 2
     enough = len(same.x_S) >= ENOUGH and len(other.x_S) >= ENOUGH
     scale = Scale(
         usable_prior,
@@ -232,7 +171,5 @@ def calibrate(samples: Samples, *, seed: int = 0) -> tuple[Scale, Drawn, Drawn]:
         fit(other, upper=True) if enough else None,
         len(same.x_S),
         len(other.x_S),
-        float(norm.isf(min(FALSE_MERGES / pairs, 0.01))),
-        float(norm.isf(min(FALSE_MASKS / classes, 0.01))),
     )
     return scale, same, other

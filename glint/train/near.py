@@ -18,6 +18,8 @@ from glint.shards.labels import LabelTable
 # C classes (targets of the labels in force), K neighbours of each, p pairs
 
 MOST = 8  # neighbours of a class that are kept: 32 bytes a class
+LIKELY = 0.01  # of one person: from here on a pair is no hard negative
+ALIKE = 0.7  # the same by score, where the report gives no probability
 
 Ints = npt.NDArray[np.int64]
 
@@ -25,8 +27,9 @@ Ints = npt.NDArray[np.int64]
 def read(folder: Path, dataset: Dataset, label: LabelTable) -> tuple[npt.NDArray[np.int32], str]:
     """Read the pairs of a report that are two people; give their table (C, K) and its digest.
 
-    Pairs to merge or mask are known or suspected conflicts and left out, as are classes that the
-    labels in force merge or drop. Raises InputError GL0501 for a folder that is no report,
+    Pairs to merge or mask are known or suspected conflicts and left out, as are pairs to keep that
+    may yet be one person (`LIKELY`, `ALIKE`) and classes that the labels in force merge or drop.
+    Raises InputError GL0501 for a folder that is no report,
     MismatchError GL0501 for one of another dataset.
     """
     about = read_json(folder / "conflicts.json", "GL0501")
@@ -40,9 +43,11 @@ def read(folder: Path, dataset: Dataset, label: LabelTable) -> tuple[npt.NDArray
             hint="run glint embed and glint dedup-conflicts again",
         )
     path = folder / "pairs.parquet"
-    names = ["a", "b", "cosine", "verdict"]
+    names = ["a", "b", "cosine", "verdict", "score", "probability"]
     pairs = parquet.read(path, tables.PAIRS, columns=names, code="GL0501")
     keep_p = np.asarray(pairs["verdict"].to_pylist(), dtype=object) == "keep"
+    score_p, chance_p = pairs["score"].to_numpy(), pairs["probability"].to_numpy()
+    keep_p &= ~np.where(np.isnan(chance_p), score_p >= ALIKE, chance_p >= LIKELY)
     a, b, cosine = (pairs[name].to_numpy()[keep_p] for name in names[:3])
     if len(a) and (min(a.min(), b.min()) < 0 or max(a.max(), b.max()) >= dataset.classes):
         raise InputError(

@@ -74,6 +74,9 @@ def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> No
     assert about["dataset"]["digest"] == dataset.digest
     assert about["embeddings"]["model"] == "sha256:blocks"
 
+    assert about["likeness"]["kind"] == "estimate"
+    assert about["calibration"]["merge_from"].keys() == about["calibration"]["mask_from"].keys()
+
     result = decisions.apply(out)
     assert result["classes"] == 30
     assert files(dataset.root) == shards
@@ -84,6 +87,19 @@ def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> No
     rest = conflicts.run(dataset, emb, tmp_path / "again", Options())
     assert rest["merge"] == 0  # what is merged does not come back
     decisions.undo(out)
+
+
+@pytest.mark.parametrize("fits", ["unlike", "mixed", "few"])
+def test_the_page_and_the_report_say_that_the_evidence_does_not_fit(
+    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path, monkeypatch, fits: str
+) -> None:
+    from glint.search import chance
+
+    monkeypatch.setattr(chance, "_fits", lambda *_: (fits, 0.0))
+    got = conflicts.run(dataset, emb, tmp_path / "conf", Options(), thumbs=False)
+    about = json.loads((tmp_path / "conf" / "conflicts.json").read_text())
+    assert got["note"] == about["likeness"]["note"] == chance.NOTES[fits] != ""
+    assert chance.NOTES[fits] in (tmp_path / "conf" / "report.html").read_text()
 
 
 def test_two_runs_write_the_same_tables(

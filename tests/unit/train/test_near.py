@@ -94,6 +94,18 @@ def test_only_pairs_of_two_people_are_read(data: Dataset, tmp_path: Path) -> Non
         near.read(many, data, merged)
 
 
+def test_pairs_that_may_be_one_person_are_no_hard_negatives(data: Dataset, tmp_path: Path) -> None:
+    folder = report(tmp_path / "r", data, ["keep"] * 6)
+    pairs = parquet.read(folder / "pairs.parquet", tables.PAIRS).to_pydict()
+    pairs["probability"] = [0.0, near.LIKELY, 0.009, 0.04, float("nan"), float("nan")]
+    pairs["score"] = [2.0, 0.0, 0.0, 0.0, near.ALIKE, 0.69]
+    parquet.write(folder / "pairs.parquet", pa.table(pairs, schema=tables.PAIRS))
+    table, _ = near.read(folder, data, labels.current(data.root, data.classes))
+    assert sorted({(a, b) for a, row in enumerate(table.tolist()) for b in row if a < b}) == [
+        (0, 1), (2, 3), (5, 6),
+    ]  # fmt: skip
+
+
 def test_a_run_trains_with_it_and_goes_on_with_the_same_table_only(
     data: Dataset, tmp_path: Path
 ) -> None:
