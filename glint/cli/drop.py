@@ -67,6 +67,11 @@ def _say(result: dict[str, Any]) -> str:
             f"             {len(result['merged_with'])} of them by the labels in force, "
             "which say they are the same person"
         )
+    if result.get("copies"):
+        lines.append(
+            f"note         {show.count(result['copies'], 'image')} of other identities: the same "
+            "bytes, and they stay; glint info --duplicates lists them, --key drops them"
+        )
     if result["erased_to"]:
         lines.append(
             f"{'would write' if would else 'wrote':13s}{result['erased_to']}: "

@@ -117,11 +117,16 @@ def _say(result: dict[str, Any]) -> str:
             f"compared, {told['other_bytes']} with other bytes, {told['other_label']} with another "
             f"label, {told['missing']} missing, {told['unknown']} of unknown origin"
         )
+    looked = result["deep"] or "against" in result
     share = f" in the share of task {result['task']}" if "task" in result else ""
     lines.append(
         "result       "
         + (
-            f"all as written{share}"
+            (
+                f"all as written{share}"
+                if looked
+                else f"tables and sizes as written{share}; no image read"
+            )
             if result["ok"]
             else show.count(result["problem_count"], "problem")
         )

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from glint import log
 from glint.errors import UsageError
@@ -21,6 +23,7 @@ from glint.pipelines import reshard, rewrite
 from glint.pipelines.complete import How, Output
 from glint.shards import commit, labels, seal, store
 from glint.shards.index import TOMBSTONES, Dataset
+from glint.shards.sources.samples import column
 
 Ints = npt.NDArray[np.int64]
 STAGE = "drop"
@@ -144,6 +147,13 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     return sorted({int(word) for word in wanted})
 
 
+def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> int:
+    """Return how many samples that stay hold an image, byte for byte, of one that goes."""
+    digests = column(dataset, "digest")
+    same = pc.is_in(digests.filter(pa.array(~gone_N)), digests.filter(pa.array(gone_N)))
+    return int(pc.sum(same).as_py() or 0)
+
+
 def drop(
     root: str | os.PathLike[str],
     identities: Sequence[str],
@@ -187,6 +197,7 @@ def drop(
         "identities": gone,
         "merged_with": sorted(set(gone) - set(named)),
         "images": int(images.sum()),
+        "copies": _copies(dataset, images | np.isin(rewrite.keys(dataset), gone_keys)),
         "already": sorted(set(gone) - set(fresh)),
         "version_before": table.version,
     }

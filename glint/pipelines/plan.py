@@ -183,6 +183,14 @@ def check_places(src: Path, out: Path) -> None:
             where=str(out),
             hint="choose a folder outside the source",
         )
+    inside = next((p for p in real.parents if (p / "_glint" / "plan.json").exists()), None)
+    if inside is not None:
+        raise UsageError(
+            "GL0002",
+            f"the output lies in another one, {inside}",
+            where=str(out),
+            hint="choose a folder outside of it",
+        )
     if out.is_dir():
         foreign = sorted(p.name for p in out.iterdir() if p.name != "_glint")
         begun = (out / "_glint" / "plan.json").exists()  # looked at last: it comes first

@@ -38,7 +38,8 @@ class Tar:
 
     def add(self, *members: tuple[str, bytes]) -> list[int]:
         """Append members (name, data); return the offsets of their data in the file."""
-        blocks, offsets, at = [], [], self.size
+        blocks: list[bytes] = []
+        offsets, at = [], self.size
         for name, data in members:
             size = len(data)
             blocks += (ustar.header(name.encode(), size), data, ustar.padding(size))

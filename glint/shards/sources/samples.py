@@ -73,7 +73,10 @@ class Samples:
             int(row["size"]),
             row["digest"].tobytes(),
             lambda: f"{path} @ 0x{offset:x}",
-            lambda: "glint verify --deep names all that is damaged",
+            lambda: (
+                f"glint verify {Path(path).parents[1]} --deep names what is damaged; "
+                "make that dataset again from its source"
+            ),
         )
 
     def seen(self, i: int, data: bytes) -> tuple[str, int, int]:

@@ -149,7 +149,7 @@ class TestReshard:
         with pytest.raises(InputError, match="GL0303 sample-damaged") as caught:
             reshard(a, tmp_path / "out", 4)
         assert f"train-000001.tar @ 0x{int(data.offset[row]):x}" in str(caught.value)
-        assert "glint verify --deep" in caught.value.hint
+        assert f"glint verify {a.absolute()} --deep" in caught.value.hint
         data.shard_path(1).unlink()
         with pytest.raises(InputError, match="GL0302 shard-damaged"):
             reshard(a, tmp_path / "out", 4)
@@ -231,7 +231,8 @@ class TestMerge:
     def test_merged_again_and_resharded(self, sources: Path, tmp_path: Path) -> None:
         a, b = sources / "a", sources / "b"
         joining.merge(tmp_path / "ab", [a, b])
-        taking.drop(tmp_path / "ab", ["label:5"], "x", erase=tmp_path / "less")
+        told = taking.drop(tmp_path / "ab", ["label:5"], "x", erase=tmp_path / "less")
+        assert told["copies"] == 1  # of its images, under another identity
         assert pq.read_table(tmp_path / "less/duplicates.parquet").num_rows == 1
         good(tmp_path / "less")
         result = reshard(tmp_path / "ab", tmp_path / "re", 3)

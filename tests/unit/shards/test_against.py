@@ -127,6 +127,11 @@ def test_every_kind_of_source(
     good(tmp_path / "again", tmp_path / "set")
 
 
+def test_a_dataset_proves_nothing_of_itself(data: Path) -> None:
+    with pytest.raises(UsageError, match="GL0002 .*nothing of itself"):
+        told(data, data.parent / "." / data.name)
+
+
 def test_merged_and_erased(tmp_path: Path, jpeg: Jpeg) -> None:
     sources = [folder(tmp_path / "src" / "a", jpeg), records(tmp_path / "src" / "b", jpeg)]
     a, b, both, all_ = (tmp_path / name for name in ("a", "b", "both", "all"))
