@@ -382,7 +382,7 @@ def test_outputs_that_are_refused(world: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"GL0002 .*lies in the source"):
             stage.shard(world, bad)
     stage.shard(world, tmp_path / "whole")
-    with pytest.raises(UsageError, match="GL0002 .*lies in another one"):
+    with pytest.raises(UsageError, match=r"GL0002 .*lies in another one"):
         stage.shard(world, tmp_path / "whole" / "sub" / "deeper")
     with pytest.raises(UsageError, match="GL0001"):
         stage.shard(tmp_path / "nothing", tmp_path / "new")

@@ -128,7 +128,7 @@ def test_every_kind_of_source(
 
 
 def test_a_dataset_proves_nothing_of_itself(data: Path) -> None:
-    with pytest.raises(UsageError, match="GL0002 .*nothing of itself"):
+    with pytest.raises(UsageError, match=r"GL0002 .*nothing of itself"):
         told(data, data.parent / "." / data.name)
 
 
