@@ -106,6 +106,9 @@ class Output:
             return False
         if not read:
             return True
+        for name, said in entry.get("parts", {}).items():
+            if not (plan.parts / name).is_file() or commit.digest(plan.parts / name) != said:
+                return False
         with path.open("rb") as file:
             same = commit.sha256(file) == str(entry["sha256"])
         return same and "idx" in entry and dali.damage(path.parent, entry) is None
@@ -301,7 +304,7 @@ def join_rows(plan: Plan, entries: Entries, classes: int, provenance: bool) -> n
         options = {**options, "use_dictionary": ["source_label", "dataset"]}
     count_C = np.zeros(classes, np.int64)
     with (
-        commit.atomic(Path(plan.out) / "samples.parquet") as file,
+        commit.read_back(Path(plan.out) / "samples.parquet") as file,
         pq.ParquetWriter(file, schema, **options) as writer,
     ):
         for entry in entries:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from glint.errors import BusyError, MismatchError, UsageError
-from glint.shards import commit, image, policy, store
+from glint.shards import commit, image, policy, store, strings
 from glint.shards import plan as deal
 from glint.shards.tar import MEMBERS
 
@@ -133,13 +133,19 @@ def take_up(out: Path, inputs: Inputs) -> tuple[Plan, dict[str, Any]]:
     stored = commit.read_json(place, "GL0006") if place.exists() else None
     if stored is not None:
         refuse_others(stored.get("fingerprint"), inputs.fingerprint, str(out))
-        if (folder / "rows.npy").exists() or (out / "manifest.json").exists():
+        if (out / "manifest.json").exists() or strings.sound(folder):
             return plan(int(stored["n"])), dict(stored["facts"])
-    shutil.rmtree(folder, ignore_errors=True)  # half made, or of an older version
-    commit.make_dir(folder)
+    made = folder.with_name("plan.new")  # under the final name it is whole
+    for old in (made, folder):  # half made, damaged, or of an older version
+        shutil.rmtree(old, ignore_errors=True)
+    commit.make_dir(made)
+    n, facts = inputs.save(made)
     with commit.writing(folder):
-        n, facts = inputs.save(folder)
-        commit.sync_files(folder)
+        commit.sync_files(made)
+        if not strings.sound(made):
+            raise commit.unlike(made)
+        made.rename(folder)
+        commit.sync_dir(folder.parent)
     if stored is None:
         commit.write_json(place, {"fingerprint": inputs.fingerprint, "n": n, "facts": facts})
     return plan(n), facts

@@ -89,7 +89,8 @@ class Job:
     def _save(self, folder: Path) -> tuple[int, dict[str, Any]]:
         order_n = self.order()
         origins = [origin(*both) for both in zip(self.datasets, self.names)]
-        save(folder, self.datasets, self.base, order_n, origins if self.provenance else None)
+        with commit.writing(folder):
+            save(folder, self.datasets, self.base, order_n, origins if self.provenance else None)
         shards = [entry for dataset in self.datasets for entry in dataset.manifest["shards"]]
         return len(order_n), {"bytes": sum(int(entry["bytes"]) for entry in shards)}
 

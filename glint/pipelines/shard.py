@@ -69,7 +69,8 @@ def inputs(src: Path, options: Options, *, resync: bool = False) -> Inputs:
             raise InputError(
                 "GL0201", f"{found.n} records, nine-digit keys allow 10^9", where=str(src)
             )
-        found.save(folder, options.seed)
+        with commit.writing(folder):
+            found.save(folder, options.seed)
         return found.n, {**found.describe(), "bytes": found.bytes()}
 
     fingerprint = {

@@ -74,13 +74,19 @@ def claim(state: Path, task: Task | None) -> Iterator[commit.Held]:
         yield held
 
 
+def _planned(state: Path) -> bool:
+    """Say whether a plan and what it deals are there, or all that was planned."""
+    dealt = any((state / "plan").glob("*.xxh3")) or (state.parent / "manifest.json").exists()
+    return dealt and (state / "plan.json").exists()
+
+
 @contextmanager
 def planning(state: Path, task: Task | None) -> Iterator[None]:
     """Let one task make the plan while the others wait; they come in when it lies there."""
     with ExitStack() as stack:
-        if task and not (state / "plan.json").exists():
+        if task and not _planned(state):
             stack.enter_context(commit.lock(state / "plan.lock", wait=WAIT))
-            if (state / "plan.json").exists():
+            if _planned(state):
                 stack.close()  # all others check it at once
         yield
 

@@ -53,10 +53,12 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
             table = out.samples()
         out.close()
         bad = out.quarantine()
-        with commit.atomic(plan.parts / f"{shard:06d}.parquet") as part:
-            pq.write_table(table, part, **{**ROW_OPTIONS, "compression": "none"})
-        if bad.num_rows:
-            parquet.write(plan.parts / f"{shard:06d}.bad.parquet", bad)
+        parts = {f"{shard:06d}.parquet": table, f"{shard:06d}.bad.parquet": bad}
+        sums = {
+            name: _part(plan.parts / name, rows)
+            for name, rows in parts.items()
+            if rows is table or rows.num_rows
+        }
         idx = dali.write(path.parent, path.name, out.idx())
     return {
         "shard": shard,
@@ -68,7 +70,15 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
         "content": out.content(table),
         "bad": dict(Counter(bad.column("reason").to_pylist())),
         "notes": dict(+notes),
+        "parts": sums,
     }
+
+
+def _part(path: Path, rows: pa.Table) -> str:
+    """Write rows of a shard for those who join them; return the digest of the file."""
+    with commit.read_back(path) as file:
+        pq.write_table(rows, file, **{**ROW_OPTIONS, "compression": "none"})
+    return file.digest
 
 
 def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str]) -> None:

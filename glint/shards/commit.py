@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -16,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+import xxhash
 
 from glint.errors import BusyError, GlintError, InputError, ResourceError
 
@@ -129,9 +132,75 @@ def atomic(
         sync_dir(path.parent)
 
 
+class Hashed(io.BufferedIOBase):
+    """A file to write: the bytes are hashed on their way, `digest` is their xxh3-128."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hasher = file, xxhash.xxh3_128()
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def write(self, data: Any) -> int:
+        self._hasher.update(data)
+        return self._file.write(data)
+
+    @property
+    def digest(self) -> str:
+        """The digest so far, in hex."""
+        return self._hasher.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """Return the xxh3-128 of a file, in hex."""
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BUFFER):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+@contextmanager
+def read_back(path: str | os.PathLike[str]) -> Iterator[Hashed]:
+    """Do what `atomic` does; the file is read again and compared before it gets its name.
+
+    Raises ResourceError GL0007 where it holds other bytes than were written.
+    """
+
+    def check(made: Path) -> None:
+        if digest(made) != hashed.digest:
+            raise unlike(path)
+
+    with atomic(path, check) as file:
+        hashed = Hashed(file)
+        yield hashed
+
+
+def unlike(path: str | os.PathLike[str], what: str = "") -> ResourceError:
+    """Return the error of a file that holds other bytes than were written."""
+    return ResourceError(
+        "GL0007",
+        "cannot write: read back, the file is not what was written" + (what and f": {what}"),
+        where=os.fspath(path),
+        hint="nothing of it was kept: look at the disk and at the memory of this machine, "
+        "then give the same command again",
+    )
+
+
+def pread(fd: int, size: int, offset: int) -> bytes:
+    """Return `size` bytes at an offset of an open file, less only where it ends."""
+    data = os.pread(fd, size, offset)
+    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a whole file atomically."""
-    with atomic(path) as file:
+    """Write a whole file atomically; it is read back before it gets its name."""
+    with read_back(path) as file:
         file.write(data)
 
 

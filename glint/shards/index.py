@@ -61,7 +61,7 @@ def read_sample(
     Raises InputError GL0303, GL0903 where the shard cannot be read.
     """
     try:
-        data = os.pread(file, size, offset)
+        data = commit.pread(file, size, offset)
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise InputError("GL0903", what, where=where()) from None

@@ -23,8 +23,8 @@ READING: dict[str, Any] = {"page_checksum_verification": True, "pre_buffer": Fal
 
 
 def write(path: str | os.PathLike[str], table: pa.Table) -> None:
-    """Write `table` atomically, with page checksums. Raises ResourceError."""
-    with commit.atomic(path) as file:
+    """Write `table` atomically, with page checksums, and read it back. Raises ResourceError."""
+    with commit.read_back(path) as file:
         pq.write_table(table, file, **OPTIONS)
 
 

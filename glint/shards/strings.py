@@ -15,7 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glint.errors import ResourceError
+from glint.shards import commit
 
+SUM = ".xxh3"
 BLOCK = 1 << 16  # names that are Python objects at a time
 
 
@@ -47,12 +49,30 @@ def text(names: pa.Array) -> pa.StringArray:
         return pa.array(values, pa.string())
 
 
+@contextmanager
+def summed(path: Path) -> Iterator[commit.Hashed]:
+    """Yield a file to write; NAME.xxh3 beside it says what was given to be written."""
+    with path.open("wb") as file:
+        hashed = commit.Hashed(file)
+        yield hashed
+    path.with_name(path.name + SUM).write_text(hashed.digest)
+
+
+def sound(folder: Path) -> bool:
+    """Say whether `summed` wrote files into a folder that are as they were given to be written."""
+    try:
+        sums = {path: path.read_text() for path in folder.glob("*" + SUM)}
+        return bool(sums) and all(commit.digest(p.with_suffix("")) == s for p, s in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
 def save_names(folder: Path, name: str, names: pa.Array) -> None:
     """Write NAME.arrow."""
     batch = pa.record_batch([names], [name])
     with (
-        (folder / f"{name}.arrow").open("wb") as file,
-        pa.ipc.new_file(file, batch.schema) as writer,
+        summed(folder / f"{name}.arrow") as file,
+        pa.ipc.new_file(pa.PythonFile(file, "w"), batch.schema) as writer,
     ):
         writer.write_batch(batch)
 

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from glint.errors import ResourceError
 from glint.manifests import tables
-from glint.shards import dali, ustar
+from glint.shards import commit, dali, ustar
 from glint.shards.image import Rejected
 
 PIECE = 1 << 19  # bytes read back together, or a sample
@@ -166,13 +165,7 @@ class Shard:
         if not wrong and whole.digest() != self.tar.digest:
             wrong = "a byte beside the images is another"
         if wrong:
-            raise ResourceError(
-                "GL0007",
-                f"cannot write: read back, the file is not what was written: {wrong}",
-                where=str(path),
-                hint="nothing of it was kept: look at the disk and at the memory of this machine, "
-                "then give the same command again",
-            )
+            raise commit.unlike(path, wrong)
         return sha256.hexdigest()
 
     def samples(self) -> pa.Table:

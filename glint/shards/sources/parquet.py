@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -205,6 +206,7 @@ class Parquet(Packed):
                         row["flaw"] = row["flaw"] or Flaw.no_image
                     elif not row["flaw"]:
                         row["at"], row["size"], row["packed"] = end, len(data), len(data)
+                        row["crc"] = zlib.crc32(data)
                         end += spool.write(data) if len(data) <= MAX_BYTES else 0
                 if found != stop - start:
                     what = f"{stop - start} labels, {found} images"
@@ -227,6 +229,23 @@ class Spooled(Packed):
 
     def _path(self, file: int) -> Path:
         return self.root / SPOOL
+
+    def read(self, i: int) -> bytes:
+        """Return an image, as it was when it was copied. Raises Rejected, ResourceError GL0903."""
+        try:
+            data, why = super().read(i), None
+        except Rejected as error:
+            if error.reason != "corrupt-record":
+                raise
+            data, why = b"", error
+        if why is not None or zlib.crc32(data) != int(self.row["crc"][i]):
+            raise ResourceError(
+                "GL0903",
+                "the copy of the images is damaged",
+                where=str(self._path(0)),
+                hint=f"remove {self.root.parent.parent} and give the same command again",
+            )
+        return data
 
     def offset(self, i: int) -> int | None:
         return None

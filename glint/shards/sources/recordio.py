@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from functools import cached_property
 from itertools import islice
@@ -391,9 +390,9 @@ class RecordIO:
             raise Rejected(FLAWS[LOST], note)
         fd, size = self._file.fileno(), min(span, 2 * LIMIT)
         try:
-            block = os.pread(fd, size, at)
+            block = commit.pread(fd, size, at)
         except OSError:
-            block = persistent(lambda: os.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
+            block = persistent(lambda: commit.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length

@@ -14,7 +14,7 @@ import xxhash
 
 from glint.errors import InputError, ResourceError
 from glint.shards import plan
-from glint.shards.strings import load_array, packed, save_names
+from glint.shards.strings import load_array, packed, save_names, summed
 
 Ints = npt.NDArray[np.int64]
 WHOLE = 1 << 30  # files up to this size are told apart by all their bytes
@@ -84,7 +84,7 @@ def write_rows(
 ) -> None:
     """Write n rows, a piece at a time, as `load_rows` reads them."""
     header = {"descr": dtype.descr, "fortran_order": False, "shape": (n,)}
-    with (folder / "rows.npy").open("wb") as file:
+    with summed(folder / "rows.npy") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
             file.write(piece.tobytes())

@@ -5,11 +5,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from glint.shards import commit
 from glint.shards.sources import tarball
 from glint.shards.sources.listed import Flaw, Found, has_control
 from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
@@ -79,10 +79,10 @@ def _label(fd: int, group: Group) -> tuple[int, int]:
     text: object = None
     for ending, member in group:
         if ending == b"cls" and member.size <= CLS:
-            text = os.pread(fd, member.size, member.at).strip()
+            text = commit.pread(fd, member.size, member.at).strip()
             break
         if ending == b"json" and member.size <= JSON:
-            text = _in_json(os.pread(fd, member.size, member.at))
+            text = _in_json(commit.pread(fd, member.size, member.at))
     if text is None:
         return -1, Flaw.no_label
     if isinstance(text, bytes) and text.isdigit() and len(text) < 19:
