@@ -284,11 +284,12 @@ def _kills(given: Given, jobs: list[Large], *, workers: bool) -> Iterator[Figure
                 tally.counts["killed"] += 1
         elif ran:
             run.kill(group=True)
-            tally.counts["killed"] += 1
         about = f"killed after {delay:.3f} s"
-        if one.settle(run, tally, about) != 0:
+        code = one.settle(run, tally, about)
+        tally.counts["killed"] += code == -signal.SIGKILL  # it may have ended just before
+        if code != 0:
             one.again(tally, about)
-    yield figures.floor(f"large, {name}", tally.counts["killed"], count)
+    yield figures.floor(f"large, {name}", tally.counts["killed"], -(-count // 2))
     yield from _figures(name, tally, count, begin)
 
 
