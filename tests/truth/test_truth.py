@@ -21,6 +21,7 @@ import pytest
 import sources
 from sources import Image
 
+pytestmark = pytest.mark.timeout(600)  # on a busy disk; 20 s in all on a quiet one
 MIB = 1 << 20
 PER_SHARD = 60
 # What the first record of each shard is: a buffer is grown, or just not, by what comes first.
@@ -141,7 +142,6 @@ def lfw(folder: Path) -> list[Image]:
     return images
 
 
-@pytest.mark.timeout(600)
 def test_real_size(shared: Path, tmp_path: Path) -> None:
     """LFW whole through shard, reshard, merge and erase; folders of it, with large ones between."""
     source = shared / "data" / "lfw"
