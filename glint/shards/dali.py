@@ -24,7 +24,7 @@ def beside(name: str) -> str:
 def line(members: Sequence[tuple[str, bytes]], offsets: Sequence[int]) -> str:
     """Return the line of a sample with these members (name, data) at these offsets."""
     return " ".join(
-        f"{name[name.rindex('.') + 1 :]} {offset} {len(data)} {name}"
+        f"{name.rpartition('.')[2]} {offset} {len(data)} {name}"
         for (name, data), offset in zip(members, offsets)
     )
 
