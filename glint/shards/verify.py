@@ -388,10 +388,9 @@ def verify(
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     started, check = time.perf_counter(), _Check(root)
-    for source in sources:
-        if os.path.realpath(source) == os.path.realpath(root):
-            what = "a dataset proves nothing of itself"
-            raise UsageError("GL0002", what, where="--against", hint="give what it was made of")
+    if any(os.path.realpath(source) == os.path.realpath(root) for source in sources):
+        what = "a dataset proves nothing of itself"
+        raise UsageError("GL0002", what, where="--against", hint="give what it was made of")
     origins = [against.Origin(source) for source in sources]
     dataset = check.manifest()
     result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
