@@ -47,6 +47,8 @@ NOTES = {
     "look-alikes may be among them, so only pairs at least 0.9 as alike as halves merge.",
     "unlike": "The pairs are less alike than two halves of one identity here, as one person is "
     "from other cameras or poses: the simple rule decides, on cosine and counts alone.",
+    "blind": "Nearly all pairs are as alike as one person's: what chance does cannot be told here, "
+    "and none merges by itself; give --threshold.",
     "few": "The few pairs that stand out are less alike than two halves of one identity here, as "
     "siblings are: they are masked, and none merges by itself.",
 }
@@ -121,6 +123,9 @@ class Tail:
         place, dims, both = self.spread_3
         error_K = np.sqrt(np.maximum(place + dims * far_K**2 + 2 * both * far_K, 0.0))
         return np.asarray(self.above(s) * np.exp(np.minimum(DOUBT * error_K, 20.0)))
+
+
+BLIND = Tail(40.0, 1.0, 1.0)  # chance makes any number of pairs of any strength
 
 
 @dataclass(frozen=True)
@@ -228,6 +233,8 @@ def _fit(strength_K: Reals, low: float, strength_S: Reals, least: float, share: 
         full_B, np.histogram(strength_K, edge_B)[0], np.histogram(strength_S, edge_B)[0]
     ).astype(np.float64)  # fmt: skip
     part_B = np.where(full_B, 1.0, share)
+    if len(n_B) < 4:  # no room for a law
+        return BLIND
     stop = _stop(n_B / part_B)
     first = max(0, stop - round(WIDTH / STEP))
     while first and n_B[first:stop].sum() < PAIRS:
@@ -292,7 +299,7 @@ def learn(
             best = (count, power, tail, cut)
     _, power, tail, cut = best
     s_K, alike_K = pairs.strength(rho, power), pairs.alike(rho)
-    fits, least = _fits(alike_K[s_K >= cut], people)
+    fits, least = _fits(alike_K[s_K >= cut], people) if tail is not BLIND else ("blind", 0.0)
     edge_B, p_B = _probability(s_K, low, tail)
     merged = int(((s_K >= cut) & (alike_K >= least)).sum())
     wrong = float(tail.above(cut)) if merged else 0.0

@@ -160,3 +160,16 @@ def test_a_tail_of_nothing_does_not_fail() -> None:
     judge = chance.learn(none, 0.4, Sample(none, 0.1, 1.0), 0.7, 0, 0.01)
     assert not np.isfinite(judge.cut)
     assert judge.about()["cut"] is None
+
+
+def test_where_all_are_alike_nothing_merges_and_the_report_says_so() -> None:
+    """A net that hardly tells people apart leaves no room between chance and one person."""
+    draw = np.random.default_rng(0)
+    centre_CD = (1 + 0.01 * draw.standard_normal((12, 64))).astype(np.float32)
+    count_C = np.full(12, 6)
+    seen = chance.sample(centre_CD, count_C, seed=0)
+    pairs = chance.Compared(np.full(66, 0.999), np.full(66, 6), np.full(66, 6))
+    model = chance.learn(pairs, 0.4, seen, 0.9, 12, 0.01)
+    assert (model.cut, model.fits) == (float("inf"), "blind")
+    assert "--threshold" in model.about()["note"]
+    assert not np.asarray(model.probability(pairs)).any()
