@@ -23,12 +23,12 @@ import pyarrow.parquet as pq
 
 import glint
 from glint import log
-from glint.errors import InputError
+from glint.errors import GlintError, InputError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import stage, tasks
 from glint.pipelines import write as writing
-from glint.pipelines.plan import Plan
+from glint.pipelines.plan import Inputs, Plan, leave_no_trace, take_up
 from glint.shards import commit, dali, parquet, seal
 from glint.shards.index import FORMAT, TABLES
 
@@ -180,6 +180,32 @@ class How:
     progress: Progress = log.silent
     task: tasks.Task | None = None
     engine: stage.Engine | None = None
+
+
+def make(
+    output: Output,
+    made_of: Callable[[], Inputs],
+    join: Join,
+    how: How,
+    after: Callable[[Path], None] | None = None,
+) -> tuple[Written, dict[str, Any]]:
+    """Hold an output, plan it or take up its plan, and complete it; return also the plan's facts.
+
+    Where there is no plan, nothing is left of the attempt. Raises what `made_of`, `take_up` and
+    `complete` raise, BusyError GL0005.
+    """
+    out, state = output.folder, output.folder / "_glint"
+    fresh = not out.exists()
+    commit.make_dir(state)
+    with tasks.claim(state, how.task) as held:
+        try:
+            with tasks.planning(state, how.task):
+                plan, facts = take_up(out, made_of())
+        except (GlintError, KeyboardInterrupt):
+            if how.task is None:
+                leave_no_trace(out, fresh)
+            raise
+        return complete(plan, facts, output, held, join, how, after), facts
 
 
 def complete(

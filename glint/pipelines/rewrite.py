@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 
 from glint.errors import InputError
 from glint.manifests import tables
-from glint.pipelines import tasks
-from glint.pipelines.complete import Entries, How, Output, complete, join_rows, write_manifest
+from glint.pipelines.complete import Entries, How, Output, join_rows, make, write_manifest
 from glint.pipelines.plan import (
     SAMPLES,
     Inputs,
@@ -30,8 +29,6 @@ from glint.pipelines.plan import (
     Plan,
     check_places,
     check_workers,
-    leave_no_trace,
-    take_up,
 )
 from glint.shards import commit, parquet, seal, store, ustar
 from glint.shards import plan as deal
@@ -186,21 +183,10 @@ def rewrite(
     GL0006, ResourceError, Stopped GL0704.
     """
     check_workers(how.workers)
-    out = output.folder
     for dataset in job.datasets:
         store.refuse(dataset.name)
-        check_places(dataset.root, out)
-    fresh = not out.exists()
-    commit.make_dir(out / "_glint")
-    with tasks.claim(out / "_glint", how.task) as held:
-        try:
-            with tasks.planning(out / "_glint", how.task):
-                plan, facts = take_up(out, job.inputs())
-        except InputError:
-            if how.task is None:
-                leave_no_trace(out, fresh)
-            raise
-        written = complete(plan, facts, output, held, partial(_join, job), how, after)
+        check_places(dataset.root, output.folder)
+    written, _ = make(output, job.inputs, partial(_join, job), how, after)
     return written.result(output, how.task)
 
 

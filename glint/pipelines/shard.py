@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from glint import log
-from glint.errors import BudgetError, GlintError, InputError, UsageError
+from glint.errors import BudgetError, InputError, UsageError
 from glint.log import Progress
 from glint.manifests import tables
 from glint.pipelines import stage, tasks, upload
@@ -24,9 +24,9 @@ from glint.pipelines.complete import (
     Entries,
     How,
     Output,
-    complete,
     join_quarantine,
     join_rows,
+    make,
     write_manifest,
 )
 from glint.pipelines.plan import (
@@ -35,8 +35,6 @@ from glint.pipelines.plan import (
     Plan,
     check_places,
     check_workers,
-    leave_no_trace,
-    take_up,
 )
 from glint.shards import commit
 from glint.shards import plan as deal
@@ -191,19 +189,8 @@ def shard(
 
 def _shard(src: Path, output: Output, made_of: partial[Inputs], how: How) -> dict[str, Any]:
     recognise(src)
-    out = output.folder
-    check_places(src, out)
-    fresh, state = not out.exists(), out / "_glint"
-    commit.make_dir(state)
-    with tasks.claim(state, how.task) as held:
-        try:
-            with tasks.planning(state, how.task):
-                plan, facts = take_up(out, made_of())
-        except (GlintError, KeyboardInterrupt):
-            if how.task is None:
-                leave_no_trace(out, fresh)
-            raise
-        written = complete(plan, facts, output, held, _join, how)
+    check_places(src, output.folder)
+    written, facts = make(output, made_of, _join, how)
     result = written.result(output, how.task)
     if written.manifest is not None:
         result["quarantine_reasons"] = written.manifest["quarantine_reasons"]

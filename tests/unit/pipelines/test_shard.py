@@ -27,6 +27,7 @@ from glint.errors import (
     Stopped,
     UsageError,
 )
+from glint.pipelines import complete
 from glint.pipelines import shard as stage
 from glint.pipelines.complete import Output
 from glint.pipelines.write import write_shard
@@ -349,7 +350,8 @@ def test_a_finished_dataset_with_a_changed_shard(world: Path, tmp_path: Path) ->
 def test_a_signal_before_and_after_the_shards(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
 ) -> None:
-    real, handler = getattr(stage, where), signal.getsignal(signal.SIGTERM)
+    place = complete if where == "take_up" else stage
+    real, handler = getattr(place, where), signal.getsignal(signal.SIGTERM)
 
     def hit(*given: Any) -> Any:
         os.kill(os.getpid(), number)
@@ -359,7 +361,7 @@ def test_a_signal_before_and_after_the_shards(
     signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody listens"))
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(stage, where, hit)
+            patch.setattr(place, where, hit)
             with pytest.raises(Stopped, match="GL0704") as caught:
                 stage.shard(world, out, stage.Options(16))
     finally:
