@@ -10,6 +10,7 @@ is seen and named.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import mmap
@@ -348,6 +349,7 @@ def fuzz(
         for good in seeds:  # warm, and proof that the seeds are no junk
             path.write_bytes(good)
             how.read(path, 0)
+        gc.collect()  # what earlier work left must not hide what grows here
         start, begin, most, peak, case = _pages(1), time.monotonic(), 0, 0, first
         arrow = pa.default_memory_pool().max_memory()
         tracemalloc.start()

@@ -62,7 +62,7 @@ def test_what_the_harness_would_see(fuzz: ModuleType, monkeypatch: pytest.Monkey
         if case == 5:
             del bytearray(20 << 20)[:]
         if case == 9:
-            kept.append(b"\1" * (80 << 20))
+            kept.append(b"\1" * (8 * fuzz.RSS))
         return "read"
 
     how = fuzz.KINDS["bin"]
