@@ -112,7 +112,7 @@ def ours(path: str, engine: str = "auto", pairs: str = "", work: str = "") -> An
     """Search; seconds, CPU-seconds, MiB, and the pairs into a file."""
     import torch
 
-    from glint.search import knn
+    from glint.search import pairs as knn
 
     knn.pairs_above(np.eye(64, dtype=np.float32), CUT, engine=engine)  # libraries are loaded
     x_ND = np.load(path, mmap_mode="r")
@@ -183,7 +183,7 @@ def approximate(path: str, index: str, tries: list[int], pairs: str) -> Any:
 
 def stretch(path: str, seconds: float) -> Any:
     """Search block rows spread over a large set for some seconds; say what all would take."""
-    from glint.search import knn
+    from glint.search import pairs as knn
 
     knn.pairs_above(np.eye(64, dtype=np.float32), CUT)
     x_ND = np.load(path, mmap_mode="r")
@@ -209,9 +209,10 @@ def material(path: str, people: int) -> Any:
     import simplejpeg
     from planted import made_up
 
+    from glint.files import atomic
     from glint.pipelines import embed
-    from glint.shards import commit, recordio
-    from glint.shards.index import Dataset
+    from glint.shards import recordio
+    from glint.shards.dataset import Dataset
 
     folder = Path(path)
     world = made_up(people, (0.55, 0.8), 0, dim=DIM, images=(0.35, 12))
@@ -236,15 +237,18 @@ def material(path: str, people: int) -> Any:
     np.save(emb / "centres.npy", embed.centres(x_ND, dataset.label, dataset.classes))
     about = {"format": embed.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
              "files": {name: embed._checksum(emb / name) for name in embed.ARRAYS}}  # fmt: skip
-    commit.write_json(emb / "embeddings.json", about)
+    atomic.write_json(emb / "embeddings.json", about)
     return {}
 
 
 def stages(path: str, out: str) -> Any:
     """Run the stage; seconds of its parts, MiB, bytes of the page, what it says."""
-    from glint.pipelines import conflicts, embed, gallery, inside, verdicts
-    from glint.search import knn
-    from glint.shards.index import Dataset
+    from glint.conflicts import verdicts
+    from glint.pipelines import embed
+    from glint.pipelines.conflicts import find, outliers
+    from glint.pipelines.conflicts import page as gallery
+    from glint.search import pairs as knn
+    from glint.shards.dataset import Dataset
 
     knn.pairs_above(np.eye(64, dtype=np.float32), CUT)  # libraries are loaded
     seconds: dict[str, float] = {}
@@ -263,14 +267,14 @@ def stages(path: str, out: str) -> Any:
 
     timed(knn, "pairs_above", "search")
     timed(verdicts.calibrate, "calibrate", "calibrating")
-    timed(conflicts, "find", "find")
-    timed(inside, "look", "inside identities")
+    timed(find, "find", "find")
+    timed(outliers, "look", "inside identities")
     timed(gallery, "write", "report")
     began = time.perf_counter()
     data = Dataset(path + "/data")
     emb = embed.load(Path(path) / "emb", data.digest, images=data.n, classes=data.classes)
     seconds["reading, checksums"] = time.perf_counter() - began
-    got = conflicts.run(data, emb, Path(out), verdicts.Options(), near=False)
+    got = find.run(data, emb, Path(out), verdicts.Options(), near=False)
     whole = time.perf_counter() - began
     seconds["verifying and judging"] = seconds.pop("find") - seconds["search"]
     seconds["verifying and judging"] -= seconds["calibrating"]
@@ -288,7 +292,7 @@ CHILDREN = {f.__name__: f for f in (ours, flat, approximate, stretch, material, 
 
 def equality(folder: Path, quick: bool) -> Iterator[Figure]:
     """Compare the pairs with those of float64 products."""
-    from glint.search import knn
+    from glint.search import pairs as knn
 
     for kind in KINDS:
         path = centres(folder, kind, 6000 if quick else 40_000)
@@ -350,7 +354,7 @@ def wilson(hits: int, of: int) -> list[float]:
 
 def indexes(folder: Path, quick: bool) -> Iterator[Figure]:
     """Measure what approximate indexes find in the time of the exact search."""
-    from glint.search import knn
+    from glint.search import pairs as knn
 
     count = 10_000 if quick else 100_000
     for kind in KINDS[1:] if quick else KINDS:
@@ -403,7 +407,7 @@ def killed(path: Path, folder: Path, count: int, *, engine: str, block: int, see
 
     Each time one comes to its end its pairs are compared and the next begins anew.
     """
-    from glint.search import knn
+    from glint.search import pairs as knn
 
     rng = random.Random(seed)
     whole = knn.pairs_above(np.load(path), CUT, engine=engine, block=block)

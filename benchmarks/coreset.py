@@ -31,13 +31,15 @@ import pyarrow as pa
 import simplejpeg
 from figures import ROOT, ceiling, floor, machine, told
 
-from glint.evals.recogniser import open_model
+from glint import schemas
+from glint.files import parquet
 from glint.log import silent
-from glint.manifests import tables
-from glint.pipelines import balance, coreset, embed, faces, shard
+from glint.models.recogniser import open_model
+from glint.pipelines import balance, coreset, embed
+from glint.pipelines.dataset import shard
 from glint.search import nms
-from glint.shards import parquet
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
+from glint.synth import faces
 
 ARMS = {"all": 1.0, "nms 60": 0.6, "random 60": 0.6, "nms 30": 0.3, "random 30": 0.3}
 CHANGES = {
@@ -162,9 +164,9 @@ def by_chance(dataset: Dataset, path: Path, ratio: float, seed: int) -> None:
     one = np.ones(dataset.classes)
     table = pa.table(
         [np.arange(dataset.classes), kept, kept.astype(float), one, kept.astype(float)],
-        schema=tables.SAMPLING.with_metadata({"format": balance.FORMAT, "label_version": "0"}),
+        schema=schemas.SAMPLING.with_metadata({"format": balance.FORMAT, "label_version": "0"}),
     )
-    parquet.write(path, table.append_column(tables.LEFT_OUT, pa.array(rows, pa.list_(pa.int64()))))
+    parquet.write(path, table.append_column(schemas.LEFT_OUT, pa.array(rows, pa.list_(pa.int64()))))
 
 
 def train(data: Path, out: Path, sampling: Path | str, seed: int, epochs: int) -> dict[str, Any]:

@@ -33,11 +33,11 @@ import torch
 
 from glint.dist.world import World
 from glint.errors import Stopped
-from glint.evals import recogniser, stored
 from glint.evals.allpairs import all_pairs
+from glint.models import recogniser, stored
 from glint.recipes.load import load
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.loader import Stream
 from glint.train import loop
 from glint.train.build import build

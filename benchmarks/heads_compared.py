@@ -53,12 +53,12 @@ from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import CosFace
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.augment import flips
+from glint.stream.class_rows import Members
 from glint.stream.identities import IdentityPlan
 from glint.stream.loader import Stream
 from glint.stream.mates import MatePlan
-from glint.stream.members import Members
 from glint.stream.plan import Plan
 from glint.train import memory
 

@@ -60,8 +60,8 @@ def milliseconds(onnx: Path, batch: int) -> float:
 
 def written(net: Any, name: str, options: dict[str, Any], run: Path, onnx: Path) -> dict[str, Any]:
     """Put a net into a checkpoint and write it as ONNX, as `glint export` does."""
-    from glint.train import checkpoint
-    from glint.train.export import export_onnx
+    from glint.models import checkpoint
+    from glint.models.export_onnx import export_onnx
 
     made = {"name": name, "embedding": DIM, "options": options}
     checkpoint.save(

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from figures import ceiling, floor, machine, told
 
-from glint.search import chance
-from glint.search.chance import Compared, Ints
+from glint.conflicts import chance
+from glint.conflicts.chance import Compared, Ints
 
 RATE = 0.01
 LOW = 0.4

@@ -30,7 +30,7 @@ import numpy as np
 from figures import ceiling, floor, machine, told
 
 from glint.evals.clusters import bcubed, pairwise
-from glint.search.ogmc import Online, Options
+from glint.search.online_clusters import Online, Options
 
 SHARED = Path(os.environ.get("GLINT_SHARED", Path(__file__).parents[2] / "shared"))
 EXTRAS = (0.05, 0.0)  # beside the shipped one

@@ -36,11 +36,12 @@ from figures import ceiling, floor, machine, told
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from glint.conflicts import evidence, outliers  # noqa: E402
+from glint.conflicts.chance import Compared  # noqa: E402
+from glint.conflicts.evidence import Samples  # noqa: E402
+from glint.conflicts.verdicts import Found, Options, find  # noqa: E402
 from glint.pipelines.embed import centres  # noqa: E402
-from glint.pipelines.verdicts import Found, Options, find  # noqa: E402
-from glint.search import evidence, inside, knn  # noqa: E402
-from glint.search.chance import Compared  # noqa: E402
-from glint.search.evidence import Samples  # noqa: E402
+from glint.search import pairs as knn  # noqa: E402
 from glint.shards import recordio  # noqa: E402
 
 SHARED = Path(os.environ.get("GLINT_SHARED", ROOT.parent / "shared"))
@@ -259,7 +260,7 @@ def faces(model: Path, most: int | None) -> tuple[npt.NDArray[np.float16], Ints]
     """Embed LFW's crops; (unit embeddings, people)."""
     import simplejpeg
 
-    from glint.evals.recogniser import open_model
+    from glint.models.recogniser import open_model
 
     lfw = SHARED / "data" / "lfw"
     rows = list(csv.DictReader((lfw / "images.tsv").open(), delimiter="\t"))[:most]
@@ -319,9 +320,9 @@ def inside_figures(name: str, x_ND: npt.NDArray[np.floating], people: Ints) -> l
     for label, rows in ((people, told_before), (label_N, told_now)):
         samples = Samples(x_ND, label, len(count_C))
         prior = evidence.prior_rho(samples)
-        found = inside.mixed(samples, prior)
+        found = outliers.mixed(samples, prior)
         mixed = {one.label for one in found}
-        rows.update(inside.outliers(samples, prior, mixed=found).row.tolist())
+        rows.update(outliers.outliers(samples, prior, mixed=found).row.tolist())
     lines = [
         told("images that stand far off on the untouched set", len(told_before)),
         told("planted strangers", len(guest)),

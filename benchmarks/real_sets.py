@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from glint.search import knn
+from glint.search import pairs
 from glint.shards import recordio
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +88,7 @@ def _rows(name: str) -> list[dict[str, str]]:
 
 def _embedded(key: str, model: str, images: Callable[[], Iterable[Image]]) -> Half:
     """Embed images by a model, or read what an earlier call kept."""
-    from glint.evals.recogniser import open_model
+    from glint.models.recogniser import open_model
 
     kept = CACHE / f"{key}_{model}.npy"
     if kept.is_file():
@@ -103,7 +103,7 @@ def _embedded(key: str, model: str, images: Callable[[], Iterable[Image]]) -> Ha
             batch = []
     if batch:
         parts.append(net.embed(np.stack(batch)))
-    x_ND = knn.unit64(np.concatenate(parts)).astype(np.float16)
+    x_ND = pairs.unit64(np.concatenate(parts)).astype(np.float16)
     CACHE.mkdir(parents=True, exist_ok=True)
     np.save(kept, x_ND)
     return x_ND

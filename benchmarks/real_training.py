@@ -89,7 +89,7 @@ def lay_out(folder: Path, most: int) -> None:
 
 def write_pairs(path: Path) -> None:
     """Write DevTest's pairs as a pack: in each of ten runs as many of one person as of two."""
-    from glint.evals.bins import write_bin
+    from glint.evals.packs import write_bin
 
     lfw = SHARED / "data" / "lfw"
     image_of = reader(lfw)
@@ -177,8 +177,8 @@ def plain_side(place: Path, seconds: float) -> dict[str, Any]:
     import torch.nn.functional as F
     from torch.utils.data import DataLoader, Dataset
 
-    from glint.evals.bins import read_bin
-    from glint.evals.verify import verify
+    from glint.evals.embed import verify
+    from glint.evals.packs import read_bin
     from glint.nn import backbones
 
     torch.set_num_threads(2)

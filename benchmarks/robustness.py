@@ -37,12 +37,12 @@ import torch
 from figures import floor, machine, told
 from torch import nn
 
+from glint.conflicts import verdicts
+from glint.conflicts.evidence import Samples
 from glint.evals.roc import accept_rates
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
-from glint.pipelines import verdicts
-from glint.pipelines.faces import LATENTS, person
-from glint.search.evidence import Samples
+from glint.synth.faces import LATENTS, person
 
 # n views, C labels, F components of a view, D embedding
 

@@ -148,7 +148,7 @@ def ours(source: Path, out: Path, workers: int = 1, **options: Any) -> Callable[
     """Shard with glint; return bytes of the shards."""
 
     def work() -> Any:
-        from glint.pipelines import shard
+        from glint.pipelines.dataset import shard
 
         result = shard.shard(
             source, out / "glint", shard.Options(SHARD, **options), workers=workers
@@ -406,7 +406,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     import webdataset  # noqa: F401
 
-    import glint.pipelines.shard
+    import glint.pipelines.dataset.shard
     import glint.shards.verify  # noqa: F401
 
     holds = True

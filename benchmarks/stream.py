@@ -73,7 +73,7 @@ def bare(forms: Path) -> Epoch:
 def glint(forms: Path, stored: bool = False, **options: Any) -> Epoch:
     """Stream as training does; another epoch each time."""
     from glint.shards import labels
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
     from glint.stream.loader import Stream
 
     dataset = Dataset(forms / "glint")
@@ -424,7 +424,7 @@ def hashing(forms: Path) -> float:
     import numpy as np
     import xxhash
 
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
     from glint.stream.columns import open_columns
 
     dataset = Dataset(forms / "glint")
@@ -453,9 +453,9 @@ def made_up(root: Path, real: Path, rows: int, classes: int) -> None:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    from glint.manifests import tables
-    from glint.shards import parquet
-    from glint.shards.index import Dataset
+    from glint import schemas
+    from glint.files import parquet
+    from glint.shards.dataset import Dataset
 
     dataset = Dataset(real)
     first = int((dataset.shard == 0).sum())
@@ -468,7 +468,7 @@ def made_up(root: Path, real: Path, rows: int, classes: int) -> None:
     digest = dataset.digests[:first]
     order = np.sort(np.arange(per_shard) % first)
     rng = np.random.default_rng(0)
-    with pq.ParquetWriter(root / "samples.parquet", tables.SAMPLES, **parquet.OPTIONS) as out:
+    with pq.ParquetWriter(root / "samples.parquet", schemas.SAMPLES, **parquet.OPTIONS) as out:
         for start in range(0, rows, 1 << 20):
             row = np.arange(start, min(rows, start + (1 << 20)))
             at = order[row % per_shard]
@@ -491,7 +491,7 @@ def made_up(root: Path, real: Path, rows: int, classes: int) -> None:
                         "width": np.full(len(row), SIDE, np.int32),
                         "height": np.full(len(row), SIDE, np.int32),
                     },
-                    schema=tables.SAMPLES,
+                    schema=schemas.SAMPLES,
                 )
             )
     (root / "manifest.json").write_text(
@@ -507,12 +507,12 @@ def made_up(root: Path, real: Path, rows: int, classes: int) -> None:
     )
     count = np.full(classes, rows / classes)
     draws = np.minimum(count, 3.5)
-    names = tables.SAMPLING.with_metadata({"dataset": f"sha256:made-up-{rows}"})
+    names = schemas.SAMPLING.with_metadata({"dataset": f"sha256:made-up-{rows}"})
     columns = {"label": np.arange(classes), "weight": draws, "repeat": draws, "draws": draws}
     label = pq.read_table(root / "samples.parquet", columns=["label"])["label"].to_numpy()
     columns["count"] = np.bincount(label, minlength=classes)
     pq.write_table(
-        pa.table({name: columns[name] for name in tables.SAMPLING.names}, schema=names),
+        pa.table({name: columns[name] for name in schemas.SAMPLING.names}, schema=names),
         root / "sampling.parquet",
     )
 
@@ -521,7 +521,7 @@ FIRST_BATCH = """
 import json, os, sys, time
 import numpy as np, torch
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.loader import Stream
 torch.set_num_threads(1)
 import pyarrow.parquet, scipy.sparse  # imports are no part of the figure

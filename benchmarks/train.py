@@ -213,9 +213,9 @@ def verification_side(case: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from glint.evals.bins import read_bin
+    from glint.evals.embed import verify
+    from glint.evals.packs import read_bin
     from glint.evals.pairs import ten_fold
-    from glint.evals.verify import verify
     from glint.nn import backbones
 
     net = backbones.create("iresnet", embedding=64, **NET).eval()

@@ -18,7 +18,7 @@ import real_sets
 from real_sets import Half, Ints, Set
 
 from glint.pipelines.embed import centres
-from glint.search import knn
+from glint.search import pairs
 
 Pairs = set[tuple[int, int]]
 Cut = Callable[[Ints, np.random.Generator], Ints]  # rows of a person -> those of the second id
@@ -52,7 +52,7 @@ def came_with(lfw: Set) -> tuple[Pairs, Pairs]:
     """Return LFW's own pairs that may be one person, by y1, and those by two spellings."""
     names = sorted(set(lfw.name))
     centre_CD = centres(real_sets.lfw("y1").x_ND, lfw.who_N, len(names))
-    near = knn.pairs_above(centre_CD, 0.4)
+    near = pairs.pairs_above(centre_CD, 0.4)
     tidy = [" ".join(sorted(re.split(r"[_-]", name.lower()))) for name in names]
     moot, variant = set(), set()
     for a, b, cosine in zip(near.a.tolist(), near.b.tolist(), near.cosine.tolist()):

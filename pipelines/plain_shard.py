@@ -3,8 +3,8 @@
     python pipelines/plain_shard.py SRC OUT
 
 `glint shard SRC OUT` writes the same shards and the same tables, to the bit: a test runs both.
-Read this to know what a dataset is; read glint/pipelines/shard.py to see how it is made so that
-a kill, a full disk or a second process cannot spoil it.
+Read this to know what a dataset is; read glint/pipelines/dataset/shard.py to see how it is made so
+that a kill, a full disk or a second process cannot spoil it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from glint.manifests import tables
-from glint.shards import parquet, plan
+from glint import schemas
+from glint.files import parquet
+from glint.shards import plan
 from glint.shards.image import Rejected, look
 from glint.shards.sources import open_source
 from glint.shards.tar import Tar
@@ -99,21 +100,21 @@ def main() -> None:
         idx.write_text(f"v1.2 {len(lines)}\n" + "".join(lines))
 
     # The index: a reader needs no tar module, and sees at once when a byte has changed.
-    columns = list(zip(*samples)) or [()] * len(tables.SAMPLES)
+    columns = list(zip(*samples)) or [()] * len(schemas.SAMPLES)
     index = pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, tables.SAMPLES)],
-        schema=tables.SAMPLES,
+        [pa.array(column, field.type) for column, field in zip(columns, schemas.SAMPLES)],
+        schema=schemas.SAMPLES,
     )
     parquet.write(args.out / "samples.parquet", index)
     parquet.write(
-        args.out / "quarantine.parquet", pa.Table.from_pylist(bad, schema=tables.QUARANTINE)
+        args.out / "quarantine.parquet", pa.Table.from_pylist(bad, schema=schemas.QUARANTINE)
     )
     count = np.bincount(index.column("label").to_numpy(), minlength=len(names))
     parquet.write(
         args.out / "identities.parquet",
         pa.table(
             [np.arange(len(names)), names, pa.array(people, pa.string()), count],
-            schema=tables.IDENTITIES,
+            schema=schemas.IDENTITIES,
         ),
     )
     print(f"read {source.n} = {len(samples)} written + {len(bad)} quarantined")

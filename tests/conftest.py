@@ -102,8 +102,8 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give a run folder with one checkpoint, at step 3, of a small net with lived-in norms."""
     import torch
 
+    from glint.models import checkpoint
     from glint.nn import backbones
-    from glint.train import checkpoint
 
     def make(name: str = "mobilefacenet", embedding: int = 32, **options: Any) -> Path:
         run = tmp_path_factory.mktemp("run")

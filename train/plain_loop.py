@@ -20,7 +20,7 @@ from glint.nn import backbones
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.augment import to_input
 from glint.stream.loader import Stream
 

@@ -49,7 +49,7 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    from glint.cli import commands, out
+    from glint.cli import commands, console
     from glint.errors import ResourceError, UsageError
 
     commands.register(app)
@@ -70,14 +70,14 @@ def main() -> None:
             raise
         _mute()
         with contextlib.suppress(OSError):
-            out.fail(ResourceError("GL0901", f"the output cannot be written: {error.strerror}"))
+            console.fail(ResourceError("GL0901", f"the output cannot be written: {error.strerror}"))
         code = ResourceError.exit_code
     except Exception as error:  # the parser's own: its class is typer's or click's, by version
         if not hasattr(error, "format_message"):
             raise
         error.show()  # type: ignore[attr-defined]
         if "--json" in sys.argv[1:]:
-            print(json.dumps(out.told(UsageError("GL0002", error.format_message()))))
+            print(json.dumps(console.told(UsageError("GL0002", error.format_message()))))
         code = 2
     raise SystemExit(code or 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def balance(
 
     def work() -> dict[str, Any]:
         from glint.pipelines import balance as stage
-        from glint.shards.index import Dataset
+        from glint.shards.dataset import Dataset
 
         options = stage.Options(
             cap=cap, least=least, power=power, repeat=repeat, most=most, each=each

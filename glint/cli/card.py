@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +33,7 @@ def card(
     """Write DATASET/README.md, a Hugging Face dataset card; your text between marks is kept."""
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import card as stage
+        from glint.pipelines.dataset import card as stage
 
         return stage.card(
             dataset, licence=licence, consent=consent, contact=contact, title=title, dry_run=dry_run

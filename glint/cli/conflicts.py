@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 if TYPE_CHECKING:
     from glint.review.server import Review
@@ -88,9 +88,12 @@ def find(
     command = "glint " + " ".join(sys.argv[1:])
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import conflicts, embed, overlap, verdicts
-        from glint.pipelines.stage import ending
-        from glint.shards.index import Dataset
+        from glint.conflicts import verdicts
+        from glint.jobs.workers import ending
+        from glint.pipelines import embed
+        from glint.pipelines.conflicts import find as conflicts
+        from glint.pipelines.conflicts import overlap
+        from glint.shards.dataset import Dataset
 
         options = verdicts.Options(
             threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
@@ -128,7 +131,7 @@ def review(
     """Serve the report on this machine, to decide pairs in a browser, until Ctrl-C."""
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import reviewing
+        from glint.pipelines.conflicts import review as reviewing
 
         with reviewing.opened(folder, port=port) as server:
             before = len(server.book.decisions)
@@ -180,7 +183,7 @@ def apply(
     """Put the verdicts in force as a new label version; no shard is rewritten."""
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import decisions
+        from glint.pipelines.conflicts import apply as decisions
 
         return decisions.apply(folder, more=decisions_files, dry_run=dry_run)
 
@@ -201,7 +204,7 @@ def undo(
     """Put the labels from before `apply` back in force."""
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import decisions
+        from glint.pipelines.conflicts import apply as decisions
 
         return decisions.undo(folder)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def coreset(
     def work() -> dict[str, Any]:
         from glint.pipelines import coreset as stage
         from glint.pipelines import embed
-        from glint.shards.index import Dataset
+        from glint.shards.dataset import Dataset
 
         options = stage.Options(threshold, ratio, least, degrees, centres)
         folder = show.path(out, "--out")

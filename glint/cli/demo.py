@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 RECIPE = "synth_tiny"
 

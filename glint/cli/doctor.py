@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def drop(
     def work() -> dict[str, Any]:
         import os
 
-        from glint.pipelines import drop as stage
+        from glint.pipelines.dataset import drop as stage
 
         with show.progress("drop") as progress:
             return stage.drop(

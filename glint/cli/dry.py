@@ -15,7 +15,7 @@ def run(recipe: str, change: list[str], world: int, classes: int) -> dict[str, A
 
     from glint.errors import InputError, UsageError
     from glint.shards import labels
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
     from glint.train import dry
 
     if not classes:

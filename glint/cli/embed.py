@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
-from glint.cli import spread
+from glint.cli import console as show
+from glint.cli import parallel
 
 
 def register(app: typer.Typer) -> None:
@@ -29,23 +29,23 @@ def embed(
         False, "--trim/--no-trim", help="Leave samples over 75 degrees away out of the centres."
     ),
     workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
-    task: str = spread.TASK,
-    engine: str = spread.ENGINE,
-    ray_address: str = spread.RAY_ADDRESS,
+    task: str = parallel.TASK,
+    engine: str = parallel.ENGINE,
+    ray_address: str = parallel.RAY_ADDRESS,
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
 ) -> None:
     """Embed every image of a dataset; the same command continues after a stop."""
 
     def work() -> dict[str, Any]:
-        from glint.evals.recogniser import open_model
+        from glint.jobs.workers import ending
+        from glint.models.recogniser import open_model
         from glint.pipelines import embed as stage
-        from glint.pipelines.stage import ending
-        from glint.shards.index import Dataset
+        from glint.shards.dataset import Dataset
 
         folder = show.path(out, "--out")
-        mine = spread.task(task)
-        where = spread.engine(engine, ray_address, actors=True)
+        mine = parallel.task(task)
+        where = parallel.engine(engine, ray_address, actors=True)
         data = Dataset(dataset)
         stage.check_out(folder)  # before the model is opened, which takes seconds
         with show.progress("embed") as progress, ending():
@@ -69,7 +69,7 @@ def embed(
 
 def _say(result: dict[str, Any], dataset: str) -> str:
     if result.get("left"):
-        return spread.left(result, "blocks")
+        return parallel.left(result, "blocks")
     lines = [f"{result['images']} images, {result['dim']} numbers each -> {result['out']}"]
     if result["failed"]:
         why = ", ".join(f"{name} {count}" for name, count in result["failures"].items())

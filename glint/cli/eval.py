@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 if TYPE_CHECKING:
-    from glint.evals.bins import Pairs
+    from glint.evals.packs import Pairs
     from glint.evals.templates import Faces
 
 
@@ -91,9 +91,9 @@ def evaluate(
 
     def work_pairs() -> dict[str, Any]:
         from glint.errors import UsageError
+        from glint.evals.embed import embed_pairs
         from glint.evals.pairs import ten_fold
-        from glint.evals.recogniser import open_model
-        from glint.evals.verify import embed_pairs
+        from glint.models.recogniser import open_model
 
         assert model is not None
         _known(device)
@@ -217,7 +217,7 @@ def _embedded(root: Path, embeddings: Path) -> tuple[Any, Any, dict[str, Any]]:
     """Open the embeddings of a dataset: rows, the identity of each as the labels are now."""
     from glint.pipelines import embed
     from glint.shards import labels
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
 
     data = Dataset(root)
     emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
@@ -249,9 +249,9 @@ def _listed(embeddings: Path, dataset: Path | None, faces: Faces) -> tuple[Any, 
             what = f"expected {len(faces.name)} rows, found the shape {shape}"
             raise InputError("GL0402", what, where=str(embeddings))
         return feature_nD, {"embeddings": str(embeddings)}
-    from glint.manifests import tables
-    from glint.shards import parquet
-    from glint.shards.index import Dataset
+    from glint import schemas as tables
+    from glint.files import parquet
+    from glint.shards.dataset import Dataset
 
     sample_ND, _, about = _embedded(dataset, embeddings)
     row_of: dict[str, int] = {}
@@ -374,9 +374,9 @@ def _say_identify(result: dict[str, Any]) -> str:
 
 def _read(path: Path, dataset: Path | None) -> Pairs:
     from glint.errors import UsageError
-    from glint.evals.bins import read_bin
+    from glint.evals.packs import read_bin
     from glint.evals.pairs import read_table
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
 
     if dataset is not None:
         return read_table(path, Dataset(dataset))

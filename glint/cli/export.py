@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def export(
     """Write a trained net as ONNX, checked against torch and in insightface's own loader."""
 
     def work() -> dict[str, Any]:
-        from glint.train.export import export_onnx
+        from glint.models.export_onnx import export_onnx
 
         with show.progress("export") as progress:
             return export_onnx(

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def import_(
     """Take over published weights; no code in the file is run."""
 
     def work() -> dict[str, Any]:
-        from glint.train.importing import import_weights
+        from glint.models.import_weights import import_weights
 
         return import_weights(
             show.path(str(weights), "WEIGHTS"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as sbatch reads it
 

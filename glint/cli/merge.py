@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def merge(
     def work() -> dict[str, Any]:
         import os
 
-        from glint.pipelines import merge as stage
+        from glint.pipelines.dataset import merge as stage
 
         with show.progress("merge") as progress:
             return stage.merge(

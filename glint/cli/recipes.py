@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 if TYPE_CHECKING:
     from glint.recipes.shelf import Entry

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def report(
     """Draw a run's log as one HTML page that opens offline."""
 
     def work() -> dict[str, object]:
-        from glint.train import page
+        from glint.train import report as page
 
         return {"page": str(page.make(run, out))}
 

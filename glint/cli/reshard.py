@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
-from glint.cli import spread
+from glint.cli import console as show
+from glint.cli import parallel
 
 
 def register(app: typer.Typer) -> None:
@@ -24,9 +24,9 @@ def reshard(
         False, "--drop-quarantine", help="Leave the list of quarantined records behind."
     ),
     workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
-    task: str = spread.TASK,
-    engine: str = spread.ENGINE,
-    ray_address: str = spread.RAY_ADDRESS,
+    task: str = parallel.TASK,
+    engine: str = parallel.ENGINE,
+    ray_address: str = parallel.RAY_ADDRESS,
     staging: Path | None = typer.Option(
         None, help="Where shards wait for their upload to a URL; default: in the cache."
     ),
@@ -37,17 +37,17 @@ def reshard(
     """Write a dataset's samples into shards of another size; keys and image bytes stay."""
 
     def work() -> dict[str, Any]:
-        from glint.pipelines import reshard as stage
+        from glint.pipelines.dataset import reshard as stage
 
-        mine = spread.task(task)
-        where = spread.engine(engine, ray_address, workers)
+        mine = parallel.task(task)
+        where = parallel.engine(engine, ray_address, workers)
         with show.progress("reshard") as progress:
             return stage.reshard(
                 src,
                 show.place(out, "OUT"),
                 samples_per_shard,
                 drop_quarantine=drop_quarantine,
-                workers=workers or spread.cores(),
+                workers=workers or parallel.cores(),
                 dry_run=dry_run,
                 progress=progress,
                 task=mine,
@@ -60,7 +60,7 @@ def reshard(
 
 def _say(result: dict[str, Any]) -> str:
     if result.get("left"):
-        return spread.left(result)
+        return parallel.left(result)
     told = f"{show.count(result['written'], 'sample')} in {show.count(result['shards'], 'shard')}"
     if result.get("dry_run"):
         return f"would write  {told}"

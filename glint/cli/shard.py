@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
-from glint.cli import spread
+from glint.cli import console as show
+from glint.cli import parallel as spread
 
 
 def register(app: typer.Typer) -> None:
@@ -58,7 +58,7 @@ def shard(
 
     def work() -> Any:
         from glint.errors import UsageError
-        from glint.pipelines import shard as stage
+        from glint.pipelines.dataset import shard as stage
         from glint.shards import sources
 
         folder = show.place(out, "OUT")
@@ -175,8 +175,9 @@ def info(
 def _info(dataset: str, equals: bool, out: str | None) -> dict[str, Any]:
     import numpy as np
 
-    from glint.shards import duplicates, labels, seal
-    from glint.shards.index import Dataset
+    from glint.files import seal
+    from glint.shards import duplicates, labels
+    from glint.shards.dataset import Dataset
 
     data = Dataset(dataset)
     seal.check(data.root / "manifest.json")

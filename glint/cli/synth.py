@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def synth(
     """Make a synthetic face data set with known faults, as RecordIO, with its truth."""
 
     def work() -> dict[str, Any]:
-        from glint.pipelines.synth import World, make
+        from glint.synth.world import World, make
 
         twice = min(10, identities // 10) if conflicts is None else conflicts
         spare = max(0, identities - twice) // 4

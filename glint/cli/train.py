@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import out as show
+from glint.cli import console as show
 
 if TYPE_CHECKING:
     from glint.train.recipe import Recipe
@@ -134,8 +134,8 @@ def _start(
 ) -> int:
     """Run the ranks, and again from the newest checkpoint when one was lost."""
     from glint.errors import LostError
-    from glint.evals.stored import all_in
     from glint.log import logger
+    from glint.models.stored import all_in
     from glint.recipes import shelf
     from glint.recipes.load import load
     from glint.train.recipe import Recipe

@@ -6,8 +6,8 @@ from typing import Any
 
 import typer
 
-from glint.cli import out as show
-from glint.cli import spread
+from glint.cli import console as show
+from glint.cli import parallel
 
 
 def register(app: typer.Typer) -> None:
@@ -29,9 +29,9 @@ def verify(
         "dataset once for each, in the order of the merge.",
     ),
     workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
-    task: str = spread.TASK,
-    engine: str = spread.ENGINE,
-    ray_address: str = spread.RAY_ADDRESS,
+    task: str = parallel.TASK,
+    engine: str = parallel.ENGINE,
+    ray_address: str = parallel.RAY_ADDRESS,
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read, read nothing."),
     as_json: bool = show.JSON,
     debug: bool = show.DEBUG,
@@ -43,7 +43,7 @@ def verify(
         from glint.errors import UsageError
         from glint.shards import verify as check
 
-        mine, where = spread.task(task), spread.engine(engine, ray_address, workers)
+        mine, where = parallel.task(task), parallel.engine(engine, ray_address, workers)
         if (mine or where) and not deep:
             raise UsageError(
                 "GL0002",
@@ -61,7 +61,7 @@ def verify(
             told = check.survey(dataset, against)
             return {"dry_run": True, "dataset": str(dataset), "deep": deep, **told}
         with show.progress("verify") as progress:
-            count = workers or spread.cores()
+            count = workers or parallel.cores()
             result = check.verify(
                 dataset,
                 deep=deep,

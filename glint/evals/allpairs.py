@@ -24,9 +24,9 @@ import numpy as np
 from glint.errors import InputError, MismatchError, UsageError
 from glint.evals.roc import BINS as COARSE
 from glint.evals.roc import FARS, allowed, histogram
+from glint.files import atomic
 from glint.log import Progress, silent
 from glint.search.screens import exactly
-from glint.shards import commit
 
 if TYPE_CHECKING:
     import torch
@@ -117,8 +117,8 @@ def all_pairs(
     if not 1 <= block <= BLOCK:
         raise UsageError("GL0002", f"expected a block of 1 to {BLOCK} rows, found {block}")
     if work is not None:
-        commit.make_dir(work)
-        with commit.lock(work / "lock"):
+        atomic.make_dir(work)
+        with atomic.lock(work / "lock"):
             return _run(sample_nD, label_n, fars, work, block, room, device, progress)
     with tempfile.TemporaryDirectory(prefix="glint-all-pairs-") as folder:
         return _run(sample_nD, label_n, fars, Path(folder), block, room, device, progress)
@@ -194,7 +194,7 @@ def _prepare(sample_nD: np.ndarray, label_n: np.ndarray, work: Path, block: int)
     step = max(1, (16 << 20) // max(1, 8 * dim))
     path, about = work / "rows.f32", work / "plan.json"
     kept = [np.empty(0, np.int64)]
-    with commit.atomic(path) as file:
+    with atomic.atomic(path) as file:
         for at in range(0, len(order), step):
             chosen = order[at : at + step]
             part_nD = np.asarray(sample_nD[chosen], np.float64)
@@ -207,12 +207,12 @@ def _prepare(sample_nD: np.ndarray, label_n: np.ndarray, work: Path, block: int)
         kept_n = np.concatenate(kept)
         plan = {"format": FORMAT, "rows": len(kept_n), "dim": dim, "block": block, "crc32": crc,
                 "labels": zlib.crc32(kept_n.tobytes())}  # fmt: skip
-        if about.exists() and commit.read_json(about, "GL0006") != plan:
+        if about.exists() and atomic.read_json(about, "GL0006") != plan:
             raise MismatchError(
                 "GL0006", "begun from other embeddings, identities or blocks", where=str(work),
                 hint="name another folder, or delete this one",
             )  # fmt: skip
-    commit.write_json(about, plan)
+    atomic.write_json(about, plan)
     return _Rows(path, kept_n, dim)
 
 
@@ -273,7 +273,7 @@ def _first_pass(rows: _Rows, work: Path, block: int, device: str, meter: _Meter)
             count_b += found.astype(np.int64)
             pairs += score_rc.numel()
         if time.monotonic() - saved > SAVE_SECONDS or row + 1 == meter.total:
-            with commit.atomic(path) as file:
+            with atomic.atomic(path) as file:
                 np.save(file, np.concatenate([[row + 1], count_b]))
             saved = time.monotonic()
         meter.add(row, pairs, time.monotonic() - began, "counting")
@@ -318,7 +318,7 @@ def _second_pass(
         if kept is None:
             began = time.monotonic()
             *kept, pairs = _near(rows, row * block, block, device, span_w2)
-            with commit.atomic(path) as file:
+            with atomic.atomic(path) as file:
                 parts = {f"near_{w}": part for w, part in enumerate(kept[1])}
                 np.savez(file, span=span_w2, above=kept[0], **parts)
             meter.add(row, pairs, time.monotonic() - began, "refining")

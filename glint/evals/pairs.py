@@ -14,7 +14,7 @@ import numpy as np
 
 from glint.errors import InputError, UsageError
 from glint.evals import rates
-from glint.evals.bins import Pairs
+from glint.evals.packs import Pairs
 
 FARS = ("1e-1", "1e-2", "1e-3", "1e-4")
 

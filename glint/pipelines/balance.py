@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from glint import schemas
 from glint.errors import BusyError, InputError, MismatchError, UsageError
-from glint.manifests import tables
-from glint.shards import commit, labels, parquet
-from glint.shards.index import Dataset
+from glint.files import atomic, parquet
+from glint.shards import labels
+from glint.shards.dataset import Dataset
 
 FORMAT = "glint/sampling@1"
 CORESET = "glint/coreset@1"
@@ -169,12 +170,12 @@ def balance(
             "repeat": drawn.repeat_C,
             "draws": drawn.draws_C,
         },
-        schema=tables.SAMPLING.with_metadata(about),
+        schema=schemas.SAMPLING.with_metadata(about),
     )
     if coreset is not None:
         edge = np.concatenate([[0], np.cumsum(masked_C)]).astype(np.int32)
         rows = pa.ListArray.from_arrays(edge, masked_m.astype(np.int64))
-        table = table.append_column(tables.LEFT_OUT, rows)
+        table = table.append_column(schemas.LEFT_OUT, rows)
     parquet.write(path, table)
     if out is None:
         dataset.publish(path.name)
@@ -202,7 +203,7 @@ def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bo
             where=str(folder),
             hint="make one with: glint coreset DATASET --embeddings EMB --out FOLDER",
         )
-    about = commit.read_json(made, "GL0305")
+    about = atomic.read_json(made, "GL0305")
     for name, found, expected in (
         ("format", about.get("format"), CORESET),
         ("dataset", about.get("dataset"), dataset.digest),
@@ -215,7 +216,7 @@ def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bo
                 where=str(folder),
                 hint="run glint coreset again",
             )
-    table = parquet.read(path, tables.CORESET, columns=["key", "kept"], code="GL0305")
+    table = parquet.read(path, schemas.CORESET, columns=["key", "kept"], code="GL0305")
     if table.num_rows != dataset.n or table.column("kept").null_count:
         raise InputError(
             "GL0305", f"expected {dataset.n} rows, found {table.num_rows}", where=str(path)

@@ -1,249 +1,399 @@
-"""The pieces of a stage on Ray: on this machine, or on a cluster that runs already."""
+"""Stage `cluster`: identities of a stream of faces, and their use as labels (OGMC).
+
+Reads embeddings, folder after folder; state is saved as it goes and the same command, also with one
+more folder, goes on. `apply` puts the identities in force as a label version: no shard is touched.
+"""
+
+# N faces of all folders, n faces of one, k clusters, C labels as sharded
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
-import signal
-import socket
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from glint.errors import GlintError, LostError, UsageError
-from glint.pipelines import stage
+import numpy as np
+import numpy.typing as npt
 
-CLOSE = 60.0  # seconds that pieces under way have after a signal
-CONNECT = 20.0  # seconds for a cluster to answer
-POLL = 0.5  # seconds between two looks at signals
-STORE = 128 << 20  # bytes of Ray's object store, where Ray is started here
+import glint
+from glint import log, schemas
+from glint.errors import InputError, MismatchError, UsageError
+from glint.evals.clusters import bcubed, pairwise
+from glint.files import atomic, parquet
+from glint.jobs import workspace
+from glint.log import Progress, logger
+from glint.pipelines import embed
+from glint.search.online_clusters import BLOCK, Online, Options
+from glint.shards import labels
+from glint.shards.dataset import Dataset
 
-Submit = Callable[[Any], Any]
+FORMAT = "glint/identities@1"
+STAGE = "cluster"
+PLAN, STATE = "_glint/plan.json", "_glint/state.npz"
+TABLES = ("faces.parquet", "clusters.parquet", "edges.parquet")
+SAVE = 60.0  # seconds between two states saved
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Ray:
-    """An engine: pieces run as Ray tasks, or in actors, which keep what a piece opened.
+class Applied:
+    """The labels that follow from identities: targets int64 [C], and what was left out."""
 
-    address: of a cluster, else that of RAY_ADDRESS, else Ray is started here and ended with the
-    stage. at_once: pieces at a time on a cluster, 0 = as many as it has CPUs, or GPUs. actors: one
-    process takes piece after piece, with a GPU of its own where the cluster has any.
+    target_C: Ints
+    identities: int
+    faces: int
+    small: int  # identities with too few faces
+
+
+def run(
+    folders: Sequence[Path],
+    out: Path,
+    options: Options,
+    *,
+    truth: Path | None = None,
+    save: float = SAVE,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
+    """Cluster the faces of embedding folders, one after the other, into `out`.
+
+    truth: a table with `key` and `label`, such as a dataset's samples.parquet, to judge by; keys
+    are those of the one folder. Raises MismatchError GL0006 where `out` was begun with other
+    options or folders that these do not begin with, BusyError where it holds something else.
     """
-
-    address: str = ""
-    at_once: int = 0
-    actors: bool = False
-
-    def check(self) -> None:
-        """Raise UsageError GL0003 where ray is not installed."""
-        _import()
-
-    def each(
-        self,
-        work: Callable[[Any, Any], Any],
-        plan: object,
-        todo: Sequence[Any],
-        workers: int,
-        done: Callable[[Any, Any], None],
-    ) -> None:
-        """Do what `stage.each` does; Ray does a piece again whose worker or machine died.
-
-        `workers` are the processes of a Ray that is started here, 0 = one per core. Raises what
-        `work` raises, Stopped GL0704 after a signal (pieces under way have CLOSE seconds to end),
-        LostError GL0902 where a piece lost its worker too often, UsageError GL0002 for a wrong
-        address.
-        """
-        if not todo:
-            return
-        ray = _import()
-        with self._joined(ray, workers), stage.stoppable() as stopped:
-            cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-            most = self.at_once or (gpus if self.actors and gpus else cpus) or 1
-            most = min(most, len(todo))
-            if self.actors:
-                submit = _actors(ray, (work, plan), most, bool(gpus))
-            else:
-                submit = _tasks(ray, (work, plan))
-            _run(ray, submit, most, todo, done, stopped)
-
-    @contextlib.contextmanager
-    def pool(self, workers: int) -> Iterator[tuple[Callable[..., Coming], int]]:
-        """Give a `submit`, as of a pool of threads, and how many calls it runs at a time."""
-        ray = _import()
-        with self._joined(ray, workers):
-            most = self.at_once or int(ray.cluster_resources().get("CPU", 1))
-            remote = ray.remote(_call).options(num_cpus=1, max_retries=stage.RETRIES)
-            yield (lambda *call: Coming(ray, remote.remote(*call))), most
-
-    @contextlib.contextmanager
-    def _joined(self, ray: Any, workers: int) -> Iterator[None]:
-        """Join the cluster, or start one here; nothing of Ray's is printed on stdout."""
-        address = self.address or os.environ.get("RAY_ADDRESS", "")
-        options: dict[str, Any] = {"address": address}
-        if not address:
-            options = {
-                "address": "local",
-                "num_cpus": workers or None,
-                "include_dashboard": False,
-                "object_store_memory": STORE,
-            }
-        main = threading.current_thread() is threading.main_thread()
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-        with contextlib.redirect_stdout(sys.stderr):
-            ours = not ray.is_initialized()
-            try:
-                if ours:
-                    _answers(address)
-                    ray.init(log_to_driver=False, logging_level="ERROR", **options)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise UsageError(
-                    "GL0002",
-                    f"no Ray at {address or 'this machine'}: {error}".splitlines()[0][:300],
-                    where="--ray-address",
-                    hint="`ray status` says whether a cluster runs",
-                ) from None
-            finally:
-                for number, handler in before.items():  # Ray puts its own in place
-                    signal.signal(number, handler)
-            try:
-                yield
-            finally:
-                if ours:
-                    ray.shutdown()
-
-
-@dataclass(frozen=True)
-class Coming:
-    """What a call will return."""
-
-    ray: Any
-    ref: Any
-
-    def result(self) -> Any:
-        """Wait for it. Raises what the call raised, LostError GL0902."""
-        while not self.ray.wait([self.ref], timeout=POLL)[0]:
-            pass  # so that a signal is seen
-        return _result(self.ray, self.ref, "a shard")
-
-
-def _call(work: Callable[..., Any], *arguments: Any) -> Any:
-    return work(*arguments)
-
-
-def _answers(address: str) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
-
-
-def _import() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(stage.RETRIES))
-    try:
-        return importlib.import_module("ray")
-    except ImportError:
+    check_out(out)
+    if truth is not None and len(folders) != 1:
+        raise UsageError("GL0002", f"expected one folder, found {len(folders)}", where="--truth")
+    if truth is not None and not truth.is_file():
+        raise UsageError("GL0001", "no such file", where=str(truth))
+    for folder, times in Counter(folder.resolve() for folder in folders).items():
+        if times > 1:
+            raise UsageError("GL0002", "the same embeddings twice", where=str(folder))
+    found = [_open(folder) for folder in folders]
+    sources = [
+        {key: emb.about[key] for key in ("dataset", "model", "images", "dim")} for emb in found
+    ]
+    if len({one["model"] for one in sources}) > 1:
         raise UsageError(
-            "GL0003", "--engine ray needs ray", hint="pip install 'glint-faces[ray]'"
-        ) from None
+            "GL0002", "embeddings of different models cannot be compared", where=str(folders[-1])
+        )
+    dim, faces = found[0].sample_ND.shape[1], sum(len(emb.sample_ND) for emb in found)
+    for folder, emb in zip(folders, found):
+        if emb.sample_ND.shape[1] != dim:
+            raise InputError(
+                "GL0402",
+                f"expected {dim} numbers a face as in the first folder, "
+                f"found {emb.sample_ND.shape[1]}",
+                where=str(folder),
+            )
+    atomic.make_dir(out / "_glint")
+    with atomic.lock(out / "_glint" / "lock"):
+        _continue(out, sources, options)
+        stream = _resume(out, options, dim, faces) or Online(dim, options)
+        _insert(stream, found, out, save, progress)
+        shot = stream.snapshot()
+        _write(out, found, shot)
+        told = {
+            "faces": int((shot.cluster_N >= 0).sum()),
+            "without_embedding": int((shot.cluster_N < 0).sum()),
+            "clusters": len(shot.cluster_k),
+            "edges": len(shot.edge_m2),
+            "identities": len(np.unique(shot.identity_k)),
+            "largest": _largest(shot.identity_N),
+            "largest_clusters": _largest(shot.identity_k),
+        }
+        if truth is not None:
+            told |= _judged(shot.identity_N, found[0], truth)
+        about = {
+            "format": FORMAT,
+            "glint": glint.__version__,
+            "options": asdict(options),
+            "sources": sources,
+            **told,
+            "files": {name: _sha256(out / name) for name in TABLES},
+        }
+        atomic.write_json(out / "identities.json", about)
+    return {**told, "out": str(out)}
 
 
-Job = tuple[Callable[[Any, Any], Any], object]  # work and plan, sent once to every machine
+def check_out(out: Path) -> None:
+    """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
+    workspace.refuse_foreign(out, "glint/identities", ("identities.json", PLAN), "identities")
 
 
-def _piece(job: Job, piece: Any) -> Any:
-    """Do one piece, in a worker."""
-    work, plan = job
-    return work(plan, piece)
+def _open(folder: Path) -> embed.Embeddings:
+    """Open an embedding folder for what it says itself to be."""
+    about: dict[str, Any] = {}
+    if (folder / "embeddings.json").is_file():
+        about = atomic.read_json(folder / "embeddings.json", "GL0402")
+    try:
+        digest, images, classes = about["dataset"], int(about["images"]), int(about["classes"])
+    except (KeyError, TypeError, ValueError):
+        digest, images, classes = "", 0, 0  # refused by name below
+    return embed.load(folder, digest, images=images, classes=classes)
 
 
-class _Actor:
-    """One process that does piece after piece."""
-
-    def do(self, job: Job, piece: Any) -> Any:
-        """Do one piece."""
-        return _piece(job, piece)
-
-
-def _tasks(ray: Any, job: Job) -> Submit:
-    """Return what starts a piece as a task on one CPU."""
-    remote = ray.remote(_piece).options(num_cpus=1, max_retries=stage.RETRIES)
-    shared = ray.put(job)
-    return lambda piece: remote.remote(shared, piece)
-
-
-def _actors(ray: Any, job: Job, most: int, gpus: bool) -> Submit:
-    """Return what gives a piece to an actor that is free."""
-    kind = ray.remote(_Actor).options(
-        num_cpus=0 if gpus else 1,
-        num_gpus=1 if gpus else 0,
-        max_restarts=-1,
-        max_task_retries=stage.RETRIES,
+def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> None:
+    """Take up the plan in `out`, or begin one."""
+    if (out / PLAN).exists():
+        plan = atomic.read_json(out / PLAN, "GL0006")
+        before = plan.get("sources", [])
+        if plan.get("options") != asdict(options):
+            what = f"options {plan.get('options')} there, {asdict(options)} now"
+        elif sources[: len(before)] != before:
+            what = f"{len(before)} folders there, with which these {len(sources)} do not begin"
+        else:
+            what = ""
+        if what:
+            raise MismatchError(
+                "GL0006",
+                f"begun from other inputs or options ({what})",
+                where=str(out),
+                hint="choose another --out; more folders come behind those that were there",
+            )
+    atomic.write_json(
+        out / PLAN, {"format": FORMAT, "options": asdict(options), "sources": sources}
     )
-    shared = ray.put(job)
-    free = [kind.remote() for _ in range(most)]
-    busy: dict[Any, Any] = {}
-
-    def submit(piece: Any) -> Any:
-        if not free:  # one has ended, or nobody would ask
-            ready, _ = ray.wait(list(busy), num_returns=1)
-            free.append(busy.pop(ready[0]))
-        actor = free.pop()
-        ref = actor.do.remote(shared, piece)
-        busy[ref] = actor
-        return ref
-
-    return submit
 
 
-def _run(
-    ray: Any,
-    submit: Submit,
-    most: int,
-    todo: Sequence[Any],
-    done: Callable[[Any, Any], None],
-    stopped: Callable[[], bool],
-) -> None:
-    """Keep `most` pieces under way until all are done or a signal came."""
-    left, running = list(reversed(todo)), dict[Any, Any]()
-    end = float("inf")
+def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
+    """Take up the state; None where there is none. Raises InputError where it is another's."""
+    path = out / STATE
+    if not path.exists():
+        return None
     try:
-        while (left and not stopped()) or running:
-            while left and len(running) < most and not stopped():
-                piece = left.pop()
-                running[submit(piece)] = piece
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL)
-            for ref in ready:
-                piece = running[ref]
-                result = _result(ray, ref, f"piece {piece}")
-                done(running.pop(ref), result)
-            if stopped():
-                end = min(end, time.monotonic() + CLOSE)
-                if time.monotonic() > end:
-                    break
-        if left or running:
-            raise stage.stop(len(left) + len(running))
-    finally:
-        for ref in running:
-            with contextlib.suppress(Exception):
-                ray.cancel(ref)
-
-
-def _result(ray: Any, ref: Any, what: str) -> Any:
-    """Return what a piece returned. Raises what it raised, LostError GL0902."""
-    try:
-        return ray.get(ref, timeout=CLOSE)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, GlintError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        raise LostError(
-            "GL0902",
-            f"Ray lost the worker of {what} {stage.RETRIES + 1} times: {type(error).__name__}",
-            hint="the same command continues; if memory ran out, let fewer pieces run at once",
+        with np.load(path, allow_pickle=False) as file:
+            stream = Online.resume(dict(file), options)
+        if stream.dim != dim or stream.faces > faces:
+            raise ValueError(
+                f"{stream.faces} faces of {stream.dim} numbers, where the folders have "
+                f"{faces} of {dim}"
+            )
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            "GL0501",
+            f"the state of the clusters cannot be read: {error}",
+            where=str(path),
+            hint="delete this folder and run glint cluster again",
         ) from None
+    return stream
+
+
+def _save(out: Path, stream: Online) -> None:
+    with atomic.atomic(out / STATE) as file:
+        np.savez(file, **stream.state())  # type: ignore[arg-type]
+
+
+def _insert(
+    stream: Online, found: list[embed.Embeddings], out: Path, save: float, progress: Progress
+) -> None:
+    """Insert the faces that the state lacks, in blocks that begin where they always do."""
+    seen, first, saved = stream.faces, 0, time.monotonic()
+    total = sum(len(emb.sample_ND) for emb in found)
+    if seen:
+        logger.info("continuing: %d of %d faces are clustered already", seen, total)
+    for emb in found:
+        n = len(emb.sample_ND)
+        for at in range(max(0, seen - first), n, BLOCK):
+            stream.insert(np.asarray(emb.sample_ND[at : at + BLOCK]))
+            progress(first + min(at + BLOCK, n), total, f"{stream.clusters} clusters")
+            if time.monotonic() - saved >= save:
+                _save(out, stream)
+                saved = time.monotonic()
+        first += n
+    if stream.faces > seen:
+        _save(out, stream)
+
+
+def _write(out: Path, found: list[embed.Embeddings], shot: Any) -> None:
+    import pyarrow as pa
+
+    key = [
+        parquet.read(emb.root / "samples.parquet", schemas.EMBEDDED, columns=["key"], code="GL0402")
+        for emb in found
+    ]
+    size = [len(emb.sample_ND) for emb in found]
+    faces = {
+        "source": np.repeat(np.arange(len(found), dtype=np.int32), size),
+        "key": pa.concat_tables(key).column("key"),
+        "cluster": shot.cluster_N,
+        "identity": shot.identity_N,
+    }
+    clusters = {
+        "cluster": shot.cluster_k,
+        "identity": shot.identity_k,
+        "count": shot.count_k,
+        "rho": pa.array(shot.rho_k, mask=np.isnan(shot.rho_k)),
+    }
+    edges = {"a": shot.edge_m2[:, 0], "b": shot.edge_m2[:, 1]}
+    (out / "identities.json").unlink(missing_ok=True)
+    parquet.write(out / "faces.parquet", pa.table(faces, schema=schemas.FACES))
+    parquet.write(out / "clusters.parquet", pa.table(clusters, schema=schemas.CLUSTERS))
+    parquet.write(out / "edges.parquet", pa.table(edges, schema=schemas.EDGES))
+
+
+def _largest(name: Ints) -> int:
+    return int(np.unique(name[name >= 0], return_counts=True)[1].max(initial=0))
+
+
+def _judged(identity_N: Ints, emb: embed.Embeddings, truth: Path) -> dict[str, Any]:
+    """Judge faces whose key the truth knows; Raises InputError where it knows none."""
+    known = parquet.read(truth, columns=["key", "label"], code="GL0402")
+    if set(known.column_names) != {"key", "label"}:
+        raise InputError("GL0402", "expected columns key and label", where=str(truth))
+    keys = parquet.read(emb.root / "samples.parquet", schemas.EMBEDDED, columns=["key"])
+    label = dict(zip(known.column("key").to_pylist(), known.column("label").to_pylist()))
+    held = [label.get(key) for key in keys.column("key").to_pylist()]
+    some = np.array([one is not None for one in held]) & (identity_N >= 0)
+    if not some.any():
+        raise InputError("GL0402", "knows the key of no clustered face", where=str(truth))
+    truth_n = np.unique([str(held[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
+    pair, cubed = pairwise(identity_N[some], truth_n), bcubed(identity_N[some], truth_n)
+    return {
+        "judged": int(some.sum()),
+        **{
+            f"{name}_{part}": round(getattr(score, part), 6)
+            for name, score in (("pairwise", pair), ("bcubed", cubed))
+            for part in ("precision", "recall", "f")
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + atomic.sha256(file)
+
+
+def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) -> dict[str, Any]:
+    """Put the identities of a dataset's faces in force as a new label version.
+
+    least: identities with fewer faces, and faces of none, are dropped. Raises MismatchError GL0501
+    for a dataset whose faces are not in `folder`, InputError GL0501 where a label as sharded has
+    faces of several identities: the crawl must be sharded with --unlabelled.
+    """
+    dataset = Dataset(root)
+    identity_n, mark = _identities(folder, dataset)
+    now = labels.current(dataset.root, dataset.classes)
+    made = _targets(dataset, identity_n, least, str(folder))
+    told = {
+        "version_before": now.version,
+        "classes_before": now.classes,
+        "classes": made.identities,
+        "faces": made.faces,
+        "identities_dropped": made.small,
+        "faces_dropped": dataset.n - made.faces,
+        "dry_run": dry_run,
+        "dataset": str(root),
+        "report": str(folder),
+    }
+    why = {"stage": STAGE, "report": mark, "min": least}
+    if _in_force(dataset) == why:
+        return {**told, "version": now.version, "applied": False, "already": True}
+    if not made.identities:
+        raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
+    if dry_run:
+        return {**told, "version": now.version, "applied": False, "already": False}
+    version = labels.commit(dataset.root, made.target_C, np.empty((0, 2), np.int64), why)
+    return {**told, "version": version, "applied": True, "already": False}
+
+
+def undo(folder: Path, root: Path) -> dict[str, Any]:
+    """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied."""
+    dataset = Dataset(root)
+    now = labels.current(dataset.root, dataset.classes)
+    why = _in_force(dataset) or {}
+    if why.get("stage") != STAGE or why.get("report") != _mark(folder):
+        raise InputError(
+            "GL0502",
+            f"these identities are not in force (the labels stand at version {now.version})",
+            where=str(folder),
+            hint="what was applied later must be undone first",
+        )
+    version = labels.undo(dataset.root)
+    return {
+        "version_before": now.version,
+        "version": version,
+        "classes_before": now.classes,
+        "classes": labels.current(dataset.root, dataset.classes).classes,
+        "dataset": str(root),
+        "report": str(folder),
+    }
+
+
+def _in_force(dataset: Dataset) -> dict[str, Any] | None:
+    """Return why the label version in force was made."""
+    version = labels.current(dataset.root, dataset.classes).version
+    for line in reversed(labels.history(dataset.root)):
+        if line.get("op") == "apply" and line.get("version") == version:
+            return dict(line.get("why") or {})
+    return None
+
+
+def _mark(folder: Path) -> str:
+    if not (folder / "identities.json").is_file():
+        raise InputError(
+            "GL0501",
+            "expected the folder of identities, found no identities.json",
+            where=str(folder),
+            hint="make one with: glint cluster EMB --out FOLDER",
+        )
+    return _sha256(folder / "identities.json")
+
+
+def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
+    """Read the identity of every sample of a dataset, -1 for none; and the folder's digest."""
+    mark = _mark(folder)
+    about = atomic.read_json(folder / "identities.json", "GL0501")
+    if about.get("format") != FORMAT:
+        raise InputError(
+            "GL0501",
+            f"expected format {FORMAT!r}, found {about.get('format')!r}",
+            where=str(folder),
+        )
+    number = [i for i, one in enumerate(about["sources"]) if one["dataset"] == dataset.digest]
+    if not number:
+        raise MismatchError(
+            "GL0501",
+            f"made from datasets {', '.join(str(one['dataset']) for one in about['sources'])}; "
+            f"this is {dataset.digest}",
+            where=str(dataset.root),
+            hint="run glint embed and glint cluster on this dataset",
+        )
+    path = folder / "faces.parquet"
+    if _sha256(path) != about.get("files", {}).get("faces.parquet"):
+        raise InputError("GL0501", "is not as glint cluster wrote it", where=str(path))
+    table = parquet.read(path, schemas.FACES, columns=["source", "identity"], code="GL0501")
+    identity_n = table.column("identity").to_numpy()[
+        table.column("source").to_numpy() == number[-1]
+    ]
+    if len(identity_n) != dataset.n:
+        raise InputError(
+            "GL0501", f"expected {dataset.n} faces, found {len(identity_n)}", where=str(path)
+        )
+    return identity_n, mark
+
+
+def _targets(dataset: Dataset, identity_n: Ints, least: int, where: str) -> Applied:
+    """Give every label as sharded the identity of its faces, numbered densely."""
+    some_n = identity_n >= 0
+    name_C = np.full(dataset.classes, -1, np.int64)
+    name_C[dataset.label[some_n]] = identity_n[some_n]
+    wrong = np.flatnonzero(some_n & (name_C[dataset.label] != identity_n))
+    if wrong.size:
+        label = int(dataset.label[wrong[0]])
+        raise InputError(
+            "GL0501",
+            f"label {label} has faces of the identities {identity_n[wrong[0]]} and "
+            f"{name_C[label]}; so have {len(np.unique(dataset.label[wrong]))} labels",
+            where=where,
+            hint="shard the images with: glint shard SRC OUT --unlabelled",
+        )
+    _, of_n, size = np.unique(identity_n[some_n], return_inverse=True, return_counts=True)
+    large = size >= least
+    number = np.where(large, np.cumsum(large) - 1, -1)
+    target_C = np.full(dataset.classes, -1, np.int64)
+    target_C[dataset.label[some_n]] = number[of_n]
+    return Applied(target_C, int(large.sum()), int(size[large].sum()), int((~large).sum()))

@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 import glint
-from glint import log
+from glint import log, schemas
 from glint.errors import UsageError
+from glint.files import atomic, parquet
+from glint.jobs import workspace
 from glint.log import Progress
-from glint.manifests import tables
-from glint.pipelines import balance, embed, output
+from glint.pipelines import balance, embed
 from glint.search import nms
-from glint.shards import commit, labels, parquet
-from glint.shards.index import Dataset
+from glint.shards import labels
+from glint.shards.dataset import Dataset
 
 FORMAT = balance.CORESET
 BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
@@ -124,7 +125,7 @@ def run(
 
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
-    output.refuse_foreign(out, "glint/coreset", ("coreset.json", BEGUN), "coreset")
+    workspace.refuse_foreign(out, "glint/coreset", ("coreset.json", BEGUN), "coreset")
 
 
 def _told(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:
@@ -161,11 +162,11 @@ def _write(
 ) -> None:
     import pyarrow as pa
 
-    commit.make_dir(out / "_glint")
-    with commit.lock(out / "_glint" / "lock"):
-        commit.write_json(out / BEGUN, {"format": FORMAT})
+    atomic.make_dir(out / "_glint")
+    with atomic.lock(out / "_glint" / "lock"):
+        atomic.write_json(out / BEGUN, {"format": FORMAT})
         (out / "coreset.json").unlink(missing_ok=True)
-        keys = parquet.read(dataset.root / "samples.parquet", tables.SAMPLES, columns=["key"])
+        keys = parquet.read(dataset.root / "samples.parquet", schemas.SAMPLES, columns=["key"])
         none_N = chosen.killer_N < 0
         reason = pa.DictionaryArray.from_arrays(chosen.reason_N, pa.array(nms.REASONS))
         table = pa.table(
@@ -178,11 +179,11 @@ def _write(
                 "killer": pa.array(chosen.killer_N, mask=none_N),
                 "similarity": pa.array(chosen.similarity_N, mask=none_N),
             },
-            schema=tables.CORESET,
+            schema=schemas.CORESET,
         )
         parquet.write(out / "coreset.parquet", table)
         with (out / "coreset.parquet").open("rb") as file:
-            about["files"] = {"coreset.parquet": "sha256:" + commit.sha256(file)}
-        commit.write_json(out / "coreset.json", about)
+            about["files"] = {"coreset.parquet": "sha256:" + atomic.sha256(file)}
+        atomic.write_json(out / "coreset.json", about)
         balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=out)
         (out / BEGUN).unlink()

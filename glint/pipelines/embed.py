@@ -21,13 +21,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from glint import log
+from glint import log, schemas
 from glint.errors import GlintError, InputError, MismatchError, UsageError
+from glint.files import atomic, parquet
+from glint.files.strings import new_array, take_room, write_array
+from glint.jobs import tasks, workspace
+from glint.jobs import workers as stage
 from glint.log import Progress, logger
-from glint.manifests import tables
-from glint.pipelines import output, stage, tasks
-from glint.shards import commit, parquet
-from glint.shards.strings import new_array, take_room, write_array
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 BLOCK = 2048  # rows between two journal lines
@@ -81,8 +81,8 @@ class Paths:
 
     def __call__(self) -> tuple[Source, Recogniser]:
         """Open both; the model computes with one thread, or on the GPU."""
-        from glint.evals.recogniser import open_model
-        from glint.shards.index import Dataset
+        from glint.models.recogniser import open_model
+        from glint.shards.dataset import Dataset
 
         return Dataset(self.dataset), open_model(self.model, threads=1)
 
@@ -143,10 +143,10 @@ def embed(
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
     check_out(out)
     work, made = out / "_glint", out / "embeddings.json"
-    commit.make_dir(work)
+    atomic.make_dir(work)
     how = _How(str(work), opener, dataset.digest, model.digest, batch, flip, dtype, block, workers)
     left = 0
-    with tasks.claim(work, task) as held, commit.writing(out):
+    with tasks.claim(work, task) as held, atomic.writing(out):
         with tasks.planning(work, task):
             _refuse_other_plan(out, work, plan)
         finished = made.exists()
@@ -169,7 +169,7 @@ def embed(
     told = {"task": str(task), "left": left} if task is not None else {}
     if left:
         return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **told}
-    about = commit.read_json(made, "GL0402")
+    about = atomic.read_json(made, "GL0402")
     if finished:  # by another call: nothing was written, so what lies there is looked at
         _check_sums(out, about)
     return {
@@ -186,7 +186,7 @@ def embed(
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `embed` may write. Writes nothing."""
     marks = ("embeddings.json", "_glint/plan.json")
-    output.refuse_foreign(out, "glint/embeddings", marks, "embeddings")
+    workspace.refuse_foreign(out, "glint/embeddings", marks, "embeddings")
 
 
 def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
@@ -202,7 +202,7 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
             where=str(root),
             hint="run `glint embed` to its end first",
         )
-    about = commit.read_json(root / "embeddings.json", "GL0402")
+    about = atomic.read_json(root / "embeddings.json", "GL0402")
     if about.get("dataset") != dataset_digest:
         raise MismatchError(
             "GL0402",
@@ -297,7 +297,7 @@ class _Rows:
         self.images, self.block = images, block
         if (out / "samples.npy").exists():  # stopped while finishing
             (out / "samples.npy").replace(work / "samples.npy")
-        self.journal = commit.Journal(work / "journal.jsonl")
+        self.journal = atomic.Journal(work / "journal.jsonl")
         self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
         self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
         self.status_N = _grow(work / "status.npy", (images,), np.dtype(np.uint8))
@@ -359,7 +359,7 @@ class _Rows:
 
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
     """Open or create a .npy of its final shape."""
-    with commit.writing(path):
+    with atomic.writing(path):
         if path.exists():
             try:
                 array = np.lib.format.open_memmap(path, mode="r+")
@@ -395,7 +395,7 @@ class _How:
 
     def missing(self, images: int) -> list[int]:
         """List the blocks that are neither put down nor in a plain run's journal."""
-        lines = commit.journal_lines(Path(self.work) / "journal.jsonl")[0]
+        lines = atomic.journal_lines(Path(self.work) / "journal.jsonl")[0]
         there = {int(line["block"]) for line in lines}
         return [
             i for i in range(self.blocks(images)) if i not in there and not self.path(i).is_file()
@@ -407,7 +407,7 @@ def _put_down(how: _How, dataset: Source, model: Recogniser, number: int) -> Non
     cut = slice(number * how.block, min((number + 1) * how.block, dataset.n))
     with ThreadPoolExecutor(max(1, how.workers), thread_name_prefix="glint-decode") as pool:
         parts = list(_embedded(pool, dataset, model, cut, how.batch, how.flip))
-    with commit.atomic(how.path(number)) as file:
+    with atomic.atomic(how.path(number)) as file:
         np.savez(
             file,
             sample=np.concatenate([part[1] for part in parts]).astype(how.dtype),
@@ -447,7 +447,7 @@ def _share(
     """Put down the blocks of one task that are not there yet."""
     mine = tasks.share(task, range(how.blocks(dataset.n)))
     todo = tasks.share(task, how.missing(dataset.n))
-    commit.make_dir(how.path(0).parent)
+    atomic.make_dir(how.path(0).parent)
     count = len(mine) - len(todo)
 
     def done(number: int, result: object) -> None:
@@ -476,7 +476,7 @@ def _gather(rows: _Rows, how: _How, engine: stage.Engine | None, progress: Progr
         progress(rows.count(), rows.images)
 
     if engine is not None and missing:
-        commit.make_dir(how.path(0).parent)
+        atomic.make_dir(how.path(0).parent)
         engine.each(_elsewhere, how, list(missing), 0, done)
 
 
@@ -582,7 +582,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
             hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
         )
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
-    with commit.atomic(out / "centres.npy") as file:
+    with atomic.atomic(out / "centres.npy") as file:
         write_array(file, centre_CD)
     parquet.write(
         out / "samples.parquet",
@@ -594,13 +594,13 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
                     pa.string()
                 ),
             },
-            schema=tables.EMBEDDED,
+            schema=schemas.EMBEDDED,
         ),
     )
     norm_N = np.array(rows.norm_N)
-    with commit.writing(out):
+    with atomic.writing(out):
         (work / "samples.npy").replace(out / "samples.npy")
-        commit.sync_dir(out)  # before embeddings.json says that it is there
+        atomic.sync_dir(out)  # before embeddings.json says that it is there
     about = {
         **plan,
         "failed": failed,
@@ -610,7 +610,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
         "norm_std": float(np.nanstd(norm_N)),
         "files": {name: _checksum(out / name) for name in ARRAYS},
     }
-    commit.write_json(out / "embeddings.json", about)
+    atomic.write_json(out / "embeddings.json", about)
 
 
 def _tidy(work: Path) -> None:
@@ -626,7 +626,7 @@ def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
     for path in (out / "embeddings.json", work / "plan.json"):
         if not path.exists():
             continue
-        found = commit.read_json(path, "GL0402")
+        found = atomic.read_json(path, "GL0402")
         differ = [
             f"{key}: {found.get(key)} there, {value} now"
             for key, value in plan.items()
@@ -640,7 +640,7 @@ def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
                 hint="choose another --out, or delete this folder",
             )
         return
-    commit.write_json(work / "plan.json", plan)
+    atomic.write_json(work / "plan.json", plan)
 
 
 def _checksum(path: Path) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glint.files import atomic
 from glint.review.chart import Chart
 from glint.review.lines import Lines
 from glint.review.report import TEMPLATES, digest
-from glint.shards import commit
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ def html(page: Plots) -> str:
 
 def write(path: Path, page: Plots) -> None:
     """Write the page. Raises ResourceError."""
-    commit.write_bytes(path, html(page).encode())
+    atomic.write_bytes(path, html(page).encode())

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glint.files import atomic
 from glint.review.chart import Chart
-from glint.shards import commit
 
 TEMPLATES = Path(__file__).parent / "templates"
 MODE = 0o600  # the page holds faces: its owner only
@@ -229,6 +229,6 @@ def html(page: Page) -> str:
 
 def write(path: Path, page: Page) -> None:
     """Write the page, readable by its owner only. Raises ResourceError."""
-    with commit.atomic(path) as file:
+    with atomic.atomic(path) as file:
         os.fchmod(file.fileno(), MODE)
         file.write(html(page).encode())

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
+from glint.conflicts import decisions
 from glint.errors import GlintError, InputError, UsageError
-from glint.review import decided
 from glint.review.report import data_uri
 
 HOST = "127.0.0.1"
@@ -46,7 +46,7 @@ class Review(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, page: Path, book: decided.Book, pairs: Pairs, faces: Faces, *, port: int = 0
+        self, page: Path, book: decisions.Book, pairs: Pairs, faces: Faces, *, port: int = 0
     ) -> None:
         self.page, self.book, self.pairs, self.faces = opened(page), book, pairs, faces
         self.writing = threading.Lock()
@@ -91,7 +91,7 @@ class Review(ThreadingHTTPServer):
     def decide(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Write what one reviewer decided; it lasts when this returns. Raises Refused."""
         by, wanted = body.get("by"), body.get("decisions")
-        if not decided.usable_name(by):
+        if not decisions.usable_name(by):
             raise Refused(400, "a reviewer needs a name of 1 to 64 printable characters")
         if not isinstance(wanted, list) or not wanted:
             raise Refused(400, "expected decisions")
@@ -103,7 +103,7 @@ class Review(ThreadingHTTPServer):
             known = type(a) is int and type(b) is int and (min(a, b), max(a, b)) in self.pairs
             if not known:
                 raise Refused(400, f"no pair of this report: {str(one)[:80]}")
-            if verdict not in (*decided.VERDICTS, decided.WITHDRAWN):
+            if verdict not in (*decisions.VERDICTS, decisions.WITHDRAWN):
                 raise Refused(400, f"no verdict: {str(verdict)[:80]}")
             verdicts.append((a, b, verdict))
         with self.writing:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from glint import log
 from glint.errors import ResourceError
 from glint.log import Progress
-from glint.search import knn, screens
-from glint.search.knn import Pairs
+from glint.search import pairs, screens
+from glint.search.pairs import Pairs
 
 BLOCK = 4096
 
@@ -33,16 +33,16 @@ def pairs_across(
     """
     import torch
 
-    good_n, good_m = (np.flatnonzero(knn.usable(side)) for side in (x_ND, y_MD))
+    good_n, good_m = (np.flatnonzero(pairs.usable(side)) for side in (x_ND, y_MD))
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
     held = 0
     for at in range(0, len(good_m), BLOCK):
         row_m = good_m[at : at + BLOCK]
-        wide_mD = knn.unit64(y_MD[row_m])
+        wide_mD = pairs.unit64(y_MD[row_m])
         column_mD = torch.from_numpy(wide_mD.astype(np.float32))
         for start in range(0, len(good_n), BLOCK):
             row_n = good_n[start : start + BLOCK]
-            wide_nD = knn.unit64(x_ND[row_n])
+            wide_nD = pairs.unit64(x_ND[row_n])
             row_nD = torch.from_numpy(wide_nD.astype(np.float32))
             i_K, j_K = screens.wide(row_nD, column_mD, threshold)
             for cut in range(0, len(i_K), BLOCK):

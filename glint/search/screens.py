@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from glint.search import door
+from glint.search import faiss_index
 
 if TYPE_CHECKING:
     import torch
@@ -189,7 +189,7 @@ class Faiss:
 
     def __init__(self, take: Take, count: int, dim: int, threshold: float, block: int) -> None:
         self._row_ND = _float32(take, count, dim)
-        self._index = door.FlatIndex(self._row_ND)
+        self._index = faiss_index.FlatIndex(self._row_ND)
         self._bound, self._block = threshold - margin(dim), block
 
     def tiles(self, first: int) -> Iterator[tuple[Rows, Rows]]:

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from glint import schemas
 from glint.errors import GlintError, InputError, ResourceError, UsageError
+from glint.files import parquet
+from glint.files.store import is_url
+from glint.files.strings import text
 from glint.log import Progress
-from glint.manifests import tables
-from glint.shards import parquet
+from glint.shards.dataset import Dataset
 from glint.shards.image import Rejected
-from glint.shards.index import Dataset
 from glint.shards.sources import Source, open_source, recognise
-from glint.shards.store import is_url
-from glint.shards.strings import text
 from glint.shards.walk import Findings, Problem, there
 
 BLOCK = 1 << 14  # rows read at a time
@@ -33,8 +33,8 @@ INDEX = "samples.parquet"
 _TABLES = (INDEX, "identities.parquet", "quarantine.parquet")
 _COUNT = dict.fromkeys(("compared", "missing", "other_bytes", "other_label", "unknown"), 0)
 Place = str | os.PathLike[str]
-_SCHEMA = pa.schema([*tables.SAMPLES, *tables.PROVENANCE])
-_CAME = tables.PROVENANCE.names  # the columns of a merged dataset
+_SCHEMA = pa.schema([*schemas.SAMPLES, *schemas.PROVENANCE])
+_CAME = schemas.PROVENANCE.names  # the columns of a merged dataset
 
 
 def label_texts(source: Source) -> pa.Array:
@@ -162,7 +162,7 @@ class Comparison:
 
     def _quarantine(self) -> Counter[int]:
         """Count by the hashes of their names the records that were not written."""
-        table = parquet.read(self.dataset.root / "quarantine.parquet", tables.QUARANTINE)
+        table = parquet.read(self.dataset.root / "quarantine.parquet", schemas.QUARANTINE)
         names, came = table.column("source").to_pylist(), [""] * table.num_rows
         if self.merged and _CAME[0] in table.column_names:
             came = table.column(_CAME[0]).to_pylist()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from glint.manifests import tables
-from glint.shards import parquet
-from glint.shards.index import Dataset
+from glint import schemas
+from glint.files import parquet
+from glint.shards.dataset import Dataset
 
 NUMBERS = ("label", "size", "width", "height")
 TEXTS = ("key", "source_label", "source")
@@ -27,7 +27,7 @@ def content(dataset: Dataset) -> str:
     """
     hashers = {name: hashlib.sha256() for name in COLUMNS}
     lengths = {name: hashlib.sha256() for name in TEXTS}
-    for table in parquet.groups(dataset.root / "samples.parquet", tables.SAMPLES, columns=COLUMNS):
+    for table in parquet.groups(dataset.root / "samples.parquet", schemas.SAMPLES, columns=COLUMNS):
         for name in COLUMNS:
             for chunk in table.column(name).chunks:
                 _feed(chunk, name, hashers[name], lengths.get(name))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glint.shards import commit
+from glint.files import atomic
 
 VERSION = "v1.2"
 
@@ -36,7 +36,7 @@ def text(lines: Sequence[str]) -> bytes:
 
 def write(folder: Path, name: str, index: bytes) -> str:
     """Write the index of the tar `name` beside it; return its SHA-256 for the manifest."""
-    commit.write_bytes(folder / beside(name), index)
+    atomic.write_bytes(folder / beside(name), index)
     return hashlib.sha256(index).hexdigest()
 
 
@@ -50,7 +50,7 @@ def damage(folder: Path, entry: dict[str, Any]) -> tuple[str, str, str] | None:
     path, expected = folder / beside(entry["name"]), f"sha256 {entry['idx']}"
     try:
         with path.open("rb") as file:
-            found = f"sha256 {commit.sha256(file)}"
+            found = f"sha256 {atomic.sha256(file)}"
     except FileNotFoundError:
         return "the index for DALI is missing", expected, "no file"
     except OSError as error:

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glint import schemas
 from glint.errors import BusyError
-from glint.manifests import tables
-from glint.shards import parquet
-from glint.shards.index import Dataset
+from glint.files import parquet
+from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
 
 SHOWN = 20  # groups told one by one
@@ -123,7 +123,7 @@ def table(dataset: Dataset, found: Equals) -> pa.Table:
     label_m = dataset.label[found.row_m]
     names = dataset.identities().column("source_label")
     where = ("key", "source")
-    text = parquet.read(dataset.root / "samples.parquet", tables.SAMPLES, columns=list(where))
+    text = parquet.read(dataset.root / "samples.parquet", schemas.SAMPLES, columns=list(where))
     text = text.take(pa.array(found.row_m))
     columns = {
         "group": pa.array(found.group_m),
@@ -134,4 +134,4 @@ def table(dataset: Dataset, found: Equals) -> pa.Table:
         "source_label": names.take(pa.array(label_m)),
         "source": text.column("source"),
     }
-    return pa.table(columns, schema=tables.EQUALS)
+    return pa.table(columns, schema=schemas.EQUALS)

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glint import schemas
 from glint.errors import InputError
-from glint.manifests import tables
-from glint.shards import commit as files
-from glint.shards import parquet, seal
+from glint.files import atomic as files
+from glint.files import parquet, seal
 
 Ints = npt.NDArray[np.int64]
 
@@ -93,13 +93,13 @@ def _load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTabl
             0, np.arange(classes, dtype=np.int64), classes, np.empty((0, 2), np.int64)
         )
     path = _folder(root) / _name(version)
-    table = parquet.read(path, tables.LABELS, code="GL0304")
+    table = parquet.read(path, schemas.LABELS, code="GL0304")
     label_C = table.column("label").to_numpy()
     if not np.array_equal(label_C, np.arange(classes)):
         raise _bad(
             f"expected the labels 0..{classes - 1} in order, found {len(label_C)} rows", str(path)
         )
-    masks = parquet.read(_folder(root) / _masks_name(version), tables.MASKS, code="GL0304")
+    masks = parquet.read(_folder(root) / _masks_name(version), schemas.MASKS, code="GL0304")
     mask_m2 = np.stack([masks.column("a").to_numpy(), masks.column("b").to_numpy()], axis=1)
     return _checked(version, table.column("target").to_numpy(), mask_m2, classes, str(path))
 
@@ -154,9 +154,9 @@ def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[st
         label_C = np.arange(classes, dtype=np.int64)
         parquet.write(
             folder / _masks_name(version),
-            pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=tables.MASKS),
+            pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=schemas.MASKS),
         )
-        parquet.write(folder / _name(version), pa.table([label_C, target_C], schema=tables.LABELS))
+        parquet.write(folder / _name(version), pa.table([label_C, target_C], schema=schemas.LABELS))
         made = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
         _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": made})
         _switch(root, version)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import InputError
-from glint.shards import commit
+from glint.files import atomic
 from glint.shards.image import MAX_BYTES, kind
 
 MAGIC = 0xCED7230A
@@ -214,7 +214,7 @@ def magics(path: Path) -> Ints:
 def read_span(fd: int, at: int, span: int) -> tuple[Header | None, bytes, bool]:
     """Return header (None: damaged) and image of a record, and whether it fills its `span`."""
     try:
-        payload, after = parse(commit.pread(fd, min(span, 2 * LIMIT), at), 0, LIMIT)
+        payload, after = parse(atomic.pread(fd, min(span, 2 * LIMIT), at), 0, LIMIT)
         return *unpack(payload), after == span
     except InputError:
         return None, b"", False

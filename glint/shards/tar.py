@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from glint.manifests import tables
-from glint.shards import commit, dali, ustar
+from glint import schemas
+from glint.files import atomic
+from glint.shards import dali, ustar
 from glint.shards.image import Rejected
 
 PIECE = 1 << 19  # bytes read back together, or a sample
-_OFFSET, _SIZE, _DIGEST = map(tables.SAMPLES.names.index, ("offset", "size", "digest"))
+_OFFSET, _SIZE, _DIGEST = map(schemas.SAMPLES.names.index, ("offset", "size", "digest"))
 MEMBERS = ("jpg,cls", "jpg")  # of a sample; with one, its label stands in the name
 
 
@@ -164,18 +165,18 @@ class Shard:
         if not wrong and whole.digest() != self.tar.digest:
             wrong = "a byte beside the images is another"
         if wrong:
-            raise commit.unlike(path, wrong)
+            raise atomic.unlike(path, wrong)
         return sha256.hexdigest()
 
     def samples(self) -> pa.Table:
         """Return the rows of samples.parquet, in one chunk."""
-        columns = list(zip(*self._rows)) or [()] * len(tables.SAMPLES)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, tables.SAMPLES)]
-        return pa.table(arrays, schema=tables.SAMPLES)
+        columns = list(zip(*self._rows)) or [()] * len(schemas.SAMPLES)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, schemas.SAMPLES)]
+        return pa.table(arrays, schema=schemas.SAMPLES)
 
     def quarantine(self) -> pa.Table:
         """Return the rows of quarantine.parquet."""
-        return pa.Table.from_pylist(self._bad, schema=tables.QUARANTINE)
+        return pa.Table.from_pylist(self._bad, schema=schemas.QUARANTINE)
 
     def idx(self) -> bytes:
         """Return the index for DALI."""
@@ -184,7 +185,7 @@ class Shard:
     def content(self, samples: pa.Table) -> str:
         """Return a SHA-256 over all rows, whatever Parquet makes of them."""
         hasher = hashlib.sha256(repr([sorted(row.items()) for row in self._bad]).encode())
-        for column in samples.select(tables.SAMPLES.names).columns if samples.num_rows else ():
+        for column in samples.select(schemas.SAMPLES.names).columns if samples.num_rows else ():
             array = column.chunk(0)  # as `samples` made it: one, from its beginning
             if array.type == pa.string():
                 end_n = np.frombuffer(array.buffers()[1], np.int32)[: len(array) + 1]

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glint import log
+from glint import log, schemas
 from glint.errors import GlintError, InputError, UsageError
+from glint.files import atomic, parquet, seal
+from glint.files.store import is_url
 from glint.log import Progress
-from glint.manifests import tables
-from glint.shards import against, commit, dali, labels, parquet, seal
-from glint.shards.cache import Remote
-from glint.shards.index import TABLES, TOMBSTONES, Dataset
-from glint.shards.store import is_url
+from glint.shards import against, dali, labels
+from glint.shards.dataset import TABLES, TOMBSTONES, Dataset
+from glint.shards.remote import Remote
 from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, there, walk
 
 OBJECTS = 16  # objects of a store asked for at once
@@ -245,7 +245,7 @@ class _Check:
         """Check that row i is label i and, where the index could be read, its count."""
         name = "identities.parquet"
         with self.reading(name):
-            table = parquet.read(self.plain(name), tables.IDENTITIES)
+            table = parquet.read(self.plain(name), schemas.IDENTITIES)
             label, count = (table.column(part).to_numpy() for part in ("label", "count"))
             if not np.array_equal(label, np.arange(dataset.classes)):
                 said = f"labels 0 to {dataset.classes - 1}"
@@ -258,7 +258,7 @@ class _Check:
         """Check that what was not written is accounted for."""
         name, said = "quarantine.parquet", dataset.manifest
         with self.reading(name):
-            table = parquet.read(self.plain(name), tables.QUARANTINE)
+            table = parquet.read(self.plain(name), schemas.QUARANTINE)
             found = dict(sorted(Counter(table.column("reason").to_pylist()).items()))
             told = said.get("quarantine_reasons")
             if told != found or said.get("quarantined") != table.num_rows:
@@ -281,7 +281,7 @@ class _Check:
             for one in sorted(names - {entry["name"] for entry in made}):
                 self.notes.append(f"labels/{one} is in no history: an interrupted apply")
             table, path = labels.current(self.root, dataset.classes), self.root / name
-            if path.exists() and path.read_bytes() != seal.spell(commit.read_json(path)):
+            if path.exists() and path.read_bytes() != seal.spell(atomic.read_json(path)):
                 what = "expected the spelling that glint writes, found another"
                 self.problem("GL0304", what, name)
             ends = {history[-1]["version"], history[-1]["from"]} if history else {0}
@@ -316,7 +316,7 @@ class _Check:
     def sampling(self) -> None:
         """Check that a sampling table can be read."""
         with self.reading("sampling.parquet"):
-            parquet.read(self.plain("sampling.parquet"), tables.SAMPLING, code="GL0305")
+            parquet.read(self.plain("sampling.parquet"), schemas.SAMPLING, code="GL0305")
 
 
 def _size(place: Place, entry: Entry) -> int | str | GlintError:

@@ -20,14 +20,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from glint import schemas
 from glint.errors import InputError
-from glint.manifests import tables
-from glint.shards import parquet, ustar
+from glint.files import parquet
+from glint.shards import ustar
 from glint.shards.image import FORMATS, MAX_BYTES, kind
 from glint.shards.ustar import BLOCK
 
 if TYPE_CHECKING:
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
 
 PIECE = 1 << 19  # bytes read and hashed at a time
 SHOWN = 100  # problems that are kept with their details
@@ -123,7 +124,7 @@ def _runs(dataset: Dataset) -> Iterator[tuple[int, pa.Table]]:
     path = dataset.root / "samples.parquet"
     held: list[pa.Table] = []
     number = -1
-    for table in parquet.groups(path, tables.SAMPLES, columns=_COLUMNS):
+    for table in parquet.groups(path, schemas.SAMPLES, columns=_COLUMNS):
         if table.column("shard").null_count:
             raise InputError("GL0301", "a shard's number is missing", where=str(path))
         shard_n = table.column("shard").to_numpy()

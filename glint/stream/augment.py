@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glint.stream.permute import hash_at, key_of
+from glint.rng import hash_at, key_of
 
 _FLIP = 0xF11B  # purpose of the key
 

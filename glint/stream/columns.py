@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import xxhash
 
+from glint import schemas
 from glint.errors import BusyError, InputError, ResourceError
+from glint.files import atomic, parquet
 from glint.log import logger
-from glint.manifests import tables
-from glint.shards import commit, parquet
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 FORMAT = "glint/columns@2"
 BLOCK = 512  # bytes of a tar block: image bytes begin at a multiple of it
@@ -89,7 +89,7 @@ def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
     if found is not None:
         return found
     try:
-        commit.make_dir(path.parent)
+        atomic.make_dir(path.parent)
         _wait_and_write(dataset, path)
         found = _mapped(path)
     except ResourceError as error:
@@ -125,7 +125,7 @@ def key_of(dataset: Dataset, row: int) -> str:
 def _wait_and_write(dataset: Dataset, path: Path) -> None:
     """Write the file once, however many ranks start at the same time."""
     try:
-        with commit.lock(path.with_suffix(".lock")):
+        with atomic.lock(path.with_suffix(".lock")):
             if not path.exists():
                 logger.info("indexing %d samples once, into %s", dataset.n, path)
                 _write(dataset, path)
@@ -143,7 +143,7 @@ def _in_memory(dataset: Dataset) -> Columns:
 def _write(dataset: Dataset, path: Path) -> None:
     about: dict[str, Any] = {"format": FORMAT, "columns": {"record": [_PAGE, dataset.n]}}
     at = _PAGE
-    with commit.atomic(path) as file:
+    with atomic.atomic(path) as file:
         file.seek(at)
         rest: tuple[npt.NDArray[Any], ...] = _derive(
             dataset, lambda part: file.write(part.tobytes())
@@ -189,7 +189,9 @@ def _derive(
     label_n = np.empty(n, dtype=np.int32)
     count_s = np.zeros(len(dataset.shards), dtype=np.int64)
     done = last = 0
-    for batch in parquet.scan(path, tables.SAMPLES, ("label", "shard", "offset", "size", "digest")):
+    for batch in parquet.scan(
+        path, schemas.SAMPLES, ("label", "shard", "offset", "size", "digest")
+    ):
         part = np.empty(len(batch), dtype=RECORD)
         label, shard, offset, size = (batch.column(i).to_numpy() for i in range(4))
         digest = batch.column(4)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from glint.stream.permute import I64
+from glint.rng import I64
 
 TAIL = 5  # an identity with at most so many images belongs to the tail
 

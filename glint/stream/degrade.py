@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from glint.stream.permute import I64, hash_at, key_of, uniform_at
+from glint.rng import I64, hash_at, key_of, uniform_at
 
 Kind = Literal["none", "insightface", "lowlight"]
 KINDS: tuple[Kind, ...] = ("none", "insightface", "lowlight")

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import UsageError
-from glint.stream.members import Members
-from glint.stream.permute import I64, hash_at, key_of
+from glint.rng import I64, hash_at, key_of
+from glint.stream.class_rows import Members
 
 _BITS = 24
 _ONE = 1 << _BITS

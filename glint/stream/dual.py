@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glint.errors import UsageError
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
 from glint.stream.columns import open_columns
 from glint.stream.loader import Batch, Stream

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import InputError
-from glint.shards.index import Bytes, Dataset, check_sample, read_sample
+from glint.shards.dataset import Bytes, Dataset, check_sample, read_sample
 from glint.stream.buffers import Arena
 from glint.stream.columns import BLOCK, Columns, key_of
 

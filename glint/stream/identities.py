@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import UsageError
-from glint.stream.members import Members
-from glint.stream.permute import I64, U64, hash_at, key_of, mix, shuffle
+from glint.rng import I64, U64, hash_at, key_of, mix, shuffle
+from glint.stream.class_rows import Members
 
 _ORDER, _INSIDE, _ROUND = 0x1D0, 0x1D1, 0x1D2  # purposes of keys
 _FEW = 64  # images up to which an identity's order is made by sorting hashes

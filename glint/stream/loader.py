@@ -20,13 +20,14 @@ import torch
 
 from glint.errors import InputError, UsageError
 from glint.log import logger
-from glint.shards.index import Dataset
+from glint.rng import I64
+from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
-from glint.stream import ahead
+from glint.stream import prefetch
 from glint.stream import sampling as tables
-from glint.stream.ahead import Ahead
 from glint.stream.augment import flips
 from glint.stream.buffers import U8, Buffers
+from glint.stream.class_rows import Members
 from glint.stream.columns import BLOCK, Columns, key_of, open_columns
 from glint.stream.coverage import Coverage, coverage
 from glint.stream.decode import Decoder
@@ -35,11 +36,10 @@ from glint.stream.draws import Draws
 from glint.stream.files import Shards, Window
 from glint.stream.identities import IdentityPlan
 from glint.stream.mates import MatePlan
-from glint.stream.members import Members
-from glint.stream.permute import I64
 from glint.stream.plan import Plan, Slice
-from glint.stream.pool import DEADLINE, Workers
+from glint.stream.prefetch import Ahead
 from glint.stream.reader import Reader
+from glint.stream.workers import DEADLINE, Workers
 
 GROUP = 16  # steps planned in one call
 REMOTE_DEADLINE = 1200.0  # seconds without a batch where shards are fetched first
@@ -181,7 +181,7 @@ class Stream:
             if mates:
                 self.plan = MatePlan(plan, members, self.columns.record["label"], mates, seed)
         self.block = block
-        ahead.check(dataset, block, self.plan.window if isinstance(self.plan, Plan) else 0)
+        prefetch.check(dataset, block, self.plan.window if isinstance(self.plan, Plan) else 0)
         self._shards = Shards(dataset, self.columns, verify)
         self._reader = Reader(
             self._shards, size=size, degrade=None if augment == "none" else Degrade(augment, seed)

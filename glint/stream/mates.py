@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import UsageError
-from glint.stream.members import Members
-from glint.stream.permute import I64, hash_at, key_of
+from glint.rng import I64, hash_at, key_of
+from glint.stream.class_rows import Members
 from glint.stream.plan import Plan
 
 _MATE = 0x3A7E5  # purpose of a key

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import UsageError
+from glint.rng import I64, hash_at, key_of, shuffle, unshuffle
 from glint.stream.draws import Draws
-from glint.stream.permute import I64, hash_at, key_of, shuffle, unshuffle
 
 _ORDER, _BLOCKS, _INSIDE = 0x04DE4, 0xB10C5, 0x1451DE  # purposes of keys
 WINDOW = 64  # blocks: each long enough for one read, enough of them to mix

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import InputError
+from glint.rng import I64
 from glint.stream.buffers import U8
 from glint.stream.decode import decode_into
 from glint.stream.degrade import Degrade
 from glint.stream.files import Shards, Window
-from glint.stream.permute import I64
 
 
 class Reader:

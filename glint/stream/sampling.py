@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glint import schemas
 from glint.errors import InputError, UsageError
-from glint.manifests import tables
-from glint.shards import parquet
+from glint.files import parquet
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -109,10 +109,10 @@ def _left_out(table: pa.Table, path: Path) -> tuple[I64, I64]:
     if "left_out" not in table.column_names:
         return np.empty(0, np.int64), np.zeros(table.num_rows, np.int64)
     column = table.column("left_out")
-    if column.type != tables.LEFT_OUT.type:
+    if column.type != schemas.LEFT_OUT.type:
         raise InputError(
             "GL0305",
-            f"left_out should be {tables.LEFT_OUT.type}, found {column.type}",
+            f"left_out should be {schemas.LEFT_OUT.type}, found {column.type}",
             where=str(path),
         )
     column = column.combine_chunks()

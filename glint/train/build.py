@@ -17,7 +17,7 @@ from glint.dist.collectives import all_gather_rows
 from glint.dist.ddp import data_parallel
 from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
-from glint.evals.bins import Pairs, read_bin
+from glint.evals.packs import Pairs, read_bin
 from glint.log import logger
 from glint.nn import backbones
 from glint.nn.heads.class_pool import ClassPool
@@ -25,10 +25,11 @@ from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import Margin, margin
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.decode import on_gpu
 from glint.stream.loader import Stream
-from glint.train import near, optim
+from glint.train import hard_negatives as near
+from glint.train import optim
 from glint.train.paired import Paired
 from glint.train.recipe import Head, Recipe
 from glint.train.teacher import Frozen

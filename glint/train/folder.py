@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glint.errors import BusyError, UsageError
-from glint.shards.commit import lock, make_dir, write_json
+from glint.files.atomic import lock, make_dir, write_json
 
 FORMAT = "glint/run@1"
 MARK = "_glint/run.json"

@@ -16,15 +16,15 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from glint.dist.collectives import all_reduce_
 from glint.errors import DivergedError, Stopped
+from glint.evals.embed import embed_jpegs
 from glint.evals.pairs import Verification, ten_fold
-from glint.evals.verify import embed_jpegs
+from glint.files.atomic import write_bytes
 from glint.log import Progress, logger, silent
 from glint.nn.heads.partial_fc import PartialFC
 from glint.recipes.load import dump
-from glint.shards.commit import write_bytes
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
-from glint.train import metrics, page, restore
+from glint.train import metrics, report, restore
 from glint.train.build import PRECISION, Run, norms
 from glint.train.saving import Saver
 from glint.train.schedule import learning_rate, total_steps
@@ -69,7 +69,7 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
             if done % recipe.run.save_every == 0 or done == total or stopping:
                 path = saver.save(done)
                 if run.world.rank == 0:
-                    page.keep_up(run.out)
+                    report.keep_up(run.out)
                 log.mark("save")
             if stopping and done < total:
                 saver.wait()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from glint.dist.collectives import SPENT
+from glint.files.atomic import write_bytes
 from glint.log import logger
-from glint.shards.commit import write_bytes
 
 if TYPE_CHECKING:
     from glint.evals.pairs import Verification

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from glint.errors import UsageError
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.coverage import Coverage
 from glint.stream.dual import Dual
 from glint.stream.loader import Batch

@@ -9,9 +9,10 @@ import torch
 
 from glint.dist.world import beside
 from glint.errors import GlintError, MismatchError, UsageError
-from glint.evals.stored import AVERAGED, STATE, problem
 from glint.log import logger
-from glint.train import checkpoint, optim
+from glint.models import checkpoint
+from glint.models.stored import AVERAGED, STATE, problem
+from glint.train import optim
 from glint.train.build import Run
 
 # what a run goes on from must say

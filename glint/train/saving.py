@@ -17,7 +17,8 @@ from glint.dist.host import ram
 from glint.dist.world import beside
 from glint.errors import GlintError
 from glint.log import logger
-from glint.train import checkpoint, restore
+from glint.models import checkpoint
+from glint.train import restore
 from glint.train.build import Run
 from glint.train.metrics import Log
 

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from glint.dist.world import World
 from glint.errors import GlintError, UsageError
-from glint.evals import recogniser, stored
+from glint.models import import_weights, recogniser, stored
+from glint.models.export_onnx import require_finite
 from glint.nn import backbones
 from glint.nn.backbones.parts import SIZE
 from glint.nn.distill import distance
-from glint.train import importing
-from glint.train.export import require_finite
 from glint.train.recipe import Teacher
 
 
@@ -47,7 +46,7 @@ class Frozen:
             require_finite(kept)
             self._net, found, self.digest = kept.net, kept.embedding, kept.digest
         elif table.bare:
-            self._net = importing.read_net(path, table.backbone, embedding)
+            self._net = import_weights.read_net(path, table.backbone, embedding)
             found, self.digest = embedding, stored.sha256(path)
         else:
             opened = recogniser.open_model(path, threads=threads, device=str(world.device))
@@ -101,7 +100,7 @@ def held(table: Teacher, embedding: int) -> int:
     elif not path.is_file():
         raise UsageError("GL0001", "teacher.model: no such file or folder", where=str(path))
     elif table.bare:
-        name, options = importing.NAMES.get(table.backbone, table.backbone), {}
+        name, options = import_weights.NAMES.get(table.backbone, table.backbone), {}
     else:
         return path.stat().st_size
     with torch.device("meta"):

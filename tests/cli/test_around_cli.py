@@ -15,7 +15,7 @@ import typer
 from typer.testing import CliRunner
 
 from glint.cli import card, drop, merge, reshard, verify
-from glint.pipelines import shard
+from glint.pipelines.dataset import shard
 
 
 @pytest.fixture

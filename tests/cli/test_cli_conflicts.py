@@ -127,7 +127,7 @@ class Mean:
 
 def test_against_a_test_set(small, tmp_path: Path) -> None:
     from glint.pipelines.embed import embed
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
 
     data = Dataset(small.data)
     embed(data, Mean(), tmp_path / "emb")

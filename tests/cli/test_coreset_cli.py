@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glint.pipelines import embed
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 
 class Pixels:

@@ -13,12 +13,12 @@ import torch
 
 from glint.dist.world import World
 from glint.errors import InputError, MismatchError, UsageError
-from glint.evals import recogniser, stored
+from glint.models import checkpoint, recogniser, stored
+from glint.models.export_onnx import export_onnx, random_crops
 from glint.recipes.load import dump, load
 from glint.stream.augment import to_input
-from glint.train import checkpoint, dry, loop, page, restore
+from glint.train import dry, loop, report, restore
 from glint.train.build import Run, build
-from glint.train.export import export_onnx, random_crops
 from glint.train.recipe import Recipe, Teacher
 from glint.train.teacher import Frozen
 
@@ -113,7 +113,7 @@ def test_a_student_comes_near_a_teacher_that_stays_as_it_is(
     assert all(p.grad is None and not p.requires_grad for p in run.teacher._net.parameters())
     apart = [step["distill"] for step in steps(tmp_path / "run")]
     assert sum(apart[-3:]) < 0.9 * sum(apart[:3])
-    drawn = page.page(tmp_path / "run")
+    drawn = report.page(tmp_path / "run")
     assert "Distance to the teacher" in str(drawn)
 
 

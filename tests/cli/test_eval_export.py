@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from glint.cli import app as command_line
 from glint.cli import commands
-from glint.evals.bins import write_bin
+from glint.evals.packs import write_bin
 
 Toy = Callable[..., Path]
 Jpeg = Callable[..., bytes]

@@ -15,7 +15,7 @@ from glint.cli import app as command_line
 from glint.cli import commands
 from glint.evals.allpairs import all_pairs
 from glint.pipelines import embed
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 Call = Callable[..., Any]
 
@@ -105,10 +105,10 @@ def test_ijb_lists_over_a_dataset_and_over_rows_agree(
     raw = np.load(emb / "samples.npy")
     norm = embed.load(emb, data.digest, images=data.n, classes=data.classes)
     assert norm.about["images"] == data.n
-    from glint.manifests import tables
-    from glint.shards import parquet
+    from glint import schemas
+    from glint.files import parquet
 
-    length = parquet.read(emb / "samples.parquet", tables.EMBEDDED, code="GL0402")["norm"]
+    length = parquet.read(emb / "samples.parquet", schemas.EMBEDDED, code="GL0402")["norm"]
     np.save(tmp_path / "rows.npy", raw * length.to_numpy()[:, None])
     same = call(*given, "--embeddings", tmp_path / "rows.npy")
     assert same["one_to_one"] == told["one_to_one"]

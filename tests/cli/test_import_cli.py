@@ -98,7 +98,7 @@ def test_eval_export_and_embed_take_it(
 
 
 def _net(run: Path) -> dict[str, torch.Tensor]:
-    from glint.evals import stored
+    from glint.models import stored
 
     return stored.load(run).net.state_dict()
 

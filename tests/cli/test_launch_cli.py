@@ -15,7 +15,7 @@ import pytest
 
 from glint.dist.launch import Nodes
 from glint.errors import UsageError
-from glint.evals import stored
+from glint.models import stored
 
 
 def test_a_slurm_job(glint: Callable[..., Any]) -> None:

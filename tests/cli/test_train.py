@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 from glint.dist.world import World
 from glint.errors import BusyError, DivergedError, MismatchError, ResourceError, UsageError
+from glint.models import checkpoint
 from glint.recipes.load import load
-from glint.train import checkpoint, dry, loop
+from glint.train import dry, loop
 from glint.train.build import build
 from glint.train.folder import claimed
 from glint.train.recipe import Recipe
@@ -289,7 +290,7 @@ def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> N
     import numpy as np
 
     from glint.shards import labels
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
 
     data = tmp_path / "data"
     shutil.copytree(small.data, data)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from glint.dist.world import World
 from glint.errors import UsageError
+from glint.models import checkpoint
 from glint.recipes.load import load
-from glint.train import checkpoint, loop
+from glint.train import loop
 from glint.train.build import build, head
 from glint.train.recipe import Recipe
 

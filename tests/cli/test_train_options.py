@@ -11,9 +11,9 @@ import torch
 
 from glint.dist.world import World
 from glint.errors import DivergedError
-from glint.evals import stored
+from glint.models import checkpoint, stored
 from glint.recipes.load import load
-from glint.train import checkpoint, loop, metrics
+from glint.train import loop, metrics
 from glint.train.build import Run, build
 from glint.train.recipe import Recipe
 

@@ -133,7 +133,7 @@ def _read_source(path: Path, case: int) -> str:
 
 
 def _read_bin(path: Path, case: int) -> str:
-    from glint.evals.bins import read_bin
+    from glint.evals.packs import read_bin
 
     pairs = read_bin(path)
     if len(pairs.images) != 2 * len(pairs.same):

@@ -42,10 +42,10 @@ import simplejpeg
 import typer.main
 
 import glint.__main__
-import glint.pipelines.shard  # the forks have it already
+import glint.pipelines.dataset.shard  # the forks have it already
 from glint.cli import app as cli
 from glint.cli import commands
-from glint.pipelines import stage
+from glint.jobs import workers as stage
 from glint.shards import recordio
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from glint.errors import InputError
-from glint.pipelines import shard
+from glint.pipelines.dataset import shard
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 
 FLIPS = int(os.environ.get("GLINT_FLIPS", "10000"))

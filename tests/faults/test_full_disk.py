@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from glint.errors import ResourceError
-from glint.pipelines import tasks
-from glint.pipelines.complete import sweep
-from glint.pipelines.plan import Options, Plan
-from glint.shards import seal, strings
+from glint.files import seal, strings
+from glint.jobs import tasks
+from glint.pipelines.dataset.output import sweep
+from glint.pipelines.dataset.plan import Options, Plan
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import recordio
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'glint-faces[ray]'")

@@ -157,7 +157,7 @@ def test_written_read_and_verified(world: Path, whole: Path, env: dict[str, str]
     assert deep["ok"] and deep["samples"] == 1197
 
     from glint.shards import labels
-    from glint.shards.index import Dataset
+    from glint.shards.dataset import Dataset
     from glint.stream.loader import Stream
 
     streams = []
@@ -216,7 +216,7 @@ def test_killed_and_continued_on_another_machine(
 def test_a_large_shard_goes_up_in_parts(
     env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from glint.shards import store
+    from glint.files import store
 
     monkeypatch.setattr(store, "PART", 5 << 20)
     path = tmp_path / "x"
@@ -228,7 +228,7 @@ def test_a_large_shard_goes_up_in_parts(
 
 
 def test_a_claim_is_exclusive(env: dict[str, str]) -> None:
-    from glint.shards.store import Store
+    from glint.files.store import Store
 
     assert Store(URL).claim("_glint/plan.json", b"1") == b"1"
     assert Store(URL).claim("_glint/plan.json", b"2") == b"1"

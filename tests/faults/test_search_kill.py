@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from glint.search import door
+from glint.search import faiss_index
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -19,7 +19,7 @@ def benchmark() -> ModuleType:
     return importlib.import_module("conflicts")
 
 
-@pytest.mark.skipif(not door.available(), reason="faiss is not installed")
+@pytest.mark.skipif(not faiss_index.available(), reason="faiss is not installed")
 def test_two_kills(benchmark: ModuleType, tmp_path: Path) -> None:
     """By the engine that starts soonest: what is kept does not depend on it."""
     path = benchmark.centres(tmp_path, "structured", 6000, 64)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import recordio
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -20,14 +20,14 @@ import pytest
 import simplejpeg
 import xxhash
 
+from glint import schemas
 from glint.errors import GlintError, InputError, LostError
-from glint.manifests import tables
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
+from glint.stream.class_rows import Members
 from glint.stream.draws import Draws
 from glint.stream.identities import IdentityPlan
 from glint.stream.loader import Batch, Stream
-from glint.stream.members import Members
 from glint.stream.plan import Plan
 
 pytestmark = pytest.mark.faults
@@ -42,7 +42,7 @@ def dataset(tmp_path: Path) -> Dataset:
     """400 images in 10 shards."""
     root = tmp_path / "dataset"
     (root / "data").mkdir(parents=True)
-    rows: dict[str, list[object]] = {name: [] for name in tables.SAMPLES.names}
+    rows: dict[str, list[object]] = {name: [] for name in schemas.SAMPLES.names}
     pixels = np.random.default_rng(0).integers(0, 255, (400, 14, 14, 3), dtype=np.uint8)
     for s in range(10):
         with tarfile.open(
@@ -68,7 +68,7 @@ def dataset(tmp_path: Path) -> Dataset:
                 tar.addfile(info, io.BytesIO(data))
                 for column, value in zip(rows.values(), values):
                     column.append(value)
-    pq.write_table(pa.table(rows, schema=tables.SAMPLES), root / "samples.parquet")
+    pq.write_table(pa.table(rows, schema=schemas.SAMPLES), root / "samples.parquet")
     (root / "manifest.json").write_text(
         json.dumps(
             {

@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from glint.conflicts.evidence import Samples
+from glint.conflicts.verdicts import Found, Options, find
 from glint.pipelines.embed import centres
-from glint.pipelines.verdicts import Found, Options, find
-from glint.search import door, knn
-from glint.search.evidence import Samples
+from glint.search import faiss_index, pairs
 
 
 class World:
@@ -29,19 +29,21 @@ class World:
         alike: tuple[float, float] = (0.5, 0.75),
     ) -> None:
         rng = np.random.default_rng(seed)
-        middle = list(knn.unit64(rng.standard_normal((people, dim))))
+        middle = list(pairs.unit64(rng.standard_normal((people, dim))))
         self.alike = set()
         for k in range(twins):  # the last people resemble the first
             t = rng.uniform(*alike)
-            own = knn.unit64(rng.standard_normal((1, dim)))[0]
-            middle[people - 1 - k] = knn.unit64((t * middle[k] + np.sqrt(1 - t * t) * own)[None])[0]
+            own = pairs.unit64(rng.standard_normal((1, dim)))[0]
+            middle[people - 1 - k] = pairs.unit64((t * middle[k] + np.sqrt(1 - t * t) * own)[None])[
+                0
+            ]
             self.alike.add((k, people - 1 - k))
         rows, label = [], []
         self.split = set()
         for who in range(people):
             n = int(np.clip(rng.geometric(0.12) + 1, least, 30))
             r = rng.uniform(*rho)
-            noise = knn.unit64(rng.standard_normal((n + 6, dim)))
+            noise = pairs.unit64(rng.standard_normal((n + 6, dim)))
             x = np.sqrt(r) * middle[who] + np.sqrt(1 - r) * noise
             if 100 <= who < 100 + splits:
                 cut = int(rng.integers(3, n + 4))  # at least three on each side
@@ -51,7 +53,7 @@ class World:
             else:
                 rows.append(x[:n])
                 label += [who] * n
-        self.x = knn.unit64(np.concatenate(rows)).astype(np.float16)
+        self.x = pairs.unit64(np.concatenate(rows)).astype(np.float16)
         self.label = np.array(label)
         self.classes = people + splits
 
@@ -136,7 +138,7 @@ def test_a_chain_is_masked_not_merged() -> None:
 
 
 def test_the_engine_does_not_matter() -> None:
-    if not door.available():
+    if not faiss_index.available():
         pytest.skip("faiss is not installed")
     one, two = (World(7).find(engine=engine) for engine in ("faiss", "torch"))
     np.testing.assert_array_equal(one.pairs.a, two.pairs.a)
@@ -172,7 +174,7 @@ def test_pairs_that_are_merged_already_do_not_come_back() -> None:
 
 def test_without_calibration_nothing_merges_by_itself() -> None:
     rng = np.random.default_rng(0)
-    x = knn.unit64(rng.standard_normal((40, 16)))
+    x = pairs.unit64(rng.standard_normal((40, 16)))
     x[1] = x[0]
     samples = Samples(x, np.arange(40), 40)
     found = find(x.astype(np.float32), samples, np.arange(40), Options())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glint.errors import GlintError
-from glint.evals.bins import read_bin
+from glint.evals.packs import read_bin
 
 IMAGES = [bytes([255, 216, i]) * 9 for i in range(4)]
 ARRAYS = [np.frombuffer(image, np.uint8) for image in IMAGES]

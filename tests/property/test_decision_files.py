@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from glint import schemas
+from glint.conflicts import decisions as decided
+from glint.conflicts.groups import components
 from glint.errors import InputError
-from glint.manifests import tables
-from glint.pipelines import decisions
-from glint.review import decided
-from glint.search.groups import components
-from glint.shards import commit, labels, parquet
-from glint.shards.index import FORMAT
+from glint.files import atomic, parquet
+from glint.pipelines.conflicts import apply
+from glint.shards import labels
+from glint.shards.dataset import FORMAT
 
 CLASSES = 7
 PAIRS = [(a, b) for a in range(CLASSES) for b in range(a + 1, CLASSES)]
@@ -41,7 +42,7 @@ def make(root: Path, number: int) -> tuple[Path, list[str]]:
     rng = np.random.default_rng(number)
     root.mkdir()
     manifest = {"written": 0, "identities": CLASSES, "digest": f"sha256:{number}", "shards": []}
-    commit.write_json(root / "manifest.json", {"format": FORMAT, **manifest})
+    atomic.write_json(root / "manifest.json", {"format": FORMAT, **manifest})
     if number % 2:
         target = np.array([0, 1, 2, 3, 3, -1, 4])
         labels.commit(root, target, np.array([[0, 4], [1, 3]]), {"stage": "before"})
@@ -49,9 +50,9 @@ def make(root: Path, number: int) -> tuple[Path, list[str]]:
     verdict = rng.choice(["keep", "keep", "keep", "mask", "merge"], len(PAIRS)).tolist()
     folder = root / "report"
     folder.mkdir()
-    rows = {name: [None] * len(PAIRS) for name in tables.PAIRS.names}
+    rows = {name: [None] * len(PAIRS) for name in schemas.PAIRS.names}
     rows |= {"a": [a for a, _ in PAIRS], "b": [b for _, b in PAIRS], "verdict": verdict}
-    parquet.write(folder / "pairs.parquet", pa.table(rows, schema=tables.PAIRS))
+    parquet.write(folder / "pairs.parquet", pa.table(rows, schema=schemas.PAIRS))
     merged = [pair for pair, what in zip(PAIRS, verdict) if what == "merge"]
     a, b = np.array(merged, np.int64).reshape(-1, 2).T
     groups = components(a, b)
@@ -62,13 +63,13 @@ def make(root: Path, number: int) -> tuple[Path, list[str]]:
                 "group": [i for i, piece in enumerate(groups) for _ in piece],
                 "label": [int(label) for piece in groups for label in piece],
             },
-            schema=tables.GROUPS,
+            schema=schemas.GROUPS,
         ),
     )
     about = {"path": "..", "absolute": str(root), "digest": manifest["digest"]}
     about["label_version"] = number % 2
-    commit.write_json(
-        folder / "conflicts.json", {"format": decisions.FORMAT, "dataset": about, "n": number}
+    atomic.write_json(
+        folder / "conflicts.json", {"format": apply.FORMAT, "dataset": about, "n": number}
     )
     return folder, verdict
 
@@ -140,28 +141,28 @@ def laws(report: tuple[Path, list[str]], lines: list, order) -> None:
         said = []
         for _ in range(2):
             with pytest.raises(InputError, match=f"GL0501.*{refused}") as caught:
-                decisions.apply(folder, more=more)
+                apply.apply(folder, more=more)
             said.append(str(caught.value))
             more = put_down(folder, lines, order)
         assert said[0] == said[1]
         assert labels.current(root, CLASSES).version == before.version
         return
-    first = decisions.apply(folder, more=more)
+    first = apply.apply(folder, more=more)
     now = labels.current(root, CLASSES)
     assert (first["classes"], first["masks"]) == (now.classes, len(now.masks))
     expect_targets(before, now, settled)
     more = put_down(folder, lines, order)
-    again = decisions.apply(folder, more=more)
+    again = apply.apply(folder, more=more)
     if not first["applied"]:
         assert first["nothing"] and again["nothing"] and now.version == before.version
         return
     assert again["already"] and labels.current(root, CLASSES).version == now.version
-    decisions.undo(folder)
+    apply.undo(folder)
     back = labels.current(root, CLASSES)
     assert back.version == before.version
     np.testing.assert_array_equal(back.target, before.target)
     np.testing.assert_array_equal(back.masks, before.masks)
-    decisions.apply(folder, more=more)
+    apply.apply(folder, more=more)
     then = labels.current(root, CLASSES)
     np.testing.assert_array_equal(then.target, now.target)
     np.testing.assert_array_equal(then.masks, now.masks)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glint.conflicts.decisions import Decision, settle, standing
+from glint.conflicts.groups import components
 from glint.errors import InputError
-from glint.pipelines.decisions import relabel
-from glint.review.decided import Decision, settle, standing
-from glint.search.groups import components
-from glint.shards import commit, labels
+from glint.files import atomic
+from glint.pipelines.conflicts.apply import relabel
+from glint.shards import labels
 
 CLASSES = 12
 groups_of = st.lists(st.integers(0, CLASSES), min_size=CLASSES, max_size=CLASSES)
@@ -104,7 +105,7 @@ def test_relabelling(
 def test_apply_then_undo_is_the_identity(steps: list) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        commit.write_json(root / "manifest.json", {"identities": CLASSES})
+        atomic.write_json(root / "manifest.json", {"identities": CLASSES})
         versions = [labels.current(root, CLASSES)]
         for owner, masks in steps:
             now = versions[-1]

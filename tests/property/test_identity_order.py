@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glint.stream.class_rows import Members
 from glint.stream.identities import IdentityPlan
-from glint.stream.members import Members
 from glint.stream.plan import Slice
 
 

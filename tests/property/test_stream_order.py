@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glint.stream.class_rows import Members
 from glint.stream.draws import Draws as FromMembers
-from glint.stream.members import Members
 from glint.stream.plan import Plan, Slice, batch_positions
 
 

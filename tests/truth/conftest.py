@@ -25,7 +25,7 @@ import pytest
 import simplejpeg
 import xxhash
 
-from glint.pipelines import shard
+from glint.pipelines.dataset import shard
 
 sys.path.insert(0, str(Path(__file__).parent))  # the modules beside these tests, by name
 

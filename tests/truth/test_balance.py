@@ -24,7 +24,7 @@ import xxhash
 
 from glint.pipelines.balance import Options, balance
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream import columns, draws
 from glint.stream.loader import Stream
 

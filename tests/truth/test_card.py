@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import simplejpeg
 
-from glint.pipelines import card, drop
+from glint.pipelines.dataset import card, drop
 from glint.shards import labels
 
 SAID = {"licence": "CC-BY-4.0", "consent": "All signed.", "contact": "data@example.org"}

@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from glint.dist.world import World
+from glint.models import checkpoint
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
-from glint.pipelines import shard
+from glint.pipelines.dataset import shard
 from glint.recipes.load import load
-from glint.train import checkpoint, loop, saving
+from glint.train import loop, saving
 from glint.train.build import Run, build
 from glint.train.recipe import Recipe
 

@@ -19,7 +19,7 @@ import pytest
 from glint.pipelines import coreset, embed
 from glint.search import nms
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 D, T, DEGREES, LEAST = 512, 0.75, 75.0, 2
 ROUND = 1e-6  # more than float32 may be off: nothing that decides may be nearer to its edge

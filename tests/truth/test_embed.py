@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from glint.evals.recogniser import open_model
+from glint.jobs.tasks import Task
+from glint.models.recogniser import open_model
 from glint.pipelines import embed
-from glint.pipelines.tasks import Task
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")

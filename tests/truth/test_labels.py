@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from glint.pipelines import decisions, drop
+from glint.pipelines.conflicts import apply
+from glint.pipelines.dataset import drop
 from glint.shards import labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream.loader import Stream
 
 Pairs = list[tuple[int, int]]
@@ -131,7 +132,7 @@ def test_two_reports_on_top_of_a_drop_undone_and_redone(
     for number, (merges, masked) in enumerate(((900, 700), (300, 200))):
         verdicts = drawn(number, len(source), merges, masked)
         folders.append(report(tmp_path / f"conf{number}", root, 1 + number, *verdicts))
-        told = decisions.apply(folders[-1])
+        told = apply.apply(folders[-1])
         wants.append(settled(*wants[-1], *verdicts[:2]))
         holds(root, targets, wants[-1])
         assert told["classes"] == max(wants[-1][0]) + 1 and told["masks"] == len(wants[-1][1])
@@ -142,7 +143,7 @@ def test_two_reports_on_top_of_a_drop_undone_and_redone(
     assert len({*wants[2][0]}) < len({*wants[1][0]}) < len({*wants[0][0]})
 
     for number in (1, 0):
-        decisions.undo(folders[number])
+        apply.undo(folders[number])
         holds(root, targets, wants[number])
         now = tables(root)
         assert now["current.json"] == before[number]["current.json"]
@@ -182,8 +183,8 @@ def test_more_identities_than_a_row_group(targets, tmp_path: Path) -> None:
     (root / "manifest.json").write_text(json.dumps(about))
     verdicts = drawn(5, classes, 400_000, 50_000)
     folder = report(tmp_path / "conf", root, 0, *verdicts)
-    decisions.apply(folder)
+    apply.apply(folder)
     assert pq.ParquetFile(root / "labels/v0001.parquet").num_row_groups == 2
     holds(root, targets, settled(list(range(classes)), [], *verdicts[:2]))
-    decisions.undo(folder)
+    apply.undo(folder)
     holds(root, targets, (list(range(classes)), []))

@@ -23,11 +23,11 @@ from glint.dist.collectives import all_gather_rows
 from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
-from glint.nn.heads import gallery
+from glint.nn.heads import feature_rows
 from glint.nn.heads.lru import Directory
-from glint.nn.heads.rows import Plain, Playing, State
 from glint.nn.heads.softmax import Masked, gather_batch, margin_softmax
 from glint.nn.heads.storage import At, Store
+from glint.nn.heads.updates import Plain, Playing, State
 from glint.nn.margins import Margin
 
 # n images on this rank, N over all ranks, h of one half on this rank, p with a slot, o without,
@@ -68,13 +68,13 @@ class ClassPool(nn.Module):
         bad masks.
         """
         super().__init__()
-        gallery.check_options(scale, block, dtype, classes=classes, dim=dim, slots=slots)
+        feature_rows.check_options(scale, block, dtype, classes=classes, dim=dim, slots=slots)
         self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
         self.slots, self.singles, self.threshold = slots, singles, threshold
         self.block, self.ddp_mean, self.gemm = block, ddp_mean, gemm
         self.nearest = min(max(int(0.0002 * slots), 3), 10)
         self.world = World() if world is None else world
-        self.known = gallery.Known(masks, classes, self.world.device)
+        self.known = feature_rows.Known(masks, classes, self.world.device)
         self.directory = Directory(slots)
         self.weight: Tensor
         self.register_buffer(
@@ -105,7 +105,7 @@ class ClassPool(nn.Module):
         unit_nD = F.normalize(gallery_nD.detach().to(self.weight.dtype), dim=1)
         unit_ND, label_N = self._in_order(unit_nD), self._in_order(label_n)
         names = label_N.tolist()
-        gallery.check_labels(names, self.classes)
+        feature_rows.check_labels(names, self.classes)
         most = max(len(set(names[0::2])), len(set(names[1::2])))
         if most > self.slots:
             raise UsageError(
@@ -133,7 +133,7 @@ class ClassPool(nn.Module):
             else:
                 self._written.append(written)
         self._hits = hits / max(1, len(names))
-        return gallery.over_ranks(share, self.world, ddp_mean=self.ddp_mean)
+        return feature_rows.over_ranks(share, self.world, ddp_mean=self.ddp_mean)
 
     @torch.no_grad()
     def update(self, *, step: int, lr: float, divide: float = 1.0) -> None:
@@ -154,7 +154,7 @@ class ClassPool(nn.Module):
 
         Raises MismatchError (GL0602) where the ranks' pools are not the same.
         """
-        gallery.agree(self.digest(), self.world)
+        feature_rows.agree(self.digest(), self.world)
         part = span(self.slots, self.world.size, self.world.rank)
         here = slice(part.start, part.stop)
         rows = {"first": self.weight[0, here], "second": self.weight[1, here]}
@@ -174,7 +174,7 @@ class ClassPool(nn.Module):
 
     def digest(self) -> str:
         """Give the SHA-256 of rows and directory."""
-        return gallery.digest([self.weight, *self._entries().values()])
+        return feature_rows.digest([self.weight, *self._entries().values()])
 
     def statistics(self) -> dict[str, float]:
         """Give figures of the last batch; waits for the device.
@@ -248,7 +248,7 @@ class ClassPool(nn.Module):
                     margin=self.margin,
                     scale=self.scale,
                     world=alone,
-                    keeper=gallery.forget,
+                    keeper=feature_rows.forget,
                     threshold=self.threshold,
                     masked=masked_p,
                     gemm=self.gemm,
@@ -262,7 +262,7 @@ class ClassPool(nn.Module):
         return share
 
     def _masked(self, label_h: Tensor, class_c: Tensor) -> Masked | None:
-        return gallery.cut(*self.known.entries(label_h, class_c), len(class_c), self.block)
+        return feature_rows.cut(*self.known.entries(label_h, class_c), len(class_c), self.block)
 
     def _entries(self) -> dict[str, Tensor]:
         """Give the directory as rows, one a slot: label, place from the oldest on, next row."""

@@ -23,10 +23,10 @@ from glint.dist.collectives import all_gather_rows
 from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
-from glint.nn.heads import gallery
-from glint.nn.heads.rows import Plain, Playing
+from glint.nn.heads import feature_rows
 from glint.nn.heads.softmax import gather_batch, margin_softmax
 from glint.nn.heads.storage import Store
+from glint.nn.heads.updates import Plain, Playing
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, g gallery images of a sample, c slots in use,
@@ -64,7 +64,7 @@ class ClassQueue(nn.Module):
         (GL0002) for an option out of range, InputError (GL0304) for bad masks.
         """
         super().__init__()
-        gallery.check_options(
+        feature_rows.check_options(
             scale, block, dtype, classes=classes, dim=dim, slots=slots, images=images
         )
         self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
@@ -72,7 +72,7 @@ class ClassQueue(nn.Module):
         self.block, self.ddp_mean, self.gemm = block, ddp_mean, gemm
         self.world = World() if world is None else world
         device = self.world.device
-        self.known = gallery.Known(masks, classes, device)
+        self.known = feature_rows.Known(masks, classes, device)
         self.weight: Tensor
         self.label: Tensor
         self.register_buffer("weight", torch.zeros((slots, dim), dtype=dtype, device=device))
@@ -101,7 +101,7 @@ class ClassQueue(nn.Module):
         """
         label_n = label_n.to(self.weight.device, torch.int64)
         label_N = all_gather_rows(label_n, self.world)
-        gallery.check_labels(label_N.tolist(), self.classes)
+        feature_rows.check_labels(label_N.tolist(), self.classes)
         if len(label_N) > self.slots:
             raise UsageError(
                 "GL0002",
@@ -120,15 +120,15 @@ class ClassQueue(nn.Module):
             margin=self.margin,
             scale=self.scale,
             world=alone,
-            keeper=gallery.forget,
+            keeper=feature_rows.forget,
             threshold=self.threshold,
-            masked=gallery.cut(own, other, self.used, self.block),
+            masked=feature_rows.cut(own, other, self.used, self.block),
             gemm=self.gemm,
             apart_ND=centre_nD,
         )
         self._seen = cosine_n, hardest_n
         self._write(all_gather_rows(centre_nD, self.world), label_N)
-        return gallery.over_ranks(loss / self.world.size, self.world, ddp_mean=self.ddp_mean)
+        return feature_rows.over_ranks(loss / self.world.size, self.world, ddp_mean=self.ddp_mean)
 
     @torch.no_grad()
     def centres(self, feature_nD: Tensor, gallery_nD: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class ClassQueue(nn.Module):
 
         Raises MismatchError (GL0602) where the ranks' queues are not the same.
         """
-        gallery.agree(self.digest(), self.world)
+        feature_rows.agree(self.digest(), self.world)
         part = span(self.slots, self.world.size, self.world.rank)
         here = slice(part.start, part.stop)
         oldest = self.next if self.used == self.slots else 0
@@ -180,7 +180,7 @@ class ClassQueue(nn.Module):
 
     def digest(self) -> str:
         """Give the SHA-256 of rows, labels and the place to write next."""
-        return gallery.digest([self.weight, self.label, torch.tensor([self.used, self.next])])
+        return feature_rows.digest([self.weight, self.label, torch.tensor([self.used, self.next])])
 
     def statistics(self) -> dict[str, float]:
         """Give figures of the last batch; waits for the device.

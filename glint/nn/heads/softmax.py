@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from glint.dist.collectives import all_gather_rows, even, reduce_scatter_rows
 from glint.dist.world import World
 from glint.errors import InputError
-from glint.nn.heads.rows import Playing
+from glint.nn.heads.updates import Playing
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, W ranks, D embedding,

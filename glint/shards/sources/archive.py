@@ -7,10 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from glint.files.strings import packed
 from glint.shards.sources import listed, tarball, zipped
 from glint.shards.sources.listed import Flaw, Found, counted
 from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
-from glint.shards.strings import packed
 
 
 def members(path: Path) -> Iterator[Member]:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glint.files.strings import BLOCK, load_names, packed, save_names
 from glint.shards.image import Rejected
 from glint.shards.sources.source import Ints, load_rows, save_rows
-from glint.shards.strings import BLOCK, load_names, packed, save_names
 
 _IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 _WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)

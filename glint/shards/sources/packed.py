@@ -18,7 +18,7 @@ import pyarrow as pa
 import xxhash
 
 from glint.errors import InputError
-from glint.shards import commit
+from glint.files import atomic
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
 from glint.shards.sources.listed import Flaw, Found, Listed, Rows, text
@@ -82,7 +82,7 @@ class Packed(Listed):
                     handles.pop(next(iter(handles))).close()
                 handles[file] = open(path, "rb", buffering=0)  # noqa: SIM115
             fd = handles[file].fileno()
-            return commit.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
+            return atomic.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
 
         return persistent(read, f"{path} @ 0x{at:x}")
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glint.errors import GlintError, InputError, ResourceError
+from glint.files.strings import packed
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources.listed import Flaw, Found, Listed, ranked
 from glint.shards.sources.packed import Member, Packed, beneath, damaged, gathered, placed
 from glint.shards.sources.source import dense
-from glint.shards.strings import packed
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
 LABELS: tuple[str, ...] = ("label", "labels", "identity", "identity_id", "cls", "class")

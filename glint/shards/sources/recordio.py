@@ -13,11 +13,12 @@ from typing import IO, Any
 import numpy as np
 
 from glint.errors import InputError, UsageError
-from glint.shards import commit, recordio
+from glint.files import atomic
+from glint.files.strings import load_names, packed, save_names
+from glint.shards import recordio
 from glint.shards.image import Rejected
 from glint.shards.recordio import LIMIT, MAGIC, MAGIC_BYTES, MAX_LENGTH, Row, damaged
 from glint.shards.sources.source import Ints, dense, fingerprint, load_rows, persistent, save_rows
-from glint.shards.strings import load_names, packed, save_names
 
 EXACT = 1 << 24  # above it float32 skips integers
 
@@ -51,7 +52,7 @@ def rebuild_idx(rec: Path, resync: bool = False) -> dict[str, Any]:
     head_r, lost = _listed(rec, None, resync)
     if idx.exists():
         idx.replace(idx.with_name(idx.name + ".old"))
-    with commit.atomic(idx) as file:
+    with atomic.atomic(idx) as file:
         for key, at in zip(head_r["key"], head_r["at"]):
             file.write(b"%d\t%d\n" % (key, at))
     return {"idx": str(idx), "records": len(head_r), "lost_stretches": len(lost)}
@@ -390,9 +391,9 @@ class RecordIO:
             raise Rejected(FLAWS[LOST], note)
         fd, size = self._file.fileno(), min(span, 2 * LIMIT)
         try:
-            block = commit.pread(fd, size, at)
+            block = atomic.pread(fd, size, at)
         except OSError:
-            block = persistent(lambda: commit.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
+            block = persistent(lambda: atomic.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from glint import schemas
 from glint.errors import InputError
-from glint.manifests import tables
-from glint.shards import commit, image, parquet
-from glint.shards.index import Dataset, read_sample
+from glint.files import atomic, parquet
+from glint.files.strings import load_names, save_names
+from glint.shards import image
+from glint.shards.dataset import Dataset, read_sample
 from glint.shards.sources.source import PIECE, Ints, load_rows, write_rows
-from glint.shards.strings import load_names, save_names
 
 OPEN_FILES = 256
 ROW = np.dtype(
@@ -40,11 +41,11 @@ class Samples:
     """Positions [start, stop) of a rewrite: each a sample of a dataset, or a gap."""
 
     def __init__(self, folder: Path, start: int, stop: int) -> None:
-        stored = commit.read_json(folder / "paths.json", "GL0006")
+        stored = atomic.read_json(folder / "paths.json", "GL0006")
         self.paths = [str(path) for path in stored["paths"]]
         self._row = load_rows(folder, start, stop)
         self.label: Ints = self._row["label"].copy()
-        self.provenance = tuple(tables.PROVENANCE.names if stored["provenance"] else ())
+        self.provenance = tuple(schemas.PROVENANCE.names if stored["provenance"] else ())
         self.text: dict[str, list[str]] = {
             name: load_names(folder, name).slice(start, stop - start).to_pylist()
             for name in (*TEXTS, *self.provenance)
@@ -117,9 +118,9 @@ def save(
     take = pa.array(order_n, mask=order_n < 0)
     for name in TEXTS:
         save_names(folder, name, joined(column(d, name) for d in datasets).take(take))
-    for name, columns in zip(tables.PROVENANCE.names, zip(*origins) if origins else ()):
+    for name, columns in zip(schemas.PROVENANCE.names, zip(*origins) if origins else ()):
         save_names(folder, name, joined(columns).take(take))
-    commit.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})
+    atomic.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})
 
 
 def _rows(dataset: Dataset, base: int) -> npt.NDArray[Any]:
@@ -141,7 +142,7 @@ def joined(columns: Iterable[Any]) -> pa.LargeStringArray:
 def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     """Read one column of the index, whole. Raises InputError GL0301."""
     path = dataset.root / "samples.parquet"
-    found = parquet.read(path, tables.SAMPLES, columns=[name]).column(name)
+    found = parquet.read(path, schemas.SAMPLES, columns=[name]).column(name)
     if len(found) != dataset.n or found.null_count:
         raise InputError(
             "GL0301",

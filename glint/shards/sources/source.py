@@ -13,8 +13,8 @@ import pyarrow as pa
 import xxhash
 
 from glint.errors import InputError, ResourceError
+from glint.files.strings import load_array, packed, save_names, summed
 from glint.shards import plan
-from glint.shards.strings import load_array, packed, save_names, summed
 
 Ints = npt.NDArray[np.int64]
 WHOLE = 1 << 30  # files up to this size are told apart by all their bytes

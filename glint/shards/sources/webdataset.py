@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from glint.shards import commit
+from glint.files import atomic
+from glint.files.strings import packed
 from glint.shards.sources import tarball
 from glint.shards.sources.listed import Flaw, Found, has_control
 from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
 from glint.shards.sources.source import dense
-from glint.shards.strings import packed
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp")
 CLS, JSON = 64, 1 << 20  # bytes that a label or a JSON member may take
@@ -79,10 +79,10 @@ def _label(fd: int, group: Group) -> tuple[int, int]:
     text: object = None
     for ending, member in group:
         if ending == b"cls" and member.size <= CLS:
-            text = commit.pread(fd, member.size, member.at).strip()
+            text = atomic.pread(fd, member.size, member.at).strip()
             break
         if ending == b"json" and member.size <= JSON:
-            text = _in_json(commit.pread(fd, member.size, member.at))
+            text = _in_json(atomic.pread(fd, member.size, member.at))
     if text is None:
         return -1, Flaw.no_label
     if isinstance(text, bytes) and text.isdigit() and len(text) < 19:

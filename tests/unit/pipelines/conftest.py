@@ -14,9 +14,9 @@ import pytest
 import simplejpeg
 import xxhash
 
-from glint.manifests import tables
-from glint.shards import commit, parquet
-from glint.shards.index import FORMAT, Dataset
+from glint import schemas
+from glint.files import atomic, parquet
+from glint.shards.dataset import FORMAT, Dataset
 
 
 def picture(label: int, number: int) -> bytes:
@@ -47,7 +47,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
     ) -> Dataset:
         root = tmp_path / folder
         (root / "data").mkdir(parents=True)
-        rows: dict[str, list] = {name: [] for name in tables.SAMPLES.names}
+        rows: dict[str, list] = {name: [] for name in schemas.SAMPLES.names}
         path = root / "data/train-000000.tar"
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
             for label, count in enumerate(counts):
@@ -73,9 +73,9 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
                         112,
                         112,
                     )
-                    for name, value in zip(tables.SAMPLES.names, values):
+                    for name, value in zip(schemas.SAMPLES.names, values):
                         rows[name].append(value)
-        parquet.write(root / "samples.parquet", pa.table(rows, schema=tables.SAMPLES))
+        parquet.write(root / "samples.parquet", pa.table(rows, schema=schemas.SAMPLES))
         parquet.write(
             root / "identities.parquet",
             pa.table(
@@ -85,11 +85,11 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
                     "source_label": [f"id{i}" for i in range(len(counts))],
                     "name": names or [None] * len(counts),
                 },
-                schema=tables.IDENTITIES,
+                schema=schemas.IDENTITIES,
             ),
         )
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        commit.write_json(
+        atomic.write_json(
             root / "manifest.json",
             {
                 "format": FORMAT,

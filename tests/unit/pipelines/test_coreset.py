@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from glint import schemas
 from glint.errors import BusyError, GlintError, InputError, UsageError
-from glint.manifests import tables
+from glint.files import parquet
 from glint.pipelines import balance, coreset
 from glint.pipelines.embed import Embeddings
-from glint.shards import labels, parquet
+from glint.shards import labels
 from glint.stream.dual import Dual
 from glint.stream.loader import Stream
 
@@ -59,7 +60,7 @@ def drawn(dataset, epochs=1, **options) -> list[int]:
 def test_the_table_says_what_became_of_every_image(dataset, tmp_path) -> None:
     got = run(dataset, tmp_path)
     assert (got["kept"], got["images"], got["no-embedding"]) == (round(0.6 * 27), 27, 1)
-    table = parquet.read(tmp_path / "core/coreset.parquet", tables.CORESET)
+    table = parquet.read(tmp_path / "core/coreset.parquet", schemas.CORESET)
     assert table["key"].to_pylist() == list(dataset.key)
     assert table["target"].to_pylist() == dataset.label.tolist()
     kept = np.array(table["kept"].to_pylist())
@@ -168,7 +169,7 @@ def test_a_mask_that_does_not_fit_is_refused(dataset, tmp_path, rows, what) -> N
     balance.balance(dataset, balance.Options(), tmp_path / "s.parquet")
     table = pq.read_table(tmp_path / "s.parquet")
     table = table.set_column(1, "count", pa.array([10, 1, 0, 9, 5]))
-    table = table.append_column(tables.LEFT_OUT, pa.array(rows, tables.LEFT_OUT.type))
+    table = table.append_column(schemas.LEFT_OUT, pa.array(rows, schemas.LEFT_OUT.type))
     parquet.write(tmp_path / "bad.parquet", table)
     with pytest.raises(InputError, match=f"GL0305.*{what}"):
         drawn(dataset, sampling=tmp_path / "bad.parquet")

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from glint.errors import ResourceError
-from glint.pipelines import shard as stage
-from glint.pipelines.complete import Output
-from glint.pipelines.write import write_shard
-from glint.shards import commit, strings
+from glint.files import atomic, strings
+from glint.pipelines.dataset import shard as stage
+from glint.pipelines.dataset.output import Output
+from glint.pipelines.dataset.write import write_shard
 
 Jpeg = Callable[[int], bytes]
 OPTIONS = stage.Options(8)
@@ -95,12 +95,12 @@ def test_damaged_rows_of_a_shard_are_made_again(source: Path, begun: Path, tmp_p
 def test_a_file_that_reads_back_otherwise_gets_no_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Lossy(commit.Hashed):
+    class Lossy(atomic.Hashed):
         def write(self, data: bytes) -> int:
             self._hasher.update(data)
             return self._file.write(data[:-1] + b"?")
 
-    monkeypatch.setattr(commit, "Hashed", Lossy)
+    monkeypatch.setattr(atomic, "Hashed", Lossy)
     with pytest.raises(ResourceError, match=r"GL0007 .*read back, the file is not what was"):
-        commit.write_bytes(tmp_path / "a", b"some bytes")
+        atomic.write_bytes(tmp_path / "a", b"some bytes")
     assert list(tmp_path.iterdir()) == []

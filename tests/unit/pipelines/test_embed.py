@@ -12,8 +12,8 @@ import pytest
 import simplejpeg
 
 from glint.errors import BusyError, InputError, MismatchError, UsageError
+from glint.files import atomic
 from glint.pipelines import embed as stage
-from glint.shards import commit
 
 
 class Faces:
@@ -165,8 +165,8 @@ def test_continues_after_a_stop_while_finishing(tmp_path: Path, monkeypatch) -> 
             raise KeyboardInterrupt
         real(path, value)
 
-    real = commit.write_json
-    monkeypatch.setattr(commit, "write_json", fail)
+    real = atomic.write_json
+    monkeypatch.setattr(atomic, "write_json", fail)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "emb")
     monkeypatch.undo()
@@ -191,7 +191,7 @@ def test_another_model_is_refused(tmp_path: Path, finished: bool) -> None:
 
 def test_two_runs_on_one_folder(tmp_path: Path) -> None:
     (tmp_path / "_glint").mkdir()
-    with commit.lock(tmp_path / "_glint/lock"), pytest.raises(BusyError, match="GL0005"):
+    with atomic.lock(tmp_path / "_glint/lock"), pytest.raises(BusyError, match="GL0005"):
         run(tmp_path)
 
 
@@ -278,10 +278,10 @@ def test_embeddings_without_checksums_are_refused(tmp_path: Path) -> None:
     about = json.loads(path.read_text())
     files = about.pop("files")
     assert sorted(files) == ["centres.npy", "samples.npy"]
-    commit.write_json(path, about)
+    atomic.write_json(path, about)
     with pytest.raises(InputError, match=r"GL0402.*expected the checksum None"):
         stage.load(tmp_path, "sha256:faces", images=70, classes=9)
-    commit.write_json(path, {**about, "format": "glint/embeddings@1"})
+    atomic.write_json(path, {**about, "format": "glint/embeddings@1"})
     with pytest.raises(InputError, match=r"GL0402.*expected format 'glint/embeddings@2'"):
         stage.load(tmp_path, "sha256:faces", images=70, classes=9)
     with pytest.raises(MismatchError, match=r"GL0006.*format: glint/embeddings@1 there"):

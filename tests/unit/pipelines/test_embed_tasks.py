@@ -9,9 +9,9 @@ import pytest
 import simplejpeg
 
 from glint.errors import BusyError, InputError
+from glint.jobs import tasks
+from glint.jobs.tasks import Task
 from glint.pipelines import embed as stage
-from glint.pipelines import tasks
-from glint.pipelines.tasks import Task
 
 
 class Faces:

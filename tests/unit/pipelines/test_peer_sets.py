@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from glint.pipelines import shard as stage
-from glint.shards.index import Dataset
+from glint.pipelines.dataset import shard as stage
+from glint.shards.dataset import Dataset
 
 SETS = ("ms1m", "recbuilder", "shufrec", "im2rec", "bigids")
 

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from glint.errors import InputError, LostError, Stopped
+from glint.jobs import tasks
+from glint.jobs.ray import Ray
 from glint.pipelines import embed as embedding
-from glint.pipelines import reshard, tasks
-from glint.pipelines import shard as stage
-from glint.pipelines.cluster import Ray
-from glint.pipelines.complete import Output
-from glint.pipelines.write import write_shard
+from glint.pipelines.dataset import reshard
+from glint.pipelines.dataset import shard as stage
+from glint.pipelines.dataset.output import Output
+from glint.pipelines.dataset.write import write_shard
 from glint.shards import recordio, verify
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 pytest.importorskip("ray", reason="ray is not installed: pip install 'glint-faces[ray]'")
 

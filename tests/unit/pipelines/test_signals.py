@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from glint.errors import Stopped
-from glint.pipelines import stage
+from glint.jobs import workers as stage
 from glint.shards import recordio
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glint.review import decided, report
+from glint.conflicts import decisions
+from glint.review import report
 from glint.review.chart import chart
 from glint.review.report import Card, Group, Page, Side
 from glint.review.server import Review
@@ -80,7 +81,7 @@ def begin(tab: Any, address: str) -> None:
     tab.until("document.documentElement.dataset.ready === 'yes'")
 
 
-def downloaded(tab: Any, folder: Path, page: Page) -> list[decided.Decision]:
+def downloaded(tab: Any, folder: Path, page: Page) -> list[decisions.Decision]:
     folder.mkdir()
     tab.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     tab.value("document.getElementById('download').click()")
@@ -89,7 +90,7 @@ def downloaded(tab: Any, folder: Path, page: Page) -> list[decided.Decision]:
     while not path.exists():
         assert time.monotonic() < end
         time.sleep(0.05)
-    return decided.read(path, page.report)
+    return decisions.read(path, page.report)
 
 
 def test_fifty_pairs_by_keyboard_from_disk(
@@ -111,12 +112,12 @@ def test_fifty_pairs_by_keyboard_from_disk(
     means = {"m": "merge", "s": "mask", "x": "keep"}
     want = {(2 * k, 2 * k + 1): means[keys[k]] for k in range(48)} | {(96, 97): "merge"}
     told = downloaded(tab, tmp_path / "first", page)
-    said = {pair: one["reviewer"] for pair, one in decided.standing(told).items()}
+    said = {pair: one["reviewer"] for pair, one in decisions.standing(told).items()}
     assert said == want
 
     begin(tab, path.as_uri() + "?again")  # a fresh load remembers, by localStorage
     assert "49 of 70 decided" in tab.value("document.getElementById('tally').textContent")
-    again = decided.standing(downloaded(tab, tmp_path / "second", page))
+    again = decisions.standing(downloaded(tab, tmp_path / "second", page))
     assert again == {pair: {"reviewer": verdict} for pair, verdict in want.items()}
     outside = [one for one in tab.requests if not one.startswith(("file:", "data:", "blob:"))]
     assert outside == []
@@ -205,7 +206,7 @@ def test_two_reviewers_of_a_served_report(
 ) -> None:
     page = pairs(60)
     known = frozenset((card.a.label, card.b.label) for card in page.cards)
-    book = decided.Book(tmp_path / decided.NAME, page.report)
+    book = decisions.Book(tmp_path / decisions.NAME, page.report)
     server = Review(saved(tmp_path, page), book, known, lambda label: [jpeg(label)])
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -225,7 +226,7 @@ def test_two_reviewers_of_a_served_report(
         while len(book.decisions) < 5:
             assert time.monotonic() < end
             time.sleep(0.02)
-        said = decided.standing(decided.read(book.path, page.report))
+        said = decisions.standing(decisions.read(book.path, page.report))
         assert said == {
             (0, 1): {"alice": "merge", "bob": "merge"},
             (2, 3): {"alice": "merge", "bob": "keep"},
@@ -239,4 +240,4 @@ def test_two_reviewers_of_a_served_report(
         server.shutdown()
         server.server_close()
         book.close()
-    assert json.loads(book.path.read_text().splitlines()[0])["schema"] == decided.SCHEMA
+    assert json.loads(book.path.read_text().splitlines()[0])["schema"] == decisions.SCHEMA

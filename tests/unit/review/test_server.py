@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from glint.conflicts import decisions
 from glint.errors import InputError, UsageError
-from glint.review import decided, report
+from glint.review import report
 from glint.review.report import Card, Page, Side
 from glint.review.server import Review
 
@@ -60,14 +61,14 @@ class Client:
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Iterator[decided.Book]:
-    made = decided.Book(tmp_path / decided.NAME, REPORT)
+def book(tmp_path: Path) -> Iterator[decisions.Book]:
+    made = decisions.Book(tmp_path / decisions.NAME, REPORT)
     yield made
     made.close()
 
 
 @pytest.fixture
-def server(tmp_path: Path, book: decided.Book) -> Iterator[Review]:
+def server(tmp_path: Path, book: decisions.Book) -> Iterator[Review]:
     card = Card(Side(1, "Ann", "1", 2), Side(2, "An", "2", 1), 0.8, 0.7, 0.6, 0.9, 0.8, "merge")
     page = Page("Identities", [], [], [], [card], report=REPORT)
     report.write(tmp_path / "report.html", page)
@@ -105,7 +106,7 @@ def test_a_link_opens_once(server: Review) -> None:
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_nothing_without_a_session(server: Review, book: decided.Book) -> None:
+def test_nothing_without_a_session(server: Review, book: decisions.Book) -> None:
     stranger = Client(server)
     body = {"by": "eve", "decisions": [[1, 2, "keep"]]}
     for method, path in (
@@ -126,7 +127,7 @@ def test_another_name_for_this_machine_is_refused(server: Review, host: str | No
     assert client.ask("GET", "/", Host=f"localhost:{server.server_port}")[0] == 200
 
 
-def test_another_site_cannot_write(server: Review, book: decided.Book) -> None:
+def test_another_site_cannot_write(server: Review, book: decisions.Book) -> None:
     client = Client(server).enter()
     body = {"by": "eve", "decisions": [[1, 2, "keep"]]}
     for origin in ("http://evil.example", "null", "http://127.0.0.1:1"):
@@ -138,16 +139,16 @@ def test_another_site_cannot_write(server: Review, book: decided.Book) -> None:
     assert client.ask("POST", "/decide", body, Origin=server.origin)[0] == 200
 
 
-def test_an_answered_decision_is_on_disk(server: Review, book: decided.Book) -> None:
+def test_an_answered_decision_is_on_disk(server: Review, book: decisions.Book) -> None:
     alice, bob = Client(server).enter(), Client(server).enter()
     body = {"by": "alice", "decisions": [[1, 2, "merge"], [4, 3, "keep"]]}
     status, told, _ = alice.ask("POST", "/decide", body)
     assert status == 200
-    on_disk = decided.read(book.path, REPORT)
+    on_disk = decisions.read(book.path, REPORT)
     assert [d.line(REPORT) for d in on_disk] == json.loads(told)["decisions"]
     bob.ask("POST", "/decide", {"by": "bob", "decisions": [[1, 2, "keep"]]})
     alice.ask("POST", "/decide", {"by": "alice", "decisions": [[3, 4, "none"]]})
-    said = decided.standing(decided.read(book.path, REPORT))
+    said = decisions.standing(decisions.read(book.path, REPORT))
     assert said == {(1, 2): {"alice": "merge", "bob": "keep"}}
     _, told, _ = bob.ask("GET", "/decisions?since=2")
     news = json.loads(told)
@@ -174,7 +175,7 @@ def test_an_answered_decision_is_on_disk(server: Review, book: decided.Book) -> 
     ],
 )
 def test_what_is_no_decision_is_not_written(
-    server: Review, book: decided.Book, body: object, status: int
+    server: Review, book: decisions.Book, body: object, status: int
 ) -> None:
     assert Client(server).enter().ask("POST", "/decide", body)[0] == status
     assert book.path.read_bytes() == b""
@@ -199,7 +200,7 @@ def test_sizes_paths_and_faces(server: Review) -> None:
 
 
 def test_a_page_that_cannot_be_reviewed_and_a_port_in_use(
-    server: Review, book: decided.Book, tmp_path: Path
+    server: Review, book: decisions.Book, tmp_path: Path
 ) -> None:
     old = tmp_path / "old.html"
     old.write_text("<!doctype html>")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glint.errors import ResourceError
-from glint.search import cross, knn
+from glint.search import cross, pairs
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_the_pairs_equal_brute_force(n: int, m: int, dim: int) -> None:
     if n > 10:
         x[3], x[7], y[0] = np.nan, 0, np.inf
     with np.errstate(invalid="ignore"):
-        whole = knn.unit64(x) @ knn.unit64(y).T
+        whole = pairs.unit64(x) @ pairs.unit64(y).T
     edge = np.sort(whole[np.isfinite(whole)])[-min(50, n * m) :][0]
     found = cross.pairs_across(x, y, float(edge) - 1e-12)
     expected = np.argwhere(whole >= edge - 1e-12)

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glint.search import door, knn, screens
+from glint.search import faiss_index, pairs, screens
 
 ENGINES = [
     "torch",
     *(["int8"] if screens.int8_is_fast() else []),
-    *(["faiss"] if door.available() else []),
+    *(["faiss"] if faiss_index.available() else []),
 ]
 int8 = pytest.mark.skipif(not screens.int8_is_fast(), reason="no AVX512-VNNI")
 
@@ -21,7 +21,7 @@ int8 = pytest.mark.skipif(not screens.int8_is_fast(), reason="no AVX512-VNNI")
 def test_margin_bounds_float32_products() -> None:
     rng = np.random.default_rng(3)
     for dim in (8, 128, 512, 2048):
-        x, y = knn.unit64(rng.random((200, dim))), knn.unit64(rng.random((200, dim)))
+        x, y = pairs.unit64(rng.random((200, dim))), pairs.unit64(rng.random((200, dim)))
         exact = (x * y).sum(axis=1)
         rough = np.einsum("nd,nd->n", x.astype(np.float32), y.astype(np.float32))
         assert np.abs(rough - exact).max() < screens.margin(dim) < 1e-3
@@ -47,16 +47,16 @@ def test_the_worst_that_int8_does_is_found() -> None:
     dim = 1024
     x = np.full((2, dim), 100.499)
     x[:, 0] = 127  # the largest part, in steps
-    unit = knn.unit64(x)
+    unit = pairs.unit64(x)
     cosine = float((unit[0] * unit[1]).sum())
-    screen = knn.open_screen("int8", x, np.arange(2), cosine, 2)
+    screen = pairs.open_screen("int8", x, np.arange(2), cosine, 2)
     assert isinstance(screen, screens.Int8)
     off, step = screen._off[0], screen._step[0]
     whole = screen._row_ND.numpy().astype(np.int64)
     lost = cosine - step**2 * float(whole[0] @ whole[1])
     assert 0.97 * 2 * off < lost <= off + (1 + off) * off
     assert lost > 0.009
-    assert len(knn.pairs_above(x, cosine, engine="int8").a) == 1
+    assert len(pairs.pairs_above(x, cosine, engine="int8").a) == 1
 
 
 @int8
@@ -66,9 +66,9 @@ def test_products_are_off_by_less_than_the_cut_allows() -> None:
     for count, dim, top in ((1, 1, 0), (2, 3, 0), (33, 1024, 0), (200, 512, 0), (129, 512, 300)):
         x = rng.standard_normal((count, dim))
         x[:, 0] += top  # the others are less than half a step
-        screen = knn.open_screen("int8", x, np.arange(count), 0.4, 50)
+        screen = pairs.open_screen("int8", x, np.arange(count), 0.4, 50)
         assert isinstance(screen, screens.Int8)
-        unit = knn.unit64(x)[screen._order_N]
+        unit = pairs.unit64(x)[screen._order_N]
         block = np.arange(count) // 50
         step, off = screen._step[block], screen._off[block]
         whole = screen._row_ND.numpy().astype(np.float64)
@@ -83,7 +83,7 @@ def test_rows_of_one_part(engine: str) -> None:
     """A product of int8 over one part is wrong in torch, more often than not."""
     x = np.array([[0.5], [-0.25], [2.0], [0.125]], np.float32)
     for _ in range(20):
-        got = knn.pairs_above(x, -1.0, engine=engine)
+        got = pairs.pairs_above(x, -1.0, engine=engine)
         assert got.cosine.tolist() == [-1, 1, 1, -1, -1, 1]
 
 
@@ -123,8 +123,8 @@ def rows(draw: st.DrawFn) -> np.ndarray:
 @given(rows(), st.data())
 def test_pairs_are_those_of_a_float64_brute_force(x: np.ndarray, data: st.DataObject) -> None:
     """At the cosine of a pair itself, at the next float above it, and around it."""
-    good = np.flatnonzero(knn.usable(x))
-    unit = knn.unit64(x[good])
+    good = np.flatnonzero(pairs.usable(x))
+    unit = pairs.unit64(x[good])
     i, j = np.triu_indices(len(good), 1)
     cosine = (unit[i] * unit[j]).sum(axis=1)
     near = data.draw(st.sampled_from([0.0, 1e-9, 1e-5, 2**-10, 2**-8, -(2**-9)]))
@@ -133,7 +133,7 @@ def test_pairs_are_those_of_a_float64_brute_force(x: np.ndarray, data: st.DataOb
     for at in (threshold, np.nextafter(threshold, 2), threshold - near):
         keep = cosine >= at
         for engine in ENGINES:
-            got = knn.pairs_above(x, at, engine=engine, block=block)
+            got = pairs.pairs_above(x, at, engine=engine, block=block)
             np.testing.assert_array_equal(got.a, good[i[keep]])
             np.testing.assert_array_equal(got.b, good[j[keep]])
             np.testing.assert_array_equal(got.cosine, cosine[keep])
@@ -150,14 +150,14 @@ def test_a_fast_processor_is_known_by_its_instructions() -> None:
 def test_a_screen_of_many_rows_lets_little_else_through() -> None:
     """Of 20,000 rows with pairs planted, the pairs of float64, and few more to score."""
     rng = np.random.default_rng(5)
-    x = knn.unit64(rng.standard_normal((20000, 512)))
+    x = pairs.unit64(rng.standard_normal((20000, 512)))
     t = rng.uniform(0.3, 0.9, 5000)[:, None]
     x[:5000] = t * x[5000:10000] + np.sqrt(1 - t * t) * x[:5000]
     want = [np.argwhere(np.triu(x[s : s + 500] @ x.T, s + 1) >= 0.4) + [s, 0]
             for s in range(0, 20000, 500)]  # fmt: skip
-    screen = knn.open_screen("int8", x, np.arange(20000), 0.4, 2048)
+    screen = pairs.open_screen("int8", x, np.arange(20000), 0.4, 2048)
     near = sum(len(a) for first in range(0, 20000, 2048) for a, _ in screen.tiles(first))
-    got = knn.pairs_above(x, 0.4, engine="int8")
+    got = pairs.pairs_above(x, 0.4, engine="int8")
     np.testing.assert_array_equal(np.stack([got.a, got.b], axis=1), np.concatenate(want))
     assert len(got.a) < near < 1.1 * len(got.a)
 
@@ -171,7 +171,7 @@ def test_threads_share_the_tiles_and_leave_torch_as_it_was() -> None:
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(knn.pairs_above(x, 0.5, engine="int8", block=64))
+            found.append(pairs.pairs_above(x, 0.5, engine="int8", block=64))
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)

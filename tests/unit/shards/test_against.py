@@ -17,11 +17,12 @@ import pytest
 import xxhash
 
 from glint.errors import InputError, UsageError
-from glint.pipelines import drop as taking
-from glint.pipelines import merge as joining
-from glint.pipelines import shard as stage
-from glint.pipelines.reshard import reshard
-from glint.shards import commit, parquet, recordio, seal
+from glint.files import atomic, parquet, seal
+from glint.pipelines.dataset import drop as taking
+from glint.pipelines.dataset import merge as joining
+from glint.pipelines.dataset import shard as stage
+from glint.pipelines.dataset.reshard import reshard
+from glint.shards import recordio
 from glint.shards.verify import survey, verify
 
 Jpeg = Callable[[int], bytes]
@@ -158,8 +159,8 @@ def test_merged_and_erased(tmp_path: Path, jpeg: Jpeg) -> None:
     good(tmp_path / "a1", a, n=N - 4, missing=3)
     taking.drop(tmp_path / "a1", ["id2"], reason="asked", erase=tmp_path / "a2")
     good(tmp_path / "a2", tmp_path / "a1", n=N - 8, missing=4)
-    manifest = commit.read_json(tmp_path / "a2/manifest.json")
-    commit.write_json(tmp_path / "a2/manifest.json", seal.sealed({**manifest, "erased": 8}))
+    manifest = atomic.read_json(tmp_path / "a2/manifest.json")
+    atomic.write_json(tmp_path / "a2/manifest.json", seal.sealed({**manifest, "erased": 8}))
     assert any("not as many as were erased" in line for line in told(tmp_path / "a2", a)["shown"])
 
 
@@ -175,12 +176,12 @@ def sealed_again(root: Path, rows: pa.Table | None = None) -> None:
         digests.append(xxhash.xxh3_128_digest(raw))
     place = rows.schema.get_field_index("digest")
     parquet.write(path, rows.set_column(place, "digest", pa.array(digests, pa.binary(16))))
-    manifest = commit.read_json(root / "manifest.json")
+    manifest = atomic.read_json(root / "manifest.json")
     for entry in manifest["shards"]:
         entry["sha256"] = hashlib.sha256(tars[entry["name"]]).hexdigest()
         entry["bytes"] = len(tars[entry["name"]])
     manifest["files"] = [seal.entry(root / entry["name"]) for entry in manifest["files"]]
-    commit.write_json(root / "manifest.json", seal.sealed(manifest))
+    atomic.write_json(root / "manifest.json", seal.sealed(manifest))
 
 
 def replaced(rows: pa.Table, name: str, values: list[Any]) -> pa.Table:

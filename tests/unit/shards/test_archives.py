@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from glint.errors import GlintError, InputError
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import plan
 from glint.shards.image import Rejected
 from glint.shards.sources import open_source, reopen

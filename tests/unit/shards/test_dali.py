@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from glint.errors import InputError
-from glint.pipelines import reshard
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import reshard
+from glint.pipelines.dataset import shard as stage
 from glint.shards.verify import verify
 
 Jpeg = Callable[[int], bytes]

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glint import schemas
 from glint.errors import BusyError
-from glint.manifests import tables
-from glint.pipelines import shard
+from glint.pipelines.dataset import shard
 from glint.shards import duplicates, labels
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 
 
 @settings(max_examples=200, deadline=None)
@@ -58,7 +58,7 @@ def test_what_is_found(data: Dataset, tmp_path: Path) -> None:
         [2, 3, 3],
     ]
     table = pq.read_table(out)
-    assert table.schema == tables.EQUALS
+    assert table.schema == schemas.EQUALS
     told = defaultdict(list)
     for row in table.to_pylist():
         told[row["group"], row["across"]].append(row["source"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from glint.errors import InputError, ResourceError
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import recordio
 from glint.shards.image import Rejected
 from glint.shards.sources import open_source

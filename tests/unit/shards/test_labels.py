@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from glint.errors import InputError
-from glint.shards import commit, labels
+from glint.files import atomic
+from glint.shards import labels
 
 NONE = np.empty((0, 2), np.int64)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    commit.write_json(tmp_path / "manifest.json", {"identities": 4})
+    atomic.write_json(tmp_path / "manifest.json", {"identities": 4})
     return tmp_path
 
 
@@ -86,6 +87,6 @@ def test_damage_on_disk_is_seen(root: Path) -> None:
     path.unlink()
     with pytest.raises(InputError, match="the file is missing"):
         labels.current(root, 4)
-    commit.write_json(root / "labels" / "current.json", {"version": 1, "file": "../../x"})
+    atomic.write_json(root / "labels" / "current.json", {"version": 1, "file": "../../x"})
     with pytest.raises(InputError, match="expected a version and its file"):
         labels.current(root, 4)

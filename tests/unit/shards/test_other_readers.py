@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 
 SCRIPT = Path(__file__).parents[2] / "peers" / "read_with_datasets.py"
 # Another Python, with `datasets`, `webdataset` and `pillow`, where this one lacks them.

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from glint.errors import InputError, UsageError
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import exif
 from glint.shards.image import Rejected, look
 from glint.stream.decode import decode_into

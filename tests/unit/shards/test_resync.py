@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from glint.errors import GlintError, InputError, UsageError
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import recordio
 from glint.shards.image import Rejected
 from glint.shards.recordio import scan_past_damage

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from glint.errors import InputError
-from glint.pipelines import shard as stage
-from glint.shards import commit, labels, parquet, seal
+from glint.files import atomic, parquet, seal
+from glint.pipelines.dataset import shard as stage
+from glint.shards import labels
 from glint.shards import walk as walking
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.shards.ustar import BLOCK
 from glint.shards.verify import verify
 from glint.shards.walk import Problem, index
@@ -190,9 +191,9 @@ def test_a_well_sealed_lie_is_found(data: Path) -> None:
 
     def lie(table: Any) -> list[dict[str, Any]]:
         parquet.write(data / "samples.parquet", table)
-        manifest = commit.read_json(data / "manifest.json")
+        manifest = atomic.read_json(data / "manifest.json")
         manifest["files"][0] = seal.entry(data / "samples.parquet")
-        commit.write_json(data / "manifest.json", seal.sealed(manifest))
+        atomic.write_json(data / "manifest.json", seal.sealed(manifest))
         return said(data)
 
     good = pq.read_table(data / "samples.parquet")
@@ -244,9 +245,9 @@ def test_labels_and_takedowns(data: Path) -> None:
 def test_what_is_no_dataset(tmp_path: Path, data: Path) -> None:
     with pytest.raises(InputError, match="GL0301 not-a-dataset"):
         verify(tmp_path / "none")
-    manifest = commit.read_json(data / "manifest.json")
+    manifest = atomic.read_json(data / "manifest.json")
     del manifest["seal"], manifest["files"]
-    commit.write_json(data / "manifest.json", manifest)
+    atomic.write_json(data / "manifest.json", manifest)
     found = said(data)
     assert found[0]["expected"] == "" and "field 'seal'" in found[0]["what"]
     assert sum("no digest of" in p["what"] for p in found) == 3
@@ -332,7 +333,7 @@ def test_reads_that_fail_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) 
         patch.setattr(walking._Hashed, "readinto", fail)
         problems = said(data)
         assert {p["code"] for p in problems} == {"GL0903"} and len(problems) == 3
-    for place, name in ((commit, "sha256"), (seal, "lines"), (Path, "iterdir"), (seal, "check")):
+    for place, name in ((atomic, "sha256"), (seal, "lines"), (Path, "iterdir"), (seal, "check")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, fail)
             assert {p["code"] for p in said(data)} == {"GL0903"}, name

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glint.pipelines import shard as stage
+from glint.pipelines.dataset import shard as stage
 from glint.shards import ustar
 from glint.shards import walk as walking
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.shards.ustar import BLOCK
 from glint.shards.walk import Entry, Rows, entries, index, none, walk
 

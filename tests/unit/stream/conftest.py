@@ -15,8 +15,8 @@ import pytest
 import simplejpeg
 import xxhash
 
-from glint.manifests import tables
-from glint.shards.index import Dataset
+from glint import schemas
+from glint.shards.dataset import Dataset
 
 
 def face(seed: int, size: int = 112) -> bytes:
@@ -33,7 +33,7 @@ def write(
     """Write a dataset with these labels, in order."""
     (root / "data").mkdir(parents=True)
     classes = max(labels) + 1
-    columns: dict[str, list[object]] = {name: [] for name in tables.SAMPLES.names}
+    columns: dict[str, list[object]] = {name: [] for name in schemas.SAMPLES.names}
     shards = []
     for number, first in enumerate(range(0, len(labels), per_shard)):
         name = f"train-{number:06d}.tar"
@@ -61,7 +61,7 @@ def write(
                 )
                 for column, value in zip(columns.values(), values):
                     column.append(value)
-    pq.write_table(pa.table(columns, schema=tables.SAMPLES), root / "samples.parquet")
+    pq.write_table(pa.table(columns, schema=schemas.SAMPLES), root / "samples.parquet")
     count = np.bincount(labels, minlength=classes)
     identities = {
         "label": range(classes),
@@ -70,7 +70,7 @@ def write(
         "count": count,
     }
     pq.write_table(
-        pa.table({k: list(v) for k, v in identities.items()}, schema=tables.IDENTITIES),
+        pa.table({k: list(v) for k, v in identities.items()}, schema=schemas.IDENTITIES),
         root / "identities.parquet",
     )
     (root / "manifest.json").write_text(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from glint.errors import InputError
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.stream import columns as module
 from glint.stream.columns import key_of, open_columns
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from glint.errors import LostError
-from glint.shards.index import Dataset
+from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
-from glint.stream import pool, reader
+from glint.stream import reader, workers
 from glint.stream.loader import Stream
 
 BAD = 33
@@ -62,7 +62,7 @@ def test_the_picture_is_named(
 
 
 def test_a_picture_that_hangs_is_named(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool, "DEADLINE", 0.5)
+    monkeypatch.setattr(workers, "DEADLINE", 0.5)
     monkeypatch.setattr("glint.stream.loader.DEADLINE", 0.5)
     monkeypatch.setattr(reader, "decode_into", ends(small, lambda: time.sleep(30)))
     with pytest.raises(LostError, match="no batch from worker") as caught:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from glint.errors import UsageError
+from glint.stream.class_rows import Members
 from glint.stream.coverage import coverage
 from glint.stream.draws import Draws as FromMembers
-from glint.stream.members import Members
 from glint.stream.plan import Plan
 
 

@@ -15,10 +15,10 @@ import pytest
 import simplejpeg
 import torch
 
+from glint import schemas
 from glint.errors import InputError, LostError, UsageError
-from glint.manifests import tables
 from glint.shards.labels import LabelTable
-from glint.stream import pool
+from glint.stream import workers as pool
 from glint.stream.loader import Batch, Stream
 
 
@@ -59,7 +59,7 @@ def sampling(path, label, count, draws, **names):
         "repeat": [1.0] * len(label),
         "draws": np.asarray(draws, dtype=float),
     }
-    schema = tables.SAMPLING.with_metadata({k: str(v) for k, v in names.items()} or None)
+    schema = schemas.SAMPLING.with_metadata({k: str(v) for k, v in names.items()} or None)
     pq.write_table(pa.table(columns, schema=schema), path)
     return path
 

@@ -9,9 +9,9 @@ import torch
 from glint.errors import UsageError
 from glint.pipelines import balance
 from glint.shards.labels import LabelTable
+from glint.stream.class_rows import Members
 from glint.stream.loader import Stream
 from glint.stream.mates import MatePlan
-from glint.stream.members import Members
 from glint.stream.plan import Plan
 
 

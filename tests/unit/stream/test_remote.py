@@ -13,13 +13,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 from glint.errors import InputError, LostError, UsageError
-from glint.pipelines import shard as stage
-from glint.shards import labels, recordio, store
-from glint.shards.index import Dataset
-from glint.shards.store import Store
-from glint.stream.ahead import Ahead
+from glint.files import store
+from glint.files.store import Store
+from glint.pipelines.dataset import shard as stage
+from glint.shards import labels, recordio
+from glint.shards.dataset import Dataset
 from glint.stream.loader import Batch, Stream
 from glint.stream.plan import Plan
+from glint.stream.prefetch import Ahead
 
 
 class Slow(MemoryFileSystem):
@@ -159,7 +160,7 @@ def test_an_order_that_would_fetch_for_ever_is_refused(
 def test_shards_are_fetched_ahead_in_the_order_of_their_use(
     local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glint.stream.ahead.THREADS", 1)
+    monkeypatch.setattr("glint.stream.prefetch.THREADS", 1)
     ours = stream(URL)
     rows = ours.plan.rows_at(0, np.arange(240))
     first_use = list(dict.fromkeys(ours.columns.shard_of(rows).tolist()))

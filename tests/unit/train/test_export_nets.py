@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from glint.models import checkpoint
+from glint.models.export_onnx import export_onnx
 from glint.nn.backbones import NAMES, create
-from glint.train import checkpoint
-from glint.train.export import export_onnx
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -15,7 +15,7 @@ from glint.errors import UsageError
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import _KEEP, PartialFC
-from glint.nn.heads.rows import RULES
+from glint.nn.heads.updates import RULES
 from glint.nn.margins import CosFace
 from glint.train import memory
 from glint.train.memory import Head, largest, plan

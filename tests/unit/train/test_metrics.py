@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from glint.cli import out
+from glint.cli import console
 from glint.dist.collectives import SPENT
 from glint.train import metrics
 
@@ -87,7 +87,7 @@ def test_without_a_terminal_a_line_tells_what_is_left(
 ) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
-    with out.progress("train") as show:
+    with console.progress("train") as show:
         show(50, 100, "at first")  # the run goes on at 50
         clock.now += 31
         show(60, 100, "loss 3")

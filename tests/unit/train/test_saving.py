@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from glint.dist.world import World
 from glint.errors import MismatchError, ResourceError
-from glint.evals import stored
-from glint.train import checkpoint, restore, saving
-from glint.train.checkpoint import meeting
+from glint.models import checkpoint, stored
+from glint.models.checkpoint import meeting
+from glint.train import restore, saving
 from glint.train.saving import Saver
 
 

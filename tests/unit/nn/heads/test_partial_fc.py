@@ -10,7 +10,7 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import InputError, UsageError
 from glint.nn.heads.partial_fc import PartialFC, initial_centres
-from glint.nn.heads.rows import RULES
+from glint.nn.heads.updates import RULES
 from glint.nn.margins import CosFace
 
 F64 = torch.float64

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.rows import RULES
 from glint.nn.heads.storage import Store, noise
+from glint.nn.heads.updates import RULES
 from glint.nn.margins import CosFace
 
 

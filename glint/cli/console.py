@@ -1,0 +1,186 @@
+"""What a command shows: a result on stdout, everything else on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from glint import log
+from glint.errors import BudgetError, GlintError, UsageError
+from glint.log import Progress
+
+JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
+DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
+DATASET = typer.Argument(..., help="A dataset: a folder, or a URL such as s3://bucket/name.")
+
+
+class Bare(TyperGroup):
+    """A group whose bare form, as `glint dedup-conflicts DATASET`, is `find`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `find` before arguments that name no other subcommand."""
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["find", *args]
+        return super().parse_args(ctx, args)
+
+
+def path(text: str, option: str) -> Path:
+    """Turn an option's text into a local path. Raises UsageError for a URL.
+
+    And for "", or it would mean ".".
+    """
+    from glint.files import store
+
+    if not text:
+        raise UsageError("GL0002", "expected a path, found an empty text", where=option)
+    store.refuse(text, f"{option} must be a local path")
+    return Path(text)
+
+
+def local(text: str) -> Path:
+    """Parse an argument that must be a local path. Raises typer.BadParameter for a URL or ""."""
+    try:
+        return path(text, "it")
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.what} ({error.where})") from None
+
+
+def place(text: str, option: str) -> Path | str:
+    """Turn an option's text into a path, or leave it a URL. Raises UsageError."""
+    from glint.files import store
+
+    return text if store.is_url(text) else path(text, option)
+
+
+def quoted(path: str | Path) -> str:
+    """Write a path as a shell takes it back."""
+    return shlex.quote(str(path))
+
+
+def count(n: int, noun: str) -> str:
+    """Say how many: 1 shard, 2 shards, 3 identities."""
+    ending = {"y": "ies", "s": "ses"}.get(noun[-1], f"{noun[-1]}s")
+    return f"{n} {noun if n == 1 else noun[:-1] + ending}"
+
+
+def told(error: GlintError) -> dict[str, object]:
+    """Return an error as the one JSON object that `--json` prints for it."""
+    return {
+        "schema": "glint/error@1",
+        "error": error.code,
+        "slug": error.slug,
+        "what": error.what,
+        "where": error.where,
+        "hint": error.hint,
+        "exit": error.exit_code,
+    }
+
+
+def fail(error: GlintError) -> NoReturn:
+    """Print an error as people read it and leave with its exit code."""
+    print(f"error {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
+
+
+def run(
+    work: Callable[[], dict[str, Any]],
+    schema: str,
+    as_json: bool,
+    text: str = "",
+    *,
+    debug: bool = False,
+    say: Callable[[dict[str, Any]], str] | None = None,
+) -> None:
+    """Do `work` and show its result: JSON with `schema`, or `say(result)` for people.
+
+    An error is told on stderr and, as JSON, on stdout too: there is one object whatever happens.
+    """
+    log.set_up()
+    try:
+        try:
+            result = work()
+        except OSError as error:
+            if debug or error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            name = str(error.filename)
+            raise UsageError(
+                "GL0002",
+                f"the path cannot be used: {error.strerror}",
+                where=name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)",
+            ) from None
+    except GlintError as error:
+        if as_json and isinstance(error, BudgetError) and error.result is not None:
+            print(json.dumps({"schema": schema, **error.result}))
+        elif as_json:
+            print(json.dumps(told(error)))
+        if debug:
+            traceback.print_exception(error)
+        fail(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    if as_json:
+        print(json.dumps({"schema": schema, **result}, sort_keys=False))
+    elif say is not None:
+        print(say(result))
+    elif text:
+        print(text)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere one line every 30 seconds; both on stderr."""
+    if sys.stderr.isatty() and not os.environ.get("CI"):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        with Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        ) as bar:
+            task = bar.add_task(title, total=None, note="")
+
+            def show(done: int, total: int, note: str = "") -> None:
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield show
+        return
+    last = time.monotonic()
+    first: tuple[float, int] | None = None  # what was done when work began: a run may go on
+
+    def line(done: int, total: int, note: str = "") -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = first or (now, done)
+        if now - last >= 30:
+            last = now
+            rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
+            left = f" ETA {timedelta(seconds=round((total - done) / rate))}" if rate else ""
+            print(f"{title} {done}/{total} {note}".rstrip() + left, file=sys.stderr)
+
+    yield line

@@ -1,0 +1,59 @@
+"""Options of work that several processes or machines share: `--task i/N`, `--engine ray`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from glint.errors import UsageError
+
+if TYPE_CHECKING:
+    from glint.jobs.ray import Ray
+    from glint.jobs.tasks import Task
+
+TASK = typer.Option(
+    "", "--task", metavar="i/N", help="Do a share of the work: task i of N, counted from 0."
+)
+ENGINE = typer.Option("local", "--engine", help="local: processes of this machine; or ray.")
+RAY_ADDRESS = typer.Option(
+    "", "--ray-address", help="A Ray cluster: auto, or HOST:PORT. Else Ray is started here."
+)
+
+
+def task(text: str) -> Task | None:
+    """Read --task. Raises UsageError GL0002."""
+    from glint.jobs.tasks import Task
+
+    return Task.parse(text)
+
+
+def engine(name: str, address: str, at_once: int = 0, *, actors: bool = False) -> Ray | None:
+    """Return the engine, None for this machine. Raises UsageError GL0002, GL0003."""
+    if name not in ("local", "ray"):
+        raise UsageError("GL0002", f"expected local or ray, found {name}", where="--engine")
+    if name == "local":
+        if address:
+            raise UsageError("GL0002", "only --engine ray takes one", where="--ray-address")
+        return None
+    from glint.jobs.ray import Ray
+
+    ray = Ray(address, at_once, actors)
+    ray.check()
+    return ray
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def left(result: dict[str, Any], pieces: str = "shards") -> str:
+    """Say what is left to other tasks; "" where nothing is."""
+    if not result.get("left"):
+        return ""
+    return (
+        f"wrote        the share of task {result['task']} of {result['out']}\n"
+        f"left         {result['left']} of {result[pieces]} {pieces} are left to other tasks"
+    )

@@ -1,0 +1,117 @@
+"""Names by the million as Arrow holds them, and arrays of a plan: saved, mapped, read in parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from glint.errors import ResourceError
+from glint.files import atomic
+
+SUM = ".xxh3"
+BLOCK = 1 << 16  # names that are Python objects at a time
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Raise ResourceError GL0903 instead of OSError while glint's own files are read."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise ResourceError("GL0903", what, where=str(folder)) from error
+
+
+def packed(values: Iterable[bytes]) -> pa.LargeBinaryArray:
+    """Pack byte strings: 8 bytes each beside their own."""
+    left = iter(values)
+    pieces = [pa.array([], pa.large_binary())]
+    while piece := list(islice(left, BLOCK)):
+        pieces.append(pa.array(piece, pa.large_binary()))
+    return pa.concat_arrays(pieces)
+
+
+def text(names: pa.Array) -> pa.StringArray:
+    """Return byte strings as text; where some are not UTF-8, their bytes are written as \\xNN."""
+    try:
+        return names.cast(pa.large_string()).cast(pa.string())
+    except pa.ArrowInvalid:
+        values = (name.as_py().decode("utf-8", "backslashreplace") for name in names)
+        return pa.array(values, pa.string())
+
+
+@contextmanager
+def summed(path: Path) -> Iterator[atomic.Hashed]:
+    """Yield a file to write; NAME.xxh3 beside it says what was given to be written."""
+    with path.open("wb") as file:
+        hashed = atomic.Hashed(file)
+        yield hashed
+    path.with_name(path.name + SUM).write_text(hashed.digest)
+
+
+def sound(folder: Path) -> bool:
+    """Say whether `summed` wrote files into a folder that are as they were given to be written."""
+    try:
+        sums = {path: path.read_text() for path in folder.glob("*" + SUM)}
+        return bool(sums) and all(atomic.digest(p.with_suffix("")) == s for p, s in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def save_names(folder: Path, name: str, names: pa.Array) -> None:
+    """Write NAME.arrow."""
+    batch = pa.record_batch([names], [name])
+    with (
+        summed(folder / f"{name}.arrow") as file,
+        pa.ipc.new_file(pa.PythonFile(file, "w"), batch.schema) as writer,
+    ):
+        writer.write_batch(batch)
+
+
+def load_names(folder: Path, name: str) -> pa.Array:
+    """Map what `save_names` wrote. Raises ResourceError GL0903."""
+    with reading(folder):
+        column = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all().column(0)
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def write_array(file: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy. numpy itself overlooks that a disk is full for the last bytes."""
+    plain: Any = SimpleNamespace(write=file.write)  # or numpy takes the descriptor
+    np.save(plain, array, allow_pickle=False)
+
+
+def save_array(folder: Path, name: str, array: npt.NDArray[Any]) -> None:
+    """Write NAME.npy."""
+    with (folder / f"{name}.npy").open("wb") as file:
+        write_array(file, array)
+
+
+def new_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """Create an .npy of this shape, with its room on the disk, and map it for writing."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    take_room(path)
+    return array
+
+
+def take_room(path: Path) -> None:
+    """Take the room of a file that is mapped for writing: a full disk would be a signal later."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
+    """Map NAME.npy for reading, as a plain array: a memmap is slow to index."""
+    path = folder / f"{name}.npy"
+    with reading(folder):
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array.view(np.ndarray)

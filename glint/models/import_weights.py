@@ -1,0 +1,205 @@
+"""Published weights of other programs as a checkpoint: read without running a line of them."""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
+from glint.models import checkpoint
+from glint.models.stored import sha256, tensors
+from glint.nn import backbones
+
+# arcface_torch's names; glint's own are taken too
+NAMES = {
+    **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
+    "vit_t_dp005_mask0": "vit_t",
+    "vit_s_dp005_mask_0": "vit_s",
+    "vit_b_dp005_mask_005": "vit_b",
+    "vit_l_dp005_mask_005": "vit_l",
+}
+INSIDE = ("state_dict_backbone", "state_dict", "backbone", "model")  # of whole checkpoints
+PREFIX = "module."  # of a net inside DistributedDataParallel
+COUNTER = "num_batches_tracked"  # of norms; older files lack it, and nothing computes with it
+SHOWN = 5  # names and shapes told in a message
+LEGACY = 4  # pickles at the start of a file of torch before 1.6; bare numbers follow
+# opcodes that fetch a name, and the names that a file of tensors fetches
+CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
+TENSORS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+    r"|torch(\.cuda)? \w+Storage|torch\.nn\.parameter Parameter|torch (Size|device|[a-z]+\d+)"
+)
+
+
+def import_weights(
+    weights: str | Path,
+    backbone: str,
+    out: str | Path,
+    *,
+    embedding: int = 512,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
+
+    Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
+    Gives {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
+    Raises UsageError GL0001/GL0002, BusyError GL0004, UnsafeError GL0801 for a pickle that asks
+    for more than tensors, InputError GL0401 for a file that is damaged or of another net.
+    """
+    weights, out = Path(weights), Path(out)
+    _require_empty(out)
+    name, net, found, state = _taken(weights, backbone, embedding, options)
+    kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
+                    if t.is_floating_point()})  # fmt: skip
+    source = {"name": weights.name, "sha256": sha256(weights), "dtype": " ".join(kinds)}
+    made = {"name": name, "embedding": embedding, "options": dict(options or {})}
+    path = checkpoint.save(
+        out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
+        state={"backbone": made, "imported": source}, keep=1,
+    )  # fmt: skip
+    parameters = sum(p.numel() for p in net.parameters())
+    return {"checkpoint": str(path), **made, "parameters": parameters, "tensors": len(state),
+            "source": source}  # fmt: skip
+
+
+def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:
+    """Build `backbone` with the weights of a .pt or .safetensors file: float32, on the CPU.
+
+    Raises what `import_weights` raises.
+    """
+    _, net, _, state = _taken(weights, backbone, embedding)
+    net.load_state_dict(state, assign=True)
+    return net
+
+
+def _taken(
+    weights: Path, backbone: str, embedding: int, options: Mapping[str, Any] | None = None
+) -> tuple[str, nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+    """Give glint's name of a net, the net without data, the file's tensors, the net's state."""
+    if not weights.is_file():
+        raise UsageError("GL0001", "no such file of weights", where=str(weights))
+    name = NAMES.get(backbone, backbone)
+    with torch.device("meta"):
+        net = backbones.create(name, embedding, **(options or {}))
+    found = _read(weights)
+    return name, net, found, _fitted(found, net, f"{name} with embedding {embedding}", weights)
+
+
+def _require_empty(out: Path) -> None:
+    """Refuse a place that holds anything but what a broken import left."""
+    if out.exists() and not out.is_dir():
+        raise BusyError("GL0004", "is a file, expected a folder or nothing", where=str(out))
+    left = out / "checkpoints"
+    inside = [p for p in out.iterdir() if p != left] if out.is_dir() else []
+    inside += [p for p in left.iterdir() if p.suffix != ".partial"] if left.is_dir() else []
+    if inside:
+        what = f"the folder is not empty, it holds {inside[0].name}"
+        raise BusyError("GL0004", what, where=str(out), hint="name a new folder")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Load a file of tensors; a pickle may hold nothing but them."""
+    try:
+        if path.suffix == ".safetensors":
+            return _named(tensors(path), path)
+        with path.open("rb") as file:
+            _require_tensors(file, path)
+        return _named(torch.load(path, map_location="cpu", weights_only=True), path)
+    except GlintError:
+        raise
+    except Exception as error:  # a file can be damaged in any way; none of it ran code
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _damaged(text[:160], path) from None
+
+
+def _require_tensors(file: IO[bytes], path: Path) -> None:
+    """Refuse pickles that name more than tensors, and archives that unpack to more than they are.
+
+    torch's reader runs no code either, but lets through what makes memory out of nothing
+    (`torch.Tensor(n)`, `_codecs.encode` over and over) or tensors that no net holds (sparse, fp8).
+    """
+    pickles: list[IO[bytes]] = [file] * LEGACY
+    if file.read(4) == b"PK\x03\x04":
+        archive = zipfile.ZipFile(file)
+        members = archive.infolist()
+        packed = any(m.compress_type != zipfile.ZIP_STORED for m in members)
+        if packed or sum(m.file_size for m in members) > path.stat().st_size:
+            raise _damaged("its members are packed or overlap", path)
+        if flipped := archive.testzip():  # torch does not look at checksums
+            raise _damaged(f"{flipped} does not match its checksum", path)
+        pickles = [archive.open(m) for m in members if m.filename.endswith(".pkl")]
+    else:
+        file.seek(0)
+    for opcode, argument, _ in chain.from_iterable(map(pickletools.genops, pickles)):
+        name = str(argument) if opcode.name == "GLOBAL" else opcode.name
+        if opcode.name in CALLS and not TENSORS.fullmatch(name):
+            raise UnsafeError(
+                "GL0801", f"expected tensors and their names, found {name[:80]!r}",
+                where=str(path), hint="nothing of it was run; save net.state_dict() alone",
+            )  # fmt: skip
+
+
+def _named(found: object, path: Path) -> dict[str, Tensor]:
+    """Give the tensors of a state dict, or of the one inside a whole checkpoint, by plain name."""
+    for key in INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        raise _other(f"expected tensors by name, found {type(found).__name__}", path)
+    state = {}
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise _other(f"expected tensors by name, found {name!r}: {type(value).__name__}", path)
+        state[name.removeprefix(PREFIX)] = value
+    return state
+
+
+def _fitted(found: dict[str, Tensor], net: nn.Module, what: str, path: Path) -> dict[str, Tensor]:
+    """Give the net's whole state in its own types.
+
+    Shapes are compared before anything is copied: a tensor may claim any size.
+    Raises InputError GL0401 naming what is missing, unexpected, of another shape or not finite.
+    """
+    own = net.state_dict()
+    faults = {
+        "missing": [n for n in own if n not in found and not n.endswith(COUNTER)],
+        "unexpected": [n for n in found if n not in own],
+        "of another shape": [
+            f"{n} {tuple(found[n].shape)} instead of {tuple(own[n].shape)}"
+            for n in own
+            if n in found and found[n].shape != own[n].shape
+        ],
+    }
+    wrong = "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:SHOWN])}" + (", ..." if names[SHOWN:] else "")
+        for kind, names in faults.items()
+        if names
+    )
+    if wrong:
+        raise _other(f"the weights are not those of {what}: {wrong}", path)
+    state = {}
+    for name, like in own.items():
+        value = found.get(name, torch.zeros((), dtype=like.dtype))
+        same_kind = value.is_floating_point() == like.is_floating_point()
+        if not same_kind or not bool(value.isfinite().all()):
+            raise _other(f"{name} is {value.dtype} or holds numbers that are not finite", path)
+        state[name] = value.to(like.dtype, copy=True).contiguous()
+    return state
+
+
+def _damaged(what: str, path: Path) -> GlintError:
+    hint = "get the file again from its publisher"
+    return InputError("GL0401", f"not a whole file of weights: {what}", where=str(path), hint=hint)
+
+
+def _other(what: str, path: Path) -> GlintError:
+    hint = "--backbone and --embedding must be those the weights were trained with"
+    return InputError("GL0401", what, where=str(path), hint=hint)

@@ -1,0 +1,350 @@
+"""Apply the verdicts of a conflict report as a new label version, and take them back.
+
+Only DATASET/labels changes; no shard is opened.
+"""
+
+# C labels as sharded, m masked pairs
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint import schemas as tables
+from glint.conflicts import decisions as decided
+from glint.conflicts.groups import components
+from glint.errors import InputError, MismatchError, UsageError
+from glint.files import atomic, parquet
+from glint.shards import labels
+from glint.shards.dataset import Dataset
+
+FORMAT = "glint/conflicts@1"
+STAGE = "dedup-conflicts"
+TABLES = ("pairs.parquet", "groups.parquet")
+REPORT = (*TABLES, "conflicts.json")
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What a report says about its dataset: groups to merge, pairs to mask (labels as sharded)."""
+
+    dataset: Dataset
+    groups: list[Ints]
+    mask_m2: Ints
+    label_version: int
+    digest: str  # of conflicts.json and both tables: what `labels.history` names the report by
+    tables: str  # of the tables alone, as histories of old name it
+    decided: str = ""  # digest of the verdicts that reviewers changed; empty where none
+    changed: int = 0  # how many
+
+
+def relabel(
+    target_C: Ints, old_m2: Ints, groups: Sequence[Ints], mask_m2: Ints
+) -> tuple[Ints, Ints]:
+    """Return the targets and masks that follow from a label version and decisions on top of it.
+
+    target_C: targets in force (-1 = dropped); old_m2: masks in force, in targets; groups and
+    mask_m2: in labels as sharded. Merged targets become one, numbers stay dense and in the order
+    of their smallest member; masks inside one target, or on a dropped one, vanish.
+    """
+    first, second = [], []
+    for group in groups:
+        kept = target_C[group]
+        kept = np.unique(kept[kept >= 0])
+        first.append(kept[:-1])
+        second.append(kept[1:])
+    none = np.empty(0, np.int64)
+    number = int(target_C.max(initial=-1)) + 1
+    head = np.arange(number, dtype=np.int64)
+    for piece in components(np.concatenate([none, *first]), np.concatenate([none, *second])):
+        head[piece] = piece[0]
+    new = (np.cumsum(head == np.arange(number)) - 1)[head]
+    renew = np.concatenate([new, [-1]])  # index -1: dropped stays dropped
+    fresh_m2 = np.concatenate(
+        [renew[old_m2.reshape(-1, 2)], renew[target_C[mask_m2.reshape(-1, 2)]]]
+    )
+    fresh_m2 = np.sort(fresh_m2, axis=1)
+    fresh_m2 = fresh_m2[(fresh_m2[:, 0] >= 0) & (fresh_m2[:, 0] != fresh_m2[:, 1])]
+    return renew[target_C].astype(np.int64), np.unique(fresh_m2, axis=0).astype(np.int64)
+
+
+def read(folder: Path, more: Sequence[Path] | None = ()) -> Decisions:
+    """Read a report folder and check it against itself and its dataset.
+
+    Verdicts of reviewers, in decisions.jsonl of the folder and in the files `more`, go before the
+    report's; more = None leaves them all out. Raises InputError GL0501 for contradictions, by
+    name, and MismatchError for another dataset.
+    """
+    path = folder / "conflicts.json"
+    if not path.is_file():
+        raise InputError(
+            "GL0501",
+            "expected the folder of a conflict report, found no conflicts.json",
+            where=str(folder),
+            hint="make one with: glint dedup-conflicts DATASET --embeddings DIR --out DIR",
+        )
+    root, digest, version = _named(folder)
+    dataset = Dataset(root)
+    if dataset.digest != digest:
+        raise MismatchError(
+            "GL0501",
+            f"the report was made from dataset {digest}, found {dataset.digest}",
+            where=str(root),
+            hint="run glint embed and glint dedup-conflicts again",
+        )
+    groups = _groups(folder / "groups.parquet", dataset.classes)
+    a, b, verdict = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
+    mark, changed = "", 0
+    if more is not None:
+        found = _decided(folder, more)
+        after = decided.settle(found, np.minimum(a, b), np.maximum(a, b), verdict)
+        other = np.flatnonzero(after != verdict)
+        if len(other):
+            groups = components(a[after == "merge"], b[after == "merge"])
+            said = sorted(zip(a[other].tolist(), b[other].tolist(), after[other].tolist()))
+            mark = "sha256:" + hashlib.sha256(json.dumps(said).encode()).hexdigest()
+            verdict, changed = after, len(other)
+    mask_m2 = np.stack([a[verdict == "mask"], b[verdict == "mask"]], axis=1).astype(np.int64)
+    report, both = _digest(folder, REPORT), _digest(folder, TABLES)
+    return Decisions(dataset, groups, mask_m2, version, report, both, mark, changed)
+
+
+def _decided(folder: Path, more: Sequence[Path]) -> list[decided.Decision]:
+    """Read what reviewers decided: the folder's own file and the others."""
+    for path in more:
+        if not path.is_file():
+            raise UsageError("GL0001", "expected a file of decisions, found none", where=str(path))
+    report = decided.report_id(folder)
+    return [one for path in (folder / decided.NAME, *more) for one in decided.read(path, report)]
+
+
+def _named(folder: Path) -> tuple[Path, str, int]:
+    """Read which dataset a report is about: its folder, its digest and its label version."""
+    path = folder / "conflicts.json"
+    about = atomic.read_json(path, "GL0501")
+    try:
+        if about["format"] != FORMAT:
+            raise InputError(
+                "GL0501", f"expected format {FORMAT!r}, found {about['format']!r}", where=str(path)
+            )
+        named = about["dataset"]
+        digest, version = str(named["digest"]), int(named["label_version"])
+        places = [Path(os.path.normpath(folder / str(named["path"]))), Path(str(named["absolute"]))]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("GL0501", f"lacks or spoils {error}", where=str(path)) from None
+    root = next((p for p in places if (p / "manifest.json").is_file()), places[-1])
+    return root, digest, version
+
+
+def _digest(folder: Path, names: Sequence[str]) -> str:
+    """Return the SHA-256 of files of a report, one after the other."""
+    state = hashlib.sha256()
+    for name in names:
+        state.update((folder / name).read_bytes())
+    return "sha256:" + state.hexdigest()
+
+
+def _groups(path: Path, classes: int) -> list[Ints]:
+    """Read the groups; a label may stand in one only."""
+    table = parquet.read(path, tables.GROUPS, code="GL0501")
+    group, label = (table.column(name).to_numpy() for name in ("group", "label"))
+    if len(label) and not 0 <= label.min() <= label.max() < classes:
+        raise InputError(
+            "GL0501",
+            f"labels run from {label.min()} to {label.max()}, expected 0 to {classes - 1}",
+            where=str(path),
+        )
+    seen, times = np.unique(label, return_counts=True)
+    if (times > 1).any():
+        raise InputError(
+            "GL0501", f"identity {seen[times > 1][0]} stands in two groups", where=str(path)
+        )
+    order = np.lexsort((label, group))
+    edge = np.flatnonzero(np.diff(group[order])) + 1
+    return np.split(label[order], edge) if len(label) else []
+
+
+def _verdicts(
+    path: Path, groups: list[Ints], classes: int
+) -> tuple[Ints, Ints, npt.NDArray[np.str_]]:
+    """Read the pairs and their verdicts; merge pairs and groups must say the same."""
+    table = parquet.read(path, tables.PAIRS, columns=["a", "b", "verdict"], code="GL0501")
+    a, b = table.column("a").to_numpy(), table.column("b").to_numpy()
+    verdict = np.array(table.column("verdict").to_pylist(), dtype=str)
+    for name in np.unique(verdict):
+        if name not in ("merge", "mask", "keep"):
+            raise InputError(
+                "GL0501", f"expected merge, mask or keep, found {str(name)!r}", where=str(path)
+            )
+    if len(a) and not (min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) < classes):
+        raise InputError(
+            "GL0501", f"a pair names an identity outside 0 to {classes - 1}", where=str(path)
+        )
+    joined = components(a[verdict == "merge"], b[verdict == "merge"])
+    said = {tuple(piece.tolist()) for piece in joined}
+    held = {tuple(piece.tolist()) for piece in groups}
+    for odd in sorted(said ^ held):
+        where = "pairs.parquet merges" if odd in said else "groups.parquet groups"
+        other = "groups.parquet" if odd in said else "pairs.parquet"
+        raise InputError(
+            "GL0501",
+            f"{where} the identities {list(odd)}, {other} does not",
+            where=str(path.parent),
+            hint="both files must say the same",
+        )
+    return a, b, verdict
+
+
+def _applied(decisions: Decisions) -> str | None:
+    """Return the digest of the decisions with which this very report made the labels in force.
+
+    None where it did not make them.
+    """
+    for line in _in_force(decisions.dataset)[:1]:
+        if _is_of(line, {decisions.digest, decisions.tables}):
+            return str(line["why"].get("decided", ""))
+    return None
+
+
+def _in_force(dataset: Dataset) -> list[dict[str, Any]]:
+    """List the history lines that the labels in force rest on, the newest first."""
+    version = labels.current(dataset.root, dataset.classes).version
+    lines = []
+    for line in reversed(labels.history(dataset.root)):
+        if line.get("op") == "apply" and line.get("version") == version:
+            lines.append(line)
+            version = line.get("from")
+    return lines
+
+
+def _is_of(line: dict[str, Any], marks: set[str]) -> bool:
+    """Say whether a history line tells of the report of these digests."""
+    why = line.get("why") or {}
+    return why.get("stage") == STAGE and why.get("report") in marks
+
+
+def stands(folder: Path, dataset: Dataset) -> bool:
+    """Say whether the labels in force rest on a report: its dataset's where it is, or `dataset`'s.
+
+    Raises InputError GL0501 where conflicts.json is spoilt.
+    """
+    root, digest, _ = _named(folder)
+    if not all((folder / name).is_file() for name in REPORT):
+        return False
+    where = [dataset] if dataset.digest == digest else []
+    if (root / "manifest.json").is_file() and root.resolve() != dataset.root.resolve():
+        where.append(Dataset(root))
+    marks = {_digest(folder, REPORT), _digest(folder, TABLES)}
+    return any(_is_of(line, marks) for one in where for line in _in_force(one))
+
+
+def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> dict[str, Any]:
+    """Put the report's verdicts, as reviewers changed them, in force as a new label version.
+
+    more: files of decisions beside the folder's own decisions.jsonl.
+
+    Applying a report that is in force already, or that would change no target and no mask, makes
+    no version and says so. Raises MismatchError when the labels changed after the report was made.
+    """
+    decisions = read(folder, more)
+    dataset = decisions.dataset
+    now = labels.current(dataset.root, dataset.classes)
+    stood = _applied(decisions)
+    if stood == decisions.decided:
+        return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
+    if stood is not None:
+        raise MismatchError(
+            "GL0501",
+            "this report is in force with other decisions",
+            where=str(folder),
+            hint=f"first run: glint dedup-conflicts undo {folder}",
+        )
+    if now.version != decisions.label_version:
+        raise MismatchError(
+            "GL0501",
+            f"the report was made on label version "
+            f"{decisions.label_version}, in force is {now.version}",
+            where=str(dataset.root),
+            hint="undo what was applied since, or run glint dedup-conflicts again",
+        )
+    target_C, mask_m2 = relabel(now.target, now.masks, decisions.groups, decisions.mask_m2)
+    classes = int(target_C.max(initial=-1)) + 1
+    then = labels.LabelTable(now.version, target_C, classes, mask_m2)
+    same = np.array_equal(target_C, now.target)
+    if same and np.array_equal(mask_m2, np.unique(now.masks.reshape(-1, 2), axis=0)):
+        result = _result(folder, dataset, now, now, applied=False, already=False, dry_run=dry_run)
+        return {**result, "nothing": True}
+    if dry_run:
+        result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
+        return {**result, "decided": decisions.changed}
+    labels.commit(
+        dataset.root,
+        target_C,
+        mask_m2,
+        {
+            "stage": STAGE,
+            "report": decisions.digest,
+            "groups": len(decisions.groups),
+            "masks": len(decisions.mask_m2),
+            **({"decided": decisions.decided} if decisions.decided else {}),
+        },
+    )
+    then = labels.current(dataset.root, dataset.classes)
+    result = _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
+    return {**result, "decided": decisions.changed}
+
+
+def undo(folder: Path) -> dict[str, Any]:
+    """Put the label version from before the report back in force, exactly.
+
+    Raises InputError GL0502 when the report is not what is in force.
+    """
+    decisions = read(folder, None)
+    dataset = decisions.dataset
+    now = labels.current(dataset.root, dataset.classes)
+    if _applied(decisions) is None:
+        raise InputError(
+            "GL0502",
+            f"this report is not in force (the labels stand at version {now.version})",
+            where=str(folder),
+            hint="a report that was applied later must be undone first",
+        )
+    labels.undo(dataset.root)
+    then = labels.current(dataset.root, dataset.classes)
+    result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=False)
+    return {**result, "undone": True}
+
+
+def _result(
+    folder: Path,
+    dataset: Dataset,
+    before: labels.LabelTable,
+    after: labels.LabelTable,
+    *,
+    applied: bool,
+    already: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    return {
+        "applied": applied,
+        "already": already,
+        "dry_run": dry_run,
+        "version": after.version,
+        "version_before": before.version,
+        "classes": after.classes,
+        "classes_before": before.classes,
+        "masks": len(after.masks),
+        "masks_before": len(before.masks),
+        "shards_rewritten": 0,
+        "dataset": str(dataset.root),
+        "report": str(folder),
+    }

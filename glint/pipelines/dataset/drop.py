@@ -1,0 +1,271 @@
+"""Take-down: identities that must not be trained on any more, and images that must be gone."""
+
+# C labels as sharded, m masked pairs
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from glint import log
+from glint.errors import UsageError
+from glint.files import atomic, seal, store
+from glint.log import Progress
+from glint.pipelines.dataset import reshard, rewrite
+from glint.pipelines.dataset.output import How, Output
+from glint.shards import labels
+from glint.shards.dataset import TOMBSTONES, Dataset
+from glint.shards.sources.samples import column
+
+Ints = npt.NDArray[np.int64]
+STAGE = "drop"
+KINDS = ("label", "name", "source-label")
+
+
+def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
+    """Return the labels as sharded that are meant by LABEL, NAME or a source label.
+
+    A word that means several identities is refused; `label:17`, `name:Ann` and `source-label:n17`
+    say which is meant. Raises UsageError GL0002.
+    """
+    table = dataset.identities()
+    columns = {
+        "name": table.column("name").to_pylist(),
+        "source-label": table.column("source_label").to_pylist(),
+    }
+    found: list[int] = []
+    for word in wanted:
+        kind, _, rest = word.partition(":")
+        kinds, text = ((kind,), rest) if kind in KINDS and rest else (KINDS, word)
+        hits: dict[int, str] = {}
+        for one in kinds:
+            if one == "label":
+                if text.isascii() and text.isdigit() and int(text) < dataset.classes:
+                    hits[int(text)] = one
+            else:
+                hits.update(
+                    {
+                        i: one
+                        for i, said in enumerate(columns[one])
+                        if said == text and i not in hits
+                    }
+                )
+        if not hits:
+            raise UsageError(
+                "GL0002",
+                f"no identity is called {word!r}",
+                where="--identity",
+                hint=f"labels run from 0 to {dataset.classes - 1}; names and source "
+                "labels are those of identities.parquet",
+            )
+        if len(hits) > 1:
+            some = ", ".join(f"label {i} by its {how}" for i, how in sorted(hits.items())[:5])
+            raise UsageError(
+                "GL0002",
+                f"{word!r} means {len(hits)} identities: {some}",
+                where="--identity",
+                hint="write label:N for the one that is meant",
+            )
+        found += hits
+    return sorted(set(found))
+
+
+def same_person(target_C: Ints, chosen: Sequence[int]) -> list[int]:
+    """Return the labels that the labels in force merge with the chosen ones, and these."""
+    target = np.unique(target_C[list(chosen)])
+    also = np.flatnonzero(np.isin(target_C, target[target >= 0]))
+    return sorted({*chosen, *also.tolist()})
+
+
+def without(target_C: Ints, mask_m2: Ints, gone: Sequence[int]) -> tuple[Ints, Ints]:
+    """Return targets and masks in which `gone` are dropped and the rest stays dense, in order."""
+    target_C = target_C.copy()
+    target_C[list(gone)] = -1
+    kept = np.unique(target_C[target_C >= 0])
+    new = np.full(int(target_C.max(initial=-1)) + 2, -1, np.int64)  # index -1 stays -1
+    new[kept] = np.arange(len(kept))
+    renewed_m2 = np.where(np.isin(mask_m2, kept), mask_m2, -1)
+    renewed_m2 = new[renewed_m2].reshape(-1, 2)
+    return new[target_C], renewed_m2[(renewed_m2 >= 0).all(axis=1)]
+
+
+def _hash(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tombstone(
+    dataset: Dataset, gone: Sequence[int], keys: Sequence[int], reason: str, op: str
+) -> dict[str, Any]:
+    """Return the line that outlives the names: hashes of them, labels, counts, reason, date."""
+    table = dataset.identities()
+    names, said = (table.column(c).to_pylist() for c in ("name", "source_label"))
+    return {
+        "op": op,
+        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "reason": reason,
+        "labels": list(gone),
+        "keys": [f"{key:09d}" for key in keys],
+        "name_sha256": [_hash(names[i]) for i in gone],
+        "source_label_sha256": [_hash(said[i]) for i in gone],
+        "images": int(np.isin(dataset.label, list(gone)).sum()) + len(keys),
+    }
+
+
+def taken_down(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the tombstones of a dataset. Raises InputError GL0304 for a damaged file."""
+    return seal.sound_lines(Path(root) / TOMBSTONES)
+
+
+def _buried(lines: Sequence[dict[str, Any]]) -> set[int]:
+    return {int(label) for line in lines for label in line.get("labels", ())}
+
+
+def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) -> int:
+    """Drop labels in the version in force, where they are not dropped yet; return the version."""
+    now = labels.current(root, classes)
+    if (now.target[list(gone)] < 0).all():
+        return now.version
+    target_C, mask_m2 = without(now.target, now.masks, gone)
+    return labels.commit(
+        root, target_C, mask_m2, {"stage": STAGE, "labels": list(gone), "reason": reason}
+    )
+
+
+def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
+    there = set(rewrite.keys(dataset).tolist()) if wanted else set()
+    for word in wanted:
+        if not (word.isascii() and word.isdigit()) or int(word) not in there:
+            raise UsageError("GL0002", f"no sample has the key {word!r}", where="--key")
+    return sorted({int(word) for word in wanted})
+
+
+def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> int:
+    """Return how many samples that stay hold an image, byte for byte, of one that goes."""
+    digests = column(dataset, "digest")
+    same = pc.is_in(digests.filter(pa.array(~gone_N)), digests.filter(pa.array(gone_N)))
+    return int(pc.sum(same).as_py() or 0)
+
+
+def drop(
+    root: str | os.PathLike[str],
+    identities: Sequence[str],
+    reason: str,
+    *,
+    keys: Sequence[str] = (),
+    erase: str | os.PathLike[str] | None = None,
+    workers: int = 1,
+    dry_run: bool = False,
+    progress: Progress = log.silent,
+) -> dict[str, Any]:
+    """Take identities out of the labels in force, or, with `erase`, out of the bytes.
+
+    Whom the labels in force merge with a named identity is the same person and goes too. Without
+    `erase` no shard changes: a new label version with target -1, and a tombstone. With `erase` a
+    new dataset lacks these images and names, and all that the tombstones of this one name; this
+    one stays as it is. Raises UsageError GL0002 and what `rewrite` raises.
+    """
+    store.refuse(root)
+    dataset = Dataset(root)
+    if not reason.strip():
+        raise UsageError("GL0002", "expected some words, found none", where="--reason")
+    if keys and erase is None:
+        raise UsageError(
+            "GL0002",
+            "labels cannot leave out a single image",
+            where="--key",
+            hint="write a new dataset without it: add --erase OUT",
+        )
+    old = taken_down(root)
+    if not identities and not keys and not (erase is not None and old):
+        raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
+    table = labels.current(root, dataset.classes)
+    named = find(dataset, identities)
+    gone = same_person(table.target, named)
+    gone_keys = _keys(dataset, keys)
+    fresh = [label for label in gone if label not in _buried(old)]
+    images = np.isin(dataset.label, gone)
+    result: dict[str, Any] = {
+        "dataset": str(root),
+        "identities": gone,
+        "merged_with": sorted(set(gone) - set(named)),
+        "images": int(images.sum()),
+        "copies": _copies(dataset, images | np.isin(rewrite.keys(dataset), gone_keys)),
+        "already": sorted(set(gone) - set(fresh)),
+        "version_before": table.version,
+    }
+    if erase is not None:
+        return {
+            **result,
+            **_erase(dataset, Path(erase), gone, gone_keys, reason, workers, dry_run, progress),
+        }
+    if dry_run:
+        fall = bool((table.target[gone] >= 0).any())
+        return {
+            **result,
+            "dry_run": True,
+            "version": labels.upcoming(root) if fall else table.version,
+            "erased_to": None,
+            "classes": without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
+        }
+    atomic.make_dir(dataset.root / "_glint")
+    with atomic.lock(dataset.root / "_glint" / "lock"):
+        if fresh:
+            seal.append(
+                dataset.root / TOMBSTONES, _tombstone(dataset, fresh, (), reason, STAGE), "GL0304"
+            )
+        version = _put_in_force(dataset.root, dataset.classes, gone, reason)
+    return {
+        **result,
+        "dry_run": False,
+        "version": version,
+        "erased_to": None,
+        "classes": labels.current(root, dataset.classes).classes,
+    }
+
+
+def _erase(
+    dataset: Dataset,
+    out: Path,
+    gone: list[int],
+    keys: list[int],
+    reason: str,
+    workers: int,
+    dry_run: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write the dataset without these identities and keys, and without those taken down before."""
+    old = taken_down(dataset.root)
+    everyone = sorted({*gone, *_buried(old)})
+    left_out = reshard.Without(tuple(everyone), tuple(keys), (reason,))
+    todo = reshard.job(dataset, int(dataset.manifest["samples_per_shard"]), without=left_out)
+    lost = dataset.n - int((todo.order() >= 0).sum())
+    result = {"dry_run": dry_run, "identities": everyone, "images": lost, "erased_to": str(out)}
+    if dry_run:
+        return {**rewrite.survey(todo, out), **result}
+
+    def bury(folder: Path) -> None:
+        lines = taken_down(folder)
+        fresh = [label for label in everyone if label not in _buried(lines)]
+        done = {key for line in lines for key in line.get("keys", ())}
+        fresh_keys = [key for key in keys if f"{key:09d}" not in done]
+        if fresh or fresh_keys:
+            seal.append(
+                folder / TOMBSTONES,
+                _tombstone(dataset, fresh, fresh_keys, reason, "erase"),
+                "GL0304",
+            )
+        if everyone:
+            _put_in_force(folder, dataset.classes, everyone, reason)
+
+    written = rewrite.rewrite(todo, Output(out), How(workers, progress), after=bury)
+    table = labels.current(out, dataset.classes)
+    return {**written, **result, "version": table.version, "classes": table.classes}

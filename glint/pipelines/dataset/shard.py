@@ -1,0 +1,193 @@
+"""Source records -> tar shards, index, quarantine, manifest."""
+
+# n records of the source, C classes
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from glint import log, schemas
+from glint.errors import BudgetError, InputError, UsageError
+from glint.files import atomic
+from glint.files.strings import load_names, text
+from glint.jobs import tasks
+from glint.jobs import workers as stage
+from glint.log import Progress
+from glint.pipelines.dataset import upload
+from glint.pipelines.dataset.output import (
+    Entries,
+    How,
+    Output,
+    join_quarantine,
+    join_rows,
+    make,
+    write_manifest,
+)
+from glint.pipelines.dataset.plan import Inputs, Options, Plan, check_places, check_workers
+from glint.shards import plan as deal
+from glint.shards.dataset import FORMAT
+from glint.shards.sources import open_source, recognise
+from glint.shards.sources.recordio import RecordIO
+from glint.shards.sources.source import Source
+from glint.shards.tar import MEMBERS
+
+__all__ = ["Options", "Plan", "check_places", "shard", "survey"]
+
+# So many bad records are let pass however small the set is, but never all of them.
+BAD_FLOOR = 16
+
+
+def inputs(src: Path, options: Options, *, resync: bool = False) -> Inputs:
+    """Return what a plan for a source is made of. Raises what opening the source raises."""
+    kind, path = recognise(src)
+    source: Source | None = None
+    if kind == RecordIO.kind:  # not listed again where the plan is there
+        told = RecordIO.fingerprint_of(path, resync)
+    else:
+        source = open_source(src)
+        told = source.fingerprint()
+
+    def save(folder: Path) -> tuple[int, dict[str, Any]]:
+        found = source or open_source(src, resync=resync)
+        if found.n > 10**9:
+            raise InputError(
+                "GL0201", f"{found.n} records, nine-digit keys allow 10^9", where=str(src)
+            )
+        with atomic.writing(folder):
+            found.save(folder, options.seed)
+        return found.n, {**found.describe(), "bytes": found.bytes()}
+
+    fingerprint = {
+        "dataset": FORMAT,
+        "options": {
+            **{k: v for k, v in asdict(options).items() if v or k != "unlabelled"},
+            "formats": list(options.formats),
+        },
+        "source": told,
+    }
+    return Inputs(kind, str(path), fingerprint, save, options)
+
+
+def _join(plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
+    """Join the rows of all shards, write the tables and, last, the manifest; return it."""
+    if plan.options.unlabelled:
+        said_C = pa.array([deal.key_name(key) for key in range(plan.n)], pa.string())
+        name_C = pa.nulls(plan.n, pa.string())
+    else:
+        said_C, name_C = (text(load_names(plan.folder, name)) for name in ("classes", "names"))
+        name_C = pc.if_else(pc.equal(name_C, ""), pa.scalar(None, pa.string()), name_C)
+    count_C = join_rows(plan, entries, len(said_C), provenance=False)
+    columns = [pa.array(np.arange(len(said_C))), said_C, name_C, pa.array(count_C)]
+    bad = join_quarantine(plan, entries)
+    notes: Counter[str] = Counter()
+    for entry in entries:
+        notes.update(entry["notes"])
+    written = sum(entry["samples"] for entry in entries)
+    if written + bad.num_rows != plan.n:
+        raise AssertionError(f"read {plan.n}, written {written}, quarantined {bad.num_rows}")
+    return write_manifest(
+        plan,
+        entries,
+        pa.table(columns, schema=schemas.IDENTITIES),
+        bad,
+        {
+            "source": facts["source"],
+            "layout": facts["layout"],
+            "recognised": {k: v for k, v in facts.items() if k != "bytes"},
+        },
+        notes=notes,
+    )
+
+
+def _check_budget(result: dict[str, Any], max_bad: float) -> None:
+    bad, read = result["quarantined"], result["read"]
+    allowed = max(int(max_bad * read), BAD_FLOOR) if max_bad else 0
+    if bad > allowed or bad == read:
+        reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
+        error = BudgetError(
+            "GL0221",
+            f"{bad} of {read} records were not usable ({reasons}); "
+            f"{min(allowed, max(read - 1, 0))} are let pass",
+            where=result["out"],
+            hint=(
+                "nothing is left: quarantine.parquet lists each record"
+                if bad == read
+                else "the dataset is complete without them; quarantine.parquet lists "
+                "each; --max-bad raises the budget"
+            ),
+        )
+        error.result = result
+        raise error
+
+
+def survey(
+    src: str | os.PathLike[str], options: Options, *, resync: bool = False
+) -> dict[str, Any]:
+    """Say what sharding would do, and write nothing."""
+    source = open_source(src, resync=resync)
+    facts = source.describe()
+    parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
+    padded = source.bytes() + int(source.n * 1024 * parts)
+    return {
+        "dry_run": True,
+        "read": source.n,
+        "identities": source.n if options.unlabelled else len(source.classes),
+        "shards": len(deal.spans(source.n, options.samples_per_shard)),
+        "bytes": padded,
+        "recognised": facts,
+    }
+
+
+def shard(
+    src: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    *,
+    workers: int = 1,
+    max_bad: float = 0.001,
+    progress: Progress = log.silent,
+    task: tasks.Task | None = None,
+    engine: stage.Engine | None = None,
+    staging: str | os.PathLike[str] | None = None,
+    resync: bool = False,
+) -> dict[str, Any]:
+    """Shard a source into `out`, a folder or the URL of one in a store, and return the counts.
+
+    Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
+    A task writes its share, and what it returns says how many shards are `left` to others: the
+    counts are there where none is. resync: of a damaged RecordIO file, go on behind damage.
+    Raises InputError for sources, BusyError GL0004/GL0005, MismatchError GL0006, ResourceError,
+    BudgetError GL0221 (all is written), Stopped GL0704.
+    """
+    options, src = options or Options(), Path(src)
+    check_workers(workers)
+    if not 0 <= max_bad <= 1:
+        raise UsageError(
+            "GL0002", f"expected a share from 0 to 1, found {max_bad}", where="--max-bad"
+        )
+    how = How(workers, progress, task, engine)
+    with stage.ending(), upload.output(out, staging, task) as place:
+        result = _shard(src, place, partial(inputs, src, options, resync=resync), how)
+    if not result.get("left"):
+        _check_budget(result, max_bad)
+    return result
+
+
+def _shard(src: Path, output: Output, made_of: partial[Inputs], how: How) -> dict[str, Any]:
+    recognise(src)
+    check_places(src, output.folder)
+    written, facts = make(output, made_of, _join, how)
+    result = written.result(output, how.task)
+    if written.manifest is not None:
+        result["quarantine_reasons"] = written.manifest["quarantine_reasons"]
+        result["notes"] = written.manifest.get("notes", {})
+    return {**result, "recognised": {k: v for k, v in facts.items() if k != "bytes"}}

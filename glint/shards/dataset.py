@@ -1,0 +1,333 @@
+"""A dataset on disk as its readers see it: columns of the index, and the bytes of a sample."""
+
+# n samples, k bytes of a digest
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from glint import schemas
+from glint.errors import InputError
+from glint.files import atomic, parquet, store
+from glint.shards import plan, remote
+
+FORMAT = "glint/dataset@1"
+# Tables without which a folder is no dataset; take-downs.
+TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
+TOMBSTONES = "_glint/tombstones.jsonl"
+OPEN_FILES = 256
+REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
+
+
+Bytes = bytes | memoryview
+
+
+def check_sample(
+    data: Bytes, size: int, digest: bytes, where: Callable[[], str], hint: Callable[[], str]
+) -> None:
+    """Compare stored image bytes with the index; no `digest`, no comparison with one.
+
+    where, hint: make the texts of the error. Raises InputError GL0303.
+    """
+    if len(data) != size:
+        what = f"expected {size} bytes, found {len(data)}"
+    elif digest and xxhash.xxh3_128_digest(data) != digest:
+        what = "the image bytes do not match their checksum"
+    else:
+        return
+    raise InputError("GL0303", what, where=where(), hint=hint())
+
+
+def read_sample(
+    file: int,
+    offset: int,
+    size: int,
+    digest: bytes,
+    where: Callable[[], str],
+    hint: Callable[[], str],
+) -> bytes:
+    """Return the image bytes at an offset of an open shard, checked.
+
+    The one way to a stored image: of `Dataset`, of the training stream, of rewrites.
+    Raises InputError GL0303, GL0903 where the shard cannot be read.
+    """
+    try:
+        data = atomic.pread(file, size, offset)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise InputError("GL0903", what, where=where()) from None
+    check_sample(data, size, digest, where, hint)
+    return data
+
+
+class Text:
+    """A column of strings, read like a list, kept as Arrow keeps it."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [str(value) for value in self._column[row].to_pylist()]
+        return str(self._column[int(row)].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            yield from chunk.to_pylist()
+
+
+def _unfinished(root: Path) -> InputError | None:
+    """Return the error of a dataset that was begun and not finished; None for another folder."""
+    try:
+        told = atomic.read_json(root / "_glint" / "plan.json")
+        spans = plan.spans(int(told["n"]), int(told["fingerprint"]["options"]["samples_per_shard"]))
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
+    done = sum((root / "data" / plan.shard_name(i)).is_file() for i in range(len(spans)))
+    made_of_datasets = "from" in told["fingerprint"].get("source", ())
+    return InputError(
+        "GL0301",
+        f"unfinished: {done} of {len(spans)} shards are complete",
+        where=str(root),
+        hint=f"run the same {'' if made_of_datasets else 'glint shard '}command to continue",
+    )
+
+
+class Dataset:
+    """A folder that `glint shard` wrote, here or in an object store.
+
+    Columns are read when first asked for. `read` is safe across threads and forks, and a Dataset
+    can be pickled. A URL such as s3://bucket/dataset is read through the cache: `root` is then the
+    folder there, `remote` what fills it. `name` is the path or the URL, as people may see it.
+    Raises InputError GL0301 where the folder is not a dataset.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.remote: remote.Remote | None = None
+        if store.is_url(root):
+            self.remote = remote.Remote(os.fspath(root))
+            self.remote.tables()
+            self.root, self.name = self.remote.root, self.remote.store.shown
+        else:
+            store.refuse(root)
+            self.root, self.name = Path(root), os.fspath(root)
+        path = self.root / "manifest.json"
+        if not path.is_file():
+            if unfinished := _unfinished(self.root):
+                raise unfinished
+            found = (
+                "a folder without manifest.json"
+                if self.root.is_dir()
+                else "a file"
+                if self.root.exists()
+                else "no such folder"
+            )
+            raise InputError(
+                "GL0301",
+                f"expected a dataset, found {found}",
+                where=str(root),
+                hint="make one with: glint shard SRC OUT; if a run stopped half way, "
+                "the same command continues it",
+            )
+        self.manifest: dict[str, Any] = atomic.read_json(path)
+        if self.manifest.get("format") != FORMAT:
+            raise InputError(
+                "GL0301",
+                f"expected format {FORMAT!r}, found {self.manifest.get('format')!r}",
+                where=str(path),
+            )
+        try:
+            self.digest = str(self.manifest["digest"])
+            self.n = int(self.manifest["written"])
+            self.classes = int(self.manifest["identities"])
+            self.shards = [str(entry["name"]) for entry in self.manifest["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                "GL0301", f"the manifest lacks or spoils {error}", where=str(path)
+            ) from None
+        if any("/" in name or name in ("", ".", "..") for name in self.shards):
+            raise InputError("GL0301", "a shard's name is not a plain file name", where=str(path))
+        self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.n
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        path = self.root / "samples.parquet"
+        table = parquet.read(path, schemas.SAMPLES, columns=[name])
+        if table.num_rows != self.n:
+            raise InputError(
+                "GL0301",
+                f"the manifest says {self.n} samples, found {table.num_rows}",
+                where=str(path),
+            )
+        return table.column(name)
+
+    def _numbers(self, name: str) -> npt.NDArray[Any]:
+        value: npt.NDArray[Any] = self._column(name).to_numpy()
+        return value
+
+    @cached_property
+    def key(self) -> Text:
+        """The generated keys."""
+        return Text(self._column("key"))
+
+    @cached_property
+    def source(self) -> Text:
+        """Where each sample came from: a path below the source, or a record's key."""
+        return Text(self._column("source"))
+
+    @cached_property
+    def source_label(self) -> Text:
+        """The label that the source gave each sample."""
+        return Text(self._column("source_label"))
+
+    @cached_property
+    def label(self) -> npt.NDArray[np.int64]:
+        """Dense labels as sharded, int64 [n]."""
+        label_n: npt.NDArray[np.int64] = self._numbers("label")
+        if self.n and not 0 <= label_n.min() <= label_n.max() < self.classes:
+            raise InputError(
+                "GL0301",
+                f"labels run from {label_n.min()} to {label_n.max()}, "
+                f"expected 0 to {self.classes - 1}",
+                where=str(self.root / "samples.parquet"),
+            )
+        return label_n
+
+    @cached_property
+    def shard(self) -> npt.NDArray[np.int32]:
+        """Number of the shard, int32 [n]."""
+        shard_n: npt.NDArray[np.int32] = self._numbers("shard")
+        if self.n and not 0 <= shard_n.min() <= shard_n.max() < len(self.shards):
+            raise InputError(
+                "GL0301",
+                "a sample names a shard that the manifest lacks",
+                where=str(self.root / "samples.parquet"),
+            )
+        return shard_n
+
+    @cached_property
+    def offset(self) -> npt.NDArray[np.int64]:
+        """Offset of the image bytes inside the tar, int64 [n]."""
+        offset_n: npt.NDArray[np.int64] = self._numbers("offset")
+        return offset_n
+
+    @cached_property
+    def size(self) -> npt.NDArray[np.int32]:
+        """Length of the image bytes, int32 [n]."""
+        size_n: npt.NDArray[np.int32] = self._numbers("size")
+        return size_n
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.uint8]:
+        """xxh3-128 of the image bytes, uint8 [n, 16]."""
+        chunks = self._column("digest").chunks
+        parts = [
+            np.frombuffer(c.buffers()[1], np.uint8, 16 * len(c), 16 * c.offset)
+            for c in chunks
+            if len(c)
+        ]
+        digest_nk = np.concatenate(parts) if parts else np.empty(0, np.uint8)
+        return digest_nk.reshape(-1, 16)
+
+    def identities(self) -> pa.Table:
+        """Return the identities table: row i is label i."""
+        return parquet.read(self.root / "identities.parquet", schemas.IDENTITIES)
+
+    def shard_path(self, shard: int) -> Path:
+        """Return the path of one shard; one in a store is fetched into the cache first.
+
+        Raises InputError GL0302, GL0903 where that fails.
+        """
+        if self.remote is not None:
+            return self.remote.shard(shard)
+        return self.root / "data" / self.shards[shard]
+
+    def open_shard(self, shard: int) -> IO[bytes]:
+        """Open one shard. Raises InputError GL0302, GL0903."""
+        if self.remote is not None:
+            return self.remote.open(shard)
+        path = self.shard_path(shard)
+        try:
+            return open(path, "rb", buffering=0)
+        except OSError as error:
+            raise InputError(
+                "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
+            ) from None
+
+    def place(self, shard: int) -> str:
+        """Return where a shard lies, for the text of an error."""
+        return f"{self.name}/data/{self.shards[shard]}"
+
+    def publish(self, name: str) -> None:
+        """Upload a file of `root` that was written anew, where the dataset lies in a store."""
+        if self.remote is not None:
+            self.remote.put(name)
+
+    @cached_property
+    def _order(self) -> npt.NDArray[np.int64]:
+        return np.argsort(self.label, kind="stable")
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        return np.searchsorted(self.label[self._order], np.arange(self.classes + 1))
+
+    def rows_of(self, label: int) -> npt.NDArray[np.int64]:
+        """Return the rows of one label as sharded, ascending."""
+        return self._order[self._starts[label] : self._starts[label + 1]]
+
+    def _open(self, shard: int) -> IO[bytes]:
+        file = self._files.get(shard)
+        if file is None:
+            file = self.open_shard(shard)
+            self._files[shard] = file
+            most = OPEN_FILES if self.remote is None else REMOTE_FILES
+            if len(self._files) > most:
+                self._files.popitem(last=False)
+            if self.remote is not None and shard + 1 < len(self.shards):
+                self.remote.soon(shard + 1)
+        return file
+
+    def read(self, row: int, verify: bool = True) -> bytes:
+        """Return the image bytes of sample `row`, checked against the index's checksum.
+
+        Raises InputError GL0303 naming shard and key, GL0302 where the shard is missing, GL0903.
+        """
+        shard = int(self.shard[row])
+        file = self._open(shard)  # held here, so that another thread cannot close it
+        offset = int(self.offset[row])
+        return read_sample(
+            file.fileno(),
+            offset,
+            int(self.size[row]),
+            self.digests[row].tobytes() if verify else b"",
+            lambda: f"data/{self.shards[shard]} key {self.key[row]} @ 0x{offset:x}",
+            lambda: self.remedy(shard),
+        )
+
+    def remedy(self, shard: int) -> str:
+        """Return what to do about a damaged sample."""
+        if self.remote is not None:
+            return f"remove {self.shard_path(shard)}, it is fetched again; glint verify --deep"
+        return "make the dataset again from its source into a new folder"

@@ -1,0 +1,120 @@
+"""Planted outliers, second people and repeats of a small dataset, in tables and on the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+
+from glint import schemas
+from glint.conflicts.verdicts import Options
+from glint.pipelines import embed
+from glint.pipelines.conflicts import find
+from glint.pipelines.embed import Embeddings
+from glint.shards import labels
+from glint.shards.dataset import Dataset
+
+COUNTS = [9, 10, 12] * 12
+STRANGER = (4, 2)  # label 4 shows person 500 there
+TAKEN = [(9, number) for number in range(5)]  # label 9 shows person 600 there
+TWICE = ((12, 5), (20, 1))  # the same bytes
+AGAIN = (15, 3)  # the picture of (15, 2) in fewer pixels' worth of bytes
+
+
+@pytest.fixture
+def dataset(make_dataset, picture_of) -> Dataset:
+    shows = {STRANGER: picture_of(500, 0)}
+    shows |= {place: picture_of(600, number) for number, place in enumerate(TAKEN)}
+    shows |= {place: picture_of(12, 5) for place in TWICE}
+    pixels = simplejpeg.decode_jpeg(picture_of(15, 2))
+    shows[AGAIN] = simplejpeg.encode_jpeg(pixels, quality=70)
+    names = ["<script>alert(1)</script>"] * len(COUNTS)
+    return make_dataset(COUNTS, names, shows=shows)
+
+
+@pytest.fixture
+def emb(dataset: Dataset, blocks, tmp_path: Path) -> Embeddings:
+    embed.embed(dataset, blocks, tmp_path / "emb")
+    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+
+
+def row_of(label: int, number: int) -> int:
+    return sum(COUNTS[:label]) + number
+
+
+def test_what_was_planted_is_found(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
+    out = tmp_path / "conf"
+    got = find.run(dataset, emb, out, Options())
+    told = json.loads((out / "conflicts.json").read_text())
+    assert pq.read_schema(out / "inside.parquet").names == schemas.INSIDE.names
+    rows = pq.read_table(out / "inside.parquet").to_pylist()
+    far = {row["key"] for row in rows if row["kind"] == "outlier"}
+    # the image of person 12 under label 20 is a stranger there too
+    assert far == {dataset.key[row_of(*STRANGER)], dataset.key[row_of(*TWICE[1])]}
+    [visitor] = [row for row in rows if row["key"] == dataset.key[row_of(*TWICE[1])]]
+    assert (visitor["label"], visitor["towards"], visitor["side"]) == (20, 12, None)
+    assert visitor["towards_cosine"] > 0.8 > 0.3 > visitor["cosine"]
+    mixed = [row for row in rows if row["kind"] == "mixed"]
+    assert {row["label"] for row in mixed} == {9}
+    sides = {row["key"]: row["side"] for row in mixed}
+    assert len(sides) == COUNTS[9]
+    assert {key for key, side in sides.items() if side == sides[dataset.key[row_of(9, 0)]]} == {
+        dataset.key[row_of(*place)] for place in TAKEN
+    }
+    assert all(row["towards"] is None and row["z"] > 4 for row in mixed)
+
+    repeats = pq.read_table(out / "duplicates.parquet").to_pylist()
+    exact = [row for row in repeats if row["kind"] == "exact"]
+    assert [(row["label"], row["across"], row["bits"]) for row in exact] == [
+        (12, True, 0), (20, True, 0)
+    ]  # fmt: skip
+    near = {row["key"]: row for row in repeats if row["kind"] == "near"}
+    pair = [near[dataset.key[row_of(15, number)]] for number in (2, 3)]
+    assert pair[0]["group"] == pair[1]["group"] > exact[0]["group"]
+    assert pair[0]["cosine"] == pair[1]["cosine"] > 0.99
+    assert not pair[0]["across"] and pair[0]["bits"] <= 4
+    counts = told["counts"]
+    assert (counts["outliers"], counts["mixed"]) == (2, 1) == (got["outliers"], got["mixed"])
+    assert (counts["duplicates"], counts["duplicates_across"]) == (1, 1)
+    assert counts["near_duplicates"] == len({row["group"] for row in near.values()}) >= 1
+    assert counts["near_duplicates_across"] == 0
+    assert told["files"].keys() == {
+        "pairs.parquet", "groups.parquet", "inside.parquet", "duplicates.parquet"
+    }  # fmt: skip
+
+    page = (out / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    for tab in ("inside", "duplicates"):
+        assert f'data-tab="{tab}"' in page and f'<section class="tab" id="{tab}" hidden>' in page
+    assert 'id="overlap"' not in page
+    assert base64.b64encode(dataset.read(row_of(*STRANGER))).decode() in page
+
+
+def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
+    target = np.arange(len(COUNTS))
+    for label in (9, 12):
+        target[target > target[label]] -= 1
+        target[label] = -1
+    labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+    out = tmp_path / "conf"
+    got = find.run(dataset, emb, out, Options(), thumbs=False, near=False)
+    assert (got["mixed"], got["duplicates"], got["near_duplicates"]) == (0, 0, 0)
+    rows = pq.read_table(out / "inside.parquet").to_pylist()
+    assert {row["label"] for row in rows} == {4, 20}
+    assert 12 not in {row["towards"] for row in rows}
+    assert "data:image" not in (out / "report.html").read_text()
+
+
+def test_damaged_images_take_no_part(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
+    shard = dataset.root / "data" / dataset.shards[0]
+    raw = bytearray(shard.read_bytes())
+    raw[int(dataset.offset[row_of(15, 2)]) + 100] ^= 0xFF
+    shard.write_bytes(raw)
+    find.run(Dataset(dataset.root), emb, tmp_path / "conf", Options())
+    repeats = pq.read_table(tmp_path / "conf/duplicates.parquet").to_pylist()
+    assert dataset.key[row_of(15, 2)] not in {row["key"] for row in repeats}
