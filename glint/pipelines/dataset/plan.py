@@ -17,7 +17,7 @@ from typing import Any
 
 from glint.errors import BusyError, MismatchError, UsageError
 from glint.files import atomic, store, strings
-from glint.shards import image, policy
+from glint.shards import image
 from glint.shards import plan as deal
 from glint.shards.tar import MEMBERS
 
@@ -33,9 +33,9 @@ class Options:
     with_json: bool = False
     formats: tuple[str, ...] = ("jpg",)
     members: str = MEMBERS[0]
-    size: str = policy.SIZE
-    on_size: str = policy.KEEP
-    on_exif: str = policy.REJECT
+    size: str = image.SIZE
+    on_size: str = image.KEEP
+    on_exif: str = image.REJECT
     unlabelled: bool = False  # every image is an identity of its own: its label is its key
 
     def __post_init__(self) -> None:
@@ -60,9 +60,9 @@ class Options:
                 where="--with-json",
                 hint="leave out --members or --with-json",
             )
-        policy.size_of(self.size)
-        policy.check(self.on_size, "--on-size")
-        policy.check(self.on_exif, "--on-exif")
+        image.size_of(self.size)
+        image.check_policy(self.on_size, "--on-size")
+        image.check_policy(self.on_exif, "--on-exif")
         unknown = [f for f in self.formats if f not in image.FORMATS]
         if unknown or not self.formats:
             raise UsageError(

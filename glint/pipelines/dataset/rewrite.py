@@ -25,10 +25,9 @@ from glint.files import atomic, parquet, seal, store
 from glint.pipelines.dataset.output import Entries, How, Output, join_rows, make, write_manifest
 from glint.pipelines.dataset.plan import SAMPLES, Inputs, Options, Plan, check_places, check_workers
 from glint.shards import plan as deal
-from glint.shards import ustar
 from glint.shards.dataset import FORMAT, TOMBSTONES, Dataset
 from glint.shards.sources.samples import column, save
-from glint.shards.tar import MEMBERS
+from glint.shards.tar import BLOCK, MEMBERS
 
 Ints = npt.NDArray[np.int64]
 
@@ -112,15 +111,15 @@ def layout(dataset: Dataset) -> tuple[str, bool]:
     """Return the members of a sample and whether KEY.json is one, by the look of the first."""
     if not dataset.n:
         return MEMBERS[0], False
-    block, at, size = ustar.BLOCK, int(dataset.offset[0]), int(dataset.size[0])
+    at, size = int(dataset.offset[0]), int(dataset.size[0])
     with dataset.open_shard(int(dataset.shard[0])) as file:
-        file.seek(at - block)
-        name = file.read(block)[:100].rstrip(b"\0")
-        file.seek(at + size + -size % block)
-        behind = file.read(3 * block)
+        file.seek(at - BLOCK)
+        name = file.read(BLOCK)[:100].rstrip(b"\0")
+        file.seek(at + size + -size % BLOCK)
+        behind = file.read(3 * BLOCK)
     if b"_" in name:
         return MEMBERS[1], False
-    return MEMBERS[0], behind[2 * block + 9 : 2 * block + 15] == b".json\0"
+    return MEMBERS[0], behind[2 * BLOCK + 9 : 2 * BLOCK + 15] == b".json\0"
 
 
 def common_layout(datasets: list[Dataset]) -> tuple[str, bool]:

@@ -15,7 +15,7 @@ import xxhash
 from glint.files import atomic, parquet
 from glint.files.strings import load_names, text
 from glint.pipelines.dataset.plan import SAMPLES, Plan
-from glint.shards import dali, policy
+from glint.shards import dali, image
 from glint.shards import plan as deal
 from glint.shards.image import Rejected
 from glint.shards.sources import reopen
@@ -85,8 +85,8 @@ def _part(path: Path, rows: pa.Table) -> str:
 def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str]) -> None:
     """Write the records of a source under their keys, or quarantine them with their reasons."""
     options = plan.options
-    size = policy.size_of(options.size)
-    rule = policy.Policy(options.formats, size, options.on_size, options.on_exif)
+    size = image.size_of(options.size)
+    rule = image.Policy(options.formats, size, options.on_size, options.on_exif)
     said_C = _classes(plan.folder)
     label_n = source.label
     take_n = np.maximum(label_n, 0)

@@ -18,10 +18,9 @@ from glint.pipelines.dataset import drop as taking
 from glint.pipelines.dataset import merge as joining
 from glint.pipelines.dataset import shard as stage
 from glint.pipelines.dataset.output import Output
-from glint.pipelines.dataset.reshard import reshard
+from glint.pipelines.dataset.reshard import content, reshard
 from glint.pipelines.dataset.write import write_shard
 from glint.shards import labels
-from glint.shards.content import content
 from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 
