@@ -183,7 +183,7 @@ def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
 
 
 def _save(out: Path, stream: Online) -> None:
-    with atomic.atomic(out / STATE) as file:
+    with atomic.replacing(out / STATE) as file:
         np.savez(file, **stream.state())  # type: ignore[arg-type]
 
 
