@@ -25,7 +25,7 @@ from glint.log import Progress
 from glint.shards.dataset import Dataset
 from glint.shards.image import Rejected
 from glint.shards.sources import Source, open_source, recognise
-from glint.shards.walk import Findings, Problem, there
+from glint.shards.walk import Findings, Problem, plain_size
 
 BLOCK = 1 << 14  # rows read at a time
 ERASED = "erased"  # what stands in the quarantine for a record of an erased identity
@@ -275,7 +275,7 @@ def compare(
     found, done, total = Findings(), 0, sum(origin.data.n for origin in origins)
     try:
         dataset = Dataset(root)
-        if any(isinstance(there(dataset.root / name), str) for name in _TABLES):
+        if any(isinstance(plain_size(dataset.root / name), str) for name in _TABLES):
             return found, told  # named already
         state = Comparison(dataset, origins, skip)
     except InputError as error:

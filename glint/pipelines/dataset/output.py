@@ -27,7 +27,7 @@ from glint.errors import GlintError, InputError
 from glint.files import atomic, parquet, seal
 from glint.jobs import tasks, workers
 from glint.log import Progress
-from glint.pipelines.dataset.plan import Entries, Job, Plan, leave_no_trace, take_up
+from glint.pipelines.dataset.plan import Entries, Job, Plan, load_or_create, remove_unplanned
 from glint.pipelines.dataset.write import ROW_OPTIONS, forget, write_shard
 from glint.shards import dali
 from glint.shards.dataset import FORMAT, TABLES
@@ -79,7 +79,7 @@ class Output:
                 what = f"its bytes have changed: expected sha256 {entry['sha256']}, found {found}"
                 raise _damaged(path, what)
             if problem := dali.damage(path.parent, entry):
-                raise _damaged(path.with_name(dali.beside(path.name)), problem[0])
+                raise _damaged(path.with_name(dali.index_name(path.name)), problem[0])
             done += entry["samples"]
             progress(done, total, "checked")
 
@@ -141,7 +141,7 @@ def _damaged(path: Path, what: str) -> InputError:
 
 
 @dataclass(frozen=True)
-class How:
+class Execution:
     """How a stage runs; none of it reaches the bytes."""
 
     workers: int = 1
@@ -159,13 +159,13 @@ class Written(NamedTuple):
 
 
 def make(
-    output: Output, job: Job, how: How
+    output: Output, job: Job, how: Execution
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """Hold an output, plan it or take up its plan, and complete it.
 
     Returns what every stage that writes a dataset says of it, the manifest (None where shards are
     left to other tasks) and the facts of the plan. Where there is no plan, nothing is left of the
-    attempt. Raises what the job, `take_up` and `complete` raise, BusyError GL0005.
+    attempt. Raises what the job, `load_or_create` and `complete` raise, BusyError GL0005.
     """
     out, state = output.folder, output.folder / "_glint"
     fresh = not out.exists()
@@ -173,10 +173,10 @@ def make(
     with tasks.claim(state, how.task) as held:
         try:
             with tasks.planning(state, how.task):
-                plan, facts = take_up(out, job)
+                plan, facts = load_or_create(out, job)
         except (GlintError, KeyboardInterrupt):
             if how.task is None:
-                leave_no_trace(out, fresh)
+                remove_unplanned(out, fresh)
             raise
         resumed, manifest, left = complete(plan, facts, output, held, job, how)
     result: dict[str, Any] = {
@@ -193,7 +193,7 @@ def make(
 
 
 def complete(
-    plan: Plan, facts: dict[str, Any], output: Output, held: atomic.Held, job: Job, how: How
+    plan: Plan, facts: dict[str, Any], output: Output, held: atomic.Held, job: Job, how: Execution
 ) -> Written:
     """Write what is missing of an output, or check what is there; the last to leave tidies up.
 
@@ -225,7 +225,7 @@ def complete(
     return written
 
 
-def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: How) -> Written:
+def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: Execution) -> Written:
     """Run the shards that are not done yet, of a task its share; join where all are done."""
     spans, task = plan.spans(), how.task
     for folder in (output.folder / "data", plan.parts):
