@@ -37,11 +37,6 @@ _SCHEMA = pa.schema([*schemas.SAMPLES, *schemas.PROVENANCE])
 _CAME = schemas.PROVENANCE.names  # the columns of a merged dataset
 
 
-def label_texts(source: Source) -> pa.Array:
-    """Return the labels as the source writes them, by their numbers."""
-    return text(source.classes)
-
-
 class Origin:
     """What a dataset was made of: a source, or another dataset. Raises what opening them raises."""
 
@@ -89,7 +84,7 @@ class Origin:
                 *name, label = (batch.column(column).to_pylist() for column in columns)
                 yield from zip(map("\0".join, zip(*name)), label)
             return
-        said = label_texts(self.data)
+        said = text(self.data.classes)
         for i, label in enumerate(self.data.label.tolist()):
             yield self.data.name(i), said[label].as_py() if label >= 0 else None
 

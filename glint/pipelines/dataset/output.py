@@ -63,25 +63,18 @@ class Output:
         Raises InputError GL0302.
         """
         mine = [manifest["shards"][i] for i in shards]
-        paths = [self.folder / "data" / entry["name"] for entry in mine]
-        for entry, path in zip(mine, paths):
-            size = path.stat().st_size if path.is_file() else -1
-            if size != entry["bytes"]:
-                found = f"{size} bytes" if size >= 0 else "no file"
-                raise _damaged(path, f"expected {entry['bytes']} bytes, found {found}")
         done, total = 0, sum(entry["samples"] for entry in mine)
-        for entry, path in zip(mine, paths):
-            try:
-                found = atomic.sha256_of(path)
-            except OSError as error:
-                raise _damaged(path, f"cannot be read: {error.strerror or error}") from error
-            if found != entry["sha256"]:
-                what = f"its bytes have changed: expected sha256 {entry['sha256']}, found {found}"
-                raise _damaged(path, what)
-            if problem := dali.damage(path.parent, entry):
-                raise _damaged(path.with_name(dali.index_name(path.name)), problem[0])
-            done += entry["samples"]
-            progress(done, total, "checked")
+        for read in (False, True):  # all sizes first: they cost nothing
+            for entry in mine:
+                if found := _damage(self.folder / "data" / entry["name"], entry, read):
+                    path, what = found
+                    hint = f"run the same command into a new folder: the data/{path.name} that it "
+                    hint += "writes is this one as it was, and may be copied here (or go on with "
+                    hint += "the new folder)"
+                    raise InputError("GL0302", what, where=str(path), hint=hint)
+                if read:
+                    done += entry["samples"]
+                    progress(done, total, "checked")
 
     def finished(
         self, plan: Plan, shards: Iterable[int], read: bool = True
@@ -97,16 +90,12 @@ class Output:
 
     def _holds(self, plan: Plan, entry: dict[str, Any], read: bool) -> bool:
         path = self.folder / "data" / entry["name"]
-        part = plan.parts / f"{entry['shard']:06d}.parquet"
-        if not (path.is_file() and part.is_file() and path.stat().st_size == entry["bytes"]):
+        if not (plan.parts / f"{entry['shard']:06d}.parquet").is_file():
             return False
-        if not read:
-            return True
-        for name, said in entry.get("parts", {}).items():
+        for name, said in entry.get("parts", {}).items() if read else ():
             if not (plan.parts / name).is_file() or atomic.xxh3_of(plan.parts / name) != said:
                 return False
-        same = atomic.sha256_of(path) == str(entry["sha256"])
-        return same and "idx" in entry and dali.damage(path.parent, entry) is None
+        return (not read or "idx" in entry) and _damage(path, entry, read) is None
 
     def note(self, plan: Plan, entry: dict[str, Any], task: tasks.Task | None) -> None:
         """Note that a shard is done; it lasts when this returns."""
@@ -130,14 +119,26 @@ class Output:
             self._journal = None
 
 
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(
-        "GL0302",
-        what,
-        where=str(path),
-        hint=f"run the same command into a new folder: the data/{path.name} that it writes is "
-        "this one as it was, and may be copied here (or go on with the new folder)",
-    )
+def _damage(path: Path, entry: dict[str, Any], read: bool) -> tuple[Path, str] | None:
+    """Compare the size of a shard with its entry, with `read` also its bytes and its index.
+
+    Returns which file is not as it was, and what is wrong with it; None where all is well.
+    """
+    size = path.stat().st_size if path.is_file() else -1
+    if size != entry["bytes"]:
+        found = f"{size} bytes" if size >= 0 else "no file"
+        return path, f"expected {entry['bytes']} bytes, found {found}"
+    if not read:
+        return None
+    try:
+        found = atomic.sha256_of(path)
+    except OSError as error:
+        return path, f"cannot be read: {error.strerror or error}"
+    if found != entry["sha256"]:
+        expected = f"expected sha256 {entry['sha256']}, found {found}"
+        return path, f"its bytes have changed: {expected}"
+    problem = dali.damage(path.parent, entry)
+    return None if problem is None else (path.with_name(dali.index_name(path.name)), problem[0])
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Source(ABC):
 
     def __init__(self, root: Path, row_n: Rows, facts: dict[str, Any] | None = None) -> None:
         self.root, self.row = root, row_n
-        self.label: Ints = np.ascontiguousarray(row_n["label"])
+        self.label: Ints = row_n["label"]
         self._facts = facts or {}
 
     @property
