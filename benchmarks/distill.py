@@ -38,7 +38,7 @@ from glint.models import recogniser, stored
 from glint.recipes.load import load
 from glint.shards import labels
 from glint.shards.dataset import Dataset
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
 from glint.train import loop
 from glint.train.build import build
 from glint.train.recipe import Recipe
@@ -163,7 +163,7 @@ class Bench:
         net = recogniser.open_model(out, threads=1, device="cpu")
         stream = Stream(
             dataset, labels=labels.current(dataset.root, dataset.classes), batch=100,
-            flip=False, drop_last=False,
+            images=Images(flip=False), drop_last=False,
         )  # fmt: skip
         feature, label = [], []
         for batch in stream.batches(0):

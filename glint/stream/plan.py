@@ -55,6 +55,11 @@ class Plan:
                 "GL0002", f"block and window must be at least 1, found {block}, {window}"
             )
 
+    @property
+    def window_slots(self) -> int:
+        """Return the slots of a shuffle window, 0 without blocks."""
+        return 0 if self.block is None else self.block * self.window
+
     def rows(self, epoch: int, start: int, stop: int) -> I64:
         """Give the rows at positions [start, stop) of an epoch; they may pass its end and wrap."""
         return self.rows_at(epoch, np.arange(start, stop, dtype=np.int64))

@@ -27,10 +27,11 @@ from glint.nn.margins import Margin, margin
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.decode import on_gpu
-from glint.stream.loader import Stream
+from glint.stream.dual import Paired
+from glint.stream.loader import Images, Stream
+from glint.stream.order import Order
 from glint.train import hard_negatives as near
 from glint.train import optim
-from glint.train.paired import Paired
 from glint.train.recipe import Head, Recipe
 from glint.train.teacher import Frozen
 
@@ -235,27 +236,30 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         if not Path(path).is_file():
             raise UsageError("GL0001", f"run.val: no such file: {path}")
         val[Path(path).stem] = read_bin(path)
-    options: dict[str, Any] = {
-        "labels": table,
-        "sampling": sampling or None,
-        "rank": world.rank,
-        "world": world.size,
-        "seed": recipe.run.seed,
-        "workers": recipe.data.workers,
-        "threads": recipe.data.threads,
-        "block": recipe.data.block or None,
-        "flip": recipe.data.flip,
-        "augment": recipe.data.augment,
-        "pinned": world.device.type == "cuda",
-        "decoder": on_gpu(world.device) if recipe.data.decode == "gpu" else None,
-        "verify": recipe.data.verify,
-    }
-    stream: Stream | Paired
-    if recipe.head.kind == "class_pool":
-        stream = Paired(dataset, batch=recipe.data.batch, **options)
-    else:
-        mates = recipe.head.gallery if recipe.head.kind == "class_queue" else 0
-        stream = Stream(dataset, batch=recipe.data.batch, mates=mates, **options)
+    images = Images(
+        flip=recipe.data.flip,
+        augment=recipe.data.augment,
+        decoder=on_gpu(world.device) if recipe.data.decode == "gpu" else None,
+        verify=recipe.data.verify,
+        pinned=world.device.type == "cuda",
+    )
+    kind = Paired if recipe.head.kind == "class_pool" else Stream
+    stream: Stream | Paired = kind(
+        dataset,
+        labels=table,
+        batch=recipe.data.batch,
+        rank=world.rank,
+        world=world.size,
+        seed=recipe.run.seed,
+        workers=recipe.data.workers,
+        threads=recipe.data.threads,
+        order=Order(
+            sampling=sampling or None,
+            block=recipe.data.block or None,
+            positives=recipe.head.gallery if recipe.head.kind == "class_queue" else 0,
+        ),
+        images=images,
+    )
     if stream.steps_per_epoch < recipe.run.accumulate:
         raise UsageError(
             "GL0002",
