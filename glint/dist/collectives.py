@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +19,6 @@ from glint.dist.world import World
 # n rows on this rank, N over all ranks, p rows of the longest rank
 
 
-@dataclass
-class Spent:
-    """Seconds that training waited in collectives on the CPU; a GPU's are only started by it."""
-
-    seconds: float = 0.0
-
-
-SPENT = Spent()
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -35,8 +26,8 @@ _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp
 def _counted(world: World) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    if world.group is None and world.device.type == "cpu":  # other groups work beside training
-        SPENT.seconds += time.perf_counter() - began
+    if world.device.type == "cpu":
+        world.waited.seconds += time.perf_counter() - began
 
 
 def even(rows: int, world: World) -> tuple[int, ...]:
@@ -103,7 +94,7 @@ def barrier(world: World) -> None:
 
 
 def _single(name: str, older: str) -> Callable[..., Any]:
-    """Find a one-tensor collective under its name since torch 2.13, or its older one."""
+    """Return a one-tensor collective by its name since torch 2.13, or by its older one."""
     found: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, older)
     return found
 

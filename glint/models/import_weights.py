@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
 from glint.models import checkpoint
-from glint.models.stored import sha256, tensors
 from glint.nn import backbones
 
 # arcface_torch's names; glint's own are taken too
@@ -59,7 +58,7 @@ def import_weights(
     name, net, found, state = _taken(weights, backbone, embedding, options)
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
                     if t.is_floating_point()})  # fmt: skip
-    source = {"name": weights.name, "sha256": sha256(weights), "dtype": " ".join(kinds)}
+    source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
     made = {"name": name, "embedding": embedding, "options": dict(options or {})}
     path = checkpoint.save(
         out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
@@ -109,7 +108,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Load a file of tensors; a pickle may hold nothing but them."""
     try:
         if path.suffix == ".safetensors":
-            return _named(tensors(path), path)
+            return _named(checkpoint.read_tensors(path), path)
         with path.open("rb") as file:
             _require_tensors(file, path)
         return _named(torch.load(path, map_location="cpu", weights_only=True), path)

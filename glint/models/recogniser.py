@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from glint.errors import GlintError, InputError, UsageError
-from glint.models import stored
+from glint.models import checkpoint, stored
 
 EXTRA = "pip install 'glint-faces[export]' (onnx, onnxruntime) or 'glint-faces[insightface]'"
 
@@ -177,7 +177,7 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
         name=path.name,
         dim=probe.shape[1],
         size=size,
-        digest=stored.sha256(path),
+        digest=checkpoint.sha256(path),
         engine="insightface" if model is not None else "onnxruntime",
         mean=mean,
         std=std,

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint.errors import UsageError
+from glint.errors import InputError, UsageError
 from glint.log import logger
-from glint.models import stored
+from glint.models import checkpoint
 from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
@@ -114,12 +114,12 @@ def page(run: Path) -> Plots:
 
 
 def facts(run: Path) -> list[tuple[str, str]]:
-    """Tell what the newest checkpoint's state.json says of data, recipe and ranks."""
-    found = stored.all_in(run / "checkpoints")
+    """Return what the newest checkpoint's state.json has of data, recipe and ranks."""
+    found = checkpoint.all_in(run / "checkpoints")
     if not found:
         return [("checkpoint", "none yet")]
     try:
-        state = json.loads((found[-1] / stored.STATE).read_text())
+        state = checkpoint.read_state(found[-1])
         told = [("checkpoint", found[-1].name)]
         for name in ("world", "global_batch", "steps_per_epoch", "torch"):
             told.append((name.replace("_", " "), str(state[name])))
@@ -128,7 +128,7 @@ def facts(run: Path) -> list[tuple[str, str]]:
                 value = ", ".join(f"{k} {v}" for k, v in value.items())
             told.append((name.replace("_", " "), str(value)))
         return told
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, InputError, KeyError, AttributeError) as error:
         return [("checkpoint", f"{found[-1].name} cannot be read ({type(error).__name__})")]
 
 

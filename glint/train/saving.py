@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glint.dist.host import ram
-from glint.dist.world import beside
+from glint.dist.world import cpu_group
 from glint.errors import GlintError
 from glint.log import logger
 from glint.models import checkpoint
@@ -38,7 +38,7 @@ class Saver:
         """Open what the ranks' threads meet through (a collective)."""
         self.run, self.log = run, log
         self.asynchronous = run.recipe.run.async_save
-        self._meet = checkpoint.meeting(beside(run.world) if self.asynchronous else run.world)
+        self._meet = checkpoint.meeting(cpu_group(run.world) if self.asynchronous else run.world)
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
