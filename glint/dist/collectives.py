@@ -1,4 +1,4 @@
-"""The few collectives that glint uses, over rows, with uneven rows per rank allowed.
+"""Collectives over rows, which may be uneven over the ranks.
 
 At world size 1 each is the identity and needs no process group.
 """
@@ -31,14 +31,14 @@ def _counted(world: World) -> Iterator[None]:
 
 
 def even(rows: int, world: World) -> tuple[int, ...]:
-    """Give the row counts of ranks that all hold as many rows as this one."""
+    """Return the row counts of ranks that all hold as many rows as this one."""
     return (rows,) * world.size
 
 
 def all_gather_rows(x_n: Tensor, world: World, counts: Sequence[int] | None = None) -> Tensor:
     """Stack every rank's rows in rank order: (n, ...) -> (N, ...).
 
-    counts: rows on each rank, the same list on every rank; None says that all hold n.
+    counts: rows on each rank, the same list on every rank; None means that all hold n.
     """
     if world.size == 1:
         return x_n
@@ -81,7 +81,7 @@ def reduce_scatter_rows(x_N: Tensor, world: World, counts: Sequence[int] | None 
 
 
 def all_reduce_(x: Tensor, world: World, op: str = "sum") -> Tensor:
-    """Reduce over ranks in place with op "sum", "max" or "min"; give `x` back."""
+    """Reduce over ranks in place with op "sum", "max" or "min"; return `x`."""
     if world.size > 1:
         with _counted(world):
             dist.all_reduce(x, op=_OPS[op], group=world.group)

@@ -225,7 +225,7 @@ def _largest(step: int, line: World) -> int:
 
 
 def meeting(line: World) -> Meet:
-    """Return what gives all ranks of `line` the first of their problems, and waits for all."""
+    """Return a `meet` of the ranks of `line`: all get the first of their problems."""
     if line.size == 1:
         return alone
     import torch

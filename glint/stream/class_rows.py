@@ -49,7 +49,7 @@ class ClassRows:
         )
 
     def base(self, label: slice) -> I64:
-        """Give the place of each label's first row among the rows of its class."""
+        """Return the place of each label's first row among the rows of its class."""
         if self._plain:
             return np.zeros(len(self.size_L[label]), dtype=np.int64)
         return np.asarray(self._base_L[label])
@@ -72,7 +72,7 @@ class ClassRows:
         return cls(order.astype(np.uint32), first.astype(np.int64), target, classes)
 
     def row_of(self, class_m: npt.NDArray[Any], index_m: npt.NDArray[Any]) -> I64:
-        """Give the index-th row of each class, 0 <= index < its count."""
+        """Return the index-th row of each class, 0 <= index < its count."""
         if self._plain:
             return np.asarray(self.row_n[self.first_L[class_m] + index_m], dtype=np.int64)
         place_m = self._start_C[class_m] + index_m

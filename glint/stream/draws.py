@@ -43,7 +43,7 @@ class Draws:
     """Turn draws per identity and epoch (fractions allowed) into whole copies of rows.
 
     class_rows: the rows of each identity. draws_C: draws per epoch; None draws every row of theirs
-    once. An epoch gives identity c either floor or ceil of its draws (systematic sampling with one
+    once. In an epoch identity c has either floor or ceil of its draws (systematic sampling with one
     offset per epoch, so every epoch has the same length); the draws walk round the identity's
     images, from a keyed start, and go on where the last epoch stopped, so no image is drawn twice
     more often than another before all had their turn: over any run of epochs the counts inside
@@ -97,12 +97,12 @@ class Draws:
         self._before = (0, np.zeros(len(draws), dtype=np.int64))
 
     def drawn(self, epoch: int) -> I64:
-        """Give the whole draws of each identity in one epoch."""
+        """Return the whole draws of each identity in one epoch."""
         offset = (self._offset + epoch * _STRIDE) % _ONE
         return np.diff((self._edge + offset) >> _BITS)
 
     def drawn_before(self, epoch: int) -> I64:
-        """Give the draws of each identity in all epochs before this one; O(C) per new epoch."""
+        """Return the draws of each identity in all epochs before this one; O(C) per new epoch."""
         with self._lock:
             done, total_C = self._before
             if done > epoch:
@@ -134,7 +134,7 @@ class Draws:
         return self.class_rows.row_of(class_m, turn_m)
 
     def at(self, epoch: int) -> EpochCounts:
-        """Give the multiset of one epoch; the last one asked for is kept (about n bytes)."""
+        """Return the multiset of one epoch; the last one asked for is kept (about n bytes)."""
         name = epoch if self._table else 0
         with self._lock:
             if self._last is not None and self._last[0] == name:
@@ -192,7 +192,7 @@ class Draws:
 
 
 def _edges(count_C: I64) -> I64:
-    """Give the running total, from 0."""
+    """Return the running total, from 0."""
     edge = np.zeros(len(count_C) + 1, dtype=np.int64)
     np.cumsum(count_C, out=edge[1:])
     return edge

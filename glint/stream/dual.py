@@ -76,16 +76,16 @@ class Dual:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Give the steps of one pass of the instance stream."""
+        """Return the steps of one pass of the instance stream."""
         return self.instance.steps_per_epoch
 
     def start(self, epoch: int = 0) -> Place:
-        """Give the place at which an epoch begins if nothing changed since the first."""
+        """Return the place at which an epoch begins if nothing changed since the first."""
         each_step = self.identity.batch * self.identity.world
         return Place(epoch, 0, epoch * self.steps_per_epoch * each_step)
 
     def place(self, since: Place, steps: int) -> Place:
-        """Give where both streams stand, `steps` steps of the same epoch after `since`."""
+        """Return where both streams stand, `steps` steps of the same epoch after `since`."""
         each_step = self.identity.batch * self.identity.world
         return Place(
             since.epoch,
@@ -94,7 +94,7 @@ class Dual:
         )
 
     def batches(self, place: Place) -> Iterator[tuple[Batch, Batch]]:
-        """Give (single images, identities' images) from a place to the end of its epoch.
+        """Yield (single images, identities' images) from a place to the end of its epoch.
 
         Errors while reading: as Stream.batches.
         """
@@ -136,7 +136,7 @@ class Paired:
         return self.dual.instance.coverage(epochs)
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Give this rank's batches of an epoch from a step on. Errors: as Stream.batches."""
+        """Yield this rank's batches of an epoch from a step on. Errors: as Stream.batches."""
         start = self.dual.place(self.dual.start(epoch), start_step)
         for single, pair in self.dual.batches(start):
             yield Batch(

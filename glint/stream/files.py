@@ -38,7 +38,7 @@ class Shards:
         self.arena = Arena(2)
 
     def open(self, shard: int) -> IO[bytes]:
-        """Give an open shard; who holds it keeps it open. Raises InputError GL0302."""
+        """Return an open shard; a caller that holds it keeps it open. Raises InputError GL0302."""
         file = self._files.get(shard)
         if file is not None:
             return file
@@ -50,7 +50,7 @@ class Shards:
         return file
 
     def samples(self, row_n: npt.NDArray[Any]) -> list[tuple[int, int, int, int, bytes]]:
-        """Give (row, shard, offset, size, digest) of each row, looked up together."""
+        """Return (row, shard, offset, size, digest) of each row, looked up together."""
         columns = self.columns
         shard_n = columns.shard_of(row_n)
         record_n = columns.record[row_n]
@@ -187,7 +187,7 @@ class Windows:
 
 
 def _read(shards: Shards, shard: int, into: memoryview, offset: int) -> int:
-    """Read until `into` is full or the file ends; give the bytes read."""
+    """Read until `into` is full or the file ends; return the bytes read."""
     file = shards.open(shard)
     got = 0
     try:

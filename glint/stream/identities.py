@@ -45,14 +45,14 @@ class IdentityPlan:
         self.length = ENDLESS if endless else self.cycle
 
     def rows_at(self, epoch: int, position_m: npt.NDArray[Any]) -> I64:
-        """Give the row at each position; one past the end of an epoch wraps to its beginning."""
+        """Return the row at each position; one past the end of an epoch wraps to its beginning."""
         position_m = np.asarray(position_m, dtype=np.int64)
         if not self.endless:
             return self._rows(np.full_like(position_m, epoch), position_m % self.cycle)
         return self._rows(position_m // self.cycle, position_m % self.cycle)
 
     def drawn_before(self, epochs: int) -> I64:
-        """Give the draws of each class in the first epochs (cycles)."""
+        """Return the draws of each class in the first epochs (cycles)."""
         drawn = np.zeros(len(self.class_rows.count_C), dtype=np.int64)
         drawn[self.class_c] = self.each * epochs
         return drawn

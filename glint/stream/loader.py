@@ -147,7 +147,7 @@ class Stream:
         return 0 if self._windows is None else self._windows.most_bytes()
 
     def position(self, step: int, origin: int = 0) -> int:
-        """Give the first position of the epoch that `step` steps from `origin` leave untaken."""
+        """Return the first position of the epoch that `step` steps from `origin` do not take."""
         return self._from(origin).position(step)
 
     def coverage(self, epochs: int) -> Coverage:
@@ -160,7 +160,7 @@ class Stream:
     def batches(
         self, epoch: int, start_step: int = 0, origin: int = 0
     ) -> Generator[Batch, None, None]:
-        """Give this rank's batches of an epoch from a step on.
+        """Yield this rank's batches of an epoch from a step on.
 
         origin: position at which step 0 begins, for a run that stopped in this epoch under another
         global batch. Errors while reading: InputError GL0302, GL0303 (the sample by shard and key),
@@ -178,7 +178,7 @@ class Stream:
     def stored(
         self, epoch: int, start_step: int = 0, origin: int = 0
     ) -> Iterator[tuple[list[bytes], torch.Tensor, I64]]:
-        """Give the same batches undecoded: stored bytes (checked), labels, rows."""
+        """Yield the same batches undecoded: stored bytes (checked), labels, rows."""
         part, read = self._from(origin), self._shards.read
         for step in range(start_step, part.steps):
             row_n = self._rows(epoch, part, step)
@@ -222,7 +222,7 @@ class Stream:
         return row_n, position_n
 
     def _rows(self, epoch: int, part: Slice, step: int) -> I64:
-        """Give the rows of a step; planned for GROUP at once, as a call has its cost."""
+        """Return the rows of a step; planned for GROUP at once, as a call has its cost."""
         group = step - step % GROUP
         planned = self._planned  # read once: another thread may replace it
         if planned is None or planned[0] != (epoch, part, group):

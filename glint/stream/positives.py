@@ -42,7 +42,7 @@ class PositivePlan:
         self.length = plan.length * self.each
 
     def rows_at(self, epoch: int, position_m: npt.NDArray[Any]) -> I64:
-        """Give the row at each position; one past the end of an epoch wraps to its beginning."""
+        """Return the row at each position; one past the end of an epoch wraps to its beginning."""
         position_m = np.asarray(position_m, dtype=np.int64)
         turn_m, within_m = np.divmod(position_m, self.each)
         row_m = self.plan.rows_at(epoch, turn_m)

@@ -118,7 +118,7 @@ class Prefetcher:
             thread.join(JOIN)
 
     def _order(self, first: int, length: int) -> Iterator[tuple[int, int]]:
-        """Give (first position of its piece, shard); a shard stands once in a piece."""
+        """Yield (first position of its piece, shard); a shard stands once in a piece."""
         done: set[int] = set()
         start = first
         while start < length:

@@ -131,7 +131,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
 
 
 def threads(recipe: Recipe, world: World) -> int:
-    """Compute threads of this rank: as told, or the machine's cores shared out."""
+    """Compute threads of this rank: those of the recipe, or the machine's cores shared out."""
     return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
 
 

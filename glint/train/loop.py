@@ -275,7 +275,7 @@ def _reseed(seed: int, number: int, rank: int) -> None:
 
 
 def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
-    """Give (global step, its micro-batches) from `start` to `total`, over epochs."""
+    """Yield (global step, its micro-batches) from `start` to `total`, over epochs."""
     spe, micro = run.steps_per_epoch, run.recipe.run.accumulate
     step = start
     while step < total:
@@ -320,7 +320,7 @@ def evaluate(run: Run) -> dict[str, Verification]:
 
 
 def share_buffers(run: Run) -> None:
-    """Give every rank rank 0's batch norm statistics."""
+    """Broadcast rank 0's batch norm statistics to every rank."""
     if run.world.size > 1:
         for buffer in run.judged.buffers():
             torch.distributed.broadcast(buffer, 0, group=run.world.group)

@@ -27,18 +27,18 @@ def cut(path: Path, start: int) -> None:
     """Keep the entries of a log up to step `start`, none at 0; a torn last line goes too."""
     if not path.exists():
         return
-    kept, whole = [], path.read_bytes()
+    wanted, whole = [], path.read_bytes()
     for line in whole.splitlines(keepends=True):
         try:
             if line.endswith(b"\n") and start and int(json.loads(line)["step"]) <= start:
-                kept.append(line)
+                wanted.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    if b"".join(kept) != whole:
-        write_bytes(path, b"".join(kept))
+    if b"".join(wanted) != whole:
+        write_bytes(path, b"".join(wanted))
 
 
-def _endless(value: object) -> bool:
+def _not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
@@ -67,9 +67,9 @@ class Log:
                     logger.info("tensorboard is not installed: log.jsonl only")
 
     def mark(self, part: str) -> None:
-        """Put the time since the last mark down to `part`: on a GPU, its own and not the host's.
+        """Count the time since the last mark as `part`: on a GPU, its own and not the host's.
 
-        What glint's collectives took of it on the CPU is put down to "comm".
+        What glint's collectives took of it on the CPU counts as "comm".
         """
         now, waited = self._now(), self.run.world.waited.seconds
         self._marks.append((part, self._at, now, waited - self._waited))
@@ -142,7 +142,7 @@ class Log:
         self._write("save", {k: round(v, 4) for k, v in entry.items()})
 
     def dump(self, step: int, batches: list[Batch], loss: float) -> str:
-        """Name the samples of a bad step in RUN/diverged-*.json and give that path."""
+        """Name the samples of a bad step in RUN/diverged-*.json and return that path."""
         run = self.run
         path = run.out / f"diverged-{step + 1:08d}-rank{run.world.rank}.json"
         run.out.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ class Log:
         return event
 
     def _parts(self) -> dict[str, float]:
-        """Give the share of each part in the time since counting began."""
+        """Return the share of each part in the time since counting began."""
         if self.run.world.device.type == "cuda":
             torch.cuda.synchronize()
         spent: dict[str, float] = defaultdict(float)
@@ -191,7 +191,7 @@ class Log:
     def _write(self, kind: str, entry: dict[str, Any]) -> None:
         if self._file is None:
             return
-        entry = {k: None if _endless(v) else v for k, v in entry.items()}  # JSON has no NaN
+        entry = {k: None if _not_finite(v) else v for k, v in entry.items()}  # JSON has no NaN
         try:
             self._file.write(json.dumps({"kind": kind, **entry}) + "\n")
             if self._board is not None:

@@ -1,4 +1,4 @@
-"""The page of a run: what its log tells, drawn. One HTML file that opens offline."""
+"""The report of a run: curves of its log in one HTML file that opens offline."""
 
 # S entries of the log
 
@@ -37,15 +37,15 @@ def entries(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _reals(found: Sequence[dict[str, Any]], name: str, inner: str = "") -> Reals:
+def _reals(entries: Sequence[dict[str, Any]], name: str, inner: str = "") -> Reals:
     def value(entry: dict[str, Any]) -> float:
-        told = entry.get(name)
+        found = entry.get(name)
         if inner:
-            told = told.get(inner) if isinstance(told, dict) else None
-        good = isinstance(told, int | float) and not isinstance(told, bool)
-        return float(told) if good else math.nan  # type: ignore[arg-type]
+            found = found.get(inner) if isinstance(found, dict) else None
+        good = isinstance(found, int | float) and not isinstance(found, bool)
+        return float(found) if good else math.nan  # type: ignore[arg-type]
 
-    return np.array([value(entry) for entry in found], np.float64)
+    return np.array([value(entry) for entry in entries], np.float64)
 
 
 def page(run: Path) -> Plots:
@@ -120,14 +120,14 @@ def facts(run: Path) -> list[tuple[str, str]]:
         return [("checkpoint", "none yet")]
     try:
         state = checkpoint.read_state(found[-1])
-        told = [("checkpoint", found[-1].name)]
+        rows = [("checkpoint", found[-1].name)]
         for name in ("world", "global_batch", "steps_per_epoch", "torch"):
-            told.append((name.replace("_", " "), str(state[name])))
+            rows.append((name.replace("_", " "), str(state[name])))
         for name, value in state["identity"].items():
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items())
-            told.append((name.replace("_", " "), str(value)))
-        return told
+            rows.append((name.replace("_", " "), str(value)))
+        return rows
     except (OSError, InputError, KeyError, AttributeError) as error:
         return [("checkpoint", f"{found[-1].name} cannot be read ({type(error).__name__})")]
 

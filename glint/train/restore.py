@@ -49,7 +49,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def parts(run: Run, step: int) -> dict[str, Any]:
-    """Give what `checkpoint.save` writes of this rank at `step` (steps done), uncopied.
+    """Return what `checkpoint.save` writes of this rank at `step` (steps done), uncopied.
 
     Every rank calls it: heads without a table compare theirs.
     """
@@ -81,11 +81,11 @@ def parts(run: Run, step: int) -> dict[str, Any]:
 
 
 def resume(run: Run) -> int:
-    """Load the newest valid checkpoint of the run into it and give the steps already done.
+    """Load the newest valid checkpoint of the run into it; return the steps already done.
 
     Every rank calls it: they share the files to verify.
     Raises MismatchError GL0702 where the run was started with other data, recipe or batch, GL0701
-    where the checkpoint is as its manifest says and still not one of this program.
+    where the checkpoint matches its manifest and still is not one of this program.
     """
     saved = checkpoint.newest(run.out / "checkpoints", cpu_group(run.world))
     if saved is None:
@@ -132,7 +132,7 @@ def _unsound(saved: checkpoint.Saved, what: str) -> MismatchError:
 
 
 def _sound(saved: checkpoint.Saved) -> checkpoint.Saved:
-    """Give a checkpoint back that a run can go on from, by its `state.json`. Raises GL0701."""
+    """Return a checkpoint if its `state.json` has what a run goes on from. Raises GL0701."""
     for name, kind in FIELDS.items():
         value = saved.state.get(name)
         if type(value) is not kind or (isinstance(value, int) and value < 0):
@@ -225,7 +225,7 @@ def compare(saved: checkpoint.Saved, run: Run) -> None:
 
 
 def batch_for_world(out: Path, batch: int, world: int) -> int:
-    """Give the per-rank batch that keeps a run's global batch when the number of ranks changed.
+    """Return the per-rank batch that keeps a run's global batch when the number of ranks changed.
 
     Raises MismatchError GL0702 where the global batch does not divide by the new world.
     """

@@ -40,9 +40,9 @@ class Frozen:
         self.weight, self.loss, path = table.weight, table.loss, Path(table.model)
         self._net: nn.Module | None = None
         if path.is_dir():
-            kept = stored.load(path)
-            require_finite(kept)
-            self._net, found, self.digest = kept.net, kept.embedding, kept.digest
+            trained = stored.load(path)
+            require_finite(trained)
+            self._net, found, self.digest = trained.net, trained.embedding, trained.digest
         elif table.bare:
             self._net = import_weights.read_net(path, table.backbone, embedding)
             found, self.digest = embedding, checkpoint.sha256(path)
@@ -73,7 +73,7 @@ class Frozen:
         return torch.as_tensor(self._crops(pixel_nHWC)).to(image_nCHW.device)
 
     def distance(self, feature_nD: Tensor, target_nD: Tensor) -> Tensor:
-        """Give the loss of this rank's images, without its weight."""
+        """Return the loss of this rank's images, without its weight."""
         return distance(feature_nD, target_nD.to(feature_nD.dtype), self.loss)
 
     def fingerprint(self) -> dict[str, object]:
