@@ -261,7 +261,7 @@ def _silent(
 
 
 def _cause(codes: Sequence[int | None]) -> tuple[int, int]:
-    """Pick the rank whose end explains the others': a signal, then an error of glint's, then any."""
+    """Pick the rank whose end explains the others': a signal, then a glint error, then any."""
 
     def order(entry: tuple[int, int]) -> tuple[int, int]:
         rank, code = entry
