@@ -16,7 +16,7 @@ FARS = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
 BINS = 200  # of the histograms that a result carries, over cosines -1 to 1
 
 
-def allowed(far: str, impostors: int) -> int:
+def allowed(far: float | str, impostors: int) -> int:
     """Return how many of the impostor pairs may be accepted at a false accept rate."""
     return int(np.floor(float(far) * impostors * (1 + 1e-12)))
 

@@ -134,8 +134,9 @@ def train_step(
         apply(run, step, lr)
         log.mark("update")
         return Step(loss, distance)
-    skip(run, batches, step, loss, float(norm), log, skipped + 1)
-    return Step(loss, distance, skipped + 1)
+    result = Step(loss, distance, skipped + 1)
+    skip(run, batches, step, result, float(norm), log)
+    return result
 
 
 def forward_backward(
@@ -217,19 +218,14 @@ def apply(run: Run, step: int, lr: float) -> None:
 
 
 def skip(
-    run: Run,
-    batches: list[Batch],
-    step: int,
-    loss: float,
-    norm: float,
-    log: metrics.Log,
-    skipped: int,
+    run: Run, batches: list[Batch], step: int, result: Step, norm: float, log: metrics.Log
 ) -> None:
     """Leave everything as it was after a step that was not finite.
 
     Raises DivergedError GL0703 where that may not be, or was done too often in a row.
     """
     settings, scaler = run.recipe.run, run.scaler
+    loss, skipped = result.loss, result.skipped
     overflow = scaler.is_enabled() and math.isfinite(loss)
     if skipped > settings.max_skips or not (overflow or settings.on_nan == "skip"):
         in_a_row = f", {skipped} such steps in a row" if skipped > 1 else ""

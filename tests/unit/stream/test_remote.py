@@ -103,9 +103,15 @@ def fetched() -> list[str]:
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"threads": 2}, {"workers": 2}, {"order": Order(block=20)}, {"block": 20, "workers": 2}],
+    [
+        {},
+        {"threads": 2},
+        {"workers": 2},
+        {"order": Order(block=20)},
+        {"order": Order(block=20), "workers": 2},
+    ],
 )
-def test_batches_are_those_of_the_local_dataset(local: Path, how: dict[str, int]) -> None:
+def test_batches_are_those_of_the_local_dataset(local: Path, how: dict[str, Any]) -> None:
     same(stream(URL, **how), stream(local, **how))
     if "workers" not in how:  # those are other processes, whose requests are not seen here
         assert sorted(fetched()) == sorted(set(fetched())) and len(fetched()) == 12
