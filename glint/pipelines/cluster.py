@@ -26,10 +26,10 @@ from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
 from glint.jobs import workspace
 from glint.log import Progress, logger
-from glint.pipelines import embed
 from glint.search.online_clusters import BLOCK, Online, Options
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 FORMAT = "glint/identities@1"
 STAGE = "cluster"
@@ -124,7 +124,7 @@ def check_out(out: Path) -> None:
     workspace.refuse_foreign(out, "glint/identities", ("identities.json", PLAN), "identities")
 
 
-def _open(folder: Path) -> embed.Embeddings:
+def _open(folder: Path) -> Embeddings:
     """Open an embedding folder for what it says itself to be."""
     about: dict[str, Any] = {}
     if (folder / "embeddings.json").is_file():
@@ -133,7 +133,7 @@ def _open(folder: Path) -> embed.Embeddings:
         digest, images, classes = about["dataset"], int(about["images"]), int(about["classes"])
     except (KeyError, TypeError, ValueError):
         digest, images, classes = "", 0, 0  # refused by name below
-    return embed.load(folder, digest, images=images, classes=classes)
+    return load(folder, digest, images=images, classes=classes)
 
 
 def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> None:
@@ -188,7 +188,7 @@ def _save(out: Path, stream: Online) -> None:
 
 
 def _insert(
-    stream: Online, found: list[embed.Embeddings], out: Path, save: float, progress: Progress
+    stream: Online, found: list[Embeddings], out: Path, save: float, progress: Progress
 ) -> None:
     """Insert the faces that the state lacks, in blocks that begin where they always do."""
     seen, first, saved = stream.faces, 0, time.monotonic()
@@ -208,7 +208,7 @@ def _insert(
         _save(out, stream)
 
 
-def _write(out: Path, found: list[embed.Embeddings], shot: Any) -> None:
+def _write(out: Path, found: list[Embeddings], shot: Any) -> None:
     import pyarrow as pa
 
     key = [
@@ -239,7 +239,7 @@ def _largest(name: Ints) -> int:
     return int(np.unique(name[name >= 0], return_counts=True)[1].max(initial=0))
 
 
-def _judged(identity_N: Ints, emb: embed.Embeddings, truth: Path) -> dict[str, Any]:
+def _judged(identity_N: Ints, emb: Embeddings, truth: Path) -> dict[str, Any]:
     """Judge faces whose key the truth knows; Raises InputError where it knows none."""
     known = parquet.read(truth, columns=["key", "label"], code="GL0402")
     if set(known.column_names) != {"key", "label"}:

@@ -20,10 +20,11 @@ from glint.errors import UsageError
 from glint.files import atomic, parquet
 from glint.jobs import workspace
 from glint.log import Progress
-from glint.pipelines import balance, embed
+from glint.pipelines import balance
 from glint.search import nms
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 
 FORMAT = balance.CORESET
 BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
@@ -64,7 +65,7 @@ class Options:
 
 def run(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     out: Path,
     options: Options,
     *,

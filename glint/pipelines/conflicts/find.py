@@ -22,10 +22,10 @@ from glint.errors import BusyError
 from glint.files import atomic, parquet
 from glint.jobs import workspace
 from glint.log import Progress
-from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, exhibits, outliers, overlap, page
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 
 FORMAT = "glint/conflicts@1"
 BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
@@ -35,7 +35,7 @@ TABLES = ("pairs.parquet", "groups.parquet", *outliers.TABLES, *overlap.TABLES)
 
 def run(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     out: Path,
     options: Options,
     *,
@@ -153,7 +153,7 @@ def _calibration(found: Found) -> dict[str, Any]:
 
 def _write(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     out: Path,
     found: Found,
     odd: outliers.Inside,

@@ -13,8 +13,8 @@ from glint import schemas
 from glint.errors import BusyError, GlintError, InputError, UsageError
 from glint.files import parquet
 from glint.pipelines import balance, coreset
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
+from glint.shards.embeddings import Embeddings
 from glint.stream.dual import Dual
 from glint.stream.loader import Stream
 

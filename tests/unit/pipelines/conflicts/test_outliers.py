@@ -15,9 +15,9 @@ from glint import schemas
 from glint.conflicts.verdicts import Options
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 COUNTS = [9, 10, 12] * 12
 STRANGER = (4, 2)  # label 4 shows person 500 there
@@ -40,7 +40,7 @@ def dataset(make_dataset, picture_of) -> Dataset:
 @pytest.fixture
 def emb(dataset: Dataset, blocks, tmp_path: Path) -> Embeddings:
     embed.embed(dataset, blocks, tmp_path / "emb")
-    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 def row_of(label: int, number: int) -> int:
