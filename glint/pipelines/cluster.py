@@ -24,7 +24,7 @@ from glint import log, schemas
 from glint.errors import InputError, MismatchError, UsageError
 from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
-from glint.jobs import workspace
+from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress, logger
 from glint.search.online_clusters import BLOCK, Online, Options
 from glint.shards import labels
@@ -33,7 +33,7 @@ from glint.shards.embeddings import Embeddings, load
 
 FORMAT = "glint/identities@1"
 STAGE = "cluster"
-PLAN, STATE = "_glint/plan.json", "_glint/state.npz"
+STATE = "_glint/state.npz"
 TABLES = ("faces.parquet", "clusters.parquet", "edges.parquet")
 SAVE = 60.0  # seconds between two states saved
 Ints = npt.NDArray[np.int64]
@@ -64,7 +64,8 @@ def run(
     are those of the one folder. Raises MismatchError GL0006 where `out` was begun with other
     options or folders that these do not begin with, BusyError where it holds something else.
     """
-    check_out(out)
+    space = Workspace(out, "identities")
+    space.refuse_foreign()
     if truth is not None and len(folders) != 1:
         raise UsageError("GL0002", f"expected one folder, found {len(folders)}", where="--truth")
     if truth is not None and not truth.is_file():
@@ -89,9 +90,8 @@ def run(
                 f"found {emb.sample_ND.shape[1]}",
                 where=str(folder),
             )
-    atomic.make_dir(out / "_glint")
-    with atomic.lock(out / "_glint" / "lock"):
-        _continue(out, sources, options)
+    with space.held():
+        _continue(space, sources, options)
         stream = _resume(out, options, dim, faces) or Online(dim, options)
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
@@ -113,15 +113,14 @@ def run(
             "options": asdict(options),
             "sources": sources,
             **told,
-            "files": {name: _sha256(out / name) for name in TABLES},
         }
-        atomic.write_json(out / "identities.json", about)
+        space.finish(about, TABLES)
     return {**told, "out": str(out)}
 
 
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
-    workspace.refuse_foreign(out, "glint/identities", ("identities.json", PLAN), "identities")
+    Workspace(out, "identities").refuse_foreign()
 
 
 def _open(folder: Path) -> Embeddings:
@@ -136,10 +135,10 @@ def _open(folder: Path) -> Embeddings:
     return load(folder, digest, images=images, classes=classes)
 
 
-def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> None:
-    """Take up the plan in `out`, or begin one."""
-    if (out / PLAN).exists():
-        plan = atomic.read_json(out / PLAN, "GL0006")
+def _continue(space: Workspace, sources: list[dict[str, Any]], options: Options) -> None:
+    """Take up the plan of a folder, or begin one."""
+    if space.plan.exists():
+        plan = atomic.read_json(space.plan, "GL0006")
         before = plan.get("sources", [])
         if plan.get("options") != asdict(options):
             what = f"options {plan.get('options')} there, {asdict(options)} now"
@@ -148,15 +147,9 @@ def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> Non
         else:
             what = ""
         if what:
-            raise MismatchError(
-                "GL0006",
-                f"begun from other inputs or options ({what})",
-                where=str(out),
-                hint="choose another --out; more folders come behind those that were there",
-            )
-    atomic.write_json(
-        out / PLAN, {"format": FORMAT, "options": asdict(options), "sources": sources}
-    )
+            hint = "choose another --out; more folders come behind those that were there"
+            raise space.other_plan(what, hint)
+    space.begin({"format": FORMAT, "options": asdict(options), "sources": sources})
 
 
 def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
@@ -262,11 +255,6 @@ def _judged(identity_N: Ints, emb: Embeddings, truth: Path) -> dict[str, Any]:
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + atomic.sha256(file)
-
-
 def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) -> dict[str, Any]:
     """Put the identities of a dataset's faces in force as a new label version.
 
@@ -340,7 +328,7 @@ def _mark(folder: Path) -> str:
             where=str(folder),
             hint="make one with: glint cluster EMB --out FOLDER",
         )
-    return _sha256(folder / "identities.json")
+    return sha256(folder / "identities.json")
 
 
 def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
@@ -363,7 +351,7 @@ def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
             hint="run glint embed and glint cluster on this dataset",
         )
     path = folder / "faces.parquet"
-    if _sha256(path) != about.get("files", {}).get("faces.parquet"):
+    if sha256(path) != about.get("files", {}).get("faces.parquet"):
         raise InputError("GL0501", "is not as glint cluster wrote it", where=str(path))
     table = parquet.read(path, schemas.FACES, columns=["source", "identity"], code="GL0501")
     identity_n = table.column("identity").to_numpy()[

@@ -24,8 +24,9 @@ from glint import log, schemas
 from glint.errors import GlintError, InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
 from glint.files.strings import write_array
-from glint.jobs import tasks, workspace
+from glint.jobs import tasks
 from glint.jobs.workers import Engine
+from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
 from glint.shards.embeddings import ARRAYS, FORMAT, STATUS, Floats, Rows, check_sums, checksum
 
@@ -108,15 +109,15 @@ def embed(
     """
     if dtype not in ("float16", "float32"):
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
-    check_out(out)
+    space = Workspace(out, "embeddings")
+    space.refuse_foreign()
     plan = _plan(dataset, model, flip=flip, dtype=dtype, trim=trim, block=block)
-    work, made = out / "_glint", out / "embeddings.json"
-    atomic.make_dir(work)
+    work, made = space.work, space.result
     how = _How(str(work), opener, dataset.digest, model.digest, batch, flip, dtype, block, workers)
     left = 0
-    with tasks.claim(work, task) as held, atomic.writing(out):
+    with space.held(task) as held, atomic.writing(out):
         with tasks.planning(work, task):
-            _refuse_other_plan(out, work, plan)
+            space.take_up(plan, "GL0402")
         finished = made.exists()
         if task is not None and not made.exists():
             _share(how, dataset, model, task, engine, progress)
@@ -168,8 +169,7 @@ def _plan(dataset: Source, model: Recogniser, **options: Any) -> dict[str, Any]:
 
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `embed` may write. Writes nothing."""
-    marks = ("embeddings.json", "_glint/plan.json")
-    workspace.refuse_foreign(out, "glint/embeddings", marks, "embeddings")
+    Workspace(out, "embeddings").refuse_foreign()
 
 
 def centres(
@@ -464,25 +464,3 @@ def _tidy(work: Path) -> None:
     for path in work.iterdir():
         if path.name != "lock" and path.is_file():
             path.unlink()
-
-
-def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
-    """Raise MismatchError where the folder was begun, or finished, from another plan."""
-    for path in (out / "embeddings.json", work / "plan.json"):
-        if not path.exists():
-            continue
-        found = atomic.read_json(path, "GL0402")
-        differ = [
-            f"{key}: {found.get(key)} there, {value} now"
-            for key, value in plan.items()
-            if found.get(key) != value
-        ]
-        if differ:
-            raise MismatchError(
-                "GL0006",
-                "begun from other inputs or options (" + "; ".join(differ) + ")",
-                where=str(out),
-                hint="choose another --out, or delete this folder",
-            )
-        return
-    atomic.write_json(work / "plan.json", plan)
