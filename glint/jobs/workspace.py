@@ -132,8 +132,3 @@ def _format(path: Path) -> str:
     except (OSError, ValueError):
         return ""
     return str(value.get("format", "")) if isinstance(value, dict) else ""
-
-
-def refuse_foreign(out: Path, kind: str, marks: object, what: str) -> None:
-    """Do what `Workspace.refuse_foreign` does."""
-    Workspace(out, what).refuse_foreign()
