@@ -278,13 +278,13 @@ def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) ->
         "report": str(folder),
     }
     why = {"stage": STAGE, "report": mark, "min": least}
-    if _in_force(dataset) == why:
+    if _why(dataset) == why:
         return {**told, "version": now.version, "applied": False, "already": True}
     if not made.identities:
         raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
     if dry_run:
         return {**told, "version": now.version, "applied": False, "already": False}
-    version = labels.commit(dataset.root, made.target_C, np.empty((0, 2), np.int64), why)
+    version = labels.apply(dataset.root, made.target_C, np.empty((0, 2), np.int64), why)
     return {**told, "version": version, "applied": True, "already": False}
 
 
@@ -292,7 +292,7 @@ def undo(folder: Path, root: Path) -> dict[str, Any]:
     """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied."""
     dataset = Dataset(root)
     now = labels.current(dataset.root, dataset.classes)
-    why = _in_force(dataset) or {}
+    why = _why(dataset)
     if why.get("stage") != STAGE or why.get("report") != _mark(folder):
         raise InputError(
             "GL0502",
@@ -311,13 +311,10 @@ def undo(folder: Path, root: Path) -> dict[str, Any]:
     }
 
 
-def _in_force(dataset: Dataset) -> dict[str, Any] | None:
-    """Return why the label version in force was made."""
-    version = labels.current(dataset.root, dataset.classes).version
-    for line in reversed(labels.history(dataset.root)):
-        if line.get("op") == "apply" and line.get("version") == version:
-            return dict(line.get("why") or {})
-    return None
+def _why(dataset: Dataset) -> dict[str, Any]:
+    """Return why the label version in force was made, nothing where the labels are as sharded."""
+    lines = labels.in_force(dataset.root, dataset.classes)
+    return dict(lines[0].get("why") or {}) if lines else {}
 
 
 def _mark(folder: Path) -> str:

@@ -128,6 +128,20 @@ def _switch(root: str | os.PathLike[str], version: int) -> None:
     )
 
 
+def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]:
+    """Return the history lines that the labels in force rest on, the newest first.
+
+    Raises what `current` raises.
+    """
+    version: object = current(root, classes).version
+    lines = []
+    for line in reversed(history(root)):
+        if line.get("op") == "apply" and line.get("version") == version:
+            lines.append(line)
+            version = line.get("from")
+    return lines
+
+
 def upcoming(root: str | os.PathLike[str]) -> int:
     """Return the number that the next label version gets; none is given twice."""
     taken = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
@@ -135,7 +149,7 @@ def upcoming(root: str | os.PathLike[str]) -> int:
     return max(taken, default=0) + 1
 
 
-def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
+def apply(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
     """Write a new label version, put it in force and return its number.
 
     `target` int64 [C], `masks` int64 [m, 2]; `why` goes into the history as it is. No shard and

@@ -160,7 +160,7 @@ def test_the_mask_is_that_of_all_pairs(
     target_C = np.arange(classes) // 2  # pairs of labels merged, and two in a hundred dropped
     target_C[np.random.default_rng(1).random(classes) < 0.02] = -1
     target_C = np.unique(target_C, return_inverse=True)[1] - 1
-    labels.commit(root, target_C, np.empty((0, 2), np.int64), {})
+    labels.apply(root, target_C, np.empty((0, 2), np.int64), {})
     dataset = Dataset(root)
     opened = load(emb, dataset.digest, images=dataset.n, classes=classes)
     target_n = target_C[[row.label for row in found]]

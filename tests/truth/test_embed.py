@@ -138,7 +138,7 @@ def test_flip_tasks_and_a_label_version(crawl, rows, copied, tmp_path: Path) -> 
     """
     root, found = copied(crawl.root), rows(crawl.root)
     target = np.arange(4400) // 2
-    labels.commit(root, target, np.empty((0, 2), np.int64), {})
+    labels.apply(root, target, np.empty((0, 2), np.int64), {})
     net = make_net(tmp_path / "net.onnx", scales=True)
     model = open_model(net, threads=1)
     told = [

@@ -168,7 +168,7 @@ def test_a_report_in_force_is_kept(dataset: Dataset, emb: Embeddings, tmp_path: 
     out = tmp_path / "conf"
     find.run(dataset, emb, out, Options(), thumbs=False)
     apply.apply(out)
-    labels.commit(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
+    labels.apply(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
     with pytest.raises(BusyError, match=r"GL0004.*this report is applied") as caught:
         find.run(dataset, emb, out, Options(), thumbs=False)

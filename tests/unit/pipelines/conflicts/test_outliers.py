@@ -100,7 +100,7 @@ def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path
     for label in (9, 12):
         target[target > target[label]] -= 1
         target[label] = -1
-    labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+    labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     out = tmp_path / "conf"
     got = find.run(dataset, emb, out, Options(), thumbs=False, near=False)
     assert (got["mixed"], got["duplicates"], got["near_duplicates"]) == (0, 0, 0)

@@ -104,7 +104,7 @@ def test_who_is_dropped_takes_no_part(
         target = np.arange(dataset.classes)
         target[label:] -= 1
         target[label] = -1
-        labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+        labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     others = overlap.opened([there.root], [], [tmp_path / "emb2"], emb)
     got = find.run(here, emb, tmp_path / "conf", Options(), against=others, thumbs=False)
     assert (got["against"][0]["merge"], got["against"][0]["shared_images"]) == (1, 0)
