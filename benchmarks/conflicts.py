@@ -210,7 +210,6 @@ def material(path: str, people: int) -> Any:
     from planted import made_up
 
     from glint.files import atomic
-    from glint.pipelines import embed
     from glint.shards import embeddings, recordio
     from glint.shards.dataset import Dataset
 
@@ -234,7 +233,7 @@ def material(path: str, people: int) -> Any:
     emb.mkdir()
     x_ND = world.x_ND[place_N]
     np.save(emb / "samples.npy", x_ND)
-    np.save(emb / "centres.npy", embed.centres(x_ND, dataset.label, dataset.classes))
+    np.save(emb / "centres.npy", embeddings.centres(x_ND, dataset.label, dataset.classes))
     sums = {name: embeddings.checksum(emb / name) for name in embeddings.ARRAYS}
     about = {"format": embeddings.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
              "files": sums}  # fmt: skip

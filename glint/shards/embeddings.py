@@ -24,6 +24,7 @@ from glint.files.strings import new_array, take_room
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 ARRAYS = ("samples.npy", "centres.npy")
 AGAIN = "delete this folder and run `glint embed` again"
+TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
 STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
 
 Floats = npt.NDArray[np.floating]
@@ -124,6 +125,50 @@ def _open(path: Path, rows: int) -> Any:
             where=str(path),
         )
     return array
+
+
+def centres(
+    sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *, trim: bool = False
+) -> npt.NDArray[np.float32]:
+    """Average unit embeddings per label and scale to length one; NaN where a label has none.
+
+    trim: a second pass leaves out samples more than 75 degrees from the first average.
+    """
+    centre_CD = _mean(sample_ND, label_N, classes, None)
+    if trim:
+        trimmed_CD = _mean(sample_ND, label_N, classes, centre_CD)
+        found_C1 = np.isfinite(trimmed_CD[:, :1])  # else nothing is near the first average
+        centre_CD = np.where(found_C1, trimmed_CD, centre_CD)
+    return centre_CD
+
+
+def _mean(
+    sample_ND: Floats,
+    label_N: npt.NDArray[np.int64],
+    classes: int,
+    near_CD: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.float32]:
+    """Sum finite rows (those near `near_CD` where given) per label; scale to length one."""
+    sum_CD = np.zeros((classes, sample_ND.shape[1]), np.float32)
+    for start in range(0, len(sample_ND), 16384):
+        row_nD = np.asarray(sample_ND[start : start + 16384], dtype=np.float32)
+        label_n = label_N[start : start + 16384]
+        keep_n = np.isfinite(row_nD).all(axis=1)
+        if near_CD is not None:
+            cosine_n = (row_nD * near_CD[label_n]).sum(axis=1)
+            keep_n &= cosine_n >= np.cos(np.radians(TRIM_DEGREES))
+        row_nD, label_n = row_nD[keep_n], label_n[keep_n]
+        if not len(label_n):
+            continue
+        order = np.argsort(label_n, kind="stable")
+        label_n = label_n[order]
+        first = np.flatnonzero(np.r_[True, label_n[1:] != label_n[:-1]])
+        sum_CD[label_n[first]] += np.add.reduceat(row_nD[order], first, axis=0)
+    norm_C1 = np.linalg.norm(sum_CD, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre_CD: npt.NDArray[np.float32] = (sum_CD / norm_C1).astype(np.float32)
+    centre_CD[norm_C1[:, 0] <= 1e-6] = np.nan
+    return centre_CD
 
 
 class Rows:

@@ -14,7 +14,7 @@ import simplejpeg
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.files import atomic
 from glint.pipelines import embed as stage
-from glint.shards.embeddings import load
+from glint.shards.embeddings import centres, load
 
 
 class Faces:
@@ -230,7 +230,7 @@ def test_trimmed_centres_leave_far_samples_out() -> None:
     near = np.tile([1.0, 0, 0], (6, 1))
     rows = np.concatenate([near, [[0, 1.0, 0]], [[np.nan] * 3], [[0, 0, 1.0]]])
     label = np.array([0] * 8 + [2])
-    plain, trimmed = (stage.centres(rows, label, 3, trim=t) for t in (False, True))
+    plain, trimmed = (centres(rows, label, 3, trim=t) for t in (False, True))
     assert plain[0, 1] > 0.1
     np.testing.assert_array_equal(trimmed[0], [1, 0, 0])
     assert np.isnan(plain[1]).all()
