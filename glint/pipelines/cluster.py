@@ -96,7 +96,7 @@ def run(
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
         _write(out, found, shot)
-        told = {
+        result = {
             "faces": int((shot.cluster_N >= 0).sum()),
             "without_embedding": int((shot.cluster_N < 0).sum()),
             "clusters": len(shot.cluster_k),
@@ -106,16 +106,16 @@ def run(
             "largest_clusters": _largest(shot.identity_k),
         }
         if truth is not None:
-            told |= _judged(shot.identity_N, found[0], truth)
+            result |= _judged(shot.identity_N, found[0], truth)
         about = {
             "format": FORMAT,
             "glint": glint.__version__,
             "options": asdict(options),
             "sources": sources,
-            **told,
+            **result,
         }
         space.finish(about, TABLES)
-    return {**told, "out": str(out)}
+    return {**result, "out": str(out)}
 
 
 def check_out(out: Path) -> None:
@@ -124,7 +124,7 @@ def check_out(out: Path) -> None:
 
 
 def _open(folder: Path) -> Embeddings:
-    """Open an embedding folder for what it says itself to be."""
+    """Open an embedding folder as of the dataset that it names."""
     about: dict[str, Any] = {}
     if (folder / "embeddings.json").is_file():
         about = atomic.read_json(folder / "embeddings.json", "GL0402")
@@ -233,17 +233,17 @@ def _largest(name: Ints) -> int:
 
 
 def _judged(identity_N: Ints, emb: Embeddings, truth: Path) -> dict[str, Any]:
-    """Judge faces whose key the truth knows; Raises InputError where it knows none."""
+    """Score identities on the faces whose keys the truth knows. Raises InputError for none."""
     known = parquet.read(truth, columns=["key", "label"], code="GL0402")
     if set(known.column_names) != {"key", "label"}:
         raise InputError("GL0402", "expected columns key and label", where=str(truth))
     keys = parquet.read(emb.root / "samples.parquet", schemas.EMBEDDED, columns=["key"])
     label = dict(zip(known.column("key").to_pylist(), known.column("label").to_pylist()))
-    held = [label.get(key) for key in keys.column("key").to_pylist()]
-    some = np.array([one is not None for one in held]) & (identity_N >= 0)
+    truth_N = [label.get(key) for key in keys.column("key").to_pylist()]
+    some = np.array([one is not None for one in truth_N]) & (identity_N >= 0)
     if not some.any():
         raise InputError("GL0402", "knows the key of no clustered face", where=str(truth))
-    truth_n = np.unique([str(held[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
+    truth_n = np.unique([str(truth_N[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
     pair, cubed = pairwise(identity_N[some], truth_n), bcubed(identity_N[some], truth_n)
     return {
         "judged": int(some.sum()),
@@ -265,27 +265,27 @@ def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) ->
     dataset = Dataset(root)
     identity_n, mark = _identities(folder, dataset)
     now = labels.current(dataset.root, dataset.classes)
-    made = _targets(dataset, identity_n, least, str(folder))
-    told = {
+    applied = _targets(dataset, identity_n, least, str(folder))
+    result = {
         "version_before": now.version,
         "classes_before": now.classes,
-        "classes": made.identities,
-        "faces": made.faces,
-        "identities_dropped": made.small,
-        "faces_dropped": dataset.n - made.faces,
+        "classes": applied.identities,
+        "faces": applied.faces,
+        "identities_dropped": applied.small,
+        "faces_dropped": dataset.n - applied.faces,
         "dry_run": dry_run,
         "dataset": str(root),
         "report": str(folder),
     }
     why = {"stage": STAGE, "report": mark, "min": least}
     if _why(dataset) == why:
-        return {**told, "version": now.version, "applied": False, "already": True}
-    if not made.identities:
+        return {**result, "version": now.version, "applied": False, "already": True}
+    if not applied.identities:
         raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
     if dry_run:
-        return {**told, "version": now.version, "applied": False, "already": False}
-    version = labels.apply(dataset.root, made.target_C, np.empty((0, 2), np.int64), why)
-    return {**told, "version": version, "applied": True, "already": False}
+        return {**result, "version": now.version, "applied": False, "already": False}
+    version = labels.apply(dataset.root, applied.target_C, np.empty((0, 2), np.int64), why)
+    return {**result, "version": version, "applied": True, "already": False}
 
 
 def undo(folder: Path, root: Path) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
 
 
 def _targets(dataset: Dataset, identity_n: Ints, least: int, where: str) -> Applied:
-    """Give every label as sharded the identity of its faces, numbered densely."""
+    """Map every label as sharded to the identity of its faces, numbered densely."""
     some_n = identity_n >= 0
     name_C = np.full(dataset.classes, -1, np.int64)
     name_C[dataset.label[some_n]] = identity_n[some_n]

@@ -100,8 +100,8 @@ def run(
             least=options.least,
             progress=progress,
         )
-    told = _told(chosen, target_N, version.classes)
-    if not told["kept"]:
+    result = _counts(chosen, target_N, version.classes)
+    if not result["kept"]:
         raise UsageError("GL0002", "no face is left to train on", where=str(emb.root))
     about = {
         "format": FORMAT,
@@ -110,12 +110,12 @@ def run(
         "label_version": version.version,
         "embeddings": emb.about.get("model"),
         "options": asdict(options),
-        **told,
+        **result,
     }
     if not dry_run:
         _write(dataset, target_N, chosen, out, about)
     return {
-        **told,
+        **result,
         "label_version": version.version,
         "dry_run": dry_run,
         "sampling": str(out / "sampling.parquet"),
@@ -128,7 +128,7 @@ def check_out(out: Path) -> None:
     Workspace(out, "coreset").refuse_foreign()
 
 
-def _told(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:
+def _counts(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:
     """Count what became of the images, and of identities by their size."""
     reason = np.bincount(chosen.reason_N, minlength=len(nms.REASONS))
     count_C = np.bincount(target_N[target_N >= 0], minlength=classes)

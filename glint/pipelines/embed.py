@@ -1,7 +1,6 @@
 """Stage `embed`: a dataset and a recogniser in, unit embeddings and class centres out.
 
-Rows are written block by block into files of their final size; a line in a journal, synced after
-the rows, says that a block is there. The same command continues after any stop. Tasks and workers
+Rows are written block by block; the same command continues after any stop. Tasks and workers
 elsewhere write each block into a file of its own, `_glint/pieces/`, from which the rows are taken.
 """
 
@@ -101,7 +100,7 @@ def embed(
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
     more than 75 degrees from their centre out of it. A task embeds its share of the blocks, and
-    what it returns says how many are `left` to others; an engine opens dataset and model by
+    its result has how many are `left` to others; an engine opens dataset and model by
     `opener`, which pickles and compares. Raises MismatchError when `out` was begun with other
     inputs, BusyError when another run writes there or it holds something else, InputError when no
     image can be embedded.
@@ -111,19 +110,19 @@ def embed(
     space = Workspace(out, "embeddings")
     space.refuse_foreign()
     plan = _plan(dataset, model, flip=flip, dtype=dtype, trim=trim, block=block)
-    work, made = space.work, space.result
+    work, last = space.work, space.result
     how = _How(str(work), opener, dataset.digest, model.digest, batch, flip, dtype, block, workers)
     left = 0
     with space.held(task) as held, atomic.writing(out):
         with tasks.planning(work, task):
             space.take_up(plan, "GL0402")
-        finished = made.exists()
-        if task is not None and not made.exists():
+        finished = last.exists()
+        if task is not None and not last.exists():
             _share(how, dataset, model, task, engine, progress)
         with tasks.ending(work, task):
-            if task is not None and not made.exists():
+            if task is not None and not last.exists():
                 left = len(how.missing(dataset.n))
-            if not left and not made.exists():
+            if not left and not last.exists():
                 rows = Rows(out, work, dataset.n, model.dim, dtype, block)
                 try:
                     _gather(rows, how, engine, progress)
@@ -134,10 +133,10 @@ def embed(
             if not left and held.alone():
                 _tidy(work)
             held.release()
-    told = {"task": str(task), "left": left} if task is not None else {}
+    share = {"task": str(task), "left": left} if task is not None else {}
     if left:
-        return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **told}
-    about = atomic.read_json(made, "GL0402")
+        return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **share}
+    about = atomic.read_json(last, "GL0402")
     if finished:  # by another call: nothing was written, so what lies there is looked at
         check_sums(out, about)
     return {
@@ -147,7 +146,7 @@ def embed(
         "failures": about["failures"],
         "empty_classes": about["empty_classes"],
         "out": str(out),
-        **told,
+        **share,
     }
 
 
@@ -367,7 +366,7 @@ def _decode(dataset: Source, row: int, size: int) -> _Decoded:
 
 
 def _finish(rows: Rows, dataset: Source, out: Path, work: Path, plan: dict[str, Any]) -> None:
-    """Write centres and the sample table, move the rows into place, then say so."""
+    """Write centres and the sample table, move the rows into place; embeddings.json comes last."""
     import pyarrow as pa
 
     status_N = np.asarray(rows.status_N)

@@ -212,7 +212,7 @@ class Rows:
         return sum(self._cut(i).stop - self._cut(i).start for i in self.done)
 
     def take(self, number: int, path: Path) -> bool:
-        """Take the rows of a block from its file; say whether they were there and whole."""
+        """Take the rows of a block from its file; return whether they were there and whole."""
         cut = self._cut(number)
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -15,8 +15,7 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import InputError
-from glint.files import atomic as files
-from glint.files import parquet, seal
+from glint.files import atomic, parquet, seal
 
 Ints = npt.NDArray[np.int64]
 
@@ -72,7 +71,7 @@ def _head(root: str | os.PathLike[str]) -> tuple[int, str]:
     path = _folder(root) / "current.json"
     if not path.exists():
         return 0, ""
-    value = files.read_json(path, "GL0304")
+    value = atomic.read_json(path, "GL0304")
     version, file = value.get("version"), value.get("file") or ""
     if not isinstance(version, int) or version < 0 or file != (_name(version) if version else ""):
         raise _bad(f"expected a version and its file, found {value}", str(path))
@@ -122,7 +121,7 @@ def _note(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
 
 
 def _switch(root: str | os.PathLike[str], version: int) -> None:
-    files.write_json(
+    atomic.write_json(
         _folder(root) / "current.json",
         {"version": version, "file": _name(version) if version else None},
     )
@@ -158,10 +157,10 @@ def apply(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str
     target_C = np.ascontiguousarray(target, np.int64)
     mask_m2 = np.ascontiguousarray(masks, np.int64).reshape(-1, 2)
     manifest = Path(root) / "manifest.json"
-    classes = int(files.read_json(manifest)["identities"])
+    classes = int(atomic.read_json(manifest)["identities"])
     folder = _folder(root)
-    files.make_dir(folder)
-    with files.lock(folder / "lock"):
+    atomic.make_dir(folder)
+    with atomic.lock(folder / "lock"):
         before = _head(root)[0]
         version = upcoming(root)
         _checked(version, target_C, mask_m2, classes, str(folder / _name(version)))
@@ -171,8 +170,8 @@ def apply(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str
             pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=schemas.MASKS),
         )
         parquet.write(folder / _name(version), pa.table([label_C, target_C], schema=schemas.LABELS))
-        made = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
-        _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": made})
+        files = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
+        _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": files})
         _switch(root, version)
     return version
 
@@ -189,7 +188,7 @@ def undo(root: str | os.PathLike[str]) -> int:
         raise InputError(
             "GL0502", "the labels stand as sharded, nothing was applied", where=str(root)
         )
-    with files.lock(folder / "lock"):
+    with atomic.lock(folder / "lock"):
         before = int(parents[version])
         _note(root, {"op": "undo", "version": before, "from": version})
         _switch(root, before)
@@ -211,7 +210,7 @@ def redo(root: str | os.PathLike[str]) -> int:
             undone.clear()
     if not undone:
         raise InputError("GL0502", "no undone version to put back", where=str(root))
-    with files.lock(_folder(root) / "lock"):
+    with atomic.lock(_folder(root) / "lock"):
         _note(root, {"op": "redo", "version": undone[-1], "from": _head(root)[0]})
         _switch(root, undone[-1])
     return undone[-1]
