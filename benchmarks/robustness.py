@@ -42,7 +42,8 @@ from glint.conflicts.evidence import Samples
 from glint.evals.roc import accept_rates
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
-from glint.synth.faces import LATENTS, person
+from glint.synth.faces import person
+from glint.synth.view import LATENTS
 
 # n views, C labels, F components of a view, D embedding
 
