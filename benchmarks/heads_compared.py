@@ -48,6 +48,7 @@ import torch
 from torch import Tensor, nn
 
 from glint.evals.roc import above, allowed
+from glint.nn.heads import options as head_options
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import PartialFC
@@ -208,12 +209,14 @@ def slots_of(name: str, classes: int) -> int:
 def make(name: str, classes: int, slots: int, seed: int = 0) -> AnyHead:
     """Make a head."""
     kind, rate, images = HEADS[name]
-    common: dict[str, Any] = {"margin": CosFace(MARGIN), "scale": SCALE}
-    if kind == "class_pool":
-        return ClassPool(classes, DIM, slots=slots, singles=BATCH // 3, **common)
-    if kind == "class_queue":
-        return ClassQueue(classes, DIM, slots=slots, images=images, **common)
-    return PartialFC(classes, DIM, rate=rate, rule="none", weight_decay=DECAY, seed=seed, **common)
+    margin = CosFace(MARGIN)
+    values = {"scale": SCALE, "slots": slots, "gallery": images, "rate": rate}
+    options = head_options.chosen(kind, {**values, "rule": "none", "weight_decay": DECAY})
+    if isinstance(options, head_options.ClassPoolOptions):
+        return ClassPool(classes, DIM, options, margin=margin, singles=BATCH // 3)
+    if isinstance(options, head_options.ClassQueueOptions):
+        return ClassQueue(classes, DIM, options, margin=margin)
+    return PartialFC(classes, DIM, options, margin=margin, seed=seed)
 
 
 def one_step(
@@ -333,11 +336,10 @@ def head_bytes(name: str, classes: int) -> int:
     """Count the bytes that a head takes in a step."""
     kind, rate, images = HEADS[name]
     slots = slots_of(name, classes) if kind != "partial_fc" else 0
-    planned = memory.Head(
-        classes, DIM, 1, BATCH, rate if kind == "partial_fc" else 1.0, kind=kind, slots=slots,
-        gallery=max(images, 1),
-    )  # fmt: skip
-    return memory.memory(planned.checked())["total"]
+    values: dict[str, Any] = {"kind": kind, "slots": slots, "gallery": max(images, 1)}
+    if kind == "partial_fc":
+        values["rate"] = rate
+    return memory.memory(memory.head(values, classes, dim=DIM, batch=BATCH))["total"]
 
 
 # ---- figures ------------------------------------------------------------------------------------

@@ -203,8 +203,8 @@ def _pool(
 def _end(before: set[multiprocessing.process.BaseProcess]) -> None:
     """Wait until the processes that were started since have ended.
 
-    Where one of them is killed, even as it says good-bye, it may hold the lock of the pool's pipe
-    for ever, and the pool would wait for ever with those that wait for it: they are killed as well.
+    One that is killed, even while it exits, may hold the lock of the pool's pipe for ever; the pool
+    would then wait for ever with the workers that wait for the lock, so all are killed.
     """
     children = set(multiprocessing.active_children()) - before
     try:

@@ -20,10 +20,12 @@ from glint.errors import MismatchError, UsageError
 from glint.evals.packs import Pairs, read_bin
 from glint.log import logger
 from glint.nn import backbones
+from glint.nn.heads import options as head_options
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
+from glint.nn.heads.options import ClassPoolOptions, ClassQueueOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.margins import Margin, margin
+from glint.nn.margins import margin
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.decode import on_gpu
@@ -142,87 +144,52 @@ def head(
     masks: Any,
     world: World,
     recipe: Recipe,
-    near_CK: Any = None,
+    neighbours_CK: Any = None,
 ) -> AnyHead:
     """Build the classification head over `classes` identities.
 
-    near_CK: the classes nearest to each, where negatives are hard-aware. Raises UsageError GL0002
-    where a pool or queue has fewer slots than a step writes; warns where it has fewer than twice
-    as many.
+    neighbours_CK: the classes nearest to each, where negatives are hard-aware. Raises UsageError
+    GL0002 where a pool or queue has fewer slots than a step writes; warns where it has fewer than
+    twice as many.
     """
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
     else:
         shape = margin(table.margin, m=table.m)
-    dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
-    if table.kind != "partial_fc":
-        return _without_table(table, classes, dim, shape, masks, world, recipe, dtype)
-    return PartialFC(
-        classes,
-        dim,
-        margin=shape,
-        scale=table.scale,
-        rate=table.rate,
-        rule=table.rule,
-        momentum=recipe.optim.momentum,
-        weight_decay=recipe.optim.weight_decay,
-        threshold=table.threshold,
-        masks=masks if table.masks else None,
-        world=world,
-        seed=recipe.run.seed,
-        dtype=dtype,
-        block=table.block,
-        gemm=table.gemm,
-        storage=table.storage,
-        kernels=table.kernels,
-        near=near_CK,
-        hard=table.hard,
-    )
-
-
-def _without_table(
-    table: Head,
-    classes: int,
-    dim: int,
-    shape: Margin,
-    masks: Any,
-    world: World,
-    recipe: Recipe,
-    dtype: torch.dtype,
-) -> AnyHead:
-    """Build a head whose class rows are features of the averaged net."""
-    batch = recipe.data.batch
-    queue = table.kind == "class_queue"
-    if queue:
-        written = batch * world.size // (1 + table.gallery)
-    else:
-        written = min(batch * world.size // 2, classes)
-    if table.slots < written:
-        raise UsageError(
-            "GL0002",
-            f"head.slots is {table.slots}, a step may write {written}",
-            hint="more head.slots, a smaller data.batch or fewer ranks",
-        )
-    if world.rank == 0 and table.slots < min(2 * written, classes):
-        logger.warning(
-            "head.slots is %d and a step may write %d: most negatives are of the same batch",
-            table.slots,
-            written,
-        )
-    options: dict[str, Any] = {
+    optim = {"momentum": recipe.optim.momentum, "weight_decay": recipe.optim.weight_decay}
+    options = head_options.chosen(table.kind, {**table.model_dump(), **optim})
+    common: dict[str, Any] = {
         "margin": shape,
-        "slots": table.slots,
-        "scale": table.scale,
-        "threshold": table.threshold,
         "masks": masks if table.masks else None,
         "world": world,
-        "dtype": dtype,
-        "block": table.block,
-        "gemm": table.gemm,
+        "dtype": torch.float64 if recipe.run.precision == "float64" else torch.float32,
     }
-    if queue:
-        return ClassQueue(classes, dim, images=table.gallery, **options)
-    return ClassPool(classes, dim, singles=batch // 3, **options)
+    if isinstance(options, ClassQueueOptions):
+        written = recipe.data.batch * world.size // (1 + options.gallery)
+        _check_slots(options.slots, written, classes, world)
+        return ClassQueue(classes, dim, options, **common)
+    if isinstance(options, ClassPoolOptions):
+        written = min(recipe.data.batch * world.size // 2, classes)
+        _check_slots(options.slots, written, classes, world)
+        return ClassPool(classes, dim, options, singles=recipe.data.batch // 3, **common)
+    seed = recipe.run.seed
+    return PartialFC(classes, dim, options, neighbours=neighbours_CK, seed=seed, **common)
+
+
+def _check_slots(slots: int, written: int, classes: int, world: World) -> None:
+    """Refuse fewer slots than a step writes; warn of fewer than twice as many."""
+    if slots < written:
+        raise UsageError(
+            "GL0002",
+            f"head.slots is {slots}, a step may write {written}",
+            hint="more head.slots, a smaller data.batch or fewer ranks",
+        )
+    if world.rank == 0 and slots < min(2 * written, classes):
+        logger.warning(
+            "head.slots is %d and a step may write %d: most negatives are of the same batch",
+            slots,
+            written,
+        )
 
 
 def build(recipe: Recipe, world: World, out: Path) -> Run:

@@ -297,7 +297,7 @@ def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> N
     classes = Dataset(data).classes
     target = np.arange(classes)
     target[1:] -= 1  # labels 0 and 1 become one
-    labels.commit(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
+    labels.apply(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
     path = recipe(small, tmp_path)
     run = build(load(path, Recipe, [f"data.path={data}"]), World(), tmp_path / "run")
     assert run.head.classes == classes - 1

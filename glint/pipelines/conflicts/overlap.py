@@ -20,11 +20,10 @@ from glint.conflicts.verdicts import Across, Found, Options
 from glint.errors import MismatchError, UsageError
 from glint.files import atomic, parquet
 from glint.log import Progress
-from glint.pipelines import embed
 from glint.pipelines.dataset import merge
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 TABLES = ("overlap.parquet", "shared.parquet")
 
@@ -87,7 +86,7 @@ def opened(
     made: dict[str, Path] = {}
     for folder in folders:
         if not (folder / "embeddings.json").is_file():
-            embed.load(folder, "", images=0, classes=0)  # says what is missing
+            load(folder, "", images=0, classes=0)  # says what is missing
         made[str(atomic.read_json(folder / "embeddings.json", "GL0402").get("dataset"))] = folder
     others = []
     for place, (path, name) in enumerate(zip(paths, merge.name_all(paths))):
@@ -101,9 +100,7 @@ def opened(
                 hint=f"run: glint embed {dataset.name} --model MODEL --out EMB, with the model of "
                 "the other embeddings",
             )
-        emb = embed.load(
-            made[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes
-        )
+        emb = load(made[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes)
         if emb.about.get("model") != own.about.get("model"):
             raise MismatchError(
                 "GL0402",

@@ -16,12 +16,12 @@ from glint.conflicts.decisions import report_id
 from glint.conflicts.evidence import Samples
 from glint.conflicts.verdicts import Found
 from glint.errors import GlintError
-from glint.pipelines.embed import Embeddings
 from glint.review import report
 from glint.review.chart import Chart, chart
 from glint.review.report import Card, Group, Page, Side, Tab
 from glint.search import pairs
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 
 CARDS = {"merge": 120, "mask": 100, "keep": 40}  # pairs with faces, most alike first
 PAIRS = 100_000  # in the page; the others stand in pairs.parquet

@@ -13,8 +13,8 @@ from glint import schemas
 from glint.errors import BusyError, GlintError, InputError, UsageError
 from glint.files import parquet
 from glint.pipelines import balance, coreset
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
+from glint.shards.embeddings import Embeddings
 from glint.stream.dual import Dual
 from glint.stream.loader import Stream
 from glint.stream.order import Order
@@ -106,7 +106,7 @@ def test_pairs_follow_the_mask_too(dataset, tmp_path) -> None:
 
 
 def test_merged_and_dropped_identities(dataset, tmp_path) -> None:
-    labels.commit(dataset.root, np.array([0, 0, 1, -1, 0]), np.empty((0, 2), np.int64), {})
+    labels.apply(dataset.root, np.array([0, 0, 1, -1, 0]), np.empty((0, 2), np.int64), {})
     got = run(dataset, tmp_path)
     assert (got["images"], got["kept"], got["identities"]) == (18, round(0.6 * 18), 1)
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
