@@ -1,7 +1,7 @@
-"""The output folder of a stage: whose it is, who works in it, from which plan, and its end.
+"""The output folder of a stage or a training run: whose it is, who works in it, and its end.
 
-`_glint/plan.json` is there from the beginning of a run, `_glint/lock` is held while one works, and
-CONTENTS.json, written last, says that all is there.
+`_glint/plan.json` (of a training run `_glint/run.json`) is there from the beginning of a run,
+`_glint/lock` is held while one works, and CONTENTS.json, written last, says that all is there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ DIFFERENT = "choose another --out, or delete this folder"
 class Workspace:
     """The folder `root` that a stage fills with `contents`: "embeddings", "conflicts", ...
 
-    The field `format` of the plan and of CONTENTS.json is glint/CONTENTS@ and a number.
+    The field `format` of the plan and of CONTENTS.json is glint/CONTENTS@ and a number. plan_name:
+    the plan's file in `_glint`.
     """
 
     root: Path
     contents: str
+    plan_name: str = "plan.json"
 
     @property
     def work(self) -> Path:
@@ -38,7 +40,7 @@ class Workspace:
     @property
     def plan(self) -> Path:
         """The mark of a run that began."""
-        return self.work / "plan.json"
+        return self.work / self.plan_name
 
     @property
     def result(self) -> Path:
@@ -73,7 +75,7 @@ class Workspace:
         if not self.work.exists():
             return True
         return self.work.is_dir() and all(
-            path.name.endswith("lock") or path.name.startswith("plan.json.tmp.")
+            path.name.endswith("lock") or path.name.startswith(f"{self.plan_name}.tmp.")
             for path in self.work.iterdir()
         )
 

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 
 from glint.dist.world import cpu_group
-from glint.errors import BusyError, GlintError, MismatchError, UsageError
-from glint.files.atomic import lock, make_dir, write_json
+from glint.errors import GlintError, MismatchError, UsageError
+from glint.jobs.workspace import Workspace
 from glint.log import logger
 from glint.models import checkpoint
 from glint.train import optim
 from glint.train.build import Run
 
-FORMAT = "glint/run@1"
-MARK = "_glint/run.json"
 # what the state.json of a run that goes on must have
 FIELDS = {"step": int, "world": int, "global_batch": int, "averaged": int,
           "identity": dict, "scaler": dict}  # fmt: skip
@@ -33,18 +31,10 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     if str(folder) in ("", "."):
         raise UsageError("GL0002", "--out is the current folder", hint="name a folder of its own")
-    if folder.exists() and not folder.is_dir():
-        raise BusyError("GL0004", "is a file, expected a folder or nothing", where=str(folder))
-    if folder.exists() and not (folder / MARK).exists() and any(folder.iterdir()):
-        raise BusyError(
-            "GL0004",
-            "the folder is not empty and holds no run of glint train",
-            where=str(folder),
-            hint="name another folder with --out",
-        )
-    make_dir(folder / "_glint")
-    with lock(folder / "_glint" / "lock"):
-        write_json(folder / MARK, {"format": FORMAT})
+    space = Workspace(folder, "run", plan_name="run.json")
+    space.refuse_foreign()
+    with space.held():
+        space.begin({"format": "glint/run@1"})
         yield
 
 

@@ -269,11 +269,11 @@ def test_folders_of_others_and_of_running_runs_are_left_alone(tmp_path: Path) ->
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "recipe.toml").write_text("mine")
-    with pytest.raises(BusyError, match="no run of glint train"), claimed(foreign):
+    with pytest.raises(BusyError, match="holds no run"), claimed(foreign):
         pass
     assert [p.name for p in foreign.iterdir()] == ["recipe.toml"]
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(BusyError, match="is a file"), claimed(tmp_path / "file"):
+    with pytest.raises(BusyError, match="found a file"), claimed(tmp_path / "file"):
         pass
     run = tmp_path / "run"
     with claimed(run), pytest.raises(BusyError, match="held by process"), claimed(run):
