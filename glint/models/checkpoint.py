@@ -251,8 +251,10 @@ def problem(path: Path, names: Sequence[str] = (), share: tuple[int, int] = (0, 
     names: the files to check by sha256, every one of the manifest by default; all must be there,
     at their size. share: (i, n) checks the i-th of n parts of them, as one of n ranks does.
     """
+    if not (path / MANIFEST).exists():
+        return f"{MANIFEST} is missing"
     try:
-        files = read_json(path / MANIFEST)["files"]
+        files = atomic.read_json(path / MANIFEST, "GL0701")["files"]
         for name in (STATE, WEIGHTS, *names):
             if name not in files:
                 return f"MANIFEST.json does not list {name}"
@@ -280,15 +282,15 @@ def all_in(folder: Path) -> list[Path]:
 def judged_weights(path: Path) -> str:
     """Return the file of the net that is evaluated and exported: the average, where one is kept."""
     try:
-        listed = read_json(path / MANIFEST).get("files")
-    except (OSError, InputError):
+        listed = atomic.read_json(path / MANIFEST, "GL0701").get("files")
+    except InputError:
         return WEIGHTS
     return AVERAGED if isinstance(listed, dict) and AVERAGED in listed else WEIGHTS
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """Read `state.json` of the checkpoint at `path`. Raises InputError GL0701."""
-    return read_json(path / STATE)
+    return atomic.read_json(path / STATE, "GL0701")
 
 
 def tensors(saved: Saved, name: str) -> dict[str, Tensor]:
@@ -337,17 +339,6 @@ def head_fetch(saved: Saved) -> Callable[[str, int, int], Tensor]:
         return torch.cat(pieces)
 
     return fetch
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint. Raises InputError GL0701 where it is not one, OSError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError("GL0701", f"not valid JSON ({error})", where=str(path)) from None
-    if not isinstance(value, dict):
-        raise InputError("GL0701", "expected a JSON object", where=str(path))
-    return value
 
 
 def _require_short_header(path: Path) -> None:

@@ -81,7 +81,7 @@ class Frozen:
         return {"digest": self.digest, "weight": self.weight, "loss": self.loss}
 
 
-def held(table: Teacher, embedding: int) -> int:
+def weight_bytes(table: Teacher, embedding: int) -> int:
     """Count the bytes of a teacher's weights, an ONNX file's by its size; nothing is allocated.
 
     Raises UsageError GL0001 and GL0002 as opening it would.
