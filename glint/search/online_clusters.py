@@ -2,7 +2,7 @@
 
 Source: Online Gaussian mixture clustering (arXiv 2103.17272), reconstructed from its abstract: an
 identity may be several clusters; they are connected by proximity and robustness, and whenever a
-cluster changes, its connections are found anew. Rules and constants are ours: docs/ogmc.md.
+cluster changes, its connections are found anew. Rules and constants are ours: docs/clustering.md.
 """
 
 # n faces of one block, D embedding, K places for clusters (some free), k clusters, m pairs
