@@ -265,7 +265,7 @@ def stages(path: str, out: str) -> Any:
 
         setattr(where, name, wrapped)
 
-    timed(knn, "pairs_above", "search")
+    timed(verdicts, "pairs_above", "search")
     timed(verdicts.calibrate, "calibrate", "calibrating")
     timed(find, "find", "find")
     timed(outliers, "look", "inside identities")

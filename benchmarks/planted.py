@@ -226,9 +226,9 @@ def judged(name: str, world: World, left_out: Pairs, targets: bool,
     keep = ~known_K
     cosine_K, right_k = found.pairs.cosine[keep], right_K[keep]
     own_K = found.evidence.score
-    if found.model is not None:
+    if found.judge.likeness is not None:
         compared = Compared(found.pairs.cosine, found.n_a, found.n_b)
-        own_K = compared.strength(found.model.rho, found.model.power)
+        own_K = found.judge.likeness.strength(compared)
     orders = {"centre cosine": cosine_K, "glint's order": own_K[keep]}
     if rho is not None:
         count = len(np.unique(world.label_N))

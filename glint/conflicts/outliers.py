@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from glint import log
 from glint.conflicts import calibrate, evidence
-from glint.conflicts.calibrate import Drawn
 from glint.conflicts.evidence import Reals, Samples
 from glint.log import Progress
 
@@ -104,11 +103,8 @@ def outliers(
         none = np.empty(0, np.float64)
         return Outliers(np.empty(0, np.int64), none, none, none)
     x_S, score_S, cosine_S = (np.concatenate(each) for each in (x, score, cosine))
-    own = calibrate.fit(Drawn(x_S, score_S, cosine_S), upper=True, tails=ROBUST)
-    strange_S2 = np.array(strange)
-    foe = calibrate.fit(
-        Drawn(strange_S2[:, 0], strange_S2[:, 1], strange_S2[:, 1]), upper=True, tails=ROBUST
-    )
+    own = calibrate.fit(x_S, score_S, upper=True, tails=ROBUST)
+    foe = calibrate.fit(*np.array(strange).T, upper=True, tails=ROBUST)
     z_S = (own.location(x_S) - score_S) / own.spread(x_S)
     far = score_S <= foe.location(x_S) + STRANGERS * foe.spread(x_S)
     found = np.flatnonzero((z_S >= far_from(z_S)) & far)
@@ -159,9 +155,9 @@ def mixed(
     many = np.flatnonzero(samples.count_C >= 2 * LEAST)
     drawn = set(rng.choice(many, min(calibrate.DRAWS, len(many)), replace=False).tolist())
     strangers = calibrate.impostor(samples, prior, seed=seed)
-    if len(strangers.x_S) < calibrate.ENOUGH or len(drawn) < calibrate.ENOUGH:
+    if not strangers.enough or len(drawn) < calibrate.ENOUGH:
         return []
-    foe = calibrate.fit(strangers, upper=True, tails=ROBUST)
+    foe = calibrate.fit(strangers.x_S, strangers.score_S, upper=True, tails=ROBUST)
     limit = float((foe.location(np.ones(1)) + STRANGER_SETS * foe.spread(np.ones(1)))[0])
     cuts: list[tuple[float, Mixed]] = []
     own: list[float] = []
@@ -173,12 +169,13 @@ def mixed(
         near = float(cosine_nn.min()) > limit
         if not near or label in drawn:
             one, two = _cut(cosine_nn)
-            x, score, _ = calibrate.judge(samples, row_n[one], row_n[two], prior)
+            score, _ = evidence.score(samples, row_n[one], row_n[two], prior)
             if label in drawn:
                 own.append(score)
             if len(two) >= LEAST:
                 within = min(evidence.mean_cosine(x_nD[side]) for side in (one, two))
                 across = float(cosine_nn[np.ix_(one, two)].mean())
+                x = 1 / len(one) + 1 / len(two)
                 cuts.append((x, Mixed(label, row_n[one], row_n[two], across, within, score, 0.0)))
         progress(done, len(many))
     x_K, score_K = np.array([(x, cut.score) for x, cut in cuts]).reshape(-1, 2).T

@@ -178,7 +178,7 @@ def test_without_calibration_nothing_merges_by_itself() -> None:
     x[1] = x[0]
     samples = Samples(x, np.arange(40), 40)
     found = find(x.astype(np.float32), samples, np.arange(40), Options())
-    assert found.scale.genuine is None
+    assert not found.calibration.calibrated
     assert set(found.verdict.tolist()) <= {"keep"}
     assert (0, 1) in with_verdict(found, "keep")
     chosen = find(x.astype(np.float32), samples, np.arange(40), Options(threshold=0.9))

@@ -84,9 +84,9 @@ def run(
     counts: dict[str, Any] = about["counts"]
     return {
         **counts,
-        "calibrated": found.scale.calibrated,
-        "note": found.model.about()["note"] if found.model is not None else "",
-        "low": found.low,
+        "calibrated": found.calibration.calibrated,
+        "note": found.judge.note,
+        "low": found.judge.low,
         "engine": found.pairs.engine,
         "against": about["against"],
         "report": str(out / "report.html"),
@@ -141,13 +141,13 @@ def _sha256(path: Path) -> str:
 
 def _calibration(found: Found) -> dict[str, Any]:
     """Return the draws and, by images a side, the least scores that merge and mask."""
-    sizes, model = [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32)], found.model
-    some = sizes if model is not None and np.isfinite(model.cut) else []
+    sizes, likeness = [(1, 1), (2, 2), (4, 4), (8, 8), (32, 32)], found.judge.likeness
+    some = sizes if likeness is not None and np.isfinite(likeness.cut) else []
     return {
-        **found.scale.about(),
-        "model": model is not None,
-        "merge_from": {f"{n}x{m}": float(model.merge_from(n, m)) for n, m in some if model},
-        "mask_from": {f"{n}x{m}": float(model.mask_from(n, m)) for n, m in some if model},
+        **found.calibration.about(),
+        "model": likeness is not None,
+        "merge_from": {f"{n}x{m}": float(likeness.merge_from(n, m)) for n, m in some if likeness},
+        "mask_from": {f"{n}x{m}": float(likeness.mask_from(n, m)) for n, m in some if likeness},
     }
 
 
@@ -165,7 +165,7 @@ def _write(
     """Write the tables and conflicts.json, which names their digests and comes last."""
     import pyarrow as pa
 
-    pairs, proof = found.pairs, found.evidence
+    pairs, proof, likeness = found.pairs, found.evidence, found.judge.likeness
     parquet.write(
         out / "pairs.parquet",
         pa.table(
@@ -230,14 +230,14 @@ def _write(
         },
         "options": {
             "threshold": options.threshold,
-            "low": found.low,
+            "low": found.judge.low,
             "cap": options.cap,
             "seed": options.seed,
             "rate": options.rate,
         },
         "engine": pairs.engine,
         "calibration": _calibration(found),
-        "likeness": found.model.about() if found.model is not None else None,
+        "likeness": likeness.about() if likeness is not None else None,
         "counts": counts,
         "refused": [
             {"labels": piece.tolist(), "reason": text} for piece, text in found.groups.refused

@@ -96,7 +96,7 @@ def look(
 
     near: decode every image for near duplicates as well.
     """
-    prior, kept_C = found.scale.prior, labels.target >= 0
+    prior, kept_C = found.calibration.prior, labels.target >= 0
     mixed = search.mixed(samples, prior, seed=seed, progress=progress)
     far = search.outliers(samples, prior, mixed=mixed, seed=seed, progress=progress)
     mixed = [one for one in mixed if kept_C[one.label]]

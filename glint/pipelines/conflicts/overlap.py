@@ -16,7 +16,7 @@ import pyarrow as pa
 from glint import log, schemas
 from glint.conflicts import verdicts
 from glint.conflicts.evidence import Samples
-from glint.conflicts.verdicts import Across, Found, Options
+from glint.conflicts.verdicts import Found, Judged, Options
 from glint.errors import MismatchError, UsageError
 from glint.files import atomic, parquet
 from glint.log import Progress
@@ -50,7 +50,7 @@ class Overlap:
     """
 
     other: Other
-    across: Across
+    across: Judged
     shared_K: Ints
     leak_K: npt.NDArray[np.bool_]
     rows_s2: Ints
@@ -68,7 +68,7 @@ class Overlap:
             **{name: int((verdict == name).sum()) for name in ("merge", "mask", "keep")},
             "shared_images": len(np.unique(self.rows_s2[:, 0])),
             "leaks": len(np.unique(self.across.pairs.a[self.leak_K])),
-            "note": "" if self.across.model is None else self.across.model.about()["note"],
+            "note": self.across.judge.note,
         }
 
 

@@ -105,10 +105,10 @@ def page(
     """Choose and describe what the page shows."""
     faces = Faces(dataset, emb, samples, thumbs)
     score = np.where(np.isnan(found.evidence.score), -np.inf, found.evidence.score)
-    model = found.model
-    need = (
-        np.full(len(score), np.inf) if model is None else model.merge_from(found.n_a, found.n_b)
-    )  # fmt: skip
+    likeness, genuine = found.judge.likeness, found.calibration.genuine
+    need = np.full(len(score), np.inf)
+    if likeness is not None:
+        need = likeness.merge_from(found.n_a, found.n_b)
     order = np.lexsort((found.pairs.b, found.pairs.a, -found.pairs.cosine, -score))
     chosen = {
         int(k) for name, most in CARDS.items() for k in order[found.verdict[order] == name][:most]
@@ -152,15 +152,18 @@ def page(
         left_out=len(order[PAIRS:]),
         groups=_groups(faces, emb, found),
         report=name,
-        split=(found.genuine.cosine_S.tolist(), found.genuine.score_S.tolist()),
+        split=(
+            genuine.pairs.cosine_K.tolist(),
+            genuine.score_S.tolist(),
+        ),
     )
 
 
 def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
     notes = []
-    if found.model is not None and (text := found.model.about()["note"]):
-        notes.append(text)
-    if found.model is None:
+    if found.judge.note:
+        notes.append(found.judge.note)
+    if found.judge.likeness is None:
         notes.append(
             "Too few identities have two images to calibrate on: scores are not "
             "comparable and nothing merges without --threshold."
@@ -218,7 +221,7 @@ def _facts(about: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
-    threshold = about["options"]["threshold"]
+    threshold, genuine = about["options"]["threshold"], found.calibration.genuine
     cuts = [(TRAINED, "blind training filter 0.4")]
     if threshold is not None:
         cuts.append((threshold, f"merge from {threshold:g}"))
@@ -232,7 +235,7 @@ def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
         if (threshold is None)
         else []
     )
-    score, start = found.evidence.score, min(found.low, 0.3) - 0.05
+    score, start = found.evidence.score, min(found.judge.low, 0.3) - 0.05
     by_verdict = [
         (name, name, score[found.verdict == name], True) for name in ("keep", "mask", "merge")
     ]
@@ -242,7 +245,12 @@ def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
             "centre cosine",
             [
                 ("pairs", "pairs", found.pairs.cosine, True),
-                ("same", "one identity split in two", found.genuine.cosine_S, False),
+                (
+                    "same",
+                    "one identity split in two",
+                    genuine.pairs.cosine_K,
+                    False,
+                ),
             ],
             cuts,
             start=start,
@@ -252,7 +260,10 @@ def _charts(found: Found, about: dict[str, Any]) -> list[Chart]:
         chart(
             "Pairs by score: 1 is what one person shows",
             "score",
-            [*by_verdict, ("same", "one identity split in two", found.genuine.score_S, False)],
+            [
+                *by_verdict,
+                ("same", "one identity split in two", genuine.score_S, False),
+            ],
             marks,
             start=0.0,
             stop=1.5,

@@ -75,10 +75,10 @@ def test_too_few_identities_say_nothing() -> None:
 
 def test_identities_of_few_images_are_left_out() -> None:
     world = World(1)
-    scale, _, _ = calibrate(world.samples)
+    prior = calibrate(world.samples).prior
     small = np.flatnonzero(world.samples.count_C < outliers.LEAST)
     rows = {int(row) for label in small for row in world.samples.rows(int(label))}
-    assert rows and not rows & set(outliers.outliers(world.samples, scale.prior).row.tolist())
+    assert rows and not rows & set(outliers.outliers(world.samples, prior).row.tolist())
 
 
 def photographs(seed: int, heavy: float) -> tuple[Samples, float]:
