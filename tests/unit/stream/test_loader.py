@@ -329,7 +329,7 @@ def test_batches_of_workers_stay_valid(small):
 def test_workers_end_when_the_training_process_is_gone(small):
     code = (
         "import os, sys\n"
-        "from glint.stream import pool\n"
+        "from glint.stream import workers as pool\n"
         "workers = pool.Workers(lambda step, image, threads: None, (1,), 2)\n"
         "next(workers.batches(range(4)))\n"
         "print(*workers.pids, flush=True)\n"
