@@ -32,7 +32,7 @@ from unlike_sets import Case, sets
 
 from glint.conflicts.chance import Compared
 from glint.conflicts.evidence import Samples
-from glint.conflicts.verdicts import Judged, Options, across, find
+from glint.conflicts.verdicts import ConflictOptions, Judged, across, find
 from glint.pipelines.embed import centres
 
 FIXED = {"y1": 0.55, "v3": 0.62}
@@ -56,10 +56,10 @@ def searched(case: Case) -> tuple[Judged, np.ndarray, np.ndarray]:
         x_ND, label_N = case.x_ND[rows], case.label_N[rows] - first
         samples = Samples(x_ND, label_N, end - first)
         data.append((centres(x_ND, label_N, end - first), samples, np.arange(end - first)))
-    found = find(*data[0], Options())
+    found = find(*data[0], ConflictOptions())
     if case.there is None:
         return found, found.pairs.a, found.pairs.b
-    both = across(found, *data[0], *data[1], Options(), also=NONE)
+    both = across(found, *data[0], *data[1], ConflictOptions(), also=NONE)
     return both, both.pairs.a, both.pairs.b + case.there
 
 

@@ -95,7 +95,7 @@ def find(
         from glint.pipelines.conflicts import overlap
         from glint.shards.dataset import Dataset
 
-        options = verdicts.Options(
+        options = verdicts.ConflictOptions(
             threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
         )
         folder = show.path(out, "--out")

@@ -29,7 +29,7 @@ Centres = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Options:
+class ConflictOptions:
     """What a user may choose. threshold: merge at this centre cosine instead of the learned
     strength. low: search from this cosine; None = from the dataset. cap: identities in one group.
     rate: share of the merges that may be wrong, rounded up to whole pairs.
@@ -99,7 +99,7 @@ def find(
     centre_CD: Centres,
     samples: Samples,
     target_C: Ints,
-    options: Options,
+    options: ConflictOptions,
     *,
     work: Path | None = None,
     progress: Progress = log.silent,
@@ -158,7 +158,7 @@ def across(
     other_CD: Centres,
     others: Samples,
     other_target_C: Ints,
-    options: Options,
+    options: ConflictOptions,
     *,
     also: Ints,
     progress: Progress = log.silent,

@@ -27,7 +27,7 @@ from glint.files import atomic, parquet
 from glint.jobs import workspace
 from glint.log import Progress, logger
 from glint.pipelines import embed
-from glint.search.online_clusters import BLOCK, Online, Options
+from glint.search.online_clusters import BLOCK, ClusterRules, OnlineClusters
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 
@@ -52,7 +52,7 @@ class Applied:
 def run(
     folders: Sequence[Path],
     out: Path,
-    options: Options,
+    options: ClusterRules,
     *,
     truth: Path | None = None,
     save: float = SAVE,
@@ -92,7 +92,7 @@ def run(
     atomic.make_dir(out / "_glint")
     with atomic.lock(out / "_glint" / "lock"):
         _continue(out, sources, options)
-        stream = _resume(out, options, dim, faces) or Online(dim, options)
+        stream = _resume(out, options, dim, faces) or OnlineClusters(dim, options)
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
         _write(out, found, shot)
@@ -136,7 +136,7 @@ def _open(folder: Path) -> embed.Embeddings:
     return embed.load(folder, digest, images=images, classes=classes)
 
 
-def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> None:
+def _continue(out: Path, sources: list[dict[str, Any]], options: ClusterRules) -> None:
     """Take up the plan in `out`, or begin one."""
     if (out / PLAN).exists():
         plan = atomic.read_json(out / PLAN, "GL0006")
@@ -159,14 +159,14 @@ def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> Non
     )
 
 
-def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
+def _resume(out: Path, options: ClusterRules, dim: int, faces: int) -> OnlineClusters | None:
     """Take up the state; None where there is none. Raises InputError where it is another's."""
     path = out / STATE
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            stream = Online.resume(dict(file), options)
+            stream = OnlineClusters.resume(dict(file), options)
         if stream.dim != dim or stream.faces > faces:
             raise ValueError(
                 f"{stream.faces} faces of {stream.dim} numbers, where the folders have "
@@ -182,13 +182,17 @@ def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
     return stream
 
 
-def _save(out: Path, stream: Online) -> None:
+def _save(out: Path, stream: OnlineClusters) -> None:
     with atomic.atomic(out / STATE) as file:
         np.savez(file, **stream.state())  # type: ignore[arg-type]
 
 
 def _insert(
-    stream: Online, found: list[embed.Embeddings], out: Path, save: float, progress: Progress
+    stream: OnlineClusters,
+    found: list[embed.Embeddings],
+    out: Path,
+    save: float,
+    progress: Progress,
 ) -> None:
     """Insert the faces that the state lacks, in blocks that begin where they always do."""
     seen, first, saved = stream.faces, 0, time.monotonic()

@@ -124,7 +124,7 @@ def test_clusters_identities_and_labels_are_those_of_a_loop(
     root, found = copied(crawl.root), rows(crawl.root)
     row_nD = faces(len(found), seed=1)
     emb = embedded(root, [row.key for row in found], row_nD)
-    told = stage.run([emb], tmp_path / "ids", online_clusters.Options(extra=EXTRA), save=0.0)
+    told = stage.run([emb], tmp_path / "ids", online_clusters.ClusterRules(extra=EXTRA), save=0.0)
 
     loop, looked_at = Loop(), 0
     for at in range(0, len(row_nD), 256):

@@ -1,4 +1,4 @@
-"""Part of stage `conflicts`: who of this dataset stands in another one, or in a test set, too."""
+"""Part of stage `conflicts`: people of this dataset who also stand in another, or a test set."""
 
 # N samples, K pairs of an identity here (a) and one there (b)
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from glint import log, schemas
 from glint.conflicts import verdicts
 from glint.conflicts.evidence import Samples
-from glint.conflicts.verdicts import Found, Judged, Options
+from glint.conflicts.verdicts import ConflictOptions, Found, Judged
 from glint.errors import MismatchError, UsageError
 from glint.files import atomic, parquet
 from glint.log import Progress
@@ -56,7 +56,7 @@ class Overlap:
     rows_s2: Ints
 
     def about(self) -> dict[str, Any]:
-        """Return what conflicts.json says."""
+        """Return names and counts for conflicts.json."""
         verdict, root = self.across.verdict, self.other.dataset.root
         return {
             "name": self.other.name,
@@ -84,15 +84,16 @@ def opened(
         raise UsageError(
             "GL0002", "there is no --against for these embeddings", where="--against-embeddings"
         )
-    made: dict[str, Path] = {}
+    of_dataset: dict[str, Path] = {}
     for folder in folders:
         if not (folder / "embeddings.json").is_file():
             embed.load(folder, "", images=0, classes=0)  # says what is missing
-        made[str(atomic.read_json(folder / "embeddings.json", "GL0402").get("dataset"))] = folder
+        about = atomic.read_json(folder / "embeddings.json", "GL0402")
+        of_dataset[str(about.get("dataset"))] = folder
     others = []
     for place, (path, name) in enumerate(zip(paths, merge.name_all(paths))):
         dataset = Dataset(path)
-        if dataset.digest not in made:
+        if dataset.digest not in of_dataset:
             raise UsageError(
                 "GL0002",
                 f"expected embeddings of {dataset.name}, found none among "
@@ -102,7 +103,7 @@ def opened(
                 "the other embeddings",
             )
         emb = embed.load(
-            made[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes
+            of_dataset[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes
         )
         if emb.about.get("model") != own.about.get("model"):
             raise MismatchError(
@@ -117,14 +118,14 @@ def opened(
     return others
 
 
-def look(
+def judge_other(
     dataset: Dataset,
     emb: Embeddings,
     samples: Samples,
     target_C: Ints,
     found: Found,
     other: Other,
-    options: Options,
+    options: ConflictOptions,
     *,
     progress: Progress = log.silent,
 ) -> Overlap:

@@ -7,7 +7,7 @@ import pytest
 
 from glint.conflicts import chance
 from glint.conflicts.chance import Compared, Sample, Tail
-from glint.search import pairs as knn
+from glint.search.pairs import unit64
 
 
 def world(
@@ -16,16 +16,16 @@ def world(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Draw (centres, images of each, who each is) at rho 0.65; ids from `people` on are splits."""
     rng = np.random.default_rng(seed)
-    person = knn.unit64(rng.standard_normal((people, dim)))
-    person[people - twins :] = knn.unit64(0.7 * person[:twins] + 0.71 * person[people - twins :])
+    person = unit64(rng.standard_normal((people, dim)))
+    person[people - twins :] = unit64(0.7 * person[:twins] + 0.71 * person[people - twins :])
     who = np.r_[np.arange(people), np.arange(splits) + twins]
     t = np.ones((len(who), 1))
     t[people:, 0] = 1 - np.minimum(np.abs(rng.normal(0, elsewhere, splits)), 0.6)
-    seen = t * person[who] + np.sqrt(1 - t * t) * knn.unit64(rng.standard_normal((len(who), dim)))
+    seen = t * person[who] + np.sqrt(1 - t * t) * unit64(rng.standard_normal((len(who), dim)))
     count = np.clip(rng.geometric(0.2, len(who)), 1, most)
-    noise = knn.unit64(rng.standard_normal((len(who), dim)))
+    noise = unit64(rng.standard_normal((len(who), dim)))
     centre = np.sqrt(0.65) * seen + np.sqrt(0.35 / count)[:, None] * noise
-    return knn.unit64(centre).astype(np.float32), count, who
+    return unit64(centre).astype(np.float32), count, who
 
 
 def learned(
