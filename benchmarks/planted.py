@@ -26,6 +26,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -268,9 +269,9 @@ def faces(model: Path, most: int | None) -> tuple[npt.NDArray[np.float16], Ints]
     offset = dict(zip(key.tolist(), at.tolist()))
     recogniser = open_model(model, threads=1)
     parts, batch = [], []
-    with (lfw / "train.rec").open("rb") as rec:
+    with (lfw / "train.rec").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as rec:
         for number, row in enumerate(rows, 1):
-            _, image = recordio.unpack(recordio.read_at(rec.fileno(), offset[int(row["key"])]))
+            _, image = recordio.unpack(recordio.parse(rec, offset[int(row["key"])])[0])
             batch.append(simplejpeg.decode_jpeg(image))
             if len(batch) == 64 or number == len(rows):
                 parts.append(recogniser.embed(np.stack(batch)))

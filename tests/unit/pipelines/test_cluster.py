@@ -237,11 +237,11 @@ KILLED = """
 import os, signal, sys
 import typer
 from glint import log
-from glint.cli import ogmc as command_line
-from glint.pipelines import ogmc
+from glint.cli import cluster as command_line
+from glint.pipelines import cluster
 from glint.search.online_clusters import OnlineClusters
 
-ogmc.run.__kwdefaults__["save"] = 0.0  # a state after every block
+cluster.run.__kwdefaults__["save"] = 0.0  # a state after every block
 plain = OnlineClusters.insert
 
 def insert(stream, face_nD):
