@@ -95,7 +95,7 @@ def find(
         from glint.shards.dataset import Dataset
         from glint.shards.embeddings import load
 
-        options = verdicts.Options(
+        options = verdicts.ConflictOptions(
             threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
         )
         folder = show.path(out, "--out")

@@ -26,7 +26,7 @@ from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress, logger
-from glint.search.online_clusters import BLOCK, Online, Options
+from glint.search.online_clusters import BLOCK, ClusterRules, OnlineClusters
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings, load
@@ -52,7 +52,7 @@ class Applied:
 def run(
     folders: Sequence[Path],
     out: Path,
-    options: Options,
+    options: ClusterRules,
     *,
     truth: Path | None = None,
     save: float = SAVE,
@@ -92,7 +92,7 @@ def run(
             )
     with space.held():
         _continue(space, sources, options)
-        stream = _resume(out, options, dim, faces) or Online(dim, options)
+        stream = _resume(out, options, dim, faces) or OnlineClusters(dim, options)
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
         _write(out, found, shot)
@@ -135,7 +135,7 @@ def _open(folder: Path) -> Embeddings:
     return load(folder, digest, images=images, classes=classes)
 
 
-def _continue(space: Workspace, sources: list[dict[str, Any]], options: Options) -> None:
+def _continue(space: Workspace, sources: list[dict[str, Any]], options: ClusterRules) -> None:
     """Take up the plan of a folder, or begin one."""
     if space.plan.exists():
         plan = atomic.read_json(space.plan, "GL0006")
@@ -152,14 +152,14 @@ def _continue(space: Workspace, sources: list[dict[str, Any]], options: Options)
     space.begin({"format": FORMAT, "options": asdict(options), "sources": sources})
 
 
-def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
+def _resume(out: Path, options: ClusterRules, dim: int, faces: int) -> OnlineClusters | None:
     """Take up the state; None where there is none. Raises InputError where it is another's."""
     path = out / STATE
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            stream = Online.resume(dict(file), options)
+            stream = OnlineClusters.resume(dict(file), options)
         if stream.dim != dim or stream.faces > faces:
             raise ValueError(
                 f"{stream.faces} faces of {stream.dim} numbers, where the folders have "
@@ -175,13 +175,17 @@ def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
     return stream
 
 
-def _save(out: Path, stream: Online) -> None:
+def _save(out: Path, stream: OnlineClusters) -> None:
     with atomic.atomic(out / STATE) as file:
         np.savez(file, **stream.state())  # type: ignore[arg-type]
 
 
 def _insert(
-    stream: Online, found: list[Embeddings], out: Path, save: float, progress: Progress
+    stream: OnlineClusters,
+    found: list[Embeddings],
+    out: Path,
+    save: float,
+    progress: Progress,
 ) -> None:
     """Insert the faces that the state lacks, in blocks that begin where they always do."""
     seen, first, saved = stream.faces, 0, time.monotonic()

@@ -9,6 +9,7 @@ the same order: the pictures of a seed never change.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,7 +63,7 @@ class View:
 
     def __init__(self, latents: Latents, bits: np.random.Philox) -> None:
         self.p = p = SimpleNamespace(**dict(zip(LATENTS, latents.tolist())))
-        self._dice = iter(uniform(bits, 160).tolist())
+        self._dice: Iterator[float] = iter(uniform(bits, 160).tolist())
         yaw, pitch, roll = 0.52 * self.spread(), 0.34 * self.spread(), 0.26 * self.spread()
         self.scale = 43.0 * (1.0 + 0.13 * self.spread())
         self.cx = 55.5 + 6.5 * self.spread()

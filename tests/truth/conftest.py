@@ -115,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """4,400 images that nobody labelled: more than two of `embed.BLOCK`, 17 of `ogmc.BLOCK`."""
+    """4,400 images without labels: over 2 `embed.BLOCK`, 17 `online_clusters.BLOCK`."""
     good = jpegs(pictures(np.arange(4400) % 50, 3))
     image = {data: ("", i) for i, data in enumerate(good)}
     assert len(image) == 4400

@@ -22,7 +22,7 @@ from glint.pipelines.dataset import shard as stage
 from glint.shards import labels
 from glint.shards import walk as walking
 from glint.shards.dataset import Dataset
-from glint.shards.ustar import BLOCK
+from glint.shards.tar import BLOCK
 from glint.shards.verify import verify
 from glint.shards.walk import Problem, index
 

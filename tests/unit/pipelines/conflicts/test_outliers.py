@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 
 from glint import schemas
-from glint.conflicts.verdicts import Options
+from glint.conflicts.verdicts import ConflictOptions
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find
 from glint.shards import labels
@@ -49,7 +49,7 @@ def row_of(label: int, number: int) -> int:
 
 def test_what_was_planted_is_found(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
-    got = find.run(dataset, emb, out, Options())
+    got = find.run(dataset, emb, out, ConflictOptions())
     told = json.loads((out / "conflicts.json").read_text())
     assert pq.read_schema(out / "inside.parquet").names == schemas.INSIDE.names
     rows = pq.read_table(out / "inside.parquet").to_pylist()
@@ -102,7 +102,7 @@ def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path
         target[label] = -1
     labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     out = tmp_path / "conf"
-    got = find.run(dataset, emb, out, Options(), thumbs=False, near=False)
+    got = find.run(dataset, emb, out, ConflictOptions(), thumbs=False, near=False)
     assert (got["mixed"], got["duplicates"], got["near_duplicates"]) == (0, 0, 0)
     rows = pq.read_table(out / "inside.parquet").to_pylist()
     assert {row["label"] for row in rows} == {4, 20}
@@ -115,6 +115,6 @@ def test_damaged_images_take_no_part(dataset: Dataset, emb: Embeddings, tmp_path
     raw = bytearray(shard.read_bytes())
     raw[int(dataset.offset[row_of(15, 2)]) + 100] ^= 0xFF
     shard.write_bytes(raw)
-    find.run(Dataset(dataset.root), emb, tmp_path / "conf", Options())
+    find.run(Dataset(dataset.root), emb, tmp_path / "conf", ConflictOptions())
     repeats = pq.read_table(tmp_path / "conf/duplicates.parquet").to_pylist()
     assert dataset.key[row_of(15, 2)] not in {row["key"] for row in repeats}

@@ -18,10 +18,9 @@ from glint.pipelines.dataset import drop as taking
 from glint.pipelines.dataset import merge as joining
 from glint.pipelines.dataset import shard as stage
 from glint.pipelines.dataset.output import Output
-from glint.pipelines.dataset.reshard import reshard
+from glint.pipelines.dataset.reshard import content, reshard
 from glint.pipelines.dataset.write import write_shard
 from glint.shards import labels
-from glint.shards.content import content
 from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 
@@ -297,7 +296,7 @@ class TestDrop:
         self, a: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(labels, "commit", lambda *_: 1 / 0)
+            patch.setattr(labels, "apply", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 taking.drop(a, ["2"], "asked to")
         assert "identity 2 was taken down and is in the labels" in verify(a)["shown"][0]
