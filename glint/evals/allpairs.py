@@ -194,7 +194,7 @@ def _prepare(sample_nD: np.ndarray, label_n: np.ndarray, work: Path, block: int)
     step = max(1, (16 << 20) // max(1, 8 * dim))
     path, about = work / "rows.f32", work / "plan.json"
     kept = [np.empty(0, np.int64)]
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         for at in range(0, len(order), step):
             chosen = order[at : at + step]
             part_nD = np.asarray(sample_nD[chosen], np.float64)
@@ -273,7 +273,7 @@ def _first_pass(rows: _Rows, work: Path, block: int, device: str, meter: _Meter)
             count_b += found.astype(np.int64)
             pairs += score_rc.numel()
         if time.monotonic() - saved > SAVE_SECONDS or row + 1 == meter.total:
-            with atomic.atomic(path) as file:
+            with atomic.replacing(path) as file:
                 np.save(file, np.concatenate([[row + 1], count_b]))
             saved = time.monotonic()
         meter.add(row, pairs, time.monotonic() - began, "counting")
@@ -318,7 +318,7 @@ def _second_pass(
         if kept is None:
             began = time.monotonic()
             *kept, pairs = _near(rows, row * block, block, device, span_w2)
-            with atomic.atomic(path) as file:
+            with atomic.replacing(path) as file:
                 parts = {f"near_{w}": part for w, part in enumerate(kept[1])}
                 np.savez(file, span=span_w2, above=kept[0], **parts)
             meter.add(row, pairs, time.monotonic() - began, "refining")

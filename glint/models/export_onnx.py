@@ -70,7 +70,7 @@ def export_onnx(
         cosine = _agreement(net, opened, crops)
         digest = opened.digest
     progress(2, 3, "write")
-    with atomic.atomic(out) as file:
+    with atomic.replacing(out) as file:
         file.write(data)
     progress(3, 3)
     return {

@@ -176,7 +176,7 @@ def _resume(out: Path, options: ClusterRules, dim: int, faces: int) -> OnlineClu
 
 
 def _save(out: Path, stream: OnlineClusters) -> None:
-    with atomic.atomic(out / STATE) as file:
+    with atomic.replacing(out / STATE) as file:
         np.savez(file, **stream.state())  # type: ignore[arg-type]
 
 

@@ -206,7 +206,7 @@ def _put_down(how: _How, dataset: Source, model: Recogniser, number: int) -> Non
     cut = slice(number * how.block, min((number + 1) * how.block, dataset.n))
     with ThreadPoolExecutor(max(1, how.workers), thread_name_prefix="glint-decode") as pool:
         parts = list(_embedded(pool, dataset, model, cut, how.batch, how.flip))
-    with atomic.atomic(how.path(number)) as file:
+    with atomic.replacing(how.path(number)) as file:
         np.savez(
             file,
             sample=np.concatenate([part[1] for part in parts]).astype(how.dtype),
@@ -381,7 +381,7 @@ def _finish(rows: Rows, dataset: Source, out: Path, work: Path, plan: dict[str, 
             hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
         )
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
-    with atomic.atomic(out / "centres.npy") as file:
+    with atomic.replacing(out / "centres.npy") as file:
         write_array(file, centre_CD)
     parquet.write(
         out / "samples.parquet",

@@ -241,6 +241,6 @@ def html(page: Page) -> str:
 
 def write(path: Path, page: Page) -> None:
     """Write the page, readable by its owner only. Raises ResourceError."""
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         os.fchmod(file.fileno(), MODE)
         file.write(html(page).encode())

@@ -143,7 +143,7 @@ def _in_memory(dataset: Dataset) -> Columns:
 def _write(dataset: Dataset, path: Path) -> None:
     about: dict[str, Any] = {"format": FORMAT, "columns": {"record": [_PAGE, dataset.n]}}
     at = _PAGE
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         file.seek(at)
         rest: tuple[npt.NDArray[Any], ...] = _derive(
             dataset, lambda part: file.write(part.tobytes())

@@ -26,7 +26,6 @@ from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
 from glint.shards.plan import key_name
-from glint.shards.sources.samples import column
 
 Ints = npt.NDArray[np.int64]
 STAGE = "drop"
@@ -140,7 +139,7 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
 
 def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> int:
     """Return how many samples that stay hold an image, byte for byte, of one that goes."""
-    digests = column(dataset, "digest")
+    digests = dataset.column("digest")
     same = pc.is_in(digests.filter(pa.array(~gone_N)), digests.filter(pa.array(gone_N)))
     return int(pc.sum(same).as_py() or 0)
 

@@ -73,8 +73,7 @@ class Output:
         done, total = 0, sum(entry["samples"] for entry in mine)
         for entry, path in zip(mine, paths):
             try:
-                with path.open("rb") as file:
-                    found = atomic.sha256(file)
+                found = atomic.sha256_of(path)
             except OSError as error:
                 raise _damaged(path, f"cannot be read: {error.strerror or error}") from error
             if found != entry["sha256"]:
@@ -105,10 +104,9 @@ class Output:
         if not read:
             return True
         for name, said in entry.get("parts", {}).items():
-            if not (plan.parts / name).is_file() or atomic.digest(plan.parts / name) != said:
+            if not (plan.parts / name).is_file() or atomic.xxh3_of(plan.parts / name) != said:
                 return False
-        with path.open("rb") as file:
-            same = atomic.sha256(file) == str(entry["sha256"])
+        same = atomic.sha256_of(path) == str(entry["sha256"])
         return same and "idx" in entry and dali.damage(path.parent, entry) is None
 
     def note(self, plan: Plan, entry: dict[str, Any], task: tasks.Task | None) -> None:

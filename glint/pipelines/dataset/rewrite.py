@@ -33,7 +33,7 @@ from glint.pipelines.dataset.plan import (
 )
 from glint.shards.dataset import FORMAT, TOMBSTONES, Dataset
 from glint.shards.plan import spans
-from glint.shards.sources.samples import column, save
+from glint.shards.sources.samples import save
 from glint.shards.tar import BLOCK, MEMBERS
 
 Ints = npt.NDArray[np.int64]
@@ -159,7 +159,7 @@ def positions(dataset: Dataset) -> int:
 def keys(dataset: Dataset) -> Ints:
     """Return the keys as numbers, int64 [n], ascending. Raises InputError GL0301."""
     try:
-        key_n: Ints = column(dataset, "key").cast(pa.int64()).to_numpy()
+        key_n: Ints = dataset.column("key").cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         key_n = np.array([-1])
     if len(key_n) and (
@@ -205,7 +205,7 @@ def origin(dataset: Dataset, name: str) -> tuple[Any, Any]:
     """Return the columns dataset and dataset_key: a merged one's say NAME/ITS NAME, ITS KEY."""
     path = dataset.root / "samples.parquet"
     if "dataset" not in pq.read_schema(path).names:
-        return pa.array([name] * dataset.n, pa.string()), column(dataset, "key")
+        return pa.array([name] * dataset.n, pa.string()), dataset.column("key")
     table = parquet.read(path, schemas.PROVENANCE, columns=schemas.PROVENANCE.names)
     inner = table.column("dataset").to_pylist()
     named = [f"{name}/{one}" if name else one for one in inner]

@@ -44,7 +44,7 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
         nonlocal sha256
         sha256 = out.read_back(made)
 
-    with atomic.atomic(path, read_back) as file:
+    with atomic.replacing(path, read_back) as file:
         options = plan.options
         out = Shard(file, shard, with_json=options.with_json, members=options.members)
         if plan.kind == SAMPLES:

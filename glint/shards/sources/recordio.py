@@ -52,7 +52,7 @@ def rebuild_idx(rec: Path, resync: bool = False) -> dict[str, Any]:
     head_r, lost = _listed(rec, None, resync)
     if idx.exists():
         idx.replace(idx.with_name(idx.name + ".old"))
-    with atomic.atomic(idx) as file:
+    with atomic.replacing(idx) as file:
         for key, at in zip(head_r["key"], head_r["at"]):
             file.write(b"%d\t%d\n" % (key, at))
     return {"idx": str(idx), "records": len(head_r), "lost_stretches": len(lost)}

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import InputError
-from glint.files import atomic, parquet
+from glint.files import atomic
 from glint.files.strings import load_names, save_names
 from glint.shards import image
 from glint.shards.dataset import Dataset, read_sample
@@ -113,7 +113,7 @@ def save(
     write_rows(folder, dealt(), ROW, len(order_n))
     take = pa.array(order_n, mask=order_n < 0)
     for name in TEXTS:
-        save_names(folder, name, joined(column(d, name) for d in datasets).take(take))
+        save_names(folder, name, joined(d.column(name) for d in datasets).take(take))
     for name, columns in zip(schemas.PROVENANCE.names, zip(*origins) if origins else ()):
         save_names(folder, name, joined(columns).take(take))
     atomic.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})
@@ -123,7 +123,7 @@ def _rows(dataset: Dataset, base: int) -> npt.NDArray[Any]:
     row_n = np.empty(dataset.n, ROW)
     row_n["label"], row_n["shard"] = dataset.label + base, dataset.shard  # whose range is checked
     for name in ("offset", "size", "width", "height"):
-        row_n[name] = column(dataset, name).to_numpy()
+        row_n[name] = dataset.column(name).to_numpy()
     row_n["digest"] = np.ascontiguousarray(dataset.digests).view("V16").ravel()
     return row_n
 
@@ -133,17 +133,3 @@ def joined(columns: Iterable[Any]) -> pa.LargeStringArray:
     chunks = [chunk for column in columns for chunk in getattr(column, "chunks", [column])]
     large = [chunk.cast(pa.large_string()) for chunk in chunks]
     return pa.concat_arrays([pa.array([], pa.large_string()), *large])
-
-
-def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
-    """Read one column of the index, whole. Raises InputError GL0301."""
-    path = dataset.root / "samples.parquet"
-    found = parquet.read(path, schemas.SAMPLES, columns=[name]).column(name)
-    if len(found) != dataset.n or found.null_count:
-        raise InputError(
-            "GL0301",
-            f"column {name} has {len(found)} cells, {found.null_count} of "
-            f"them empty; the manifest says {dataset.n} samples",
-            where=str(path),
-        )
-    return found

@@ -138,7 +138,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
     """
     size, changed = path.stat().st_size, path.stat().st_mtime_ns
     if size <= WHOLE:
-        return {"name": path.name, "size": size, "xxh3": atomic.digest(path)}
+        return {"name": path.name, "size": size, "xxh3": atomic.xxh3_of(path)}
     with path.open("rb") as file:
         ends = file.read(1 << 20)
         file.seek(-(1 << 20), os.SEEK_END)

@@ -17,7 +17,7 @@ from glint.files import atomic
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     atomic.write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), atomic.atomic(path) as file:
+    with pytest.raises(RuntimeError), atomic.replacing(path) as file:
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a"]
