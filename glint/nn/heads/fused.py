@@ -19,10 +19,10 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from glint.nn.heads import kernels
-from glint.nn.heads.sample import stream_key
 from glint.nn.heads.softmax import Trace
 from glint.nn.heads.storage import At, column_hashes
 from glint.nn.heads.updates import DenseExact, LazyDecay, Plain, Stale
+from glint.rng import stream_key
 
 # N samples over all ranks, S strips of classes, k class rows that play, b rows of one launch,
 # e masked entries, t samples whose target is on this rank, in order of its row, D embedding

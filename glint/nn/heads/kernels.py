@@ -26,11 +26,13 @@ for sm_90 the loop has 36 matrix instructions instead of 68.
 import triton
 import triton.language as tl
 
+from glint.rng import ODD_32
+
 # whole numbers that differ between launches: not worth a compilation of their own
 _LOOSE = ["samples", "rows", "first", "strip", "offset", "low_w", "high_w", "low_v", "high_v"]
 _TINY = tl.constexpr(1e-12)  # as in softmax.py
-_ODD0 = tl.constexpr(0x2C1B3C6D)  # as in storage.py
-_ODD1 = tl.constexpr(0x297A2D39)
+_ODD0 = tl.constexpr(ODD_32[0])
+_ODD1 = tl.constexpr(ODD_32[1])
 
 
 @triton.jit

@@ -18,12 +18,13 @@ from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.options import Gemm, Kernels, PartialFCOptions
-from glint.nn.heads.sample import Nearest, sampled_classes, stream_key
+from glint.nn.heads.sample import Nearest, sampled_classes
 from glint.nn.heads.softmax import WIDEST, Trace, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
 from glint.nn.heads.updates import Playing, apply, row_rule
 from glint.nn.margins import Margin
+from glint.rng import stream_key
 
 # n samples on this rank, N over all ranks, C classes, c on this rank, k rows that play, D embedding
 

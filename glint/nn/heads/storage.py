@@ -13,14 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from glint.nn.heads.sample import stream_key
+from glint.rng import hash_32, scramble_32, stream_key
 
 # c class rows of this rank, k rows that play, b rows of one block, D embedding, h half of D
 
 At = slice | Tensor  # rows of a table: a slice, or an index of int64
-
-_MASK32 = (1 << 32) - 1
-_ODD = (0x2C1B3C6D, 0x297A2D39)  # odd multipliers of a 32-bit finaliser
 
 
 class Store:
@@ -61,25 +58,16 @@ class Store:
 
 def noise(class_b: Tensor, dim: int, key: int) -> Tensor:
     """Draw uniform int16 values (b, dim) as a function of (class, column, key)."""
-    mixed_bh = _hash(class_b, key)[:, None] ^ column_hashes(dim, key, class_b.device)
-    mixed_bh = mixed_bh.mul_(_ODD[0])
-    mixed_bh ^= (mixed_bh >> 15).bitwise_and_(0x1FFFF)  # the mask undoes the sign's copies
-    mixed_bh.mul_(_ODD[1])
-    mixed_bh ^= (mixed_bh >> 16).bitwise_and_(0xFFFF)
+    mixed_b = hash_32(class_b, key).to(torch.int32)
+    mixed_bh: Tensor = scramble_32(mixed_b[:, None] ^ column_hashes(dim, key, class_b.device))
     return mixed_bh.view(torch.int16)[:, :dim]
 
 
 def column_hashes(dim: int, key: int, device: torch.device) -> Tensor:
     """Hash pairs of columns, int32 (ceil(dim / 2)): 32 bits draw for two columns."""
-    return _hash(torch.arange(-(-dim // 2), device=device), stream_key(key, 1))
-
-
-def _hash(value_i: Tensor, key: int) -> Tensor:
-    """Hash integers below 2^31 to 32 bits, held as int32."""
-    mixed_i = ((value_i ^ (key & 0x7FFFFFFF)) * _ODD[0]) ^ (key >> 31 & _MASK32)
-    mixed_i = (mixed_i ^ (mixed_i >> 29)) & 0x7FFFFFFF
-    mixed_i = (mixed_i * _ODD[1]) >> 13
-    return mixed_i.to(torch.int32)
+    pair_h = torch.arange(-(-dim // 2), device=device)
+    hashed_h: Tensor = hash_32(pair_h, stream_key(key, 1)).to(torch.int32)
+    return hashed_h
 
 
 def cuts(index_k: Tensor | None, count: int, block: int) -> Iterator[tuple[At, slice]]:
