@@ -56,11 +56,11 @@ from glint.nn.margins import CosFace
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.augment import flips
-from glint.stream.class_rows import Members
+from glint.stream.class_rows import ClassRows
 from glint.stream.identities import IdentityPlan
-from glint.stream.loader import Stream
-from glint.stream.mates import MatePlan
+from glint.stream.loader import Images, Stream
 from glint.stream.plan import Plan
+from glint.stream.positives import PositivePlan
 from glint.train import memory
 
 BATCH, DIM, SIDE, SCALE, MARGIN, AVERAGE = 96, 64, 28, 32.0, 0.3, 0.99
@@ -138,7 +138,7 @@ def world(folder: Path, people: int, images: int, seed: int) -> tuple[Tensor, np
         dataset = Dataset(data)
         stream = Stream(
             dataset, labels=labels.current(dataset.root, dataset.classes), batch=200,
-            flip=False, drop_last=False,
+            images=Images(flip=False), drop_last=False,
         )  # fmt: skip
         image_nHWC = torch.empty((dataset.n, SIDE, SIDE, 3), dtype=torch.uint8)
         label_n = np.empty(dataset.n, dtype=np.int64)
@@ -158,7 +158,7 @@ def to_input(image_nHWC: Tensor, flip_n: np.ndarray | None = None) -> Tensor:
     return x_nCHW.contiguous()
 
 
-def rows(plan: Plan | IdentityPlan | MatePlan, start: int, stop: int) -> np.ndarray:
+def rows(plan: Plan | IdentityPlan | PositivePlan, start: int, stop: int) -> np.ndarray:
     """Give the rows at positions over all epochs."""
     parts = []
     while start < stop:
@@ -174,7 +174,7 @@ def batches(kind: str, images: int, label_n: np.ndarray, steps: int, seed: int) 
     people = np.arange(label_n.max() + 1)
     order_n = np.argsort(label_n, kind="stable")
     first = np.searchsorted(label_n[order_n], np.append(people, len(people)))
-    members = Members(order_n.astype(np.uint32), first, people, len(people))
+    members = ClassRows(order_n.astype(np.uint32), first, people, len(people))
     single = Plan(len(label_n), seed)
     pairs = IdentityPlan(members, 2, seed ^ 0x1DE47, endless=True)
     for step in range(steps):
@@ -183,7 +183,7 @@ def batches(kind: str, images: int, label_n: np.ndarray, steps: int, seed: int) 
             pair_n = rows(pairs, 2 * third * step, 2 * third * (step + 1))
             yield np.concatenate([pair_n, rows(single, third * step, third * (step + 1))])
         else:
-            mated = MatePlan(single, members, label_n, images, seed) if images else single
+            mated = PositivePlan(single, members, label_n, images, seed) if images else single
             yield rows(mated, BATCH * step, BATCH * (step + 1))
 
 

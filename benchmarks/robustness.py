@@ -43,7 +43,8 @@ from glint.evals.roc import accept_rates
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
-from glint.synth.faces import LATENTS, person
+from glint.synth.faces import person
+from glint.synth.view import LATENTS
 
 # n views, C labels, F components of a view, D embedding
 
@@ -293,7 +294,9 @@ def find(faces: Faces, data: World, net: nn.Module, seed: int) -> verdicts.Found
     """Search the world for conflicts with a net trained on it, as `glint dedup-conflicts` does."""
     unit, centre = centres(faces, data, net)
     samples = Samples(unit, data.label_n, data.classes)
-    return verdicts.find(centre, samples, np.arange(data.classes), verdicts.Options(seed=seed))
+    return verdicts.find(
+        centre, samples, np.arange(data.classes), verdicts.ConflictOptions(seed=seed)
+    )
 
 
 def cleaned(data: World, found: verdicts.Found, head: str) -> tuple[World, dict[str, float]]:

@@ -172,6 +172,13 @@ class Dataset:
     def __len__(self) -> int:
         return self.n
 
+    @property
+    def is_merged(self) -> bool:
+        """Say whether the samples say which dataset they came from."""
+        files = self.manifest.get("files")
+        listed = files if isinstance(files, list) else []
+        return any(isinstance(one, dict) and one.get("name") == "merge.parquet" for one in listed)
+
     def _column(self, name: str) -> pa.ChunkedArray:
         path = self.root / "samples.parquet"
         table = parquet.read(path, schemas.SAMPLES, columns=[name])

@@ -127,10 +127,10 @@ def test_every_save_holds_what_the_trainer_had(
         assert step == 5 or moved.wait(60)
         return write(folder, step, **parts)
 
-    def stepped(*args: Any) -> float:
-        loss = train_step(*args)
+    def stepped(*args: Any) -> loop.Step:
+        result = train_step(*args)
         moved.set()
-        return loss
+        return result
 
     monkeypatch.setattr(saving.Saver, "save", watched)
     monkeypatch.setattr(checkpoint, "save", late)

@@ -39,9 +39,7 @@ AT_ONCE = 16  # requests about small objects under way
 
 @contextmanager
 def output(
-    out: str | os.PathLike[str],
-    staging: str | os.PathLike[str] | None = None,
-    task: tasks.Task | None = None,
+    out: str | os.PathLike[str], staging: str | os.PathLike[str] | None = None
 ) -> Iterator[Output]:
     """Yield where a dataset is written: a folder or, for a URL, a place in a store.
 
@@ -49,7 +47,7 @@ def output(
     """
     if not store.is_url(out):
         store.refuse(out, "a URL is written as scheme://bucket/name")
-        yield Output(Path(out), task)
+        yield Output(Path(out))
         return
     there = Store(os.fspath(out))
     place = hashlib.sha256(there.shown.encode()).hexdigest()[:16]
@@ -188,7 +186,7 @@ class Staged(Output):
         todo = list(shards)
         return {i: entry for i, entry in zip(todo, _several(look, todo)) if entry is not None}
 
-    def note(self, plan: Plan, entry: dict[str, Any]) -> None:
+    def note(self, plan: Plan, entry: dict[str, Any], task: tasks.Task | None) -> None:
         """Do nothing: the entry is there."""
 
     def gather(self, plan: Plan) -> None:

@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,24 +51,21 @@ class Samples:
         }
 
     @cached_property
-    def _open(self) -> OrderedDict[int, Any]:
-        return OrderedDict()
+    def _open(self) -> Callable[[int], IO[bytes]]:
+        return lru_cache(OPEN_FILES)(lambda shard: open(self.paths[shard], "rb", buffering=0))
 
     def read(self, i: int) -> bytes:
         """Return the image bytes of a sample, checked. Raises InputError GL0302, GL0303, GL0903."""
         row = self._row[i]
         shard, offset = int(row["shard"]), int(row["offset"])
         path = self.paths[shard]
-        if shard not in self._open:
-            try:
-                self._open[shard] = open(path, "rb", buffering=0)  # noqa: SIM115
-            except OSError as error:
-                what = f"cannot be read: {error.strerror}"
-                raise InputError("GL0302", what, where=path) from None
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
+        try:
+            file = self._open(shard)
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+            raise InputError("GL0302", what, where=path) from None
         return read_sample(
-            self._open[shard].fileno(),
+            file.fileno(),
             offset,
             int(row["size"]),
             row["digest"].tobytes(),

@@ -77,8 +77,8 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
 def test_one_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (
-        "from glint.shards import commit; from glint.errors import BusyError\n"
-        f"try:\n with commit.lock({str(path)!r}): print('held')\n"
+        "from glint.files import atomic; from glint.errors import BusyError\n"
+        f"try:\n with atomic.lock({str(path)!r}): print('held')\n"
         "except BusyError as error: print(error)"
     )
     ask = [sys.executable, "-c", code]
