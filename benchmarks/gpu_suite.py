@@ -173,7 +173,7 @@ def head(case: dict[str, Any]) -> dict[str, Any]:
         "peak": peak() - before,
         "table": table,
         "losses": [float(loss) for loss in losses],
-        "by": module.trace_of.__name__,
+        "by": module.pass_type.__name__,
     }
 
 
@@ -258,7 +258,7 @@ def error(case: dict[str, Any]) -> dict[str, Any]:
     parts = ("loss", "feature gradient", "centre gradient")
     return {
         "errors": {name: float((b - a).norm() / a.norm()) for name, a, b in zip(parts, *found)},
-        "by": module.trace_of.__name__,
+        "by": module.pass_type.__name__,
     }
 
 

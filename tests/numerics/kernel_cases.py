@@ -17,7 +17,7 @@ from glint.errors import UsageError
 from glint.nn.heads import fused
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.softmax import Trace
+from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.margins import AdaFace, ArcFace, Combined, CosFace
 
 CPU = torch.device("cpu")
@@ -186,7 +186,7 @@ def test_ranks_of_unequal_batches_and_without_rows(ranks, monkeypatch):
     torch.testing.assert_close(torch.cat(weights), head.weight, rtol=1e-5, atol=1e-6)
 
 
-def test_without_gradients_nothing_is_pulled():
+def test_without_gradients_no_gradient_is_made():
     head = PartialFC(9, 4, TRITON, margin=CosFace())
     plain = PartialFC(9, 4, margin=CosFace())
     feature, label = torch.randn(3, 4), torch.tensor([1, 8, 0])
@@ -209,7 +209,7 @@ def test_tiles_fit_the_memory_of_a_card():
 
 
 def test_what_kernels_cannot_do_is_refused():
-    assert PartialFC(4, 4, margin=CosFace()).trace_of is Trace  # auto, on the CPU
+    assert PartialFC(4, 4, margin=CosFace()).pass_type is SoftmaxPass  # auto, on the CPU
     for options, wants in (
         ({"dtype": torch.float64}, "float32 rows"),
         ({"dim": 513}, "at most 512 numbers per row"),

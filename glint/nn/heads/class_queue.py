@@ -27,7 +27,7 @@ from glint.nn.heads import feature_rows
 from glint.nn.heads.options import ClassQueueOptions
 from glint.nn.heads.softmax import gather_batch, margin_softmax
 from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import Plain, Playing
+from glint.nn.heads.updates import ActiveRows, Plain, Table
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, g gallery images of a sample, c slots in use,
@@ -105,22 +105,21 @@ class ClassQueue(nn.Module):
             )
         centre_nD = self.centres(feature_nD, gallery_nD)
         own, other = self.known.entries(label_n, self.label[: self.used], own=True)
+        table = Table(self.weight[: self.used], {}, self._store)
         alone = World(device=self.weight.device)
         loss, cosine_n, hardest_n, _ = margin_softmax(
             feature_nD,
-            Playing(
-                Plain(0.0), self.weight[: self.used], {}, self._store, None, self.options.block
-            ),
+            ActiveRows(Plain(0.0), table, None, self.options.block),
             gather_batch(feature_nD, label_n, alone, self.classes, dtype=self.weight.dtype),
             torch.full_like(label_n, -1),
             margin=self.margin,
             scale=self.options.scale,
             world=alone,
-            keeper=feature_rows.forget,
+            on_backward=feature_rows.ignore,
             threshold=self.options.threshold,
             masked=feature_rows.cut(own, other, self.used, self.options.block),
             gemm=self.options.gemm,
-            apart_ND=centre_nD,
+            own_centre_ND=centre_nD,
         )
         self._seen = cosine_n, hardest_n
         self._write(all_gather_rows(centre_nD, self.world), label_N)

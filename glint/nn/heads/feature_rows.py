@@ -19,7 +19,7 @@ from glint.dist.span import Span
 from glint.dist.world import World
 from glint.errors import InputError, MismatchError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.softmax import Masked, Trace
+from glint.nn.heads.softmax import Masked, SoftmaxPass
 
 # n samples on this rank, c rows to compare with, m pairs, e entries to mask, D embedding
 
@@ -87,7 +87,7 @@ def check_labels(labels: list[int], classes: int) -> None:
             )
 
 
-def forget(trace: Trace) -> None:
+def ignore(softmax_pass: SoftmaxPass, weight: Tensor) -> None:
     """Keep nothing for a row update: these rows have none."""
 
 

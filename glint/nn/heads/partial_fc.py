@@ -1,7 +1,7 @@
 """Partial FC: what is stored, and one step of it (arXiv 2010.05222, arXiv 2203.15565).
 
 Which classes are mine: `dist.span`; which play: `sample`; what the loss is: `softmax`; how rows
-move: `rows`; how they are kept: `storage`; who must not repel whom: `masks`.
+move: `updates`; how they are kept: `storage`; who must not repel whom: `masks`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.options import Gemm, Kernels, PartialFCOptions
-from glint.nn.heads.sample import Nearest, sampled_classes, stream_key
-from glint.nn.heads.softmax import WIDEST, Trace, gather_batch, margin_softmax
+from glint.nn.heads.sample import Nearest, sampled_classes
+from glint.nn.heads.softmax import WIDEST, SoftmaxPass, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import Playing, apply, row_rule
+from glint.nn.heads.updates import ActiveRows, Table, apply, row_rule
 from glint.nn.margins import Margin
+from glint.rng import stream_key
 
 # n samples on this rank, N over all ranks, C classes, c on this rank, k rows that play, D embedding
 
@@ -69,7 +70,7 @@ class PartialFC(nn.Module):
         self.classes, self.dim, self.margin = classes, dim, margin
         self.seed, self.ddp_mean = seed, ddp_mean
         self.world = World() if world is None else world
-        self.trace_of = trace_of(options.kernels, dim, dtype, options.gemm, self.world.device)
+        self.pass_type = pass_type(options.kernels, dim, dtype, options.gemm, self.world.device)
         self.span = span(classes, self.world.size, self.world.rank)
         self.rule = row_rule(
             options.rule, momentum=options.momentum, weight_decay=options.weight_decay
@@ -103,13 +104,13 @@ class PartialFC(nn.Module):
                     where="nearest classes",
                 )
         self.tally = Tally(self.span.size, self.world.device) if tally else None
-        self._pending: list[Trace] = []
+        self._pending: list[tuple[SoftmaxPass, Tensor]] = []  # with their weights
         self._seen: list[Tensor] = []
 
     def forward(
         self, feature_nD: Tensor, label_n: Tensor, *, step: int, counts: Sequence[int] | None = None
     ) -> Tensor:
-        """Give the mean loss of the global batch, the same on every rank.
+        """Return the mean loss of the global batch, the same on every rank.
 
         counts: rows per rank where they differ, known to all ranks. Raises InputError (GL0222) for
         a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
@@ -134,24 +135,22 @@ class PartialFC(nn.Module):
         target_N = self._targets(batch.label_N, playing_k)
         if self.tally is not None and torch.is_grad_enabled():
             self.tally.note(index_k, target_N[target_N >= 0])
-        playing = Playing(
-            self.rule, self.weight, self._state(), self.store, index_k, self.options.block
-        )
+        active = ActiveRows(self.rule, self._table(), index_k, self.options.block)
         loss, *self._seen = margin_softmax(
             feature_nD,
-            playing,
+            active,
             batch,
             target_N,
             margin=self.margin,
             scale=self.options.scale,
             world=self.world,
-            keeper=self._pending.append,
+            on_backward=lambda *passed: self._pending.append(passed),
             threshold=self.options.threshold,
             masked=masked,
             ddp_mean=self.ddp_mean,
             gemm=self.options.gemm,
             keep=self.options.keep,
-            trace_of=self.trace_of,
+            pass_type=self.pass_type,
         )
         return loss
 
@@ -164,26 +163,16 @@ class PartialFC(nn.Module):
         """
         pending, self._pending = self._pending, []
         if len(pending) == 1:
-            trace = pending[0]
-            trace.weight = trace.weight / divide
-            trace.update(step=step, lr=lr)
-            trace.release()
+            softmax_pass, weight = pending[0]
+            softmax_pass.update(weight / divide, step=step, lr=lr)
+            softmax_pass.release()
             return
         index_k, grad_kD = self._joined(pending)
-        apply(
-            self.rule,
-            self.weight,
-            self._state(),
-            index_k,
-            grad_kD.div_(divide),
-            step=step,
-            lr=lr,
-            store=self.store,
-        )
+        apply(self.rule, self._table(), index_k, grad_kD.div_(divide), step=step, lr=lr)
 
     @torch.no_grad()
     def gradient(self) -> tuple[Tensor | None, Tensor]:
-        """Give (rows, their gradient (k, D)) since the last update; rows None are all of them.
+        """Return (rows, their gradient (k, D)) since the last update; rows None are all of them.
 
         For looking at: `update` does not need it and works block by block.
         """
@@ -195,12 +184,12 @@ class PartialFC(nn.Module):
 
     @torch.no_grad()
     def state_rows(self) -> tuple[int, int, dict[str, Tensor]]:
-        """Give (start, stop, rows): this rank's weights and rule state, brought up to date.
+        """Return (start, stop, rows): this rank's weights and rule state, brought up to date.
 
-        Rows that a `dense_exact` head owes are paid here, which may move later results by rounding:
+        Rows of a `dense_exact` head are caught up here, which may move later results by rounding:
         two runs are equal to the bit when they save at the same steps.
         """
-        self.rule.flush(self.weight, self._state(), self.store)
+        self.rule.flush(self._table())
         return self.span.start, self.span.stop, {"weight": self.weight, **self._state()}
 
     @torch.no_grad()
@@ -212,7 +201,7 @@ class PartialFC(nn.Module):
         self.rule.restart()
 
     def statistics(self) -> dict[str, float]:
-        """Give figures of the last batch; waits for the device.
+        """Return figures of the last batch; waits for the device.
 
         positive_cosine: mean over the batch of the cosine to the own centre, before the margin;
         hardest_negative: mean of the largest cosine to another class that counts; accuracy: share
@@ -230,28 +219,33 @@ class PartialFC(nn.Module):
         }
         return {name: float(value.mean()) for name, value in found.items() if value.numel()}
 
+    def _table(self) -> Table:
+        return Table(self.weight, self._state(), self.store)
+
     def _state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._names}
 
-    def _joined(self, pending: Sequence[Trace]) -> tuple[Tensor | None, Tensor]:
-        """Give the gradient of several passes, those of one row added up."""
+    def _joined(
+        self, pending: Sequence[tuple[SoftmaxPass, Tensor]]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the gradient of several passes, those of one row added up."""
         if not pending:
             none = torch.empty(0, dtype=torch.int64, device=self.weight.device)
             return none, torch.empty(
                 (0, self.dim), dtype=self.store.compute, device=self.weight.device
             )
-        indices = [trace.playing.index_k for trace in pending]
+        indices = [softmax_pass.active.index_k for softmax_pass, _ in pending]
         every = [index for index in indices if index is not None]
         joined_k = torch.unique(torch.cat(every)) if every else None
         rows = self.weight.shape[0] if joined_k is None else joined_k.numel()
         total_kD = torch.zeros(
             (rows, self.dim), dtype=self.store.compute, device=self.weight.device
         )
-        for trace, index_k in zip(pending, indices):
-            playing = trace.playing
-            for number in range(len(playing)):
-                grad_bD = trace.gradient(number, playing.take(number))
-                piece = playing.rows(number)
+        for (softmax_pass, weight), index_k in zip(pending, indices):
+            active = softmax_pass.active
+            for number in range(len(active)):
+                grad_bD = softmax_pass.gradient(number, active.take(number), weight)
+                piece = active.rows(number)
                 if index_k is None or joined_k is None:
                     total_kD[piece] += grad_bD
                 else:
@@ -259,7 +253,7 @@ class PartialFC(nn.Module):
         return joined_k, total_kD
 
     def _targets(self, label_N: Tensor, playing_k: Tensor | None) -> Tensor:
-        """Give the row of each label among those that play on this rank, -1 elsewhere."""
+        """Return the row of each label among those that play on this rank, -1 elsewhere."""
         mine_N = (label_N >= self.span.start) & (label_N < self.span.stop)
         row_N = (
             label_N - self.span.start
@@ -269,9 +263,9 @@ class PartialFC(nn.Module):
         return torch.where(mine_N, row_N, -1)
 
 
-def trace_of(
+def pass_type(
     kernels: Kernels, dim: int, dtype: torch.dtype, gemm: Gemm, device: torch.device
-) -> type[Trace]:
+) -> type[SoftmaxPass]:
     """Choose who does the work of a step: torch's operations, or Triton's kernels.
 
     "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there, the
@@ -279,12 +273,12 @@ def trace_of(
     UsageError (GL0002) where they cannot run.
     """
     if kernels == "torch":
-        return Trace
+        return SoftmaxPass
     here = find_spec("triton") is not None
     if kernels == "auto":
         suits = here and device.type == "cuda" and dtype == torch.float32 and gemm != "float32"
         if not suits or dim > WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
-            return Trace
+            return SoftmaxPass
     wants = {
         "the package triton": here,
         "float32 rows": dtype == torch.float32,

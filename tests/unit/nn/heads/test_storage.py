@@ -16,9 +16,8 @@ from glint.nn.margins import CosFace
 
 def rounded(value, rows, step=0):
     store = Store(torch.float32, seed=3)
-    store.step = step
     table = torch.zeros(rows, 8, dtype=torch.bfloat16)
-    store.put(table, slice(0, rows), torch.full((rows, 8), value), 0)
+    store.put(table, slice(0, rows), torch.full((rows, 8), value), salt=0, step=step)
     return table.double()
 
 
@@ -42,7 +41,9 @@ def test_what_bf16_can_hold_stays():
 
 def test_not_finite_stays_not_finite():
     store, table = Store(torch.float32), torch.zeros(1, 3, dtype=torch.bfloat16)
-    store.put(table, slice(0, 1), torch.tensor([[torch.inf, -torch.inf, torch.nan]]), 0)
+    store.put(
+        table, slice(0, 1), torch.tensor([[torch.inf, -torch.inf, torch.nan]]), salt=0, step=0
+    )
     assert not torch.isfinite(table).any()
 
 
@@ -68,11 +69,10 @@ def test_worlds_and_blocks_agree_to_the_bit_where_gradients_do(rule):
     """Rows written in other blocks, or from another first class, are rounded alike."""
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     whole, parts = Store(torch.float32, seed=1), Store(torch.float32, seed=1, first=16)
-    whole.step = parts.step = 4
-    salt = RULES.index(rule)
+    draw = {"salt": RULES.index(rule), "step": 4}
     table, part = torch.zeros(40, 6).bfloat16(), torch.zeros(24, 6).bfloat16()
-    whole.put(table, slice(0, 40), rows, salt)
-    parts.put(part, torch.tensor([0, 3, 23]), rows[[16, 19, 39]], salt)
+    whole.put(table, slice(0, 40), rows, **draw)
+    parts.put(part, torch.tensor([0, 3, 23]), rows[[16, 19, 39]], **draw)
     assert torch.equal(part[[0, 3, 23]], table[[16, 19, 39]])
 
 
@@ -121,8 +121,8 @@ def test_small_updates_are_not_lost():
     table = torch.ones(500, 4, dtype=torch.bfloat16)
     nearest = table.clone()
     for step in range(400):
-        store.step = step
-        store.put(table, slice(0, 500), store.take(table, slice(0, 500)) * (1 - 1 / 2000), 0)
+        rows = store.take(table, slice(0, 500)) * (1 - 1 / 2000)
+        store.put(table, slice(0, 500), rows, salt=0, step=step)
         nearest = (nearest.float() * (1 - 1 / 2000)).bfloat16()
     assert (nearest == 1).all()
     assert abs(float(table.double().mean()) - (1 - 1 / 2000) ** 400) < 2e-3
