@@ -210,8 +210,7 @@ def material(path: str, people: int) -> Any:
     from planted import made_up
 
     from glint.files import atomic
-    from glint.pipelines import embed
-    from glint.shards import recordio
+    from glint.shards import embeddings, recordio
     from glint.shards.dataset import Dataset
 
     folder = Path(path)
@@ -234,9 +233,10 @@ def material(path: str, people: int) -> Any:
     emb.mkdir()
     x_ND = world.x_ND[place_N]
     np.save(emb / "samples.npy", x_ND)
-    np.save(emb / "centres.npy", embed.centres(x_ND, dataset.label, dataset.classes))
-    about = {"format": embed.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
-             "files": {name: embed._checksum(emb / name) for name in embed.ARRAYS}}  # fmt: skip
+    np.save(emb / "centres.npy", embeddings.centres(x_ND, dataset.label, dataset.classes))
+    sums = {name: embeddings.checksum(emb / name) for name in embeddings.ARRAYS}
+    about = {"format": embeddings.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
+             "files": sums}  # fmt: skip
     atomic.write_json(emb / "embeddings.json", about)
     return {}
 
@@ -244,11 +244,11 @@ def material(path: str, people: int) -> Any:
 def stages(path: str, out: str) -> Any:
     """Run the stage; seconds of its parts, MiB, bytes of the page, what it says."""
     from glint.conflicts import verdicts
-    from glint.pipelines import embed
     from glint.pipelines.conflicts import find, outliers
     from glint.pipelines.conflicts import page as gallery
     from glint.search import pairs
     from glint.shards.dataset import Dataset
+    from glint.shards.embeddings import load
 
     pairs.pairs_above(np.eye(64, dtype=np.float32), CUT)  # libraries are loaded
     seconds: dict[str, float] = {}
@@ -272,7 +272,7 @@ def stages(path: str, out: str) -> Any:
     timed(gallery, "write", "report")
     began = time.perf_counter()
     data = Dataset(path + "/data")
-    emb = embed.load(Path(path) / "emb", data.digest, images=data.n, classes=data.classes)
+    emb = load(Path(path) / "emb", data.digest, images=data.n, classes=data.classes)
     seconds["reading, checksums"] = time.perf_counter() - began
     got = find.run(data, emb, Path(out), verdicts.ConflictOptions(), near=False)
     whole = time.perf_counter() - began

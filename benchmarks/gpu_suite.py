@@ -120,22 +120,23 @@ def drawn(
     return rows_cD
 
 
-def made(case: dict[str, Any], **options: Any) -> Any:
+def made(case: dict[str, Any], dtype: Any = None, **options: Any) -> Any:
     """Make glint's head on the device."""
+    import torch
+
     from glint.dist.world import World
     from glint.nn.heads import partial_fc
+    from glint.nn.heads.options import PartialFCOptions
     from glint.nn.margins import CosFace
 
     partial_fc.initial_centres = drawn
     return partial_fc.PartialFC(
         case["classes"],
         case["dim"],
+        PartialFCOptions(scale=SCALE, momentum=MOMENTUM, weight_decay=DECAY, **options),
         margin=CosFace(MARGIN),
-        scale=SCALE,
-        momentum=MOMENTUM,
-        weight_decay=DECAY,
         world=World(device=device()),
-        **options,
+        dtype=dtype or torch.float32,
     )
 
 

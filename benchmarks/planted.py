@@ -40,9 +40,9 @@ from glint.conflicts import evidence, outliers  # noqa: E402
 from glint.conflicts.chance import Compared  # noqa: E402
 from glint.conflicts.evidence import Samples  # noqa: E402
 from glint.conflicts.verdicts import ConflictOptions, Found, find  # noqa: E402
-from glint.pipelines.embed import centres  # noqa: E402
 from glint.search.pairs import unit64  # noqa: E402
 from glint.shards import recordio  # noqa: E402
+from glint.shards.embeddings import centres  # noqa: E402
 
 SHARED = Path(os.environ.get("GLINT_SHARED", ROOT.parent / "shared"))
 MODELS = {"y1": "mobilefacenet_y1_128d.onnx", "v3": "mobileface_v3_256d.onnx"}

@@ -43,7 +43,7 @@ class Verification:
     same: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return asdict(self)
 
 

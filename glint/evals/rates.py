@@ -63,7 +63,7 @@ def threshold_at(accepted_t: np.ndarray, negatives: int, far: float, grid_t: np.
 
 
 def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float) -> float | None:
-    """Give the share of same pairs accepted where at most `far` of the different pairs are.
+    """Return the share of same pairs accepted where at most `far` of the different pairs are.
 
     Conservative: the loosest threshold whose measured false accept rate does not exceed `far`,
     ties refused. None where there are no same or no different pairs.

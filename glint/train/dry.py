@@ -40,20 +40,13 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
     states = STATES[recipe.optim.kind]
     if recipe.optim.kind == "sgd" and recipe.optim.momentum == 0:
         states = 0
-    head = memory.Head(
+    head = memory.head(
+        recipe.head.model_dump(),
         classes,
-        table.embedding,
-        world,
-        recipe.data.batch,
-        recipe.head.rate,
-        recipe.head.rule,
-        recipe.head.storage,
-        recipe.head.gemm,
-        recipe.head.block,
-        kind=recipe.head.kind,
-        slots=recipe.head.slots,
-        gallery=recipe.head.gallery,
-    ).checked()
+        dim=table.embedding,
+        world=world,
+        batch=recipe.data.batch,
+    )
     held = memory.memory(head)
     parts = {
         "weights": every * size + buffers,

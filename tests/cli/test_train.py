@@ -23,8 +23,8 @@ from glint.models import checkpoint
 from glint.recipes.load import load
 from glint.train import dry, loop
 from glint.train.build import build
-from glint.train.folder import claimed
 from glint.train.recipe import Recipe
+from glint.train.restore import claimed
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -297,11 +297,11 @@ def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> N
     classes = Dataset(data).classes
     target = np.arange(classes)
     target[1:] -= 1  # labels 0 and 1 become one
-    labels.commit(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
+    labels.apply(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
     path = recipe(small, tmp_path)
     run = build(load(path, Recipe, [f"data.path={data}"]), World(), tmp_path / "run")
     assert run.head.classes == classes - 1
-    batch = next(run.stream.batches(0))
+    batch = next(run.data.stream.batches(0))
     assert int(batch.label.max()) < classes - 1
     result = loop.train(
         build(

@@ -16,6 +16,7 @@ from kernel_cases import PAIRS, close, errors, train
 
 from glint.dist.world import World
 from glint.nn.heads.fused import Fused, FusedTf32
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.heads.softmax import Trace
 from glint.nn.margins import AdaFace, ArcFace, CosFace
@@ -81,7 +82,8 @@ def test_a_million_classes_equal_torchs_operations():
 
 def test_the_kernels_are_chosen():
     def chosen(**options):
-        return PartialFC(8, 16, margin=CosFace(), world=World(device=CARD), **options).trace_of
+        made = PartialFCOptions(**options)
+        return PartialFC(8, 16, made, margin=CosFace(), world=World(device=CARD)).trace_of
 
     new = torch.cuda.get_device_capability() >= (8, 0)
     assert chosen(gemm="bf16") is (Fused if new else Trace)

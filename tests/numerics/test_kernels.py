@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from glint.errors import UsageError
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import CosFace
 
@@ -64,7 +65,7 @@ def test_kernels_on_many_shapes():
 
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(UsageError, match=r"kernels is 'cuda', expected auto or torch or triton"):
-        PartialFC(4, 4, margin=CosFace(), kernels="cuda")
+        PartialFC(4, 4, PartialFCOptions(kernels="cuda"), margin=CosFace())
 
 
 def test_kernels_need_triton_and_a_card():
@@ -72,7 +73,7 @@ def test_kernels_need_triton_and_a_card():
         pytest.skip("there is a card")
     wants = "the package triton" if find_spec("triton") is None else "a CUDA device"
     with pytest.raises(UsageError, match=wants):
-        PartialFC(4, 4, margin=CosFace(), kernels="triton")
+        PartialFC(4, 4, PartialFCOptions(kernels="triton"), margin=CosFace())
 
 
 COMPILE = """

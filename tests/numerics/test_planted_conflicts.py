@@ -9,8 +9,8 @@ import pytest
 
 from glint.conflicts.evidence import Samples
 from glint.conflicts.verdicts import ConflictOptions, Found, find
-from glint.pipelines.embed import centres
 from glint.search import faiss_index, pairs
+from glint.shards.embeddings import centres
 
 
 class World:

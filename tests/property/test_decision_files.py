@@ -45,7 +45,7 @@ def make(root: Path, number: int) -> tuple[Path, list[str]]:
     atomic.write_json(root / "manifest.json", {"format": FORMAT, **manifest})
     if number % 2:
         target = np.array([0, 1, 2, 3, 3, -1, 4])
-        labels.commit(root, target, np.array([[0, 4], [1, 3]]), {"stage": "before"})
+        labels.apply(root, target, np.array([[0, 4], [1, 3]]), {"stage": "before"})
         shutil.copytree(root / "labels", root / "start")
     verdict = rng.choice(["keep", "keep", "keep", "mask", "merge"], len(PAIRS)).tolist()
     folder = root / "report"

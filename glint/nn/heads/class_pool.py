@@ -25,6 +25,7 @@ from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads import feature_rows
 from glint.nn.heads.lru import Directory
+from glint.nn.heads.options import ClassPoolOptions
 from glint.nn.heads.softmax import Masked, gather_batch, margin_softmax
 from glint.nn.heads.storage import At, Store
 from glint.nn.heads.updates import Plain, Playing, State
@@ -48,31 +49,26 @@ class ClassPool(nn.Module):
         self,
         classes: int,
         dim: int,
+        options: ClassPoolOptions,
         *,
         margin: Margin,
-        slots: int,
         singles: int = 0,
-        scale: float = 32.0,
-        threshold: float = 0.0,
         masks: Any = None,
         world: World | None = None,
         dtype: torch.dtype = torch.float32,
-        block: int = 1024,
         ddp_mean: bool = True,
-        gemm: str = "float32",
     ) -> None:
-        """Make an empty pool of `slots`.
+        """Make an empty pool.
 
         singles: rows at the end of each rank's batch that are no pairs; the others as in
         `PartialFC`. Raises UsageError (GL0002) for an option out of range, InputError (GL0304) for
         bad masks.
         """
         super().__init__()
-        feature_rows.check_options(scale, block, dtype, classes=classes, dim=dim, slots=slots)
-        self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
-        self.slots, self.singles, self.threshold = slots, singles, threshold
-        self.block, self.ddp_mean, self.gemm = block, ddp_mean, gemm
-        self.nearest = min(max(int(0.0002 * slots), 3), 10)
+        options.check(classes, dim, dtype)
+        self.classes, self.dim, self.margin = classes, dim, margin
+        self.options, self.singles, self.ddp_mean = options, singles, ddp_mean
+        self.slots = slots = options.slots
         self.world = World() if world is None else world
         self.known = feature_rows.Known(masks, classes, self.world.device)
         self.directory = Directory(slots)
@@ -238,7 +234,7 @@ class ClassPool(nn.Module):
         share = feature_hD.new_zeros((), dtype=self.weight.dtype)
         alone = World(device=device)
         for number, rule in enumerate((Plain(0.0), _Newer(0.0))):
-            playing = Playing(rule, first_cD, both, self._store, None, self.block)
+            playing = Playing(rule, first_cD, both, self._store, None, self.options.block)
             if slot_p.numel():
                 loss, cosine_p, hardest_p, _ = margin_softmax(
                     feature_pD,
@@ -246,23 +242,26 @@ class ClassPool(nn.Module):
                     gather_batch(feature_pD, slot_p, alone, used, dtype=self.weight.dtype),
                     slot_p,
                     margin=self.margin,
-                    scale=self.scale,
+                    scale=self.options.scale,
                     world=alone,
                     keeper=feature_rows.forget,
-                    threshold=self.threshold,
+                    threshold=self.options.threshold,
                     masked=masked_p,
-                    gemm=self.gemm,
+                    gemm=self.options.gemm,
                 )
                 share = share + loss * (slot_p.numel() / inside)
                 if number == 0:
                     self._seen.append((cosine_p, hardest_p))
             if feature_oD.shape[0]:
-                near = nearest_cosines(feature_oD, playing, self.nearest, self.threshold, masked_o)
+                near = nearest_cosines(
+                    feature_oD, playing, self.options.nearest, self.options.threshold, masked_o
+                )
                 share = share + near.clamp_min(0).mean(1).sum() / outside
         return share
 
     def _masked(self, label_h: Tensor, class_c: Tensor) -> Masked | None:
-        return feature_rows.cut(*self.known.entries(label_h, class_c), len(class_c), self.block)
+        entries = self.known.entries(label_h, class_c)
+        return feature_rows.cut(*entries, len(class_c), self.options.block)
 
     def _entries(self) -> dict[str, Tensor]:
         """Give the directory as rows, one a slot: label, place from the oldest on, next row."""

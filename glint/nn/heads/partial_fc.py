@@ -17,6 +17,7 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
+from glint.nn.heads.options import Gemm, Kernels, PartialFCOptions
 from glint.nn.heads.sample import Nearest, sampled_classes, stream_key
 from glint.nn.heads.softmax import WIDEST, Trace, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
@@ -28,7 +29,6 @@ from glint.nn.margins import Margin
 
 _INIT_STD = 0.01
 _INIT_BLOCK = 1024  # classes that share one generator
-_KEEP = 64 << 20  # bytes of exponentials to hold between the loss and the update
 
 
 class PartialFC(nn.Module):
@@ -44,50 +44,36 @@ class PartialFC(nn.Module):
         self,
         classes: int,
         dim: int,
+        options: PartialFCOptions | None = None,
         *,
         margin: Margin,
-        scale: float = 64.0,
-        rate: float = 1.0,
-        rule: str = "none",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        threshold: float = 0.0,
         masks: Any = None,
+        neighbours: Any = None,
         world: World | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        block: int = 1024,
         ddp_mean: bool = True,
-        gemm: str = "float32",
-        storage: str = "float32",
-        keep: int = _KEEP,
-        kernels: str = "auto",
         tally: bool = False,
-        near: Any = None,
-        hard: float = 0.0,
     ) -> None:
         """Make the head; classes and dim are those of the whole table.
 
-        rate: share of classes that play at a step, 0 = those of the batch, 1 = all; rule: a name of
-        `rows.RULES`; threshold: drop negatives of a higher cosine, 0 = none; masks: (m, 2) labels
-        known to be one person; block: class rows per block of logits; ddp_mean: multiply feature
-        gradients by the world size (see `softmax`); dtype: what is computed in; gemm "bf16": round
-        the operands of matrix products, "tf32": kernels may keep 10 bits of them; storage "bf16":
-        keep centres and their state in bf16, stochastically rounded; keep: bytes of exponentials
-        held instead of computed twice; kernels: see `trace_of`; tally: count each row's steps
-        (`statistics.Tally`); near, hard: a table of nearest classes (`sample.Nearest`) and the
-        share of negatives from it, known pairs left out. Raises UsageError (GL0002) for an option
-        out of range, InputError (GL0304) for bad masks or neighbours.
+        masks: (m, 2) labels known to be one person; neighbours: a table of nearest classes
+        (`sample.Nearest`) for `hard_ratio` of the negatives, known pairs left out; dtype: what is
+        computed in; ddp_mean: multiply feature gradients by the world size (see `softmax`); tally:
+        count each row's steps (`statistics.Tally`). Raises UsageError (GL0002) for an option out
+        of range, InputError (GL0304) for bad masks or neighbours.
         """
         super().__init__()
-        _check_options(classes, dim, rate, scale, block, dtype, gemm, storage, hard)
-        self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
-        self.rate, self.threshold, self.seed, self.block = rate, threshold, seed, block
-        self.ddp_mean, self.gemm, self.keep = ddp_mean, gemm, keep
+        self.options = options = PartialFCOptions() if options is None else options
+        options.check(classes, dim, dtype)
+        self.classes, self.dim, self.margin = classes, dim, margin
+        self.seed, self.ddp_mean = seed, ddp_mean
         self.world = World() if world is None else world
-        self.trace_of = trace_of(kernels, dim, dtype, gemm, self.world.device)
+        self.trace_of = trace_of(options.kernels, dim, dtype, options.gemm, self.world.device)
         self.span = span(classes, self.world.size, self.world.rank)
-        self.rule = row_rule(rule, momentum=momentum, weight_decay=weight_decay)
+        self.rule = row_rule(
+            options.rule, momentum=options.momentum, weight_decay=options.weight_decay
+        )
         self.weight: Tensor
         self.register_buffer(
             "weight",
@@ -96,7 +82,7 @@ class PartialFC(nn.Module):
                 self.span.stop,
                 dim,
                 seed=seed,
-                dtype=torch.bfloat16 if storage == "bf16" else dtype,
+                dtype=torch.bfloat16 if options.storage == "bf16" else dtype,
                 device=self.world.device,
             ),
         )
@@ -107,14 +93,15 @@ class PartialFC(nn.Module):
         self._pairs = None
         if masks is not None and len(masks):
             self._pairs = KnownPairs(masks, classes, self.span, self.world.device)
-        self.hard = hard
-        self.near = None if near is None or not hard else Nearest(near, masks)
-        if self.near is not None and self.near.near_CK.shape[0] != classes:
-            raise UsageError(
-                "GL0002",
-                f"the table has {self.near.near_CK.shape[0]} classes, expected {classes}",
-                where="nearest classes",
-            )
+        self.neighbours = None
+        if neighbours is not None and options.hard_ratio:
+            self.neighbours = Nearest(neighbours, masks)
+            if (found := self.neighbours.near_CK.shape[0]) != classes:
+                raise UsageError(
+                    "GL0002",
+                    f"the table has {found} classes, expected {classes}",
+                    where="nearest classes",
+                )
         self.tally = Tally(self.span.size, self.world.device) if tally else None
         self._pending: list[Trace] = []
         self._seen: list[Tensor] = []
@@ -133,35 +120,37 @@ class PartialFC(nn.Module):
         playing_k = sampled_classes(
             batch.label_N,
             self.classes,
-            self.rate,
+            self.options.rate,
             seed=self.seed,
             step=step,
             span=self.span,
-            near=self.near,
-            hard=self.hard,
+            neighbours=self.neighbours,
+            hard_ratio=self.options.hard_ratio,
         )
         index_k = None if playing_k is None else playing_k - self.span.start
         masked = None
         if self._pairs is not None:
-            masked = self._pairs.entries(batch.label_N, playing_k, self.block)
+            masked = self._pairs.entries(batch.label_N, playing_k, self.options.block)
         target_N = self._targets(batch.label_N, playing_k)
         if self.tally is not None and torch.is_grad_enabled():
             self.tally.note(index_k, target_N[target_N >= 0])
-        playing = Playing(self.rule, self.weight, self._state(), self.store, index_k, self.block)
+        playing = Playing(
+            self.rule, self.weight, self._state(), self.store, index_k, self.options.block
+        )
         loss, *self._seen = margin_softmax(
             feature_nD,
             playing,
             batch,
             target_N,
             margin=self.margin,
-            scale=self.scale,
+            scale=self.options.scale,
             world=self.world,
             keeper=self._pending.append,
-            threshold=self.threshold,
+            threshold=self.options.threshold,
             masked=masked,
             ddp_mean=self.ddp_mean,
-            gemm=self.gemm,
-            keep=self.keep,
+            gemm=self.options.gemm,
+            keep=self.options.keep,
             trace_of=self.trace_of,
         )
         return loss
@@ -281,7 +270,7 @@ class PartialFC(nn.Module):
 
 
 def trace_of(
-    kernels: str, dim: int, dtype: torch.dtype, gemm: str, device: torch.device
+    kernels: Kernels, dim: int, dtype: torch.dtype, gemm: Gemm, device: torch.device
 ) -> type[Trace]:
     """Choose who does the work of a step: torch's operations, or Triton's kernels.
 
@@ -289,11 +278,6 @@ def trace_of(
     products are "bf16" or "tf32" and rows have 512 numbers at most. "triton" asks for them; raises
     UsageError (GL0002) where they cannot run.
     """
-    names = ("auto", "torch", "triton")
-    if kernels not in names:
-        raise UsageError(
-            "GL0002", f"kernels is {kernels!r}, expected {' or '.join(names)}", where="head"
-        )
     if kernels == "torch":
         return Trace
     here = find_spec("triton") is not None
@@ -331,32 +315,3 @@ def initial_centres(
         low, high = max(first, start), min(first + _INIT_BLOCK, stop)
         rows_cD[low - start : high - start] = block_bD[low - first : high - first].to(dtype)
     return rows_cD
-
-
-def _check_options(
-    classes: int,
-    dim: int,
-    rate: float,
-    scale: float,
-    block: int,
-    dtype: torch.dtype,
-    gemm: str,
-    storage: str,
-    hard: float,
-) -> None:
-    kinds = ("float32", "bf16") if dtype == torch.float32 else ("float32",)
-    products = ("float32", "tf32", "bf16") if dtype == torch.float32 else ("float32",)
-    checks = (
-        ("classes", classes, classes >= 1, "at least 1"),
-        ("dim", dim, dim >= 1, "at least 1"),
-        ("rate", rate, 0 <= rate <= 1, "0 to 1"),
-        ("hard", hard, 0 <= hard <= 1, "0 to 1"),
-        ("scale", scale, scale > 0, "above 0"),
-        ("block", block, block >= 1, "at least 1"),
-        ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),
-        ("gemm", gemm, gemm in products, f"{' or '.join(products)} in {dtype}"),
-        ("storage", storage, storage in kinds, f"{' or '.join(kinds)} in {dtype}"),
-    )
-    for name, value, good, expected in checks:
-        if not good:
-            raise UsageError("GL0002", f"{name} is {value}, expected {expected}", where="head")

@@ -101,13 +101,13 @@ def sampled_classes(
     seed: int,
     step: int,
     span: Span | None = None,
-    near: Nearest | None = None,
-    hard: float = 0.0,
+    neighbours: Nearest | None = None,
+    hard_ratio: float = 0.0,
 ) -> Tensor | None:
     """Give the classes of `span` that play at this step, sorted, int64 (k); None means all.
 
-    label_N: labels of the whole batch over all ranks; hard: the share of negatives taken from
-    `near`, fewer where the classes of the batch have no more neighbours; uniform ones fill up.
+    label_N: labels of the whole batch over all ranks; hard_ratio: the share of negatives taken
+    from `neighbours`, fewer where the classes of the batch have no more; uniform ones fill up.
     Costs O(rate * classes) at most.
     """
     if rate >= 1:
@@ -117,8 +117,8 @@ def sampled_classes(
     playing_k = positive_P
     if wanted > 0:
         key = stream_key(seed, step)
-        if near is not None and (most := int(hard * wanted)):
-            hard_h = near.among(positive_P, most, key)
+        if neighbours is not None and (most := int(hard_ratio * wanted)):
+            hard_h = neighbours.among(positive_P, most, key)
             wanted -= hard_h.numel()
             playing_k = torch.sort(torch.cat([positive_P, hard_h])).values
         if wanted > 0:

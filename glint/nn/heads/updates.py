@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from glint.errors import UsageError
+from glint.nn.heads.options import RULES
 from glint.nn.heads.storage import At, Store, cuts
 
 # c class rows of this rank, k rows that play, b rows of one block, D embedding
 
-RULES = ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw")
 State = dict[str, Tensor]  # by name, one row per class row
 Rows = list[Tensor]  # one block's weights, then its state in the order of names
 

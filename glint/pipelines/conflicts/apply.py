@@ -211,21 +211,11 @@ def _applied(report: Report) -> str | None:
 
     None where it did not make them.
     """
-    for line in _in_force(report.dataset)[:1]:
+    dataset = report.dataset
+    for line in labels.in_force(dataset.root, dataset.classes)[:1]:
         if _is_of(line, {report.digest, report.tables}):
             return str(line["why"].get("decided", ""))
     return None
-
-
-def _in_force(dataset: Dataset) -> list[dict[str, Any]]:
-    """List the history lines that the labels in force rest on, the newest first."""
-    version = labels.current(dataset.root, dataset.classes).version
-    lines = []
-    for line in reversed(labels.history(dataset.root)):
-        if line.get("op") == "apply" and line.get("version") == version:
-            lines.append(line)
-            version = line.get("from")
-    return lines
 
 
 def _is_of(line: dict[str, Any], marks: set[str]) -> bool:
@@ -246,7 +236,9 @@ def stands(folder: Path, dataset: Dataset) -> bool:
     if (root / "manifest.json").is_file() and root.resolve() != dataset.root.resolve():
         where.append(Dataset(root))
     marks = {_digest(folder, REPORT), _digest(folder, TABLES)}
-    return any(_is_of(line, marks) for one in where for line in _in_force(one))
+    return any(
+        _is_of(line, marks) for one in where for line in labels.in_force(one.root, one.classes)
+    )
 
 
 def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> dict[str, Any]:
@@ -288,7 +280,7 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
     if dry_run:
         result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
         return {**result, "decided": report.changed}
-    labels.commit(
+    labels.apply(
         dataset.root,
         target_C,
         mask_m2,

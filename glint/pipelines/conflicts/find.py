@@ -21,22 +21,21 @@ from glint.conflicts.evidence import Samples
 from glint.conflicts.verdicts import ConflictOptions, Found, find
 from glint.errors import BusyError
 from glint.files import atomic, parquet
-from glint.jobs import workspace
+from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress
-from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, outliers, overlap, page
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 
 FORMAT = "glint/conflicts@1"
-BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
 SEARCH = "_glint/search"  # what is searched, until the report stands
 TABLES = ("pairs.parquet", "groups.parquet", *outliers.TABLES, *overlap.TABLES)
 
 
 def run(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     out: Path,
     options: ConflictOptions,
     *,
@@ -56,10 +55,9 @@ def run(
     force or was edited by hand.
     """
     check_out(out, dataset, overwrite=overwrite)
-    begun = out / BEGUN
-    atomic.make_dir(out / "_glint")
-    with atomic.lock(out / "_glint" / "lock"):
-        atomic.write_json(begun, {"format": FORMAT})
+    space = Workspace(out, "conflicts")
+    with space.held():
+        space.begin({"format": FORMAT})
         samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
         now = labels.current(dataset.root, dataset.classes)
         found = find(
@@ -86,14 +84,13 @@ def run(
                 {"labels": piece.tolist(), "reason": why} for piece, why in found.groups.refused
             ],
             "against": [one.about() for one in both],
-            "files": {name: _sha256(out / name) for name in TABLES if (out / name).is_file()},
         }
-        atomic.write_json(out / "conflicts.json", about)  # names the tables: after them
+        about = space.finish(about, TABLES)  # names the tables: after them
         faces = page.Faces(dataset, emb, samples, thumbs)
         page.write(out / "report.html", faces, found, about, odd, both)
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)
-        begun.unlink()
+        space.plan.unlink()  # there while a run is under way, or was stopped
     return {
         **counts,
         "calibrated": found.calibration.calibrated,
@@ -111,8 +108,8 @@ def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:
 
     Without `overwrite`, a report in force and tables that `run` did not write are kept.
     """
-    workspace.refuse_foreign(out, "glint/conflicts", ("conflicts.json", BEGUN), "conflicts")
-    path = out / "conflicts.json"
+    space = Workspace(out, "conflicts")
+    space.refuse_foreign()
     if (out / decisions.NAME).is_file() and (
         out / decisions.NAME
     ).stat().st_size:  # not even --overwrite: nothing makes them again
@@ -122,7 +119,7 @@ def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:
             where=str(out / decisions.NAME),
             hint="choose another --out, or move the file away",
         )
-    if overwrite or not path.is_file():
+    if overwrite or not space.result.is_file():
         return
     if apply.stands(out, dataset):
         raise BusyError(
@@ -132,23 +129,18 @@ def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:
             hint=f"first run: glint dedup-conflicts undo {out}; or choose another --out, or give "
             "--overwrite",
         )
-    written = atomic.read_json(path, "GL0501").get("files")
+    written = atomic.read_json(space.result, "GL0501").get("files")
     for name in TABLES:
         table = out / name
-        if (out / BEGUN).exists() or not table.is_file():  # a run that stopped half way left these
+        if space.plan.exists() or not table.is_file():  # a run that stopped half way left these
             continue
-        if not isinstance(written, dict) or _sha256(table) != written.get(name):
+        if not isinstance(written, dict) or sha256(table) != written.get(name):
             raise BusyError(
                 "GL0004",
                 "was edited since the report was made",
                 where=str(table),
                 hint="choose another --out, or give --overwrite",
             )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + atomic.sha256(file)
 
 
 def _pairs_table(found: Found) -> pa.Table:
@@ -217,7 +209,7 @@ def _judged_by(found: Found) -> dict[str, Any]:
 
 def _about(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     out: Path,
     found: Found,
     options: ConflictOptions,

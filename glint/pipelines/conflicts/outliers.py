@@ -25,10 +25,10 @@ from glint.conflicts.verdicts import Found
 from glint.errors import GlintError
 from glint.files import parquet
 from glint.log import Progress
-from glint.pipelines.embed import Embeddings
 from glint.search import pairs
 from glint.shards import duplicates
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 from glint.shards.labels import LabelTable
 
 TABLES = ("inside.parquet", "duplicates.parquet")

@@ -20,11 +20,10 @@ from glint.conflicts.verdicts import ConflictOptions, Found, Judged
 from glint.errors import MismatchError, UsageError
 from glint.files import atomic, parquet
 from glint.log import Progress
-from glint.pipelines import embed
 from glint.pipelines.dataset import merge
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 TABLES = ("overlap.parquet", "shared.parquet")
 
@@ -87,7 +86,7 @@ def opened(
     of_dataset: dict[str, Path] = {}
     for folder in folders:
         if not (folder / "embeddings.json").is_file():
-            embed.load(folder, "", images=0, classes=0)  # says what is missing
+            load(folder, "", images=0, classes=0)  # says what is missing
         about = atomic.read_json(folder / "embeddings.json", "GL0402")
         of_dataset[str(about.get("dataset"))] = folder
     others = []
@@ -102,7 +101,7 @@ def opened(
                 hint=f"run: glint embed {dataset.name} --model MODEL --out EMB, with the model of "
                 "the other embeddings",
             )
-        emb = embed.load(
+        emb = load(
             of_dataset[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes
         )
         if emb.about.get("model") != own.about.get("model"):

@@ -18,13 +18,13 @@ from glint.conflicts.verdicts import Found
 from glint.errors import GlintError
 from glint.pipelines.conflicts.outliers import Inside
 from glint.pipelines.conflicts.overlap import Overlap
-from glint.pipelines.embed import Embeddings
 from glint.review import report
 from glint.review.chart import Chart, chart
 from glint.review.report import Card, Exhibit, Group, Page, Side, Strip, Tab
 from glint.search.pairs import cosines
 from glint.shards.dataset import Dataset
 from glint.shards.duplicates import Equals
+from glint.shards.embeddings import Embeddings
 
 CARDS = {"merge": 120, "mask": 100, "keep": 40}  # pairs with faces, most alike first
 PAIRS = 100_000  # in the page; the others stand in pairs.parquet

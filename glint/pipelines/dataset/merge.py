@@ -267,7 +267,7 @@ def merge(
 
     def relabel(folder: Path) -> None:
         if versions and not labels.history(folder):
-            labels.commit(
+            labels.apply(
                 folder,
                 target_C,
                 mask_m2,

@@ -17,10 +17,10 @@ from glint import log, schemas
 from glint.cli import cluster as command_line
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
-from glint.pipelines import cluster, embed
+from glint.pipelines import cluster
 from glint.pipelines.dataset import shard
 from glint.search.online_clusters import ClusterRules, OnlineClusters
-from glint.shards import labels
+from glint.shards import embeddings, labels
 from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 from glint.stream.loader import Stream
@@ -45,9 +45,9 @@ def written(root, dataset, face, model="sha256:m"):
     rows = [list(dataset.key), np.ones(len(face), np.float32), ["ok"] * len(face)]
     parquet.write(root / "samples.parquet", pa.table(rows, schema=schemas.EMBEDDED))
     about = {
-        "format": embed.FORMAT, "dataset": dataset.digest, "model": model, "dim": face.shape[1],
-        "images": dataset.n, "classes": dataset.classes,
-        "files": {name: embed._checksum(root / name) for name in embed.ARRAYS},
+        "format": embeddings.FORMAT, "dataset": dataset.digest, "model": model,
+        "dim": face.shape[1], "images": dataset.n, "classes": dataset.classes,
+        "files": {name: embeddings.checksum(root / name) for name in embeddings.ARRAYS},
     }  # fmt: skip
     atomic.write_json(root / "embeddings.json", about)
     return root

@@ -15,7 +15,7 @@ import torch
 from glint.errors import InputError, UsageError
 from glint.shards import labels
 from glint.stream.decode import on_gpu
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
 
 
 def elsewhere(
@@ -30,7 +30,7 @@ def elsewhere(
 def test_batches_are_those_of_the_processor(small: Any, threads: int) -> None:
     options = {"labels": labels.current(small.root, small.classes), "batch": 4, "seed": 3}
     here = Stream(small, threads=threads, **options)
-    there = Stream(small, threads=threads, decoder=elsewhere, **options)
+    there = Stream(small, threads=threads, images=Images(decoder=elsewhere), **options)
     count = 0
     for a, b in zip(here.batches(1, 1), there.batches(1, 1), strict=True):
         assert torch.equal(a.image, b.image) and torch.equal(a.flip, b.flip)

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from glint.nn.heads.options import RULES, PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.heads.storage import Store, noise
-from glint.nn.heads.updates import RULES
 from glint.nn.margins import CosFace
 
 
@@ -94,19 +94,23 @@ def steps(model, first, last, lr=0.05):
 @pytest.mark.parametrize("rule", RULES)
 def test_bf16_learns_as_float32_does_and_resumes_to_the_bit(rule):
     lr = 0.005 if rule == "adamw" else 0.02
-    make = {"margin": CosFace(0.2), "scale": 16.0, "rate": 0.4, "rule": rule}
-    whole = PartialFC(120, 16, storage="bf16", **make)
+
+    def made(storage):
+        options = PartialFCOptions(scale=16.0, rate=0.4, rule=rule, storage=storage)
+        return PartialFC(120, 16, options, margin=CosFace(0.2))
+
+    whole = made("bf16")
     tables = [name for name, value in whole.named_buffers() if value.is_floating_point()]
     assert all(getattr(whole, name).dtype == torch.bfloat16 for name in tables)
     losses = steps(whole, 0, 30, lr)
     saved = {name: value.clone() for name, value in whole.state_rows()[2].items()}
     losses += steps(whole, 30, 60, lr)
-    resumed = PartialFC(120, 16, storage="bf16", **make)
+    resumed = made("bf16")
     resumed.load_rows(lambda name, start, stop: saved[name][start:stop])
     steps(resumed, 30, 60, lr)
     for name, value in whole.state_rows()[2].items():
         assert torch.equal(value, resumed.state_rows()[2][name])
-    exact = steps(PartialFC(120, 16, **make), 0, 60, lr)
+    exact = steps(made("float32"), 0, 60, lr)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert abs(sum(losses[-10:]) / sum(exact[-10:]) - 1) < 0.1
 

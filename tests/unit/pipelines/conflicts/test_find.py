@@ -19,6 +19,7 @@ from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, find
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 
 class Blocks:
@@ -44,16 +45,16 @@ def dataset(make_dataset) -> Dataset:
 
 
 @pytest.fixture
-def emb(dataset: Dataset, tmp_path: Path) -> embed.Embeddings:
+def emb(dataset: Dataset, tmp_path: Path) -> Embeddings:
     embed.embed(dataset, Blocks(), tmp_path / "emb")
-    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 def files(root: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.tar")}
 
 
-def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_the_road(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
     shards = files(dataset.root)
     got = find.run(dataset, emb, out, ConflictOptions(), command="glint dedup-conflicts x")
@@ -93,7 +94,7 @@ def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("fits", ["unlike", "mixed", "few"])
 def test_the_page_and_the_report_say_that_the_evidence_does_not_fit(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path, monkeypatch, fits: str
+    dataset: Dataset, emb: Embeddings, tmp_path: Path, monkeypatch, fits: str
 ) -> None:
     from glint.conflicts import chance
 
@@ -105,7 +106,7 @@ def test_the_page_and_the_report_say_that_the_evidence_does_not_fit(
 
 
 def test_merged_pairs_stand_beyond_the_line_that_the_page_draws(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
 ) -> None:
     find.run(dataset, emb, tmp_path / "conf", ConflictOptions(), thumbs=False)
     cut = json.loads((tmp_path / "conf" / "conflicts.json").read_text())["likeness"]["cut"]
@@ -120,9 +121,7 @@ def test_merged_pairs_stand_beyond_the_line_that_the_page_draws(
     assert f"merge from {cut:.2f}" in page and "Strength is the centre cosine" in page
 
 
-def test_two_runs_write_the_same_tables(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
-) -> None:
+def test_two_runs_write_the_same_tables(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     for name in ("a", "b"):
         find.run(dataset, emb, tmp_path / name, ConflictOptions())
     find.run(dataset, emb, tmp_path / "b", ConflictOptions())  # over its own output
@@ -131,7 +130,7 @@ def test_two_runs_write_the_same_tables(
 
 
 def test_the_page_holds_original_faces_and_is_private(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
 ) -> None:
     import base64
 
@@ -152,7 +151,7 @@ def test_the_page_holds_original_faces_and_is_private(
     assert simplejpeg.is_jpeg(dataset.read(0))
 
 
-def test_threshold_low_and_cap(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_threshold_low_and_cap(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     got = find.run(dataset, emb, tmp_path / "t", ConflictOptions(threshold=-1.0), thumbs=False)
     assert got["low"] == -1.0
     assert got["pairs"] == 28 * 27 / 2
@@ -162,9 +161,7 @@ def test_threshold_low_and_cap(dataset: Dataset, emb: embed.Embeddings, tmp_path
     assert reasons == {"28 identities in one group, more than 8"}
 
 
-def test_foreign_folder_is_left_alone(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
-) -> None:
+def test_foreign_folder_is_left_alone(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
     (tmp_path / "file").write_text("keep me")
@@ -183,11 +180,11 @@ def test_foreign_folder_is_left_alone(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_report_in_force_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_a_report_in_force_is_kept(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
     find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     apply.apply(out)
-    labels.commit(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
+    labels.apply(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
     with pytest.raises(BusyError, match=r"GL0004.*this report is applied") as caught:
         find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
@@ -201,7 +198,7 @@ def test_a_report_in_force_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_
     assert json.loads((out / "conflicts.json").read_text())["dataset"]["label_version"] > 0
 
 
-def test_an_edited_report_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_an_edited_report_is_kept(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
     find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     found = (out / "pairs.parquet").read_bytes()
@@ -215,7 +212,7 @@ def test_an_edited_report_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_p
 
 
 def test_a_run_that_stopped_half_way_goes_on(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path, monkeypatch
+    dataset: Dataset, emb: Embeddings, tmp_path: Path, monkeypatch
 ) -> None:
     out = tmp_path / "conf"
     for options in (
@@ -254,7 +251,7 @@ def test_bad_options(option: dict, what: str) -> None:
 
 def test_a_stopped_search_goes_on(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

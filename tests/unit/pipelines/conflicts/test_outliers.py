@@ -15,9 +15,9 @@ from glint import schemas
 from glint.conflicts.verdicts import ConflictOptions
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 COUNTS = [9, 10, 12] * 12
 STRANGER = (4, 2)  # label 4 shows person 500 there
@@ -40,7 +40,7 @@ def dataset(make_dataset, picture_of) -> Dataset:
 @pytest.fixture
 def emb(dataset: Dataset, blocks, tmp_path: Path) -> Embeddings:
     embed.embed(dataset, blocks, tmp_path / "emb")
-    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 def row_of(label: int, number: int) -> int:
@@ -100,7 +100,7 @@ def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path
     for label in (9, 12):
         target[target > target[label]] -= 1
         target[label] = -1
-    labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+    labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     out = tmp_path / "conf"
     got = find.run(dataset, emb, out, ConflictOptions(), thumbs=False, near=False)
     assert (got["mixed"], got["duplicates"], got["near_duplicates"]) == (0, 0, 0)

@@ -14,9 +14,9 @@ from glint.conflicts.verdicts import ConflictOptions
 from glint.errors import MismatchError, UsageError
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find, overlap
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 COUNTS = [4, 3, 5, 6] * 8
 THERE = [3, 4, 2, 5, 3, 0]  # label 1 there is person 7 here, 3 is person 10
@@ -24,7 +24,7 @@ THERE = [3, 4, 2, 5, 3, 0]  # label 1 there is person 7 here, 3 is person 10
 
 def embedded(dataset: Dataset, model, folder: Path) -> Embeddings:
     embed.embed(dataset, model, folder)
-    return embed.load(folder, dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(folder, dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_who_is_dropped_takes_no_part(
         target = np.arange(dataset.classes)
         target[label:] -= 1
         target[label] = -1
-        labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+        labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     others = overlap.opened([there.root], [], [tmp_path / "emb2"], emb)
     got = find.run(here, emb, tmp_path / "conf", ConflictOptions(), against=others, thumbs=False)
     assert (got["against"][0]["merge"], got["against"][0]["shared_images"]) == (1, 0)

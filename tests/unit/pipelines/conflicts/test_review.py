@@ -21,6 +21,7 @@ from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, find, review
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import load
 
 
 class Blocks:
@@ -42,7 +43,7 @@ def dataset(make_dataset) -> Dataset:
 @pytest.fixture
 def folder(dataset: Dataset, tmp_path: Path) -> Path:
     embed.embed(dataset, Blocks(), tmp_path / "emb")
-    emb = embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    emb = load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
     out = tmp_path / "conf"
     find.run(dataset, emb, out, ConflictOptions(threshold=0.8, low=-1.0))
     found = pq.read_table(out / "pairs.parquet").to_pylist()
