@@ -86,13 +86,13 @@ def shrunk(rho: float, n: int, prior: float) -> float:
 
 
 def centre_cosine(rho_a: float, rho_b: float, n: int, m: int) -> float:
-    """Expect this cosine between the means of n and m samples of one person."""
+    """Return the cosine expected between the means of n and m samples of one person."""
     together = np.sqrt(rho_a * rho_b) * np.sqrt(n * m)
     return float(together / np.sqrt((1 + (n - 1) * rho_a) * (1 + (m - 1) * rho_b)))
 
 
 def prior_rho(samples: Samples, *, seed: int = 0, most: int = 2000) -> float:
-    """Take the median mean pairwise cosine over identities with at least two samples.
+    """Return the median mean pairwise cosine over identities with at least two samples.
 
     NaN where no identity has two.
     """

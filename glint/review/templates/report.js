@@ -241,7 +241,7 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     const middle = el("div", "middle");
     middle.appendChild(el("span", "pill " + data.verdict[k], data.verdict[k]));
     middle.appendChild(el("b", "score", shown(data.score[k], 2)));
-    const need = known(data.need[k]) && data.need[k] <= 10000 ? "merges from centres " + shown(data.need[k], 2) : "";
+    const need = known(data.need[k]) && data.need[k] <= 10000 ? "merges from cosine " + shown(data.need[k], 2) : "";
     const chance = known(data.probability[k]) ? "one person " + (data.probability[k] / 100).toFixed(1) + " %" : "";
     middle.appendChild(el("span", "need", need + (need && chance ? " \u00b7 " : "") + chance));
     const facts = el("dl");

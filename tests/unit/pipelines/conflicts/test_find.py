@@ -105,6 +105,22 @@ def test_the_page_and_the_report_say_that_the_evidence_does_not_fit(
     assert chance.NOTES[fits] in (tmp_path / "conf" / "report.html").read_text()
 
 
+def test_merged_pairs_stand_beyond_the_line_that_the_page_draws(
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
+) -> None:
+    find.run(dataset, emb, tmp_path / "conf", ConflictOptions(), thumbs=False)
+    cut = json.loads((tmp_path / "conf" / "conflicts.json").read_text())["likeness"]["cut"]
+    page = (tmp_path / "conf" / "report.html").read_text()
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    strength = {v: [] for v in ("merge", "mask", "keep")}
+    for verdict, value in zip(shown["verdict"], shown["strength"]):
+        strength[verdict].append(value / 1e4)
+    assert min(strength["merge"]) >= cut - 1e-4 > max(strength["keep"], default=0)
+    for verdict, cosine, need in zip(shown["verdict"], shown["cosine"], shown["need"]):
+        assert verdict != "merge" or cosine >= need - 1
+    assert f"merge from {cut:.2f}" in page and "Strength is the centre cosine" in page
+
+
 def test_two_runs_write_the_same_tables(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     for name in ("a", "b"):
         find.run(dataset, emb, tmp_path / name, ConflictOptions())
