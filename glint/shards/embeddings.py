@@ -101,7 +101,7 @@ def check_sums(root: Path, about: dict[str, Any]) -> None:
 def checksum(path: Path) -> str:
     """Return the xxh3-128 of a file. Raises InputError GL0402 where it cannot be read."""
     try:
-        return "xxh3:" + atomic.digest(path)
+        return "xxh3:" + atomic.xxh3_of(path)
     except OSError as error:
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
