@@ -90,18 +90,18 @@ def find(
     def work() -> dict[str, Any]:
         from glint.conflicts import verdicts
         from glint.jobs.workers import ending
-        from glint.pipelines import embed
         from glint.pipelines.conflicts import find as conflicts
         from glint.pipelines.conflicts import overlap
         from glint.shards.dataset import Dataset
+        from glint.shards.embeddings import load
 
-        options = verdicts.Options(
+        options = verdicts.ConflictOptions(
             threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
         )
         folder = show.path(out, "--out")
         data = Dataset(dataset)
         conflicts.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
-        emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
+        emb = load(embeddings, data.digest, images=data.n, classes=data.classes)
         others = overlap.opened(against, tests, against_embeddings, emb)
         with show.progress("dedup-conflicts") as progress, ending():
             return conflicts.run(

@@ -41,15 +41,15 @@ def coreset(
 
     def work() -> dict[str, Any]:
         from glint.pipelines import coreset as stage
-        from glint.pipelines import embed
         from glint.shards.dataset import Dataset
+        from glint.shards.embeddings import load
 
         options = stage.Options(threshold, ratio, least, degrees, centres)
         folder = show.path(out, "--out")
         stage.check_out(folder)  # before gigabytes are read
         data = Dataset(dataset)
         rows = show.path(embeddings, "--embeddings")
-        emb = embed.load(rows, data.digest, images=data.n, classes=data.classes)
+        emb = load(rows, data.digest, images=data.n, classes=data.classes)
         with show.progress("coreset") as progress:
             return stage.run(data, emb, folder, options, dry_run=dry_run, progress=progress)
 

@@ -23,9 +23,9 @@ def report(
     """Draw a run's log as one HTML page that opens offline."""
 
     def work() -> dict[str, object]:
-        from glint.train import report as page
+        from glint.train.report import make
 
-        return {"page": str(page.make(run, out))}
+        return {"page": str(make(run, out))}
 
     show.run(
         work, "glint/report-result@1", as_json, debug=debug, say=lambda result: str(result["page"])

@@ -124,7 +124,7 @@ def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) ->
     if (now.target[list(gone)] < 0).all():
         return now.version
     target_C, mask_m2 = without(now.target, now.masks, gone)
-    return labels.commit(
+    return labels.apply(
         root, target_C, mask_m2, {"stage": STAGE, "labels": list(gone), "reason": reason}
     )
 

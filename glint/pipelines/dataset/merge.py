@@ -193,7 +193,7 @@ class Merge(rewrite.Rewrite):
         target_C, mask_m2, versions = self._in_force()
         if versions and not labels.history(folder):
             why = {"stage": STAGE, "from": [dataset.digest for dataset in self.datasets]}
-            labels.commit(folder, target_C, mask_m2, why)
+            labels.apply(folder, target_C, mask_m2, why)
 
 
 def _named(table: pa.Table, name: str) -> pa.Table:

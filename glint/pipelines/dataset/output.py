@@ -26,6 +26,7 @@ from glint import log, schemas
 from glint.errors import GlintError, InputError
 from glint.files import atomic, parquet, seal
 from glint.jobs import tasks, workers
+from glint.jobs.workers import Engine
 from glint.log import Progress
 from glint.pipelines.dataset.plan import Entries, Job, Plan, load_or_create, remove_unplanned
 from glint.pipelines.dataset.write import ROW_OPTIONS, forget, write_shard
@@ -148,7 +149,7 @@ class Execution:
     workers: int = 1
     progress: Progress = log.silent
     task: tasks.Task | None = None
-    engine: workers.Engine | None = None
+    engine: Engine | None = None
 
 
 class Written(NamedTuple):

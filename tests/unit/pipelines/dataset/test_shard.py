@@ -36,7 +36,7 @@ from glint.shards import plan, recordio
 from glint.shards.dataset import Dataset
 from glint.shards.tar import Shard, Tar
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 Jpeg = Callable[[int], bytes]
 
 
