@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_writes_what_is_missing(
 ) -> None:
     out, options = tmp_path / "out", stage.Options(16)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_join", lambda *_: 1 / 0)
+        patch.setattr(stage.Sharding, "join", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stage.shard(faces, out, options)
     (out / "data" / "train-000000.idx").unlink()
