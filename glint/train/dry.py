@@ -21,7 +21,7 @@ STATES = {"sgd": 1, "adamw": 2}  # tensors of a weight's size that the optimiser
 
 
 def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
-    """Give the counts of the backbone and the bytes that a rank of `world` holds in a step.
+    """Return the counts of the backbone and the bytes that a rank of `world` holds in a step.
 
     The backbone is built and run forward on one batch of tensors that have shapes and no data;
     activations are what autograd then keeps for the backward pass, by CPU autocast's rules, which
@@ -106,7 +106,7 @@ def _kept(recipe: Recipe, options: dict[str, Any]) -> int:
 
 
 def _hollow(net: nn.Module) -> None:
-    """Put tensors without data, which believe to be on the CPU, in place of the net's own."""
+    """Replace the net's own tensors by ones without data that claim to be on the CPU."""
     for module in net.modules():
         for name, old in module.named_parameters(recurse=False):
             new = torch.empty(old.shape, dtype=old.dtype)
