@@ -50,7 +50,7 @@ def text(names: pa.Array) -> pa.StringArray:
 
 
 @contextmanager
-def summed(path: Path) -> Iterator[atomic.Hashed]:
+def checksummed(path: Path) -> Iterator[atomic.Hashed]:
     """Yield a file to write; NAME.xxh3 beside it says what was given to be written."""
     with path.open("wb") as file:
         hashed = atomic.Hashed(file)
@@ -58,8 +58,8 @@ def summed(path: Path) -> Iterator[atomic.Hashed]:
     path.with_name(path.name + SUM).write_text(hashed.digest)
 
 
-def sound(folder: Path) -> bool:
-    """Say whether `summed` wrote files into a folder that are as they were given to be written."""
+def checksums_hold(folder: Path) -> bool:
+    """Say whether the files that `checksummed` wrote into a folder are as they were given to it."""
     try:
         sums = {path: path.read_text() for path in folder.glob("*" + SUM)}
         return bool(sums) and all(atomic.xxh3_of(p.with_suffix("")) == s for p, s in sums.items())
@@ -71,7 +71,7 @@ def save_names(folder: Path, name: str, names: pa.Array) -> None:
     """Write NAME.arrow."""
     batch = pa.record_batch([names], [name])
     with (
-        summed(folder / f"{name}.arrow") as file,
+        checksummed(folder / f"{name}.arrow") as file,
         pa.ipc.new_file(pa.PythonFile(file, "w"), batch.schema) as writer,
     ):
         writer.write_batch(batch)

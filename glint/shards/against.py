@@ -25,7 +25,7 @@ from glint.log import Progress
 from glint.shards.dataset import Dataset
 from glint.shards.image import Rejected
 from glint.shards.sources import Source, open_source, recognise
-from glint.shards.walk import Findings, Problem, there
+from glint.shards.walk import Findings, Problem, plain_size
 
 BLOCK = 1 << 14  # rows read at a time
 ERASED = "erased"  # what stands in the quarantine for a record of an erased identity
@@ -35,11 +35,6 @@ _COUNT = dict.fromkeys(("compared", "missing", "other_bytes", "other_label", "un
 Place = str | os.PathLike[str]
 _SCHEMA = pa.schema([*schemas.SAMPLES, *schemas.PROVENANCE])
 _CAME = schemas.PROVENANCE.names  # the columns of a merged dataset
-
-
-def label_texts(source: Source) -> pa.Array:
-    """Return the labels as the source writes them, by their numbers."""
-    return text(source.classes)
 
 
 class Origin:
@@ -89,7 +84,7 @@ class Origin:
                 *name, label = (batch.column(column).to_pylist() for column in columns)
                 yield from zip(map("\0".join, zip(*name)), label)
             return
-        said = label_texts(self.data)
+        said = text(self.data.classes)
         for i, label in enumerate(self.data.label.tolist()):
             yield self.data.name(i), said[label].as_py() if label >= 0 else None
 
@@ -275,7 +270,7 @@ def compare(
     found, done, total = Findings(), 0, sum(origin.data.n for origin in origins)
     try:
         dataset = Dataset(root)
-        if any(isinstance(there(dataset.root / name), str) for name in _TABLES):
+        if any(isinstance(plain_size(dataset.root / name), str) for name in _TABLES):
             return found, told  # named already
         state = Comparison(dataset, origins, skip)
     except InputError as error:

@@ -16,7 +16,7 @@ from glint.files import atomic
 VERSION = "v1.2"
 
 
-def beside(name: str) -> str:
+def index_name(name: str) -> str:
     """Return the name of a tar's index."""
     return name.removesuffix(".tar") + ".idx"
 
@@ -36,7 +36,7 @@ def text(lines: Sequence[str]) -> bytes:
 
 def write(folder: Path, name: str, index: bytes) -> str:
     """Write the index of the tar `name` beside it; return its SHA-256 for the manifest."""
-    atomic.write_bytes(folder / beside(name), index)
+    atomic.write_bytes(folder / index_name(name), index)
     return hashlib.sha256(index).hexdigest()
 
 
@@ -45,7 +45,7 @@ def damage(folder: Path, entry: dict[str, Any]) -> tuple[str, str, str] | None:
 
     Returns what is wrong, expected, found; None where all is well or none was written.
     """
-    path, found = folder / beside(entry["name"]), None
+    path, found = folder / index_name(entry["name"]), None
     if "idx" in entry:
         try:
             found = atomic.sha256_of(path)

@@ -291,7 +291,7 @@ class Dataset:
             if len(self._files) > most:
                 self._files.popitem(last=False)
             if self.remote is not None and shard + 1 < len(self.shards):
-                self.remote.soon(shard + 1)
+                self.remote.prefetch(shard + 1)
         return file
 
     def read(self, row: int, verify: bool = True) -> bytes:

@@ -65,7 +65,7 @@ class Equals:
     across_m: npt.NDArray[np.bool_]
 
 
-def told(row_m: Ints, group_m: Ints, target_m: Ints) -> Equals:
+def by_identity(row_m: Ints, group_m: Ints, target_m: Ints) -> Equals:
     """Number groups from 0 and say which stand under several identities.
 
     Dropped samples (target -1) are left out, and groups of which one sample stays.
@@ -84,7 +84,7 @@ def told(row_m: Ints, group_m: Ints, target_m: Ints) -> Equals:
 def equals(dataset: Dataset, labels: LabelTable) -> Equals:
     """Find the images that stand more than once, byte for byte, by the index alone."""
     row_m, group_m = groups(dataset.digests)
-    return told(row_m, group_m, labels.target[dataset.label[row_m]])
+    return by_identity(row_m, group_m, labels.target[dataset.label[row_m]])
 
 
 def find(

@@ -156,15 +156,15 @@ class Remote:
         """Say whether all shards may be in the cache at once."""
         return sum(int(entry.get("bytes", 0)) for entry in self.manifest["shards"]) <= limit()
 
-    def soon(self, number: int) -> None:
+    def prefetch(self, number: int) -> None:
         """Fetch one shard in the background, unless another is on its way so already."""
         if self._next is not None and self._next.is_alive():
             return
         if 4 * int(self._entry(number)[1].get("bytes", 0)) <= limit():
-            self._next = threading.Thread(target=self.attempt, args=(number,), daemon=True)
+            self._next = threading.Thread(target=self.try_fetch, args=(number,), daemon=True)
             self._next.start()
 
-    def attempt(self, number: int) -> bool:
+    def try_fetch(self, number: int) -> bool:
         """Fetch a shard, unless another is at it; False if that failed: who needs it is told."""
         try:
             self._fetch(*self._entry(number), "GL0302", patience=0)

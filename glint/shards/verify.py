@@ -26,7 +26,7 @@ from glint.log import Progress
 from glint.shards import against, dali, labels
 from glint.shards.dataset import TABLES, TOMBSTONES, Dataset
 from glint.shards.remote import Remote
-from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, there, walk
+from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, plain_size, walk
 
 OBJECTS = 16  # objects of a store asked for at once
 _LOST, _LINE = "the file is missing", "a line is damaged"
@@ -69,7 +69,7 @@ class _Check:
 
     def plain(self, name: str, code: str = "GL0301") -> Path:
         """Return the path of a file that may be opened. Raises InputError, OSError."""
-        found = there(self.root / name)
+        found = plain_size(self.root / name)
         if found == "":
             raise FileNotFoundError(name)
         if isinstance(found, str):
@@ -164,7 +164,7 @@ class _Check:
         for entry, odd in zip(listed, indexes):
             if odd is not None:
                 code = "GL0903" if odd[0].startswith("cannot be read") else "GL0302"
-                self.problem(code, odd[0], f"data/{dali.beside(entry.name)}", *odd[1:])
+                self.problem(code, odd[0], f"data/{dali.index_name(entry.name)}", *odd[1:])
         with self.reading("data"):
             for path in () if self.remote else sorted((self.root / "data").iterdir()):
                 if path.name not in names:
@@ -177,7 +177,7 @@ class _Check:
             self.notes.append(f"{file} was left by a run that was killed")
         elif path.name.endswith(".tar"):
             what, found = "a shard that the manifest does not list", "a file"
-            if there(path) in {entry.bytes for entry in lost}:
+            if plain_size(path) in {entry.bytes for entry in lost}:
                 told = seal.entry(path)["sha256"]
                 twins = [entry.name for entry in lost if entry.sha256 == told]
                 found = f"the bytes of {twins[0]}" if twins else found
@@ -325,7 +325,7 @@ def _size(place: Place, entry: Entry) -> int | str | GlintError:
     """Return the size of a shard, what stands there instead, or why neither can be said."""
     try:
         if isinstance(place, Path):
-            return there(place / entry.file)
+            return plain_size(place / entry.file)
         stat = place.store.stat(entry.file)
         return "" if stat is None else stat.size
     except GlintError as error:
@@ -336,9 +336,9 @@ def _size(place: Place, entry: Entry) -> int | str | GlintError:
 
 def _index(place: Place, told: dict[str, Any]) -> tuple[str, str, str] | None:
     """Compare a shard's index for DALI: what is wrong, expected, found."""
-    name = dali.beside(f"data/{told['name']}")
+    name = dali.index_name(f"data/{told['name']}")
     if isinstance(place, Path):
-        odd = there(place / name) if "idx" in told else 0
+        odd = plain_size(place / name) if "idx" in told else 0
         if isinstance(odd, str) and odd:
             return "no plain file", f"sha256 {told['idx']}", odd
         return dali.damage(place / "data", told)

@@ -171,7 +171,7 @@ def none() -> Rows:
     return Rows(np.empty((0, 9), np.uint8), none, none, none, np.empty((0, 16), np.uint8))
 
 
-def there(path: Path) -> int | str:
+def plain_size(path: Path) -> int | str:
     """Return the size of a plain file, or what stands there instead, "" for nothing.
 
     Raises OSError. Nothing is opened: a pipe would never answer.
@@ -194,7 +194,7 @@ def walk(path: Path, entry: Entry, rows: Rows | None) -> tuple[Findings, str]:
     """
     state = _Walk(entry)
     try:
-        if isinstance(odd := there(path), str):
+        if isinstance(odd := plain_size(path), str):
             state.note("no plain file", "a file", odd or "nothing")
             return state.found, ""
         with open(path, "rb", buffering=0) as file:

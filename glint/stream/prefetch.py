@@ -143,5 +143,5 @@ class Prefetcher:
                         self._may.wait(1.0)
                 if shard < 0 or self._stopped:
                     return
-            if not self._remote.attempt(shard):
+            if not self._remote.try_fetch(shard):
                 return

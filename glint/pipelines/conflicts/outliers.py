@@ -133,7 +133,7 @@ def _repeats(
     dataset: Dataset, emb: Embeddings, labels: LabelTable, near: bool, progress: Progress
 ) -> Repeats:
     exact = duplicates.equals(dataset, labels)
-    none = duplicates.told(*(np.empty(0, np.int64),) * 3)
+    none = duplicates.by_identity(*(np.empty(0, np.int64),) * 3)
     if not near:
         return Repeats(exact, none, np.empty(0, np.int64), np.empty(0))
     open_N = labels.target[dataset.label] >= 0
@@ -148,7 +148,7 @@ def _repeats(
     pieces = groups.components(a, b)
     row_m = np.concatenate([*pieces, np.empty(0, np.int64)])
     number = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
-    found = duplicates.told(row_m, number, labels.target[dataset.label[row_m]])
+    found = duplicates.by_identity(row_m, number, labels.target[dataset.label[row_m]])
     bits_N = {int(row): 64 for row in row_m}
     cosine_N = {int(row): -1.0 for row in row_m}
     for one, other, count, value in zip(a.tolist(), b.tolist(), bits.tolist(), cosine.tolist()):

@@ -21,7 +21,7 @@ from glint.errors import UsageError
 from glint.files import atomic, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
-from glint.pipelines.dataset.output import How, Output
+from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
@@ -193,7 +193,7 @@ def drop(
         lost = {"identities": erasure.everyone, "images": erasure.lost, "erased_to": str(erase)}
         if dry_run:
             return {**result, **erasure.survey(erase), "dry_run": True, **lost}
-        written = erasure.write(Output(Path(erase)), How(workers, progress))
+        written = erasure.write(Output(Path(erase)), Execution(workers, progress))
         table = labels.current(erase, dataset.classes)
         lost |= {"version": table.version, "classes": table.classes}
         return {**result, **written, "dry_run": False, **lost}

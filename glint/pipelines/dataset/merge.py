@@ -19,7 +19,7 @@ from glint.errors import InputError, UsageError
 from glint.files import atomic, parquet, seal
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
-from glint.pipelines.dataset.output import How, Output
+from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.plan import Options
 from glint.shards import duplicates, labels
 from glint.shards.dataset import TOMBSTONES, Dataset
@@ -170,7 +170,7 @@ class Merge(rewrite.Rewrite):
         if raw:
             atomic.write_bytes(out / TOMBSTONES, raw)
 
-    def write(self, output: Output, how: How) -> dict[str, Any]:
+    def write(self, output: Output, how: Execution) -> dict[str, Any]:
         self._in_force()  # a damaged label table stops it before anything is written
         return super().write(output, how)
 
@@ -231,7 +231,7 @@ def merge(
             "duplicate_images": len(groups),
             "duplicate_samples": sum(map(len, groups)),
         }
-    result = job.write(Output(Path(out)), How(workers, progress))
+    result = job.write(Output(Path(out)), Execution(workers, progress))
     table = parquet.read(Path(out) / DUPLICATES, schemas.DUPLICATES)
     return {
         **result,

@@ -28,7 +28,7 @@ from glint.files import atomic, parquet, seal
 from glint.jobs import tasks, workers
 from glint.jobs.workers import Engine
 from glint.log import Progress
-from glint.pipelines.dataset.plan import Entries, Job, Plan, leave_no_trace, take_up
+from glint.pipelines.dataset.plan import Entries, Job, Plan, load_or_create, remove_unplanned
 from glint.pipelines.dataset.write import ROW_OPTIONS, forget, write_shard
 from glint.shards import dali
 from glint.shards.dataset import FORMAT, TABLES
@@ -64,25 +64,18 @@ class Output:
         Raises InputError GL0302.
         """
         mine = [manifest["shards"][i] for i in shards]
-        paths = [self.folder / "data" / entry["name"] for entry in mine]
-        for entry, path in zip(mine, paths):
-            size = path.stat().st_size if path.is_file() else -1
-            if size != entry["bytes"]:
-                found = f"{size} bytes" if size >= 0 else "no file"
-                raise _damaged(path, f"expected {entry['bytes']} bytes, found {found}")
         done, total = 0, sum(entry["samples"] for entry in mine)
-        for entry, path in zip(mine, paths):
-            try:
-                found = atomic.sha256_of(path)
-            except OSError as error:
-                raise _damaged(path, f"cannot be read: {error.strerror or error}") from error
-            if found != entry["sha256"]:
-                what = f"its bytes have changed: expected sha256 {entry['sha256']}, found {found}"
-                raise _damaged(path, what)
-            if problem := dali.damage(path.parent, entry):
-                raise _damaged(path.with_name(dali.beside(path.name)), problem[0])
-            done += entry["samples"]
-            progress(done, total, "checked")
+        for read in (False, True):  # all sizes first: they cost nothing
+            for entry in mine:
+                if found := _damage(self.folder / "data" / entry["name"], entry, read):
+                    path, what = found
+                    hint = f"run the same command into a new folder: the data/{path.name} that it "
+                    hint += "writes is this one as it was, and may be copied here (or go on with "
+                    hint += "the new folder)"
+                    raise InputError("GL0302", what, where=str(path), hint=hint)
+                if read:
+                    done += entry["samples"]
+                    progress(done, total, "checked")
 
     def finished(
         self, plan: Plan, shards: Iterable[int], read: bool = True
@@ -98,16 +91,12 @@ class Output:
 
     def _holds(self, plan: Plan, entry: dict[str, Any], read: bool) -> bool:
         path = self.folder / "data" / entry["name"]
-        part = plan.parts / f"{entry['shard']:06d}.parquet"
-        if not (path.is_file() and part.is_file() and path.stat().st_size == entry["bytes"]):
+        if not (plan.parts / f"{entry['shard']:06d}.parquet").is_file():
             return False
-        if not read:
-            return True
-        for name, said in entry.get("parts", {}).items():
+        for name, said in entry.get("parts", {}).items() if read else ():
             if not (plan.parts / name).is_file() or atomic.xxh3_of(plan.parts / name) != said:
                 return False
-        same = atomic.sha256_of(path) == str(entry["sha256"])
-        return same and "idx" in entry and dali.damage(path.parent, entry) is None
+        return (not read or "idx" in entry) and _damage(path, entry, read) is None
 
     def note(self, plan: Plan, entry: dict[str, Any], task: tasks.Task | None) -> None:
         """Note that a shard is done; it lasts when this returns."""
@@ -131,18 +120,30 @@ class Output:
             self._journal = None
 
 
-def _damaged(path: Path, what: str) -> InputError:
-    return InputError(
-        "GL0302",
-        what,
-        where=str(path),
-        hint=f"run the same command into a new folder: the data/{path.name} that it writes is "
-        "this one as it was, and may be copied here (or go on with the new folder)",
-    )
+def _damage(path: Path, entry: dict[str, Any], read: bool) -> tuple[Path, str] | None:
+    """Compare the size of a shard with its entry, with `read` also its bytes and its index.
+
+    Returns which file is not as it was, and what is wrong with it; None where all is well.
+    """
+    size = path.stat().st_size if path.is_file() else -1
+    if size != entry["bytes"]:
+        found = f"{size} bytes" if size >= 0 else "no file"
+        return path, f"expected {entry['bytes']} bytes, found {found}"
+    if not read:
+        return None
+    try:
+        found = atomic.sha256_of(path)
+    except OSError as error:
+        return path, f"cannot be read: {error.strerror or error}"
+    if found != entry["sha256"]:
+        expected = f"expected sha256 {entry['sha256']}, found {found}"
+        return path, f"its bytes have changed: {expected}"
+    problem = dali.damage(path.parent, entry)
+    return None if problem is None else (path.with_name(dali.index_name(path.name)), problem[0])
 
 
 @dataclass(frozen=True)
-class How:
+class Execution:
     """How a stage runs; none of it reaches the bytes."""
 
     workers: int = 1
@@ -160,13 +161,13 @@ class Written(NamedTuple):
 
 
 def make(
-    output: Output, job: Job, how: How
+    output: Output, job: Job, how: Execution
 ) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """Hold an output, plan it or take up its plan, and complete it.
 
     Returns what every stage that writes a dataset says of it, the manifest (None where shards are
     left to other tasks) and the facts of the plan. Where there is no plan, nothing is left of the
-    attempt. Raises what the job, `take_up` and `complete` raise, BusyError GL0005.
+    attempt. Raises what the job, `load_or_create` and `complete` raise, BusyError GL0005.
     """
     out, state = output.folder, output.folder / "_glint"
     fresh = not out.exists()
@@ -174,10 +175,10 @@ def make(
     with tasks.claim(state, how.task) as held:
         try:
             with tasks.planning(state, how.task):
-                plan, facts = take_up(out, job)
+                plan, facts = load_or_create(out, job)
         except (GlintError, KeyboardInterrupt):
             if how.task is None:
-                leave_no_trace(out, fresh)
+                remove_unplanned(out, fresh)
             raise
         resumed, manifest, left = complete(plan, facts, output, held, job, how)
     result: dict[str, Any] = {
@@ -194,7 +195,7 @@ def make(
 
 
 def complete(
-    plan: Plan, facts: dict[str, Any], output: Output, held: atomic.Held, job: Job, how: How
+    plan: Plan, facts: dict[str, Any], output: Output, held: atomic.Held, job: Job, how: Execution
 ) -> Written:
     """Write what is missing of an output, or check what is there; the last to leave tidies up.
 
@@ -226,7 +227,7 @@ def complete(
     return written
 
 
-def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: How) -> Written:
+def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: Execution) -> Written:
     """Run the shards that are not done yet, of a task its share; join where all are done."""
     spans, task = plan.spans(), how.task
     for folder in (output.folder / "data", plan.parts):

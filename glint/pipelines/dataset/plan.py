@@ -121,7 +121,7 @@ class Job(ABC):
         """Do what is left on the finished folder, still locked; it may run twice."""
 
 
-def take_up(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
+def load_or_create(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
     """Write the plan of a job into `out`, or take up the one there; return it and its facts.
 
     Raises MismatchError GL0006 where `out` was begun from other inputs or options.
@@ -132,8 +132,8 @@ def take_up(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
     plan = Plan(str(out), stamp, job.kind, job.path, 0, job.options)
     stored = atomic.read_json(place, "GL0006") if place.exists() else None
     if stored is not None:
-        refuse_others(stored.get("fingerprint"), fingerprint, str(out))
-        if (out / "manifest.json").exists() or strings.sound(plan.folder):
+        check_same_inputs(stored.get("fingerprint"), fingerprint, str(out))
+        if (out / "manifest.json").exists() or strings.checksums_hold(plan.folder):
             return replace(plan, n=int(stored["n"])), dict(stored["facts"])
     made = plan.folder.with_name("plan.new")  # under the final name it is whole
     for old in (made, plan.folder):  # half made, damaged, or of an older version
@@ -142,7 +142,7 @@ def take_up(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
     n, facts = save(made)
     with atomic.writing(plan.folder):
         atomic.sync_files(made)
-        if not strings.sound(made):
+        if not strings.checksums_hold(made):
             raise atomic.unlike(made)
         made.rename(plan.folder)
         atomic.sync_dir(plan.state)
@@ -151,7 +151,7 @@ def take_up(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
     return replace(plan, n=n), facts
 
 
-def refuse_others(old: Any, new: Any, where: str) -> None:
+def check_same_inputs(old: Any, new: Any, where: str) -> None:
     """Raise MismatchError GL0006 where two fingerprints differ."""
     if old != new:
         what = "begun from other inputs or options: " + "; ".join(differences(old, new)[:6])
@@ -199,7 +199,7 @@ def check_workers(workers: int) -> None:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
 
 
-def leave_no_trace(out: Path, fresh: bool) -> None:
+def remove_unplanned(out: Path, fresh: bool) -> None:
     """Remove what was made for an output that got no plan: its source is no good."""
     if not (out / "_glint" / "plan.json").exists():
         shutil.rmtree(out / "_glint", ignore_errors=True)

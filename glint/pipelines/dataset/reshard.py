@@ -21,7 +21,7 @@ from glint.jobs import tasks
 from glint.jobs.workers import Engine
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite, upload
-from glint.pipelines.dataset.output import How
+from glint.pipelines.dataset.output import Execution
 from glint.pipelines.dataset.plan import Options
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
@@ -177,7 +177,7 @@ def reshard(
     if dry_run:
         return job.survey(out)
     with upload.output(out, staging) as place:
-        result = job.write(place, How(workers, progress, task, engine))
+        result = job.write(place, Execution(workers, progress, task, engine))
         if result.get("left"):
             return result
         before, after = content(dataset), content(Dataset(place.shown))

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from glint import schemas
 from glint.errors import InputError
 from glint.files import atomic, parquet, seal, store
-from glint.pipelines.dataset.output import How, Output, join_rows, make, write_manifest
+from glint.pipelines.dataset.output import Execution, Output, join_rows, make, write_manifest
 from glint.pipelines.dataset.plan import (
     SAMPLES,
     Entries,
@@ -117,7 +117,7 @@ class Rewrite(Job):
             files=self.extra(Path(plan.out)),
         )
 
-    def write(self, output: Output, how: How) -> dict[str, Any]:
+    def write(self, output: Output, how: Execution) -> dict[str, Any]:
         """Write the dataset and return the counts; the same call continues a killed one.
 
         A task writes its share, see `shard`. Raises InputError for damaged samples, BusyError

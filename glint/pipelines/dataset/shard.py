@@ -23,7 +23,7 @@ from glint.jobs.workers import Engine, ending
 from glint.log import Progress
 from glint.pipelines.dataset import upload
 from glint.pipelines.dataset.output import (
-    How,
+    Execution,
     join_quarantine,
     join_rows,
     make,
@@ -162,7 +162,7 @@ def shard(
     if not 0 <= max_bad <= 1:
         what = f"expected a share from 0 to 1, found {max_bad}"
         raise UsageError("GL0002", what, where="--max-bad")
-    how = How(workers, progress, task, engine)
+    how = Execution(workers, progress, task, engine)
     with ending(), upload.output(out, staging) as output:
         job = Sharding(src, options, resync=resync)
         check_places(src, output.folder)

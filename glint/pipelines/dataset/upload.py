@@ -25,7 +25,7 @@ from glint.files.store import Store
 from glint.jobs import tasks
 from glint.log import Progress
 from glint.pipelines.dataset.output import Output
-from glint.pipelines.dataset.plan import Plan, refuse_others
+from glint.pipelines.dataset.plan import Plan, check_same_inputs
 from glint.pipelines.dataset.write import write_shard
 from glint.shards import remote
 
@@ -127,7 +127,7 @@ class Staged(Output):
         except (ValueError, KeyError, TypeError):
             what = "expected a plan of glint, found another file"
             raise BusyError("GL0004", what, where=there.where(PLAN)) from None
-        refuse_others(old, json.loads(ours)["fingerprint"], there.shown)
+        check_same_inputs(old, json.loads(ours)["fingerprint"], there.shown)
 
     def manifest(self) -> dict[str, Any] | None:
         """Return the manifest there, None where there is none. Raises InputError GL0301."""

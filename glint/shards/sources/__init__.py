@@ -10,7 +10,7 @@ from typing import Any
 from glint.errors import InputError, UsageError
 from glint.shards.sources.archive import Archive
 from glint.shards.sources.folder import Folder
-from glint.shards.sources.packed import beneath, place
+from glint.shards.sources.packed import find_files, place
 from glint.shards.sources.parquet import Parquet
 from glint.shards.sources.recordio import RecordIO, rebuild_idx
 from glint.shards.sources.source import Source
@@ -95,11 +95,11 @@ def _of_folder(path: Path) -> str:
     """Tell a folder of archives or tables from a tree of identity folders."""
     if any(p.is_dir() and p.name != "data" and not p.name.startswith(".") for p in path.iterdir()):
         return "folder"
-    archives, tables = beneath(path, (".tar", ".zip")), beneath(path, (".parquet",))
+    archives, tables = find_files(path, (".tar", ".zip")), find_files(path, (".parquet",))
     if archives and tables:
         raise _unread("both Parquet files and archives", path)
     if not archives and not tables:
-        packed = beneath(path, (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
+        packed = find_files(path, (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
         return _kind_of(place(path, packed[0])) if packed else "folder"
     told: dict[str, str] = {}
     for name in archives or tables:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from glint.files.strings import packed
 from glint.shards.sources import listed, tarball, zipped
-from glint.shards.sources.listed import Flaw, Found, counted
-from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
+from glint.shards.sources.listed import Flaw, Found, count_note
+from glint.shards.sources.packed import Member, Packed, collect, find_files, numbered_paths, unsafe
 
 
 def members(path: Path) -> Iterator[Member]:
@@ -31,22 +31,22 @@ class Archive(Packed):
     kind = "archive"
 
     def __init__(self, root: Path) -> None:
-        files = beneath(root, (".tar", ".zip"))
+        files = find_files(root, (".tar", ".zip"))
         self.files = packed(files)
         self._folders, self._skipped = dict[bytes, int](), 0
-        row_n, paths = gathered(self._walk(root, files))
-        webface, classes = listed.shelve(row_n, self._folders, common=True)
-        notes = counted(self._skipped, "hidden or loose files were skipped")
+        row_n, paths = collect(self._walk(root, files))
+        webface, classes = listed.label_by_folder(row_n, self._folders, common=True)
+        notes = count_note(self._skipped, "hidden or loose files were skipped")
         refused = int((row_n["flaw"] == Flaw.unsafe_member).sum())
-        notes += counted(refused, "members are no regular files inside the archive: refused")
-        notes += listed.alike(classes)
+        notes += count_note(refused, "members are no regular files inside the archive: refused")
+        notes += listed.unicode_twins(classes)
         layout = "archive/webface" if webface else "archive"
-        names = listed.last_parts(classes)
+        names = listed.base_names(classes)
         super().__init__(root, row_n, paths, classes, names, layout, files=len(files), notes=notes)
 
     def _walk(self, root: Path, files: Sequence[bytes]) -> Found:
         """Yield name and row of every member; its label is a place in `_folders`, for now."""
-        for number, path in placed(root, files):
+        for number, path in numbered_paths(root, files):
             for member in members(path):
                 if member.flaw == Flaw.unsafe_member or unsafe(member.name):
                     yield member.name, member.row(-1, number, Flaw.unsafe_member)

@@ -14,8 +14,8 @@ import numpy as np
 from glint.errors import InputError, ResourceError
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
-from glint.shards.sources.listed import Flaw, Found, Listed, counted
-from glint.shards.sources.source import persistent, shown
+from glint.shards.sources.listed import Flaw, Found, Listed, count_note
+from glint.shards.sources.source import read_retrying, shown
 
 ROW = np.dtype([("label", np.int64), ("size", np.int64), ("flaw", np.uint8)])
 
@@ -35,7 +35,7 @@ class Folder(Listed):
     def __init__(self, root: Path) -> None:
         self.root, self._folders = root, list[bytes]()
         self._skipped = self._linked = self._empty = 0
-        row_n, paths = listed.gathered(self._walk(), ROW)
+        row_n, paths = listed.collect(self._walk(), ROW)
         if len(row_n) and not self._folders:
             raise InputError(
                 "GL0201",
@@ -44,15 +44,15 @@ class Folder(Listed):
                 hint=f"if it holds one person, give the folder above: {root.absolute().parent}; "
                 "else sort the images into one folder per identity",
             )
-        webface, classes = listed.shelve(row_n, self._folders)
-        notes = counted(self._skipped, "hidden or loose files were skipped")
-        notes += counted(self._empty, "empty folders", "empty folder")
+        webface, classes = listed.label_by_folder(row_n, self._folders)
+        notes = count_note(self._skipped, "hidden or loose files were skipped")
+        notes += count_note(self._empty, "empty folders", "empty folder")
         links = "links to folders were not followed", "link to a folder was not followed"
-        notes += counted(self._linked, *links)
-        notes += listed.alike(classes)
+        notes += count_note(self._linked, *links)
+        notes += listed.unicode_twins(classes)
         layout = "folder/webface" if webface else "folder"
         depth = max((folder.count(b"/") for folder in self._folders), default=0) + 1
-        names = listed.last_parts(classes)
+        names = listed.base_names(classes)
         super().__init__(root, row_n, paths, classes, names, layout, depth=depth, notes=notes)
 
     def _walk(self) -> Found:
@@ -138,7 +138,7 @@ class Folder(Listed):
                 return file.read(MAX_BYTES + 1)
 
         try:
-            return persistent(whole, shown(path))
+            return read_retrying(whole, shown(path))
         except (ResourceError, InputError) as error:
             raise Rejected("unreadable", error.what) from None
 

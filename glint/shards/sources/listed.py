@@ -61,7 +61,7 @@ class Listed(Source):
         return self.row[i]
 
 
-def gathered(found: Found, dtype: np.dtype[Any]) -> tuple[Rows, pa.Array]:
+def collect(found: Found, dtype: np.dtype[Any]) -> tuple[Rows, pa.Array]:
     """Pack rows and names as they are listed, a block at a time: objects take ten times as much."""
     rows, names = [np.empty(0, dtype)], [packed([])]
     while piece := list(islice(found, BLOCK)):
@@ -70,7 +70,7 @@ def gathered(found: Found, dtype: np.dtype[Any]) -> tuple[Rows, pa.Array]:
     return np.concatenate(rows), pa.concat_arrays(names)
 
 
-def shelve(
+def label_by_folder(
     row_n: Rows, folders: Iterable[bytes], *, common: bool = False
 ) -> tuple[bool, list[bytes]]:
     """Make labels of the places in `folders`; return whether they are WebFace's, and the classes.
@@ -79,7 +79,7 @@ def shelve(
     WebFace's tree, D/D_N_NNNNNNN, its last part.
     """
     labels = list(folders)
-    last = last_parts(labels)
+    last = base_names(labels)
     webface = bool(labels) and len(set(last)) == len(last) and all(map(_WEBFACE.fullmatch, labels))
     if webface:
         labels = last
@@ -89,10 +89,10 @@ def shelve(
         while same < shallow and len({p[same] for p in parts}) == 1:
             same += 1
         labels = [b"/".join(p[same:]) for p in parts]
-    return webface, ranked(row_n, labels)
+    return webface, number_classes(row_n, labels)
 
 
-def ranked(row_n: Rows, labels: Sequence[bytes]) -> list[bytes]:
+def number_classes(row_n: Rows, labels: Sequence[bytes]) -> list[bytes]:
     """Return the classes in order, and put their places where those in `labels` were; -1 stays.
 
     They are in the order of numbers where all are integers, else of bytes.
@@ -106,7 +106,7 @@ def ranked(row_n: Rows, labels: Sequence[bytes]) -> list[bytes]:
     return classes
 
 
-def last_parts(folders: Iterable[bytes]) -> list[bytes]:
+def base_names(folders: Iterable[bytes]) -> list[bytes]:
     """Return what stands behind the last slash of each."""
     return [folder.rsplit(b"/", 1)[-1] for folder in folders]
 
@@ -121,7 +121,7 @@ def has_control(name: bytes) -> bool:
     return any(byte < 32 or byte == 127 for byte in name)
 
 
-def alike(labels: Iterable[bytes]) -> list[str]:
+def unicode_twins(labels: Iterable[bytes]) -> list[str]:
     """Return a note on labels that only the form of their Unicode tells apart, if any."""
     seen: dict[str, int] = {}
     for label in labels:
@@ -138,6 +138,6 @@ def alike(labels: Iterable[bytes]) -> list[str]:
     ]
 
 
-def counted(count: int, several: str, one: str = "") -> list[str]:
+def count_note(count: int, several: str, one: str = "") -> list[str]:
     """Return a note that counts something, if there is any."""
     return [f"{count} {(one if count == 1 else '') or several}"] if count else []

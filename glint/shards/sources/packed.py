@@ -23,7 +23,7 @@ from glint.files import atomic
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
 from glint.shards.sources.listed import Flaw, Found, Listed
-from glint.shards.sources.source import Rows, fingerprint, persistent, shown
+from glint.shards.sources.source import Rows, fingerprint, read_retrying, shown
 
 RAW, STORED, DEFLATED = 0, 1, 2  # bytes as they are; a zip member, not packed or packed
 SLACK = 1 << 16  # what deflate may add to bytes that it cannot pack
@@ -83,7 +83,7 @@ class Packed(Listed):
             fd = self._open(file).fileno()
             return atomic.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
 
-        return persistent(read, f"{self._path(file)} @ 0x{at:x}")
+        return read_retrying(read, f"{self._path(file)} @ 0x{at:x}")
 
     def read(self, i: int) -> bytes:
         _, at, size, count, file, crc, method, _ = self._sound(i).item()
@@ -97,7 +97,7 @@ class Packed(Listed):
         data = self._pread(file, count, at)
         if len(data) < count:
             raise Rejected("corrupt-record", f"{count} bytes expected, {len(data)} found")
-        return unpacked(data, size, crc, method) if method != RAW else data
+        return extract(data, size, crc, method) if method != RAW else data
 
     def name(self, i: int) -> str:
         file = shown(self.files[int(self.row["file"][i])].as_py())
@@ -110,7 +110,7 @@ class Packed(Listed):
         return int(self.row["size"][self.row["flaw"] == Flaw.sound].sum())
 
 
-def gathered(found: Found) -> tuple[Rows, pa.Array]:
+def collect(found: Found) -> tuple[Rows, pa.Array]:
     """Pack what was listed; a sound record whose name stood in the same file before gets a flaw."""
     hashes = array("Q")
 
@@ -120,14 +120,14 @@ def gathered(found: Found) -> tuple[Rows, pa.Array]:
             hashes.append(xxhash.xxh3_64_intdigest(b"%d/%s" % (file, name)))
             yield name, row
 
-    row_n, names = listed.gathered(hashed(), ROW)
+    row_n, names = listed.collect(hashed(), ROW)
     again_n = row_n["flaw"] == Flaw.sound
     again_n[np.unique(np.frombuffer(hashes, np.uint64), return_index=True)[1]] = False
     row_n["flaw"][again_n] = Flaw.duplicate_name
     return row_n, names
 
 
-def unpacked(data: bytes, size: int, crc: int, method: int) -> bytes:
+def extract(data: bytes, size: int, crc: int, method: int) -> bytes:
     """Take a zip member out: never more than the `size` it declares. Raises Rejected."""
     if method == DEFLATED:
         worker = zlib.decompressobj(-15)
@@ -151,7 +151,7 @@ def unsafe(name: bytes) -> bool:
     return bool(outside) or b".." in _PARTS.split(name)
 
 
-def beneath(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
+def find_files(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
     """Return the files of a folder with such a suffix, in order; [b""] for a file."""
     if root.is_file():
         return [b""]
@@ -167,12 +167,12 @@ def beneath(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
 
 
 def place(root: Path, file: bytes) -> Path:
-    """Return the path of a file that `beneath` found."""
+    """Return the path of a file that `find_files` found."""
     return root / os.fsdecode(file) if file else root
 
 
-def placed(root: Path, files: Sequence[bytes]) -> Iterator[tuple[int, Path]]:
-    """Yield numbers and paths of the files that `beneath` found."""
+def numbered_paths(root: Path, files: Sequence[bytes]) -> Iterator[tuple[int, Path]]:
+    """Yield numbers and paths of the files that `find_files` found."""
     return enumerate(place(root, file) for file in files)
 
 

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from glint.errors import GlintError, InputError, ResourceError
 from glint.files.strings import packed
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources.listed import Flaw, Found, ranked
-from glint.shards.sources.packed import Member, Packed, beneath, damaged, gathered, placed
+from glint.shards.sources.listed import Flaw, Found, number_classes
+from glint.shards.sources.packed import Member, Packed, collect, damaged, find_files, numbered_paths
 from glint.shards.sources.source import Source, dense
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
@@ -108,7 +108,7 @@ class Parquet(Packed):
     kind = "parquet"
 
     def __init__(self, root: Path) -> None:
-        files = beneath(root, (".parquet",))
+        files = find_files(root, (".parquet",))
         self.image, self.struct = "", False
         self._at: tuple[int, int, Iterator[bytes | None]] = (-1, -1, iter(()))  # file, row
         self._bytes, self._start = 0, [0]
@@ -116,11 +116,11 @@ class Parquet(Packed):
         self._known: list[bytes] = []
         self._kinds: set[bool] = set()
         self.files = packed(files)
-        row_n, paths = gathered(self._listed(root, files))
+        row_n, paths = collect(self._listed(root, files))
         if len(self._kinds) > 1:
             raise damaged("labels are numbers in some files and names in others", root)
         if self._told:
-            classes = people = ranked(row_n, [_bytes(name) for name in self._told])
+            classes = people = number_classes(row_n, [_bytes(name) for name in self._told])
         else:
             row_n["label"], numbers = dense(row_n["label"])
             classes, known = numbers.to_pylist(), dict(enumerate(self._known))
@@ -130,7 +130,7 @@ class Parquet(Packed):
 
     def _listed(self, root: Path, files: Sequence[bytes]) -> Found:
         """Yield number and row of every row of the tables; a label that is a name is counted."""
-        for number, path in placed(root, files):
+        for number, path in numbered_paths(root, files):
             with _reading(path):
                 file = _file(path)
                 image, label, struct = columns(file.schema_arrow, path)

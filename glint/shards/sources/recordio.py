@@ -18,7 +18,7 @@ from glint.files.strings import packed
 from glint.shards import recordio
 from glint.shards.image import Rejected
 from glint.shards.recordio import LIMIT, MAGIC, MAGIC_BYTES, MAX_LENGTH, Row, damaged
-from glint.shards.sources.source import Ints, Source, dense, fingerprint, persistent
+from glint.shards.sources.source import Ints, Source, dense, fingerprint, read_retrying
 
 EXACT = 1 << 24  # above it float32 skips integers
 
@@ -369,7 +369,7 @@ class RecordIO(Source):
             block = atomic.pread(fd, size, at)
         except OSError:
             where = f"{self.root.name} @ 0x{at:x}"
-            block = persistent(lambda: atomic.pread(fd, size, at), where)
+            block = read_retrying(lambda: atomic.pread(fd, size, at), where)
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length

@@ -15,7 +15,7 @@ import xxhash
 
 from glint.errors import InputError, ResourceError
 from glint.files import atomic
-from glint.files.strings import load_array, load_names, packed, save_names, summed
+from glint.files.strings import checksummed, load_array, load_names, packed, save_names
 from glint.shards.plan import order
 
 Ints = npt.NDArray[np.int64]
@@ -40,7 +40,7 @@ class Source(ABC):
 
     def __init__(self, root: Path, row_n: Rows, facts: dict[str, Any] | None = None) -> None:
         self.root, self.row = root, row_n
-        self.label: Ints = np.ascontiguousarray(row_n["label"])
+        self.label: Ints = row_n["label"]
         self._facts = facts or {}
 
     @property
@@ -110,7 +110,7 @@ def shown(path: bytes) -> str:
 def write_rows(folder: Path, pieces: Iterable[Rows], dtype: np.dtype[Any], n: int) -> None:
     """Write n rows, a piece at a time, as `load_rows` reads them."""
     header = {"descr": dtype.descr, "fortran_order": False, "shape": (n,)}
-    with summed(folder / "rows.npy") as file:
+    with checksummed(folder / "rows.npy") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
             file.write(piece.tobytes())
@@ -147,7 +147,7 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"name": path.name, "size": size, "ends_xxh3": digest, "mtime_ns": changed}
 
 
-def persistent(read: Callable[[], bytes], where: str) -> bytes:
+def read_retrying(read: Callable[[], bytes], where: str) -> bytes:
     """Read, trying three times. Raises ResourceError GL0903, InputError GL0001 for a lost file."""
     for last in (False, False, True):
         try:

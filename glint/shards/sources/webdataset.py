@@ -13,7 +13,7 @@ from glint.files import atomic
 from glint.files.strings import packed
 from glint.shards.sources import tarball
 from glint.shards.sources.listed import Flaw, Found, has_control
-from glint.shards.sources.packed import Member, Packed, beneath, gathered, placed, unsafe
+from glint.shards.sources.packed import Member, Packed, collect, find_files, numbered_paths, unsafe
 from glint.shards.sources.source import dense
 
 IMAGES = (b"jpg", b"jpeg", b"png", b"webp")
@@ -112,9 +112,9 @@ class WebDataset(Packed):
     kind = "webdataset"
 
     def __init__(self, root: Path) -> None:
-        files = beneath(root, (".tar",))
+        files = find_files(root, (".tar",))
         self.files = packed(files)
-        row_n, paths = gathered(_listed(root, files))
+        row_n, paths = collect(_listed(root, files))
         row_n["label"], dense_C = dense(row_n["label"])
         classes = dense_C.to_pylist()
         names, count = [b""] * len(classes), len(files)
@@ -123,7 +123,7 @@ class WebDataset(Packed):
 
 def _listed(root: Path, files: Sequence[bytes]) -> Found:
     """Yield key and row of every sample."""
-    for number, path in placed(root, files):
+    for number, path in numbered_paths(root, files):
         with path.open("rb") as file:
             for key, group in _samples(path):
                 member, label, flaw = _judged(file.fileno(), key, group)

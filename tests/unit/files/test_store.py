@@ -368,17 +368,17 @@ def test_two_that_fetch_one_shard_fetch_it_once(local: Path) -> None:
 def test_ahead_nobody_waits_for_a_shard_that_another_fetches(local: Path) -> None:
     data = Dataset(upload(local))
     assert data.remote is not None
-    data.remote.attempt(0)
+    data.remote.try_fetch(0)
     lock = data.root / "locks" / "data-train-000001.tar"
     with remote._held(lock, 1):
-        assert data.remote.attempt(1)
+        assert data.remote.try_fetch(1)
         assert kept(data.root) == ["train-000000.tar"]
         with pytest.raises(InputError, match=r"GL0903.*another process has been fetching it"):
             data.remote._fetch(*data.remote._entry(1), "GL0302", patience=0.1)
-    assert data.remote.attempt(1)
+    assert data.remote.try_fetch(1)
     assert kept(data.root) == ["train-000000.tar", "train-000001.tar"]
     Store(data.name).remove("data/train-000002.tar")
-    assert not data.remote.attempt(2)
+    assert not data.remote.try_fetch(2)
 
 
 def test_what_a_killed_process_left_is_removed(local: Path, monkeypatch) -> None:

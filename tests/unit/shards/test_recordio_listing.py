@@ -49,7 +49,7 @@ def test_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
     def listed() -> tuple[Any, ...]:
         source = RecordIO(path, resync=way == "resync")
-        arrays = [getattr(source, name).tolist() for name in ("key", "at", "span", "flaw")]
+        arrays = [source.row[name].tolist() for name in ("key", "at", "span", "flaw")]
         return arrays, source.label.tolist(), source.classes.to_pylist(), source.describe()
 
     whole = listed()

@@ -346,12 +346,12 @@ def test_a_finished_dataset_with_a_changed_shard(world: Path, tmp_path: Path) ->
     assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4
 
 
-@pytest.mark.parametrize("where", ["take_up", "join"])
+@pytest.mark.parametrize("where", ["load_or_create", "join"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_and_after_the_shards(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
 ) -> None:
-    place: Any = output if where == "take_up" else stage.Sharding
+    place: Any = output if where == "load_or_create" else stage.Sharding
     real, handler = getattr(place, where), signal.getsignal(signal.SIGTERM)
 
     def hit(*given: Any) -> Any:
