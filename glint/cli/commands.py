@@ -21,7 +21,7 @@ MODULES: tuple[str, ...] = (
     "demo",
     "embed",
     "conflicts",
-    "ogmc",
+    "cluster",
     "coreset",
     "balance",
     "plan",
