@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import sys
@@ -77,7 +76,7 @@ def main() -> None:
             raise
         error.show()  # type: ignore[attr-defined]
         if "--json" in sys.argv[1:]:
-            print(json.dumps(console.told(UsageError("GL0002", error.format_message()))))
+            console.print_json(console.failure(UsageError("GL0002", error.format_message())))
         code = 2
     raise SystemExit(code or 0)
 

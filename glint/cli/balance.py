@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import identities as results
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def balance(
-    dataset: str = show.DATASET,
+    dataset: str = console.DATASET,
     cap: int | None = typer.Option(None, "--cap", help="Most images of an identity per epoch."),
     least: int = typer.Option(1, "--min", help="Leave out identities with fewer images."),
     power: float = typer.Option(
@@ -35,34 +38,34 @@ def balance(
     out: str | None = typer.Option(
         None, "--out", "-o", metavar="FILE", help="Default: DATASET/sampling.parquet"
     ),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
     """Write the sampling table that training reads; the default draws every image once."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Balance:
         from glint.pipelines import balance as stage
         from glint.shards.dataset import Dataset
 
         options = stage.Options(
             cap=cap, least=least, power=power, repeat=repeat, most=most, each=each
         )
-        file = None if out is None else show.path(out, "--out")
-        chosen = None if coreset is None else show.path(coreset, "--coreset")
+        file = None if out is None else console.path(out, "--out")
+        chosen = None if coreset is None else console.path(coreset, "--coreset")
         return stage.balance(Dataset(dataset), options, file, chosen)
 
-    show.run(work, "glint/balance-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
+    console.run(work, as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
-def _say(r: dict[str, Any], dataset: str) -> str:
-    own = Path(r["sampling"]).resolve() == (Path(dataset) / "sampling.parquet").resolve()
-    change = "data.sampling=" + ("auto" if own else r["sampling"])
+def _say(r: results.Balance, dataset: str) -> str:
+    own = Path(r.sampling).resolve() == (Path(dataset) / "sampling.parquet").resolve()
+    change = "data.sampling=" + ("auto" if own else r.sampling)
     return (
-        f"{r['identities']} identities, {r['images']} images (labels version "
-        f"{r['label_version']})\n"
-        f"epoch {r['epoch_samples']} samples; Gini {r['gini_before']:.2f} -> "
-        f"{r['gini_after']:.2f}; the smaller half of the identities gets "
-        f"{100 * r['tail_share']:.1f} %; {r['never_seen']} identities never seen\n"
-        f"wrote {r['sampling']}\n"
-        f"Next: glint train RECIPE --set {show.quoted(change)}"
+        f"{r.identities} identities, {r.images} images (labels version "
+        f"{r.label_version})\n"
+        f"epoch {r.epoch_samples} samples; Gini {r.gini_before:.2f} -> "
+        f"{r.gini_after:.2f}; the smaller half of the identities gets "
+        f"{100 * r.tail_share:.1f} %; {r.never_seen} identities never seen\n"
+        f"wrote {r.sampling}\n"
+        f"Next: glint train RECIPE --set {console.quoted(change)}"
     )

@@ -7,10 +7,14 @@ import re
 import shlex
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as sbatch reads it
 
@@ -41,15 +45,16 @@ def launch(
     time: str = typer.Option("24:00:00", "--time", help="Slurm's time limit."),
     image: str = typer.Option("glint:latest", "--image", help="Kubernetes' container image."),
     print_: bool = typer.Option(True, "--print", help="Print the job (it is never submitted)."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
     """Print a multi-node job for a recipe: it saves when preempted and goes on when requeued."""
 
-    def work() -> dict[str, object]:
+    def work() -> results.Launch:
         from glint.errors import UsageError
         from glint.recipes import shelf
         from glint.recipes.load import load
+        from glint.results import models as results
         from glint.train.recipe import Recipe
 
         load(shelf.find("train", recipe), Recipe, change)
@@ -68,14 +73,13 @@ def launch(
         ).strip("-")
         made = slurm if kind is Kind.slurm else k8s
         job = made(name[:50].rstrip("-"), command, nodes, gpus, time if made is slurm else image)
-        return {"kind": kind.value, "ranks": nodes * gpus, "job": job}
+        return results.Launch(kind=kind.value, ranks=nodes * gpus, job=job)
 
-    show.run(
+    console.run(
         work,
-        "glint/launch-result@1",
         as_json,
         debug=debug,
-        say=lambda result: str(result["job"]).rstrip() if print_ else "",
+        say=lambda result: str(result.job).rstrip() if print_ else "",
     )
 
 

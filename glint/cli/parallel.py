@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,6 +12,8 @@ from glint.errors import UsageError
 if TYPE_CHECKING:
     from glint.jobs.ray import Ray
     from glint.jobs.tasks import Task
+    from glint.results.datasets import Share
+    from glint.results.identities import EmbedShare
 
 TASK = typer.Option(
     "", "--task", metavar="i/N", help="Do a share of the work: task i of N, counted from 0."
@@ -49,11 +51,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def left(result: dict[str, Any], pieces: str = "shards") -> str:
-    """Say what is left to other tasks; "" where nothing is."""
-    if not result.get("left"):
-        return ""
+def left(share: Share | EmbedShare, of: int, pieces: str = "shards") -> str:
+    """Return the text of a task that has done its share."""
     return (
-        f"wrote        the share of task {result['task']} of {result['out']}\n"
-        f"left         {result['left']} of {result[pieces]} {pieces} are left to other tasks"
+        f"wrote        the share of task {share.task} of {share.out}\n"
+        f"left         {share.left} of {of} {pieces} are left to other tasks"
     )

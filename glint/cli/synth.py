@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 
 def register(app: typer.Typer) -> None:
@@ -39,12 +42,12 @@ def synth(
     pairs: int = typer.Option(600, "--pairs", help="Pairs of pairs.bin."),
     seed: int = typer.Option(0, "--seed"),
     workers: int = typer.Option(1, "--workers", min=1, help="Rendering processes."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
     """Make a synthetic face data set with known faults, as RecordIO, with its truth."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Synth:
         from glint.synth.world import World, make
 
         twice = min(10, identities // 10) if conflicts is None else conflicts
@@ -53,16 +56,16 @@ def synth(
         world = World(
             identities, images, twice, alike, likeness, noise, damaged, tail, unseen, pairs, seed
         )
-        with show.progress("synth") as progress:
-            return {"out": str(out), **make(world, out, workers=workers, progress=progress)}
+        with console.progress("synth") as progress:
+            return make(world, out, workers=workers, progress=progress)
 
-    show.run(work, "glint/synth-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
+def _say(result: results.Synth) -> str:
     return (
-        f"{result['images']} images of {result['persons']} persons under {result['identities']} "
-        f"labels, {result['damaged']} damaged, {result['flipped']} flipped, {result['pairs']} "
-        f"pairs of unseen persons -> {result['out']}\n"
-        f"Next: glint shard {show.quoted(result['out'])} DATASET"
+        f"{result.images} images of {result.persons} persons under {result.identities} "
+        f"labels, {result.damaged} damaged, {result.flipped} flipped, {result.pairs} "
+        f"pairs of unseen persons -> {result.out}\n"
+        f"Next: glint shard {console.quoted(result.out)} DATASET"
     )

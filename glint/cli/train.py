@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
 
 if TYPE_CHECKING:
+    from glint.results import models as results
     from glint.train.recipe import Recipe
 
 # what collectives say on the other ranks when one has died
@@ -48,32 +48,31 @@ def train(
     classes: int = typer.Option(
         0, "--classes", help="With --dry-run: identities, where the data is not here."
     ),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
     """Train a recipe with DDP and a sharded head; the same command resumes."""
     if dry_run:
-        from glint.cli import dry
+        from glint.cli import plan
 
-        show.run(
-            lambda: dry.run(recipe, change, nproc * nnodes, classes),
-            "glint/train-plan@1",
+        console.run(
+            lambda: plan.dry_run(recipe, change, nproc * nnodes, classes),
             as_json,
             debug=debug,
-            say=dry.say,
+            say=plan.say_dry_run,
         )
         return
     if classes:
         from glint.errors import UsageError
 
-        show.fail(UsageError("GL0002", "--classes is for --dry-run; a run asks its dataset"))
+        console.fail(UsageError("GL0002", "--classes is for --dry-run; a run asks its dataset"))
     from glint.dist import slurm
 
     os.environ.update(slurm.ranks(os.environ))
     inside = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     folder = out or Path("runs") / Path(recipe).stem
     if not inside and nproc * nnodes > 1:
-        show.run(
+        console.run(
             lambda: _launch(
                 recipe,
                 change,
@@ -84,15 +83,13 @@ def train(
                 as_json,
                 debug,
             ),
-            "",
             False,
             debug=debug,
         )
         return
     quiet = inside and os.environ["RANK"] != "0"
-    show.run(
+    console.run(
         lambda: _rank(recipe, change, folder, quiet, debug),
-        "glint/train-result@1",
         as_json and not quiet,
         debug=debug,
         say=None if quiet else _say,
@@ -108,18 +105,17 @@ def _launch(
     folder: Path,
     as_json: bool,
     debug: bool,
-) -> dict[str, Any]:
+) -> None:
     from glint.errors import GlintError
 
     try:
         code = _start(recipe, change, nproc, nodes, restarts, folder, as_json, debug)
     except GlintError as error:  # no rank has told it
         if as_json:
-            print(json.dumps(show.told(error)))
+            console.print_json(console.failure(error))
         raise
     if code:
         raise SystemExit(code)
-    return {}
 
 
 def _start(
@@ -165,7 +161,7 @@ def _start(
             logger.warning("%s; starting again from %s (%d left)", error, place, left)
 
 
-def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool) -> dict[str, Any]:
+def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool) -> results.Train:
     from glint.dist import heartbeat
     from glint.log import logger
     from glint.recipes import shelf
@@ -189,7 +185,7 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool
         raise SystemExit(1) from None  # whoever lost it tells why
 
 
-def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
+def _train(settings: Recipe, folder: Path, quiet: bool) -> results.Train:
     import torch
 
     from glint.dist.world import join, leave
@@ -214,22 +210,22 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
         run = build(settings, world, folder)
         if quiet:
             return loop.train(run, silent)
-        with show.progress("train") as progress:
+        with console.progress("train") as progress:
             return loop.train(run, progress)
     finally:
         leave(world)
 
 
-def _say(result: dict[str, Any]) -> str:
-    loss = result["loss"]
-    before = "" if result["resumed_from"] < result["steps"] else "finished before: "
+def _say(result: results.Train) -> str:
+    loss = result.loss
+    before = "" if result.resumed_from < result.steps else "finished before: "
     lines = [
-        f"{before}{result['steps']} steps, {result['images']} images, "
-        f"{result['classes']} identities, ranks {result['world']}"
+        f"{before}{result.steps} steps, {result.images} images, "
+        f"{result.classes} identities, ranks {result.world}"
         + ("" if loss is None else f": loss {loss:.4f}")
     ]
-    for name, accuracy in result["verification"].items():
+    for name, accuracy in result.verification.items():
         lines.append(f"  {name}  {100 * accuracy:.2f} %")
-    lines.append(f"checkpoint {result['checkpoint']}")
-    lines.append(f"Next: glint eval --model {show.quoted(result['checkpoint'])} --pairs FILE.bin")
+    lines.append(f"checkpoint {result.checkpoint}")
+    lines.append(f"Next: glint eval --model {console.quoted(result.checkpoint)} --pairs FILE.bin")
     return "\n".join(lines)

@@ -28,6 +28,7 @@ from glint.files.strings import new_array, take_room, write_array
 from glint.jobs import tasks, workspace
 from glint.jobs import workers as stage
 from glint.log import Progress, logger
+from glint.results import identities as results
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 BLOCK = 2048  # rows between two journal lines
@@ -115,7 +116,7 @@ def embed(
     task: tasks.Task | None = None,
     engine: stage.Engine | None = None,
     opener: Opener | None = None,
-) -> dict[str, Any]:
+) -> results.Embed | results.EmbedShare:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
@@ -166,21 +167,24 @@ def embed(
             if not left and held.alone():
                 _tidy(work)
             held.release()
-    told = {"task": str(task), "left": left} if task is not None else {}
     if left:
-        return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **told}
+        blocks = how.blocks(dataset.n)
+        return results.EmbedShare(
+            out=str(out), images=dataset.n, blocks=blocks, task=str(task), left=left
+        )
     about = atomic.read_json(made, "GL0402")
     if finished:  # by another call: nothing was written, so what lies there is looked at
         _check_sums(out, about)
-    return {
-        "images": about["images"],
-        "dim": about["dim"],
-        "failed": about["failed"],
-        "failures": about["failures"],
-        "empty_classes": about["empty_classes"],
-        "out": str(out),
-        **told,
-    }
+    return results.Embed(
+        images=about["images"],
+        dim=about["dim"],
+        failed=about["failed"],
+        failures=about["failures"],
+        empty_classes=about["empty_classes"],
+        out=str(out),
+        task=None if task is None else str(task),
+        left=None if task is None else left,
+    )
 
 
 def check_out(out: Path) -> None:

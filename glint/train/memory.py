@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 
 from glint.errors import UsageError
+from glint.results import models as results
 
 # bytes kept per class row beside the weights: multiples of a stored row, and plain bytes
 STATE = {
@@ -236,25 +237,23 @@ def plan(
     tflops: float,
     gbps: float,
     link: float,
-) -> dict[str, object]:
+) -> results.Plan:
     """Give the whole plan as plain data. card: GB (1e9 bytes) of memory for the head per rank."""
     head.checked()
     for name, value in (("tflops", tflops), ("gbps", gbps), ("link", link)):
         if value <= 0:
             raise UsageError("GL0002", f"{name} is {value:g}, expected more than 0", where="plan")
     need = memory(head)
-    result: dict[str, object] = {
-        "head": asdict(head),
-        "rows": head.rows,
-        "playing": head.playing,
-        "memory": need,
-        "reference_memory": reference_memory(head),
-        "communication": communication(head),
-        "flop": products(head),
-        "seconds": seconds(head, tflops=tflops, gbps=gbps, link=link),
-    }
-    if card:
-        result["card"] = card
-        result["fits"] = need["total"] <= card * 1e9
-        result["largest"] = largest(head, card * 1e9)
-    return result
+    return results.Plan(
+        head=asdict(head),
+        rows=head.rows,
+        playing=head.playing,
+        memory=need,
+        reference_memory=reference_memory(head),
+        communication=communication(head),
+        flop=products(head),
+        seconds=seconds(head, tflops=tflops, gbps=gbps, link=link),
+        card=card or None,
+        fits=need["total"] <= card * 1e9 if card else None,
+        largest=largest(head, card * 1e9) if card else None,
+    )

@@ -24,6 +24,7 @@ from glint.jobs import workspace
 from glint.log import Progress
 from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, exhibits, outliers, overlap, page
+from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 
@@ -45,7 +46,7 @@ def run(
     near: bool = True,
     against: Sequence[overlap.Other] = (),
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Conflicts:
     """Find conflicts and write pairs.parquet, groups.parquet, conflicts.json and report.html.
 
     Beside them inside.parquet and duplicates.parquet; near: also for images that show the same
@@ -81,17 +82,16 @@ def run(
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)
         begun.unlink()
-    counts: dict[str, Any] = about["counts"]
-    return {
-        **counts,
-        "calibrated": found.scale.calibrated,
-        "note": found.model.about()["note"] if found.model is not None else "",
-        "low": found.low,
-        "engine": found.pairs.engine,
-        "against": about["against"],
-        "report": str(out / "report.html"),
-        "out": str(out),
-    }
+    return results.Conflicts(
+        **about["counts"],
+        calibrated=found.scale.calibrated,
+        note=found.model.about()["note"] if found.model is not None else "",
+        low=found.low,
+        engine=found.pairs.engine,
+        against=about["against"],
+        report=str(out / "report.html"),
+        out=str(out),
+    )
 
 
 def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:

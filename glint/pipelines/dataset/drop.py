@@ -22,6 +22,7 @@ from glint.files import atomic, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import reshard, rewrite
 from glint.pipelines.dataset.output import How, Output
+from glint.results import datasets as results
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
 from glint.shards.sources.samples import column
@@ -165,7 +166,7 @@ def drop(
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Drop | results.Erase | results.ErasePlan:
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
     Whom the labels in force merge with a named identity is the same person and goes too. Without
@@ -203,19 +204,18 @@ def drop(
         "version_before": table.version,
     }
     if erase is not None:
-        return {
-            **result,
-            **_erase(dataset, Path(erase), gone, gone_keys, reason, workers, dry_run, progress),
-        }
+        return _erase(
+            result, dataset, Path(erase), gone, gone_keys, reason, workers, dry_run, progress
+        )
     if dry_run:
         fall = bool((table.target[gone] >= 0).any())
-        return {
+        return results.Drop(
             **result,
-            "dry_run": True,
-            "version": labels.upcoming(root) if fall else table.version,
-            "erased_to": None,
-            "classes": without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
-        }
+            dry_run=True,
+            version=labels.upcoming(root) if fall else table.version,
+            erased_to=None,
+            classes=without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
+        )
     atomic.make_dir(dataset.root / "_glint")
     with atomic.lock(dataset.root / "_glint" / "lock"):
         if fresh:
@@ -223,16 +223,17 @@ def drop(
                 dataset.root / TOMBSTONES, _tombstone(dataset, fresh, (), reason, STAGE), "GL0304"
             )
         version = _put_in_force(dataset.root, dataset.classes, gone, reason)
-    return {
+    return results.Drop(
         **result,
-        "dry_run": False,
-        "version": version,
-        "erased_to": None,
-        "classes": labels.current(root, dataset.classes).classes,
-    }
+        dry_run=False,
+        version=version,
+        erased_to=None,
+        classes=labels.current(root, dataset.classes).classes,
+    )
 
 
 def _erase(
+    found: dict[str, Any],
     dataset: Dataset,
     out: Path,
     gone: list[int],
@@ -241,16 +242,16 @@ def _erase(
     workers: int,
     dry_run: bool,
     progress: Progress,
-) -> dict[str, Any]:
+) -> results.Erase | results.ErasePlan:
     """Write the dataset without these identities and keys, and without those taken down before."""
     old = taken_down(dataset.root)
     everyone = sorted({*gone, *_buried(old)})
     left_out = reshard.Without(tuple(everyone), tuple(keys), (reason,))
     todo = reshard.job(dataset, int(dataset.manifest["samples_per_shard"]), without=left_out)
     lost = dataset.n - int((todo.order() >= 0).sum())
-    result = {"dry_run": dry_run, "identities": everyone, "images": lost, "erased_to": str(out)}
+    more = {"dry_run": dry_run, "identities": everyone, "images": lost, "erased_to": str(out)}
     if dry_run:
-        return {**rewrite.survey(todo, out), **result}
+        return results.ErasePlan(**found | rewrite.survey(todo, out) | more)
 
     def bury(folder: Path) -> None:
         lines = taken_down(folder)
@@ -268,4 +269,5 @@ def _erase(
 
     written = rewrite.rewrite(todo, Output(out), How(workers, progress), after=bury)
     table = labels.current(out, dataset.classes)
-    return {**written, **result, "version": table.version, "classes": table.classes}
+    more |= {"version": table.version, "classes": table.classes}
+    return results.Erase(**found | written | more)

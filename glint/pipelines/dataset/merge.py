@@ -21,6 +21,7 @@ from glint.log import Progress
 from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.output import How, Output
 from glint.pipelines.dataset.plan import Options
+from glint.results import datasets as results
 from glint.shards import duplicates, labels
 from glint.shards import plan as deal
 from glint.shards.dataset import TOMBSTONES, Dataset
@@ -240,7 +241,7 @@ def merge(
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Merge | results.MergePlan:
     """Write several datasets as one, in one shuffled order.
 
     Labels of a dataset follow those of the one before (merge.parquet says which became which);
@@ -251,18 +252,19 @@ def merge(
     todo = job(roots, samples_per_shard=samples_per_shard, seed=seed)
     end = np.cumsum([dataset.n for dataset in todo.datasets]).tolist()
     came = [
-        {key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
+        results.MergeOrigin(
+            **{key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
+        )
         for one in todo.facts["derived"][0]["from"]
     ]
     if dry_run:
         digest_Nk = np.concatenate([dataset.digests for dataset in todo.datasets])
         groups = shared_images(digest_Nk, end)
-        return {
-            **rewrite.survey(todo, out),
-            "from": came,
-            "duplicate_images": len(groups),
-            "duplicate_samples": sum(map(len, groups)),
-        }
+        return results.MergePlan(
+            **rewrite.survey(todo, out) | {"from_": came},
+            duplicate_images=len(groups),
+            duplicate_samples=sum(map(len, groups)),
+        )
     target_C, mask_m2, versions = _tables(todo.datasets)
 
     def relabel(folder: Path) -> None:
@@ -276,10 +278,10 @@ def merge(
 
     result = rewrite.rewrite(todo, Output(Path(out)), How(workers, progress), after=relabel)
     table = parquet.read(Path(out) / DUPLICATES, schemas.DUPLICATES)
-    return {
+    return results.Merge(
         **result,
-        "from": came,
-        "label_version": labels.current(out, len(target_C)).version,
-        "duplicate_images": len(set(table.column("digest").to_pylist())),
-        "duplicate_samples": table.num_rows,
-    }
+        from_=came,
+        label_version=labels.current(out, len(target_C)).version,
+        duplicate_images=len(set(table.column("digest").to_pylist())),
+        duplicate_samples=table.num_rows,
+    )

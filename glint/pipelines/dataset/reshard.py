@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ from glint.log import Progress
 from glint.pipelines.dataset import rewrite, upload
 from glint.pipelines.dataset.output import How
 from glint.pipelines.dataset.plan import Options
+from glint.results import datasets as results
 from glint.shards import labels
 from glint.shards.content import content
 from glint.shards.dataset import TOMBSTONES, Dataset
@@ -190,7 +190,7 @@ def reshard(
     task: tasks.Task | None = None,
     engine: stage.Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
+) -> results.Reshard | results.ReshardShare | results.ReshardPlan:
     """Write the samples of `src` into shards of another size, keys and image bytes untouched.
 
     Shard i holds the keys [i*n, (i+1)*n), as if the source had been sharded so at once. Label
@@ -200,11 +200,11 @@ def reshard(
     dataset = Dataset(src)
     todo = job(dataset, samples_per_shard, drop_quarantine=drop_quarantine)
     if dry_run:
-        return rewrite.survey(todo, out)
+        return results.ReshardPlan(**rewrite.survey(todo, out))
     with upload.output(out, staging, task) as place:
         result = rewrite.rewrite(todo, place, How(workers, progress, task, engine))
         if result.get("left"):
-            return result
+            return results.ReshardShare(**result)
         before, after = content(dataset), content(Dataset(place.shown))
     if before != after:
         raise InputError(
@@ -213,4 +213,4 @@ def reshard(
             where=str(out),
             hint="remove the folder and run the same command again",
         )
-    return {**result, "content": after}
+    return results.Reshard(**result, content=after)

@@ -24,6 +24,7 @@ from glint.errors import InputError
 from glint.files import atomic, parquet, seal, store
 from glint.pipelines.dataset.output import Entries, How, Output, join_rows, make, write_manifest
 from glint.pipelines.dataset.plan import SAMPLES, Inputs, Options, Plan, check_places, check_workers
+from glint.results import datasets as results
 from glint.shards import plan as deal
 from glint.shards import ustar
 from glint.shards.dataset import FORMAT, TOMBSTONES, Dataset
@@ -193,8 +194,8 @@ def survey(job: Job, out: object) -> dict[str, Any]:
         "written": int((order_n >= 0).sum()),
         "identities": job.identities().num_rows,
         "shards": len(deal.spans(len(order_n), job.options.samples_per_shard)),
-        "from": [
-            {"name": name, "digest": dataset.digest, "samples": dataset.n}
+        "from_": [
+            results.Origin(name=name, digest=dataset.digest, samples=dataset.n)
             for name, dataset in zip(job.names, job.datasets)
         ],
     }

@@ -33,6 +33,7 @@ from glint.pipelines.dataset.output import (
     write_manifest,
 )
 from glint.pipelines.dataset.plan import Inputs, Options, Plan, check_places, check_workers
+from glint.results import datasets as results
 from glint.shards import plan as deal
 from glint.shards.dataset import FORMAT
 from glint.shards.sources import open_source, recognise
@@ -108,16 +109,16 @@ def _join(plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]
     )
 
 
-def _check_budget(result: dict[str, Any], max_bad: float) -> None:
-    bad, read = result["quarantined"], result["read"]
+def _check_budget(result: results.Shard, max_bad: float) -> None:
+    bad, read = result.quarantined, result.read
     allowed = max(int(max_bad * read), BAD_FLOOR) if max_bad else 0
     if bad > allowed or bad == read:
-        reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
+        reasons = ", ".join(f"{k} {v}" for k, v in result.quarantine_reasons.items())
         error = BudgetError(
             "GL0221",
             f"{bad} of {read} records were not usable ({reasons}); "
             f"{min(allowed, max(read - 1, 0))} are let pass",
-            where=result["out"],
+            where=result.out,
             hint=(
                 "nothing is left: quarantine.parquet lists each record"
                 if bad == read
@@ -131,20 +132,20 @@ def _check_budget(result: dict[str, Any], max_bad: float) -> None:
 
 def survey(
     src: str | os.PathLike[str], options: Options, *, resync: bool = False
-) -> dict[str, Any]:
+) -> results.ShardPlan:
     """Say what sharding would do, and write nothing."""
     source = open_source(src, resync=resync)
     facts = source.describe()
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
-    return {
-        "dry_run": True,
-        "read": source.n,
-        "identities": source.n if options.unlabelled else len(source.classes),
-        "shards": len(deal.spans(source.n, options.samples_per_shard)),
-        "bytes": padded,
-        "recognised": facts,
-    }
+    return results.ShardPlan(
+        dry_run=True,
+        read=source.n,
+        identities=source.n if options.unlabelled else len(source.classes),
+        shards=len(deal.spans(source.n, options.samples_per_shard)),
+        bytes=padded,
+        recognised=facts,
+    )
 
 
 def shard(
@@ -159,7 +160,7 @@ def shard(
     engine: stage.Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
     resync: bool = False,
-) -> dict[str, Any]:
+) -> results.Shard | results.ShardShare:
     """Shard a source into `out`, a folder or the URL of one in a store, and return the counts.
 
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
@@ -177,17 +178,23 @@ def shard(
     how = How(workers, progress, task, engine)
     with stage.ending(), upload.output(out, staging, task) as place:
         result = _shard(src, place, partial(inputs, src, options, resync=resync), how)
-    if not result.get("left"):
+    if isinstance(result, results.Shard):
         _check_budget(result, max_bad)
     return result
 
 
-def _shard(src: Path, output: Output, made_of: partial[Inputs], how: How) -> dict[str, Any]:
+def _shard(
+    src: Path, output: Output, made_of: partial[Inputs], how: How
+) -> results.Shard | results.ShardShare:
     recognise(src)
     check_places(src, output.folder)
     written, facts = make(output, made_of, _join, how)
-    result = written.result(output, how.task)
-    if written.manifest is not None:
-        result["quarantine_reasons"] = written.manifest["quarantine_reasons"]
-        result["notes"] = written.manifest.get("notes", {})
-    return {**result, "recognised": {k: v for k, v in facts.items() if k != "bytes"}}
+    told = written.result(output, how.task)
+    told["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
+    if written.manifest is None:
+        return results.ShardShare(**told)
+    return results.Shard(
+        **told,
+        quarantine_reasons=written.manifest["quarantine_reasons"],
+        notes=written.manifest.get("notes", {}),
+    )
