@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 @dataclass(frozen=True, kw_only=True)
 class Embed:
     SCHEMA: ClassVar[str] = "glint/embed-result@1"  # embeddings of a dataset
-    images: int
-    dim: int
+    images: int  # images
+    dim: int  # numbers of an embedding
     failed: int  # images without an embedding
     failures: dict[str, int]  # the same by reason
     empty_classes: int  # identities without an embedding
-    out: str
+    out: str  # where it was written
     task: str | None = None  # with --task
     left: int | None = None  # with --task: blocks left to other tasks, here 0
 
@@ -22,47 +22,47 @@ class Embed:
 @dataclass(frozen=True, kw_only=True)
 class EmbedShare:
     SCHEMA: ClassVar[str] = "glint/embed-result@1"  # a task's share of the embeddings
-    out: str
+    out: str  # where it was written
     images: int  # of the dataset
     blocks: int  # of all tasks
-    task: str
+    task: str  # as "0/4"
     left: int  # blocks left to other tasks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     SCHEMA: ClassVar[str] = "glint/cluster-result@1"  # identities found among unlabelled faces
-    faces: int
-    without_embedding: int
-    clusters: int
+    faces: int  # faces with an embedding
+    without_embedding: int  # faces without one
+    clusters: int  # clusters
     edges: int  # connections between clusters
-    identities: int
+    identities: int  # labels
     largest: int  # faces of the largest identity
     largest_clusters: int  # clusters of the identity with the most
     judged: int | None = None  # with --truth: faces of known identity
-    pairwise_precision: float | None = None
-    pairwise_recall: float | None = None
-    pairwise_f: float | None = None
-    bcubed_precision: float | None = None
-    bcubed_recall: float | None = None
-    bcubed_f: float | None = None
-    out: str
+    pairwise_precision: float | None = None  # with --truth
+    pairwise_recall: float | None = None  # with --truth
+    pairwise_f: float | None = None  # with --truth
+    bcubed_precision: float | None = None  # with --truth
+    bcubed_recall: float | None = None  # with --truth
+    bcubed_f: float | None = None  # with --truth
+    out: str  # where it was written
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterApply:
     SCHEMA: ClassVar[str] = "glint/cluster-apply-result@1"  # clusters put in force as labels
     version_before: int  # of the labels
-    classes_before: int
-    classes: int
-    faces: int
+    classes_before: int  # identities before
+    classes: int  # identities after
+    faces: int  # faces with an embedding
     identities_dropped: int  # too small
     faces_dropped: int
-    dry_run: bool
-    dataset: str
+    dry_run: bool  # whether nothing was written
+    dataset: str  # the dataset
     report: str  # the folder
-    version: int
-    applied: bool
+    version: int  # of the labels
+    applied: bool  # whether the labels changed
     already: bool  # they were in force before
 
 
@@ -71,12 +71,12 @@ class ClusterUndo:
     SCHEMA: ClassVar[str] = (
         "glint/cluster-undo-result@1"  # labels from before `apply`, in force again
     )
-    version_before: int
-    version: int
-    classes_before: int
-    classes: int
-    dataset: str
-    report: str
+    version_before: int  # of the labels, before
+    version: int  # of the labels
+    classes_before: int  # identities before
+    classes: int  # identities after
+    dataset: str  # the dataset
+    report: str  # the folder or page of the report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +84,13 @@ class Conflicts:
     SCHEMA: ClassVar[str] = "glint/conflicts-result@1"  # what was found
     pairs: int  # pairs of identities
     merge: int  # by verdict
-    mask: int
-    keep: int
+    mask: int  # pairs that may be one person
+    keep: int  # pairs of look-alikes
     groups: int  # of identities that are one person
-    largest_group: int
-    groups_refused: int
+    largest_group: int  # identities in it
+    groups_refused: int  # chains, or too large
     expected_wrong_merges: float | None  # null where not calibrated
-    identities: int
+    identities: int  # labels
     identities_after: int  # when applied
     images_in_groups: int
     samples_excluded: int  # without a usable embedding
@@ -100,41 +100,41 @@ class Conflicts:
     duplicates: int  # groups of images with the same bytes
     duplicates_across: int  # of them, under several identities
     near_duplicates: int  # groups of images of the same picture
-    near_duplicates_across: int
-    calibrated: bool
-    note: str
+    near_duplicates_across: int  # of them, under several identities
+    calibrated: bool  # whether scores were calibrated
+    note: str  # what to know of the calibration
     low: float  # centre cosine from which pairs were searched
-    engine: str
+    engine: str  # what computed it
     against: list[dict[str, Any]]  # other datasets, as in conflicts.json
-    report: str
-    out: str
+    report: str  # the folder or page of the report
+    out: str  # where it was written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Review:
     SCHEMA: ClassVar[str] = "glint/review-result@1"  # a review that ended
-    decisions: int
+    decisions: int  # all of them
     new: int  # made in this review
-    reviewers: list[str]
-    file: str
-    out: str
+    reviewers: list[str]  # their names
+    file: str  # its path
+    out: str  # where it was written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Apply:
     SCHEMA: ClassVar[str] = "glint/apply-result@1"  # a report put in force as labels
-    applied: bool
+    applied: bool  # whether the labels changed
     already: bool  # it was in force before
-    dry_run: bool
+    dry_run: bool  # whether nothing was written
     version: int  # of the labels, now
-    version_before: int
-    classes: int
-    classes_before: int
+    version_before: int  # of the labels, before
+    classes: int  # identities after
+    classes_before: int  # identities before
     masks: int  # masked pairs
     masks_before: int
     shards_rewritten: int  # 0
-    dataset: str
-    report: str
+    dataset: str  # the dataset
+    report: str  # the folder or page of the report
     nothing: bool | None = None  # true where the report changes nothing
     decided: int | None = None  # pairs that reviewers decided
     undone: bool | None = None  # true for `undo`
@@ -149,41 +149,41 @@ class Undo(Apply):
 class SizeRow:  # identities by their number of images
     images_from: int
     images_to: int | None  # null for the last
-    identities: int
-    images: int
-    kept: int
+    identities: int  # labels
+    images: int  # images
+    kept: int  # images kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coreset:
     SCHEMA: ClassVar[str] = "glint/coreset-result@1"  # the images that were kept
-    images: int
-    kept: int
+    images: int  # images
+    kept: int  # images kept
     ratio: float  # kept / images
     threshold: float  # cosine
     restored: int  # kept although similar
     similar: int  # left out as similar to a kept face
     outlier: int  # left out as unlike their identity
     no_embedding: int = field(metadata={"key": "no-embedding"})  # left out
-    identities: int
-    identities_kept: int
+    identities: int  # labels
+    identities_kept: int  # with an image left
     identities_uncleaned: int  # too few faces would have been left
-    by_size: list[SizeRow]
-    label_version: int
-    dry_run: bool
-    sampling: str
-    out: str
+    by_size: list[SizeRow]  # by the number of images of an identity
+    label_version: int  # of the labels in force
+    dry_run: bool  # whether nothing was written
+    sampling: str  # path of the sampling table
+    out: str  # where it was written
 
 
 @dataclass(frozen=True, kw_only=True)
 class Balance:
     SCHEMA: ClassVar[str] = "glint/balance-result@1"  # a sampling table
-    identities: int
-    images: int
-    epoch_samples: int
+    identities: int  # labels
+    images: int  # images
+    epoch_samples: int  # draws of an epoch
     never_seen: int  # identities
     gini_before: float  # of images over identities
     gini_after: float  # of draws
     tail_share: float  # of the draws, to the half of the identities with the fewest images
-    label_version: int
-    sampling: str
+    label_version: int  # of the labels in force
+    sampling: str  # path of the sampling table

@@ -68,14 +68,14 @@ def test_a_table_of_identities_is_honoured(small, tmp_path):
     result = balance.balance(small, balance.Options(each=3, least=4), path)
     count = np.bincount(small.label)
     kept = np.flatnonzero(count >= 4)
-    assert result["epoch_samples"] == 3 * len(kept) and len(kept) > 0
+    assert result.epoch_samples == 3 * len(kept) and len(kept) > 0
     stream = Stream(small, labels=labels(small), batch=6, seed=1, sampling=path, drop_last=False)
     made = list(stream.batches(0))
     label = torch.cat([b.label for b in made])[: 3 * len(kept)].reshape(-1, 3)
     assert sorted(label[:, 0].tolist()) == kept.tolist() and (label == label[:, :1]).all()
     assert stream.coverage(2).draws == 3 * len(kept)
     image_uniform = balance.balance(small, balance.Options(), tmp_path / "uniform.parquet")
-    other = Stream(small, labels=labels(small), batch=6, sampling=image_uniform["sampling"])
+    other = Stream(small, labels=labels(small), batch=6, sampling=image_uniform.sampling)
     assert other.sampling_digest != stream.sampling_digest
 
 
