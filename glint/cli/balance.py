@@ -23,14 +23,18 @@ def balance(
     cap: int | None = typer.Option(None, "--cap", help="Most images of an identity per epoch."),
     least: int = typer.Option(1, "--min", help="Leave out identities with fewer images."),
     power: float = typer.Option(
-        1.0, "--power", help="Draw n^q images: 1 all alike, 0 identities alike."
+        1.0,
+        "--power",
+        help="Draw n^POWER of n images: 1 = as they are, 0 = identities equally often.",
     ),
     repeat: float | None = typer.Option(
-        None, "--repeat", help="Repeat identities below this share of the images."
+        None, "--repeat", help="Repeat identities with less than this share of the images."
     ),
-    most: float = typer.Option(4.0, "--max-repeat", help="Most draws per image, on average."),
+    most: float = typer.Option(
+        4.0, "--max-repeat", help="With --repeat: most draws per image, on average."
+    ),
     each: int = typer.Option(
-        0, "--per-identity", help="Identities take turns, K images of each: P x K batches."
+        0, "--per-identity", help="Draw K images of one identity after another (P x K batches)."
     ),
     coreset: str | None = typer.Option(
         None, "--coreset", metavar="FOLDER", help="Draw only what `glint coreset` kept there."
@@ -41,7 +45,7 @@ def balance(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write the sampling table that training reads; the default draws every image once."""
+    """Write the sampling table for training; by default every image is drawn once per epoch."""
 
     def work() -> results.Balance:
         from glint.pipelines import balance as stage

@@ -20,20 +20,20 @@ def register(app: typer.Typer) -> None:
 def card(
     dataset: str = console.DATASET,
     licence: str | None = typer.Option(
-        None, "--license", help="An SPDX name, or text; must be given once."
+        None, "--license", help="An SPDX name or text; required once."
     ),
     consent: str | None = typer.Option(
-        None, "--consent", help="What the people shown agreed to; must be given once."
+        None, "--consent", help="What the people shown consented to; required once."
     ),
     contact: str | None = typer.Option(
-        None, "--contact", help="Where to ask for removal; must be given once."
+        None, "--contact", help="Where to request removal; required once."
     ),
     title: str | None = typer.Option(None, "--title", help="Default: the folder's name."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the card, write nothing."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the card; write nothing."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write DATASET/README.md, a Hugging Face dataset card; your text between marks is kept."""
+    """Write DATASET/README.md, a Hugging Face dataset card; keeps your text between its marks."""
 
     def work() -> results.Card:
         from glint.pipelines.dataset import card as stage
@@ -53,4 +53,4 @@ def _say(result: results.Card) -> str:
         lines.append(f"kept         {', '.join(result.kept)}")
     if result.replaced:
         lines.append(f"replaced     {', '.join(result.replaced)}")
-    return "\n".join([*lines, "next         fill in what the card says is not stated"])
+    return "\n".join([*lines, "next         fill in what the card lists as not stated"])

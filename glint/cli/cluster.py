@@ -34,27 +34,31 @@ def register(app: typer.Typer) -> None:
 
 def find(
     embeddings: list[Path] = typer.Argument(
-        ..., metavar="EMB...", help="From `glint embed`, in the order of the stream."
+        ..., metavar="EMB...", help="Folders that `glint embed` wrote, in the order to cluster."
     ),
     out: str = typer.Option(
-        ..., "--out", "-o", metavar="FOLDER", help="Identities and state; continued if there."
+        ...,
+        "--out",
+        "-o",
+        metavar="FOLDER",
+        help="Folder for identities and state; continued if it exists.",
     ),
     join: float = typer.Option(0.50, "--join", help="Cosine at which a face joins a cluster."),
     connect: float = typer.Option(
-        0.45, "--connect", help="Cosine of means at which large clusters are one identity."
+        0.45, "--connect", help="Cosine of means at which two clusters count as one identity."
     ),
     extra: float = typer.Option(
-        0.1, "--extra", help="For clusters of n faces, so much / sqrt(n) more."
+        0.1, "--extra", help="Stricter for small clusters: EXTRA / sqrt(n) more for n faces."
     ),
     merge: float = typer.Option(0.75, "--merge", help="Cosine at which two clusters become one."),
-    enough: int = typer.Option(5, "--enough", help="Faces that clusters need for that."),
+    enough: int = typer.Option(5, "--enough", help="Faces a cluster needs to be merged."),
     truth: Path | None = typer.Option(
-        None, "--truth", metavar="TABLE", help="Parquet with key and label, to judge by."
+        None, "--truth", metavar="TABLE", help="Parquet with key and label, to score the result."
     ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Cluster faces one after the other; the same command, also with more folders, continues."""
+    """Cluster faces one by one; run it again, also with more folders, to continue."""
 
     def work() -> results.Cluster:
         from glint.pipelines import cluster as stage
@@ -72,11 +76,11 @@ def apply(
     folder: Path = _FOLDER,
     dataset: Path = _DATASET,
     least: int = typer.Option(2, "--min", min=1, help="Leave out identities with fewer faces."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would change."),
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Put the identities in force as a new label version; no shard is rewritten."""
+    """Apply the identities as a new label version; no shard is rewritten."""
 
     def work() -> results.ClusterApply:
         from glint.pipelines import cluster as stage
@@ -92,7 +96,7 @@ def undo(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Put the labels from before `apply` back in force."""
+    """Restore the labels from before `apply`."""
 
     def work() -> results.ClusterUndo:
         from glint.pipelines import cluster as stage
@@ -107,7 +111,7 @@ def _say_found(r: results.Cluster) -> str:
         f"{console.count(r.faces, 'face')} in {console.count(r.clusters, 'cluster')}, "
         f"{console.count(r.edges, 'connection')} between them: "
         f"{console.count(r.identities, 'identity')}",
-        f"  the largest has {console.count(r.largest, 'face')}; of the most clusters: "
+        f"  the largest has {console.count(r.largest, 'face')}; most clusters in one: "
         f"{r.largest_clusters}",
     ]
     if r.without_embedding:

@@ -47,11 +47,11 @@ def find(
     ),
     low: float | None = typer.Option(None, "--low", help="Search from this centre cosine."),
     rate: float = typer.Option(
-        0.01, "--false-merge-rate", help="Share of the merges that chance may make wrong, at most."
+        0.01, "--false-merge-rate", help="Largest accepted share of wrong merges."
     ),
-    cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
+    cap: int = typer.Option(8, "--cap", help="Largest group of identities to merge."),
     engine: str = typer.Option(
-        "auto", "--engine", help="auto, int8, torch (float32) or faiss: the same pairs."
+        "auto", "--engine", help="auto, int8, torch (float32) or faiss; all find the same pairs."
     ),
     near: bool = typer.Option(
         True, "--near/--no-near", help="Decode every image to find near duplicates."
@@ -60,45 +60,42 @@ def find(
         [],
         "--against",
         metavar="DATASET",
-        help="Another dataset, to find who stands in both; may be given several times.",
+        help="Another dataset: find people that are in both; repeatable.",
     ),
     tests: list[Path] = typer.Option(
         [],
         "--against-test",
         metavar="DATASET",
-        help="A test set: its people in this dataset are told as leaks.",
+        help="A test set: its people in this dataset are reported as leaks.",
     ),
     against_embeddings: list[Path] = typer.Option(
         [],
         "--against-embeddings",
         metavar="EMB",
-        help="Embeddings of these datasets by the same model, in any order.",
+        help="The embeddings of these datasets by the same model, in any order.",
     ),
-    thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Faces in the report."),
-    seed: int = typer.Option(0, "--seed", help="Of the calibration draws."),
+    thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Show faces in the report."),
+    seed: int = typer.Option(0, "--seed", help="Seed of the calibration."),
     overwrite: bool = typer.Option(
-        False, "--overwrite", help="Replace a report that is applied, or was edited by hand."
+        False, "--overwrite", help="Replace a report that is applied or was edited by hand."
     ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Search, verify and judge pairs of identities; write tables and a page. Changes no label.
+    """Find pairs of identities that are one person; write tables and a report. Changes no label.
 
-    After a stop the same command goes on with the search.
+    Run the same command again to continue after a stop.
     """
-    command = "glint " + " ".join(sys.argv[1:])
 
     def work() -> results.Conflicts:
-        from glint.conflicts import verdicts
+        from glint.conflicts.verdicts import Options
         from glint.jobs.workers import ending
         from glint.pipelines import embed
         from glint.pipelines.conflicts import find as stage
         from glint.pipelines.conflicts import overlap
         from glint.shards.dataset import Dataset
 
-        options = verdicts.Options(
-            threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
-        )
+        options = Options(threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate)
         folder = console.path(out, "--out")
         data = Dataset(dataset)
         stage.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
@@ -112,7 +109,7 @@ def find(
                 options,
                 thumbs=thumbs,
                 overwrite=overwrite,
-                command=command,
+                command="glint " + " ".join(sys.argv[1:]),
                 near=near,
                 against=others,
                 progress=progress,
@@ -123,11 +120,13 @@ def find(
 
 def review(
     folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
-    port: int = typer.Option(0, "--port", min=0, max=65535, help="On 127.0.0.1; 0 = a free one."),
+    port: int = typer.Option(
+        0, "--port", min=0, max=65535, help="Port on 127.0.0.1; 0 = a free one."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Serve the report on this machine, to decide pairs in a browser, until Ctrl-C."""
+    """Serve the report on this machine to review pairs in a browser; Ctrl-C ends it."""
 
     def work() -> results.Review:
         from glint.pipelines.conflicts import review as stage
@@ -137,7 +136,7 @@ def review(
             before = len(server.book.decisions)
             print(f"open {server.invite()}", file=sys.stderr)
             print(
-                "the link works once; the page makes more; Ctrl-C ends the review",
+                "the link works once; the page can make more links; Ctrl-C ends the review",
                 file=sys.stderr,
                 flush=True,
             )
@@ -155,7 +154,7 @@ def review(
 
 
 def _serve(server: Review) -> None:
-    """Serve until Ctrl-C: by a handler, as an exception may fall where it is swallowed."""
+    """Serve until Ctrl-C. A signal handler, as a KeyboardInterrupt may be swallowed."""
 
     def stop(number: int, frame: object) -> None:
         threading.Thread(target=server.shutdown, daemon=True).start()
@@ -173,14 +172,14 @@ def apply(
         [],
         "--decisions",
         metavar="FILE",
-        help="A decisions.jsonl downloaded from the report; may be given several times. "
-        "FOLDER/decisions.jsonl always counts.",
+        help="A decisions.jsonl downloaded from the report; repeatable. FOLDER/decisions.jsonl is "
+        "always read.",
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would change."),
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Put the verdicts in force as a new label version; no shard is rewritten."""
+    """Apply the verdicts as a new label version; no shard is rewritten."""
 
     def work() -> results.Apply:
         from glint.pipelines.conflicts import apply as stage
@@ -200,7 +199,7 @@ def undo(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Put the labels from before `apply` back in force."""
+    """Restore the labels from before `apply`."""
 
     def work() -> results.Undo:
         from glint.pipelines.conflicts import apply as stage
@@ -258,7 +257,7 @@ def _say_reviewed(r: results.Review) -> str:
 def _say_applied(r: results.Apply, files: Sequence[Path] = ()) -> str:
     if r.already:
         return (
-            f"nothing to do: this report is in force already, as label version "
+            f"nothing to do: this report is already in force, as label version "
             f"{r.version} of {r.dataset}"
         )
     if r.nothing:

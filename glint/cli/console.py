@@ -28,8 +28,14 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer", bound=Result | None)
 
-JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
-DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
+JSON = typer.Option(False, "--json", help="Print one JSON object on stdout (docs/results.md).")
+DEBUG = typer.Option(False, "--debug", help="Print the stack trace of an error.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Print what would be done; write nothing.")
+WORKERS = typer.Option(0, help="Processes; 0 = one per core. The output does not depend on it.")
+STAGING = typer.Option(None, help="Where shards wait for upload to a store; default: the cache.")
+SET = typer.Option(
+    [], "--set", metavar="KEY=VALUE", help="Change a value of the recipe, e.g. optim.lr=0.05."
+)
 DATASET = typer.Argument(..., help="A dataset: a folder, or a URL such as s3://bucket/name.")
 
 
@@ -53,7 +59,7 @@ def path(text: str, option: str) -> Path:
     from glint.files import store
 
     if not text:
-        raise UsageError("GL0002", "expected a path, found an empty text", where=option)
+        raise UsageError("GL0002", "expected a path, found an empty string", where=option)
     store.refuse(text, f"{option} must be a local path")
     return Path(text)
 
@@ -155,27 +161,14 @@ def run(
 def progress(title: str) -> Iterator[Progress]:
     """A progress bar on a terminal; elsewhere one line every 30 seconds; both on stderr."""
     if sys.stderr.isatty() and not os.environ.get("CI"):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
+        from tqdm import tqdm
 
-        with Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task(title, total=None, note="")
+        with tqdm(desc=title, dynamic_ncols=True, file=sys.stderr) as bar:
 
             def show(done: int, total: int, note: str = "") -> None:
-                bar.update(task, completed=done, total=total, note=note)
+                bar.total, bar.initial = total, bar.initial if bar.n else done
+                bar.set_postfix_str(note, refresh=False)
+                bar.update(done - bar.n)
 
             yield show
         return

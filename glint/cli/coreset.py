@@ -24,23 +24,25 @@ def coreset(
     ),
     out: str = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the tables."),
     ratio: float | None = typer.Option(
-        None, "--keep-ratio", help="Share of the images to keep, exactly."
+        None, "--keep-ratio", help="Exact share of the images to keep."
     ),
     threshold: float | None = typer.Option(
-        None, "--threshold", help="Kept faces of an identity are at most so alike: a cosine."
+        None, "--threshold", help="Largest cosine between kept faces of an identity."
     ),
-    least: int = typer.Option(2, "--min", help="Faces that an identity keeps, if it has them."),
+    least: int = typer.Option(2, "--min", help="Fewest faces to keep of an identity."),
     degrees: float = typer.Option(
-        75.0, "--outliers", help="Drop faces so far from their identity's mean first; 180: none."
+        75.0,
+        "--outliers",
+        help="First drop faces this far from the mean of their identity; 180 = none.",
     ),
     centres: int = typer.Option(
-        1, "--sub-centres", help="Measure that from the dominant of so many sub-centres: 3."
+        1, "--sub-centres", help="Measure --outliers from the largest of this many sub-centres."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Count only."),
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Choose a part of the images to train on, as a mask that the sampling table carries."""
+    """Select images to train on; the sampling table carries the selection."""
 
     def work() -> results.Coreset:
         from glint.pipelines import coreset as stage

@@ -1,4 +1,4 @@
-"""`glint demo`: the whole road on a synthetic world, through the same commands a user types."""
+"""`glint demo`: every step on a synthetic world, through the commands that a user types."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Path = typer.Argument(Path("demo"), help="Where everything goes."),
+    folder: Path = typer.Argument(Path("demo"), help="The folder to write to."),
     identities: int = typer.Option(300, min=50, help="Identities to train on."),
-    images: int = typer.Option(24, min=4, help="Mean images per identity."),
-    conflicts: int = typer.Option(12, min=0, help="Identities planted under two ids."),
+    images: int = typer.Option(24, min=4, help="Mean number of images per identity."),
+    conflicts: int = typer.Option(12, min=0, help="Identities planted under two labels."),
     lookalikes: int = typer.Option(12, min=0, help="Pairs of look-alikes that must not merge."),
     nproc: int = typer.Option(2, "--nproc", min=1, help="Training ranks."),
     seed: int = typer.Option(0),
@@ -226,7 +226,7 @@ def _table(s: results.Demo) -> str:
         ("wall time", f"{s.seconds_total:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
-    lines = ["", "The road, on identities the net has never seen:", ""]
+    lines = ["", "Results, on identities the net has never seen:", ""]
     lines += [f"  {name:<{width}}  {value}" for name, value in rows]
     lines += ["", "Where things are:"]
     lines += [f"  {name:<{width}}  {path}" for name, path in s.paths.items()]

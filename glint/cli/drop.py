@@ -20,24 +20,22 @@ def register(app: typer.Typer) -> None:
 
 def drop(
     dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
-    identity: list[str] = typer.Option(
-        [], "--identity", "--id", help="LABEL or NAME; may be given more than once."
-    ),
-    key: list[str] = typer.Option([], "--key", help="A single image; only with --erase."),
-    reason: str = typer.Option(..., "--reason", help="Why; kept in the tombstone."),
+    identity: list[str] = typer.Option([], "--identity", "--id", help="LABEL or NAME; repeatable."),
+    key: list[str] = typer.Option([], "--key", help="Key of a single image; only with --erase."),
+    reason: str = typer.Option(..., "--reason", help="The reason, kept in the tombstone."),
     erase: Path | None = typer.Option(
         None,
         "--erase",
         parser=console.local,
         metavar="PATH",
-        help="Write a new dataset without their images and names.",
+        help="Write a new dataset without these images and names.",
     ),
     workers: int = typer.Option(0, help="Processes for --erase; 0 = one per core."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Take identities out of training, or with --erase out of the bytes; leave a tombstone."""
+    """Take identities out of training or, with --erase, out of the data; leave a tombstone."""
 
     def work() -> results.Drop | results.Erase | results.ErasePlan:
         import os
@@ -90,7 +88,7 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
             )
         return "\n".join(lines)
     if result.version == result.version_before:
-        lines.append(f"nothing new  they are out since label version {result.version} or before")
+        lines.append(f"nothing new  dropped since label version {result.version} or before")
         return "\n".join(lines)
     lines.append(
         f"{would + 'set':13s}label version {result.version_before} -> "

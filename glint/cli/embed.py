@@ -20,15 +20,19 @@ def register(app: typer.Typer) -> None:
 
 def embed(
     dataset: str = console.DATASET,
-    model: Path = typer.Option(..., "--model", "-m", help="ONNX recogniser or glint checkpoint."),
+    model: Path = typer.Option(
+        ..., "--model", "-m", help="ONNX file, run directory or checkpoint directory."
+    ),
     out: str = typer.Option(
         ..., "--out", "-o", metavar="FOLDER", help="Folder for the embeddings."
     ),
     batch: int = typer.Option(64, "--batch", min=1, help="Images per call of the model."),
-    flip: bool = typer.Option(False, "--flip/--no-flip", help="Add the mirrored image."),
+    flip: bool = typer.Option(
+        False, "--flip/--no-flip", help="Add the embedding of the mirrored image."
+    ),
     dtype: str = typer.Option("float16", "--dtype", help="float16 or float32."),
     trim: bool = typer.Option(
-        False, "--trim/--no-trim", help="Leave samples over 75 degrees away out of the centres."
+        False, "--trim/--no-trim", help="Leave images over 75 degrees from a centre out of it."
     ),
     workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
     task: str = parallel.TASK,
@@ -37,7 +41,7 @@ def embed(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Embed every image of a dataset; the same command continues after a stop."""
+    """Embed every image of a dataset; run it again to continue after a stop."""
 
     def work() -> results.Embed | results.EmbedShare:
         from glint.jobs.workers import ending
@@ -79,7 +83,9 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
         why = ", ".join(f"{name} {count}" for name, count in result.failures.items())
         lines.append(f"  {result.failed} failed ({why}): rows of NaN, named in samples.parquet")
     if result.empty_classes:
-        lines.append(f"  {result.empty_classes} identities have no face: rows of NaN in centres")
+        lines.append(
+            f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"
+        )
     lines.append(
         f"Next: glint dedup-conflicts {console.quoted(dataset)} "
         f"--embeddings {console.quoted(result.out)} --out CONFLICTS"

@@ -22,12 +22,16 @@ def export(
     checkpoint: Path = typer.Argument(..., help="A run directory or one of its checkpoints."),
     out: Path = typer.Argument(..., help="The .onnx file to write."),
     opset: int = typer.Option(17, "--opset", help="ONNX operator set, 11 to 20."),
-    crops: int = typer.Option(32, "--crops", min=1, help="Random crops to compare with torch on."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file glint did not make."),
+    crops: int = typer.Option(
+        32, "--crops", min=1, help="Random crops on which to compare with torch."
+    ),
+    overwrite: bool = typer.Option(
+        False, "--overwrite", help="Replace a file that glint did not make."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write a trained net as ONNX, checked against torch and in insightface's own loader."""
+    """Write a trained net as ONNX; check it against torch and in insightface's loader."""
 
     def work() -> results.Export:
         from glint.models.export_onnx import export_onnx
@@ -45,7 +49,7 @@ def _say(result: results.Export) -> str:
     return (
         f"{result.onnx}: {result.backbone}, {result.dim} numbers per face, "
         f"{result.bytes / 1e6:.1f} MB, opset {result.opset}\n"
-        f"  least cosine with torch {result.cosine_min:.7f} over {result.crops} crops; "
+        f"  lowest cosine with torch {result.cosine_min:.7f} over {result.crops} crops; "
         f"{loader}\n"
-        f"Next: glint eval --model {console.quoted(result.onnx)} --pairs FILE.bin"
+        f"Next: glint eval pairs FILE.bin --model {console.quoted(result.onnx)}"
     )

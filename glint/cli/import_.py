@@ -20,13 +20,13 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     weights: Path = typer.Argument(..., help="A .pt file of arcface_torch, or .safetensors."),
-    out: Path = typer.Argument(..., help="The folder to write; new or empty."),
+    out: Path = typer.Argument(..., help="A new or empty folder."),
     backbone: str = typer.Option(..., "--backbone", help="The net: r50, mbf, vit_b, ..."),
-    embedding: int = typer.Option(512, "--embedding", help="Numbers per face."),
+    embedding: int = typer.Option(512, "--embedding", help="Length of an embedding."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Take over published weights; no code in the file is run."""
+    """Import published weights as a checkpoint; no code in the file is run."""
 
     def work() -> results.Import:
         from glint.models.import_weights import import_weights
@@ -46,5 +46,5 @@ def _say(result: results.Import) -> str:
     return (
         f"{result.checkpoint}: {result.name}, {result.embedding} numbers per face, "
         f"{result.parameters:,} parameters, from {source.name} ({source.dtype})\n"
-        f"Next: glint eval --model {console.quoted(result.checkpoint)} --pairs FILE.bin"
+        f"Next: glint eval pairs FILE.bin --model {console.quoted(result.checkpoint)}"
     )

@@ -23,19 +23,19 @@ def merge(
         ...,
         parser=console.local,
         metavar="OUT",
-        help="The new dataset: a new folder, or one to continue.",
+        help="The new dataset: a new folder, or an unfinished one to continue.",
     ),
     sources: list[Path] = typer.Argument(
-        ..., parser=console.local, metavar="SRC...", help="Two datasets or more."
+        ..., parser=console.local, metavar="SRC...", help="Two or more datasets."
     ),
-    samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
-    seed: int = typer.Option(0, help="Seed of the one permutation of all samples."),
-    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
+    seed: int = typer.Option(0, help="Seed of the permutation of all samples."),
+    workers: int = console.WORKERS,
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write several datasets as one: labels end to end, every sample knows where it came from."""
+    """Merge datasets into one; labels are renumbered and every sample keeps its origin."""
 
     def work() -> results.Merge | results.MergePlan:
         import os
@@ -65,7 +65,7 @@ def _say(result: results.Merge | results.MergePlan) -> str:
         for one in result.from_
     ]
     lines.append(
-        f"duplicates   {result.duplicate_images} images stand in more than one "
+        f"duplicates   {result.duplicate_images} images are in more than one "
         f"dataset ({console.count(result.duplicate_samples, 'sample')})"
     )
     samples, shards = console.count(result.written, "sample"), console.count(result.shards, "shard")

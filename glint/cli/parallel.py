@@ -15,12 +15,10 @@ if TYPE_CHECKING:
     from glint.results.datasets import Share
     from glint.results.identities import EmbedShare
 
-TASK = typer.Option(
-    "", "--task", metavar="i/N", help="Do a share of the work: task i of N, counted from 0."
-)
-ENGINE = typer.Option("local", "--engine", help="local: processes of this machine; or ray.")
+TASK = typer.Option("", "--task", metavar="i/N", help="Do task i of N of the work, counted from 0.")
+ENGINE = typer.Option("local", "--engine", help="local (processes on this machine) or ray.")
 RAY_ADDRESS = typer.Option(
-    "", "--ray-address", help="A Ray cluster: auto, or HOST:PORT. Else Ray is started here."
+    "", "--ray-address", help="A Ray cluster: auto or HOST:PORT; by default one is started here."
 )
 
 
@@ -37,7 +35,7 @@ def engine(name: str, address: str, at_once: int = 0, *, actors: bool = False) -
         raise UsageError("GL0002", f"expected local or ray, found {name}", where="--engine")
     if name == "local":
         if address:
-            raise UsageError("GL0002", "only --engine ray takes one", where="--ray-address")
+            raise UsageError("GL0002", "needs --engine ray", where="--ray-address")
         return None
     from glint.jobs.ray import Ray
 

@@ -19,20 +19,22 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    classes: int = typer.Option(..., "--classes", help="Identities."),
+    classes: int = typer.Option(..., "--classes", help="Number of identities."),
     dim: int = typer.Option(512, "--dim", help="Length of an embedding."),
     world: int = typer.Option(1, "--world", help="Ranks (GPUs)."),
     batch: int = typer.Option(128, "--batch", help="Images per rank and step."),
-    rate: float = typer.Option(0.1, "--rate", help="Share of classes that play at a step."),
-    rule: str = typer.Option("none", "--rule", help="How centres move, as head.rule in a recipe."),
+    rate: float = typer.Option(0.1, "--rate", help="Share of the classes in a step."),
+    rule: str = typer.Option(
+        "none", "--rule", help="Update rule of the centres, as head.rule in a recipe."
+    ),
     storage: str = typer.Option("float32", "--storage", help="float32 or bf16."),
     gemm: str = typer.Option("float32", "--gemm", help="float32 or bf16."),
     block: int = typer.Option(1024, "--block", help="Classes per block, as head.block."),
     kind: str = typer.Option("partial_fc", "--kind", help="As head.kind in a recipe."),
-    slots: int = typer.Option(0, "--slots", help="Of a head without a table: its slots."),
-    gallery: int = typer.Option(1, "--gallery", help="Of a class_queue: as head.gallery."),
-    card: float = typer.Option(0.0, "--card", help="GB per rank that the head may use."),
-    tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of a rank's matrix products."),
+    slots: int = typer.Option(0, "--slots", help="Slots of a head without a table."),
+    gallery: int = typer.Option(1, "--gallery", help="For class_queue: as head.gallery."),
+    card: float = typer.Option(0.0, "--card", help="GB per rank available to the head."),
+    tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of matrix products on a rank."),
     gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
     link: float = typer.Option(10.0, "--link", help="GB/s at which a rank receives messages."),
     as_json: bool = console.JSON,
@@ -54,7 +56,7 @@ def _say(found: results.Plan) -> str:
     need, head, took = found.memory, found.head, found.seconds
     lines = [
         f"{head['classes']} classes x {head['dim']} on {head['world']} ranks: "
-        f"{found.rows} rows a rank, {found.playing} play a step"
+        f"{found.rows} rows a rank, {found.playing} in a step"
     ]
     lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in need.items()]
     lines.append(f"  dense momentum SGD over autograd: {found.reference_memory / 1e9:.3f} GB")
@@ -101,11 +103,11 @@ def say_dry_run(found: results.TrainPlan) -> str:
     """Return it as text."""
     lines = [
         f"{found.backbone}: {found.parameters:,} parameters, {found.trained:,} trained, "
-        f"{found.macs / 1e9:.3f} G multiply-adds an image",
+        f"{found.macs / 1e9:.3f} G multiply-adds per image",
         f"{found.classes:,} identities over {found.world} ranks, {found.batch} images "
         f"each, global batch {found.global_batch:,}; a rank holds",
     ]
     lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in found.memory.items()]
     lines.append(f"and saves {found.checkpoint / 1e9:.3f} GB, copied into the host's memory first.")
-    lines.append("Not counted: workspaces, gaps of the allocator, batches waiting.")
+    lines.append("Not counted: workspaces, allocator fragmentation, prefetched batches.")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NAME = typer.Argument(..., help="A recipe: a name, shelf/name, or the path of a .toml file.")
 SHELF = typer.Option(
-    "", "--shelf", help="Read it as a file of this shelf: train, pipelines, manifests."
+    "", "--shelf", help="Treat it as a recipe of this shelf: train, pipelines or manifests."
 )
 
 
@@ -34,18 +34,18 @@ def ls(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """List the recipes that travel with glint."""
+    """List the recipes that come with glint."""
     console.run(lambda: _list(shelf), as_json, debug=debug, say=_say_list)
 
 
 def cp(
     name: str = NAME,
     to: Path = typer.Argument(Path(), help="A file, or a folder to copy into."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Copy a recipe, to edit it."""
+    """Copy a recipe to edit it."""
     console.run(
         lambda: _copy(name, to, overwrite),
         as_json,
@@ -66,14 +66,12 @@ def cat(name: str = NAME, as_json: bool = console.JSON, debug: bool = console.DE
 
 def validate(
     name: str = NAME,
-    change: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one value first, as in optim.lr=0.05."
-    ),
+    change: list[str] = console.SET,
     shelf: str = SHELF,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Check a recipe: every mistake at once, and what to run when there is none."""
+    """Check a recipe; print every mistake at once, or the commands to run."""
     console.run(
         lambda: _validate(name, change, shelf),
         as_json,
@@ -166,7 +164,7 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
 
 
 def _build(table: Backbone) -> None:
-    """Build the net without data: its options are its own affair. Raises UsageError GL0002.
+    """Build the net without data, which checks its options. Raises UsageError GL0002.
 
     timm's are only known where it is installed.
     """
@@ -181,7 +179,7 @@ def _build(table: Backbone) -> None:
 
 
 def _kind(entry: Entry) -> str:
-    """Tell by its tables what a file of the user's own is meant to be."""
+    """Return the shelf that a file of the user belongs to, by its tables."""
     from glint.recipes import load
 
     text, where = load.read(entry.path)

@@ -20,11 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Path = typer.Argument(..., help="The folder of a run."),
-    out: Path | None = typer.Option(None, "--out", help="The page (default RUN/report.html)."),
+    out: Path | None = typer.Option(None, "--out", help="The page; default RUN/report.html."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Draw a run's log as one HTML page that opens offline."""
+    """Write the log of a run as one HTML page that opens offline."""
 
     def work() -> results.Report:
         from glint.results import models as results

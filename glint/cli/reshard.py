@@ -20,23 +20,23 @@ def register(app: typer.Typer) -> None:
 
 def reshard(
     src: Path = typer.Argument(..., parser=console.local, metavar="SRC", help="A dataset."),
-    out: str = typer.Argument(..., help="The new dataset: a folder or URL, or one to continue."),
-    samples_per_shard: int = typer.Option(..., help="Records dealt to each shard."),
-    drop_quarantine: bool = typer.Option(
-        False, "--drop-quarantine", help="Leave the list of quarantined records behind."
+    out: str = typer.Argument(
+        ..., help="The new dataset: a folder or URL, or an unfinished one to continue."
     ),
-    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
+    samples_per_shard: int = typer.Option(..., help="Records per shard."),
+    drop_quarantine: bool = typer.Option(
+        False, "--drop-quarantine", help="Do not copy the list of quarantined records."
+    ),
+    workers: int = console.WORKERS,
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
-    staging: Path | None = typer.Option(
-        None, help="Where shards wait for their upload to a URL; default: in the cache."
-    ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    staging: Path | None = console.STAGING,
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write a dataset's samples into shards of another size; keys and image bytes stay."""
+    """Rewrite a dataset with another shard size; keys and image bytes stay the same."""
 
     def work() -> results.Reshard | results.ReshardShare | results.ReshardPlan:
         from glint.pipelines.dataset import reshard as stage
@@ -72,7 +72,7 @@ def _say(result: results.Reshard | results.ReshardShare | results.ReshardPlan) -
     return "\n".join(
         [
             f"wrote        {result.out}: {told}{resumed}, {result.bytes / 1e6:.1f} MB",
-            f"content      {result.content}, that of the old one",
+            f"content      {result.content}, same as the source",
             f"digest       {result.digest}",
             f"next         glint verify {result.out} --deep",
         ]

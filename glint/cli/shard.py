@@ -24,65 +24,57 @@ def shard(
         ...,
         parser=console.local,
         metavar="SRC",
-        help="A .rec file, folders of images, tars, zips or Parquet.",
+        help="A .rec file, or a folder of images, tars, zips or Parquet files.",
     ),
-    out: str = typer.Argument(..., help="The dataset: a new folder or URL, or one to continue."),
-    samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
-    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
-    seed: int = typer.Option(0, help="Seed of the one permutation of all records."),
+    out: str = typer.Argument(
+        ..., help="The dataset: a new folder or URL, or an unfinished one to continue."
+    ),
+    samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
+    workers: int = console.WORKERS,
+    seed: int = typer.Option(0, help="Seed of the permutation of all records."),
     with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
-    members: str = typer.Option("jpg,cls", help="jpg,cls, or jpg: its label in its name."),
-    formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
-    size: str = typer.Option("112x112", help="Width and height that images should have."),
+    members: str = typer.Option(
+        "jpg,cls", help="Files per sample: jpg,cls; or jpg, with the label in its name."
+    ),
+    formats: str = typer.Option("jpg", help="Image formats to accept: jpg,png,webp."),
+    size: str = typer.Option("112x112", help="Expected width and height."),
     on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
-    on_exif: str = typer.Option("reject", help="Images that Exif says to turn: reject or keep."),
+    on_exif: str = typer.Option("reject", help="Images with an Exif rotation: reject or keep."),
     unlabelled: bool = typer.Option(
-        False, "--unlabelled", help="Every image gets a label of its own, for `glint cluster`."
+        False, "--unlabelled", help="Give every image a label of its own, for `glint cluster`."
     ),
     max_bad: float = typer.Option(
-        0.001, help="Share of bad records to let pass; at least 16 but for 0, never all."
+        0.001, help="Accepted share of bad records; at least 16 records unless 0, never all."
     ),
-    resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
+    resync: bool = typer.Option(False, "--resync", help="RecordIO: skip damage and continue."),
     rebuild_idx: bool = typer.Option(
-        False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."
+        False,
+        "--rebuild-idx",
+        help="RecordIO: rebuild the .idx first; the old one is kept as .idx.old.",
     ),
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
-    staging: Path | None = typer.Option(
-        None, help="Where shards wait for their upload to a URL; default: in the cache."
-    ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
+    staging: Path | None = console.STAGING,
+    dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Pack images and labels into tar shards with an index, untouched and checksummed."""
+    """Pack images and labels into checksummed tar shards; image bytes are not changed."""
 
     def work() -> results.Shard | results.ShardShare | results.ShardPlan:
-        from glint.errors import UsageError
         from glint.pipelines.dataset import shard as stage
         from glint.shards import sources
 
         folder = console.place(out, "OUT")
-        if staging is not None and isinstance(folder, Path):
-            raise UsageError("GL0002", "OUT is a folder: nothing is staged", where="--staging")
-        if str(folder).startswith("memory:"):
-            raise UsageError("GL0002", "a dataset in memory ends with this process", where="OUT")
-        if resync and sources.recognise(src)[0] != "recordio":
-            raise UsageError("GL0002", "SRC is no RecordIO file", where="--resync")
+        _check(src, folder, staging, resync)
         mine = parallel.task(task)
         where = parallel.engine(engine, ray_address, workers)
+        chosen = tuple(f.strip() for f in formats.split(",") if f.strip())
         options = stage.Options(
-            samples_per_shard,
-            seed,
-            with_json,
-            tuple(f.strip() for f in formats.split(",") if f.strip()),
-            members.replace(" ", ""),
-            size.replace(" ", ""),
-            on_size,
-            on_exif,
-            unlabelled,
-        )
+            samples_per_shard, seed, with_json, chosen, members.replace(" ", ""),
+            size.replace(" ", ""), on_size, on_exif, unlabelled,
+        )  # fmt: skip
         if dry_run:
             if isinstance(folder, Path):
                 stage.check_places(Path(src), folder)
@@ -106,6 +98,19 @@ def shard(
     console.run(work, as_json, debug=debug, say=_say)
 
 
+def _check(src: Path, folder: Path | str, staging: Path | None, resync: bool) -> None:
+    """Raise UsageError GL0002 for options that do not fit together."""
+    from glint.errors import UsageError
+    from glint.shards import sources
+
+    if staging is not None and isinstance(folder, Path):
+        raise UsageError("GL0002", "only a dataset in a store is staged", where="--staging")
+    if str(folder).startswith("memory:"):
+        raise UsageError("GL0002", "a dataset in memory is lost with this process", where="OUT")
+    if resync and sources.recognise(src)[0] != "recordio":
+        raise UsageError("GL0002", "SRC is not a RecordIO file", where="--resync")
+
+
 def _facts(facts: dict[str, Any]) -> list[str]:
     lines = [
         f"recognised   {facts['layout']}: {console.count(facts['images'], 'image')}, "
@@ -119,9 +124,9 @@ def _facts(facts: dict[str, Any]) -> list[str]:
 
 
 _NOTES = {
-    "exif-rotated": "{} written that their Exif record says to turn: no reader of glint's does so",
-    "other-size": "{} written of another size than --size",
-    "trailing-bytes": "{} written with bytes behind the JPEG's end marker",
+    "exif-rotated": "{} written with an Exif rotation, which glint does not apply",
+    "other-size": "{} written with a size other than --size",
+    "trailing-bytes": "{} written with bytes after the end of the JPEG",
 }
 
 
@@ -160,13 +165,15 @@ def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
 def info(
     dataset: str = console.DATASET,
     duplicates: bool = typer.Option(
-        False, "--duplicates", help="Find images that stand more than once, byte for byte."
+        False, "--duplicates", help="Find images that occur more than once, byte for byte."
     ),
-    out: str = typer.Option("", help="With --duplicates: a Parquet file, one row per such image."),
+    out: str = typer.Option(
+        "", help="With --duplicates: write them to this Parquet file, one row per image."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Say what a dataset holds: counts, labels in force, digest."""
+    """Print what a dataset holds: counts, labels in force, digest."""
 
     def work() -> results.Info:
         return _info(dataset, duplicates or bool(out), out or None)
@@ -239,7 +246,7 @@ def _say_equals(found: results.Duplicates | None) -> list[str]:
     if found is None:
         return []
     lines = [
-        f"duplicates   {found.groups} images stand more than once ({found.images} samples): "
+        f"duplicates   {found.groups} images occur more than once ({found.images} samples): "
         f"{found.under_one_identity} under one identity, {found.under_several} under several"
     ]
     for group in found.shown:

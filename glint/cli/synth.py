@@ -20,32 +20,34 @@ def register(app: typer.Typer) -> None:
 
 def synth(
     out: Path = typer.Argument(..., help="A new folder."),
-    identities: int = typer.Option(1000, "--identities", help="Persons to train on."),
+    identities: int = typer.Option(1000, "--identities", help="People to train on."),
     images: int = typer.Option(
         20, "--images", "--images-per-identity", help="Mean images per label."
     ),
     conflicts: int | None = typer.Option(
-        None, "--conflicts", help="Persons who get a second label (default 10, or a tenth)."
+        None, "--conflicts", help="People with a second label (default 10, or a tenth)."
     ),
     lookalikes: int | None = typer.Option(
-        None, "--lookalikes", help="Pairs of persons who look alike (default as conflicts)."
+        None, "--lookalikes", help="Pairs of people who look alike (default: as --conflicts)."
     ),
     likeness: float = typer.Option(
         0.5, "--likeness", help="Share of latents in which look-alikes differ."
     ),
-    noise: float = typer.Option(0.0, "--noise", help="Share of images under a wrong label."),
+    noise: float = typer.Option(0.0, "--noise", help="Share of images with a wrong label."),
     damaged: int = typer.Option(3, "--damaged", help="Records with broken image bytes."),
     tail: float = typer.Option(
-        0.5, "--tail", help="Spread of images per label (deviation of the logarithm)."
+        0.5, "--tail", help="Spread of images per label (standard deviation of the logarithm)."
     ),
-    unseen: int = typer.Option(200, "--unseen", help="Persons of pairs.bin, not in the set."),
-    pairs: int = typer.Option(600, "--pairs", help="Pairs of pairs.bin."),
+    unseen: int = typer.Option(
+        200, "--unseen", help="People of pairs.bin, who are not in the dataset."
+    ),
+    pairs: int = typer.Option(600, "--pairs", help="Pairs in pairs.bin."),
     seed: int = typer.Option(0, "--seed"),
     workers: int = typer.Option(1, "--workers", min=1, help="Rendering processes."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Make a synthetic face data set with known faults, as RecordIO, with its truth."""
+    """Write a synthetic face dataset with known faults as RecordIO, with its ground truth."""
 
     def work() -> results.Synth:
         from glint.synth.world import World, make

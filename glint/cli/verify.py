@@ -19,26 +19,28 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     dataset: str = console.DATASET,
-    deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard, once."),
+    deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard."),
     sha256: bool = typer.Option(
-        False, "--sha256", help="Changes nothing: --deep takes the SHA-256 of every shard anyway."
+        False, "--sha256", help="No effect: --deep always checks the SHA-256 of every shard."
     ),
     against: list[str] = typer.Option(
         [],
         "--against",
         metavar="SRC",
-        help="Hold every image against the source, or the dataset, that it came from; for a merged "
-        "dataset once for each, in the order of the merge.",
+        help="Compare every image with the source or dataset it came from; for a merged dataset "
+        "give one for each, in the order of the merge.",
     ),
-    workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
+    workers: int = typer.Option(0, help="Shards to read at a time; 0 = one per core."),
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read, read nothing."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print what would be read; read nothing."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Check every file of a dataset and name all that is not as it was written."""
+    """Check every file of a dataset and report what is not as it was written."""
     bad: list[results.Verify] = []
 
     def work() -> results.Verify | results.VerifyPlan:
@@ -49,16 +51,18 @@ def verify(
         if (mine or where) and not deep:
             raise UsageError(
                 "GL0002",
-                "only a deep check is shared out",
+                "only a deep check can be divided",
                 where="--task" if mine else "--engine",
                 hint="add --deep",
             )
         if sha256 and not deep:
             raise UsageError(
-                "GL0002", "no shard is read without --deep", where="--sha256", hint="add --deep"
+                "GL0002", "shards are read only with --deep", where="--sha256", hint="add --deep"
             )
         if against and mine:
-            raise UsageError("GL0002", "no share of a task", where="--against", hint="no --task")
+            raise UsageError(
+                "GL0002", "cannot be divided into tasks", where="--against", hint="leave out --task"
+            )
         if dry_run:
             return check.survey(dataset, against, deep=deep)
         with console.progress("verify") as progress:

@@ -215,7 +215,7 @@ def _watch(
         if silent is not None and codes[silent] is None:
             raise _silent(ranks, silent, folder, pulse.silence, stacks)
         time.sleep(POLL)
-    time.sleep(POLL)  # ranks fall like dominoes: look again, then name the first cause
+    time.sleep(POLL)  # one lost rank brings down others: look again, then name the first
     codes = [rank.poll() for rank in ranks]
     rank, code = _cause(codes)
     if code in TOLD:

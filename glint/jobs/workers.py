@@ -203,7 +203,7 @@ def _pool(
 def _end(before: set[multiprocessing.process.BaseProcess]) -> None:
     """Wait until the processes that were started since have ended.
 
-    Where one of them is killed, even as it says good-bye, it may hold the lock of the pool's pipe
+    Where one of them is killed, even while it exits, it may hold the lock of the pool's pipe
     for ever, and the pool would wait for ever with those that wait for it: they are killed as well.
     """
     children = set(multiprocessing.active_children()) - before

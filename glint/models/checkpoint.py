@@ -38,7 +38,7 @@ Meet = Callable[[str], str]  # every rank brings its problem or ""; all leave wi
 
 
 def alone(problem: str) -> str:
-    """Meet nobody."""
+    """Return at once: there is only one rank."""
     return problem
 
 

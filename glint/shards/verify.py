@@ -428,32 +428,23 @@ def verify(
             check.found.join(found)
             result["against"] = results.Against(**told)
     return results.Verify(
-        **result,
-        ok=not check.found.count,
-        deep=deep,
-        dataset=str(root),
+        **result, ok=not check.found.count, deep=deep, dataset=str(root),
         problem_count=check.found.count,
-        problems=[results.Problem(**problem.as_dict()) for problem in check.found.shown],
-        shown=[str(problem) for problem in check.found.shown],
-        notes=check.notes,
+        problems=[results.Problem(**one.as_dict()) for one in check.found.shown],
+        shown=[*map(str, check.found.shown)], notes=check.notes,
         hint=_TODO if check.found.count else "",
         seconds=round(time.perf_counter() - started, 3),
-    )
+    )  # fmt: skip
 
 
 def survey(
     root: against.Place, sources: Sequence[against.Place] = (), *, deep: bool = False
 ) -> results.VerifyPlan:
-    """Say what there is to read. Raises InputError GL0301, and what `against` raises."""
+    """Return what there is to read. Raises InputError GL0301, and what `against` raises."""
     dataset = Dataset(root)
-    listed = entries(dataset)
-    told = [results.SourceKind(source=os.fspath(one), kind=against.kind_of(one)) for one in sources]
+    kinds = [results.SourceKind(source=os.fspath(s), kind=against.kind_of(s)) for s in sources]
     return results.VerifyPlan(
-        dry_run=True,
-        dataset=str(root),
-        deep=deep,
-        against=told or None,
-        files=len(dataset.manifest.get("files", ())) + 1,
-        shards=len(listed),
-        bytes=sum(entry.bytes for entry in listed),
-    )
+        dry_run=True, dataset=str(root), deep=deep, against=kinds or None,
+        files=len(dataset.manifest.get("files", ())) + 1, shards=len(entries(dataset)),
+        bytes=sum(entry.bytes for entry in entries(dataset)),
+    )  # fmt: skip

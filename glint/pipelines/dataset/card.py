@@ -1,4 +1,4 @@
-"""README.md of a dataset: numbers from its tables, words from its holder, who cannot be silent."""
+"""README.md of a dataset: numbers from its tables, texts that its holder must give."""
 
 # C labels as sharded
 
