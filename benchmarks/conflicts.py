@@ -112,12 +112,12 @@ def ours(path: str, engine: str = "auto", pairs: str = "", work: str = "") -> An
     """Search; seconds, CPU-seconds, MiB, and the pairs into a file."""
     import torch
 
-    from glint.search import pairs as knn
+    from glint.search.pairs import pairs_above
 
-    knn.pairs_above(np.eye(64, dtype=np.float32), CUT, engine=engine)  # libraries are loaded
+    pairs_above(np.eye(64, dtype=np.float32), CUT, engine=engine)  # libraries are loaded
     x_ND = np.load(path, mmap_mode="r")
     cpu, wall = time.process_time(), time.perf_counter()
-    got = knn.pairs_above(x_ND, CUT, engine=engine, work=Path(work) if work else None)
+    got = pairs_above(x_ND, CUT, engine=engine, work=Path(work) if work else None)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     if pairs:
         np.savez(pairs, a=got.a, b=got.b, cosine=got.cosine)
@@ -183,20 +183,20 @@ def approximate(path: str, index: str, tries: list[int], pairs: str) -> Any:
 
 def stretch(path: str, seconds: float) -> Any:
     """Search block rows spread over a large set for some seconds; say what all would take."""
-    from glint.search import pairs as knn
+    from glint.search import pairs
 
-    knn.pairs_above(np.eye(64, dtype=np.float32), CUT)
+    pairs.pairs_above(np.eye(64, dtype=np.float32), CUT)
     x_ND = np.load(path, mmap_mode="r")
     began = time.perf_counter()
-    good = np.flatnonzero(knn.usable(x_ND))
-    screen = knn.open_screen(knn.choose("auto"), x_ND, good, CUT, knn.BLOCK)
-    knn._name(x_ND, CUT, knn.BLOCK, screen.parts)
+    good = np.flatnonzero(pairs.usable(x_ND))
+    screen = pairs.open_screen(pairs.choose("auto"), x_ND, good, CUT, pairs.BLOCK)
+    pairs._name(x_ND, CUT, pairs.BLOCK, screen.parts)
     ready = time.perf_counter() - began
-    rows, tiles, searched = -(-len(good) // knn.BLOCK), 0, []
+    rows, tiles, searched = -(-len(good) // pairs.BLOCK), 0, []
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         row = int((len(searched) + 0.5) * 0.6180339887 % 1 * rows)
-        knn.search_row(screen, row * knn.BLOCK, x_ND, good, CUT)
+        pairs.search_row(screen, row * pairs.BLOCK, x_ND, good, CUT)
         searched.append(row)
         tiles += rows - row
     took = time.perf_counter() - began
@@ -210,8 +210,7 @@ def material(path: str, people: int) -> Any:
     from planted import made_up
 
     from glint.files import atomic
-    from glint.pipelines import embed
-    from glint.shards import recordio
+    from glint.shards import embeddings, recordio
     from glint.shards.dataset import Dataset
 
     folder = Path(path)
@@ -234,9 +233,10 @@ def material(path: str, people: int) -> Any:
     emb.mkdir()
     x_ND = world.x_ND[place_N]
     np.save(emb / "samples.npy", x_ND)
-    np.save(emb / "centres.npy", embed.centres(x_ND, dataset.label, dataset.classes))
-    about = {"format": embed.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
-             "files": {name: embed._checksum(emb / name) for name in embed.ARRAYS}}  # fmt: skip
+    np.save(emb / "centres.npy", embeddings.centres(x_ND, dataset.label, dataset.classes))
+    sums = {name: embeddings.checksum(emb / name) for name in embeddings.ARRAYS}
+    about = {"format": embeddings.FORMAT, "dataset": dataset.digest, "model": "made up", "dim": DIM,
+             "files": sums}  # fmt: skip
     atomic.write_json(emb / "embeddings.json", about)
     return {}
 
@@ -244,13 +244,13 @@ def material(path: str, people: int) -> Any:
 def stages(path: str, out: str) -> Any:
     """Run the stage; seconds of its parts, MiB, bytes of the page, what it says."""
     from glint.conflicts import verdicts
-    from glint.pipelines import embed
     from glint.pipelines.conflicts import find, outliers
     from glint.pipelines.conflicts import page as gallery
-    from glint.search import pairs as knn
+    from glint.search import pairs
     from glint.shards.dataset import Dataset
+    from glint.shards.embeddings import load
 
-    knn.pairs_above(np.eye(64, dtype=np.float32), CUT)  # libraries are loaded
+    pairs.pairs_above(np.eye(64, dtype=np.float32), CUT)  # libraries are loaded
     seconds: dict[str, float] = {}
 
     def timed(where: Any, name: str, part: str) -> None:
@@ -265,16 +265,16 @@ def stages(path: str, out: str) -> Any:
 
         setattr(where, name, wrapped)
 
-    timed(knn, "pairs_above", "search")
+    timed(verdicts, "pairs_above", "search")
     timed(verdicts.calibrate, "calibrate", "calibrating")
     timed(find, "find", "find")
-    timed(outliers, "look", "inside identities")
+    timed(outliers, "look_inside", "inside identities")
     timed(gallery, "write", "report")
     began = time.perf_counter()
     data = Dataset(path + "/data")
-    emb = embed.load(Path(path) / "emb", data.digest, images=data.n, classes=data.classes)
+    emb = load(Path(path) / "emb", data.digest, images=data.n, classes=data.classes)
     seconds["reading, checksums"] = time.perf_counter() - began
-    got = find.run(data, emb, Path(out), verdicts.Options(), near=False)
+    got = find.run(data, emb, Path(out), verdicts.ConflictOptions(), near=False)
     whole = time.perf_counter() - began
     seconds["verifying and judging"] = seconds.pop("find") - seconds["search"]
     seconds["verifying and judging"] -= seconds["calibrating"]
@@ -293,11 +293,11 @@ CHILDREN = {f.__name__: f for f in (ours, flat, approximate, stretch, material, 
 
 def equality(folder: Path, quick: bool) -> Iterator[Figure]:
     """Compare the pairs with those of float64 products."""
-    from glint.search import pairs as knn
+    from glint.search import pairs
 
     for kind in KINDS:
         path = centres(folder, kind, 6000 if quick else 40_000)
-        unit_ND = knn.unit64(np.load(path))
+        unit_ND = pairs.unit64(np.load(path))
         want = []
         for start in range(0, len(unit_ND), 1000):
             score = unit_ND[start : start + 1000] @ unit_ND[start:].T
@@ -355,7 +355,7 @@ def wilson(hits: int, of: int) -> list[float]:
 
 def indexes(folder: Path, quick: bool) -> Iterator[Figure]:
     """Measure what approximate indexes find in the time of the exact search."""
-    from glint.search import pairs as knn
+    from glint.search import pairs
 
     count = 10_000 if quick else 100_000
     for kind in KINDS[1:] if quick else KINDS:
@@ -363,7 +363,7 @@ def indexes(folder: Path, quick: bool) -> Iterator[Figure]:
         exact = child("ours", path, pairs=str(folder / "exact.npz"))
         got = np.load(folder / "exact.npz")
         true = set(zip(got["a"].tolist(), got["b"].tolist()))
-        unit_ND = knn.unit64(np.load(path))
+        unit_ND = pairs.unit64(np.load(path))
         asked = np.random.default_rng(0).choice(count, 1000, replace=False)
         asked = asked[np.argsort(asked)]
         row, other = np.nonzero(unit_ND[asked] @ unit_ND.T >= CUT)
@@ -393,12 +393,12 @@ SEARCH = """
 import sys
 from pathlib import Path
 import numpy as np
-from glint.search import knn
+from glint.search.pairs import pairs_above
 path, engine, block, work, out = sys.argv[1:]
 x = np.load(path)
-knn.pairs_above(x[:9], 0.4, engine=engine)
+pairs_above(x[:9], 0.4, engine=engine)
 print("ready", flush=True)
-got = knn.pairs_above(x, 0.4, engine=engine, block=int(block), work=Path(work))
+got = pairs_above(x, 0.4, engine=engine, block=int(block), work=Path(work))
 np.savez(out, a=got.a, b=got.b, cosine=got.cosine)
 """
 
@@ -408,10 +408,10 @@ def killed(path: Path, folder: Path, count: int, *, engine: str, block: int, see
 
     Each time one comes to its end its pairs are compared and the next begins anew.
     """
-    from glint.search import pairs as knn
+    from glint.search import pairs
 
     rng = random.Random(seed)
-    whole = knn.pairs_above(np.load(path), CUT, engine=engine, block=block)
+    whole = pairs.pairs_above(np.load(path), CUT, engine=engine, block=block)
     out, work = folder / "got.npz", folder / "work"
     args = [sys.executable, "-c", SEARCH, str(path), engine, str(block), str(work), str(out)]
     seen = {"kills": 0, "midway": 0, "searches": 0, "unlike": 0, "pairs": len(whole.a)}

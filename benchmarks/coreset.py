@@ -39,6 +39,7 @@ from glint.pipelines import balance, coreset, embed
 from glint.pipelines.dataset import shard
 from glint.search import nms
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import load
 from glint.synth import faces
 
 ARMS = {"all": 1.0, "nms 60": 0.6, "random 60": 0.6, "nms 30": 0.3, "random 30": 0.3}
@@ -215,7 +216,7 @@ def worth(
         by_chance(data, work / "proxy.parquet", 0.3, 99)
         train(work / "data", work / "proxy_run", work / "proxy.parquet", 99, epochs)
         embed.embed(data, open_model(work / "proxy_run", threads=1), proxy, workers=1)
-    emb = embed.load(proxy, data.digest, images=data.n, classes=data.classes)
+    emb = load(proxy, data.digest, images=data.n, classes=data.classes)
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     figures = [told("images of the burst world", data.n), told("identities", data.classes)]
     for seed in range(seeds):

@@ -34,11 +34,11 @@ import torch
 from glint.dist.world import World
 from glint.errors import Stopped
 from glint.evals.allpairs import all_pairs
-from glint.models import recogniser, stored
+from glint.models import checkpoint, recogniser
 from glint.recipes.load import load
 from glint.shards import labels
 from glint.shards.dataset import Dataset
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
 from glint.train import loop
 from glint.train.build import build
 from glint.train.recipe import Recipe
@@ -163,7 +163,7 @@ class Bench:
         net = recogniser.open_model(out, threads=1, device="cpu")
         stream = Stream(
             dataset, labels=labels.current(dataset.root, dataset.classes), batch=100,
-            flip=False, drop_last=False,
+            images=Images(flip=False), drop_last=False,
         )  # fmt: skip
         feature, label = [], []
         for batch in stream.batches(0):
@@ -192,7 +192,7 @@ def figures(bench: Bench) -> list[dict[str, Any]]:
     """Run what is missing; give every figure, what is claimed as targets last."""
     setting, lines = bench.setting, []
     best = bench.run("teacher", TEACHER, setting.epochs * setting.times, 0)
-    teacher = stored.find(bench.work / "teacher")
+    teacher = checkpoint.find(bench.work / "teacher")
     seeds = range(setting.seeds)
     rows = {(way, seed): bench.way(way, seed, teacher) for seed in seeds for way in WAYS}
     budget = {row["images"] for row in rows.values()}

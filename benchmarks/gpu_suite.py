@@ -120,22 +120,23 @@ def drawn(
     return rows_cD
 
 
-def made(case: dict[str, Any], **options: Any) -> Any:
+def made(case: dict[str, Any], dtype: Any = None, **options: Any) -> Any:
     """Make glint's head on the device."""
+    import torch
+
     from glint.dist.world import World
     from glint.nn.heads import partial_fc
+    from glint.nn.heads.options import PartialFCOptions
     from glint.nn.margins import CosFace
 
     partial_fc.initial_centres = drawn
     return partial_fc.PartialFC(
         case["classes"],
         case["dim"],
+        PartialFCOptions(scale=SCALE, momentum=MOMENTUM, weight_decay=DECAY, **options),
         margin=CosFace(MARGIN),
-        scale=SCALE,
-        momentum=MOMENTUM,
-        weight_decay=DECAY,
         world=World(device=device()),
-        **options,
+        dtype=dtype or torch.float32,
     )
 
 
@@ -172,7 +173,7 @@ def head(case: dict[str, Any]) -> dict[str, Any]:
         "peak": peak() - before,
         "table": table,
         "losses": [float(loss) for loss in losses],
-        "by": module.trace_of.__name__,
+        "by": module.pass_type.__name__,
     }
 
 
@@ -257,7 +258,7 @@ def error(case: dict[str, Any]) -> dict[str, Any]:
     parts = ("loss", "feature gradient", "centre gradient")
     return {
         "errors": {name: float((b - a).norm() / a.norm()) for name, a, b in zip(parts, *found)},
-        "by": module.trace_of.__name__,
+        "by": module.pass_type.__name__,
     }
 
 

@@ -103,18 +103,21 @@ def dense_step(case: dict[str, Any]) -> Any:
 
 def glint_step(case: dict[str, Any]) -> Any:
     """Give a step of glint's head."""
+    from glint.nn.heads.options import PartialFCOptions
     from glint.nn.heads.partial_fc import PartialFC
     from glint.nn.margins import CosFace
 
     head = PartialFC(
         case["classes"],
         DIM,
+        PartialFCOptions(
+            scale=SCALE,
+            rate=case["rate"],
+            momentum=MOMENTUM,
+            weight_decay=DECAY,
+            **case["options"],
+        ),
         margin=CosFace(MARGIN),
-        scale=SCALE,
-        rate=case["rate"],
-        momentum=MOMENTUM,
-        weight_decay=DECAY,
-        **case["options"],
     )
 
     def step(feature_nD: Any, label_n: Any, number: int) -> None:
@@ -187,6 +190,7 @@ def error_child(case: dict[str, Any]) -> None:
     """Print the relative error of loss and gradients against float64, per precision."""
     import torch
 
+    from glint.nn.heads.options import PartialFCOptions
     from glint.nn.heads.partial_fc import PartialFC
     from glint.nn.margins import CosFace
 
@@ -205,7 +209,11 @@ def error_child(case: dict[str, Any]) -> None:
         ("bf16", torch.float32, "bf16"),
     ):
         head = PartialFC(
-            case["classes"], DIM, margin=CosFace(MARGIN), scale=SCALE, dtype=dtype, gemm=gemm
+            case["classes"],
+            DIM,
+            PartialFCOptions(scale=SCALE, gemm=gemm),
+            margin=CosFace(MARGIN),
+            dtype=dtype,
         )
         leaf_nD = feature_nD.to(dtype).clone().requires_grad_()
         loss = head(leaf_nD, label_n, step=0)
@@ -227,6 +235,7 @@ def ten_million(case: dict[str, Any]) -> None:
     """Take real steps over a table of `classes` centres; the features' layer learns too."""
     import torch
 
+    from glint.nn.heads.options import PartialFCOptions
     from glint.nn.heads.partial_fc import PartialFC
     from glint.nn.margins import CosFace
 
@@ -238,12 +247,14 @@ def ten_million(case: dict[str, Any]) -> None:
     head = PartialFC(
         case["classes"],
         DIM,
+        PartialFCOptions(
+            scale=SCALE,
+            rate=case["rate"],
+            rule=case["rule"],
+            storage=case["storage"],
+            gemm=case["gemm"],
+        ),
         margin=CosFace(MARGIN),
-        scale=SCALE,
-        rate=case["rate"],
-        rule=case["rule"],
-        storage=case["storage"],
-        gemm=case["gemm"],
     )
     made = time.perf_counter() - started
     layer = torch.nn.Linear(DIM, DIM, bias=False)

@@ -48,6 +48,7 @@ import torch
 from torch import Tensor, nn
 
 from glint.evals.roc import above, allowed
+from glint.nn.heads import options as head_options
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
 from glint.nn.heads.partial_fc import PartialFC
@@ -55,11 +56,11 @@ from glint.nn.margins import CosFace
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.augment import flips
-from glint.stream.class_rows import Members
+from glint.stream.class_rows import ClassRows
 from glint.stream.identities import IdentityPlan
-from glint.stream.loader import Stream
-from glint.stream.mates import MatePlan
+from glint.stream.loader import Images, Stream
 from glint.stream.plan import Plan
+from glint.stream.positives import PositivePlan
 from glint.train import memory
 
 BATCH, DIM, SIDE, SCALE, MARGIN, AVERAGE = 96, 64, 28, 32.0, 0.3, 0.99
@@ -137,7 +138,7 @@ def world(folder: Path, people: int, images: int, seed: int) -> tuple[Tensor, np
         dataset = Dataset(data)
         stream = Stream(
             dataset, labels=labels.current(dataset.root, dataset.classes), batch=200,
-            flip=False, drop_last=False,
+            images=Images(flip=False), drop_last=False,
         )  # fmt: skip
         image_nHWC = torch.empty((dataset.n, SIDE, SIDE, 3), dtype=torch.uint8)
         label_n = np.empty(dataset.n, dtype=np.int64)
@@ -157,7 +158,7 @@ def to_input(image_nHWC: Tensor, flip_n: np.ndarray | None = None) -> Tensor:
     return x_nCHW.contiguous()
 
 
-def rows(plan: Plan | IdentityPlan | MatePlan, start: int, stop: int) -> np.ndarray:
+def rows(plan: Plan | IdentityPlan | PositivePlan, start: int, stop: int) -> np.ndarray:
     """Give the rows at positions over all epochs."""
     parts = []
     while start < stop:
@@ -173,7 +174,7 @@ def batches(kind: str, images: int, label_n: np.ndarray, steps: int, seed: int) 
     people = np.arange(label_n.max() + 1)
     order_n = np.argsort(label_n, kind="stable")
     first = np.searchsorted(label_n[order_n], np.append(people, len(people)))
-    members = Members(order_n.astype(np.uint32), first, people, len(people))
+    members = ClassRows(order_n.astype(np.uint32), first, people, len(people))
     single = Plan(len(label_n), seed)
     pairs = IdentityPlan(members, 2, seed ^ 0x1DE47, endless=True)
     for step in range(steps):
@@ -182,7 +183,7 @@ def batches(kind: str, images: int, label_n: np.ndarray, steps: int, seed: int) 
             pair_n = rows(pairs, 2 * third * step, 2 * third * (step + 1))
             yield np.concatenate([pair_n, rows(single, third * step, third * (step + 1))])
         else:
-            mated = MatePlan(single, members, label_n, images, seed) if images else single
+            mated = PositivePlan(single, members, label_n, images, seed) if images else single
             yield rows(mated, BATCH * step, BATCH * (step + 1))
 
 
@@ -208,12 +209,14 @@ def slots_of(name: str, classes: int) -> int:
 def make(name: str, classes: int, slots: int, seed: int = 0) -> AnyHead:
     """Make a head."""
     kind, rate, images = HEADS[name]
-    common: dict[str, Any] = {"margin": CosFace(MARGIN), "scale": SCALE}
-    if kind == "class_pool":
-        return ClassPool(classes, DIM, slots=slots, singles=BATCH // 3, **common)
-    if kind == "class_queue":
-        return ClassQueue(classes, DIM, slots=slots, images=images, **common)
-    return PartialFC(classes, DIM, rate=rate, rule="none", weight_decay=DECAY, seed=seed, **common)
+    margin = CosFace(MARGIN)
+    values = {"scale": SCALE, "slots": slots, "gallery": images, "rate": rate}
+    options = head_options.chosen(kind, {**values, "rule": "none", "weight_decay": DECAY})
+    if isinstance(options, head_options.ClassPoolOptions):
+        return ClassPool(classes, DIM, options, margin=margin, singles=BATCH // 3)
+    if isinstance(options, head_options.ClassQueueOptions):
+        return ClassQueue(classes, DIM, options, margin=margin)
+    return PartialFC(classes, DIM, options, margin=margin, seed=seed)
 
 
 def one_step(
@@ -333,11 +336,10 @@ def head_bytes(name: str, classes: int) -> int:
     """Count the bytes that a head takes in a step."""
     kind, rate, images = HEADS[name]
     slots = slots_of(name, classes) if kind != "partial_fc" else 0
-    planned = memory.Head(
-        classes, DIM, 1, BATCH, rate if kind == "partial_fc" else 1.0, kind=kind, slots=slots,
-        gallery=max(images, 1),
-    )  # fmt: skip
-    return memory.memory(planned.checked())["total"]
+    values: dict[str, Any] = {"kind": kind, "slots": slots, "gallery": max(images, 1)}
+    if kind == "partial_fc":
+        values["rate"] = rate
+    return memory.memory(memory.head(values, classes, dim=DIM, batch=BATCH))["total"]
 
 
 # ---- figures ------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def one(case: dict[str, Any]) -> dict[str, Any]:
                 break
             loss = loop.train_step(
                 run, batches, step, LR * min(1, 0.1 + 10 * share, 1 - share), log
-            )
+            ).loss
             images += BATCH
         seconds = spent() - began
         written(run.backbone, name, options, out / "run", out / "net.onnx")

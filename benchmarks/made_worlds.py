@@ -5,7 +5,7 @@
 Each world is drawn from one of the families below: identities of unequal size, some under two ids,
 the second one seen by the same camera or by others (1 - |N(0, .15)| of the way, which is what
 `data/cross_source` shows), embedded by a good, weak or half-trained net. No image is drawn: the
-centre of n images is the person's direction and noise that shrinks with n. `chance.learn` judges at
+centre of n images is the person's direction and noise that shrinks with n. `chance.fit` judges at
 its own setting. A world breaks the stated rate where more than that share of its merges is wrong.
 Twins of likeness 0.9 are one person to any rule on centres, so their worlds are counted by
 themselves. Beside the recall stands the most that a cut finds that leaves the stated share wrong,
@@ -110,8 +110,8 @@ def judged(family: Family, seed: int) -> dict[str, float]:
     planted = len(who_C) - int(who_C.max()) - 1
     pairs = Compared(cosine_K, count_C[a], count_C[b])
     seen = chance.sample(centre_CD, count_C, seed=seed)
-    judge = chance.learn(pairs, LOW, seen, rho, len(who_C), RATE)
-    merge_K = judge.merges(pairs)
+    likeness = chance.fit(pairs, LOW, seen, rho, len(who_C), RATE)
+    merge_K = likeness.merges(pairs)
     wrong = int((merge_K & ~right_K).sum())
     best = 0
     for power in (0.0, 0.25, 0.5, 1.0):

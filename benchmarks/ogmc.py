@@ -30,7 +30,7 @@ import numpy as np
 from figures import ceiling, floor, machine, told
 
 from glint.evals.clusters import bcubed, pairwise
-from glint.search.online_clusters import Online, Options
+from glint.search.online_clusters import ClusterRules, OnlineClusters
 
 SHARED = Path(os.environ.get("GLINT_SHARED", Path(__file__).parents[2] / "shared"))
 EXTRAS = (0.05, 0.0)  # beside the shipped one
@@ -89,17 +89,19 @@ def scored(label: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return pairwise(label, truth).f, bcubed(label, truth).f
 
 
-def online(face: np.ndarray, options: Options | None = None) -> tuple[np.ndarray, Online, float]:
+def online(
+    face: np.ndarray, options: ClusterRules | None = None
+) -> tuple[np.ndarray, OnlineClusters, float]:
     """Cluster, with the shipped constants or others; give identities, clusters and CPU seconds."""
-    begun, stream = time.process_time(), Online(face.shape[1], options)
+    begun, stream = time.process_time(), OnlineClusters(face.shape[1], options)
     stream.insert(face)
     found = stream.snapshot().identity_N
     return found, stream, time.process_time() - begun
 
 
-def leader(cut: float) -> Options:
+def leader(cut: float) -> ClusterRules:
     """Single-centroid leader clustering: the same program without connections and merges."""
-    return Options(join=cut, connect=1.0, extra=1.0, merge=2.0)
+    return ClusterRules(join=cut, connect=1.0, extra=1.0, merge=2.0)
 
 
 class Runs:
@@ -108,7 +110,7 @@ class Runs:
     def __init__(self, name: str, face: np.ndarray, truth: np.ndarray, work: Path | None) -> None:
         self.name, self.face, self.truth, self.work = name, face, truth, work
 
-    def run(self, seed: int, options: Options) -> dict[str, float]:
+    def run(self, seed: int, options: ClusterRules) -> dict[str, float]:
         """Give F-measures, clusters and identities of one order."""
         said = "-".join(str(value) for value in asdict(options).values())
         kept = self.work and self.work / f"{self.name}-{len(self.face)}-{seed}-{said}.json"
@@ -125,7 +127,7 @@ class Runs:
             kept.write_text(json.dumps(found))
         return found
 
-    def table(self, orders: int, options: Sequence[Options], *what: str) -> np.ndarray:
+    def table(self, orders: int, options: Sequence[ClusterRules], *what: str) -> np.ndarray:
         """Give figures of all orders and options: (orders, options, what)."""
         runs = [[self.run(seed, one) for one in options] for seed in range(orders)]
         return np.array([[[run[key] for key in what] for run in row] for row in runs])
@@ -148,7 +150,7 @@ def peer(python: str, face: np.ndarray, kind: str) -> list[np.ndarray] | None:
 
 def best_cut(runs: Runs, orders: int) -> list[dict[str, Any]]:
     """Give glint the cut that fits this truth best, too: `connect` stays 0.05 below `join`."""
-    options = [Options(join=cut, connect=round(cut - 0.05, 3)) for cut in CUTS]
+    options = [ClusterRules(join=cut, connect=round(cut - 0.05, 3)) for cut in CUTS]
     found = runs.table(orders, options, "pairwise", "BCubed")
     mean = found.mean(axis=0)
     figures = []
@@ -161,7 +163,7 @@ def best_cut(runs: Runs, orders: int) -> list[dict[str, Any]]:
 
 def few_faces(runs: Runs, orders: int) -> list[dict[str, Any]]:
     """Tell what the demand on clusters of few faces costs and brings: other values of `extra`."""
-    options = [Options(), *(Options(extra=extra) for extra in EXTRAS)]
+    options = [ClusterRules(), *(ClusterRules(extra=extra) for extra in EXTRAS)]
     found = runs.table(orders, options, "precision", "recall", "BCubed").mean(axis=0)
     return [
         told(f"{runs.name}: glint, extra {one.extra}, {what}", value)
@@ -174,7 +176,7 @@ def compare(runs: Runs, orders: int, python: str) -> list[dict[str, Any]]:
     """Judge all methods on one set."""
     name, face, truth = runs.name, runs.face, runs.truth
     figures = [told(f"{name}: faces", len(face)), told(f"{name}: people", len(np.unique(truth)))]
-    shipped = runs.table(orders, [Options()], "pairwise", "BCubed", "clusters", "identities")
+    shipped = runs.table(orders, [ClusterRules()], "pairwise", "BCubed", "clusters", "identities")
     pairs, cubes, clusters, identities = shipped[:, 0].T
     leaders = runs.table(orders, [leader(cut) for cut in CUTS], "pairwise", "BCubed")
     figures += [
@@ -222,7 +224,7 @@ def speed(n: int, count: int, dim: int) -> list[dict[str, Any]]:
     """Time a long stream: in blocks, and its last thousand faces one by one."""
     face, truth = people(n, count, dim, 3)
     label, stream, cpu = online(face)
-    again = Online.resume(stream.state(), stream.options)
+    again = OnlineClusters.resume(stream.state(), stream.options)
     few = min(1000, n)
     begun = time.process_time()
     for row in face[:few]:

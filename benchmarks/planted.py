@@ -26,6 +26,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ sys.path.insert(0, str(ROOT))
 from glint.conflicts import evidence, outliers  # noqa: E402
 from glint.conflicts.chance import Compared  # noqa: E402
 from glint.conflicts.evidence import Samples  # noqa: E402
-from glint.conflicts.verdicts import Found, Options, find  # noqa: E402
-from glint.pipelines.embed import centres  # noqa: E402
-from glint.search import pairs as knn  # noqa: E402
+from glint.conflicts.verdicts import ConflictOptions, Found, find  # noqa: E402
+from glint.search.pairs import unit64  # noqa: E402
 from glint.shards import recordio  # noqa: E402
+from glint.shards.embeddings import centres  # noqa: E402
 
 SHARED = Path(os.environ.get("GLINT_SHARED", ROOT.parent / "shared"))
 MODELS = {"y1": "mobilefacenet_y1_128d.onnx", "v3": "mobileface_v3_256d.onnx"}
@@ -73,7 +74,7 @@ class World:
     def search(self) -> tuple[Found, Samples]:
         samples = Samples(self.x_ND, self.label_N, self.classes)
         centre_CD = centres(self.x_ND, self.label_N, self.classes)
-        return find(centre_CD, samples, np.arange(self.classes), Options()), samples
+        return find(centre_CD, samples, np.arange(self.classes), ConflictOptions()), samples
 
 
 def split(x_ND: npt.NDArray[np.floating], truth_N: Ints, wanted: int, seed: int) -> World:
@@ -226,9 +227,9 @@ def judged(name: str, world: World, left_out: Pairs, targets: bool,
     keep = ~known_K
     cosine_K, right_k = found.pairs.cosine[keep], right_K[keep]
     own_K = found.evidence.score
-    if found.model is not None:
+    if found.judge.likeness is not None:
         compared = Compared(found.pairs.cosine, found.n_a, found.n_b)
-        own_K = compared.strength(found.model.rho, found.model.power)
+        own_K = found.judge.likeness.strength(compared)
     orders = {"centre cosine": cosine_K, "glint's order": own_K[keep]}
     if rho is not None:
         count = len(np.unique(world.label_N))
@@ -268,14 +269,14 @@ def faces(model: Path, most: int | None) -> tuple[npt.NDArray[np.float16], Ints]
     offset = dict(zip(key.tolist(), at.tolist()))
     recogniser = open_model(model, threads=1)
     parts, batch = [], []
-    with (lfw / "train.rec").open("rb") as rec:
+    with (lfw / "train.rec").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as rec:
         for number, row in enumerate(rows, 1):
-            _, image = recordio.unpack(recordio.read_at(rec.fileno(), offset[int(row["key"])]))
+            _, image = recordio.unpack(recordio.parse(rec, offset[int(row["key"])])[0])
             batch.append(simplejpeg.decode_jpeg(image))
             if len(batch) == 64 or number == len(rows):
                 parts.append(recogniser.embed(np.stack(batch)))
                 batch = []
-    x_ND = knn.unit64(np.concatenate(parts)).astype(np.float16)
+    x_ND = unit64(np.concatenate(parts)).astype(np.float16)
     _, people = np.unique([row["person"] for row in rows], return_inverse=True)
     return x_ND, people.astype(np.int64)
 
@@ -290,7 +291,7 @@ def stored(model: Path) -> tuple[npt.NDArray[np.float16], Ints]:
     with (SHARED / "data" / "lfw" / "images.tsv").open() as lines:
         first = [row["file"] for row, _ in zip(csv.DictReader(lines, delimiter="\t"), range(64))]
     rows = np.array([place[Path(name).name] for name in first])
-    cosine = (knn.unit64(mine_nD) * knn.unit64(x_ND[rows])).sum(axis=1)
+    cosine = (unit64(mine_nD) * unit64(x_ND[rows])).sum(axis=1)
     if cosine.min() < 0.999:
         raise SystemExit(f"the stored embeddings are not this model's: {cosine.min():.4f}")
     _, people = np.unique([Path(name).parent.name for name in files], return_inverse=True)
@@ -320,9 +321,9 @@ def inside_figures(name: str, x_ND: npt.NDArray[np.floating], people: Ints) -> l
     for label, rows in ((people, told_before), (label_N, told_now)):
         samples = Samples(x_ND, label, len(count_C))
         prior = evidence.prior_rho(samples)
-        found = outliers.mixed(samples, prior)
+        found = outliers.find_mixed(samples, prior)
         mixed = {one.label for one in found}
-        rows.update(outliers.outliers(samples, prior, mixed=found).row.tolist())
+        rows.update(outliers.find_outliers(samples, prior, mixed=found).row.tolist())
     lines = [
         told("images that stand far off on the untouched set", len(told_before)),
         told("planted strangers", len(guest)),

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def reader(lfw: Path) -> Callable[[str], bytes]:
     """Give what reads an encoded image by its key."""
     lines = (line.split("\t") for line in (lfw / "train.idx").open())
     offsets = {int(key): int(offset) for key, offset in lines}
-    size, fd = (lfw / "train.rec").stat().st_size, os.open(lfw / "train.rec", os.O_RDONLY)
-    return lambda key: recordio.unpack(recordio.read_at(fd, offsets[int(key)], size))[1]
+    with (lfw / "train.rec").open("rb") as file:
+        data = mmap(file.fileno(), 0, access=ACCESS_READ)
+    return lambda key: recordio.unpack(recordio.parse(data, offsets[int(key)])[0])[1]
 
 
 def lay_out(lfw: Path, folder: Path, people: int | None) -> tuple[dict[str, str], set[str]]:

@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,9 @@ def _lfw_images() -> Iterable[Image]:
     lfw = SHARED / "data" / "lfw"
     key, at = recordio.read_idx(lfw / "train.idx")
     offset = dict(zip(key.tolist(), at.tolist()))
-    with (lfw / "train.rec").open("rb") as rec:
+    with (lfw / "train.rec").open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as rec:
         for row in _rows("lfw/images.tsv"):
-            _, data = recordio.unpack(recordio.read_at(rec.fileno(), offset[int(row["key"])]))
+            _, data = recordio.unpack(recordio.parse(rec, offset[int(row["key"])])[0])
             yield simplejpeg.decode_jpeg(data)
 
 

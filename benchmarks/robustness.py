@@ -40,9 +40,11 @@ from torch import nn
 from glint.conflicts import verdicts
 from glint.conflicts.evidence import Samples
 from glint.evals.roc import accept_rates
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
-from glint.synth.faces import LATENTS, person
+from glint.synth.faces import person
+from glint.synth.view import LATENTS
 
 # n views, C labels, F components of a view, D embedding
 
@@ -215,15 +217,17 @@ def train(
     top = PartialFC(
         data.classes,
         size.embedding,
+        PartialFCOptions(
+            scale=SCALE,
+            rate=rate,
+            rule="none",
+            weight_decay=5e-4,
+            threshold=THRESHOLD if head == "threshold" else 0.0,
+            hard_ratio=HARD if near_CK is not None else 0.0,
+        ),
         margin=margin("cosface", m=MARGIN),
-        scale=SCALE,
-        rate=rate,
-        rule="none",
-        weight_decay=5e-4,
-        threshold=THRESHOLD if head == "threshold" else 0.0,
         masks=data.pair_m2 if "mask" in head else None,
-        near=near_CK,
-        hard=HARD if near_CK is not None else 0.0,
+        neighbours=near_CK,
         seed=seed,
     )
     optimizer = torch.optim.SGD(net.parameters(), lr=size.lr, momentum=0.9, weight_decay=5e-4)
@@ -290,7 +294,9 @@ def find(faces: Faces, data: World, net: nn.Module, seed: int) -> verdicts.Found
     """Search the world for conflicts with a net trained on it, as `glint dedup-conflicts` does."""
     unit, centre = centres(faces, data, net)
     samples = Samples(unit, data.label_n, data.classes)
-    return verdicts.find(centre, samples, np.arange(data.classes), verdicts.Options(seed=seed))
+    return verdicts.find(
+        centre, samples, np.arange(data.classes), verdicts.ConflictOptions(seed=seed)
+    )
 
 
 def cleaned(data: World, found: verdicts.Found, head: str) -> tuple[World, dict[str, float]]:

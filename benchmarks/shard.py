@@ -283,7 +283,7 @@ def watch():
         time.sleep(0.02)
 
 if __name__ == "__main__":
-    from glint.pipelines import shard
+    from glint.pipelines.dataset import shard
     seen = [0]
     threading.Thread(target=watch, daemon=True).start()
     shard.shard(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]))

@@ -70,14 +70,22 @@ def bare(forms: Path) -> Epoch:
     return epoch
 
 
-def glint(forms: Path, stored: bool = False, **options: Any) -> Epoch:
+def glint(
+    forms: Path,
+    stored: bool = False,
+    verify: bool = True,
+    block: int | None = None,
+    **options: Any,
+) -> Epoch:
     """Stream as training does; another epoch each time."""
     from glint.shards import labels
     from glint.shards.dataset import Dataset
-    from glint.stream.loader import Stream
+    from glint.stream.loader import Images, Stream
+    from glint.stream.order import Order
 
     dataset = Dataset(forms / "glint")
     table = labels.current(dataset.root, dataset.classes)
+    options |= {"order": Order(block=block), "images": Images(verify=verify)}
     stream = Stream(dataset, labels=table, batch=BATCH, seed=1, drop_last=False, **options)
     number = 0
 
@@ -523,6 +531,7 @@ import numpy as np, torch
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.loader import Stream
+from glint.stream.order import Order
 torch.set_num_threads(1)
 import pyarrow.parquet, scipy.sparse  # imports are no part of the figure
 def memory():
@@ -535,7 +544,7 @@ def memory():
 before, start, cpu = memory(), time.perf_counter(), time.process_time()
 dataset = Dataset(sys.argv[1])
 table = labels.current(dataset.root, dataset.classes)
-stream = Stream(dataset, labels=table, batch=128, seed=1, sampling=sys.argv[2] or None)
+stream = Stream(dataset, labels=table, batch=128, seed=1, order=Order(sys.argv[2] or None))
 batches = stream.batches(epoch=0, start_step=stream.steps_per_epoch // 2)
 image = next(batches).image
 wall, cpu = time.perf_counter() - start, time.process_time() - cpu

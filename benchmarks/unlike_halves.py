@@ -32,8 +32,8 @@ from unlike_sets import Case, sets
 
 from glint.conflicts.chance import Compared
 from glint.conflicts.evidence import Samples
-from glint.conflicts.verdicts import Across, Found, Options, across, find
-from glint.pipelines.embed import centres
+from glint.conflicts.verdicts import ConflictOptions, Judged, across, find
+from glint.shards.embeddings import centres
 
 FIXED = {"y1": 0.55, "v3": 0.62}
 FLOORS = {  # recall by y1; 0.01 below what the issue that asked for this bench wants of "merged"
@@ -45,7 +45,7 @@ FREE = ("look-alikes", "LFW's own spellings", "Bollywood by cluster")  # few pai
 NONE = np.empty((0, 2), np.int64)
 
 
-def searched(case: Case) -> tuple[Found | Across, np.ndarray, np.ndarray]:
+def searched(case: Case) -> tuple[Judged, np.ndarray, np.ndarray]:
     """Run glint on a case; (what it found, labels a, labels b)."""
     parts = [(0, case.classes)]
     if case.there is not None:
@@ -56,10 +56,10 @@ def searched(case: Case) -> tuple[Found | Across, np.ndarray, np.ndarray]:
         x_ND, label_N = case.x_ND[rows], case.label_N[rows] - first
         samples = Samples(x_ND, label_N, end - first)
         data.append((centres(x_ND, label_N, end - first), samples, np.arange(end - first)))
-    found = find(*data[0], Options())
+    found = find(*data[0], ConflictOptions())
     if case.there is None:
         return found, found.pairs.a, found.pairs.b
-    both = across(found, *data[0], *data[1], Options(), also=NONE)
+    both = across(found, *data[0], *data[1], ConflictOptions(), also=NONE)
     return both, both.pairs.a, both.pairs.b + case.there
 
 
@@ -107,14 +107,15 @@ def figures(case: Case, model: str, seed: int) -> list[dict[str, Any]]:
         asked = MANY.get(case.name) if high > 1 else 0.9 if case.name == "random halves" else None
         figure = f"recall, {words}, of {base}"
         say(floor(figure, value, asked) if asked and model == "y1" else told(figure, value))
-    if found.model is not None:
+    likeness = found.judge.likeness
+    if likeness is not None:
         pairs = Compared(cosine_K[right_K], found.n_a[right_K], found.n_b[right_K])
-        alike_K = pairs.alike(found.model.rho)
+        alike_K = pairs.alike(likeness.rho)
         if len(alike_K):
             low, middle = np.quantile(alike_K, [0.05, 0.5])
             say(told("likeness of the true pairs, median", float(middle)))
             say(told("likeness of the true pairs, lowest 5 %", float(low)))
-        say(told("evidence fits the halves of one identity", float(found.model.fits == "halves")))
+        say(told("evidence fits the halves of one identity", float(likeness.fits == "halves")))
     return lines
 
 

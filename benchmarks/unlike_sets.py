@@ -17,8 +17,8 @@ import numpy.typing as npt
 import real_sets
 from real_sets import Half, Ints, Set
 
-from glint.pipelines.embed import centres
 from glint.search import pairs
+from glint.shards.embeddings import centres
 
 Pairs = set[tuple[int, int]]
 Cut = Callable[[Ints, np.random.Generator], Ints]  # rows of a person -> those of the second id

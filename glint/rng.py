@@ -1,7 +1,9 @@
 """Keyed permutations and counter-based hashes: random order without state.
 
-m numbers asked for. Every argument may be a scalar or an array that broadcasts to m; all
-arithmetic is in uint64 and identical on every machine.
+Three families, whose values are fixed for good. 64 bits in numpy, for the order of samples: m
+numbers asked for, every argument a scalar or an array that broadcasts to m, all arithmetic in
+uint64 and identical on every machine. 31 and 32 bits for the heads, on int64 and int32 tensors:
+they use operators alone, so this file needs no torch.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy.typing as npt
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+Whole = Any  # a tensor of whole numbers; annotated so that torch need not be loaded
 
 ROUNDS = 8
 NARROWEST = 8  # bits: narrower networks favour some permutations (seen at 4 and 5 bits)
@@ -20,6 +23,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9
 _MULTIPLY_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
+_MASK31, _MASK32 = (1 << 31) - 1, (1 << 32) - 1
+_ODD_31 = (0x6C8E9CF5, 0x45D9F3B3)  # 31-bit odd multipliers: a 31 x 31 bit product fits int64
+ODD_32 = (0x2C1B3C6D, 0x297A2D39)  # odd multipliers of a 32-bit finaliser
+_ROUNDS_31 = 6
 
 
 def mix(x: Any) -> U64:
@@ -43,6 +50,14 @@ def key_of(*words: int) -> int:
     for word in words:
         state = _mix_one(((state * 0x2545F4914F6CDD1D) + (word & _MASK)) & _MASK)
     return state
+
+
+def stream_key(*parts: int) -> int:
+    """Mix whole numbers into one 64-bit key, as heads do: splitmix64's finaliser after each."""
+    key = 0
+    for part in parts:
+        key = _mix_one(key ^ (part & _MASK))
+    return key
 
 
 def _mix_one(h: int) -> int:
@@ -125,6 +140,50 @@ def _walk(index_m: Any, n: Any, key: Any, *, backward: bool) -> I64:
     return out.astype(np.int64).reshape(shape)
 
 
+def permute(counter_i: Whole, bits: int, key: int) -> Whole:
+    """Permute [0, 2^bits) by a keyed unbalanced Feistel network; int64 (i) in, int64 (i) out.
+
+    Each round xors one half with a keyed hash of the other, so every round is a bijection.
+    """
+    if not 1 <= bits <= 60:
+        raise ValueError(f"bits is {bits}, expected 1 to 60")
+    low_bits = bits - bits // 2
+    low_mask, high_mask = (1 << low_bits) - 1, (1 << bits // 2) - 1
+    low_i, high_i = counter_i & low_mask, counter_i >> low_bits
+    for number in range(_ROUNDS_31):
+        round_key = stream_key(key, number)
+        if number % 2:
+            low_i = low_i ^ (hash_31(high_i, round_key) & low_mask)
+        else:
+            high_i = high_i ^ (hash_31(low_i, round_key) & high_mask)
+    return (high_i << low_bits) | low_i
+
+
+def hash_31(value_i: Whole, key: int) -> Whole:
+    """Hash values below 2^31 with a 64-bit key to 31 bits, never leaving int64."""
+    mixed_i = ((value_i ^ (key & _MASK31)) * _ODD_31[0]) ^ (key >> 31 & _MASK31)
+    mixed_i = (mixed_i ^ (mixed_i >> 29)) & _MASK31
+    mixed_i = mixed_i * _ODD_31[1]
+    return (mixed_i ^ (mixed_i >> 27)) & _MASK31
+
+
+def hash_32(value_i: Whole, key: int) -> Whole:
+    """Hash values below 2^31 with a 64-bit key, int64 whose low 32 bits are the hash."""
+    mixed_i = ((value_i ^ (key & _MASK31)) * ODD_32[0]) ^ (key >> 31 & _MASK32)
+    mixed_i = (mixed_i ^ (mixed_i >> 29)) & _MASK31
+    return (mixed_i * ODD_32[1]) >> 13
+
+
+def scramble_32(mixed_i: Whole) -> Whole:
+    """Mix 32 bits, held as int32, in place."""
+    for odd, shift in zip(ODD_32, (15, 16)):
+        mixed_i *= odd
+        high_i = mixed_i >> shift
+        high_i &= (1 << 32 - shift) - 1  # undoes the sign's copies
+        mixed_i ^= high_i
+    return mixed_i
+
+
 def _round(half: U64, key: U64) -> U64:
     h = half ^ key
     h *= np.uint64(_MULTIPLY_1)
@@ -135,7 +194,7 @@ def _round(half: U64, key: U64) -> U64:
 
 
 def _bits(size: U64) -> U64:
-    """Give the width of the smallest power of two that holds `size` values; at least NARROWEST."""
+    """Return the width of the smallest power of two that holds `size`; at least NARROWEST."""
     rest = size - np.uint64(1)
     bits = np.zeros_like(size)
     for shift in (32, 16, 8, 4, 2, 1):

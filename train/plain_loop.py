@@ -17,6 +17,7 @@ import torch
 from glint.dist.ddp import data_parallel
 from glint.dist.world import join, leave
 from glint.nn import backbones
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
 from glint.shards import labels
@@ -59,12 +60,8 @@ def main() -> None:
     head = PartialFC(
         table.classes,
         args.embedding,
+        PartialFCOptions(scale=64.0, rate=args.rate, rule="none", weight_decay=5e-4),
         margin=margin("cosface", m=0.4),
-        scale=64.0,
-        rate=args.rate,
-        rule="none",
-        momentum=0.9,
-        weight_decay=5e-4,
         masks=table.masks,
         world=world,
         seed=args.seed,

@@ -62,10 +62,10 @@ def find(
 
     def work() -> results.Cluster:
         from glint.pipelines import cluster as stage
-        from glint.search.online_clusters import Options
+        from glint.search.online_clusters import ClusterRules
 
         folder = console.path(out, "--out")
-        options = Options(join=join, connect=connect, extra=extra, merge=merge, enough=enough)
+        options = ClusterRules(join=join, connect=connect, extra=extra, merge=merge, enough=enough)
         with console.progress("cluster") as progress:
             return stage.run(embeddings, folder, options, truth=truth, progress=progress)
 

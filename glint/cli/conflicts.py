@@ -88,18 +88,18 @@ def find(
     """
 
     def work() -> results.Conflicts:
-        from glint.conflicts.verdicts import Options
+        from glint.conflicts.verdicts import ConflictOptions
         from glint.jobs.workers import ending
-        from glint.pipelines import embed
         from glint.pipelines.conflicts import find as stage
         from glint.pipelines.conflicts import overlap
         from glint.shards.dataset import Dataset
+        from glint.shards.embeddings import load
 
-        options = Options(threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate)
+        options = ConflictOptions(threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate)
         folder = console.path(out, "--out")
         data = Dataset(dataset)
         stage.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
-        emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
+        emb = load(embeddings, data.digest, images=data.n, classes=data.classes)
         others = overlap.opened(against, tests, against_embeddings, emb)
         with console.progress("dedup-conflicts") as progress, ending():
             return stage.run(

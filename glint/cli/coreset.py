@@ -46,15 +46,15 @@ def coreset(
 
     def work() -> results.Coreset:
         from glint.pipelines import coreset as stage
-        from glint.pipelines import embed
         from glint.shards.dataset import Dataset
+        from glint.shards.embeddings import load
 
         options = stage.Options(threshold, ratio, least, degrees, centres)
         folder = console.path(out, "--out")
         stage.check_out(folder)  # before gigabytes are read
         data = Dataset(dataset)
         rows = console.path(embeddings, "--embeddings")
-        emb = embed.load(rows, data.digest, images=data.n, classes=data.classes)
+        emb = load(rows, data.digest, images=data.n, classes=data.classes)
         with console.progress("coreset") as progress:
             return stage.run(data, emb, folder, options, dry_run=dry_run, progress=progress)
 

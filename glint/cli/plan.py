@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from glint.cli import console
+from glint.nn.heads.options import OPTIONS
 
 if TYPE_CHECKING:
     from glint.results import models as results
@@ -18,21 +18,27 @@ def register(app: typer.Typer) -> None:
     app.command("plan")(plan)
 
 
+def _option(key: str, default: Any = None) -> Any:
+    """Make an option of the command as the head declares it."""
+    option = OPTIONS[key]
+    return typer.Option(
+        option.default if default is None else default, f"--{key}", help=option.metadata["help"]
+    )
+
+
 def plan(
     classes: int = typer.Option(..., "--classes", help="Number of identities."),
     dim: int = typer.Option(512, "--dim", help="Length of an embedding."),
     world: int = typer.Option(1, "--world", help="Ranks (GPUs)."),
     batch: int = typer.Option(128, "--batch", help="Images per rank and step."),
-    rate: float = typer.Option(0.1, "--rate", help="Share of the classes in a step."),
-    rule: str = typer.Option(
-        "none", "--rule", help="Update rule of the centres, as head.rule in a recipe."
-    ),
-    storage: str = typer.Option("float32", "--storage", help="float32 or bf16."),
-    gemm: str = typer.Option("float32", "--gemm", help="float32 or bf16."),
-    block: int = typer.Option(1024, "--block", help="Classes per block, as head.block."),
+    rate: float = _option("rate", 0.1),
+    rule: str = _option("rule"),
+    storage: str = _option("storage"),
+    gemm: str = _option("gemm"),
+    block: int = _option("block"),
     kind: str = typer.Option("partial_fc", "--kind", help="As head.kind in a recipe."),
-    slots: int = typer.Option(0, "--slots", help="Slots of a head without a table."),
-    gallery: int = typer.Option(1, "--gallery", help="For class_queue: as head.gallery."),
+    slots: int = _option("slots"),
+    gallery: int = _option("gallery"),
     card: float = typer.Option(0.0, "--card", help="GB per rank available to the head."),
     tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of matrix products on a rank."),
     gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
@@ -45,9 +51,12 @@ def plan(
     def work() -> results.Plan:
         from glint.train import memory
 
-        head = memory.Head(classes, dim, world, batch, rate, rule, storage, gemm, block)
-        head = replace(head, kind=kind, slots=slots, gallery=gallery)
-        return memory.plan(head, card=card, tflops=tflops, gbps=gbps, link=link)
+        values = {"rate": rate, "rule": rule, "storage": storage, "gemm": gemm, "block": block}
+        values |= {"kind": kind, "slots": slots, "gallery": gallery}
+        return memory.plan(
+            values, classes, dim=dim, world=world, batch=batch, card=card, tflops=tflops,
+            gbps=gbps, link=link,
+        )  # fmt: skip
 
     console.run(work, as_json, debug=debug, say=_say)
 

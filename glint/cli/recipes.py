@@ -130,7 +130,6 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
 
     from glint.manifests.card import Card
     from glint.pipelines import recipe as pipelines
-    from glint.pipelines import road
     from glint.recipes import load
     from glint.recipes import shelf as shelves
     from glint.recipes.load import Table
@@ -153,7 +152,7 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
         sets = [word for one in change for word in ("--set", one)]
         commands = [["glint", "train", named, *sets]]
     elif isinstance(recipe, pipelines.Recipe):
-        commands = road.commands(recipe)
+        commands = pipelines.commands(recipe)
     return results.Validate(
         path=str(entry.path),
         shelf=kind,

@@ -28,8 +28,8 @@ def report(
 
     def work() -> results.Report:
         from glint.results import models as results
-        from glint.train import report as stage
+        from glint.train.report import make
 
-        return results.Report(page=str(stage.make(run, out)))
+        return results.Report(page=str(make(run, out)))
 
     console.run(work, as_json, debug=debug, say=lambda result: str(result.page))

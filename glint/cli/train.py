@@ -140,7 +140,7 @@ def _start(
     """Run the ranks, and again from the newest checkpoint when one was lost."""
     from glint.errors import LostError
     from glint.log import logger
-    from glint.models.stored import all_in
+    from glint.models.checkpoint import all_in
     from glint.recipes import shelf
     from glint.recipes.load import load
     from glint.train.recipe import Recipe
@@ -185,7 +185,7 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool
         if os.environ.get("RANK", "0") != "0":
             return _train(settings, folder, quiet)
 
-        from glint.train.folder import claimed
+        from glint.train.restore import claimed
 
         with claimed(folder):
             return _train(settings, folder, quiet)

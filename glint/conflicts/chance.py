@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.conflicts.evidence import Reals
-from glint.search import pairs as knn
+from glint.search.pairs import unit64, usable
 
 Ints = npt.NDArray[np.int64]
 Centres = npt.NDArray[np.float32]
@@ -67,16 +67,20 @@ class Compared:
 
     def alike(self, rho: float) -> Reals:
         """Return the cosine over what two random halves of one identity show: 1 for those."""
-        both_K = _reach(self.n_K, rho) * _reach(self.m_K, rho)
-        return np.asarray(self.cosine_K / both_K)
+        return np.asarray(self.cosine_K / halves_cosine(rho, self.n_K, self.m_K))
 
     def strength(self, rho: float, power: float) -> Reals:
         """Return the cosine, `power` of what few photographs cost given back; 1 x 1 keeps its own.
 
         So it is at most the cosine.
         """
-        both_K = _reach(self.n_K, rho) * _reach(self.m_K, rho)
-        return np.asarray(self.cosine_K * (rho / both_K) ** power)
+        halves_K = halves_cosine(rho, self.n_K, self.m_K)
+        return np.asarray(self.cosine_K * (rho / halves_K) ** power)
+
+
+def halves_cosine(rho: float, n: Any, m: Any) -> Reals:
+    """Return the centre cosine that n and m images of one identity, halved at random, show."""
+    return np.asarray(_reach(n, rho) * _reach(m, rho))
 
 
 def _reach(n: Any, rho: float) -> Reals:
@@ -129,8 +133,8 @@ BLIND = Tail(40.0, 1.0, 1.0)  # chance makes any number of pairs of any strength
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What merges and how likely it is one person.
+class Likeness:
+    """How strong a pair must be to merge, and how likely it is one person.
 
     fits: `halves`, the merges look like halves of one identity, and so do the `few` there are;
     `mixed`, look-alikes among them; `unlike`, they look like one person seen elsewhere. cut: the
@@ -150,36 +154,44 @@ class Judge:
     most: int
 
     def merges(self, pairs: Compared) -> npt.NDArray[np.bool_]:
-        """Say which pairs merge; not those whose cosine is NaN."""
-        strong_K = pairs.strength(self.rho, self.power) >= self.cut
+        """Return which pairs merge; not those whose cosine is NaN."""
+        strong_K = self.strength(pairs) >= self.cut
         return np.asarray(strong_K & (pairs.alike(self.rho) >= self.least))
 
+    def strength(self, pairs: Compared) -> Reals:
+        """Return the strength of pairs at this model's rho and power."""
+        return pairs.strength(self.rho, self.power)
+
     def probability(self, pairs: Compared) -> Reals:
-        """Give P(one person), never less for a stronger pair; 0 where the tail was fitted."""
-        s_K = pairs.strength(self.rho, self.power)
-        place_K = np.searchsorted(self.edge_B, np.nan_to_num(s_K, nan=-2.0), side="right") - 1
+        """Return P(one person), never less for a stronger pair; 0 where the tail was fitted."""
+        s_K = np.nan_to_num(self.strength(pairs), nan=-2.0)
+        place_K = np.searchsorted(self.edge_B, s_K, side="right") - 1
         return np.where(place_K < 0, 0.0, self.probability_B[np.maximum(place_K, 0)])
+
+    @property
+    def mask_cut(self) -> float:
+        """Return the least strength of a pair that may be one person; infinite for none."""
+        good_B = np.flatnonzero(self.probability_B >= MAY_BE)
+        return float(self.edge_B[good_B[0]]) if len(good_B) else np.inf
 
     def merge_from(self, n: Any, m: Any) -> Reals:
         """Return the least likeness (1: two halves of one identity) at which n and m images merge.
 
         Infinite where nothing does.
         """
-        return self._from(self.cut, n, m)
+        return np.asarray(np.maximum(self._alike(self.cut, n, m), self.least))
 
     def mask_from(self, n: Any, m: Any) -> Reals:
         """Return the same of pairs that may be one person."""
-        good_B = np.flatnonzero(self.probability_B >= MAY_BE)
-        return self._from(float(self.edge_B[good_B[0]]) if len(good_B) else np.inf, n, m)
+        return np.asarray(np.maximum(self._alike(self.mask_cut, n, m), 0.0))
 
-    def _from(self, strength: float, n: Any, m: Any) -> Reals:
-        halves = Compared(_reach(n, self.rho) * _reach(m, self.rho), np.asarray(n), np.asarray(m))
-        by_strength = strength / halves.strength(self.rho, self.power)
-        least = self.least if strength == self.cut else 0.0
-        return np.asarray(np.maximum(by_strength, least))
+    def _alike(self, strength: float, n: Any, m: Any) -> Reals:
+        """Return the likeness of a pair of n and m images of this strength."""
+        halves = Compared(halves_cosine(self.rho, n, m), np.asarray(n), np.asarray(m))
+        return np.asarray(strength / self.strength(halves))
 
     def among(self, share: float) -> list[tuple[float, Tail]]:
-        """Return the power and what chance makes of `share` times as many pairs."""
+        """Return the power and the law of `share` times as many pairs, as `fit` takes them."""
         place = self.tail.place + float(np.log(share))
         return [(self.power, replace(self.tail, place=place))]
 
@@ -200,17 +212,17 @@ def sample(
     other_C: Ints | None = None, *, seed: int = 0,
 ) -> Sample:  # fmt: skip
     """Compare some identities with all (of the other dataset), and keep the most alike pairs."""
-    here = np.flatnonzero((count_C > 0) & knn.usable(centre_CD))
+    here = np.flatnonzero((count_C > 0) & usable(centre_CD))
     there_CD, there_C = (centre_CD, count_C) if other_CD is None else (other_CD, other_C)
     assert there_C is not None
-    there = np.flatnonzero((there_C > 0) & knn.usable(there_CD))
+    there = np.flatnonzero((there_C > 0) & usable(there_CD))
     some = min(len(here), 2000, max(64, SAMPLED // max(len(there), 1)))
     rows = np.sort(np.random.default_rng([seed, 6]).choice(here, some, replace=False))
-    rows_D = knn.unit64(centre_CD[rows]).astype(np.float32)
+    rows_D = unit64(centre_CD[rows]).astype(np.float32)
     least, cosine, n, m = -1.0, [], [], []
     for at in range(0, len(there), BLOCK):
         block = there[at : at + BLOCK]
-        cosine_nC = rows_D @ knn.unit64(there_CD[block]).astype(np.float32).T
+        cosine_nC = rows_D @ unit64(there_CD[block]).astype(np.float32).T
         if other_CD is None:
             cosine_nC[rows[:, None] == block] = -2.0
         if at == 0:
@@ -225,7 +237,7 @@ def sample(
     return Sample(kept, least, ordered * some / max(len(here), 1))
 
 
-def _fit(strength_K: Reals, low: float, strength_S: Reals, least: float, share: float) -> Tail:
+def _fit_law(strength_K: Reals, low: float, strength_S: Reals, least: float, share: float) -> Tail:
     """Fit the law to bins from `least` on: the sample's below `low`, from there all pairs."""
     edge_B = np.arange(np.ceil(least / STEP), np.ceil(1 / STEP) + 1) * STEP
     full_B = edge_B[:-1] >= low - 1e-9
@@ -277,22 +289,22 @@ def _poisson(n_B: Reals, part_B: Reals, law_B: Reals, stop: float) -> Tail:
     return Tail(float(b_2[0]) - dims * middle, dims, stop, middle, (place_, dims_, both))
 
 
-def learn(
+def fit(
     pairs: Compared, low: float, seen: Sample, rho: float, people: int, rate: float,
-    *, tails: Sequence[tuple[float, Tail]] | None = None,
-) -> Judge:  # fmt: skip
+    *, laws: Sequence[tuple[float, Tail]] | None = None,
+) -> Likeness:  # fmt: skip
     """Learn from all pairs from cosine `low` on, and a sample of those below, what merges.
 
-    Of three powers the one that merges most. people: identities that the pairs are of. tails:
-    powers and what chance makes of them, where that is known already.
+    Of three powers the one that merges most. people: identities that the pairs are of. laws:
+    powers and the law of chance at each, where they are known already.
     """
-    if tails is None:
-        tails = []
+    if laws is None:
+        laws = []
         for power in POWERS:
             s_K, s_S = (one.strength(rho, power) for one in (pairs, seen.pairs))
-            tails.append((power, _fit(s_K, low, s_S, seen.least, seen.share)))
+            laws.append((power, _fit_law(s_K, low, s_S, seen.least, seen.share)))
     best: tuple[int, float, Tail, float] = (-1, 0.0, Tail(0.0, 1.0, 1.0), float("inf"))
-    for power, tail in tails:
+    for power, tail in laws:
         s_K = pairs.strength(rho, power)
         cut, count = accept(s_K[s_K >= low], tail, rate)
         if count > best[0]:
@@ -303,8 +315,8 @@ def learn(
     edge_B, p_B = _probability(s_K, low, tail)
     merged = int(((s_K >= cut) & (alike_K >= least)).sum())
     wrong = float(tail.above(cut)) if merged else 0.0
-    return Judge(rho, power, tail, cut if np.isfinite(least) else np.inf, least, fits, edge_B, p_B,
-                 wrong, _most(wrong) if merged else 0)  # fmt: skip
+    return Likeness(rho, power, tail, cut if np.isfinite(least) else np.inf, least, fits, edge_B,
+                    p_B, wrong, _most(wrong) if merged else 0)  # fmt: skip
 
 
 def accept(s_K: Reals, tail: Tail, rate: float) -> tuple[float, int]:
@@ -330,7 +342,7 @@ def _most(wrong: float) -> int:
 
 
 def _fits(alike_K: Reals, people: int) -> tuple[str, float]:
-    """Say how the pairs above the cut look, and from which likeness on they merge."""
+    """Return how the pairs above the cut look, and from which likeness on they merge."""
     if not len(alike_K) or float((alike_K < UNLIKE).mean()) <= MANY_UNLIKE:
         return "halves", 0.0
     if float((alike_K >= SAME).mean()) >= FEW_SAME:

@@ -102,7 +102,7 @@ def checked(value: object, report: str, where: str) -> Decision:
 
 
 def usable_name(by: object) -> bool:
-    """Say whether this can be the name of a reviewer."""
+    """Return whether this can be the name of a reviewer."""
     return isinstance(by, str) and 0 < len(by.strip()) <= len(by) <= LONGEST and by.isprintable()
 
 
@@ -158,13 +158,13 @@ class Book:
     def add(self, by: str, verdicts: Sequence[tuple[int, int, str]]) -> list[Decision]:
         """Append verdicts (a, b, verdict) of one reviewer and return them as they stand.
 
-        seq is the time in milliseconds, or one more than the last: what was said later stands.
+        seq is the time in milliseconds, or one more than the last: the later decision stands.
         """
-        made = []
+        added = []
         for a, b, verdict in verdicts:
             self._seq = max(self._seq + 1, time.time_ns() // 1_000_000)
-            made.append(Decision(min(a, b), max(a, b), verdict, by, self._seq))
-        left = b"".join(json.dumps(d.line(self.report)).encode() + b"\n" for d in made)
+            added.append(Decision(min(a, b), max(a, b), verdict, by, self._seq))
+        left = b"".join(json.dumps(d.line(self.report)).encode() + b"\n" for d in added)
         size = os.fstat(self._file.fileno()).st_size
         with atomic.writing(self.path):
             try:
@@ -174,8 +174,8 @@ class Book:
             except OSError:
                 self._file.truncate(size)  # or the next line would stand behind half a line
                 raise
-        self.decisions += made
-        return made
+        self.decisions += added
+        return added
 
     def close(self) -> None:
         """Close the file."""
@@ -183,9 +183,9 @@ class Book:
 
 
 def standing(decisions: Iterable[Decision]) -> dict[Pair, dict[str, str]]:
-    """Return what each reviewer says in the end: pair -> reviewer -> verdict; withdrawn left out.
+    """Return the last verdict of each reviewer: pair -> reviewer -> verdict; withdrawn left out.
 
-    Raises InputError GL0501 where one reviewer said two things about a pair under one seq.
+    Raises InputError GL0501 where one reviewer gave two verdicts on a pair under one seq.
     """
     last: dict[tuple[int, int, str], Decision] = {}
     twice: set[tuple[int, int, str]] = set()
@@ -205,11 +205,11 @@ def standing(decisions: Iterable[Decision]) -> dict[Pair, dict[str, str]]:
             f"(seq {last[a, b, by].seq})",
             hint="decide the pair once more, or remove one of the lines",
         )
-    said: dict[Pair, dict[str, str]] = {}
+    verdicts: dict[Pair, dict[str, str]] = {}
     for (a, b, by), one in sorted(last.items()):
         if one.verdict != WITHDRAWN:
-            said.setdefault((a, b), {})[by] = one.verdict
-    return said
+            verdicts.setdefault((a, b), {})[by] = one.verdict
+    return verdicts
 
 
 def settle(
@@ -220,9 +220,9 @@ def settle(
     Raises InputError GL0501, by name, where a pair is unknown, where reviewers disagree, and where
     two identities that a reviewer did not merge become one by way of others.
     """
-    said = standing(decisions)
+    verdicts = standing(decisions)
     place = {pair: k for k, pair in enumerate(zip(a_K.tolist(), b_K.tolist()))}
-    unknown = [pair for pair in said if pair not in place]
+    unknown = [pair for pair in verdicts if pair not in place]
     if unknown:
         raise InputError(
             "GL0501",
@@ -232,18 +232,18 @@ def settle(
     clashes = [
         f"{a} and {b}: "
         + ", ".join(f"{verdict} by {by}" for by, verdict in sorted(by_name.items()))
-        for (a, b), by_name in said.items()
+        for (a, b), by_name in verdicts.items()
         if len(set(by_name.values())) > 1
     ]
     _refuse(clashes, "reviewers disagree about the identities ")
     out = verdict_K.astype(object)
-    for pair, by_name in said.items():
+    for pair, by_name in verdicts.items():
         out[place[pair]] = next(iter(by_name.values()))
     settled: npt.NDArray[np.str_] = out.astype(str)
     merge = settled == "merge"
     group = {int(label): piece for piece in components(a_K[merge], b_K[merge]) for label in piece}
     chains = []
-    for (a, b), by_name in said.items():
+    for (a, b), by_name in verdicts.items():
         by, verdict = min(by_name.items())
         if verdict != "merge" and a in group and group[a] is group.get(b):
             through = [int(label) for label in group[a] if label not in (a, b)][:SHOWN]

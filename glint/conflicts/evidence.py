@@ -86,13 +86,13 @@ def shrunk(rho: float, n: int, prior: float) -> float:
 
 
 def centre_cosine(rho_a: float, rho_b: float, n: int, m: int) -> float:
-    """Expect this cosine between the means of n and m samples of one person."""
+    """Return the cosine expected between the means of n and m samples of one person."""
     together = np.sqrt(rho_a * rho_b) * np.sqrt(n * m)
     return float(together / np.sqrt((1 + (n - 1) * rho_a) * (1 + (m - 1) * rho_b)))
 
 
 def prior_rho(samples: Samples, *, seed: int = 0, most: int = 2000) -> float:
-    """Take the median mean pairwise cosine over identities with at least two samples.
+    """Return the median mean pairwise cosine over identities with at least two samples.
 
     NaN where no identity has two.
     """
@@ -103,7 +103,7 @@ def prior_rho(samples: Samples, *, seed: int = 0, most: int = 2000) -> float:
     return float(np.median(rhos)) if rhos else float("nan")
 
 
-def judge(
+def compare(
     x_nD: npt.NDArray[np.float32],
     y_mD: npt.NDArray[np.float32],
     prior: float,
@@ -125,6 +125,15 @@ def judge(
     return mean, float(min(by_samples, by_centres))
 
 
+def score(samples: Samples, left: Labels, right: Labels, prior: float) -> tuple[float, float]:
+    """Return (score, centre cosine) of two sets of rows, whose centres are over these rows."""
+    x_nD, y_mD = samples.unit(left), samples.unit(right)
+    a_D, b_D = x_nD.mean(axis=0), y_mD.mean(axis=0)
+    cosine = float(a_D @ b_D / max(np.linalg.norm(a_D) * np.linalg.norm(b_D), 1e-12))
+    _, value = compare(x_nD, y_mD, prior, cosine=cosine, n=len(left), m=len(right))
+    return value, cosine
+
+
 def collect(
     samples: Samples,
     a: Labels,
@@ -135,7 +144,7 @@ def collect(
     others: Samples | None = None,
     progress: Progress = log.silent,
 ) -> Evidence:
-    """Judge K pairs of identities, whose centres have `cosine`, by up to 32 samples of each.
+    """Score K pairs of identities, whose centres have `cosine`, by up to 32 samples of each.
 
     others: the samples of another dataset, whose identities b are.
     """
@@ -148,7 +157,7 @@ def collect(
             held, x_nD = label, samples.unit(samples.rows(label))
         y_mD = others.unit(others.rows(other))
         if len(x_nD) and len(y_mD):
-            mean, score = judge(
+            mean, score = compare(
                 x_nD,
                 y_mD,
                 prior,

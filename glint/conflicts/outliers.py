@@ -1,6 +1,6 @@
 """Inside an identity: images that show somebody else, and two people under one label.
 
-Both are judged on the scale of `search.evidence`, where one person is 1, against two draws from the
+Both are scored as `conflicts.evidence` does, where one person is 1, against two draws from the
 same dataset: what images and halves of its identities show, and what strangers show. A photograph
 that is merely hard lies far from its own kind, but not as far as a stranger.
 """
@@ -17,20 +17,19 @@ import numpy.typing as npt
 
 from glint import log
 from glint.conflicts import calibrate, evidence
-from glint.conflicts.calibrate import Drawn
 from glint.conflicts.evidence import Reals, Samples
 from glint.log import Progress
 
-LEAST = 3  # images without which nothing is said: of an identity, of a side of a split
+LEAST = 3  # images without which nothing is concluded: of an identity, of a side of a split
 LOOKED = 128  # images of an identity that are compared all with all, at most
 TRIM = 0.25  # of an identity's images, the farthest, are left out of its mean
-FALSE_FLAGS = 0.001  # of right images, and of identities of one person, that are told
-WRONG_FLAGS = 0.05  # or, of those that are told
+FALSE_FLAGS = 0.001  # of right images, and of identities of one person, that are flagged
+WRONG_FLAGS = 0.05  # or, of those that are flagged
 SPREADS = 4.0  # below what the dataset's own images and cuts show, at least
-STEP = 0.5  # spreads, of the histogram that tells the cut
+STEP = 0.5  # spreads, of the histogram that the cut is read off
 STRANGERS = 2.326  # spreads above strangers' location: 99 % of images score lower
 STRANGER_SETS = 3.09  # 99.9 % of pairs of identities do
-ROBUST = ((0.841, 1.0),)  # the tail that tells a spread, of the half that nothing spoils
+ROBUST = ((0.841, 1.0),)  # the tail that shows a spread, of the half that nothing spoils
 
 Ints = npt.NDArray[np.int64]
 Units = npt.NDArray[np.float32]
@@ -66,7 +65,7 @@ class Mixed:
     z: float
 
 
-def outliers(
+def find_outliers(
     samples: Samples,
     prior: float,
     *,
@@ -104,11 +103,8 @@ def outliers(
         none = np.empty(0, np.float64)
         return Outliers(np.empty(0, np.int64), none, none, none)
     x_S, score_S, cosine_S = (np.concatenate(each) for each in (x, score, cosine))
-    own = calibrate.fit(Drawn(x_S, score_S, cosine_S), upper=True, tails=ROBUST)
-    strange_S2 = np.array(strange)
-    foe = calibrate.fit(
-        Drawn(strange_S2[:, 0], strange_S2[:, 1], strange_S2[:, 1]), upper=True, tails=ROBUST
-    )
+    own = calibrate.fit(x_S, score_S, upper=True, tails=ROBUST)
+    foe = calibrate.fit(*np.array(strange).T, upper=True, tails=ROBUST)
     z_S = (own.location(x_S) - score_S) / own.spread(x_S)
     far = score_S <= foe.location(x_S) + STRANGERS * foe.spread(x_S)
     found = np.flatnonzero((z_S >= far_from(z_S)) & far)
@@ -117,7 +113,7 @@ def outliers(
 
 
 def far_from(z_S: Reals) -> float:
-    """Return the distance from which images or cuts are told, 4 spreads or more.
+    """Return the distance from which images or cuts are flagged, 4 spreads or more.
 
     z_S: distances from the median of all, the wrong ones too. What is right gets rarer with the
     distance, so there is no more of it than the least that was seen nearer by; a hump beyond is of
@@ -146,7 +142,7 @@ def _others(x_nD: Units, prior: float) -> tuple[Units, Ints, float]:
     return sum_nD / np.maximum(norm_n1, 1e-12), count_n, rho
 
 
-def mixed(
+def find_mixed(
     samples: Samples, prior: float, *, seed: int = 0, progress: Progress = log.silent
 ) -> list[Mixed]:
     """Find identities that are two people, by the best cut of average linkage, strangest first.
@@ -159,9 +155,9 @@ def mixed(
     many = np.flatnonzero(samples.count_C >= 2 * LEAST)
     drawn = set(rng.choice(many, min(calibrate.DRAWS, len(many)), replace=False).tolist())
     strangers = calibrate.impostor(samples, prior, seed=seed)
-    if len(strangers.x_S) < calibrate.ENOUGH or len(drawn) < calibrate.ENOUGH:
+    if not strangers.enough or len(drawn) < calibrate.ENOUGH:
         return []
-    foe = calibrate.fit(strangers, upper=True, tails=ROBUST)
+    foe = calibrate.fit(strangers.x_S, strangers.score_S, upper=True, tails=ROBUST)
     limit = float((foe.location(np.ones(1)) + STRANGER_SETS * foe.spread(np.ones(1)))[0])
     cuts: list[tuple[float, Mixed]] = []
     own: list[float] = []
@@ -173,12 +169,13 @@ def mixed(
         near = float(cosine_nn.min()) > limit
         if not near or label in drawn:
             one, two = _cut(cosine_nn)
-            x, score, _ = calibrate.judge(samples, row_n[one], row_n[two], prior)
+            score, _ = evidence.score(samples, row_n[one], row_n[two], prior)
             if label in drawn:
                 own.append(score)
             if len(two) >= LEAST:
                 within = min(evidence.mean_cosine(x_nD[side]) for side in (one, two))
                 across = float(cosine_nn[np.ix_(one, two)].mean())
+                x = 1 / len(one) + 1 / len(two)
                 cuts.append((x, Mixed(label, row_n[one], row_n[two], across, within, score, 0.0)))
         progress(done, len(many))
     x_K, score_K = np.array([(x, cut.score) for x, cut in cuts]).reshape(-1, 2).T

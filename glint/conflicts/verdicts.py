@@ -12,26 +12,24 @@ import numpy.typing as npt
 
 from glint import log
 from glint.conflicts import calibrate, chance, evidence, groups
-from glint.conflicts.calibrate import Drawn, Scale
-from glint.conflicts.chance import MAY_BE, Compared, Judge
+from glint.conflicts.calibrate import Calibration
+from glint.conflicts.chance import Compared
 from glint.conflicts.evidence import Evidence, Reals, Samples
 from glint.conflicts.groups import Groups
+from glint.conflicts.judge import Judge
 from glint.errors import UsageError
 from glint.log import Progress, logger
 from glint.search import cross
-from glint.search import pairs as knn
-from glint.search.pairs import Pairs
+from glint.search.pairs import Pairs, cosines, pairs_above
 
-LOW = 0.4  # pairs of centres below this cosine are not looked at, where the embedder allows
 ACROSS = 20_000  # pairs of two datasets without which chance is not read off them
-PER_IDENTITY = 10  # pairs by chance per identity that the search may return
 
 Ints = npt.NDArray[np.int64]
 Centres = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Options:
+class ConflictOptions:
     """What a user may choose. threshold: merge at this centre cosine instead of the learned
     strength. low: search from this cosine; None = from the dataset. cap: identities in one group.
     rate: share of the merges that may be wrong, rounded up to whole pairs.
@@ -63,11 +61,11 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Found:
-    """All that was found: K pairs as sharded with verdicts, the groups, and how it was judged.
+class Judged:
+    """K pairs of an identity (a) and another one (b), perhaps of another dataset, with verdicts.
 
-    probability: that a pair is one person, NaN where there is no `model`. wrong: merges expected to
-    be wrong by it.
+    n_a, n_b: usable images of either. probability: that a pair is one person, NaN where the judge
+    has no model of likeness.
     """
 
     pairs: Pairs
@@ -75,37 +73,33 @@ class Found:
     n_a: Ints
     n_b: Ints
     verdict: npt.NDArray[np.str_]
-    reason: list[str]
-    groups: Groups
-    scale: Scale
-    genuine: Drawn
-    low: float
     probability: Reals
-    wrong: float
-    model: Judge | None
+    judge: Judge
 
 
 @dataclass(frozen=True)
-class Across:
-    """Pairs of an identity here (a) and one of another dataset (b), judged as `Found` judges.
+class Found(Judged):
+    """All conflicts of a dataset: its pairs as sharded, the groups, and what was calibrated.
 
-    model: learned from these pairs.
+    reason: why a pair that would merge by itself does not, empty for others.
     """
 
-    pairs: Pairs
-    evidence: Evidence
-    n_a: Ints
-    n_b: Ints
-    verdict: npt.NDArray[np.str_]
-    probability: Reals
-    model: Judge | None
+    reason: list[str]
+    groups: Groups
+    calibration: Calibration
+
+    @property
+    def wrong(self) -> float:
+        """Return how many merges are expected to be wrong; NaN where there is no model."""
+        likeness = self.judge.likeness
+        return float("nan") if likeness is None else likeness.wrong
 
 
 def find(
     centre_CD: Centres,
     samples: Samples,
     target_C: Ints,
-    options: Options,
+    options: ConflictOptions,
     *,
     work: Path | None = None,
     progress: Progress = log.silent,
@@ -115,46 +109,44 @@ def find(
     target_C: the labels in force; pairs that they merge and identities they drop are left out.
     work: a folder that keeps what is searched, from which the same call goes on.
     """
-    scale, genuine, impostor = calibrate.calibrate(samples, seed=options.seed)
-    if not scale.calibrated:
+    calibration = calibrate.calibrate(samples, seed=options.seed)
+    if not calibration.calibrated:
         logger.warning(
             "too few identities have two images (%d splits, at least %d needed): "
             "no pair merges by itself; give --threshold",
-            scale.genuine_splits,
+            len(calibration.genuine.score_S),
             calibrate.ENOUGH,
         )
-    people = int((samples.count_C > 0).sum())
-    low = _low(options, genuine, impostor, people)
-    pairs = knn.pairs_above(centre_CD, low, engine=options.engine, work=work, progress=progress)
+    count_C = samples.count_C
+    people = int((count_C > 0).sum())
+    low = calibration.search_from(people) if options.low is None else options.low
+    low = low if options.threshold is None else min(low, options.threshold)
+    pairs = pairs_above(centre_CD, low, engine=options.engine, work=work, progress=progress)
     pairs = _open_pairs(pairs, target_C)
     proof = evidence.collect(
-        samples, pairs.a, pairs.b, pairs.cosine, scale.prior, progress=progress
+        samples, pairs.a, pairs.b, pairs.cosine, calibration.prior, progress=progress
     )
-    n_a, n_b = samples.count_C[pairs.a], samples.count_C[pairs.b]
-    compared, model = Compared(pairs.cosine, n_a, n_b), None
-    if scale.calibrated:
-        seen = chance.sample(centre_CD, samples.count_C, seed=options.seed)
-        model = chance.learn(compared, low, seen, scale.prior, people, options.rate)
-    verdict, probability = judge(compared, model, options)
+    compared, likeness = Compared(pairs.cosine, count_C[pairs.a], count_C[pairs.b]), None
+    if calibration.calibrated:
+        seen = chance.sample(centre_CD, count_C, seed=options.seed)
+        likeness = chance.fit(compared, low, seen, calibration.prior, people, options.rate)
+    judge = Judge(likeness, low, options.threshold)
+    verdict, probability = judge.judge(compared)
 
-    def strength(a: Ints, b: Ints) -> tuple[Reals, Reals]:
-        cosine = knn.cosines(centre_CD, a, b)
-        if options.threshold is not None or model is None:
-            return cosine, np.full(len(a), low)
-        both = Compared(cosine, samples.count_C[a], samples.count_C[b])
-        return model.probability(both), np.full(len(a), MAY_BE)
+    def together(a: Ints, b: Ints) -> tuple[Reals, Reals]:
+        cosine = cosines(centre_CD, a, b)
+        return judge.together(Compared(cosine, count_C[a], count_C[b]))
 
     merge = verdict == "merge"
-    made = groups.guarded(pairs.a[merge], pairs.b[merge], strength, cap=options.cap)
+    joined = groups.guarded(pairs.a[merge], pairs.b[merge], together, cap=options.cap)
     reason = [""] * len(verdict)
-    why = {int(label): text for piece, text in made.refused for label in piece}
+    why = {int(label): text for piece, text in joined.refused for label in piece}
     for k in np.flatnonzero(merge):
         if int(pairs.a[k]) in why:
             verdict[k], reason[k] = "mask", why[int(pairs.a[k])]
-    wrong = float("nan") if model is None else model.wrong
     return Found(
-        pairs, proof, n_a, n_b, verdict, reason, made, scale, genuine, low, probability, wrong,
-        model,
+        pairs, proof, compared.n_K, compared.m_K, verdict, probability, judge,
+        reason, joined, calibration,
     )  # fmt: skip
 
 
@@ -166,79 +158,38 @@ def across(
     other_CD: Centres,
     others: Samples,
     other_target_C: Ints,
-    options: Options,
+    options: ConflictOptions,
     *,
     also: Ints,
     progress: Progress = log.silent,
-) -> Across:
-    """Judge identities here against those of another dataset as `find` judges one.
+) -> Judged:
+    """Judge identities here (a) against those of another dataset (b) as `find` judges one.
 
     Search threshold and rho are this dataset's; what chance makes of pairs across is learned from
     them. Identities that the labels in force drop are left out on both sides. also: pairs to judge
     below the search threshold, int64 [_, 2].
     """
-    pairs = cross.pairs_across(centre_CD, other_CD, found.low, progress=progress)
+    low, prior = found.judge.low, found.calibration.prior
+    pairs = cross.pairs_across(centre_CD, other_CD, low, progress=progress)
     open_K = (target_C[pairs.a] >= 0) & (other_target_C[pairs.b] >= 0)
     both = np.stack([pairs.a[open_K], pairs.b[open_K]], axis=1)
     a, b = np.unique(np.concatenate([both, also]), axis=0).T
-    cosine = knn.cosines(centre_CD, a, b, other_CD)
-    proof = evidence.collect(
-        samples, a, b, cosine, found.scale.prior, others=others, progress=progress
-    )
-    n_a, n_b = samples.count_C[a], others.count_C[b]
-    compared, model = Compared(cosine, n_a, n_b), None
+    cosine = cosines(centre_CD, a, b, other_CD)
+    proof = evidence.collect(samples, a, b, cosine, prior, others=others, progress=progress)
+    compared, likeness = Compared(cosine, samples.count_C[a], others.count_C[b]), None
     here, there = (int((one.count_C > 0).sum()) for one in (samples, others))
-    if found.model is not None and min(here, there):
+    if found.judge.likeness is not None and min(here, there):
         seen = chance.sample(
             centre_CD, samples.count_C, other_CD, others.count_C, seed=options.seed
         )
-        tails = None
+        laws = None
         if here * there < ACROSS:  # too few to tell: chance is as in this dataset
-            tails = found.model.among(here * there / (here * (here - 1) / 2))
-        model = chance.learn(
-            compared, found.low, seen, found.model.rho, min(here, there), options.rate, tails=tails
-        )
-    verdict, probability = judge(compared, model, options)
+            laws = found.judge.likeness.among(here * there / (here * (here - 1) / 2))
+        likeness = chance.fit(compared, low, seen, prior, min(here, there), options.rate, laws=laws)
+    judge = Judge(likeness, low, options.threshold)
+    verdict, probability = judge.judge(compared)
     kept = Pairs(a, b, cosine, pairs.excluded, pairs.engine)
-    return Across(kept, proof, n_a, n_b, verdict, probability, model)
-
-
-def judge(
-    pairs: Compared, model: Judge | None, options: Options
-) -> tuple[npt.NDArray[np.str_], Reals]:
-    """Give each of K pairs its verdict (merge, mask or keep) and P(one person), NaN for no model.
-
-    `options.threshold` replaces what the model merges, not what it masks.
-    """
-    probability = np.full(len(pairs.cosine_K), np.nan)
-    same = np.zeros(len(probability), bool)
-    if model is not None:
-        probability, same = model.probability(pairs), model.merges(pairs)
-    if options.threshold is not None:
-        same = pairs.cosine_K >= options.threshold
-    may_be = probability >= MAY_BE
-    return np.where(same, "merge", np.where(may_be, "mask", "keep")), probability
-
-
-def _low(options: Options, genuine: Drawn, impostor: Drawn, classes: int) -> float:
-    """Choose the search threshold: low enough for one person, high enough against chance.
-
-    At most 0.4; lower where 1 % of split identities lie lower; higher where more than ten pairs
-    per identity would come by chance.
-    """
-    from scipy.stats import norm
-
-    if options.low is not None:
-        low = options.low
-    else:
-        low = LOW
-        if len(genuine.cosine_S) >= calibrate.ENOUGH:
-            low = min(low, float(np.quantile(genuine.cosine_S, 0.01)))
-        if len(impostor.cosine_S) >= calibrate.ENOUGH:
-            middle, high = np.quantile(impostor.cosine_S, [0.5, 0.975])
-            rate = min(2 * PER_IDENTITY / max(classes, 1), 0.5)
-            low = max(low, float(middle + norm.isf(rate) * (high - middle) / 1.96))
-    return low if options.threshold is None else min(low, options.threshold)
+    return Judged(kept, proof, compared.n_K, compared.m_K, verdict, probability, judge)
 
 
 def _open_pairs(pairs: Pairs, target_C: Ints) -> Pairs:

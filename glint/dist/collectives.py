@@ -1,4 +1,4 @@
-"""The few collectives that glint uses, over rows, with uneven rows per rank allowed.
+"""Collectives over rows, which may be uneven over the ranks.
 
 At world size 1 each is the identity and needs no process group.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,14 +19,6 @@ from glint.dist.world import World
 # n rows on this rank, N over all ranks, p rows of the longest rank
 
 
-@dataclass
-class Spent:
-    """Seconds that training waited in collectives on the CPU; a GPU's are only started by it."""
-
-    seconds: float = 0.0
-
-
-SPENT = Spent()
 _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -35,19 +26,19 @@ _OPS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp
 def _counted(world: World) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    if world.group is None and world.device.type == "cpu":  # other groups work beside training
-        SPENT.seconds += time.perf_counter() - began
+    if world.device.type == "cpu":
+        world.waited.seconds += time.perf_counter() - began
 
 
 def even(rows: int, world: World) -> tuple[int, ...]:
-    """Give the row counts of ranks that all hold as many rows as this one."""
+    """Return the row counts of ranks that all hold as many rows as this one."""
     return (rows,) * world.size
 
 
 def all_gather_rows(x_n: Tensor, world: World, counts: Sequence[int] | None = None) -> Tensor:
     """Stack every rank's rows in rank order: (n, ...) -> (N, ...).
 
-    counts: rows on each rank, the same list on every rank; None says that all hold n.
+    counts: rows on each rank, the same list on every rank; None means that all hold n.
     """
     if world.size == 1:
         return x_n
@@ -90,7 +81,7 @@ def reduce_scatter_rows(x_N: Tensor, world: World, counts: Sequence[int] | None 
 
 
 def all_reduce_(x: Tensor, world: World, op: str = "sum") -> Tensor:
-    """Reduce over ranks in place with op "sum", "max" or "min"; give `x` back."""
+    """Reduce over ranks in place with op "sum", "max" or "min"; return `x`."""
     if world.size > 1:
         with _counted(world):
             dist.all_reduce(x, op=_OPS[op], group=world.group)
@@ -103,7 +94,7 @@ def barrier(world: World) -> None:
 
 
 def _single(name: str, older: str) -> Callable[..., Any]:
-    """Find a one-tensor collective under its name since torch 2.13, or its older one."""
+    """Return a one-tensor collective by its name since torch 2.13, or by its older one."""
     found: Callable[..., Any] = getattr(dist, name, None) or getattr(dist, older)
     return found
 

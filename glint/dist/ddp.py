@@ -12,9 +12,9 @@ from glint.dist.world import World
 
 
 def data_parallel(backbone: nn.Module, world: World) -> nn.Module:
-    """Wrap a backbone so that its gradients are averaged over the ranks; alone, give it back.
+    """Wrap a backbone so that its gradients are averaged over the ranks; at size 1 return it.
 
-    Batch norm statistics stay each rank's own: they are shared when somebody looks at them.
+    Batch norm statistics stay each rank's own: they are shared where the net is evaluated.
     """
     if world.size == 1:
         return backbone

@@ -23,7 +23,7 @@ def stack_file(folder: Path, rank: int) -> Path:
 
 
 def start() -> None:
-    """Show life from now on where the launcher asked for it (main thread, once per process)."""
+    """Start the heartbeat where the launcher asked for one (main thread, once per process)."""
     named = os.environ.get(FOLDER, "")
     if not named:
         return

@@ -25,7 +25,7 @@ POLL = 0.1  # seconds between two looks at the ranks
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 STOP_GRACE = 120.0  # seconds the other ranks get once one has stopped with its state saved
 SILENCE = 60.0  # seconds without a sign of life after which a rank counts as lost
-TOLD = frozenset({*range(2, 11), Stopped.exit_code})  # exit codes with which glint explains itself
+EXPLAINED = frozenset({*range(2, 11), Stopped.exit_code})  # exit codes of glint's own errors
 _PR_SET_PDEATHSIG = 1
 
 
@@ -67,20 +67,20 @@ def run_ranks(
     stacks: Path | None = None,
     nodes: Nodes | None = None,
 ) -> int:
-    """Run `argv` as `nproc` ranks on this machine and give their common exit code.
+    """Run `argv` as `nproc` ranks on this machine and return their common exit code.
 
     Every rank gets RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and GLINT_RENDEZVOUS on top of
     `env` (default: this process's); with `nodes`, which every machine calls with its own number,
     MASTER_ADDR and MASTER_PORT instead of the last. The first rank here writes to this process's
     stdout and stderr; the other ranks' output is kept aside and its end is logged when one of them
     dies. A rank that dies is seen within a second; the others then get SIGTERM and, `grace`
-    seconds later, SIGKILL. Ranks
-    die with this process. SIGTERM, SIGINT and SIGUSR1 are passed on; a second SIGINT or SIGTERM
-    kills. An exit code of glint's own (2 to 10, 75) is given back as it is, ranks that were stopped
-    before they could save give 128 + the signal; anything else raises LostError (GL0601) with
-    the rank and its signal or exit code. So does a rank that called `heartbeat.start` and then
-    shows no life for `silence` seconds (stopped, or stuck in native code): before the ranks are
-    ended, each writes its stacks, and these files go to the folder `stacks`.
+    seconds later, SIGKILL. Ranks die with this process. SIGTERM, SIGINT and SIGUSR1 are passed on;
+    a second SIGINT or SIGTERM kills. An exit code of glint's own (2 to 10, 75) is returned as it
+    is, 128 + the signal for ranks that were stopped before they could save; anything else raises
+    LostError (GL0601) with the rank and its signal or exit code. So does a rank that called
+    `heartbeat.start` and then shows no life for `silence` seconds (stopped, or stuck in native
+    code): before the ranks are ended, each writes its stacks, and these files go to the folder
+    `stacks`.
     """
     if nproc < 1:
         raise ValueError(f"nproc is {nproc}")
@@ -137,7 +137,7 @@ def _start(
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
-    """Give what a child does before exec so that the kernel kills it when its parent dies."""
+    """Return what a child does before exec so that the kernel kills it when its parent dies."""
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()
@@ -180,18 +180,18 @@ class _Pulse:
         self.next = 0.0
 
     def lost(self) -> int | None:
-        """Give a rank that has been silent for too long."""
+        """Return a rank that has been silent for too long."""
         now = time.monotonic()
         if now < self.next:
             return None
         self.next = now + heartbeat.BEAT
         for rank, (before, since) in enumerate(self.seen):
             try:
-                told = heartbeat.beat_file(self.folder, rank).read_text()
+                beat = heartbeat.beat_file(self.folder, rank).read_text()
             except OSError:
                 continue
-            if told != before:
-                self.seen[rank] = told, now
+            if beat != before:
+                self.seen[rank] = beat, now
             elif before and now - since > self.silence:
                 return rank
         return None
@@ -215,10 +215,10 @@ def _watch(
         if silent is not None and codes[silent] is None:
             raise _silent(ranks, silent, folder, pulse.silence, stacks)
         time.sleep(POLL)
-    time.sleep(POLL)  # one lost rank brings down others: look again, then name the first
+    time.sleep(POLL)  # one rank's end ends others: look again, then name the first cause
     codes = [rank.poll() for rank in ranks]
     rank, code = _cause(codes)
-    if code in TOLD:
+    if code in EXPLAINED:
         patience = STOP_GRACE if code == Stopped.exit_code else 2 * POLL
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline and any(r.poll() is None for r in ranks):
@@ -227,7 +227,7 @@ def _watch(
             logger.error("%s", _tail(folder, rank) or f"rank {rank} left with exit code {code}")
         return code
     _end(ranks, grace)
-    if stopped:  # before they could say so themselves: while they started
+    if stopped:  # while they started, before they could exit with a code of their own
         return 128 + stopped[0]
     raise _lost(rank, code, len(ranks), _tail(folder, rank))
 
@@ -239,7 +239,7 @@ def _silent(
     silence: float,
     stacks: Path | None,
 ) -> LostError:
-    """Have every rank write its stacks, keep them, end the silent rank; give the error to raise."""
+    """Have every rank write its stacks, keep them, end the silent rank; return the error."""
     _signal(ranks, signal.SIGUSR2)
     _signal(ranks, signal.SIGCONT)
     time.sleep(10 * POLL)
@@ -261,11 +261,11 @@ def _silent(
 
 
 def _cause(codes: Sequence[int | None]) -> tuple[int, int]:
-    """Pick the rank whose end explains the others': a signal, then a told error, then any."""
+    """Pick the rank whose end explains the others': a signal, then a glint error, then any."""
 
     def order(entry: tuple[int, int]) -> tuple[int, int]:
         rank, code = entry
-        return (0 if code < 0 else 1 if code in TOLD else 2), rank
+        return (0 if code < 0 else 1 if code in EXPLAINED else 2), rank
 
     return min(((rank, code) for rank, code in enumerate(codes) if code), key=order)
 

@@ -11,7 +11,7 @@ PORT = 20_000  # first of the ports a job's ranks meet at; the job's number is a
 
 
 def ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Give RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task under `srun`.
+    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task under `srun`.
 
     Empty outside Slurm, for a job of one task, and where RANK is set already (torchrun). Raises
     UsageError GL0002 for a node list that has no first host.
@@ -31,7 +31,7 @@ def ranks(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def first_host(nodes: str) -> str:
-    """Give the first host of a Slurm node list, as in `gpu[07-09,12],login1` -> gpu07."""
+    """Return the first host of a Slurm node list, as in `gpu[07-09,12],login1` -> gpu07."""
     found = re.match(r"([^\[\],]+)(?:\[(\d+)[^\]]*\])?([^\[\],]*)", nodes)
     if not found:
         raise UsageError(

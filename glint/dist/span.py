@@ -18,7 +18,7 @@ class Span(NamedTuple):
 
 
 def span(classes: int, world: int, rank: int) -> Span:
-    """Give the classes that `rank` of `world` owns.
+    """Return the classes that `rank` of `world` owns.
 
     The rule is DTensor's Shard(0) and torch.chunk's: every rank owns ceil(classes / world) rows
     until they run out, so the last ranks may own fewer or none.

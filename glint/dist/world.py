@@ -1,9 +1,9 @@
-"""Who this process is among the ranks, how it joins them and how it leaves."""
+"""This process among the ranks: how it joins them, and how it leaves them."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import torch
@@ -16,18 +16,27 @@ TIMEOUT = 120.0  # seconds a collective may wait for the other ranks
 PATIENCE = 600.0  # the same, for what is done beside training: a slow disk is no lost rank
 
 
+@dataclass
+class Waited:
+    """Seconds spent in collectives on the CPU; those of a GPU are only started by it."""
+
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class World:
     """This rank among `size` ranks.
 
     rank: 0 .. size - 1; device: where its tensors live; group: a process group, None for the
     default one. At size 1 there is no process group at all and every collective is the identity.
+    waited: what the collectives of this world add up, for whoever measures.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
     group: dist.ProcessGroup | None = None
+    waited: Waited = field(default_factory=Waited, compare=False, repr=False)
 
 
 def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> World:
@@ -78,11 +87,11 @@ def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> Wor
     return World(rank, size, place)
 
 
-def beside(world: World) -> World:
-    """Open a second line between the ranks, for a thread that works while training goes on.
+def cpu_group(world: World) -> World:
+    """Open a second process group of all ranks, for a thread that works while training goes on.
 
-    It is gloo's, on the CPU, and patient: a rank that dies closes it. Every rank calls this, in the
-    same order as other collectives. Alone there is nothing to open.
+    It is gloo's, on the CPU, and waits for long: a rank that dies closes it. Every rank calls this,
+    in the same order as other collectives. At size 1 there is nothing to open.
     """
     if world.size == 1:
         return World()

@@ -68,7 +68,7 @@ class AllPairs:
     pairs_per_second: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return asdict(self)
 
 
@@ -194,7 +194,7 @@ def _prepare(sample_nD: np.ndarray, label_n: np.ndarray, work: Path, block: int)
     step = max(1, (16 << 20) // max(1, 8 * dim))
     path, about = work / "rows.f32", work / "plan.json"
     kept = [np.empty(0, np.int64)]
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         for at in range(0, len(order), step):
             chosen = order[at : at + step]
             part_nD = np.asarray(sample_nD[chosen], np.float64)
@@ -217,7 +217,7 @@ def _prepare(sample_nD: np.ndarray, label_n: np.ndarray, work: Path, block: int)
 
 
 class _Meter:
-    """Tells progress in rows of blocks, and how many pairs a second the passes made."""
+    """Reports progress in rows of blocks, and measures pairs per second of the passes."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self.total = total
@@ -263,8 +263,8 @@ def _first_pass(rows: _Rows, work: Path, block: int, device: str, meter: _Meter)
     count_b = np.zeros(BINS, np.int64)
     if path.exists():
         with path.open("rb") as file:
-            told = np.load(file, allow_pickle=False)
-        done, count_b = int(told[0]), told[1:].copy()
+            stored = np.load(file, allow_pickle=False)
+        done, count_b = int(stored[0]), stored[1:].copy()
     saved = time.monotonic()
     for row in range(done, meter.total):
         began, pairs = time.monotonic(), 0
@@ -273,7 +273,7 @@ def _first_pass(rows: _Rows, work: Path, block: int, device: str, meter: _Meter)
             count_b += found.astype(np.int64)
             pairs += score_rc.numel()
         if time.monotonic() - saved > SAVE_SECONDS or row + 1 == meter.total:
-            with atomic.atomic(path) as file:
+            with atomic.replacing(path) as file:
                 np.save(file, np.concatenate([[row + 1], count_b]))
             saved = time.monotonic()
         meter.add(row, pairs, time.monotonic() - began, "counting")
@@ -283,7 +283,7 @@ def _first_pass(rows: _Rows, work: Path, block: int, device: str, meter: _Meter)
 def _windows(
     count_b: np.ndarray, wanted: dict[str, int], dim: int
 ) -> dict[str, tuple[float, float, int]]:
-    """Give, by FAR, the span of scores that its threshold lies in, and how many pairs do."""
+    """Return, by FAR, the span of scores that its threshold lies in, and how many pairs do."""
     rising_b = np.cumsum(count_b[::-1])  # impostors in the uppermost b bins
     slack = 2.2 * dim * 2.0**-24 + 2 * WIDTH
     reach = int(np.ceil(slack / WIDTH)) + 1
@@ -318,7 +318,7 @@ def _second_pass(
         if kept is None:
             began = time.monotonic()
             *kept, pairs = _near(rows, row * block, block, device, span_w2)
-            with atomic.atomic(path) as file:
+            with atomic.replacing(path) as file:
                 parts = {f"near_{w}": part for w, part in enumerate(kept[1])}
                 np.savez(file, span=span_w2, above=kept[0], **parts)
             meter.add(row, pairs, time.monotonic() - began, "refining")
@@ -339,13 +339,13 @@ def _second_pass(
 
 
 def _kept(path: Path, span_w2: np.ndarray) -> list[Any] | None:
-    """Give what an earlier call found in a row of blocks, where it looked for the same."""
+    """Return what an earlier call found in a row of blocks, if it looked for the same."""
     if not path.exists():
         return None
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as told:
-        if not np.array_equal(told["span"], span_w2):
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        if not np.array_equal(stored["span"], span_w2):
             return None
-        return [told["above"], [told[f"near_{w}"] for w in range(len(span_w2))]]
+        return [stored["above"], [stored[f"near_{w}"] for w in range(len(span_w2))]]
 
 
 def _near(
@@ -377,7 +377,7 @@ def _near(
 
 
 def _curve(count_b: np.ndarray) -> list[tuple[float, float]]:
-    """Give points (FAR, threshold) of the curve, up to 25 a decade, from the bins' edges."""
+    """Return points (FAR, threshold) of the curve, up to 25 a decade, from the bins' edges."""
     rising_b = np.cumsum(count_b[::-1])
     total = int(rising_b[-1])
     points = max(2, int(25 * np.log10(total)) + 1)

@@ -1,4 +1,4 @@
-"""How well clusters fit known identities: pairwise and BCubed F, as clustering papers give them."""
+"""How well clusters fit known identities: pairwise and BCubed F, as in the clustering papers."""
 
 # n faces, p predicted clusters, t true identities, m cells of their contingency table
 
@@ -21,7 +21,7 @@ class Score:
 
     @property
     def f(self) -> float:
-        """Give 2 P R / (P + R); 0 where both are."""
+        """Return 2 P R / (P + R); 0 where both are."""
         total = self.precision + self.recall
         return 2 * self.precision * self.recall / total if total else 0.0
 

@@ -55,7 +55,7 @@ def _mates(
 
 
 def _places(probe_p: np.ndarray, subject_g: np.ndarray) -> np.ndarray:
-    """Give the place of each probe's subject in the gallery, -1 where it is not there."""
+    """Return the place of each probe's subject in the gallery, -1 where it is not there."""
     order = np.argsort(subject_g, kind="stable")
     sorted_g = subject_g[order]
     at_p = np.minimum(np.searchsorted(sorted_g, probe_p), len(sorted_g) - 1)
@@ -197,7 +197,7 @@ def _sound(x_nD: np.ndarray, label_n: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _genuine(probe_pD: np.ndarray, probe_p: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Give, by probe that has mates, its cosines with them."""
+    """Return, by probe that has mates, its cosines with them."""
     found = []
     for subject in np.unique(probe_p).tolist():
         row = np.flatnonzero(probe_p == subject)

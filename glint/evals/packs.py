@@ -71,7 +71,7 @@ def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -
     if len(images) != 2 * len(same):
         raise _malformed(f"{len(images)} images for {len(same)} pairs, expected two each", path)
     flags = [bool(value) for value in same]
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         pickle.dump(([bytes(image) for image in images], flags), file, protocol=4)
 
 

@@ -43,7 +43,7 @@ class Verification:
     same: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Give the fields as plain data."""
+        """Return the fields as plain data."""
         return asdict(self)
 
 
@@ -107,7 +107,7 @@ def ten_fold(
         accuracy=float(accuracy_f.mean()),
         std=float(accuracy_f.std()),
         folds=[float(value) for value in accuracy_f],
-        tar_at_far={far: rates.tar_at_far(distance_n, same_n, float(far)) for far in FARS},
+        tar_at_far={far: rates.tar_at_far(distance_n, same_n, far) for far in FARS},
         threshold=float(rates.COARSE[best_f].mean()),
         val=float(np.mean(val)) if len(val) else None,
         val_std=float(np.std(val)) if len(val) else None,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from glint.evals.roc import allowed
+
 FINE = np.arange(0, 4, 0.001)  # thresholds of VAL@FAR
 COARSE = np.arange(0, 4, 0.01)  # thresholds of accuracy
 
@@ -62,8 +64,8 @@ def threshold_at(accepted_t: np.ndarray, negatives: int, far: float, grid_t: np.
     return float(grid_t[after - 1] + share * (grid_t[after] - grid_t[after - 1]))
 
 
-def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float) -> float | None:
-    """Give the share of same pairs accepted where at most `far` of the different pairs are.
+def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float | str) -> float | None:
+    """Return the share of same pairs accepted where at most `far` of the different pairs are.
 
     Conservative: the loosest threshold whose measured false accept rate does not exceed `far`,
     ties refused. None where there are no same or no different pairs.
@@ -71,7 +73,7 @@ def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float) -> float 
     genuine, impostor = distance_n[same_n], distance_n[~same_n]
     if not len(genuine) or not len(impostor):
         return None
-    allowed = int(np.floor(far * len(impostor) * (1 + 1e-12)))
-    if allowed >= len(impostor):
+    spare = allowed(far, len(impostor))
+    if spare >= len(impostor):
         return 1.0
-    return float(np.mean(genuine < np.partition(impostor, allowed)[allowed]))
+    return float(np.mean(genuine < np.partition(impostor, spare)[spare]))

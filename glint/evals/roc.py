@@ -16,15 +16,15 @@ FARS = ("1e-6", "1e-5", "1e-4", "1e-3", "1e-2", "1e-1")
 BINS = 200  # of the histograms that a result carries, over cosines -1 to 1
 
 
-def allowed(far: str, impostors: int) -> int:
-    """Give how many of the impostor pairs may be accepted at a false accept rate."""
+def allowed(far: float | str, impostors: int) -> int:
+    """Return how many of the impostor pairs may be accepted at a false accept rate."""
     return int(np.floor(float(far) * impostors * (1 + 1e-12)))
 
 
 def accept_rates(
     genuine_g: np.ndarray, impostor_i: np.ndarray, fars: Sequence[str] = FARS
 ) -> dict[str, Any]:
-    """Tell both kinds of TAR at each FAR, the thresholds, the curve and the histograms.
+    """Return both kinds of TAR at each FAR, the thresholds, the curve and the histograms.
 
     `tar_at_far` is conservative: the loosest threshold whose FAR does not exceed the target, ties
     refused. `tar_at_nearest_far` is the field's: the TAR of the point of the ROC whose FAR is
@@ -33,7 +33,7 @@ def accept_rates(
     """
     genuine_g = np.sort(np.asarray(genuine_g, np.float64))
     impostor_i = np.sort(np.asarray(impostor_i, np.float64))
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "genuine": len(genuine_g),
         "impostors": len(impostor_i),
         "tar_at_far": dict.fromkeys(fars),
@@ -45,16 +45,16 @@ def accept_rates(
         for far in fars:
             spare = allowed(far, len(impostor_i))
             threshold = -np.inf if spare >= len(impostor_i) else impostor_i[-spare - 1]
-            told["tar_at_far"][far] = above(genuine_g, threshold) / len(genuine_g)
-            told["threshold_at_far"][far] = max(float(threshold), -1.0)
+            result["tar_at_far"][far] = above(genuine_g, threshold) / len(genuine_g)
+            result["threshold_at_far"][far] = max(float(threshold), -1.0)
             gap_p = np.abs(far_p - float(far))
             near = len(gap_p) - 1 - int(np.argmin(gap_p[::-1]))
-            told["tar_at_nearest_far"][far] = float(tar_p[near])
-    told["histogram"] = {
+            result["tar_at_nearest_far"][far] = float(tar_p[near])
+    result["histogram"] = {
         "genuine": histogram(genuine_g).tolist(), "impostors": histogram(impostor_i).tolist(),
     }  # fmt: skip
-    told["roc"] = _curve(genuine_g, impostor_i)
-    return told
+    result["roc"] = _curve(genuine_g, impostor_i)
+    return result
 
 
 def above(sorted_n: np.ndarray, threshold: float) -> int:
@@ -69,7 +69,7 @@ def histogram(score_n: np.ndarray) -> np.ndarray:
 
 
 def _corners(genuine_g: np.ndarray, impostor_i: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the points (FAR, TAR) of the ROC, thresholds falling, without those on straight runs."""
+    """Return points (FAR, TAR) of the ROC, thresholds falling, without those on straight runs."""
     score_p = np.unique(np.concatenate([genuine_g, impostor_i]))[::-1]
     false_p = len(impostor_i) - np.searchsorted(impostor_i, score_p, side="left")
     true_p = len(genuine_g) - np.searchsorted(genuine_g, score_p, side="left")
@@ -82,7 +82,7 @@ def _corners(genuine_g: np.ndarray, impostor_i: np.ndarray) -> tuple[np.ndarray,
 
 
 def _curve(genuine_g: np.ndarray, impostor_i: np.ndarray) -> list[tuple[float, float]]:
-    """Give up to 25 points (FAR, TAR) a decade, from one accepted impostor up."""
+    """Return up to 25 points (FAR, TAR) a decade, from one accepted impostor up."""
     if not len(genuine_g) or not len(impostor_i):
         return []
     total = len(impostor_i)

@@ -86,7 +86,7 @@ class _PlainData(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give what stands for an allowed name. Raises UnsafeError GL0801 for any other."""
+        """Return what stands for an allowed name. Raises UnsafeError GL0801 for any other."""
         plain = module.replace("numpy._core", "numpy.core")  # numpy 2 renamed it
         if f"{plain} {name}" not in self._names:
             raise _unsafe(f"the name {f'{module} {name}'[:80]!r}")
@@ -119,13 +119,13 @@ class _Copies:
         return made
 
     def encode(self, text: object, encoding: object = "latin1") -> bytes:
-        """Give bytes as protocols 0 to 2 store them: latin-1 text."""
+        """Return bytes as protocols 0 to 2 store them: latin-1 text."""
         if not isinstance(text, str) or encoding not in ("latin1", b"latin1", "latin-1"):
             raise _unsafe("text in another encoding than latin1")
         return self._counted(text.encode("latin1"))
 
     def frombuffer(self, raw: object, kind: object, shape: object, _: object = "C") -> PlainArray:
-        """Give an array as protocol 5 stores it."""
+        """Return an array as protocol 5 stores it."""
         own = self._counted(bytes(raw)) if isinstance(raw, bytearray) else raw
         return PlainArray().fill(kind, shape, own)
 

@@ -49,8 +49,8 @@ def read_faces(folder: Path) -> Faces:
     score_n = None
     if scores is not None:
         columns = {f"c{i}": pa.float64() for i in range(10)}
-        told = _read(scores, " ", {"image": pa.string(), **columns, "score": pa.float64()})
-        others = told["image"].to_pylist()
+        faces = _read(scores, " ", {"image": pa.string(), **columns, "score": pa.float64()})
+        others = faces["image"].to_pylist()
         if others != names:
             wrong = next(
                 (i for i, (a, b) in enumerate(zip(names, others)) if a != b),
@@ -59,7 +59,7 @@ def read_faces(folder: Path) -> Faces:
             found = others[wrong] if wrong < len(others) else "no line"
             expected = names[wrong] if wrong < len(names) else "no line"
             raise _bad(f"expected {expected}, as in {path.name}, found {found}", scores, wrong)
-        score_n = told["score"].to_numpy()
+        score_n = faces["score"].to_numpy()
     return Faces(path, names, table["template"].to_numpy(), table["media"].to_numpy(), score_n)
 
 
@@ -111,7 +111,7 @@ def verify(
     folder: Path, template_T: np.ndarray, pooled_TD: np.ndarray,
     *, fars: Sequence[str] = FARS, progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compare the listed pairs of templates: what `roc.accept_rates` tells of their cosines.
+    """Compare the listed pairs of templates: `roc.accept_rates` of their cosines.
 
     Raises UsageError GL0001, InputError GL0802 with file and line.
     """
@@ -224,7 +224,7 @@ def _read(
 
 
 def _where(
-    path: Path, delimiter: str, columns: dict[str, pa.DataType], heads: bool, told: str
+    path: Path, delimiter: str, columns: dict[str, pa.DataType], heads: bool, error: str
 ) -> InputError:
     """Find the first line that is not as it should be."""
     words = f"expected {len(columns)} values ({', '.join(columns)}) between {delimiter!r}"
@@ -236,7 +236,7 @@ def _where(
             enough = len(parts) >= len(columns) if heads else len(parts) == len(columns)
             if not enough or not all(_fits(p, t) for p, t in zip(parts, columns.values())):
                 return _bad(f"{words}, found {line[:100].rstrip()!r}", path, row)
-    return _bad(f"{words}: {told.splitlines()[0][:200]}", path)
+    return _bad(f"{words}: {error.splitlines()[0][:200]}", path)
 
 
 def _fits(text: str, kind: pa.DataType) -> bool:
@@ -250,7 +250,7 @@ def _fits(text: str, kind: pa.DataType) -> bool:
 def _places(
     wanted_p: np.ndarray, template_T: np.ndarray, path: Path, heads: bool = False
 ) -> np.ndarray:
-    """Give the row of each template. Raises InputError GL0802 for one without an image."""
+    """Return the row of each template. Raises InputError GL0802 for one without an image."""
     place_p = np.minimum(np.searchsorted(template_T, wanted_p), len(template_T) - 1)
     lacking = np.flatnonzero(template_T[place_p] != wanted_p)
     if len(lacking):

@@ -28,22 +28,14 @@ BUFFER = 1 << 20  # bytes of a file held before they are written
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
     """Turn a failed write into the error that people read."""
     where = os.fspath(error.filename or path)
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError("GL0007", f"cannot write: {error.strerror or error}", where=where)
+    what, hint = "no space is left on the device", "free some space"
     if error.errno == errno.ENOSPC and _no_inodes(path):
-        return ResourceError(
-            "GL0901",
-            "no inodes are left on the device: it holds as many files as it can",
-            where=where,
-            hint="remove files or take a larger --samples-per-shard; the same command continues "
-            "where it stopped",
-        )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(
-            "GL0901",
-            "no space is left on the device",
-            where=where,
-            hint="free some space; the same command continues where it stopped",
-        )
-    return ResourceError("GL0007", f"cannot write: {error.strerror or error}", where=where)
+        what = "no inodes are left on the device: it holds as many files as it can"
+        hint = "remove files or take a larger --samples-per-shard"
+    hint += "; the same command continues where it stopped"
+    return ResourceError("GL0901", what, where=where, hint=hint)
 
 
 def _no_inodes(path: str | os.PathLike[str]) -> bool:
@@ -82,12 +74,27 @@ def sync_files(folder: Path) -> None:
     sync_dir(folder)
 
 
+def _hashed(file: IO[bytes], hasher: Any) -> str:
+    while block := file.read(BUFFER):
+        hasher.update(block)
+    return str(hasher.hexdigest())
+
+
 def sha256(file: IO[bytes]) -> str:
     """Return the SHA-256 of the rest of an open file, in hex."""
-    hasher = hashlib.sha256()
-    while block := file.read(4 << 20):
-        hasher.update(block)
-    return hasher.hexdigest()
+    return _hashed(file, hashlib.sha256())
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return sha256(file)
+
+
+def xxh3_of(path: Path) -> str:
+    """Return the xxh3-128 of a file, in hex."""
+    with path.open("rb") as file:
+        return _hashed(file, xxhash.xxh3_128())
 
 
 def make_dir(folder: Path) -> None:
@@ -106,7 +113,7 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic(
+def replacing(
     path: str | os.PathLike[str], check: Callable[[Path], None] | None = None
 ) -> Iterator[IO[bytes]]:
     """Yield a file that takes the name `path` when the block ends well, complete and durable.
@@ -154,40 +161,28 @@ class Hashed(io.BufferedIOBase):
         return self._hasher.hexdigest()
 
 
-def digest(path: Path) -> str:
-    """Return the xxh3-128 of a file, in hex."""
-    hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(BUFFER):
-            hasher.update(block)
-    return hasher.hexdigest()
-
-
 @contextmanager
 def read_back(path: str | os.PathLike[str]) -> Iterator[Hashed]:
-    """Do what `atomic` does; the file is read again and compared before it gets its name.
+    """Do what `replacing` does; the file is read again and compared before it gets its name.
 
     Raises ResourceError GL0007 where it holds other bytes than were written.
     """
 
     def check(made: Path) -> None:
-        if digest(made) != hashed.digest:
+        if xxh3_of(made) != hashed.digest:
             raise unlike(path)
 
-    with atomic(path, check) as file:
+    with replacing(path, check) as file:
         hashed = Hashed(file)
         yield hashed
 
 
 def unlike(path: str | os.PathLike[str], what: str = "") -> ResourceError:
     """Return the error of a file that holds other bytes than were written."""
-    return ResourceError(
-        "GL0007",
-        "cannot write: read back, the file is not what was written" + (what and f": {what}"),
-        where=os.fspath(path),
-        hint="nothing of it was kept: look at the disk and at the memory of this machine, "
-        "then give the same command again",
-    )
+    what = "cannot write: read back, the file is not what was written" + (what and f": {what}")
+    hint = "nothing of it was kept: look at the disk and at the memory of this machine, "
+    hint += "then give the same command again"
+    return ResourceError("GL0007", what, where=os.fspath(path), hint=hint)
 
 
 def pread(fd: int, size: int, offset: int) -> bytes:
@@ -268,7 +263,7 @@ class Held:
     """A lock that this process holds on a file."""
 
     def __init__(self, path: str | os.PathLike[str], shared: bool) -> None:
-        self.path, self.shared = os.fspath(path), shared
+        self.path, self.shared, self._taken = os.fspath(path), shared, False
         with writing(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
@@ -278,14 +273,14 @@ class Held:
         while not self._try(fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
                 said = os.pread(self._fd, 200, 0).decode("ascii", "replace").strip()
-                raise BusyError(
-                    "GL0005",
-                    f"held by {said or 'another process'}",
-                    where=self.path,
-                    hint="wait for it to end, or choose another output",
-                )
+                what = f"held by {said or 'another process'}"
+                hint = "wait for it to end, or choose another output"
+                raise BusyError("GL0005", what, where=self.path, hint=hint)
             time.sleep(min(0.1, max(wait, 0.0)))
-        self._name()
+        self._taken = True
+        with writing(self.path):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def _try(self, how: int) -> bool:
         try:
@@ -293,18 +288,10 @@ class Held:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise ResourceError(
-                "GL0007",
-                f"cannot be locked: {error.strerror or error}",
-                where=self.path,
-                hint="the file system has to know flock (Lustre: mount it with -o flock)",
-            ) from None
+            what = f"cannot be locked: {error.strerror or error}"
+            hint = "the file system has to know flock (Lustre: mount it with -o flock)"
+            raise ResourceError("GL0007", what, where=self.path, hint=hint) from None
         return True
-
-    def _name(self) -> None:
-        with writing(self.path):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
     def alone(self) -> bool:
         """Say whether nobody else holds the lock, and keep them out; else it may be lost."""
@@ -316,7 +303,7 @@ class Held:
     def release(self) -> None:
         """Give the lock up. Does nothing the second time."""
         if self._fd >= 0:
-            if not self.shared:
+            if self._taken and not self.shared:
                 with suppress(OSError):  # the lock itself goes with the descriptor
                     os.ftruncate(self._fd, 0)
             os.close(self._fd)
@@ -334,10 +321,6 @@ def lock(
     held = Held(path, shared)
     try:
         held.take(wait)
-    except BaseException:
-        os.close(held._fd)
-        raise
-    try:
         yield held
     finally:
         held.release()

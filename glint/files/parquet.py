@@ -29,39 +29,37 @@ def write(path: str | os.PathLike[str], table: pa.Table) -> None:
 
 
 @contextmanager
-def _reading(path: str | os.PathLike[str], code: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise InputError(code, "the file is missing", where=os.fspath(path)) from None
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(code, f"the table is damaged: {what}", where=os.fspath(path)) from None
-
-
-def _check_columns(
-    found: pa.Schema,
+def _open(
+    path: str | os.PathLike[str],
     schema: pa.Schema | None,
     columns: Sequence[str] | None,
     code: str,
-    path: str | os.PathLike[str],
-) -> None:
-    for field in schema or ():
-        if columns is not None and field.name not in columns:
-            continue
-        at = found.get_field_index(field.name)
-        if at < 0:
-            raise InputError(
-                code,
-                f"the column {field.name!r} is missing; found {', '.join(found.names)}",
-                where=os.fspath(path),
-            )
-        if found.field(at).type != field.type:
-            raise InputError(
-                code,
-                f"the column {field.name!r} should be {field.type}, found {found.field(at).type}",
-                where=os.fspath(path),
-            )
+) -> Iterator[pq.ParquetFile]:
+    """Open a table, the types of its columns compared with `schema`.
+
+    Raises InputError `code`, also for what is found when it is read inside.
+    """
+    where = os.fspath(path)
+    try:
+        with Path(path).open("rb") as handle:
+            file = pq.ParquetFile(handle, **READING)
+            found = file.schema_arrow
+            for field in schema or ():
+                if columns is not None and field.name not in columns:
+                    continue
+                at, what = found.get_field_index(field.name), ""
+                if at < 0:
+                    what = f"is missing; found {', '.join(found.names)}"
+                elif found.field(at).type != field.type:
+                    what = f"should be {field.type}, found {found.field(at).type}"
+                if what:
+                    raise InputError(code, f"the column {field.name!r} {what}", where=where)
+            yield file
+    except FileNotFoundError:
+        raise InputError(code, "the file is missing", where=where) from None
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(code, f"the table is damaged: {what}", where=where) from None
 
 
 def groups(
@@ -75,13 +73,10 @@ def groups(
 
     Raises InputError `code`, when the damaged group is reached.
     """
-    with _reading(path, code), Path(path).open("rb") as handle:
-        file = pq.ParquetFile(handle, **READING)
-        _check_columns(file.schema_arrow, schema, columns, code, path)
+    with _open(path, schema, columns, code) as file:
+        wanted = None if columns is None else list(columns)
         for group in range(file.num_row_groups):
-            yield file.read_row_group(
-                group, columns=list(columns) if columns is not None else None, use_threads=False
-            )
+            yield file.read_row_group(group, columns=wanted, use_threads=False)
 
 
 def read(
@@ -96,10 +91,8 @@ def read(
     With `schema`, its columns must be there with its types (others may be there as well).
     Raises InputError `code`.
     """
-    with _reading(path, code), Path(path).open("rb") as handle:
-        file = pq.ParquetFile(handle, **READING)
-        _check_columns(file.schema_arrow, schema, columns, code, path)
-        return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
+    with _open(path, schema, columns, code) as file:
+        return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
 def scan(
@@ -109,15 +102,6 @@ def scan(
     rows: int = 1 << 20,
     code: str = "GL0301",
 ) -> Iterator[pa.RecordBatch]:
-    """Give the rows of a table in batches, verifying page checksums. Raises InputError `code`."""
-    with _reading(path, code), Path(path).open("rb") as handle:
-        file = pq.ParquetFile(handle, **READING)
-        for name in columns:
-            at = file.schema_arrow.get_field_index(name)
-            if at < 0 or file.schema_arrow.field(at).type != schema.field(name).type:
-                raise InputError(
-                    code,
-                    f"the column {name!r} is missing or not {schema.field(name).type}",
-                    where=os.fspath(path),
-                )
+    """Yield the rows of a table in batches, verifying page checksums. Raises InputError `code`."""
+    with _open(path, schema, columns, code) as file:
         yield from file.iter_batches(rows, columns=list(columns), use_threads=False)

@@ -43,15 +43,11 @@ def check(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, Any]:
     if FIELD not in value:
         raise InputError(code, f"expected the field {FIELD!r}, found none", where=os.fspath(path))
     if expected[FIELD] != value[FIELD]:
-        raise InputError(
-            code,
-            f"expected the seal {expected[FIELD]}, found {value[FIELD]}",
-            where=os.fspath(path),
-        )
+        what = f"expected the seal {expected[FIELD]}, found {value[FIELD]}"
+        raise InputError(code, what, where=os.fspath(path))
     if Path(path).read_bytes() != spell(expected):
-        raise InputError(
-            code, "expected the spelling that glint writes, found another", where=os.fspath(path)
-        )
+        what = "expected the spelling that glint writes, found another"
+        raise InputError(code, what, where=os.fspath(path))
     return value
 
 
@@ -61,8 +57,8 @@ def entry(path: Path) -> dict[str, Any]:
     Raises ResourceError GL0903 where it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return {"name": path.name, "bytes": path.stat().st_size, "sha256": atomic.sha256(file)}
+        size = path.stat().st_size
+        return {"name": path.name, "bytes": size, "sha256": atomic.sha256_of(path)}
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise ResourceError("GL0903", what, where=str(path)) from error
@@ -101,12 +97,9 @@ def sound_lines(path: str | os.PathLike[str], code: str = "GL0304") -> list[dict
     """Return the lines of a sealed log. Raises InputError `code` where one is damaged."""
     good, bad = lines(path)
     if bad is not None:
-        raise InputError(
-            code,
-            f"expected a sealed line, found damage at byte {bad}",
-            where=os.fspath(path),
-            hint="bring the file back from a copy",
-        )
+        what = f"expected a sealed line, found damage at byte {bad}"
+        hint = "bring the file back from a copy"
+        raise InputError(code, what, where=os.fspath(path), hint=hint)
     return good
 
 

@@ -95,12 +95,9 @@ class Store:
     def __init__(self, url: str) -> None:
         self.shown = shown(url).rstrip("/")
         if urlsplit(url).query or "@" in url.partition("://")[2].partition("/")[0]:
-            raise UsageError(
-                "GL0002",
-                "expected a URL without user, password and query",
-                where=self.shown,
-                hint="credentials come from the environment, such as AWS_ACCESS_KEY_ID",
-            )
+            what = "expected a URL without user, password and query"
+            hint = "credentials come from the environment, such as AWS_ACCESS_KEY_ID"
+            raise UsageError("GL0002", what, where=self.shown, hint=hint)
         self.url = url.rstrip("/")
         self.scheme = url.partition("://")[0].lower()
         self._client: tuple[int, Any, str] | None = None
@@ -112,12 +109,12 @@ class Store:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["url"])  # type: ignore[misc]
 
-    def _open(self) -> tuple[Any, str]:
-        """Return this process's client and the folder's path there."""
+    def _open(self, name: str) -> tuple[Any, str]:
+        """Return this process's client and the path of an object there."""
         with self._lock:
             if self._client is None or self._client[0] != os.getpid():
                 self._client = (os.getpid(), *_connect(self))
-            return self._client[1], self._client[2]
+            return self._client[1], f"{self._client[2]}/{name}"
 
     def where(self, name: str) -> str:
         """Return an object's URL, as it may be shown."""
@@ -125,22 +122,21 @@ class Store:
 
     def stat(self, name: str) -> Stat | None:
         """Ask for an object; None where there is none. Raises InputError GL0903."""
-        fs, root = self._open()
-        told = _retried(self, name, lambda: _absent(fs.info, f"{root}/{name}"))
+        fs, path = self._open(name)
+        told = _retried(self, name, lambda: _absent(fs.info, path))
         if told is None or told.get("type") == "directory":
             return None
         return Stat(int(told.get("size") or 0), _tag(told))
 
     def get(self, name: str) -> bytes | None:
         """Return a small object; None where there is none. Raises InputError GL0903."""
-        fs, root = self._open()
-        data = _retried(self, name, lambda: _absent(fs.cat_file, f"{root}/{name}"))
+        fs, path = self._open(name)
+        data = _retried(self, name, lambda: _absent(fs.cat_file, path))
         return None if data is None else bytes(data)
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         """Return bytes [start, stop) of an object. Raises InputError GL0302, GL0903."""
-        fs, root = self._open()
-        path = f"{root}/{name}"
+        fs, path = self._open(name)
         edges = [*range(start, stop, PIECE), stop]
 
         def cat() -> bytes | None:
@@ -177,8 +173,9 @@ class Store:
         wanted = _digests(path)
 
         def send() -> Kept:
-            fs, root = self._open()
-            self._put_once(fs, f"{root}/{name}", path)
+            fs, to = self._open(name)
+            more = {"chunksize": PART} if self.scheme in ("s3", "s3a") else {}
+            self._write(fs, to, lambda to: fs.put_file(str(path), to, **more))
             there = self.stat(name)
             if there is None or there.size != size:
                 found = "no object" if there is None else f"{there.size} bytes"
@@ -196,15 +193,11 @@ class Store:
             return False
         return bool(tag and there.tag == tag) or self._sha256(name, size) == sha256
 
-    def _put_once(self, fs: Any, to: str, path: Path) -> None:
-        if self.scheme in ("s3", "s3a"):
-            fs.put_file(str(path), to, chunksize=PART)
-        elif self.scheme in _ATOMIC:
-            fs.put_file(str(path), to)
-        else:
-            self._moved(fs, to, lambda there: fs.put_file(str(path), there))
-
-    def _moved(self, fs: Any, to: str, write: Callable[[str], object]) -> None:
+    def _write(self, fs: Any, to: str, write: Callable[[str], object]) -> None:
+        """Write an object that appears whole: where the store is not so itself, it is moved."""
+        if self.scheme in _ATOMIC:
+            write(to)
+            return
         temporary = f"{to}.tmp.{os.urandom(6).hex()}"
         fs.makedirs(to.rpartition("/")[0], exist_ok=True)
         try:
@@ -218,12 +211,8 @@ class Store:
         """Upload a small object and read it back. Raises ResourceError GL0007."""
 
         def send() -> None:
-            fs, root = self._open()
-            to = f"{root}/{name}"
-            if self.scheme in _ATOMIC:
-                fs.pipe_file(to, data)
-            else:
-                self._moved(fs, to, lambda there: fs.pipe_file(there, data))
+            fs, to = self._open(name)
+            self._write(fs, to, lambda to: fs.pipe_file(to, data))
             if _absent(fs.cat_file, to) != data:
                 raise OSError("the upload was not kept: the store holds other bytes")
 
@@ -240,37 +229,53 @@ class Store:
             return before
 
         def send() -> None:
-            fs, root = self._open()
+            fs, path = self._open(name)
             if self.scheme not in _ATOMIC:
-                self._moved(fs, f"{root}/{name}", lambda there: fs.pipe_file(there, data))
+                self._write(fs, path, lambda to: fs.pipe_file(to, data))
                 return
             try:
-                fs.pipe_file(f"{root}/{name}", data, mode="create")
+                fs.pipe_file(path, data, mode="create")
             except FileExistsError:
                 return
             except (OSError, TypeError, ValueError, NotImplementedError):
                 if self.get(name) is None:  # no such thing as creating here: write it plainly
-                    fs.pipe_file(f"{root}/{name}", data)
+                    fs.pipe_file(path, data)
 
         _retried(self, name, send, write=True)
         after = self.get(name)
         if after is None:
-            raise ResourceError(
-                "GL0007", "cannot write: what was written is not there", where=self.where(name)
-            )
+            what = "cannot write: what was written is not there"
+            raise ResourceError("GL0007", what, where=self.where(name))
         return after
 
     def remove(self, name: str) -> None:
         """Remove an object; none there is as good."""
-        fs, root = self._open()
-        _retried(self, name, lambda: _absent(fs.rm_file, f"{root}/{name}"), write=True)
+        fs, path = self._open(name)
+        _retried(self, name, lambda: _absent(fs.rm_file, path), write=True)
 
     def leave(self, folder: str) -> None:
         """Remove an empty folder, where the store has folders at all."""
         if self.scheme not in _ATOMIC:
-            fs, root = self._open()
+            fs, path = self._open(folder)
             with suppress(OSError, NotImplementedError):
-                fs.rmdir(f"{root}/{folder}")
+                fs.rmdir(path)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """Return name, size and SHA-256 of an object, as `seal.entry` does of a file.
+
+        Raises InputError GL0302, from a FileNotFoundError, where there is none; GL0903.
+        """
+        there = self.stat(name)
+        if there is None:
+            raise self.lost(name) from FileNotFoundError(name)
+        sha256 = self._sha256(name, there.size)
+        return {"name": name.rpartition("/")[2], "bytes": there.size, "sha256": sha256}
+
+    @property
+    def folder_name(self) -> str:
+        """A name for a local folder of what lies here: of no other place."""
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", self.shown.rpartition("/")[2]) or "dataset"
+        return f"{name}-{hashlib.sha256(self.shown.encode()).hexdigest()[:16]}"
 
     def _sha256(self, name: str, size: int) -> str:
         hasher = hashlib.sha256()
@@ -283,23 +288,18 @@ def _connect(store: Store) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
     except ImportError:
-        raise UsageError(
-            "GL0003", "fsspec is not installed", hint="pip install 'glint-faces[s3]'"
-        ) from None
+        hint = "pip install 'glint-faces[s3]'"
+        raise UsageError("GL0003", "fsspec is not installed", hint=hint) from None
     try:
         # No cache of listings, and no instance shared with others: what is asked is what is there.
         fs, path = url_to_fs(store.url, use_listings_cache=False)
     except ImportError as error:
-        raise UsageError(
-            "GL0003",
-            f"no client for {store.scheme}:// is installed: {clean(str(error))[:200]}",
-            where=store.shown,
-            hint="for s3://: pip install 'glint-faces[s3]'",
-        ) from None
+        what = f"no client for {store.scheme}:// is installed: {clean(str(error))[:200]}"
+        hint = "for s3://: pip install 'glint-faces[s3]'"
+        raise UsageError("GL0003", what, where=store.shown, hint=hint) from None
     except (ValueError, OSError) as error:
-        raise UsageError(
-            "GL0002", f"not a usable URL: {clean(str(error))[:200]}", where=store.shown
-        ) from None
+        what = f"not a usable URL: {clean(str(error))[:200]}"
+        raise UsageError("GL0002", what, where=store.shown) from None
     return fs, str(path).rstrip("/")
 
 
@@ -357,13 +357,10 @@ def _retried(
                 time.sleep(wait)
                 continue
         hint = "look at the network, the credentials and the store's own status"
+        where = store.where(name)
         if write:
-            raise ResourceError(
-                "GL0007", f"cannot write: {what}", where=store.where(name), hint=hint
-            ) from None
-        raise InputError(
-            "GL0903", f"cannot be read: {what}", where=store.where(name), hint=hint
-        ) from None
+            raise ResourceError("GL0007", f"cannot write: {what}", where=where, hint=hint) from None
+        raise InputError("GL0903", f"cannot be read: {what}", where=where, hint=hint) from None
     raise AssertionError("unreachable")
 
 

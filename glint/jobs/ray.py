@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from glint.errors import GlintError, LostError, UsageError
-from glint.jobs import workers as stage
+from glint.jobs.workers import RETRIES, stop, stoppable
 
 CLOSE = 60.0  # seconds that pieces under way have after a signal
 CONNECT = 20.0  # seconds for a cluster to answer
@@ -50,7 +50,7 @@ class Ray:
         workers: int,
         done: Callable[[Any, Any], None],
     ) -> None:
-        """Do what `stage.each` does; Ray does a piece again whose worker or machine died.
+        """Do what `workers.each` does; Ray does a piece again whose worker or machine died.
 
         `workers` are the processes of a Ray that is started here, 0 = one per core. Raises what
         `work` raises, Stopped GL0704 after a signal (pieces under way have CLOSE seconds to end),
@@ -60,7 +60,7 @@ class Ray:
         if not todo:
             return
         ray = _import()
-        with self._joined(ray, workers), stage.stoppable() as stopped:
+        with self._joined(ray, workers), stoppable() as stopped:
             cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
             most = self.at_once or (gpus if self.actors and gpus else cpus) or 1
             most = min(most, len(todo))
@@ -71,13 +71,13 @@ class Ray:
             _run(ray, submit, most, todo, done, stopped)
 
     @contextlib.contextmanager
-    def pool(self, workers: int) -> Iterator[tuple[Callable[..., Coming], int]]:
-        """Give a `submit`, as of a pool of threads, and how many calls it runs at a time."""
+    def pool(self, workers: int) -> Iterator[tuple[Callable[..., Future], int]]:
+        """Yield a `submit`, as of a pool of threads, and how many calls it runs at a time."""
         ray = _import()
         with self._joined(ray, workers):
             most = self.at_once or int(ray.cluster_resources().get("CPU", 1))
-            remote = ray.remote(_call).options(num_cpus=1, max_retries=stage.RETRIES)
-            yield (lambda *call: Coming(ray, remote.remote(*call))), most
+            remote = ray.remote(_call).options(num_cpus=1, max_retries=RETRIES)
+            yield (lambda *call: Future(ray, remote.remote(*call))), most
 
     @contextlib.contextmanager
     def _joined(self, ray: Any, workers: int) -> Iterator[None]:
@@ -117,8 +117,8 @@ class Ray:
 
 
 @dataclass(frozen=True)
-class Coming:
-    """What a call will return."""
+class Future:
+    """What a call will return; `result` as of concurrent.futures."""
 
     ray: Any
     ref: Any
@@ -143,7 +143,7 @@ def _answers(address: str) -> None:
 
 def _import() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(stage.RETRIES))
+    os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))
     try:
         return importlib.import_module("ray")
     except ImportError:
@@ -171,7 +171,7 @@ class _Actor:
 
 def _tasks(ray: Any, job: Job) -> Submit:
     """Return what starts a piece as a task on one CPU."""
-    remote = ray.remote(_piece).options(num_cpus=1, max_retries=stage.RETRIES)
+    remote = ray.remote(_piece).options(num_cpus=1, max_retries=RETRIES)
     shared = ray.put(job)
     return lambda piece: remote.remote(shared, piece)
 
@@ -182,7 +182,7 @@ def _actors(ray: Any, job: Job, most: int, gpus: bool) -> Submit:
         num_cpus=0 if gpus else 1,
         num_gpus=1 if gpus else 0,
         max_restarts=-1,
-        max_task_retries=stage.RETRIES,
+        max_task_retries=RETRIES,
     )
     shared = ray.put(job)
     free = [kind.remote() for _ in range(most)]
@@ -226,7 +226,7 @@ def _run(
                 if time.monotonic() > end:
                     break
         if left or running:
-            raise stage.stop(len(left) + len(running))
+            raise stop(len(left) + len(running))
     finally:
         for ref in running:
             with contextlib.suppress(Exception):
@@ -244,6 +244,6 @@ def _result(ray: Any, ref: Any, what: str) -> Any:
     except ray.exceptions.RayError as error:
         raise LostError(
             "GL0902",
-            f"Ray lost the worker of {what} {stage.RETRIES + 1} times: {type(error).__name__}",
+            f"Ray lost the worker of {what} {RETRIES + 1} times: {type(error).__name__}",
             hint="the same command continues; if memory ran out, let fewer pieces run at once",
         ) from None

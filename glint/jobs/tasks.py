@@ -49,7 +49,7 @@ class Task:
 
     @property
     def name(self) -> str:
-        """How files of this task are called."""
+        """The task in the names of files: I-of-N."""
         return f"{self.index}-of-{self.of}"
 
 
@@ -75,7 +75,7 @@ def claim(state: Path, task: Task | None) -> Iterator[atomic.Held]:
 
 
 def _planned(state: Path) -> bool:
-    """Say whether a plan and what it deals are there, or all that was planned."""
+    """Return whether a plan and its rows are there, or all that was planned."""
     dealt = any((state / "plan").glob("*.xxh3")) or (state.parent / "manifest.json").exists()
     return dealt and (state / "plan.json").exists()
 

@@ -28,12 +28,12 @@ class Again(KeyboardInterrupt):
     """The second signal: nothing is finished first."""
 
 
-class _Heard:
+class _Signals:
     """A handler of SIGINT and SIGTERM that counts; one inside another counts on."""
 
     def __init__(self, at_once: bool) -> None:
         outer = signal.getsignal(signal.SIGINT)
-        self.came: list[int] = outer.came if isinstance(outer, _Heard) else []
+        self.came: list[int] = outer.came if isinstance(outer, _Signals) else []
         self.at_once = at_once
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -45,14 +45,14 @@ class _Heard:
 
 
 @contextmanager
-def _hearing(at_once: bool) -> Iterator[list[int]]:
+def _counting(at_once: bool) -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield []
         return
-    heard = _Heard(at_once)
-    before = {s: signal.signal(s, heard) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = _Signals(at_once)
+    before = {s: signal.signal(s, signals) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield heard.came
+        yield signals.came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -61,7 +61,7 @@ def _hearing(at_once: bool) -> Iterator[list[int]]:
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM came; the second one raises Again."""
-    with _hearing(at_once=False) as came:
+    with _counting(at_once=False) as came:
         yield lambda: bool(came)
 
 
@@ -71,7 +71,7 @@ def ending() -> Iterator[None]:
 
     The second one raises Again.
     """
-    with _hearing(at_once=True):
+    with _counting(at_once=True):
         try:
             yield
         except Again:
@@ -203,8 +203,8 @@ def _pool(
 def _end(before: set[multiprocessing.process.BaseProcess]) -> None:
     """Wait until the processes that were started since have ended.
 
-    Where one of them is killed, even while it exits, it may hold the lock of the pool's pipe
-    for ever, and the pool would wait for ever with those that wait for it: they are killed as well.
+    One that is killed, even while it exits, may hold the lock of the pool's pipe for ever; the pool
+    would then wait for ever with the workers that wait for the lock, so all are killed.
     """
     children = set(multiprocessing.active_children()) - before
     try:

@@ -1,33 +1,130 @@
-"""Which output folders a stage may write: absent, empty, or begun by the same stage."""
+"""The output folder of a stage or a training run: whose it is, who works in it, and its end.
+
+`_glint/plan.json` (of a training run `_glint/run.json`) is there from the beginning of a run,
+`_glint/lock` is held while one works, and CONTENTS.json, written last, says that all is there.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from glint.errors import BusyError
+from glint.errors import BusyError, MismatchError
 from glint.files import atomic
+from glint.jobs import tasks
+
+DIFFERENT = "choose another --out, or delete this folder"
 
 
-def refuse_foreign(out: Path, kind: str, marks: Sequence[str], what: str) -> None:
-    """Raise BusyError GL0004 where `out` is a file, a dataset, or a folder of something else.
+@dataclass(frozen=True)
+class Workspace:
+    """The folder `root` that a stage fills with `contents`: "embeddings", "conflicts", ...
 
-    kind: what the field `format` of our own JSON files begins with, up to its @; marks: those
-    files, relative to `out`; what: the contents to name in the error. Writes nothing.
+    The field `format` of the plan and of CONTENTS.json is glint/CONTENTS@ and a number. plan_name:
+    the plan's file in `_glint`.
     """
-    with atomic.writing(out):  # a folder that cannot be listed is told as such
-        if not out.exists():
+
+    root: Path
+    contents: str
+    plan_name: str = "plan.json"
+
+    @property
+    def work(self) -> Path:
+        """The private folder: plan, lock, journals."""
+        return self.root / "_glint"
+
+    @property
+    def plan(self) -> Path:
+        """The mark of a run that began."""
+        return self.work / self.plan_name
+
+    @property
+    def result(self) -> Path:
+        """The mark of a run that came to its end."""
+        return self.root / f"{self.contents}.json"
+
+    def refuse_foreign(self) -> None:
+        """Raise BusyError GL0004 for a file, a dataset or a folder of something else.
+
+        Writes nothing.
+        """
+        kind = f"glint/{self.contents}@"
+        with atomic.writing(self.root):  # for a folder that cannot be listed
+            if not self.root.exists():
+                return
+            if not self.root.is_dir():
+                found = "expected a folder, found a file"
+            elif _format(self.root / "manifest.json").startswith("glint/dataset@"):
+                found = f"this is a dataset, not a folder for {self.contents}"
+            elif self._unbegun() or any(
+                _format(mark).startswith(kind) for mark in (self.result, self.plan)
+            ):
+                return
+            else:
+                found = f"the folder is not empty and holds no {self.contents}"
+        raise BusyError("GL0004", found, where=str(self.root), hint="choose another --out")
+
+    def _unbegun(self) -> bool:
+        """Return whether nothing is there but, at most, a lock: no run began to write."""
+        if [path.name for path in self.root.iterdir()] not in ([], ["_glint"]):
+            return False
+        if not self.work.exists():
+            return True
+        return self.work.is_dir() and all(
+            path.name.endswith("lock") or path.name.startswith(f"{self.plan_name}.tmp.")
+            for path in self.work.iterdir()
+        )
+
+    @contextmanager
+    def held(self, task: tasks.Task | None = None) -> Iterator[atomic.Held]:
+        """Hold the folder: alone, or with other tasks. Raises BusyError GL0005."""
+        atomic.make_dir(self.work)
+        with tasks.claim(self.work, task) as held:
+            yield held
+
+    def begin(self, plan: dict[str, Any]) -> None:
+        """Write the plan, from which `refuse_foreign` knows the folder again."""
+        atomic.write_json(self.plan, plan)
+
+    def take_up(self, plan: dict[str, Any], code: str) -> None:
+        """Begin with a plan, or go on where the folder was begun, or finished, from the same one.
+
+        Raises MismatchError GL0006 for another plan, InputError `code` for one that is spoilt.
+        """
+        path = next((path for path in (self.result, self.plan) if path.exists()), None)
+        if path is None:
+            self.begin(plan)
             return
-        if not out.is_dir():
-            found = "expected a folder, found a file"
-        elif _format(out / "manifest.json").startswith("glint/dataset@"):
-            found = f"this is a dataset, not a folder for {what}"
-        elif _unbegun(out) or any(_format(out / mark).startswith(kind + "@") for mark in marks):
-            return
-        else:
-            found = f"the folder is not empty and holds no {what}"
-    raise BusyError("GL0004", found, where=str(out), hint="choose another --out")
+        found = atomic.read_json(path, code)
+        differ = [
+            f"{key}: {found.get(key)} there, {value} now"
+            for key, value in plan.items()
+            if found.get(key) != value
+        ]
+        if differ:
+            raise self.other_plan("; ".join(differ), DIFFERENT)
+
+    def other_plan(self, differ: str, hint: str) -> MismatchError:
+        """Return the error of a folder that was begun from another plan."""
+        what = f"begun from other inputs or options ({differ})"
+        return MismatchError("GL0006", what, where=str(self.root), hint=hint)
+
+    def finish(self, about: dict[str, Any], tables: Iterable[str]) -> dict[str, Any]:
+        """Write CONTENTS.json: `about`, and the SHA-256 of those of `tables` that are there."""
+        there = [name for name in tables if (self.root / name).is_file()]
+        about = {**about, "files": {name: sha256(self.root / name) for name in there}}
+        atomic.write_json(self.result, about)
+        return about
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as a stage names it: `sha256:` and hex digits."""
+    with path.open("rb") as file:
+        return "sha256:" + atomic.sha256(file)
 
 
 def _format(path: Path) -> str:
@@ -37,16 +134,3 @@ def _format(path: Path) -> str:
     except (OSError, ValueError):
         return ""
     return str(value.get("format", "")) if isinstance(value, dict) else ""
-
-
-def _unbegun(out: Path) -> bool:
-    """Say whether nothing is there but, at most, a lock: a run that has not begun to write."""
-    if [path.name for path in out.iterdir()] not in ([], ["_glint"]):
-        return False
-    work = out / "_glint"
-    if not work.exists():
-        return True
-    return work.is_dir() and all(
-        path.name.endswith("lock") or path.name.startswith("plan.json.tmp.")
-        for path in work.iterdir()
-    )

@@ -3,42 +3,48 @@
 Every rank writes the centre rows it owns and their sha256; rank 0 writes the rest and, last of all,
 MANIFEST.json with the sha256 of every file. A directory is a checkpoint if and only if its manifest
 verifies; ranks share that work. Loading reads class ranges, so the number of ranks may change. No
-pickle anywhere. Ranks meet between the parts of a save and tell each other what went wrong, so that
-none waits for one that could not write.
+pickle anywhere. Ranks meet between the parts of a save and exchange what went wrong, so that none
+waits for one that could not write.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from glint.dist.collectives import all_gather_rows, all_reduce_
-from glint.dist.world import World
-from glint.errors import GlintError, MismatchError, ResourceError
+from glint.errors import GlintError, InputError, MismatchError, ResourceError, UsageError
+from glint.files import atomic
 from glint.files.atomic import make_dir, sync_dir, write_bytes
 from glint.log import logger
-from glint.models import stored
-from glint.models.stored import AVERAGED, STATE, all_in, problem, sha256
+
+if TYPE_CHECKING:  # torch is loaded where tensors are: listing and verifying need none
+    from torch import Tensor
+
+    from glint.dist.world import World
 
 FORMAT = "glint/checkpoint@1"
+MANIFEST = "MANIFEST.json"
+STATE = "state.json"
+WEIGHTS = "backbone.safetensors"
+AVERAGED = "ema.safetensors"  # the moving average of the weights, where a run keeps one
+NAME = re.compile(r"step-(\d{8})")
 SUM = ".sha256"  # of the rows of another rank, until the manifest has it
-WORDS = 500  # bytes of a problem that the other ranks are told
+WORDS = 500  # bytes of a problem that the other ranks get
+HEADER = 8 << 20  # bytes of a file's list of tensors; that of the largest net takes 0.1 MiB
 
-Meet = Callable[[str], str]  # every rank brings its problem or ""; all leave with the first one
+Meet = Callable[[str], str]  # every rank brings its problem or ""; all get the first one
 
 
 def alone(problem: str) -> str:
-    """Return at once: there is only one rank."""
+    """Return the problem: `meet` of a single rank."""
     return problem
 
 
@@ -89,7 +95,7 @@ def save(
             if rank:  # its owner reads it back, not the first rank all of them
                 path.with_suffix(SUM).write_text(sha256(path))
         if rank == 0:
-            _write(partial / "backbone.safetensors", backbone)
+            _write(partial / WEIGHTS, backbone)
             _write(partial / "optimizer.safetensors", optimizer)
             if averaged is not None:
                 _write(partial / AVERAGED, averaged)
@@ -105,7 +111,7 @@ def save(
             for p in sorted(partial.iterdir())
         }
         manifest = json.dumps({"format": FORMAT, "files": files}, indent=1) + "\n"
-        write_bytes(partial / "MANIFEST.json", manifest.encode())
+        write_bytes(partial / MANIFEST, manifest.encode())
         if final.exists():  # the same step saved again after a restart
             shutil.rmtree(final)
         partial.rename(final)
@@ -120,12 +126,12 @@ def save(
                 work()
         except (OSError, SafetensorError, GlintError) as error:
             wrong = error
-        said = wrong.what if isinstance(wrong, GlintError) else str(wrong)
-        told = meet("" if wrong is None else said or type(wrong).__name__)
-        if told:
+        what = wrong.what if isinstance(wrong, GlintError) else str(wrong)
+        first = meet("" if wrong is None else what or type(wrong).__name__)
+        if first:
             raise ResourceError(
                 "GL0901",
-                f"the checkpoint could not be written: {told}",
+                f"the checkpoint could not be written: {first}",
                 where=str(final),
                 hint="free space there; the checkpoint before it is intact",
             ) from wrong
@@ -133,6 +139,8 @@ def save(
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
     plain = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     save_file(plain, path, metadata={"format": "pt", **(metadata or {})})
     with path.open("rb") as file:
@@ -140,76 +148,166 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | No
 
 
 def newest(folder: Path, line: World | None = None, names: Sequence[str] = ()) -> Saved | None:
-    """Find the newest valid checkpoint under `folder`, saying which damaged ones it passed over.
+    """Find the newest valid checkpoint under `folder`, warning of damaged ones on the way.
 
     line: ranks that ask together: they share the files to verify and all get the same answer;
     names: the files to check by sha256, all by default.
     Raises MismatchError GL0701 where there are checkpoints and none is valid.
     """
-    rank, size = (0, 1) if line is None else (line.rank, line.size)
-    meet = alone if line is None else meeting(line)
-    steps = [int(path.name.removeprefix("step-")) for path in all_in(folder)]
-    passed = 0
-    while True:
-        step = max(steps, default=-1)
-        if line is not None:
-            step = int(all_reduce_(torch.tensor([step], device=line.device), line, "max"))
-        if step < 0:
-            break
-        path = folder / f"step-{step:08d}"
-        wrong = meet(problem(path, names, (rank, size)))
-        if not wrong:
-            return Saved(path, read_state(path))
-        if rank == 0:
-            logger.warning("checkpoint %s passed over: %s", path.name, wrong)
-        steps, passed = [s for s in steps if s < step], passed + 1
-    if passed:
+    path, damaged = _newest(folder, line, lambda path: names)
+    if path is not None:
+        return Saved(path, read_state(path))
+    if damaged:
         raise MismatchError(
             "GL0701",
-            f"{passed} checkpoints and none is valid",
+            f"{damaged} checkpoints and none is valid",
             where=str(folder),
             hint="start a new run with another --out, or restore the folder from a backup",
         )
     return None
 
 
+def find(path: str | Path) -> Path:
+    """Return the checkpoint directory that `path` means: itself, or a run's newest valid one.
+
+    Only what its net is rebuilt from is checked by sha256.
+    Raises UsageError GL0001 where nothing is there, InputError GL0701 where nothing valid is.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UsageError("GL0001", "no such run or checkpoint directory", where=str(path))
+    if (path / STATE).exists() or (path / MANIFEST).exists():
+        wrong = problem(path, (STATE, judged_weights(path)))
+        if wrong:
+            raise InputError("GL0701", wrong, where=str(path))
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found, damaged = _newest(folder, None, lambda path: (STATE, judged_weights(path)))
+    if found is not None:
+        return found
+    raise InputError(
+        "GL0701",
+        f"{damaged} checkpoints here and none is valid" if damaged else "no checkpoint here",
+        where=str(folder),
+        hint="expected state.json, backbone.safetensors and MANIFEST.json in step-NNNNNNNN",
+    )
+
+
+def _newest(
+    folder: Path, line: World | None, names: Callable[[Path], Sequence[str]]
+) -> tuple[Path | None, int]:
+    """Return the newest checkpoint whose files `names` verify, and how many newer ones do not."""
+    rank, size = (0, 1) if line is None else (line.rank, line.size)
+    meet = alone if line is None else meeting(line)
+    steps = [int(path.name.removeprefix("step-")) for path in all_in(folder)]
+    damaged = 0
+    while True:
+        step = max(steps, default=-1)
+        if line is not None:
+            step = _largest(step, line)
+        if step < 0:
+            return None, damaged
+        path = folder / f"step-{step:08d}"
+        wrong = meet(problem(path, names(path), (rank, size)))
+        if not wrong:
+            return path, damaged
+        if rank == 0:
+            logger.warning("checkpoint %s passed over: %s", path.name, wrong)
+        steps, damaged = [s for s in steps if s < step], damaged + 1
+
+
+def _largest(step: int, line: World) -> int:
+    import torch
+
+    from glint.dist.collectives import all_reduce_
+
+    return int(all_reduce_(torch.tensor([step], device=line.device), line, "max"))
+
+
 def meeting(line: World) -> Meet:
-    """Give what tells all ranks of `line` the first of their problems, and waits for all."""
+    """Return a `meet` of the ranks of `line`: all get the first of their problems."""
     if line.size == 1:
         return alone
+    import torch
+
+    from glint.dist.collectives import all_gather_rows
 
     def meet(problem: str) -> str:
         text = problem.encode()[:WORDS]
         mine = torch.zeros((1, WORDS), dtype=torch.uint8)
         mine[0, : len(text)] = torch.tensor(list(text), dtype=torch.uint8)
-        said = all_gather_rows(mine.to(line.device), line).cpu().numpy()
-        for rank, row in enumerate(said):
+        problems = all_gather_rows(mine.to(line.device), line).cpu().numpy()
+        for rank, row in enumerate(problems):
             if row.any():
-                words = bytes(row).rstrip(b"\0").decode(errors="replace")
-                return f"rank {rank}: {words}"
+                return f"rank {rank}: " + bytes(row).rstrip(b"\0").decode(errors="replace")
         return ""
 
     return meet
 
 
+def problem(path: Path, names: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> str:
+    """Return what is wrong with the checkpoint at `path`; empty where it verifies.
+
+    names: the files to check by sha256, every one of the manifest by default; all must be there,
+    at their size. share: (i, n) checks the i-th of n parts of them, as one of n ranks does.
+    """
+    if not (path / MANIFEST).exists():
+        return f"{MANIFEST} is missing"
+    try:
+        files = atomic.read_json(path / MANIFEST, "GL0701")["files"]
+        for name in (STATE, WEIGHTS, *names):
+            if name not in files:
+                return f"MANIFEST.json does not list {name}"
+        for number, (name, entry) in enumerate(sorted(files.items())):
+            if os.sep in name or not (path / name).is_file():
+                return f"{name} is missing"
+            size = (path / name).stat().st_size
+            if size != entry["bytes"]:
+                return f"{name} has {size} bytes, expected {entry['bytes']}"
+            mine = number % share[1] == share[0] and (not names or name in names)
+            if mine and sha256(path / name) != entry["sha256"]:
+                return f"{name} does not match its sha256"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
+        return f"MANIFEST.json is not readable ({type(error).__name__})"
+    return ""
+
+
+def all_in(folder: Path) -> list[Path]:
+    """Return the checkpoint directories of a run's `checkpoints` folder, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and NAME.fullmatch(p.name))
+
+
+def judged_weights(path: Path) -> str:
+    """Return the file of the net that is evaluated and exported: the average, where one is kept."""
+    try:
+        listed = atomic.read_json(path / MANIFEST, "GL0701").get("files")
+    except InputError:
+        return WEIGHTS
+    return AVERAGED if isinstance(listed, dict) and AVERAGED in listed else WEIGHTS
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """Read `state.json` of the checkpoint at `path`. Raises InputError GL0701."""
-    return stored.read_json(path / STATE)
+    return atomic.read_json(path / STATE, "GL0701")
 
 
 def tensors(saved: Saved, name: str) -> dict[str, Tensor]:
     """Load one whole file (`backbone`, `optimizer` or `ema`) of a checkpoint. Raises ValueError."""
-    return stored.tensors(saved.path / f"{name}.safetensors")
+    return read_tensors(saved.path / f"{name}.safetensors")
 
 
 def head_fetch(saved: Saved) -> Callable[[str, int, int], Tensor]:
-    """Give `fetch(name, start, stop)`: rows [start, stop) of a centre tensor over all files.
+    """Return `fetch(name, start, stop)`: rows [start, stop) of a centre tensor over all files.
 
     Only the files that overlap the range are opened, and only their rows read.
     """
+    import torch
+
     parts: list[tuple[int, int, Path]] = []
     for path in sorted(saved.path.glob("head-*.safetensors")):
-        stored.require_short_header(path)
+        _require_short_header(path)
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}
         parts.append((int(meta["start"]), int(meta["stop"]), path))
@@ -241,3 +339,31 @@ def head_fetch(saved: Saved) -> Callable[[str, int, int], Tensor]:
         return torch.cat(pieces)
 
     return fetch
+
+
+def _require_short_header(path: Path) -> None:
+    """Check how long the list of tensors of a .safetensors file is, before it is read.
+
+    Raises ValueError where it is longer than any net's, and would cost a multiple in memory.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > HEADER:
+        raise ValueError(f"its list of tensors claims {size} bytes, expected at most {HEADER}")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a .safetensors file. Raises ValueError or OSError where it is none."""
+    from safetensors.torch import load_file
+
+    _require_short_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return atomic.sha256(file)

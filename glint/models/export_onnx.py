@@ -37,7 +37,7 @@ def export_onnx(
     Input `data` (n, 3, 112, 112), RGB as (pixel - 127.5) / 127.5; one output `embedding` (n, E),
     not normalised. The file is run on `crops` seeded random crops, through insightface where it
     is installed, and appears only if every embedding agrees with torch.
-    Gives {onnx, bytes, sha256, opset, dim, backbone, cosine_min, insightface, checkpoint}.
+    Returns {onnx, bytes, sha256, opset, dim, backbone, cosine_min, insightface, checkpoint}.
     Raises UsageError GL0002/GL0003, BusyError GL0004 where `out` is not an earlier export,
     InputError GL0401 for weights that are not finite or an ONNX file that disagrees.
     """
@@ -70,7 +70,7 @@ def export_onnx(
         cosine = _agreement(net, opened, crops)
         digest = opened.digest
     progress(2, 3, "write")
-    with atomic.atomic(out) as file:
+    with atomic.replacing(out) as file:
         file.write(data)
     progress(3, 3)
     return results.Export(
@@ -132,7 +132,7 @@ def _model(net: stored.Stored, opset: int) -> bytes:
 
 
 def _ours(path: Path) -> bool:
-    """Say whether `path` is an ONNX file that glint made."""
+    """Return whether `path` is an ONNX file that glint made."""
     import onnx
 
     try:
@@ -151,7 +151,7 @@ def random_crops(count: int, seed: int = 0) -> np.ndarray:
 
 
 def _agreement(net: stored.Stored, opened: recogniser.Recogniser, crops: int) -> float:
-    """Compare the opened ONNX file with torch on random crops; give the least cosine."""
+    """Compare the opened ONNX file with torch on random crops; return the least cosine."""
     import torch
 
     if (opened.mean, opened.std) != (127.5, 127.5) or opened.dim != net.embedding:

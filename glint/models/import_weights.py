@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
 from glint.models import checkpoint
-from glint.models.stored import sha256, tensors
 from glint.nn import backbones
 from glint.results import models as results
 
@@ -30,7 +29,7 @@ NAMES = {
 INSIDE = ("state_dict_backbone", "state_dict", "backbone", "model")  # of whole checkpoints
 PREFIX = "module."  # of a net inside DistributedDataParallel
 COUNTER = "num_batches_tracked"  # of norms; older files lack it, and nothing computes with it
-SHOWN = 5  # names and shapes told in a message
+SHOWN = 5  # names and shapes listed in a message
 LEGACY = 4  # pickles at the start of a file of torch before 1.6; bare numbers follow
 # opcodes that fetch a name, and the names that a file of tensors fetches
 CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
@@ -51,7 +50,7 @@ def import_weights(
     """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
 
     Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
-    Gives {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
+    Returns {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
     Raises UsageError GL0001/GL0002, BusyError GL0004, UnsafeError GL0801 for a pickle that asks
     for more than tensors, InputError GL0401 for a file that is damaged or of another net.
     """
@@ -60,7 +59,7 @@ def import_weights(
     name, net, found, state = _taken(weights, backbone, embedding, options)
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
                     if t.is_floating_point()})  # fmt: skip
-    source = {"name": weights.name, "sha256": sha256(weights), "dtype": " ".join(kinds)}
+    source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
     made: dict[str, Any] = {"name": name, "embedding": embedding, "options": dict(options or {})}
     path = checkpoint.save(
         out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
@@ -86,7 +85,7 @@ def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:
 def _taken(
     weights: Path, backbone: str, embedding: int, options: Mapping[str, Any] | None = None
 ) -> tuple[str, nn.Module, dict[str, Tensor], dict[str, Tensor]]:
-    """Give glint's name of a net, the net without data, the file's tensors, the net's state."""
+    """Return glint's name of a net, the net without data, the file's tensors, the net's state."""
     if not weights.is_file():
         raise UsageError("GL0001", "no such file of weights", where=str(weights))
     name = NAMES.get(backbone, backbone)
@@ -112,7 +111,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     """Load a file of tensors; a pickle may hold nothing but them."""
     try:
         if path.suffix == ".safetensors":
-            return _named(tensors(path), path)
+            return _named(checkpoint.read_tensors(path), path)
         with path.open("rb") as file:
             _require_tensors(file, path)
         return _named(torch.load(path, map_location="cpu", weights_only=True), path)
@@ -151,7 +150,7 @@ def _require_tensors(file: IO[bytes], path: Path) -> None:
 
 
 def _named(found: object, path: Path) -> dict[str, Tensor]:
-    """Give the tensors of a state dict, or of the one inside a whole checkpoint, by plain name."""
+    """Return the tensors of a state dict, or of that inside a whole checkpoint, by plain name."""
     for key in INSIDE:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -166,7 +165,7 @@ def _named(found: object, path: Path) -> dict[str, Tensor]:
 
 
 def _fitted(found: dict[str, Tensor], net: nn.Module, what: str, path: Path) -> dict[str, Tensor]:
-    """Give the net's whole state in its own types.
+    """Return the net's whole state in its own types.
 
     Shapes are compared before anything is copied: a tensor may claim any size.
     Raises InputError GL0401 naming what is missing, unexpected, of another shape or not finite.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from glint.errors import GlintError, InputError, UsageError
-from glint.models import stored
+from glint.models import checkpoint, stored
 
 EXTRA = "pip install 'glint-faces[export]' (onnx, onnxruntime) or 'glint-faces[insightface]'"
 
@@ -78,7 +78,7 @@ def open_model(
 
 
 def has_insightface() -> bool:
-    """Say whether insightface can be imported, without importing it."""
+    """Return whether insightface can be imported, without importing it."""
     return importlib.util.find_spec("insightface") is not None
 
 
@@ -96,7 +96,7 @@ def zoo_model(path: Path, session_options: Any = None, providers: list[Any] | No
 
 
 def pixel_range(path: Path) -> tuple[float, float]:
-    """Give (mean, std) that a recogniser wants, by insightface's rule.
+    """Return (mean, std) that a recogniser wants, by insightface's rule.
 
     (0, 1) where the names of its first eight nodes show a subtraction and a multiplication of its
     own, else (127.5, 127.5).
@@ -177,7 +177,7 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
         name=path.name,
         dim=probe.shape[1],
         size=size,
-        digest=stored.sha256(path),
+        digest=checkpoint.sha256(path),
         engine="insightface" if model is not None else "onnxruntime",
         mean=mean,
         std=std,
@@ -186,7 +186,7 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
 
 
 def _takes_crops(shape: list[Any], size: int) -> bool:
-    """Say whether an input shape is (n, 3, size, size), names standing for any number."""
+    """Return whether an input shape is (n, 3, size, size), names standing for any number."""
     wanted = (0, 3, size, size)
     return len(shape) == 4 and all(
         not isinstance(found, int) or found == expected

@@ -195,16 +195,16 @@ def balance(
 
 
 def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bool_]:
-    """Say of each sample whether a coreset leaves it out. Raises as `balance` does."""
-    path, made = folder / "coreset.parquet", folder / "coreset.json"
-    if not made.is_file():
+    """Return which samples a coreset leaves out. Raises as `balance` does."""
+    path, last = folder / "coreset.parquet", folder / "coreset.json"
+    if not last.is_file():
         raise UsageError(
             "GL0001",
             "expected the folder of a coreset, found no coreset.json",
             where=str(folder),
             hint="make one with: glint coreset DATASET --embeddings EMB --out FOLDER",
         )
-    about = atomic.read_json(made, "GL0305")
+    about = atomic.read_json(last, "GL0305")
     for name, found, expected in (
         ("format", about.get("format"), CORESET),
         ("dataset", about.get("dataset"), dataset.digest),

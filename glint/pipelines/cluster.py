@@ -25,17 +25,17 @@ from glint import log, schemas
 from glint.errors import InputError, MismatchError, UsageError
 from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
-from glint.jobs import workspace
+from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress, logger
-from glint.pipelines import embed
 from glint.results import identities as results
-from glint.search.online_clusters import BLOCK, Online, Options
+from glint.search.online_clusters import BLOCK, ClusterRules, OnlineClusters
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 FORMAT = "glint/identities@1"
 STAGE = "cluster"
-PLAN, STATE = "_glint/plan.json", "_glint/state.npz"
+STATE = "_glint/state.npz"
 TABLES = ("faces.parquet", "clusters.parquet", "edges.parquet")
 SAVE = 60.0  # seconds between two states saved
 Ints = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class Applied:
 def run(
     folders: Sequence[Path],
     out: Path,
-    options: Options,
+    options: ClusterRules,
     *,
     truth: Path | None = None,
     save: float = SAVE,
@@ -66,7 +66,8 @@ def run(
     are those of the one folder. Raises MismatchError GL0006 where `out` was begun with other
     options or folders that these do not begin with, BusyError where it holds something else.
     """
-    check_out(out)
+    space = Workspace(out, "identities")
+    space.refuse_foreign()
     if truth is not None and len(folders) != 1:
         raise UsageError("GL0002", f"expected one folder, found {len(folders)}", where="--truth")
     if truth is not None and not truth.is_file():
@@ -91,14 +92,13 @@ def run(
                 f"found {emb.sample_ND.shape[1]}",
                 where=str(folder),
             )
-    atomic.make_dir(out / "_glint")
-    with atomic.lock(out / "_glint" / "lock"):
-        _continue(out, sources, options)
-        stream = _resume(out, options, dim, faces) or Online(dim, options)
+    with space.held():
+        _continue(space, sources, options)
+        stream = _resume(out, options, dim, faces) or OnlineClusters(dim, options)
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
         _write(out, found, shot)
-        told: dict[str, Any] = {
+        result: dict[str, Any] = {
             "faces": int((shot.cluster_N >= 0).sum()),
             "without_embedding": int((shot.cluster_N < 0).sum()),
             "clusters": len(shot.cluster_k),
@@ -108,26 +108,25 @@ def run(
             "largest_clusters": _largest(shot.identity_k),
         }
         if truth is not None:
-            told |= _judged(shot.identity_N, found[0], truth)
+            result |= _judged(shot.identity_N, found[0], truth)
         about = {
             "format": FORMAT,
             "glint": glint.__version__,
             "options": asdict(options),
             "sources": sources,
-            **told,
-            "files": {name: _sha256(out / name) for name in TABLES},
+            **result,
         }
-        atomic.write_json(out / "identities.json", about)
-    return results.Cluster(**told, out=str(out))
+        space.finish(about, TABLES)
+    return results.Cluster(**result, out=str(out))
 
 
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
-    workspace.refuse_foreign(out, "glint/identities", ("identities.json", PLAN), "identities")
+    Workspace(out, "identities").refuse_foreign()
 
 
-def _open(folder: Path) -> embed.Embeddings:
-    """Open an embedding folder for what it says itself to be."""
+def _open(folder: Path) -> Embeddings:
+    """Open an embedding folder as of the dataset that it names."""
     about: dict[str, Any] = {}
     if (folder / "embeddings.json").is_file():
         about = atomic.read_json(folder / "embeddings.json", "GL0402")
@@ -135,13 +134,13 @@ def _open(folder: Path) -> embed.Embeddings:
         digest, images, classes = about["dataset"], int(about["images"]), int(about["classes"])
     except (KeyError, TypeError, ValueError):
         digest, images, classes = "", 0, 0  # refused by name below
-    return embed.load(folder, digest, images=images, classes=classes)
+    return load(folder, digest, images=images, classes=classes)
 
 
-def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> None:
-    """Take up the plan in `out`, or begin one."""
-    if (out / PLAN).exists():
-        plan = atomic.read_json(out / PLAN, "GL0006")
+def _continue(space: Workspace, sources: list[dict[str, Any]], options: ClusterRules) -> None:
+    """Take up the plan of a folder, or begin one."""
+    if space.plan.exists():
+        plan = atomic.read_json(space.plan, "GL0006")
         before = plan.get("sources", [])
         if plan.get("options") != asdict(options):
             what = f"options {plan.get('options')} there, {asdict(options)} now"
@@ -150,25 +149,19 @@ def _continue(out: Path, sources: list[dict[str, Any]], options: Options) -> Non
         else:
             what = ""
         if what:
-            raise MismatchError(
-                "GL0006",
-                f"begun from other inputs or options ({what})",
-                where=str(out),
-                hint="choose another --out; more folders come behind those that were there",
-            )
-    atomic.write_json(
-        out / PLAN, {"format": FORMAT, "options": asdict(options), "sources": sources}
-    )
+            hint = "choose another --out; more folders come behind those that were there"
+            raise space.other_plan(what, hint)
+    space.begin({"format": FORMAT, "options": asdict(options), "sources": sources})
 
 
-def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
+def _resume(out: Path, options: ClusterRules, dim: int, faces: int) -> OnlineClusters | None:
     """Take up the state; None where there is none. Raises InputError where it is another's."""
     path = out / STATE
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            stream = Online.resume(dict(file), options)
+            stream = OnlineClusters.resume(dict(file), options)
         if stream.dim != dim or stream.faces > faces:
             raise ValueError(
                 f"{stream.faces} faces of {stream.dim} numbers, where the folders have "
@@ -184,13 +177,17 @@ def _resume(out: Path, options: Options, dim: int, faces: int) -> Online | None:
     return stream
 
 
-def _save(out: Path, stream: Online) -> None:
-    with atomic.atomic(out / STATE) as file:
+def _save(out: Path, stream: OnlineClusters) -> None:
+    with atomic.replacing(out / STATE) as file:
         np.savez(file, **stream.state())  # type: ignore[arg-type]
 
 
 def _insert(
-    stream: Online, found: list[embed.Embeddings], out: Path, save: float, progress: Progress
+    stream: OnlineClusters,
+    found: list[Embeddings],
+    out: Path,
+    save: float,
+    progress: Progress,
 ) -> None:
     """Insert the faces that the state lacks, in blocks that begin where they always do."""
     seen, first, saved = stream.faces, 0, time.monotonic()
@@ -210,7 +207,7 @@ def _insert(
         _save(out, stream)
 
 
-def _write(out: Path, found: list[embed.Embeddings], shot: Any) -> None:
+def _write(out: Path, found: list[Embeddings], shot: Any) -> None:
     import pyarrow as pa
 
     key = [
@@ -241,18 +238,18 @@ def _largest(name: Ints) -> int:
     return int(np.unique(name[name >= 0], return_counts=True)[1].max(initial=0))
 
 
-def _judged(identity_N: Ints, emb: embed.Embeddings, truth: Path) -> dict[str, Any]:
-    """Judge faces whose key the truth knows; Raises InputError where it knows none."""
+def _judged(identity_N: Ints, emb: Embeddings, truth: Path) -> dict[str, Any]:
+    """Score identities on the faces whose keys the truth knows. Raises InputError for none."""
     known = parquet.read(truth, columns=["key", "label"], code="GL0402")
     if set(known.column_names) != {"key", "label"}:
         raise InputError("GL0402", "expected columns key and label", where=str(truth))
     keys = parquet.read(emb.root / "samples.parquet", schemas.EMBEDDED, columns=["key"])
     label = dict(zip(known.column("key").to_pylist(), known.column("label").to_pylist()))
-    held = [label.get(key) for key in keys.column("key").to_pylist()]
-    some = np.array([one is not None for one in held]) & (identity_N >= 0)
+    truth_N = [label.get(key) for key in keys.column("key").to_pylist()]
+    some = np.array([one is not None for one in truth_N]) & (identity_N >= 0)
     if not some.any():
         raise InputError("GL0402", "knows the key of no clustered face", where=str(truth))
-    truth_n = np.unique([str(held[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
+    truth_n = np.unique([str(truth_N[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
     pair, cubed = pairwise(identity_N[some], truth_n), bcubed(identity_N[some], truth_n)
     return {
         "judged": int(some.sum()),
@@ -262,11 +259,6 @@ def _judged(identity_N: Ints, emb: embed.Embeddings, truth: Path) -> dict[str, A
             for part in ("precision", "recall", "f")
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + atomic.sha256(file)
 
 
 def apply(
@@ -281,35 +273,35 @@ def apply(
     dataset = Dataset(root)
     identity_n, mark = _identities(folder, dataset)
     now = labels.current(dataset.root, dataset.classes)
-    made = _targets(dataset, identity_n, least, str(folder))
-    told = partial(
+    applied = _targets(dataset, identity_n, least, str(folder))
+    result = partial(
         results.ClusterApply,
         version_before=now.version,
         classes_before=now.classes,
-        classes=made.identities,
-        faces=made.faces,
-        identities_dropped=made.small,
-        faces_dropped=dataset.n - made.faces,
+        classes=applied.identities,
+        faces=applied.faces,
+        identities_dropped=applied.small,
+        faces_dropped=dataset.n - applied.faces,
         dry_run=dry_run,
         dataset=str(root),
         report=str(folder),
     )
     why = {"stage": STAGE, "report": mark, "min": least}
-    if _in_force(dataset) == why:
-        return told(version=now.version, applied=False, already=True)
-    if not made.identities:
+    if _why(dataset) == why:
+        return result(version=now.version, applied=False, already=True)
+    if not applied.identities:
         raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
     if dry_run:
-        return told(version=now.version, applied=False, already=False)
-    version = labels.commit(dataset.root, made.target_C, np.empty((0, 2), np.int64), why)
-    return told(version=version, applied=True, already=False)
+        return result(version=now.version, applied=False, already=False)
+    version = labels.apply(dataset.root, applied.target_C, np.empty((0, 2), np.int64), why)
+    return result(version=version, applied=True, already=False)
 
 
 def undo(folder: Path, root: Path) -> results.ClusterUndo:
     """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied."""
     dataset = Dataset(root)
     now = labels.current(dataset.root, dataset.classes)
-    why = _in_force(dataset) or {}
+    why = _why(dataset)
     if why.get("stage") != STAGE or why.get("report") != _mark(folder):
         raise InputError(
             "GL0502",
@@ -328,13 +320,10 @@ def undo(folder: Path, root: Path) -> results.ClusterUndo:
     )
 
 
-def _in_force(dataset: Dataset) -> dict[str, Any] | None:
-    """Return why the label version in force was made."""
-    version = labels.current(dataset.root, dataset.classes).version
-    for line in reversed(labels.history(dataset.root)):
-        if line.get("op") == "apply" and line.get("version") == version:
-            return dict(line.get("why") or {})
-    return None
+def _why(dataset: Dataset) -> dict[str, Any]:
+    """Return why the label version in force was made, nothing where the labels are as sharded."""
+    lines = labels.in_force(dataset.root, dataset.classes)
+    return dict(lines[0].get("why") or {}) if lines else {}
 
 
 def _mark(folder: Path) -> str:
@@ -345,7 +334,7 @@ def _mark(folder: Path) -> str:
             where=str(folder),
             hint="make one with: glint cluster EMB --out FOLDER",
         )
-    return _sha256(folder / "identities.json")
+    return sha256(folder / "identities.json")
 
 
 def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
@@ -368,7 +357,7 @@ def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
             hint="run glint embed and glint cluster on this dataset",
         )
     path = folder / "faces.parquet"
-    if _sha256(path) != about.get("files", {}).get("faces.parquet"):
+    if sha256(path) != about.get("files", {}).get("faces.parquet"):
         raise InputError("GL0501", "is not as glint cluster wrote it", where=str(path))
     table = parquet.read(path, schemas.FACES, columns=["source", "identity"], code="GL0501")
     identity_n = table.column("identity").to_numpy()[
@@ -382,7 +371,7 @@ def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
 
 
 def _targets(dataset: Dataset, identity_n: Ints, least: int, where: str) -> Applied:
-    """Give every label as sharded the identity of its faces, numbered densely."""
+    """Map every label as sharded to the identity of its faces, numbered densely."""
     some_n = identity_n >= 0
     name_C = np.full(dataset.classes, -1, np.int64)
     name_C[dataset.label[some_n]] = identity_n[some_n]

@@ -17,17 +17,17 @@ import numpy.typing as npt
 import glint
 from glint import log, schemas
 from glint.errors import UsageError
-from glint.files import atomic, parquet
-from glint.jobs import workspace
+from glint.files import parquet
+from glint.jobs.workspace import Workspace
 from glint.log import Progress
-from glint.pipelines import balance, embed
+from glint.pipelines import balance
 from glint.results import identities as results
 from glint.search import nms
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 
 FORMAT = balance.CORESET
-BEGUN = "_glint/plan.json"  # there while a run is under way, or was stopped
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200)  # images of an identity, up to so many: the histogram
 Ints = npt.NDArray[np.int64]
 
@@ -65,7 +65,7 @@ class Options:
 
 def run(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     out: Path,
     options: Options,
     *,
@@ -101,8 +101,8 @@ def run(
             least=options.least,
             progress=progress,
         )
-    told = _told(chosen, target_N, version.classes)
-    if not told["kept"]:
+    result = _counts(chosen, target_N, version.classes)
+    if not result["kept"]:
         raise UsageError("GL0002", "no face is left to train on", where=str(emb.root))
     about = {
         "format": FORMAT,
@@ -111,12 +111,12 @@ def run(
         "label_version": version.version,
         "embeddings": emb.about.get("model"),
         "options": asdict(options),
-        **told,
+        **result,
     }
     if not dry_run:
         _write(dataset, target_N, chosen, out, about)
     return results.Coreset(
-        **{name.replace("-", "_"): value for name, value in told.items()},
+        **{name.replace("-", "_"): value for name, value in result.items()},
         label_version=version.version,
         dry_run=dry_run,
         sampling=str(out / "sampling.parquet"),
@@ -126,10 +126,10 @@ def run(
 
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
-    workspace.refuse_foreign(out, "glint/coreset", ("coreset.json", BEGUN), "coreset")
+    Workspace(out, "coreset").refuse_foreign()
 
 
-def _told(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:
+def _counts(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, Any]:
     """Count what became of the images, and of identities by their size."""
     reason = np.bincount(chosen.reason_N, minlength=len(nms.REASONS))
     count_C = np.bincount(target_N[target_N >= 0], minlength=classes)
@@ -163,10 +163,10 @@ def _write(
 ) -> None:
     import pyarrow as pa
 
-    atomic.make_dir(out / "_glint")
-    with atomic.lock(out / "_glint" / "lock"):
-        atomic.write_json(out / BEGUN, {"format": FORMAT})
-        (out / "coreset.json").unlink(missing_ok=True)
+    space = Workspace(out, "coreset")
+    with space.held():
+        space.begin({"format": FORMAT})
+        space.result.unlink(missing_ok=True)
         keys = parquet.read(dataset.root / "samples.parquet", schemas.SAMPLES, columns=["key"])
         none_N = chosen.killer_N < 0
         reason = pa.DictionaryArray.from_arrays(chosen.reason_N, pa.array(nms.REASONS))
@@ -183,8 +183,6 @@ def _write(
             schema=schemas.CORESET,
         )
         parquet.write(out / "coreset.parquet", table)
-        with (out / "coreset.parquet").open("rb") as file:
-            about["files"] = {"coreset.parquet": "sha256:" + atomic.sha256(file)}
-        atomic.write_json(out / "coreset.json", about)
+        space.finish(about, ["coreset.parquet"])
         balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=out)
-        (out / BEGUN).unlink()
+        space.plan.unlink()

@@ -1,7 +1,6 @@
 """Stage `embed`: a dataset and a recogniser in, unit embeddings and class centres out.
 
-Rows are written block by block into files of their final size; a line in a journal, synced after
-the rows, says that a block is there. The same command continues after any stop. Tasks and workers
+Rows are written block by block; the same command continues after any stop. Tasks and workers
 elsewhere write each block into a file of its own, `_glint/pieces/`, from which the rows are taken.
 """
 
@@ -10,7 +9,6 @@ elsewhere write each block into a file of its own, `_glint/pieces/`, from which 
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,24 +22,19 @@ import numpy.typing as npt
 from glint import log, schemas
 from glint.errors import GlintError, InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
-from glint.files.strings import new_array, take_room, write_array
-from glint.jobs import tasks, workspace
-from glint.jobs import workers as stage
+from glint.files.strings import write_array
+from glint.jobs import tasks
+from glint.jobs.workers import Engine
+from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
 from glint.results import identities as results
+from glint.shards.embeddings import ARRAYS, FORMAT, STATUS, Rows, centres, check_sums, checksum
 
-FORMAT = "glint/embeddings@2"  # 1 had no checksums
 BLOCK = 2048  # rows between two journal lines
-TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
-ARRAYS = ("samples.npy", "centres.npy")
-AGAIN = "delete this folder and run `glint embed` again"
-STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
-
-Floats = npt.NDArray[np.floating]
 
 
 class Recogniser(Protocol):
-    """What `evals.recogniser.open_model` returns."""
+    """What `models.recogniser.open_model` returns."""
 
     @property
     def dim(self) -> int: ...
@@ -55,7 +48,7 @@ class Recogniser(Protocol):
 
 
 class Source(Protocol):
-    """The part of `shards.index.Dataset` that embedding reads."""
+    """The part of `shards.dataset.Dataset` that embedding reads."""
 
     @property
     def n(self) -> int: ...
@@ -88,19 +81,6 @@ class Paths:
         return Dataset(self.dataset), open_model(self.model, threads=1)
 
 
-@dataclass(frozen=True)
-class Embeddings:
-    """An embedding folder that fits its dataset.
-
-    sample_ND: memory map, rows of NaN for failed images; centre_CD: rows of NaN for empty classes.
-    """
-
-    root: Path
-    sample_ND: Floats
-    centre_CD: npt.NDArray[np.float32]
-    about: dict[str, Any]
-
-
 def embed(
     dataset: Source,
     model: Recogniser,
@@ -114,50 +94,37 @@ def embed(
     block: int = BLOCK,
     progress: Progress = log.silent,
     task: tasks.Task | None = None,
-    engine: stage.Engine | None = None,
+    engine: Engine | None = None,
     opener: Opener | None = None,
 ) -> results.Embed | results.EmbedShare:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
     more than 75 degrees from their centre out of it. A task embeds its share of the blocks, and
-    what it returns says how many are `left` to others; an engine opens dataset and model by
+    its result has how many are `left` to others; an engine opens dataset and model by
     `opener`, which pickles and compares. Raises MismatchError when `out` was begun with other
     inputs, BusyError when another run writes there or it holds something else, InputError when no
     image can be embedded.
     """
-    plan = {
-        "format": FORMAT,
-        "dataset": dataset.digest,
-        "model": model.digest,
-        "name": model.name,
-        "dim": int(model.dim),
-        "size": int(model.size),
-        "images": int(dataset.n),
-        "classes": int(dataset.classes),
-        "flip": flip,
-        "dtype": dtype,
-        "trim": trim,
-        "block": block,
-    }
     if dtype not in ("float16", "float32"):
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
-    check_out(out)
-    work, made = out / "_glint", out / "embeddings.json"
-    atomic.make_dir(work)
+    space = Workspace(out, "embeddings")
+    space.refuse_foreign()
+    plan = _plan(dataset, model, flip=flip, dtype=dtype, trim=trim, block=block)
+    work, last = space.work, space.result
     how = _How(str(work), opener, dataset.digest, model.digest, batch, flip, dtype, block, workers)
     left = 0
-    with tasks.claim(work, task) as held, atomic.writing(out):
+    with space.held(task) as held, atomic.writing(out):
         with tasks.planning(work, task):
-            _refuse_other_plan(out, work, plan)
-        finished = made.exists()
-        if task is not None and not made.exists():
+            space.take_up(plan, "GL0402")
+        finished = last.exists()
+        if task is not None and not last.exists():
             _share(how, dataset, model, task, engine, progress)
         with tasks.ending(work, task):
-            if task is not None and not made.exists():
+            if task is not None and not last.exists():
                 left = len(how.missing(dataset.n))
-            if not left and not made.exists():
-                rows = _Rows(out, work, dataset.n, model.dim, dtype, block)
+            if not left and not last.exists():
+                rows = Rows(out, work, dataset.n, model.dim, dtype, block)
                 try:
                     _gather(rows, how, engine, progress)
                     _fill(rows, dataset, model, batch, flip, workers, progress)
@@ -172,207 +139,36 @@ def embed(
         return results.EmbedShare(
             out=str(out), images=dataset.n, blocks=blocks, task=str(task), left=left
         )
-    about = atomic.read_json(made, "GL0402")
+    about = atomic.read_json(last, "GL0402")
     if finished:  # by another call: nothing was written, so what lies there is looked at
-        _check_sums(out, about)
+        check_sums(out, about)
+    keys = ("images", "dim", "failed", "failures", "empty_classes")
     return results.Embed(
-        images=about["images"],
-        dim=about["dim"],
-        failed=about["failed"],
-        failures=about["failures"],
-        empty_classes=about["empty_classes"],
+        **{key: about[key] for key in keys},
         out=str(out),
         task=None if task is None else str(task),
         left=None if task is None else left,
     )
 
 
+def _plan(dataset: Source, model: Recogniser, **options: Any) -> dict[str, Any]:
+    """Return what decides the rows, as embeddings.json repeats it."""
+    return {
+        "format": FORMAT,
+        "dataset": dataset.digest,
+        "model": model.digest,
+        "name": model.name,
+        "dim": int(model.dim),
+        "size": int(model.size),
+        "images": int(dataset.n),
+        "classes": int(dataset.classes),
+        **options,
+    }
+
+
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `embed` may write. Writes nothing."""
-    marks = ("embeddings.json", "_glint/plan.json")
-    workspace.refuse_foreign(out, "glint/embeddings", marks, "embeddings")
-
-
-def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
-    """Open an embedding folder and check that it belongs to the dataset.
-
-    Raises InputError for a missing, unreadable or damaged folder, MismatchError for another
-    dataset's. Reads both arrays once, for their checksums.
-    """
-    if not (root / "embeddings.json").is_file():
-        raise InputError(
-            "GL0402",
-            "expected embeddings, found no embeddings.json",
-            where=str(root),
-            hint="run `glint embed` to its end first",
-        )
-    about = atomic.read_json(root / "embeddings.json", "GL0402")
-    if about.get("dataset") != dataset_digest:
-        raise MismatchError(
-            "GL0402",
-            f"made from dataset {about.get('dataset')}, expected {dataset_digest}",
-            where=str(root),
-            hint="run `glint embed` on this dataset",
-        )
-    if about.get("format") != FORMAT:
-        raise InputError(
-            "GL0402",
-            f"expected format {FORMAT!r}, found {about.get('format')!r}",
-            where=str(root / "embeddings.json"),
-            hint=AGAIN,
-        )
-    sample_ND = _open(root / "samples.npy", images)
-    centre_CD = _open(root / "centres.npy", classes)
-    if sample_ND.shape[1] != centre_CD.shape[1]:
-        raise InputError(
-            "GL0402",
-            f"samples have {sample_ND.shape[1]} columns, centres {centre_CD.shape[1]}",
-            where=str(root),
-        )
-    _check_sums(root, about)
-    return Embeddings(root, sample_ND, centre_CD, about)
-
-
-def _check_sums(root: Path, about: dict[str, Any]) -> None:
-    """Read both arrays and compare with what was written. Raises InputError GL0402."""
-    written = about.get("files")
-    for name in ARRAYS:
-        expected = written.get(name) if isinstance(written, dict) else None
-        found = _checksum(root / name)
-        if found != expected:
-            raise InputError(
-                "GL0402",
-                f"expected the checksum {expected}, found {found}",
-                where=str(root / name),
-                hint=AGAIN,
-            )
-
-
-def centres(
-    sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *, trim: bool = False
-) -> npt.NDArray[np.float32]:
-    """Average unit embeddings per label and scale to length one; NaN where a label has none.
-
-    trim: a second pass leaves out samples more than 75 degrees from the first average.
-    """
-    centre_CD = _mean(sample_ND, label_N, classes, None)
-    if trim:
-        trimmed_CD = _mean(sample_ND, label_N, classes, centre_CD)
-        found_C1 = np.isfinite(trimmed_CD[:, :1])  # else nothing is near the first average
-        centre_CD = np.where(found_C1, trimmed_CD, centre_CD)
-    return centre_CD
-
-
-def _mean(
-    sample_ND: Floats,
-    label_N: npt.NDArray[np.int64],
-    classes: int,
-    near_CD: npt.NDArray[np.float32] | None,
-) -> npt.NDArray[np.float32]:
-    """Sum finite rows (those near `near_CD` where given) per label; scale to length one."""
-    sum_CD = np.zeros((classes, sample_ND.shape[1]), np.float32)
-    for start in range(0, len(sample_ND), 16384):
-        row_nD = np.asarray(sample_ND[start : start + 16384], dtype=np.float32)
-        label_n = label_N[start : start + 16384]
-        keep_n = np.isfinite(row_nD).all(axis=1)
-        if near_CD is not None:
-            cosine_n = (row_nD * near_CD[label_n]).sum(axis=1)
-            keep_n &= cosine_n >= np.cos(np.radians(TRIM_DEGREES))
-        row_nD, label_n = row_nD[keep_n], label_n[keep_n]
-        if not len(label_n):
-            continue
-        order = np.argsort(label_n, kind="stable")
-        label_n = label_n[order]
-        first = np.flatnonzero(np.r_[True, label_n[1:] != label_n[:-1]])
-        sum_CD[label_n[first]] += np.add.reduceat(row_nD[order], first, axis=0)
-    norm_C1 = np.linalg.norm(sum_CD, axis=1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        centre_CD: npt.NDArray[np.float32] = (sum_CD / norm_C1).astype(np.float32)
-    centre_CD[norm_C1[:, 0] <= 1e-6] = np.nan
-    return centre_CD
-
-
-class _Rows:
-    """The growing rows: embeddings, norms and statuses at their final size, and the journal."""
-
-    def __init__(
-        self, out: Path, work: Path, images: int, dim: int, dtype: str, block: int
-    ) -> None:
-        self.images, self.block = images, block
-        if (out / "samples.npy").exists():  # stopped while finishing
-            (out / "samples.npy").replace(work / "samples.npy")
-        self.journal = atomic.Journal(work / "journal.jsonl")
-        self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
-        self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
-        self.status_N = _grow(work / "status.npy", (images,), np.dtype(np.uint8))
-        self.done = self._trusted()
-
-    def _cut(self, number: int) -> slice:
-        return slice(number * self.block, min((number + 1) * self.block, self.images))
-
-    def _digest(self, cut: slice) -> str:
-        import xxhash
-
-        state = xxhash.xxh3_128()
-        for array in (self.sample_ND, self.norm_N, self.status_N):
-            state.update(np.ascontiguousarray(array[cut]).tobytes())
-        return state.hexdigest()
-
-    def _trusted(self) -> set[int]:
-        """Believe a journal line only where the rows it names still have its digest."""
-        claimed = {int(entry["block"]): str(entry["xxh3"]) for entry in self.journal.lines}
-        return {
-            number
-            for number, digest in claimed.items()
-            if number * self.block < self.images and self._digest(self._cut(number)) == digest
-        }
-
-    def count(self) -> int:
-        """Return how many rows are there."""
-        return sum(self._cut(i).stop - self._cut(i).start for i in self.done)
-
-    def take(self, number: int, path: Path) -> bool:
-        """Take the rows of a block from its file; say whether they were there and whole."""
-        cut = self._cut(number)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                part = [file[name] for name in ("sample", "norm", "status")]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            return False
-        arrays = (self.sample_ND, self.norm_N, self.status_N)
-        for array, rows in zip(arrays, part):
-            if rows.shape != array[cut].shape or rows.dtype != array.dtype:
-                return False
-        for array, rows in zip(arrays, part):
-            array[cut] = rows
-        self.commit(number)
-        return True
-
-    def missing(self) -> list[tuple[int, slice]]:
-        """List the blocks that are not there yet."""
-        blocks = -(-self.images // self.block)
-        return [(i, self._cut(i)) for i in range(blocks) if i not in self.done]
-
-    def commit(self, number: int) -> None:
-        """Sync the rows of a block, then the journal line that vouches for them."""
-        for array in (self.sample_ND, self.norm_N, self.status_N):
-            array.flush()
-        self.journal.append({"block": number, "xxh3": self._digest(self._cut(number))})
-        self.done.add(number)
-
-
-def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
-    """Open or create a .npy of its final shape."""
-    with atomic.writing(path):
-        if path.exists():
-            try:
-                array = np.lib.format.open_memmap(path, mode="r+")
-                if array.shape == shape and array.dtype == dtype:
-                    take_room(path)
-                    return array
-            except ValueError:
-                pass  # stopped while being created: begin again
-        return new_array(path, dtype, shape)
+    Workspace(out, "embeddings").refuse_foreign()
 
 
 @dataclass(frozen=True)
@@ -411,7 +207,7 @@ def _put_down(how: _How, dataset: Source, model: Recogniser, number: int) -> Non
     cut = slice(number * how.block, min((number + 1) * how.block, dataset.n))
     with ThreadPoolExecutor(max(1, how.workers), thread_name_prefix="glint-decode") as pool:
         parts = list(_embedded(pool, dataset, model, cut, how.batch, how.flip))
-    with atomic.atomic(how.path(number)) as file:
+    with atomic.replacing(how.path(number)) as file:
         np.savez(
             file,
             sample=np.concatenate([part[1] for part in parts]).astype(how.dtype),
@@ -445,7 +241,7 @@ def _share(
     dataset: Source,
     model: Recogniser,
     task: tasks.Task,
-    engine: stage.Engine | None,
+    engine: Engine | None,
     progress: Progress,
 ) -> None:
     """Put down the blocks of one task that are not there yet."""
@@ -467,7 +263,7 @@ def _share(
         done(number, None)
 
 
-def _gather(rows: _Rows, how: _How, engine: stage.Engine | None, progress: Progress) -> None:
+def _gather(rows: Rows, how: _How, engine: Engine | None, progress: Progress) -> None:
     """Take the rows that were put down; an engine first puts down those that are missing."""
     missing = dict(rows.missing())
     for number in list(missing):
@@ -485,7 +281,7 @@ def _gather(rows: _Rows, how: _How, engine: stage.Engine | None, progress: Progr
 
 
 def _fill(
-    rows: _Rows,
+    rows: Rows,
     dataset: Source,
     model: Recogniser,
     batch: int,
@@ -570,8 +366,8 @@ def _decode(dataset: Source, row: int, size: int) -> _Decoded:
         return STATUS.index("not-a-jpeg"), None
 
 
-def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str, Any]) -> None:
-    """Write centres and the sample table, move the rows into place, then say so."""
+def _finish(rows: Rows, dataset: Source, out: Path, work: Path, plan: dict[str, Any]) -> None:
+    """Write centres and the sample table, move the rows into place; embeddings.json comes last."""
     import pyarrow as pa
 
     status_N = np.asarray(rows.status_N)
@@ -586,7 +382,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
             hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
         )
     centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
-    with atomic.atomic(out / "centres.npy") as file:
+    with atomic.replacing(out / "centres.npy") as file:
         write_array(file, centre_CD)
     parquet.write(
         out / "samples.parquet",
@@ -612,7 +408,7 @@ def _finish(rows: _Rows, dataset: Source, out: Path, work: Path, plan: dict[str,
         "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
         "norm_mean": float(np.nanmean(norm_N)),
         "norm_std": float(np.nanstd(norm_N)),
-        "files": {name: _checksum(out / name) for name in ARRAYS},
+        "files": {name: checksum(out / name) for name in ARRAYS},
     }
     atomic.write_json(out / "embeddings.json", about)
 
@@ -623,60 +419,3 @@ def _tidy(work: Path) -> None:
     for path in work.iterdir():
         if path.name != "lock" and path.is_file():
             path.unlink()
-
-
-def _refuse_other_plan(out: Path, work: Path, plan: dict[str, Any]) -> None:
-    """Raise MismatchError where the folder was begun, or finished, from another plan."""
-    for path in (out / "embeddings.json", work / "plan.json"):
-        if not path.exists():
-            continue
-        found = atomic.read_json(path, "GL0402")
-        differ = [
-            f"{key}: {found.get(key)} there, {value} now"
-            for key, value in plan.items()
-            if found.get(key) != value
-        ]
-        if differ:
-            raise MismatchError(
-                "GL0006",
-                "begun from other inputs or options (" + "; ".join(differ) + ")",
-                where=str(out),
-                hint="choose another --out, or delete this folder",
-            )
-        return
-    atomic.write_json(work / "plan.json", plan)
-
-
-def _checksum(path: Path) -> str:
-    """Return the xxh3-128 of a file. Raises InputError where it cannot be read."""
-    import xxhash
-
-    state = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as file:
-            while part := file.read(4 << 20):
-                state.update(part)
-    except OSError as error:
-        raise InputError(
-            "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
-        ) from None
-    return "xxh3:" + state.hexdigest()
-
-
-def _open(path: Path, rows: int) -> Any:
-    """Map a two-dimensional float .npy with `rows` rows. Raises InputError for anything else."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
-        ) from None
-    if not isinstance(array, np.ndarray):
-        raise InputError("GL0402", "expected one array, found an archive", where=str(path))
-    if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":
-        raise InputError(
-            "GL0402",
-            f"expected {rows} rows of floats, found {array.dtype} {array.shape}",
-            where=str(path),
-        )
-    return array

@@ -15,26 +15,26 @@ from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
 
-def drawing(name: str, told: dict[str, Any]) -> tuple[list[Lines], list[Chart], list[Table]]:
+def drawing(name: str, result: dict[str, Any]) -> tuple[list[Lines], list[Chart], list[Table]]:
     """Draw the curve, the histograms and the table of accept rates.
 
-    told: as `glint eval --json` has it: roc (points of FAR and TAR), histogram (counts of genuine
+    result: as `glint eval --json` has it: roc (points of FAR and TAR), histogram (counts of genuine
     and impostors over equal bins of [-1, 1]), tar_at_far and threshold_at_far by FAR, and
     where there are, tar_at_nearest_far and `cuts`, cosines with their words to mark.
     """
     curves: list[Lines] = []
-    if len(told["roc"]) > 1:
-        far_p, tar_p = (np.array(side, np.float64) for side in zip(*told["roc"]))
+    if len(result["roc"]) > 1:
+        far_p, tar_p = (np.array(side, np.float64) for side in zip(*result["roc"]))
         title = f"{name}: true accepts by false accept rate"
         found = lines(title, "FAR", [("TAR", far_p, tar_p)], top=1.0, logarithmic=True)
         curves = [found] if found is not None else []
-    counts = [np.array(told["histogram"][kind], np.float64) for kind in ("impostors", "genuine")]
+    counts = [np.array(result["histogram"][kind], np.float64) for kind in ("impostors", "genuine")]
     bins = len(counts[0])
     centre = (np.arange(bins) + 0.5) * 2 / bins - 1
     filled = np.flatnonzero(counts[0] + counts[1])
-    cuts = told.get("cuts") or [
+    cuts = result.get("cuts") or [
         (value, f"FAR {far}")
-        for far, value in told["threshold_at_far"].items()
+        for far, value in result["threshold_at_far"].items()
         if value is not None and value > -1
     ]
     charts = []
@@ -53,8 +53,10 @@ def drawing(name: str, told: dict[str, Any]) -> tuple[list[Lines], list[Chart], 
         ]  # fmt: skip
     columns = [("TAR", "tar_at_far"), ("TAR at the nearest FAR", "tar_at_nearest_far"),
                ("threshold", "threshold_at_far")]  # fmt: skip
-    columns = [(words, key) for words, key in columns if key in told]
-    rows = [(far, *(_words(told[key][far]) for _, key in columns)) for far in told["tar_at_far"]]
+    columns = [(words, key) for words, key in columns if key in result]
+    rows = [
+        (far, *(_words(result[key][far]) for _, key in columns)) for far in result["tar_at_far"]
+    ]
     heads = ("FAR", *(words for words, _ in columns))
     return curves, charts, [Table(f"{name}: accept rates", heads, rows)]
 
@@ -73,15 +75,15 @@ def write_page(
     notes: Sequence[str] = (),
 ) -> None:
     """Write the page of results as `drawing` takes them, each with a name. Raises ResourceError."""
-    parts = [drawing(name, told) for name, told in results]
+    parts = [drawing(name, result) for name, result in results]
     counts = []
-    for name, told in results:
-        tars = [(far, tar) for far, tar in told["tar_at_far"].items() if tar is not None]
+    for name, result in results:
+        tars = [(far, tar) for far, tar in result["tar_at_far"].items() if tar is not None]
         if tars:
             far, tar = min(tars, key=lambda pair: abs(np.log10(float(pair[0])) + 4))
             counts.append((f"{100 * tar:.2f} %", f"{name}, TAR at FAR {far}"))
-        counts.append((f"{told['genuine']:,}", "pairs of the same person"))
-        counts.append((f"{told['impostors']:,}", "pairs of different people"))
+        counts.append((f"{result['genuine']:,}", "pairs of the same person"))
+        counts.append((f"{result['impostors']:,}", "pairs of different people"))
     write(
         path,
         Plots(

@@ -1,4 +1,4 @@
-"""Histograms with a logarithmic count, as the numbers of an inline SVG."""
+"""Drawings as numbers of an inline SVG: their frame, and histograms with logarithmic counts."""
 
 # B bins, S values
 
@@ -11,9 +11,30 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 220, 44, 12, 34  # of the drawing, in its own units
-
 Reals = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A drawing's size and where its axes stand, in its own units."""
+
+    width: int = 640
+    height: int = 220
+    left: int = 44
+    right: int = 632
+    top: int = 12
+    floor: int = 186
+
+    def x(self, share: float) -> float:
+        """Place a share of the horizontal axis."""
+        return round(self.left + (self.right - self.left) * share, 1)
+
+    def y(self, share: float) -> float:
+        """Place a share of the vertical axis."""
+        return round(self.floor - (self.floor - self.top) * share, 1)
+
+
+FRAME = Frame()
 
 
 @dataclass(frozen=True)
@@ -36,8 +57,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """One histogram, ready to draw. start, stop: the ends of its axis; cut: what a reader's own
-    line counts, empty where there is none.
+    """One histogram, ready to draw.
+
+    start, stop: the ends of its axis; cut: what a reader's own line counts, empty where there is
+    none; note: a sentence to stand under it.
     """
 
     title: str
@@ -46,14 +69,11 @@ class Chart:
     across: Sequence[Tick]
     up: Sequence[Tick]
     lines: Sequence[Tick]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    top: int = TOP
-    floor: int = HEIGHT - BOTTOM
-    start: float = 0.0
-    stop: float = 1.0
-    cut: str = ""
+    start: float
+    stop: float
+    cut: str
+    note: str
+    frame: Frame = FRAME
 
 
 def chart(
@@ -66,6 +86,7 @@ def chart(
     stop: float,
     step: float = 0.01,
     cut: str = "",
+    note: str = "",
     weights: Sequence[Reals] | None = None,
 ) -> Chart:
     """Draw histograms over one axis: values = (kind, words, S values, filled); NaN is left out.
@@ -83,25 +104,23 @@ def chart(
     ]
     top = max([10, *(int(c.max()) for c in counts if c.size)])
     decades = int(np.ceil(np.log10(top)))
-    floor = HEIGHT - BOTTOM
 
     def x(value: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - 8) * (value - start) / (stop - start), 1)
+        return FRAME.x((value - start) / (stop - start))
 
     def y(count: float) -> float:
         if count < 0.5:
-            return floor
+            return FRAME.floor
         # One stands a step above none, so that a single pair can be seen.
-        share = (math.log10(count) + 0.3) / (decades + 0.3)
-        return round(floor - (floor - TOP) * share, 1)
+        return FRAME.y((math.log10(count) + 0.3) / (decades + 0.3))
 
     series = []
     for (kind, words, _, filled), count in zip(values, counts):
-        steps = [(x(start), float(floor))]
+        steps = [(x(start), float(FRAME.floor))]
         for i, number in enumerate(count):
             left, right = start + i * (stop - start) / bins, start + (i + 1) * (stop - start) / bins
             steps += [(x(left), y(number)), (x(right), y(number))]
-        steps.append((x(stop), float(floor)))
+        steps.append((x(stop), float(FRAME.floor)))
         points = " ".join(f"{a:g},{b:g}" for a, b in steps)
         series.append(Series(kind, f"{words} ({int(count.sum())})", points, filled))
     across = [
@@ -111,4 +130,4 @@ def chart(
     marks = range(0, decades + 1, 1 if decades <= 7 else 2)
     up = [Tick(y(10.0**d), f"{10**d}" if d < 5 else f"1e{d}") for d in marks]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
-    return Chart(title, axis, series, across, up, drawn, start=start, stop=stop, cut=cut)
+    return Chart(title, axis, series, across, up, drawn, start, stop, cut, note)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from glint.review.chart import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, Tick
+from glint.review.chart import FRAME, Frame, Tick
 
 MOST = 400  # points drawn of a curve; more are averaged
 
@@ -38,15 +38,11 @@ class Lines:
     curves: Sequence[Curve]
     across: Sequence[Tick]
     up: Sequence[Tick]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    top: int = TOP
-    floor: int = HEIGHT - BOTTOM
+    frame: Frame = FRAME
 
 
 def ticks(start: float, stop: float, most: int = 6) -> list[float]:
-    """Give round values (1, 2 or 5 times a power of ten apart) within [start, stop]."""
+    """Return round values (1, 2 or 5 times a power of ten apart) within [start, stop]."""
     if not stop > start:
         return [start]
     raw = (stop - start) / most
@@ -83,18 +79,16 @@ def lines(
     start, stop = float(ends.min()), float(ends.max())
     if stop <= start:
         stop = start + 1
-    floor = HEIGHT - BOTTOM
 
     def place(value: float) -> float:
         if logarithmic:
             share = math.log(value / start) / math.log(stop / start)
         else:
             share = (value - start) / (stop - start)
-        return round(LEFT + (WIDTH - LEFT - 8) * share, 1)
+        return FRAME.x(share)
 
     def rise(value: float) -> float:
-        share = (min(max(value, low), high) - low) / (high - low)
-        return round(floor - (floor - TOP) * share, 1)
+        return FRAME.y((min(max(value, low), high) - low) / (high - low))
 
     curves = []
     for number, (words, x, y) in enumerate(sound):

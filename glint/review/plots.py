@@ -9,7 +9,7 @@ from pathlib import Path
 from glint.files import atomic
 from glint.review.chart import Chart
 from glint.review.lines import Lines
-from glint.review.report import TEMPLATES, digest
+from glint.review.report import TEMPLATES, digest, render
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,9 @@ class Plots:
 
 def html(page: Plots) -> str:
     """Render the page: every text escaped, the style allowed by its hash, nothing else."""
-    import jinja2
-
     style = (TEMPLATES / "report.css").read_text() + (TEMPLATES / "plots.css").read_text()
     policy = f"default-src 'none'; style-src {digest(style)}; base-uri 'none'; form-action 'none'"
-    space = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return space.get_template("plots.html").render(page=page, style=style, policy=policy)
+    return render("plots.html", page=page, style=style, policy=policy)
 
 
 def write(path: Path, page: Plots) -> None:

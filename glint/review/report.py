@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,11 @@ class Side:
 
 @dataclass(frozen=True)
 class Card:
-    """One pair with its evidence. need: the score from which a pair of these sizes merges."""
+    """One pair with its evidence.
+
+    strength: what the judge compares with its cut, NaN where it has no model. need: the cosine
+    from which centres of so many images merge.
+    """
 
     a: Side
     b: Side
@@ -41,6 +45,7 @@ class Card:
     cross_mean: float
     cross_q10: float
     score: float
+    strength: float
     need: float
     verdict: str
     reason: str = ""
@@ -101,8 +106,8 @@ class Tab:
 class Page:
     """All that the page shows. cards: most alike first; the script draws those in sight.
 
-    report: names conflicts.json; decisions made in the page say it. split: cosines and scores of
-    identities split in two, for the cut. left_out: pairs that stand in pairs.parquet only.
+    report: names conflicts.json; decisions made in the page say it. split: the same of identities
+    split in two, by the axis that a cut counts. left_out: pairs that stand in pairs.parquet only.
     """
 
     title: str
@@ -115,7 +120,7 @@ class Page:
     thumbs: bool = True
     notes: Sequence[str] = field(default_factory=tuple)
     report: str = ""
-    split: tuple[Sequence[float], Sequence[float]] = ((), ())
+    split: Mapping[str, Sequence[float]] = field(default_factory=dict)
     tabs: Sequence[Tab] = ()
 
 
@@ -129,8 +134,8 @@ def data_uri(image: bytes) -> str:
 
 def digest(text: str) -> str:
     """Name a style or script as a content policy does, by its SHA-256."""
-    told = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(told).decode('ascii')}'"
+    value = hashlib.sha256(text.encode()).digest()
+    return f"'sha256-{base64.b64encode(value).decode('ascii')}'"
 
 
 def data(page: Page) -> dict[str, Any]:
@@ -154,14 +159,15 @@ def data(page: Page) -> dict[str, Any]:
         "mean": [_whole(card.cross_mean) for card in page.cards],
         "low": [_whole(card.cross_q10) for card in page.cards],
         "score": [_whole(card.score) for card in page.cards],
+        "strength": [_whole(card.strength) for card in page.cards],
         "need": [_whole(card.need) for card in page.cards],
         "probability": [_whole(card.probability) for card in page.cards],
         "verdict": [card.verdict for card in page.cards],
         "reason": [reason[card.reason] for card in page.cards],
         "reasons": reasons,
         "split": {
-            "cosine": sorted(_whole(v) or 0 for v in page.split[0] if math.isfinite(v)),
-            "score": sorted(_whole(v) or 0 for v in page.split[1] if math.isfinite(v)),
+            axis: sorted(_whole(v) or 0 for v in values if math.isfinite(v))
+            for axis, values in page.split.items()
         },
     }
 
@@ -192,22 +198,27 @@ def embedded(value: object) -> str:
     return text
 
 
-def html(page: Page) -> str:
-    """Render the page: every text escaped, style and script allowed by their hash, nothing else."""
+def render(template: str, **values: object) -> str:
+    """Fill in a template of this folder; every text is escaped, and every name must be known."""
     import jinja2
 
-    style = (TEMPLATES / "report.css").read_text()
-    script = (TEMPLATES / "report.js").read_text()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src {digest(style)}; "
-        f"script-src {digest(script)}; base-uri 'none'; form-action 'none'"
-    )
     space = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+    return space.get_template(template).render(**values)
+
+
+def html(page: Page) -> str:
+    """Render the page: every text escaped, style and script allowed by their hash, nothing else."""
+    style = (TEMPLATES / "report.css").read_text()
+    script = (TEMPLATES / "report.js").read_text()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {digest(style)}; "
+        f"script-src {digest(script)}; base-uri 'none'; form-action 'none'"
     )
     left = FACES  # of the groups and tabs
 
@@ -216,19 +227,20 @@ def html(page: Page) -> str:
         left -= len(face)
         return data_uri(face) if left >= 0 else ""
 
-    space.filters["data_uri"] = image
-    return space.get_template("report.html").render(
+    return render(
+        "report.html",
         page=page,
         style=style,
         script=script,
         policy=policy,
         data=embedded(data(page)),
         faces=embedded(faces(page)),
+        data_uri=image,
     )
 
 
 def write(path: Path, page: Page) -> None:
     """Write the page, readable by its owner only. Raises ResourceError."""
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         os.fchmod(file.fileno(), MODE)
         file.write(html(page).encode())

@@ -85,7 +85,7 @@ class Review(ThreadingHTTPServer):
         return None
 
     def knows(self, session: str) -> bool:
-        """Say whether a session was opened here."""
+        """Return whether a session was opened here."""
         return any(same(held, session) for held in self._sessions)
 
     def decide(self, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,8 +107,8 @@ class Review(ThreadingHTTPServer):
                 raise Refused(400, f"no verdict: {str(verdict)[:80]}")
             verdicts.append((a, b, verdict))
         with self.writing:
-            made = self.book.add(str(by), verdicts)
-        return [one.line(self.book.report) for one in made]
+            added = self.book.add(str(by), verdicts)
+        return [one.line(self.book.report) for one in added]
 
     def since(self, start: int) -> dict[str, Any]:
         """Return the decisions from number `start` on, and how many there are."""
@@ -118,7 +118,7 @@ class Review(ThreadingHTTPServer):
 
 
 def same(one: str, other: str) -> bool:
-    """Compare two secrets in a time that does not tell where they differ."""
+    """Compare two secrets in a time that does not depend on where they differ."""
     return hmac.compare_digest(one.encode(), other.encode("utf-8", "surrogatepass"))
 
 

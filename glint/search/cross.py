@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from glint import log
-from glint.errors import ResourceError
 from glint.log import Progress
 from glint.search import pairs, screens
 from glint.search.pairs import Pairs
+from glint.search.resume import BlockPairs
 
 BLOCK = 4096
 
@@ -34,7 +34,7 @@ def pairs_across(
     import torch
 
     good_n, good_m = (np.flatnonzero(pairs.usable(side)) for side in (x_ND, y_MD))
-    found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    found: list[BlockPairs] = []
     held = 0
     for at in range(0, len(good_m), BLOCK):
         row_m = good_m[at : at + BLOCK]
@@ -49,20 +49,10 @@ def pairs_across(
                 one, other = i_K[cut : cut + BLOCK], j_K[cut : cut + BLOCK]
                 cosine = (wide_nD[one] * wide_mD[other]).sum(axis=1)
                 keep = cosine >= threshold
-                found.append((row_n[one[keep]], row_m[other[keep]], cosine[keep]))
+                found.append(BlockPairs(row_n[one[keep]], row_m[other[keep]], cosine[keep]))
                 held += int(keep.sum())
             if held > limit:
-                raise ResourceError(
-                    "GL0503",
-                    f"more than {limit} pairs reach cosine {threshold:.3f}",
-                    where="join of two datasets",
-                    hint="search at a higher cosine: --low",
-                )
+                raise pairs.too_many(limit, threshold, where="join of two datasets")
         progress(min(at + BLOCK, len(good_m)), len(good_m), f"{held} pairs")
-    none = np.empty(0, np.int64)
-    a = np.concatenate([*(one for one, _, _ in found), none])
-    b = np.concatenate([*(other for _, other, _ in found), none])
-    cosine = np.concatenate([*(value for _, _, value in found), np.empty(0, np.float64)])
-    order = np.lexsort((b, a))
     excluded = len(x_ND) - len(good_n) + len(y_MD) - len(good_m)
-    return Pairs(a[order], b[order], cosine[order], excluded, "torch")
+    return pairs.joined(found, excluded, "torch")

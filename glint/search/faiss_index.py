@@ -15,7 +15,7 @@ from glint.log import logger
 
 @cache
 def available() -> bool:
-    """Tell whether faiss can be imported; a broken install counts as absent and is logged."""
+    """Return whether faiss can be imported; a broken install counts as absent and is logged."""
     try:
         import faiss  # noqa: F401
     except ImportError:

@@ -121,7 +121,7 @@ def rank(
 
 
 def _dominant(f_gnD: F32, real_gn: Bools, centres: int, cosine: float) -> F32:
-    """Give the sum of the faces of each identity, or of those near its dominant sub-centre.
+    """Return the sum of the faces of each identity, or of those near its dominant sub-centre.
 
     Sub-centres are spherical k-means', begun at the face nearest to the mean and then the face
     least like all chosen. Dominant is the one with most faces within the angle, not the one that
@@ -262,7 +262,7 @@ def _edges(size_C: Ints) -> Ints:
 def _batches(
     row_m: Ints, first_C: Ints, sample_ND: Samples, progress: Progress, note: str
 ) -> Iterator[Ints]:
-    """Give the rows of identities of about one size together, one a line, -1 where short."""
+    """Yield the rows of identities of about one size together, one a line, -1 where short."""
     size_C, width = np.diff(first_C), max(sample_ND.shape[1], TRIES)
     order = np.argsort(size_C, kind="stable")
     order = order[np.searchsorted(size_C[order], 1) :]
@@ -282,7 +282,7 @@ def _batches(
 
 
 def _gather(sample_ND: Samples, row_gn: Ints) -> tuple[F32, Bools]:
-    """Read unit rows in float32; say which are real: those that are short or NaN are zeros."""
+    """Return unit rows in float32 and which are real: those that are short or NaN are zeros."""
     f_gnD = sample_ND[row_gn].astype(np.float32)
     norm_gn = np.sqrt(np.einsum("gnd,gnd->gn", f_gnD, f_gnD))
     real_gn = (row_gn >= 0) & np.isfinite(norm_gn) & (norm_gn > 0)
@@ -292,7 +292,7 @@ def _gather(sample_ND: Samples, row_gn: Ints) -> tuple[F32, Bools]:
 
 
 def _cosines(f_gnD: F32) -> Iterator[tuple[int, F32]]:
-    """Give, face after face of all identities, its cosines to all of them, at most 1."""
+    """Yield, face after face of all identities, its cosines to all of them, at most 1."""
     g, n, _ = f_gnD.shape
     step = max(1, min(n, ROOM // (g * n)))
     for start in range(0, n, step):

@@ -2,7 +2,7 @@
 
 Source: Online Gaussian mixture clustering (arXiv 2103.17272), reconstructed from its abstract: an
 identity may be several clusters; they are connected by proximity and robustness, and whenever a
-cluster changes, its connections are found anew. Rules and constants are ours: docs/ogmc.md.
+cluster changes, its connections are found anew. Rules and constants are ours: docs/clustering.md.
 """
 
 # n faces of one block, D embedding, K places for clusters (some free), k clusters, m pairs
@@ -28,7 +28,7 @@ F64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Options:
+class ClusterRules:
     """When a face joins a cluster, two clusters are connected, and two become one; all cosines.
 
     join: of a face to the nearest mean. connect, extra: means of n and m faces are connected from
@@ -74,15 +74,15 @@ class Snapshot:
     edge_m2: Ints
 
 
-class Online:
+class OnlineClusters:
     """Clusters of a stream: each a number of unit vectors and their sum.
 
     A cluster keeps its name, counted from 0 in order of appearance, until it becomes part of one
     with a smaller name. Connections are a function of the clusters alone.
     """
 
-    def __init__(self, dim: int, options: Options | None = None) -> None:
-        self.options = options or Options()
+    def __init__(self, dim: int, options: ClusterRules | None = None) -> None:
+        self.options = options or ClusterRules()
         self.dim, self.used = dim, 0
         self.sum_KD = np.zeros((64, dim))
         self.mean_KD = np.zeros((64, dim), np.float32)  # zeros where a place is free
@@ -105,7 +105,7 @@ class Online:
         return len(self._place)
 
     def insert(self, face_nD: npt.NDArray[np.floating]) -> Ints:
-        """Let faces join, one after the other; return the names of their clusters at that time.
+        """Add faces to clusters one after the other; return the names of the clusters at that time.
 
         face_nD: any length; a face with NaN or without direction joins nothing: -1. Clusters are
         merged and connections found anew after every `BLOCK` faces and at the end of the call;
@@ -178,27 +178,29 @@ class Online:
         }
 
     @classmethod
-    def resume(cls, state: dict[str, npt.NDArray[Any]], options: Options | None = None) -> Online:
-        """Take up a state. Raises InputError GL0501 for one that contradicts itself."""
-        made = cls(int(state["sum"].shape[1]), options)
-        made.used = len(state["sum"])
-        made._grow(made.used)
-        used = slice(made.used)
-        made.sum_KD[used], made.mean_KD[used] = state["sum"], state["mean"]
-        made.count_K[used], made.name_K[used] = state["count"], state["name"]
-        made.free, made._became = state["free"].tolist(), state["became"].tolist()
-        place_k = np.flatnonzero(made.count_K[used])
-        made._place = dict(zip(made.name_K[place_k].tolist(), place_k.tolist()))
-        made.near = {place: set() for place in place_k.tolist()}
+    def resume(
+        cls, state: dict[str, npt.NDArray[Any]], options: ClusterRules | None = None
+    ) -> OnlineClusters:
+        """Go on from a state. Raises InputError GL0501 for one that contradicts itself."""
+        clusters = cls(int(state["sum"].shape[1]), options)
+        clusters.used = len(state["sum"])
+        clusters._grow(clusters.used)
+        used = slice(clusters.used)
+        clusters.sum_KD[used], clusters.mean_KD[used] = state["sum"], state["mean"]
+        clusters.count_K[used], clusters.name_K[used] = state["count"], state["name"]
+        clusters.free, clusters._became = state["free"].tolist(), state["became"].tolist()
+        place_k = np.flatnonzero(clusters.count_K[used])
+        clusters._place = dict(zip(clusters.name_K[place_k].tolist(), place_k.tolist()))
+        clusters.near = {place: set() for place in place_k.tolist()}
         try:
             for a, b in state["edge"].tolist():
-                made.near[a].add(b)
-            if any(made._became[name] != name for name in made._place):
+                clusters.near[a].add(b)
+            if any(clusters._became[name] != name for name in clusters._place):
                 raise KeyError("a name")
         except (KeyError, IndexError) as error:
             raise InputError("GL0501", f"the state of the clusters lacks {error}") from None
-        made._faces = [np.asarray(state["faces"], np.int64)]
-        return made
+        clusters._faces = [np.asarray(state["faces"], np.int64)]
+        return clusters
 
     def _edges(self) -> Ints:
         """Return the connected places, each pair in both orders."""

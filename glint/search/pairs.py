@@ -11,6 +11,7 @@ kernel, block or thread count, nor of how often the search was stopped.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from glint import log
 from glint.errors import ResourceError, UsageError
 from glint.log import Progress
 from glint.search import faiss_index, screens
-from glint.search.resume import Found, Kept
+from glint.search.resume import BlockPairs, FinishedRows
 from glint.search.screens import Screen
 
 ENGINES = ("auto", "int8", "torch", "faiss")
@@ -134,10 +135,10 @@ def pairs_above(
     engine = choose(engine)
     good = np.flatnonzero(usable(x_ND)).astype(np.int64)
     rows = -(-len(good) // block)
-    held: list[Found] = []
+    held: list[BlockPairs] = []
     began, pairs, tiles, new = time.monotonic(), 0, 0, 0
     screen = open_screen(engine, x_ND, good, threshold, block, device)
-    kept = None if work is None else Kept(work, _name(x_ND, threshold, block, screen.parts))
+    kept = None if work is None else FinishedRows(work, _name(x_ND, threshold, block, screen.parts))
     for row in range(rows):
         found = None if kept is None else kept.load(row)
         if found is None:
@@ -148,22 +149,33 @@ def pairs_above(
         held.append(found)
         pairs += len(found.a)
         if pairs > limit:
-            raise ResourceError(
-                "GL0503",
-                f"more than {limit} pairs reach cosine {threshold:.3f} "
-                f"({min((row + 1) * block, len(good))} of {len(good)} rows searched)",
-                where="pair search",
-                hint="search at a higher cosine: --low",
-            )
+            searched = f" ({min((row + 1) * block, len(good))} of {len(good)} rows searched)"
+            raise too_many(limit, threshold, searched, where="pair search")
         tiles += rows - row
         total = rows * (rows + 1) // 2
         left = (time.monotonic() - began) / max(new, 1) * (total - tiles)
         progress(tiles, total, f"{pairs} pairs, {left / 60:.0f} min left" if new else "as kept")
-    a = np.concatenate([*(found.a for found in held), np.empty(0, np.int64)])
-    b = np.concatenate([*(found.b for found in held), np.empty(0, np.int64)])
-    cosine = np.concatenate([*(found.cosine for found in held), np.empty(0, np.float64)])
+    return joined(held, len(x_ND) - len(good), engine)
+
+
+def joined(blocks: Sequence[BlockPairs], excluded: int, engine: str) -> Pairs:
+    """Join the pairs of blocks, sorted by (a, b)."""
+    none = np.empty(0, np.int64)
+    a = np.concatenate([*(block.a for block in blocks), none])
+    b = np.concatenate([*(block.b for block in blocks), none])
+    cosine = np.concatenate([*(block.cosine for block in blocks), np.empty(0, np.float64)])
     order = np.lexsort((b, a))
-    return Pairs(a[order], b[order], cosine[order], len(x_ND) - len(good), engine)
+    return Pairs(a[order], b[order], cosine[order], excluded, engine)
+
+
+def too_many(limit: int, threshold: float, searched: str = "", *, where: str) -> ResourceError:
+    """Return the error of a search that would hold more than `limit` pairs."""
+    return ResourceError(
+        "GL0503",
+        f"more than {limit} pairs reach cosine {threshold:.3f}{searched}",
+        where=where,
+        hint="search at a higher cosine: --low",
+    )
 
 
 def open_screen(
@@ -174,7 +186,7 @@ def open_screen(
     block: int,
     device: str = "cpu",
 ) -> Screen:
-    """Lay the rows `good` out for an engine that `choose` gave."""
+    """Return a screen of the rows `good` for an engine that `choose` returned."""
 
     def take(rows: Rows) -> npt.NDArray[np.float64]:
         return unit64(x_ND[good[rows]])
@@ -189,7 +201,7 @@ def open_screen(
 
 def search_row(
     screen: Screen, first: int, x_ND: npt.NDArray[np.floating], good: Rows, threshold: float
-) -> Found:
+) -> BlockPairs:
     """Find the pairs of the block from `first` on, as rows of x_ND."""
     held = []
     for near_a, near_b in screen.tiles(first):
@@ -198,7 +210,7 @@ def search_row(
         keep = cosine >= threshold
         held.append((a[keep], b[keep], cosine[keep]))
     a, b, cosine = (np.concatenate(part) for part in zip(*held))
-    return Found(a, b, cosine)
+    return BlockPairs(a, b, cosine)
 
 
 def _name(x_ND: npt.NDArray[np.floating], threshold: float, block: int, parts: str) -> str:

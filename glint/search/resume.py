@@ -22,7 +22,7 @@ WIDTH = 24  # bytes of a pair
 
 
 @dataclass(frozen=True)
-class Found:
+class BlockPairs:
     """Row pairs a < b with their cosine."""
 
     a: npt.NDArray[np.int64]
@@ -30,7 +30,7 @@ class Found:
     cosine: npt.NDArray[np.float64]
 
 
-class Kept:
+class FinishedRows:
     """The finished block rows of one search in a folder of its own; whoever calls holds a lock.
 
     search: names rows, threshold and blocks; what `folder` holds of any other search goes.
@@ -44,7 +44,7 @@ class Kept:
                 if not (path.name.startswith(search) and path.suffix == ".pairs"):
                     path.unlink()
 
-    def load(self, row: int) -> Found | None:
+    def load(self, row: int) -> BlockPairs | None:
         """Read a block row; None where it is not there, whole and of this search."""
         path = self._path(row)
         try:
@@ -56,9 +56,9 @@ class Kept:
             return None
         third = len(data) // 3
         a, b = (np.frombuffer(data[i * third : (i + 1) * third], "<i8") for i in range(2))
-        return Found(a, b, np.frombuffer(data[2 * third :], "<f8"))
+        return BlockPairs(a, b, np.frombuffer(data[2 * third :], "<f8"))
 
-    def save(self, row: int, found: Found) -> None:
+    def save(self, row: int, found: BlockPairs) -> None:
         """Write a block row, durably. Raises ResourceError."""
         parts = (found.a.astype("<i8"), found.b.astype("<i8"), found.cosine.astype("<f8"))
         data = b"".join(part.tobytes() for part in parts)

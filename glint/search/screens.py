@@ -71,7 +71,7 @@ def margin(dim: int) -> float:
 
 
 def int8_is_fast() -> bool:
-    """Tell whether this processor has instructions for products of int8 that torch uses.
+    """Return whether this processor has instructions for products of int8 that torch uses.
 
     Without them (AVX512-VNNI) they are slower, and summed in 16 bits on the way.
     """
@@ -226,7 +226,7 @@ def _chunks(count: int) -> Iterator[Rows]:
 
 
 def _float32(take: Take, count: int, dim: int) -> npt.NDArray[np.float32]:
-    """Lay unit rows out in float32."""
+    """Return all unit rows in float32."""
     row_ND = np.empty((count, dim), np.float32)
     for rows in _chunks(count):
         row_ND[rows] = take(rows)

@@ -42,20 +42,13 @@ def label_texts(source: Source) -> pa.Array:
     return text(source.classes)
 
 
-def is_merged(dataset: Dataset) -> bool:
-    """Say whether the samples say which dataset they came from."""
-    files = dataset.manifest.get("files")
-    listed = files if isinstance(files, list) else []
-    return any(isinstance(one, dict) and one.get("name") == "merge.parquet" for one in listed)
-
-
 class Origin:
     """What a dataset was made of: a source, or another dataset. Raises what opening them raises."""
 
     def __init__(self, path: Place) -> None:
         self.path, self.data = os.fspath(path), self._open(path)
         self.is_dataset = isinstance(self.data, Dataset)
-        self.merged = isinstance(self.data, Dataset) and is_merged(self.data)
+        self.merged = isinstance(self.data, Dataset) and self.data.is_merged
 
     @staticmethod
     def _open(path: Place) -> Dataset | Source:
@@ -114,7 +107,7 @@ class Comparison:
         self.found, self.lost = Findings(), Findings()
         self.count = Counter(_COUNT)
         # Only a merge gives new keys; whoever made one dataset of one kept them.
-        kept = len(origins) == 1 and (origins[0].merged or not is_merged(dataset))
+        kept = len(origins) == 1 and (origins[0].merged or not dataset.is_merged)
         self.merged = [] if kept else _merged_names(dataset, len(origins))
         self.shard_n, self.size_n, self.offset_n = dataset.shard, dataset.size, dataset.offset
         hash_n = np.zeros(dataset.n, np.uint64)

@@ -45,14 +45,22 @@ def damage(folder: Path, entry: dict[str, Any]) -> tuple[str, str, str] | None:
 
     Returns what is wrong, expected, found; None where all is well or none was written.
     """
-    if "idx" not in entry:
+    path, found = folder / beside(entry["name"]), None
+    if "idx" in entry:
+        try:
+            found = atomic.sha256_of(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            return f"cannot be read: {error.strerror}", f"sha256 {entry['idx']}", "an error"
+    return difference(entry, found, "no file")
+
+
+def difference(entry: dict[str, Any], found: str | None, none: str) -> tuple[str, str, str] | None:
+    """Compare the SHA-256 of an index, None where there is none, as `damage` does."""
+    if "idx" not in entry or found == entry["idx"]:
         return None
-    path, expected = folder / beside(entry["name"]), f"sha256 {entry['idx']}"
-    try:
-        with path.open("rb") as file:
-            found = f"sha256 {atomic.sha256(file)}"
-    except FileNotFoundError:
-        return "the index for DALI is missing", expected, "no file"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}", expected, "an error"
-    return None if found == expected else ("the index for DALI has changed", expected, found)
+    expected = f"sha256 {entry['idx']}"
+    if found is None:
+        return "the index for DALI is missing", expected, none
+    return "the index for DALI has changed", expected, f"sha256 {found}"

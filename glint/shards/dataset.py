@@ -101,13 +101,10 @@ def _unfinished(root: Path) -> InputError | None:
     except (InputError, KeyError, TypeError, ValueError):
         return None
     done = sum((root / "data" / plan.shard_name(i)).is_file() for i in range(len(spans)))
-    made_of_datasets = "from" in told["fingerprint"].get("source", ())
-    return InputError(
-        "GL0301",
-        f"unfinished: {done} of {len(spans)} shards are complete",
-        where=str(root),
-        hint=f"run the same {'' if made_of_datasets else 'glint shard '}command to continue",
-    )
+    command = "" if "from" in told["fingerprint"].get("source", ()) else "glint shard "
+    what = f"unfinished: {done} of {len(spans)} shards are complete"
+    hint = f"run the same {command}command to continue"
+    return InputError("GL0301", what, where=str(root), hint=hint)
 
 
 class Dataset:
@@ -132,36 +129,25 @@ class Dataset:
         if not path.is_file():
             if unfinished := _unfinished(self.root):
                 raise unfinished
-            found = (
-                "a folder without manifest.json"
-                if self.root.is_dir()
-                else "a file"
-                if self.root.exists()
-                else "no such folder"
-            )
-            raise InputError(
-                "GL0301",
-                f"expected a dataset, found {found}",
-                where=str(root),
-                hint="make one with: glint shard SRC OUT; if a run stopped half way, "
-                "the same command continues it",
-            )
+            found = "a file" if self.root.exists() else "no such folder"
+            if self.root.is_dir():
+                found = "a folder without manifest.json"
+            hint = "make one with: glint shard SRC OUT; if a run stopped half way, "
+            hint += "the same command continues it"
+            what = f"expected a dataset, found {found}"
+            raise InputError("GL0301", what, where=str(root), hint=hint)
         self.manifest: dict[str, Any] = atomic.read_json(path)
         if self.manifest.get("format") != FORMAT:
-            raise InputError(
-                "GL0301",
-                f"expected format {FORMAT!r}, found {self.manifest.get('format')!r}",
-                where=str(path),
-            )
+            what = f"expected format {FORMAT!r}, found {self.manifest.get('format')!r}"
+            raise InputError("GL0301", what, where=str(path))
         try:
             self.digest = str(self.manifest["digest"])
             self.n = int(self.manifest["written"])
             self.classes = int(self.manifest["identities"])
             self.shards = [str(entry["name"]) for entry in self.manifest["shards"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                "GL0301", f"the manifest lacks or spoils {error}", where=str(path)
-            ) from None
+            what = f"the manifest lacks or spoils {error}"
+            raise InputError("GL0301", what, where=str(path)) from None
         if any("/" in name or name in ("", ".", "..") for name in self.shards):
             raise InputError("GL0301", "a shard's name is not a plain file name", where=str(path))
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
@@ -172,47 +158,50 @@ class Dataset:
     def __len__(self) -> int:
         return self.n
 
-    def _column(self, name: str) -> pa.ChunkedArray:
+    @property
+    def is_merged(self) -> bool:
+        """Say whether the samples say which dataset they came from."""
+        files = self.manifest.get("files")
+        listed = files if isinstance(files, list) else []
+        return any(isinstance(one, dict) and one.get("name") == "merge.parquet" for one in listed)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Read one column of the index, whole. Raises InputError GL0301."""
         path = self.root / "samples.parquet"
-        table = parquet.read(path, schemas.SAMPLES, columns=[name])
-        if table.num_rows != self.n:
-            raise InputError(
-                "GL0301",
-                f"the manifest says {self.n} samples, found {table.num_rows}",
-                where=str(path),
-            )
-        return table.column(name)
+        found = parquet.read(path, schemas.SAMPLES, columns=[name]).column(name)
+        if len(found) != self.n or found.null_count:
+            what = f"column {name} has {len(found)} cells, {found.null_count} of them empty; "
+            what += f"the manifest says {self.n} samples"
+            raise InputError("GL0301", what, where=str(path))
+        return found
 
     def _numbers(self, name: str) -> npt.NDArray[Any]:
-        value: npt.NDArray[Any] = self._column(name).to_numpy()
+        value: npt.NDArray[Any] = self.column(name).to_numpy()
         return value
 
     @cached_property
     def key(self) -> Text:
         """The generated keys."""
-        return Text(self._column("key"))
+        return Text(self.column("key"))
 
     @cached_property
     def source(self) -> Text:
         """Where each sample came from: a path below the source, or a record's key."""
-        return Text(self._column("source"))
+        return Text(self.column("source"))
 
     @cached_property
     def source_label(self) -> Text:
         """The label that the source gave each sample."""
-        return Text(self._column("source_label"))
+        return Text(self.column("source_label"))
 
     @cached_property
     def label(self) -> npt.NDArray[np.int64]:
         """Dense labels as sharded, int64 [n]."""
         label_n: npt.NDArray[np.int64] = self._numbers("label")
         if self.n and not 0 <= label_n.min() <= label_n.max() < self.classes:
-            raise InputError(
-                "GL0301",
-                f"labels run from {label_n.min()} to {label_n.max()}, "
-                f"expected 0 to {self.classes - 1}",
-                where=str(self.root / "samples.parquet"),
-            )
+            what = f"labels run from {label_n.min()} to {label_n.max()}, "
+            what += f"expected 0 to {self.classes - 1}"
+            raise InputError("GL0301", what, where=str(self.root / "samples.parquet"))
         return label_n
 
     @cached_property
@@ -220,11 +209,8 @@ class Dataset:
         """Number of the shard, int32 [n]."""
         shard_n: npt.NDArray[np.int32] = self._numbers("shard")
         if self.n and not 0 <= shard_n.min() <= shard_n.max() < len(self.shards):
-            raise InputError(
-                "GL0301",
-                "a sample names a shard that the manifest lacks",
-                where=str(self.root / "samples.parquet"),
-            )
+            what = "a sample names a shard that the manifest lacks"
+            raise InputError("GL0301", what, where=str(self.root / "samples.parquet"))
         return shard_n
 
     @cached_property
@@ -242,7 +228,7 @@ class Dataset:
     @cached_property
     def digests(self) -> npt.NDArray[np.uint8]:
         """xxh3-128 of the image bytes, uint8 [n, 16]."""
-        chunks = self._column("digest").chunks
+        chunks = self.column("digest").chunks
         parts = [
             np.frombuffer(c.buffers()[1], np.uint8, 16 * len(c), 16 * c.offset)
             for c in chunks
@@ -272,9 +258,8 @@ class Dataset:
         try:
             return open(path, "rb", buffering=0)
         except OSError as error:
-            raise InputError(
-                "GL0302", f"cannot be opened: {error.strerror}", where=str(path)
-            ) from None
+            what = f"cannot be opened: {error.strerror}"
+            raise InputError("GL0302", what, where=str(path)) from None
 
     def place(self, shard: int) -> str:
         """Return where a shard lies, for the text of an error."""

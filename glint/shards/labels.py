@@ -15,8 +15,7 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import InputError
-from glint.files import atomic as files
-from glint.files import parquet, seal
+from glint.files import atomic, parquet, seal
 
 Ints = npt.NDArray[np.int64]
 
@@ -72,7 +71,7 @@ def _head(root: str | os.PathLike[str]) -> tuple[int, str]:
     path = _folder(root) / "current.json"
     if not path.exists():
         return 0, ""
-    value = files.read_json(path, "GL0304")
+    value = atomic.read_json(path, "GL0304")
     version, file = value.get("version"), value.get("file") or ""
     if not isinstance(version, int) or version < 0 or file != (_name(version) if version else ""):
         raise _bad(f"expected a version and its file, found {value}", str(path))
@@ -122,10 +121,24 @@ def _note(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
 
 
 def _switch(root: str | os.PathLike[str], version: int) -> None:
-    files.write_json(
+    atomic.write_json(
         _folder(root) / "current.json",
         {"version": version, "file": _name(version) if version else None},
     )
+
+
+def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]:
+    """Return the history lines that the labels in force rest on, the newest first.
+
+    Raises what `current` raises.
+    """
+    version: object = current(root, classes).version
+    lines = []
+    for line in reversed(history(root)):
+        if line.get("op") == "apply" and line.get("version") == version:
+            lines.append(line)
+            version = line.get("from")
+    return lines
 
 
 def upcoming(root: str | os.PathLike[str]) -> int:
@@ -135,7 +148,7 @@ def upcoming(root: str | os.PathLike[str]) -> int:
     return max(taken, default=0) + 1
 
 
-def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
+def apply(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
     """Write a new label version, put it in force and return its number.
 
     `target` int64 [C], `masks` int64 [m, 2]; `why` goes into the history as it is. No shard and
@@ -144,10 +157,10 @@ def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[st
     target_C = np.ascontiguousarray(target, np.int64)
     mask_m2 = np.ascontiguousarray(masks, np.int64).reshape(-1, 2)
     manifest = Path(root) / "manifest.json"
-    classes = int(files.read_json(manifest)["identities"])
+    classes = int(atomic.read_json(manifest)["identities"])
     folder = _folder(root)
-    files.make_dir(folder)
-    with files.lock(folder / "lock"):
+    atomic.make_dir(folder)
+    with atomic.lock(folder / "lock"):
         before = _head(root)[0]
         version = upcoming(root)
         _checked(version, target_C, mask_m2, classes, str(folder / _name(version)))
@@ -157,8 +170,8 @@ def commit(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[st
             pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=schemas.MASKS),
         )
         parquet.write(folder / _name(version), pa.table([label_C, target_C], schema=schemas.LABELS))
-        made = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
-        _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": made})
+        files = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
+        _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": files})
         _switch(root, version)
     return version
 
@@ -175,7 +188,7 @@ def undo(root: str | os.PathLike[str]) -> int:
         raise InputError(
             "GL0502", "the labels stand as sharded, nothing was applied", where=str(root)
         )
-    with files.lock(folder / "lock"):
+    with atomic.lock(folder / "lock"):
         before = int(parents[version])
         _note(root, {"op": "undo", "version": before, "from": version})
         _switch(root, before)
@@ -197,7 +210,7 @@ def redo(root: str | os.PathLike[str]) -> int:
             undone.clear()
     if not undone:
         raise InputError("GL0502", "no undone version to put back", where=str(root))
-    with files.lock(_folder(root) / "lock"):
+    with atomic.lock(_folder(root) / "lock"):
         _note(root, {"op": "redo", "version": undone[-1], "from": _head(root)[0]})
         _switch(root, undone[-1])
     return undone[-1]

@@ -28,9 +28,8 @@ from glint.shards.image import MAX_BYTES, kind
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
-MAX_RECORD = 16 << 20  # bytes that a reader accepts for one record unless told otherwise
 MAX_LENGTH = (1 << 29) - 1  # what the length field holds
-LIMIT = MAX_BYTES + (1 << 20)  # an image that is let pass, and its labels
+LIMIT = MAX_BYTES + (1 << 20)  # bytes of a record that is read: an image, and its labels
 
 PART = struct.Struct("<II")  # magic, cflag << 29 | length
 _HEADER = struct.Struct("<IfQQ")
@@ -91,33 +90,39 @@ def unpack(record: bytes) -> tuple[Header, bytes]:
     return Header(flag, labels, id_, id2), record[24 + 4 * flag :]
 
 
-def parse(
-    buffer: Buffer, offset: int = 0, limit: int = MAX_RECORD, *, path: str = ""
-) -> tuple[bytes, int]:
-    """Return the payload at `offset` of `buffer` and the offset behind it.
+def _part(buffer: Buffer, at: int, left: int, inside: bool) -> tuple[int, int, str]:
+    """Return flag and length of the part at an offset, and what is wrong with it ('': nothing).
+
+    left: bytes of the file behind the part's header. inside: a part of this record came before.
+    """
+    magic, lrec = PART.unpack_from(buffer, at)
+    cflag, length, wrong = lrec >> 29, lrec & MAX_LENGTH, ""
+    if magic != MAGIC:
+        wrong = f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}"
+    elif cflag not in ((2, 3) if inside else (0, 1)):
+        which = "a next" if inside else "a first or whole"
+        wrong = f"expected {which} part, found part flag {cflag}"
+    elif length > left:
+        wrong = f"the record claims {length} bytes, the file has {left} left"
+    return cflag, length, wrong
+
+
+def parse(buffer: Buffer, at: int = 0, limit: int = LIMIT, *, path: str = "") -> tuple[bytes, int]:
+    """Return the payload of the record at an offset of `buffer`, and the offset behind it.
 
     Every length is compared with the buffer's end, and their sum with `limit`, before bytes are
     copied. `path` is for the text of errors. Raises InputError GL0213.
     """
-    end, at, total = len(buffer), offset, 0
+    end, total = len(buffer), 0
     parts: list[bytes] = []
     while True:
         left = end - at - 8
         if left < 0:
             found = f"the end of the file after {max(left + 8, 0)} of 8 bytes"
             raise damaged(f"expected a record, found {found}", path, at)
-        magic, lrec = PART.unpack_from(buffer, at)
-        cflag, length = lrec >> 29, lrec & MAX_LENGTH
+        cflag, length, wrong = _part(buffer, at, left, bool(parts))
         total += length + (4 if parts else 0)
-        wrong = ""
-        if magic != MAGIC:
-            wrong = f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}"
-        elif cflag not in ((2, 3) if parts else (0, 1)):
-            which = "a next" if parts else "a first or whole"
-            wrong = f"expected {which} part, found part flag {cflag}"
-        elif length > left:
-            wrong = f"the record claims {length} bytes, the file has {left} left"
-        elif total > limit:
+        if not wrong and total > limit:
             wrong = f"the record is longer than the limit of {limit} bytes"
         if wrong:
             raise damaged(wrong, path, at)
@@ -125,35 +130,6 @@ def parse(
         at += 8 + length + (-length & 3)
         if cflag in (0, 3):
             return MAGIC_BYTES.join(parts), min(at, end)
-
-
-def read_at(source: int | Buffer, offset: int, limit: int = MAX_RECORD, *, path: str = "") -> bytes:
-    """Return the payload of the record at `offset` of an open file (its number) or a buffer.
-
-    Raises InputError GL0213: bad magic, lengths that lie, a record cut short or over `limit`.
-    """
-    if not isinstance(source, int):
-        return parse(source, offset, limit, path=path)[0]
-    size = os.fstat(source).st_size
-    if not 0 <= offset < size:
-        raise damaged(f"the offset lies outside the file of {size} bytes", path, offset)
-    with mmap.mmap(source, size, access=mmap.ACCESS_READ) as view:
-        return parse(view, offset, limit, path=path)[0]
-
-
-def scan(path: str | os.PathLike[str], limit: int = MAX_RECORD) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, payload) of every record in file order, without an .idx.
-
-    Raises InputError GL0213 at the first byte that is not a record.
-    """
-    at, size = 0, Path(path).stat().st_size
-    if size == 0:
-        return
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as view:
-        while at < size:
-            payload, after = parse(view, at, limit, path=Path(path).name)
-            yield at, payload
-            at = after
 
 
 def fronts(path: Path, at_r: Ints) -> Iterator[tuple[slice, Row]]:
@@ -174,21 +150,13 @@ def scan_offsets(path: Path) -> Ints:
     Raises InputError GL0213 at the first byte that is not a record.
     """
     found, at, inside, size = array("q"), 0, False, path.stat().st_size
-    wrong = hint = ""
     with path.open("rb", buffering=_BUFFER) as file:
         while at + 8 <= size:
             file.seek(at)
-            magic, lrec = PART.unpack(file.read(8))
-            cflag, length = lrec >> 29, lrec & MAX_LENGTH
-            if magic != MAGIC:
-                wrong = f"expected magic 0x{MAGIC:08x}, found 0x{magic:08x}"
+            cflag, length, wrong = _part(file.read(8), 0, size - at - 8, inside)
+            if wrong:
                 hint = f"it is record {len(found)}; with an .idx beside the file, or --resync, "
                 hint += "glint goes on behind it"
-            elif cflag not in ((2, 3) if inside else (0, 1)):
-                wrong = f"part flag {cflag} is out of place"
-            elif length > size - at - 8:
-                wrong = f"the record claims {length} bytes, the file has {size - at - 8} left"
-            if wrong:
                 raise damaged(wrong, path.name, at, hint)
             if not inside:
                 found.append(at)

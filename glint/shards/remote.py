@@ -7,20 +7,18 @@ cache at once. Removing the folder is always safe.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from glint.errors import GlintError, InputError, UsageError
+from glint.errors import BusyError, GlintError, InputError, UsageError
 from glint.files import atomic
 from glint.files.store import Store
 from glint.log import logger
@@ -50,9 +48,8 @@ def parse(text: str) -> int:
     """Return the bytes that "50GB", "2TB" or "100MiB" name. Raises UsageError GL0002."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(I?)B?", text.strip().upper())
     if found is None:
-        raise UsageError(
-            "GL0002", f"expected a size such as 50GB, found {text!r}", where="GLINT_CACHE_SIZE"
-        )
+        what = f"expected a size such as 50GB, found {text!r}"
+        raise UsageError("GL0002", what, where="GLINT_CACHE_SIZE")
     unit = SIZES[found[2]] if not found[3] else 1 << 10 * list(SIZES).index(found[2])
     return int(float(found[1]) * unit)
 
@@ -74,22 +71,14 @@ class Remote:
         self.store = Store(url)
         data = self.store.get("manifest.json")
         if data is None:
-            begun = self.store.stat("_glint/plan.json") is not None
-            raise InputError(
-                "GL0301",
-                "unfinished: the manifest, which is written last, is not there"
-                if begun
-                else "expected a dataset, found no manifest.json",
-                where=self.store.shown,
-                hint="run the same glint shard command to continue"
-                if begun
-                else "make one with: glint shard SRC URL",
-            )
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", self.store.shown.rpartition("/")[2]) or "dataset"
-        place = hashlib.sha256(self.store.shown.encode()).hexdigest()[:16]
-        self.root = (
-            folder() / "datasets" / f"{name}-{place}" / hashlib.sha256(data).hexdigest()[:16]
-        )
+            what = "expected a dataset, found no manifest.json"
+            hint = "make one with: glint shard SRC URL"
+            if self.store.stat("_glint/plan.json") is not None:
+                what = "unfinished: the manifest, which is written last, is not there"
+                hint = "run the same glint shard command to continue"
+            raise InputError("GL0301", what, where=self.store.shown, hint=hint)
+        version = hashlib.sha256(data).hexdigest()[:16]
+        self.root = folder() / "datasets" / self.store.folder_name / version
         self._keep("manifest.json", data)
         self._next: threading.Thread | None = None
         try:
@@ -110,9 +99,8 @@ class Remote:
         """Fetch one table that the manifest lists. Raises InputError."""
         name = str(entry.get("name")) if isinstance(entry, dict) else ""
         if name in ("", ".", "..") or "/" in name:
-            raise InputError(
-                "GL0301", f"expected a table's name, found {name!r}", where=self.store.shown
-            )
+            what = f"expected a table's name, found {name!r}"
+            raise InputError("GL0301", what, where=self.store.shown)
         self._fetch(name, entry, "GL0301")
 
     def loose(self) -> None:
@@ -142,12 +130,8 @@ class Remote:
                 return open(path, "rb", buffering=0)
             except FileNotFoundError:  # put out by another process since
                 continue
-        raise InputError(
-            "GL0302",
-            "put out of the cache again and again before it could be opened",
-            where=str(path),
-            hint="a larger --cache-size",
-        )
+        what = "put out of the cache again and again before it could be opened"
+        raise InputError("GL0302", what, where=str(path), hint="a larger --cache-size")
 
     @contextmanager
     def fresh(self, number: int) -> Iterator[Path]:
@@ -166,19 +150,6 @@ class Remote:
                 for piece in self.store.pieces(name, there.size):
                     file.write(piece)
             yield Path(top)
-
-    def told(self, name: str) -> dict[str, Any]:
-        """Return name, size and SHA-256 of an object as it is in the store now.
-
-        Raises InputError GL0302, from a FileNotFoundError, where there is none; GL0903.
-        """
-        there = self.store.stat(name)
-        if there is None:
-            raise self.store.lost(name) from FileNotFoundError(name)
-        hasher = hashlib.sha256()
-        for piece in self.store.pieces(name, there.size):
-            hasher.update(piece)
-        return {"name": name.rpartition("/")[2], "bytes": there.size, "sha256": hasher.hexdigest()}
 
     @property
     def fits(self) -> bool:
@@ -229,9 +200,7 @@ class Remote:
     def _forget(self, name: str, entry: dict[str, Any]) -> None:
         """Remove a file that is not the one meant: a version of labels may be made again."""
         with suppress(FileNotFoundError):
-            with (self.root / name).open("rb") as file:
-                same = atomic.sha256(file) == entry.get("sha256")
-            if not same:
+            if atomic.sha256_of(self.root / name) != entry.get("sha256"):
                 (self.root / name).unlink()
 
     def _fetch(
@@ -241,9 +210,8 @@ class Remote:
         try:
             size, sha256 = int(entry["bytes"]), str(entry["sha256"])
         except (KeyError, TypeError, ValueError):
-            raise InputError(
-                "GL0301", f"the size or SHA-256 of {name} is not recorded", where=self.store.shown
-            ) from None
+            what = f"the size or SHA-256 of {name} is not recorded"
+            raise InputError("GL0301", what, where=self.store.shown) from None
         if _whole(path, size):
             return path
         atomic.make_dir(path.parent)
@@ -254,13 +222,11 @@ class Remote:
         return path
 
     def _download(self, name: str, path: Path, size: int, sha256: str, code: str) -> None:
-        part = path.with_name(path.name + ".part")
+        part, where = path.with_name(path.name + ".part"), self.store.where(name)
         for last in (False, True):  # a second time, should a bit have turned on the way
             there = self.store.stat(name)
             if there is None:
-                raise InputError(
-                    code, "there is no such object", where=self.store.where(name), hint=_TODO
-                )
+                raise InputError(code, "there is no such object", where=where, hint=_TODO)
             found = f"{there.size} bytes"
             if there.size == size:
                 hasher = hashlib.sha256()
@@ -278,13 +244,9 @@ class Remote:
                 found = f"sha256 {hasher.hexdigest()}"
             if last:
                 expected = f"{size} bytes" if "bytes" in found else f"sha256 {sha256}"
-                raise InputError(
-                    code,
-                    f"its bytes have changed: expected {expected}, found {found}",
-                    where=self.store.where(name),
-                    hint=_TODO,
-                )
-            logger.warning("%s: other bytes than expected; again", self.store.where(name))
+                what = f"its bytes have changed: expected {expected}, found {found}"
+                raise InputError(code, what, where=where, hint=_TODO)
+            logger.warning("%s: other bytes than expected; again", where)
 
 
 def _whole(path: Path, size: int) -> bool:
@@ -302,27 +264,18 @@ def _held(path: Path, patience: float) -> Iterator[None]:
 
     Raises InputError GL0903 after `patience` seconds; without any, _Taken at once.
     """
-    with atomic.writing(path):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    held = atomic.Held(path, shared=False)
     try:
-        until = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not patience:
-                    raise _Taken from None
-                if time.monotonic() > until:
-                    raise InputError(
-                        "GL0903",
-                        f"another process has been fetching it for {patience:.0f} s",
-                        where=str(path),
-                    ) from None
-                time.sleep(0.05)
+        try:
+            held.take(patience)
+        except BusyError:
+            if not patience:
+                raise _Taken from None
+            what = f"another process has been fetching it for {patience:.0f} s"
+            raise InputError("GL0903", what, where=str(path)) from None
         yield
     finally:
-        os.close(fd)
+        held.release()
 
 
 @contextmanager
@@ -334,12 +287,8 @@ def _room(part: Path, size: int, evict: bool) -> Iterator[IO[bytes]]:
         return
     most, top = limit(), folder()
     if size > most:
-        raise UsageError(
-            "GL0002",
-            f"one shard takes {size} bytes, the cache may take {most}",
-            where=str(part),
-            hint="a larger --cache-size",
-        )
+        what = f"one shard takes {size} bytes, the cache may take {most}"
+        raise UsageError("GL0002", what, where=str(part), hint="a larger --cache-size")
     with _held(top / "lock", PATIENCE):
         _evict(top, most - size, part)
         file = open(part, "wb")  # noqa: SIM115

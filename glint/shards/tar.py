@@ -1,4 +1,8 @@
-"""One shard: a plain USTAR file whose bytes depend on nothing but its samples, and its rows."""
+"""One shard: a plain USTAR file whose bytes depend on nothing but its samples, and its rows.
+
+A member is a header, its bytes, and zeros to a whole block of 512. Mode 0644, no owner, no time:
+byte for byte what `tarfile` writes for such a member.
+"""
 
 # n samples, k bytes of a digest
 
@@ -16,19 +20,45 @@ import xxhash
 
 from glint import schemas
 from glint.files import atomic
-from glint.shards import dali, ustar
+from glint.shards import dali
 from glint.shards.image import Rejected
 
+BLOCK = 512
+RECORD = 20 * BLOCK  # the length of a tar is a multiple of this
 PIECE = 1 << 19  # bytes read back together, or a sample
 _OFFSET, _SIZE, _DIGEST = map(schemas.SAMPLES.names.index, ("offset", "size", "digest"))
 MEMBERS = ("jpg,cls", "jpg")  # of a sample; with one, its label stands in the name
+
+# Mode, uid, gid; size; time; checksum; type.
+_NUMBERS = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" + b"00000000000\0" + b"%06o\0 " + b"0"
+_REST = b"\0" * 100 + b"ustar\00000" + b"\0" * 247  # link, magic, owner's names, device, prefix
+# The sum of all that does not change, with eight blanks for the checksum, as tar has it.
+_SAME = sum(b"0000644\0" + b"0000000\0" * 2 + b"00000000000\0" + b" " * 8 + b"0" + _REST)
+
+
+def header(name: bytes, size: int) -> bytes:
+    """Return the header of a plain file. Raises ValueError where it does not fit one."""
+    if not 0 < len(name) <= 100 or not 0 <= size < 8**11:
+        raise ValueError(f"no USTAR header for {size} bytes named {name!r}")
+    total = _SAME + sum(name + b"%011o" % size)
+    return name.ljust(100, b"\0") + _NUMBERS % (size, total) + _REST
+
+
+def padding(size: int) -> bytes:
+    """Return the zeros that follow a member of this size."""
+    return bytes(-size % BLOCK)
+
+
+def end(size: int) -> bytes:
+    """Return the zeros that end a tar whose members take `size` bytes: two blocks or more."""
+    size += 2 * BLOCK
+    return bytes(2 * BLOCK + -size % RECORD)
 
 
 class Tar:
     """Append members to `file`, hashing as it goes; know where their bytes lie.
 
-    mtime 0, uid and gid 0, mode 0644, no names of people: byte for byte what `tarfile` writes in
-    USTAR format. `size` and `digest` (xxh3-128) are those of all that was appended.
+    `size` and `digest` (xxh3-128) are those of all that was appended.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -41,15 +71,15 @@ class Tar:
         offsets, at = [], self.size
         for name, data in members:
             size = len(data)
-            blocks += (ustar.header(name.encode(), size), data, ustar.padding(size))
-            offsets.append(at + ustar.BLOCK)
-            at += ustar.BLOCK + size + -size % ustar.BLOCK
+            blocks += (header(name.encode(), size), data, padding(size))
+            offsets.append(at + BLOCK)
+            at += BLOCK + size + -size % BLOCK
         self._append(b"".join(blocks))
         return offsets
 
     def close(self) -> None:
         """Append the end of the archive; the file itself stays open."""
-        self._append(ustar.end(self.size))
+        self._append(end(self.size))
 
     def _append(self, blocks: bytes) -> None:
         self._file.write(blocks)
@@ -144,7 +174,7 @@ class Shard:
         those that were appended. Raises ResourceError GL0007 where they differ.
         """
         whole, sha256, wrong, first = xxhash.xxh3_128(), hashlib.sha256(), "", 0
-        starts = [row[_OFFSET] - ustar.BLOCK for row in self._rows] or [0]
+        starts = [row[_OFFSET] - BLOCK for row in self._rows] or [0]
         starts.append(self.tar.size)
         with path.open("rb") as file:
             while first < len(starts):  # some samples at a time; behind the end is nothing

@@ -131,7 +131,9 @@ class _Check:
             return self.problem(code, what, below or "manifest.json")
         file = below + name
         with self.reading(file, code):
-            found = self.remote.told(file) if self.remote else seal.entry(self.plain(file, code))
+            found = (
+                self.remote.store.entry(file) if self.remote else seal.entry(self.plain(file, code))
+            )
             for part in ("bytes", "sha256"):
                 if found[part] != entry.get(part):
                     what, said = "the file's bytes have changed", f"{part} {entry.get(part)}"
@@ -335,19 +337,15 @@ def _size(place: Place, entry: Entry) -> int | str | GlintError:
 
 def _index(place: Place, told: dict[str, Any]) -> tuple[str, str, str] | None:
     """Compare a shard's index for DALI: what is wrong, expected, found."""
-    if "idx" not in told:
-        return None
-    name, expected = f"data/{dali.beside(str(told['name']))}", f"sha256 {told['idx']}"
+    name = dali.beside(f"data/{told['name']}")
     if isinstance(place, Path):
-        odd = there(place / name)
+        odd = there(place / name) if "idx" in told else 0
         if isinstance(odd, str) and odd:
-            return "no plain file", expected, odd
+            return "no plain file", f"sha256 {told['idx']}", odd
         return dali.damage(place / "data", told)
-    data = place.store.get(name)
-    if data is None:
-        return "the index for DALI is missing", expected, "no object"
-    found = f"sha256 {hashlib.sha256(data).hexdigest()}"
-    return None if found == expected else ("the index for DALI has changed", expected, found)
+    data = place.store.get(name) if "idx" in told else None
+    sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+    return dali.difference(told, sha256, "no object")
 
 
 def _walk(place: Place, number: int, entry: Entry, rows: Rows | None) -> tuple[Findings, str]:

@@ -23,9 +23,9 @@ import xxhash
 from glint import schemas
 from glint.errors import InputError
 from glint.files import parquet
-from glint.shards import ustar
+from glint.shards import tar
 from glint.shards.image import FORMATS, MAX_BYTES, kind
-from glint.shards.ustar import BLOCK
+from glint.shards.tar import BLOCK
 
 if TYPE_CHECKING:
     from glint.shards.dataset import Dataset
@@ -235,14 +235,14 @@ def _frame(sample: Sample, head: bytes, image: bytes) -> tuple[bytes, bytes]:
     The header that is there says whether the label stands in the name, else it is in KEY.cls.
     """
     key, label, _, size, _ = sample
-    text, suffix, rest = b"%d" % label, kind(image).encode(), ustar.padding(size)
+    text, suffix, rest = b"%d" % label, kind(image).encode(), tar.padding(size)
     if not suffix:  # a damaged image
         suffix = head[:100].rstrip(b"\0").rpartition(b".")[2]
         suffix = suffix if suffix in _SUFFIXES else b"jpg"
     if head[9:10] == b"_":
-        return ustar.header(b"%b_%b.%b" % (key, text, suffix), size), rest
-    rest += ustar.header(key + b".cls", len(text)) + text.ljust(BLOCK, b"\0")
-    return ustar.header(b"%b.%b" % (key, suffix), size), rest
+        return tar.header(b"%b_%b.%b" % (key, text, suffix), size), rest
+    rest += tar.header(key + b".cls", len(text)) + text.ljust(BLOCK, b"\0")
+    return tar.header(b"%b.%b" % (key, suffix), size), rest
 
 
 class _Walk:
@@ -356,7 +356,7 @@ class _Walk:
     def json(self, key: bytes, at: int, data: bytes) -> bool:
         """Check a KEY.json of whatever text, which fills its room; say whether it is sound."""
         size = _octal(data)
-        if not self.header(key, at, data[:BLOCK], ustar.header(key + b".json", size)):
+        if not self.header(key, at, data[:BLOCK], tar.header(key + b".json", size)):
             return False
         if len(data) != BLOCK + _padded(size):
             what = "a tar member does not end where the next sample begins"
@@ -366,7 +366,7 @@ class _Walk:
 
     def tail(self, start: int, data: bytes, read: Read) -> None:
         """Check that the archive ends at `start`, with as many zeros as tar writes."""
-        length, said = 0, len(ustar.end(start))
+        length, said = 0, len(tar.end(start))
         while data:
             if not self.zeros(None, start + length, data):
                 return

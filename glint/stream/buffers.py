@@ -1,4 +1,4 @@
-"""Memory that is used again once nobody holds it: no page is faulted in twice."""
+"""Batch memory that is used again once nothing refers to it: no page is faulted in twice."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import numpy.typing as npt
 import torch
 
 U8 = npt.NDArray[np.uint8]
-KEPT = 8  # idle batches that are kept
+IDLE = 8  # unused batches that are kept
 _STEP = 2 << 20
 
 
 class Arena:
-    """Gives flat arrays; their memory comes back when the last view of them is gone.
+    """Hands out flat arrays; their memory is used again when the last view of them is gone.
 
-    kept: pieces of idle memory that are kept. Safe across threads.
+    idle: pieces of unused memory that are kept. Safe across threads.
     """
 
-    def __init__(self, kept: int) -> None:
-        self._idle: deque[mmap.mmap] = deque(maxlen=kept)
+    def __init__(self, idle: int) -> None:
+        self._idle: deque[mmap.mmap] = deque(maxlen=idle)
 
     def take(self, size: int) -> U8:
-        """Give `size` bytes of unknown content."""
+        """Return `size` bytes of unknown content."""
         try:
             memory = self._idle.pop()
         except IndexError:
@@ -44,7 +44,7 @@ class Arena:
 
 
 class Buffers:
-    """Gives uint8 tensors of one shape; a consumer may hold them as long as it likes.
+    """Hands out uint8 tensors of one shape; a consumer may hold them as long as it likes.
 
     pinned: page-locked memory of torch's own caching allocator, which also waits for copies to the
     device that are still under way.
@@ -52,10 +52,10 @@ class Buffers:
 
     def __init__(self, shape: tuple[int, ...], pinned: bool = False) -> None:
         self.shape, self.pinned = shape, pinned
-        self._arena = Arena(KEPT)
+        self._arena = Arena(IDLE)
 
     def take(self) -> torch.Tensor:
-        """Give memory of unknown content."""
+        """Return memory of unknown content."""
         if self.pinned:
             return torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
         flat = self._arena.take(int(np.prod(self.shape)))

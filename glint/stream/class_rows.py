@@ -13,20 +13,18 @@ from glint.errors import UsageError
 from glint.rng import I64
 
 
-class Members:
+class ClassRows:
     """The rows of each class, in row order inside each label and label after label.
 
-    member_n: rows grouped by label; first_L: where each label's rows begin, L + 1 (rows behind the
+    row_n: rows grouped by label; first_L: where each label's rows begin, L + 1 (rows behind the
     last belong to none); target_L: the class of each label, -1 where it is dropped. Nothing here
     grows with n.
     """
 
-    def __init__(
-        self, member_n: npt.NDArray[Any], first_L: I64, target_L: I64, classes: int
-    ) -> None:
-        self.n, self.member_n, self.first_L, self.target_L = (
-            len(member_n),
-            member_n,
+    def __init__(self, row_n: npt.NDArray[Any], first_L: I64, target_L: I64, classes: int) -> None:
+        self.n, self.row_n, self.first_L, self.target_L = (
+            len(row_n),
+            row_n,
             first_L,
             target_L,
         )
@@ -51,13 +49,13 @@ class Members:
         )
 
     def base(self, label: slice) -> I64:
-        """Give the place of each label's first row among the rows of its class."""
+        """Return the place of each label's first row among the rows of its class."""
         if self._plain:
             return np.zeros(len(self.size_L[label]), dtype=np.int64)
         return np.asarray(self._base_L[label])
 
     @classmethod
-    def of(cls, identity_n: npt.NDArray[Any], classes: int | None = None) -> Members:
+    def of(cls, identity_n: npt.NDArray[Any], classes: int | None = None) -> ClassRows:
         """Group rows by identity, -1 for a row that belongs to none. Raises UsageError GL0002."""
         identity = np.asarray(identity_n)
         most = int(identity.max(initial=-1)) + 1
@@ -74,11 +72,11 @@ class Members:
         return cls(order.astype(np.uint32), first.astype(np.int64), target, classes)
 
     def row_of(self, class_m: npt.NDArray[Any], index_m: npt.NDArray[Any]) -> I64:
-        """Give the index-th row of each class, 0 <= index < its count."""
+        """Return the index-th row of each class, 0 <= index < its count."""
         if self._plain:
-            return np.asarray(self.member_n[self.first_L[class_m] + index_m], dtype=np.int64)
+            return np.asarray(self.row_n[self.first_L[class_m] + index_m], dtype=np.int64)
         place_m = self._start_C[class_m] + index_m
         at_m = np.searchsorted(self._end_l, place_m, side="right")
         label_m = self._label_l[at_m]
         within_m = index_m - self._base_L[label_m]
-        return np.asarray(self.member_n[self.first_L[label_m] + within_m], dtype=np.int64)
+        return np.asarray(self.row_n[self.first_L[label_m] + within_m], dtype=np.int64)

@@ -51,11 +51,11 @@ class Columns:
     first_s: npt.NDArray[np.int64]  # s + 1, first row of each shard
 
     def shard_of(self, row_m: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Give the number of the shard that holds each row."""
+        """Return the number of the shard that holds each row."""
         return np.asarray(np.searchsorted(self.first_s, row_m, side="right") - 1)
 
     def without(self, row_m: npt.NDArray[Any]) -> Columns:
-        """Give the same with some rows behind the last label's, where nothing draws them.
+        """Return a copy with some rows behind the last label's, where nothing draws them.
 
         Costs 4 bytes per sample: `member` is no longer mapped.
         """
@@ -111,7 +111,7 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def key_of(dataset: Dataset, row: int) -> str:
-    """Give one sample's key, from the row group that holds it: for the text of an error."""
+    """Return one sample's key, from the row group that holds it: for the text of an error."""
     with (dataset.root / "samples.parquet").open("rb") as handle:
         file = pq.ParquetFile(handle, **parquet.READING)
         for group in range(file.num_row_groups):
@@ -143,7 +143,7 @@ def _in_memory(dataset: Dataset) -> Columns:
 def _write(dataset: Dataset, path: Path) -> None:
     about: dict[str, Any] = {"format": FORMAT, "columns": {"record": [_PAGE, dataset.n]}}
     at = _PAGE
-    with atomic.atomic(path) as file:
+    with atomic.replacing(path) as file:
         file.seek(at)
         rest: tuple[npt.NDArray[Any], ...] = _derive(
             dataset, lambda part: file.write(part.tobytes())
@@ -182,7 +182,7 @@ def _mapped(path: Path) -> Columns | None:
 def _derive(
     dataset: Dataset, put: Callable[[npt.NDArray[np.void]], Any]
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give records to `put`, part after part; then give `member`, `first_L` and `first_s`."""
+    """Pass records to `put`, part after part; return `member`, `first_L` and `first_s`."""
     from scipy import sparse
 
     path, n = dataset.root / "samples.parquet", dataset.n

@@ -1,4 +1,4 @@
-"""JPEG bytes to pixels, straight into the batch."""
+"""Decode JPEG bytes straight into the batch."""
 
 # H height, W width
 

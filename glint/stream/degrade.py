@@ -1,4 +1,4 @@
-"""Pictures made worse on purpose, decided by counters and computed in whole numbers.
+"""Degradations of images, decided by counters and computed in whole numbers.
 
 What happens to a sample is a function of (seed, epoch, position) alone, to the last bit: weights
 are multiples of 2**-14, so float32 products and sums are exact in any order of summation.
@@ -102,19 +102,19 @@ def colour(image_SS3: U8, brightness: float, contrast: float, saturation: float)
 
 @lru_cache(maxsize=512)
 def resize(size: int, small: int) -> F32:
-    """Give the S x S weights of going down to `small` pixels and up again, in units of 2**-14."""
+    """Return the S x S weights of going down to `small` pixels and up again, in units of 2**-14."""
     return _whole(_triangle(size, small) @ _triangle(small, size))
 
 
 @lru_cache(maxsize=64)
 def blur(size: int, level: int) -> F32:
-    """Give the S x S weights of a Gaussian of sigma level / 4 pixels, in units of 2**-14."""
+    """Return the S x S weights of a Gaussian of sigma level / 4 pixels, in units of 2**-14."""
     at = np.arange(size)
     return _whole(np.exp(-0.5 * ((at[:, None] - at) / (level / 4)) ** 2))
 
 
 def _triangle(out: int, into: int) -> npt.NDArray[np.float64]:
-    """Give out x into weights of linear resampling, widened where it makes pictures smaller."""
+    """Return out x into weights of linear resampling, widened where it makes pictures smaller."""
     scale = into / out
     reach = max(scale, 1.0)
     centre = (np.arange(out) + 0.5) * scale - 0.5

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from glint.errors import UsageError
 from glint.rng import I64, hash_at, key_of
-from glint.stream.class_rows import Members
+from glint.stream.class_rows import ClassRows
 
 _BITS = 24
 _ONE = 1 << _BITS
@@ -42,8 +42,8 @@ class EpochCounts:
 class Draws:
     """Turn draws per identity and epoch (fractions allowed) into whole copies of rows.
 
-    members: the rows of each identity. draws_C: draws per epoch; None draws every row of theirs
-    once. An epoch gives identity c either floor or ceil of its draws (systematic sampling with one
+    class_rows: the rows of each identity. draws_C: draws per epoch; None draws every row of theirs
+    once. In an epoch identity c has either floor or ceil of its draws (systematic sampling with one
     offset per epoch, so every epoch has the same length); the draws walk round the identity's
     images, from a keyed start, and go on where the last epoch stopped, so no image is drawn twice
     more often than another before all had their turn: over any run of epochs the counts inside
@@ -54,10 +54,10 @@ class Draws:
     """
 
     def __init__(
-        self, members: Members, draws_C: npt.NDArray[Any] | None = None, seed: int = 0
+        self, class_rows: ClassRows, draws_C: npt.NDArray[Any] | None = None, seed: int = 0
     ) -> None:
-        self.members, self.n = members, members.n
-        self.count_C = members.count_C
+        self.class_rows, self.n = class_rows, class_rows.n
+        self.count_C = class_rows.count_C
         self._lock = threading.Lock()
         self._last: tuple[int, EpochCounts] | None = None
         self._turns: tuple[int, I64, I64 | None] | None = None
@@ -97,12 +97,12 @@ class Draws:
         self._before = (0, np.zeros(len(draws), dtype=np.int64))
 
     def drawn(self, epoch: int) -> I64:
-        """Give the whole draws of each identity in one epoch."""
+        """Return the whole draws of each identity in one epoch."""
         offset = (self._offset + epoch * _STRIDE) % _ONE
         return np.diff((self._edge + offset) >> _BITS)
 
     def drawn_before(self, epoch: int) -> I64:
-        """Give the draws of each identity in all epochs before this one; O(C) per new epoch."""
+        """Return the draws of each identity in all epochs before this one; O(C) per new epoch."""
         with self._lock:
             done, total_C = self._before
             if done > epoch:
@@ -131,10 +131,10 @@ class Draws:
         turn_m = slot_m - edge[class_m]
         if first_C is not None:
             turn_m = (turn_m + first_C[class_m]) % self.count_C[class_m]
-        return self.members.row_of(class_m, turn_m)
+        return self.class_rows.row_of(class_m, turn_m)
 
     def at(self, epoch: int) -> EpochCounts:
-        """Give the multiset of one epoch; the last one asked for is kept (about n bytes)."""
+        """Return the multiset of one epoch; the last one asked for is kept (about n bytes)."""
         name = epoch if self._table else 0
         with self._lock:
             if self._last is not None and self._last[0] == name:
@@ -146,7 +146,7 @@ class Draws:
 
     def _counts(self, epoch: int) -> EpochCounts:
         """Mark, in every label's run of rows, the cyclic interval of turns that the epoch takes."""
-        members, target_L = self.members, self.members.target_L
+        class_rows, target_L = self.class_rows, self.class_rows.target_L
         kept_L = target_L >= 0
         class_L = np.where(kept_L, target_L, 0)
         if self._table:
@@ -161,19 +161,19 @@ class Draws:
         padded = -(-max(self.n, 1) // _CHUNK) * _CHUNK
         times = np.zeros(padded, dtype=kind)
         edges = np.searchsorted(
-            members.first_L, np.arange(0, members.first_L[-1], _PART), side="left"
+            class_rows.first_L, np.arange(0, class_rows.first_L[-1], _PART), side="left"
         )
         for lo, hi in zip(edges, [*edges[1:], len(target_L)]):  # bounds the temporaries
             if lo == hi:
                 continue
             label = slice(lo, hi)
-            begin, end = int(members.first_L[lo]), int(members.first_L[hi])
-            times_m = np.repeat(passes_L[label].astype(kind), members.size_L[label])
+            begin, end = int(class_rows.first_L[lo]), int(class_rows.first_L[hi])
+            times_m = np.repeat(passes_L[label].astype(kind), class_rows.size_L[label])
             if self._table:
                 start_l, rest_l = start_C[class_L[label]], rest_C[class_L[label]]
                 count_l = count_C[class_L[label]]
-                base_l, first_l = members.base(label), members.first_L[label] - begin
-                size_l = np.where(kept_L[label], members.size_L[label], 0)
+                base_l, first_l = class_rows.base(label), class_rows.first_L[label] - begin
+                size_l = np.where(kept_L[label], class_rows.size_L[label], 0)
                 change = np.zeros(end - begin + 1, dtype=np.int8)
                 for a_l, b_l in (
                     (start_l, np.minimum(start_l + rest_l, count_l)),
@@ -185,14 +185,14 @@ class Draws:
                     np.add.at(change, (first_l + a_l)[some], 1)
                     np.subtract.at(change, (first_l + b_l)[some], 1)
                 times_m += np.cumsum(change[:-1], dtype=np.int8).astype(kind)
-            times[members.member_n[begin:end]] = times_m
+            times[class_rows.row_n[begin:end]] = times_m
         total = np.zeros(padded // _CHUNK, dtype=np.int64)
         np.cumsum(times.reshape(-1, _CHUNK).sum(axis=1, dtype=np.int64)[:-1], out=total[1:])
         return EpochCounts(times, total)
 
 
 def _edges(count_C: I64) -> I64:
-    """Give the running total, from 0."""
+    """Return the running total, from 0."""
     edge = np.zeros(len(count_C) + 1, dtype=np.int64)
     np.cumsum(count_C, out=edge[1:])
     return edge

@@ -17,9 +17,11 @@ from glint.errors import InputError
 from glint.shards.dataset import Bytes, Dataset, check_sample, read_sample
 from glint.stream.buffers import Arena
 from glint.stream.columns import BLOCK, Columns, key_of
+from glint.stream.plan import Plan, Slice
 
 GAP = 64 << 10  # bytes between two wanted samples that are read rather than skipped
 LONGEST = 8 << 20  # bytes of one read
+HELD = 2  # shuffle windows whose bytes are held, so that a batch may lie across a seam
 
 
 class Shards:
@@ -36,7 +38,7 @@ class Shards:
         self.arena = Arena(2)
 
     def open(self, shard: int) -> IO[bytes]:
-        """Give an open shard; who holds it keeps it open. Raises InputError GL0302."""
+        """Return an open shard; a caller that holds it keeps it open. Raises InputError GL0302."""
         file = self._files.get(shard)
         if file is not None:
             return file
@@ -48,7 +50,7 @@ class Shards:
         return file
 
     def samples(self, row_n: npt.NDArray[Any]) -> list[tuple[int, int, int, int, bytes]]:
-        """Give (row, shard, offset, size, digest) of each row, looked up together."""
+        """Return (row, shard, offset, size, digest) of each row, looked up together."""
         columns = self.columns
         shard_n = columns.shard_of(row_n)
         record_n = columns.record[row_n]
@@ -133,8 +135,59 @@ class Window:
         return self._at[row]
 
 
+class Windows:
+    """The shuffle windows that this process reads from. Safe across threads."""
+
+    def __init__(self, shards: Shards, plan: Plan) -> None:
+        self.shards, self.plan = shards, plan
+        self.held: OrderedDict[tuple[int, Slice, int, int], Window] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def at(
+        self, epoch: int, part: Slice, step: int, position: int, stride: int
+    ) -> tuple[Window | None, int]:
+        """Return the window that holds a position, and where it stops; read at first use.
+
+        It has the samples of every stride-th step from `step` on, which are this process's. A
+        position past the epoch's end, a repeat that fills the last batch, is in no window.
+        """
+        plan = self.plan
+        if position >= plan.length:
+            return None, part.length + part.batch
+        start, stop = plan.window_at(epoch, position)
+        name = (epoch, part, start, stop)
+        with self._lock:
+            window = self.held.get(name)
+            if window is None:
+                first = max(0, (start - part.origin) // part.batch)
+                first += (step - first) % stride
+                last = min(part.steps, -(-(stop - part.origin) // part.batch))
+                position_m = np.concatenate([part.positions(s) for s in range(first, last, stride)])
+                inside = (position_m >= start) & (position_m < stop)
+                row_m = plan.rows_at(epoch, position_m[inside])
+                while len(self.held) >= HELD:
+                    self.held.popitem(last=False)
+                window = self.held[name] = Window(self.shards, row_m)
+        return window, stop
+
+    def most_bytes(self) -> int:
+        """Bound the stored bytes that are held, gaps included.
+
+        A window's blocks are runs of rows (where a table leaves rows out, longer ones), so the
+        bound takes the mean size of a sample in its shard.
+        """
+        columns, n = self.shards.columns, self.shards.dataset.n
+        if not n:
+            return 0
+        last_s = columns.first_s[1:][np.diff(columns.first_s) > 0] - 1
+        last = columns.record[last_s]
+        stored = int((last["block"].astype(np.int64) * BLOCK + last["size"]).sum())
+        spread = n / min(self.plan.length, n)
+        return int(HELD * self.plan.window_slots * spread * stored / n)
+
+
 def _read(shards: Shards, shard: int, into: memoryview, offset: int) -> int:
-    """Read until `into` is full or the file ends; give the bytes read."""
+    """Read until `into` is full or the file ends; return the bytes read."""
     file = shards.open(shard)
     got = 0
     try:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from glint.errors import UsageError
 from glint.rng import I64, U64, hash_at, key_of, mix, shuffle
-from glint.stream.class_rows import Members
+from glint.stream.class_rows import ClassRows
 
 _ORDER, _INSIDE, _ROUND = 0x1D0, 0x1D1, 0x1D2  # purposes of keys
 _FEW = 64  # images up to which an identity's order is made by sorting hashes
@@ -28,11 +28,11 @@ class IdentityPlan:
     """
 
     def __init__(
-        self, members: Members, each: int, seed: int, kept_C: Any = None, endless: bool = False
+        self, class_rows: ClassRows, each: int, seed: int, kept_C: Any = None, endless: bool = False
     ) -> None:
         if each < 1:
             raise UsageError("GL0002", f"images per identity must be at least 1, found {each}")
-        some_C = members.count_C > 0
+        some_C = class_rows.count_C > 0
         self.class_c = np.flatnonzero(some_C if kept_C is None else some_C & kept_C)
         if not len(self.class_c):
             raise UsageError(
@@ -40,20 +40,20 @@ class IdentityPlan:
                 "no identity with an image is left to draw",
                 hint="check the label table and the sampling table",
             )
-        self.members, self.each, self.seed, self.endless = members, each, seed, endless
+        self.class_rows, self.each, self.seed, self.endless = class_rows, each, seed, endless
         self.cycle = len(self.class_c) * each
         self.length = ENDLESS if endless else self.cycle
 
     def rows_at(self, epoch: int, position_m: npt.NDArray[Any]) -> I64:
-        """Give the row at each position; one past the end of an epoch wraps to its beginning."""
+        """Return the row at each position; one past the end of an epoch wraps to its beginning."""
         position_m = np.asarray(position_m, dtype=np.int64)
         if not self.endless:
             return self._rows(np.full_like(position_m, epoch), position_m % self.cycle)
         return self._rows(position_m // self.cycle, position_m % self.cycle)
 
     def drawn_before(self, epochs: int) -> I64:
-        """Give the draws of each class in the first epochs (cycles)."""
-        drawn = np.zeros(len(self.members.count_C), dtype=np.int64)
+        """Return the draws of each class in the first epochs (cycles)."""
+        drawn = np.zeros(len(self.class_rows.count_C), dtype=np.int64)
         drawn[self.class_c] = self.each * epochs
         return drawn
 
@@ -64,14 +64,14 @@ class IdentityPlan:
             here = cycle_m == cycle
             key = key_of(self.seed, _ORDER, cycle)
             class_m[here] = self.class_c[shuffle(turn_m[here], len(self.class_c), key)]
-        count_m = self.members.count_C[class_m]
+        count_m = self.class_rows.count_C[class_m]
         round_m, group_m = np.divmod(cycle_m, np.maximum(count_m // self.each, 1))
         key_m = mix(
             hash_at(key_of(self.seed, _INSIDE), class_m)
             ^ hash_at(key_of(self.seed, _ROUND), round_m)
         )
         image_m = _ordered((group_m * self.each + within_m) % count_m, count_m, key_m)
-        return self.members.row_of(class_m, image_m)
+        return self.class_rows.row_of(class_m, image_m)
 
 
 def _ordered(turn_m: I64, count_m: I64, key_m: U64) -> I64:

@@ -55,12 +55,17 @@ class Plan:
                 "GL0002", f"block and window must be at least 1, found {block}, {window}"
             )
 
+    @property
+    def window_slots(self) -> int:
+        """Return the slots of a shuffle window, 0 without blocks."""
+        return 0 if self.block is None else self.block * self.window
+
     def rows(self, epoch: int, start: int, stop: int) -> I64:
-        """Give the rows at positions [start, stop) of an epoch; they may pass its end and wrap."""
+        """Return the rows at positions [start, stop) of an epoch, wrapping past its end."""
         return self.rows_at(epoch, np.arange(start, stop, dtype=np.int64))
 
     def rows_at(self, epoch: int, position_m: npt.NDArray[Any]) -> I64:
-        """Give the row at each position; a position at or past the end wraps to the beginning."""
+        """Return the row at each position; a position at or past the end wraps to the beginning."""
         slot_m = self.slots(epoch, np.asarray(position_m, dtype=np.int64) % self.length)
         if self.draws is None:
             return slot_m
@@ -93,7 +98,7 @@ class Plan:
         return shuffle(ordinal_m, blocks, block_key) * block + inside_m % block
 
     def window_at(self, epoch: int, position: int) -> tuple[int, int]:
-        """Give [start, stop) of the positions of a window: they hold whole blocks, in any order."""
+        """Return [start, stop) of the positions of a window: whole blocks, in any order."""
         if self.block is None:
             return 0, self.length
         _, missing, _, short = self._blocks(epoch)
@@ -106,7 +111,7 @@ class Plan:
         return start, min(stop, self.length)
 
     def _blocks(self, epoch: int) -> tuple[int, int, int, int]:
-        """Give blocks, slots that the last block lacks, their key, and where that block stands."""
+        """Return blocks, slots that the last one lacks, their key, and where that block stands."""
         assert self.block is not None
         blocks = -(-self.length // self.block)
         key = key_of(self.seed, _BLOCKS, epoch)
@@ -149,24 +154,24 @@ class Slice:
 
     @property
     def steps(self) -> int:
-        """Give the number of steps from the origin to the end of the epoch."""
+        """Return the number of steps from the origin to the end of the epoch."""
         rest = self.length - self.origin
         return rest // self.batch if self.drop_last else -(-rest // self.batch)
 
     def positions(self, step: int) -> I64:
-        """Give this rank's positions at a step, ascending."""
+        """Return this rank's positions at a step, ascending."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
         start, stop = batch_positions(step, self.batch, self.rank, self.world)
         return np.arange(self.origin + start, self.origin + stop, dtype=np.int64)
 
     def position(self, step: int) -> int:
-        """Give the first position not yet taken when `step` steps are done, by any rank."""
+        """Return the first position not yet taken when `step` steps are done, by any rank."""
         return min(self.origin + step * self.batch, self.length)
 
 
 def batch_positions(step: int, batch: int, rank: int, world: int) -> tuple[int, int]:
-    """Give [start, stop) of the positions that a rank takes at a step of a global batch."""
+    """Return [start, stop) of the positions that a rank takes at a step of a global batch."""
     share = batch // world
     start = step * batch + rank * share
     return start, start + share

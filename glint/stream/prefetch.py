@@ -12,9 +12,10 @@ import numpy as np
 from glint.errors import UsageError
 from glint.log import logger
 from glint.rng import I64
-from glint.shards import remote as cache
 from glint.shards.dataset import Dataset
+from glint.shards.remote import limit
 from glint.stream.columns import Columns
+from glint.stream.plan import Plan
 
 THREADS = 4  # shards fetched at once
 PIECE = 4096  # positions looked at together where the epoch has no windows
@@ -24,19 +25,18 @@ Rows = Callable[[I64], I64]  # positions of the epoch -> rows
 Window = Callable[[int], tuple[int, int]]  # a position -> [start, stop) of its window
 
 
-def check(dataset: Dataset, block: int | None, window: int) -> None:
+def check(dataset: Dataset, windowed: Plan | None) -> None:
     """Refuse an order that would fetch every shard again and again. Raises UsageError GL0002.
 
-    block, window: samples of a shuffle block, and blocks of a window; None, 0 for no windows.
+    windowed: the plan where it shuffles in windows; None where samples come from anywhere.
     """
-    remote = dataset.remote
-    if remote is None or remote.fits or not dataset.n:
+    if dataset.remote is None or dataset.remote.fits or not dataset.n:
         return
     listed = dataset.manifest["shards"]
     sizes = sorted((int(entry["bytes"]) for entry in listed), reverse=True)
     counts = {int(entry["samples"]) for entry in listed[:-1]} or {dataset.n}
-    total, most = sum(sizes), cache.limit()
-    if not block:
+    total, most = sum(sizes), limit()
+    if windowed is None or windowed.block is None:
         raise UsageError(
             "GL0002",
             f"the shards take {total / 1e9:.1f} GB, the cache {most / 1e9:.1f} GB, and the order "
@@ -44,11 +44,9 @@ def check(dataset: Dataset, block: int | None, window: int) -> None:
             where=dataset.name,
             hint="a larger --cache-size, or data.block = the samples of a shard",
         )
-    per_shard = max(counts)
-    per_block = (
-        1 if counts == {block} else 1 + -(-block // max(1, min(counts)))
-    )  # shards of one block
-    touched = min(len(sizes), 2 * window * per_block)
+    block, per_shard = windowed.block, max(counts)
+    shards_per_block = 1 if counts == {block} else 1 + -(-block // max(1, min(counts)))
+    touched = min(len(sizes), 2 * windowed.window * shards_per_block)
     need = sum(sizes[:touched])
     if need > most:
         raise UsageError(
@@ -70,7 +68,7 @@ def check(dataset: Dataset, block: int | None, window: int) -> None:
         )
 
 
-class Ahead:
+class Prefetcher:
     """Fetches the shards of an epoch in the order of their first use, in threads.
 
     rows, window: of the plan; window None where the epoch has no windows: then the cache holds all
@@ -97,14 +95,14 @@ class Ahead:
         self.at(first)
         self._taking = threading.Lock()
         self._threads = [
-            threading.Thread(target=self._work, daemon=True, name="glint-ahead")
+            threading.Thread(target=self._work, daemon=True, name="glint-prefetch")
             for _ in range(THREADS)
         ]
         for thread in self._threads:
             thread.start()
 
     def at(self, position: int) -> None:
-        """Say which position of the epoch is in use."""
+        """Note which position of the epoch is in use."""
         if self._paced and self._window is not None:
             until = self._window(position)[1]
             with self._may:
@@ -120,7 +118,7 @@ class Ahead:
             thread.join(JOIN)
 
     def _order(self, first: int, length: int) -> Iterator[tuple[int, int]]:
-        """Give (first position of its piece, shard); a shard stands once in a piece."""
+        """Yield (first position of its piece, shard); a shard stands once in a piece."""
         done: set[int] = set()
         start = first
         while start < length:

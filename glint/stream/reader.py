@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from glint.errors import InputError
 from glint.rng import I64
@@ -24,7 +23,6 @@ class Reader:
     def __init__(self, shards: Shards, *, size: int = 112, degrade: Degrade | None = None) -> None:
         self.shards, self.degrade = shards, degrade
         self.shape = (size, size, 3)
-        self.now_t: I64 | None = None  # the row that each thread is at, or -1: see `pool`
 
     def fill(
         self,
@@ -35,18 +33,20 @@ class Reader:
         pool: Executor | None = None,
         parts: int = 1,
         window: Window | None = None,
+        now_t: I64 | None = None,
     ) -> None:
         """Write the images of rows into a batch, degraded as (seed, epoch, position) says.
 
-        With a pool of threads the batch is cut into `parts`. window: bytes read ahead.
+        With a pool of threads the batch is cut into `parts`. window: bytes read ahead. now_t: where
+        each thread writes the row that it is at, or -1 (`Workers` names it when a worker dies).
         Raises InputError GL0302, GL0303, GL0903.
         """
         if pool is None or parts < 2:
-            self._fill(image_nHW3, row_n, window, 0)
+            self._fill(image_nHW3, row_n, window, 0, now_t)
         else:
             edge = np.linspace(0, len(row_n), parts + 1).astype(int)
             done = [
-                pool.submit(self._fill, image_nHW3[a:b], row_n[a:b], window, part)
+                pool.submit(self._fill, image_nHW3[a:b], row_n[a:b], window, part, now_t)
                 for part, (a, b) in enumerate(pairwise(edge.tolist()))
             ]
             for future in done:
@@ -55,9 +55,9 @@ class Reader:
             self.degrade(image_nHW3, epoch, position_n)
 
     def _fill(
-        self, image_nHW3: U8, row_n: npt.NDArray[np.int64], window: Window | None, part: int
+        self, image_nHW3: U8, row_n: I64, window: Window | None, part: int, now_t: I64 | None
     ) -> None:
-        shards, now_t = self.shards, self.now_t
+        shards = self.shards
         read, check = shards.read, shards.check
         for sample, out in zip(shards.samples(row_n), image_nHW3):
             data: bytes | memoryview

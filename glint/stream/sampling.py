@@ -16,14 +16,14 @@ import pyarrow as pa
 from glint import schemas
 from glint.errors import InputError, UsageError
 from glint.files import parquet
+from glint.rng import I64
 
 F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a table says.
+    """The content of a sampling table.
 
     each: images of an identity that stand together, 0 for single images. left_out: rows of
     samples.parquet that no epoch draws, ascending; count_C: images without them.
@@ -36,7 +36,7 @@ class Sampling:
 
     @property
     def digest(self) -> str:
-        """Fingerprint the draws, so that a resumed run can tell another table."""
+        """Fingerprint the draws, so that a resumed run notices another table."""
         value = np.ascontiguousarray(self.draws_C, dtype="<f8").tobytes()
         value += b"each %d" % self.each if self.each else b""
         value += b"left out" + self.left_out.astype("<i8").tobytes() if len(self.left_out) else b""
@@ -126,7 +126,7 @@ def _left_out(table: pa.Table, path: Path) -> tuple[I64, I64]:
 
 
 def _each(text: str, draws_C: F64, path: Path) -> int:
-    """Read how many images of an identity stand together; its draws must say the same."""
+    """Read how many images of an identity stand together; its draws must agree."""
     each = int(text) if text.isdigit() else -1
     if each < 0 or (each and not np.isin(draws_C, (0, each)).all()):
         raise InputError(

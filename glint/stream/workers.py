@@ -1,7 +1,7 @@
 """Loader processes that cannot hang: batch i is made by worker i % W, in shared memory.
 
-A worker that dies, stalls or meets a bad sample becomes a named error in the consumer at once;
-there is no signal handler and no queue thread.
+A worker that dies, stalls or reads a bad sample raises a named error in the consumer at once; there
+is no signal handler and no queue thread.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Workers:
 
     @property
     def pids(self) -> list[int]:
-        """Give the processes' numbers."""
+        """Return the processes' numbers."""
         return [process.pid for process in self._processes]
 
     def batches(self, steps: Sequence[int]) -> Iterator[tuple[int, U8, Any]]:
-        """Give (step, image, rest) in order; `image` is valid until the next one is asked for.
+        """Yield (step, image, rest) in order; `image` is valid until the next one is asked for.
 
         Raises what `make` raised where that is a GlintError; LostError GL0902 for a dead or
         stuck worker; RuntimeError with the worker's stack for anything else.
@@ -157,8 +157,8 @@ class Workers:
         )
 
     def _place(self, worker: int, step: int) -> str:
-        told = self._at(worker) if self._at is not None else ""
-        return f"step {step}" + (f", reading {told}" if told else "")
+        sample = self._at(worker) if self._at is not None else ""
+        return f"step {step}" + (f", reading {sample}" if sample else "")
 
 
 def _work(

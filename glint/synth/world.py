@@ -8,11 +8,11 @@ damaged records, flipped labels, a long tail. The truth is written beside them.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from glint.files.atomic import make_dir, write_bytes, write_json, writing
 from glint.log import Progress, silent
 from glint.results import models as results
 from glint.shards.recordio import Writer, pack
-from glint.synth.faces import lookalike, person, photograph, stream, uniform
+from glint.synth.faces import lookalike, person, photograph
+from glint.synth.view import stream, uniform
 
 UNSEEN = 1 << 40  # persons from this number on are only in pairs.bin
 VIEWS = 8  # images of an unseen person that pairs are drawn from
@@ -153,7 +154,7 @@ def cast(world: World) -> Cast:
 def make(
     world: World, out: Path, *, workers: int = 1, progress: Progress = silent
 ) -> results.Synth:
-    """Write the world to `out` and give its counts.
+    """Write the world to `out` and return its counts.
 
     Bytes depend on `world` alone, not on workers. Memory does not grow with the number of images.
     Raises UsageError GL0002 for an impossible world, BusyError GL0004 where `out` holds files.
@@ -264,12 +265,10 @@ def _rendered(
             yield task, _render(world, plan, task)
         return
     waiting: deque[tuple[Task, Future[list[View]]]] = deque()
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(world,)
-    ) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         try:
             for task in tasks:
-                waiting.append((task, pool.submit(_work, task)))
+                waiting.append((task, pool.submit(_work, world, task)))
                 if len(waiting) > 8 * workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -280,16 +279,14 @@ def _rendered(
             pool.shutdown(cancel_futures=True)
 
 
-_here: list[tuple[World, Cast]] = []  # the world of a worker process
+def _work(world: World, task: Task) -> list[View]:
+    """Render a task in a worker process."""
+    return _render(world, _cast(world), task)
 
 
-def _begin(world: World) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    _here.append((world, cast(world)))
-
-
-def _work(task: Task) -> list[View]:
-    return _render(*_here[0], task)
+@lru_cache(maxsize=1)
+def _cast(world: World) -> Cast:
+    return cast(world)
 
 
 def _render(world: World, plan: Cast, task: Task) -> list[View]:
@@ -308,7 +305,7 @@ def _render(world: World, plan: Cast, task: Task) -> list[View]:
 
 
 def latents(world: World, plan: Cast, who: int) -> np.ndarray:
-    """Give the latents of person `who`, a look-alike's made from the one they resemble."""
+    """Return the latents of person `who`, a look-alike's made from the one they resemble."""
     if who in plan.model:
         return lookalike(world.seed, who, person(world.seed, plan.model[who]), world.likeness)
     return person(world.seed, who)

@@ -1,4 +1,4 @@
-"""From a recipe to built objects: the only place in training that reads the recipe's tables."""
+"""From a recipe to built objects: data, nets, head and optimiser of one rank."""
 
 from __future__ import annotations
 
@@ -20,55 +20,61 @@ from glint.errors import MismatchError, UsageError
 from glint.evals.packs import Pairs, read_bin
 from glint.log import logger
 from glint.nn import backbones
+from glint.nn.heads import options as head_options
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
+from glint.nn.heads.options import ClassPoolOptions, ClassQueueOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.margins import Margin, margin
+from glint.nn.margins import margin
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.decode import on_gpu
-from glint.stream.loader import Stream
-from glint.train import hard_negatives as near
-from glint.train import optim
-from glint.train.paired import Paired
+from glint.stream.dual import Paired
+from glint.stream.loader import Images, Stream
+from glint.stream.order import Order
+from glint.train import hard_negatives, optim
 from glint.train.recipe import Head, Recipe
 from glint.train.teacher import Frozen
-
-PRECISION = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 AnyHead = PartialFC | ClassPool | ClassQueue
 
 
-@dataclass
+@dataclass(frozen=True)
+class Data:
+    """What a run reads: training samples, and packs of pairs to verify on, by name."""
+
+    dataset: Dataset
+    labels: labels.LabelTable
+    stream: Stream | Paired
+    val: dict[str, Pairs]
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything a training run works with, on this rank."""
 
     recipe: Recipe
     world: World
     out: Path
-    dataset: Dataset
-    labels: labels.LabelTable
-    stream: Stream | Paired
+    data: Data
     backbone: nn.Module
     model: nn.Module  # the backbone, inside DDP where there is more than one rank
     head: AnyHead
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None  # of the backbone's weights and buffers
-    val: dict[str, Pairs]
-    near: str = ""  # digest of the table of nearest classes, where the head has one
-    teacher: Frozen | None = None  # what the net imitates besides
-    skipped: int = 0  # steps in a row whose gradient was not finite
+    teacher: Frozen | None  # what the net imitates besides
+    fingerprint: dict[str, Any]  # what may not change between a run and its continuation
 
     @property
     def parameter_dtype(self) -> torch.dtype:
         """What weights are stored in: float32, or float64 where the recipe says so."""
-        return torch.float64 if self.recipe.run.precision == "float64" else torch.float32
+        return parameter_dtype(self.recipe)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What autocast computes in, None without it."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.run.precision)
 
     @property
     def judged(self) -> nn.Module:
@@ -77,50 +83,57 @@ class Run:
 
     @property
     def global_batch(self) -> int:
-        """Images of one step over all ranks."""
+        """Images of one micro-batch over all ranks."""
         return self.recipe.data.batch * self.world.size
+
+    @property
+    def step_images(self) -> int:
+        """Images of one optimiser step over all ranks."""
+        return self.global_batch * self.recipe.run.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of one pass."""
-        return self.stream.steps_per_epoch // self.recipe.run.accumulate
+        return self.data.stream.steps_per_epoch // self.recipe.run.accumulate
 
-    def identity(self) -> dict[str, Any]:
-        """What may not change between a run and its continuation."""
-        recipe = self.recipe.model_dump(mode="json")
-        return {
-            "dataset": self.dataset.digest,
-            "label_version": self.labels.version,
-            "classes": self.labels.classes,
-            "seed": recipe["run"]["seed"],
-            "accumulate": recipe["run"]["accumulate"],
-            "precision": recipe["run"]["precision"],
-            "ema": recipe["run"]["ema"],
-            "sync_bn": recipe["run"]["sync_bn"],
-            "sampling": self.stream.sampling_digest,
-            "data": {name: recipe["data"][name] for name in ("flip", "augment", "block")},
-            "backbone": recipe["backbone"],
-            "head": {k: v for k, v in recipe["head"].items() if k not in self._free()},
-            "optim": recipe["optim"],
-            "schedule": {k: v for k, v in recipe["schedule"].items() if k != "max_steps"},
-            **({"near": self.near} if self.near else {}),
-            **({"teacher": self.teacher.identity()} if self.teacher else {}),
-        }
 
-    def _free(self) -> set[str]:
-        """Name the keys of the head that may change, or that this kind does not have."""
-        kind = self.recipe.head.kind
-        free = {"block", "kernels", "near"}
-        return (
-            free
-            | ({"slots"} if kind == "partial_fc" else set())
-            | ({"gallery"} if kind != "class_queue" else set())
-            | (set() if self.recipe.head.hard else {"hard"})
-        )
+def parameter_dtype(recipe: Recipe) -> torch.dtype:
+    """Return what weights are stored in."""
+    return torch.float64 if recipe.run.precision == "float64" else torch.float32
+
+
+def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -> dict[str, Any]:
+    """Return what may not change between a run and its continuation.
+
+    near: digest of the table of nearest classes, "" without one.
+    """
+    table = recipe.model_dump(mode="json")
+    kind = recipe.head.kind
+    free = {"block", "kernels", "near"}  # keys of the head that may change
+    free |= {"slots"} if kind == "partial_fc" else set()  # and that this kind does not have
+    free |= {"gallery"} if kind != "class_queue" else set()
+    free |= set() if recipe.head.hard else {"hard"}
+    return {
+        "dataset": data.dataset.digest,
+        "label_version": data.labels.version,
+        "classes": data.labels.classes,
+        **{
+            name: table["run"][name]
+            for name in ("seed", "accumulate", "precision", "ema", "sync_bn")
+        },
+        "sampling": data.stream.sampling_digest,
+        "data": {name: table["data"][name] for name in ("flip", "augment", "block")},
+        "backbone": table["backbone"],
+        "head": {k: v for k, v in table["head"].items() if k not in free},
+        "optim": table["optim"],
+        "schedule": {k: v for k, v in table["schedule"].items() if k != "max_steps"},
+        **({"near": near} if near else {}),
+        **({"teacher": teacher.fingerprint()} if teacher else {}),
+    }
 
 
 def threads(recipe: Recipe, world: World) -> int:
-    """Compute threads of this rank: as told, or the machine's cores shared out."""
+    """Compute threads of this rank: those of the recipe, or the machine's cores shared out."""
     return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
 
 
@@ -131,87 +144,52 @@ def head(
     masks: Any,
     world: World,
     recipe: Recipe,
-    near_CK: Any = None,
+    neighbours_CK: Any = None,
 ) -> AnyHead:
     """Build the classification head over `classes` identities.
 
-    near_CK: the classes nearest to each, where negatives are hard-aware. Raises UsageError GL0002
-    where a pool or queue has fewer slots than a step writes; warns where it has fewer than twice
-    as many.
+    neighbours_CK: the classes nearest to each, where negatives are hard-aware. Raises UsageError
+    GL0002 where a pool or queue has fewer slots than a step writes; warns where it has fewer than
+    twice as many.
     """
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
     else:
         shape = margin(table.margin, m=table.m)
-    dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
-    if table.kind != "partial_fc":
-        return _without_table(table, classes, dim, shape, masks, world, recipe, dtype)
-    return PartialFC(
-        classes,
-        dim,
-        margin=shape,
-        scale=table.scale,
-        rate=table.rate,
-        rule=table.rule,
-        momentum=recipe.optim.momentum,
-        weight_decay=recipe.optim.weight_decay,
-        threshold=table.threshold,
-        masks=masks if table.masks else None,
-        world=world,
-        seed=recipe.run.seed,
-        dtype=dtype,
-        block=table.block,
-        gemm=table.gemm,
-        storage=table.storage,
-        kernels=table.kernels,
-        near=near_CK,
-        hard=table.hard,
-    )
-
-
-def _without_table(
-    table: Head,
-    classes: int,
-    dim: int,
-    shape: Margin,
-    masks: Any,
-    world: World,
-    recipe: Recipe,
-    dtype: torch.dtype,
-) -> AnyHead:
-    """Build a head whose class rows are features of the averaged net."""
-    batch = recipe.data.batch
-    queue = table.kind == "class_queue"
-    if queue:
-        written = batch * world.size // (1 + table.gallery)
-    else:
-        written = min(batch * world.size // 2, classes)
-    if table.slots < written:
-        raise UsageError(
-            "GL0002",
-            f"head.slots is {table.slots}, a step may write {written}",
-            hint="more head.slots, a smaller data.batch or fewer ranks",
-        )
-    if world.rank == 0 and table.slots < min(2 * written, classes):
-        logger.warning(
-            "head.slots is %d and a step may write %d: most negatives are of the same batch",
-            table.slots,
-            written,
-        )
-    options: dict[str, Any] = {
+    optim = {"momentum": recipe.optim.momentum, "weight_decay": recipe.optim.weight_decay}
+    options = head_options.chosen(table.kind, {**table.model_dump(), **optim})
+    common: dict[str, Any] = {
         "margin": shape,
-        "slots": table.slots,
-        "scale": table.scale,
-        "threshold": table.threshold,
         "masks": masks if table.masks else None,
         "world": world,
-        "dtype": dtype,
-        "block": table.block,
-        "gemm": table.gemm,
+        "dtype": torch.float64 if recipe.run.precision == "float64" else torch.float32,
     }
-    if queue:
-        return ClassQueue(classes, dim, images=table.gallery, **options)
-    return ClassPool(classes, dim, singles=batch // 3, **options)
+    if isinstance(options, ClassQueueOptions):
+        written = recipe.data.batch * world.size // (1 + options.gallery)
+        _check_slots(options.slots, written, classes, world)
+        return ClassQueue(classes, dim, options, **common)
+    if isinstance(options, ClassPoolOptions):
+        written = min(recipe.data.batch * world.size // 2, classes)
+        _check_slots(options.slots, written, classes, world)
+        return ClassPool(classes, dim, options, singles=recipe.data.batch // 3, **common)
+    seed = recipe.run.seed
+    return PartialFC(classes, dim, options, neighbours=neighbours_CK, seed=seed, **common)
+
+
+def _check_slots(slots: int, written: int, classes: int, world: World) -> None:
+    """Refuse fewer slots than a step writes; warn of fewer than twice as many."""
+    if slots < written:
+        raise UsageError(
+            "GL0002",
+            f"head.slots is {slots}, a step may write {written}",
+            hint="more head.slots, a smaller data.batch or fewer ranks",
+        )
+    if world.rank == 0 and slots < min(2 * written, classes):
+        logger.warning(
+            "head.slots is %d and a step may write %d: most negatives are of the same batch",
+            slots,
+            written,
+        )
 
 
 def build(recipe: Recipe, world: World, out: Path) -> Run:
@@ -222,6 +200,45 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     were given different recipes or data.
     """
     torch.set_num_threads(threads(recipe, world))
+    data = open_data(recipe, world)
+    backbone, model = net(recipe, world)
+    dim, teacher = recipe.backbone.embedding, None
+    if recipe.teacher is not None:
+        teacher = Frozen(
+            recipe.teacher,
+            dim,
+            world,
+            threads=threads(recipe, world),
+            channels_last=recipe.run.channels_last,
+        )
+    near_CK, near_digest = None, ""
+    if recipe.head.near:
+        near_CK, near_digest = hard_negatives.read(
+            Path(recipe.head.near), data.dataset, data.labels
+        )
+    classes, masks = data.labels.classes, data.labels.masks
+    run = Run(
+        recipe=recipe,
+        world=world,
+        out=out,
+        data=data,
+        backbone=backbone,
+        model=data_parallel(model, world),
+        head=head(recipe.head, classes, dim, masks, world, recipe, near_CK).to(world.device),
+        optimizer=optim.optimizer(backbone, recipe.optim),
+        scaler=torch.amp.GradScaler(
+            world.device.type, enabled=recipe.run.precision == "fp16", growth_interval=100
+        ),
+        averaged=average(backbone, recipe),
+        teacher=teacher,
+        fingerprint=fingerprint(recipe, data, near_digest, teacher),
+    )
+    handshake(run)
+    return run
+
+
+def open_data(recipe: Recipe, world: World) -> Data:
+    """Open the dataset, its labels in force, the packs to verify on, and this rank's stream."""
     dataset = Dataset(recipe.data.path)
     table = labels.current(dataset.root, dataset.classes)
     sampling = recipe.data.sampling
@@ -235,27 +252,29 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         if not Path(path).is_file():
             raise UsageError("GL0001", f"run.val: no such file: {path}")
         val[Path(path).stem] = read_bin(path)
-    options: dict[str, Any] = {
-        "labels": table,
-        "sampling": sampling or None,
-        "rank": world.rank,
-        "world": world.size,
-        "seed": recipe.run.seed,
-        "workers": recipe.data.workers,
-        "threads": recipe.data.threads,
-        "block": recipe.data.block or None,
-        "flip": recipe.data.flip,
-        "augment": recipe.data.augment,
-        "pinned": world.device.type == "cuda",
-        "decoder": on_gpu(world.device) if recipe.data.decode == "gpu" else None,
-        "verify": recipe.data.verify,
-    }
-    stream: Stream | Paired
-    if recipe.head.kind == "class_pool":
-        stream = Paired(dataset, batch=recipe.data.batch, **options)
-    else:
-        mates = recipe.head.gallery if recipe.head.kind == "class_queue" else 0
-        stream = Stream(dataset, batch=recipe.data.batch, mates=mates, **options)
+    kind = Paired if recipe.head.kind == "class_pool" else Stream
+    stream: Stream | Paired = kind(
+        dataset,
+        labels=table,
+        batch=recipe.data.batch,
+        rank=world.rank,
+        world=world.size,
+        seed=recipe.run.seed,
+        workers=recipe.data.workers,
+        threads=recipe.data.threads,
+        order=Order(
+            sampling=sampling or None,
+            block=recipe.data.block or None,
+            positives=recipe.head.gallery if recipe.head.kind == "class_queue" else 0,
+        ),
+        images=Images(
+            flip=recipe.data.flip,
+            augment=recipe.data.augment,
+            decoder=on_gpu(world.device) if recipe.data.decode == "gpu" else None,
+            verify=recipe.data.verify,
+            pinned=world.device.type == "cuda",
+        ),
+    )
     if stream.steps_per_epoch < recipe.run.accumulate:
         raise UsageError(
             "GL0002",
@@ -263,11 +282,15 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
             f"{recipe.data.batch} x {world.size} ranks x {recipe.run.accumulate}",
             hint="a smaller data.batch, fewer ranks, or more data",
         )
-    dtype = torch.float64 if recipe.run.precision == "float64" else torch.float32
+    return Data(dataset, table, stream, val)
+
+
+def net(recipe: Recipe, world: World) -> tuple[nn.Module, Any]:
+    """Build the backbone; return it, and what computes it: itself, or its compiled form."""
     torch.manual_seed(recipe.run.seed)
     backbone = backbones.create(
         recipe.backbone.name, embedding=recipe.backbone.embedding, **recipe.backbone.options
-    ).to(world.device, dtype)
+    ).to(world.device, parameter_dtype(recipe))
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.run.sync_bn and world.size > 1:
@@ -275,59 +298,21 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
             raise UsageError("GL0002", "run.sync_bn needs a GPU", hint="--set run.sync_bn=false")
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
         backbone = convert(backbone, world.group)
-    forward: Any = backbone
     if recipe.run.compile:
-        forward = torch.compile(backbone, backend=recipe.run.compile)
-    teacher = None
-    if recipe.teacher is not None:
-        teacher = Frozen(
-            recipe.teacher,
-            recipe.backbone.embedding,
-            world,
-            threads=threads(recipe, world),
-            channels_last=recipe.run.channels_last,
-        )
-    near_CK, near_digest = None, ""
-    if recipe.head.near:
-        near_CK, near_digest = near.read(Path(recipe.head.near), dataset, table)
-    run = Run(
-        recipe=recipe,
-        world=world,
-        out=out,
-        dataset=dataset,
-        labels=table,
-        stream=stream,
-        backbone=backbone,
-        model=data_parallel(forward, world),
-        head=head(
-            recipe.head,
-            table.classes,
-            recipe.backbone.embedding,
-            table.masks,
-            world,
-            recipe,
-            near_CK,
-        ).to(world.device),
-        optimizer=optim.optimizer(backbone, recipe.optim),
-        scaler=torch.amp.GradScaler(
-            world.device.type, enabled=recipe.run.precision == "fp16", growth_interval=100
-        ),
-        averaged=average(backbone, recipe.run.ema) if recipe.run.ema else None,
-        val=val,
-        near=near_digest,
-        teacher=teacher,
-    )
-    if run.averaged is not None and recipe.head.kind != "partial_fc":
-        for norm in norms(run.averaged.module):
-            norm.momentum = 0.0  # its statistics are averages of the trained net's, not its own
-    handshake(run)
-    return run
+        return backbone, torch.compile(backbone, backend=recipe.run.compile)
+    return backbone, backbone
 
 
-def average(backbone: nn.Module, decay: float) -> AveragedModel:
+def average(backbone: nn.Module, recipe: Recipe) -> AveragedModel | None:
     """Keep a moving average of weights and buffers: average * decay + weights * (1 - decay)."""
+    if not recipe.run.ema:
+        return None
     rule: Any = get_ema_multi_avg_fn
-    return AveragedModel(backbone, multi_avg_fn=rule(decay), use_buffers=True)
+    averaged = AveragedModel(backbone, multi_avg_fn=rule(recipe.run.ema), use_buffers=True)
+    if recipe.head.kind != "partial_fc":
+        for norm in norms(averaged.module):
+            norm.momentum = 0.0  # its statistics are averages of the trained net's, not its own
+    return averaged
 
 
 def norms(net: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
@@ -340,7 +325,7 @@ def handshake(run: Run) -> None:
 
     Raises MismatchError GL0602 on every rank where they differ.
     """
-    text = json.dumps([run.identity(), run.recipe.model_dump(mode="json")], sort_keys=True)
+    text = json.dumps([run.fingerprint, run.recipe.model_dump(mode="json")], sort_keys=True)
     digest = hashlib.sha256(text.encode()).digest()
     mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(run.world.device)
     seen = all_gather_rows(mine[None], run.world)

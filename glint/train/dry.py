@@ -16,7 +16,7 @@ from glint.nn.backbones.parts import SIZE
 from glint.results import models as results
 from glint.train import memory
 from glint.train.recipe import Recipe
-from glint.train.teacher import held as held_teacher
+from glint.train.teacher import weight_bytes
 
 STATES = {"sgd": 1, "adamw": 2}  # tensors of a weight's size that the optimiser keeps
 
@@ -41,27 +41,20 @@ def run(recipe: Recipe, classes: int, world: int) -> results.TrainPlan:
     states = STATES[recipe.optim.kind]
     if recipe.optim.kind == "sgd" and recipe.optim.momentum == 0:
         states = 0
-    head = memory.Head(
+    head = memory.head(
+        recipe.head.model_dump(),
         classes,
-        table.embedding,
-        world,
-        recipe.data.batch,
-        recipe.head.rate,
-        recipe.head.rule,
-        recipe.head.storage,
-        recipe.head.gemm,
-        recipe.head.block,
-        kind=recipe.head.kind,
-        slots=recipe.head.slots,
-        gallery=recipe.head.gallery,
-    ).checked()
+        dim=table.embedding,
+        world=world,
+        batch=recipe.data.batch,
+    )
     held = memory.memory(head)
     parts = {
         "weights": every * size + buffers,
         "gradients": trained * size,
         "optimiser": trained * size * states,
         "average": every * size + buffers if recipe.run.ema else 0,
-        **({"teacher": held_teacher(recipe.teacher, table.embedding)} if recipe.teacher else {}),
+        **({"teacher": weight_bytes(recipe.teacher, table.embedding)} if recipe.teacher else {}),
         "images": recipe.data.batch * 3 * SIZE * SIZE * size,
         "activations": activations(recipe),
         "head": held["total"],

@@ -19,13 +19,13 @@ from glint.shards.labels import LabelTable
 
 MOST = 8  # neighbours of a class that are kept: 32 bytes a class
 LIKELY = 0.01  # of one person: from here on a pair is no hard negative
-ALIKE = 0.7  # the same by score, where the report gives no probability
+ALIKE = 0.7  # the same by score, where the report has no probability
 
 Ints = npt.NDArray[np.int64]
 
 
 def read(folder: Path, dataset: Dataset, label: LabelTable) -> tuple[npt.NDArray[np.int32], str]:
-    """Read the pairs of a report that are two people; give their table (C, K) and its digest.
+    """Read the pairs of a report that are two people; return their table (C, K) and its digest.
 
     Pairs to merge or mask are known or suspected conflicts and left out, as are pairs to keep that
     may yet be one person (`LIKELY`, `ALIKE`) and classes that the labels in force merge or drop.

@@ -1,4 +1,7 @@
-"""The training loop: takes built objects, knows nothing of recipes' spelling or files' layout."""
+"""The training loop, over the objects that `build` made.
+
+Of the recipe it reads the schedule, the rates, and when to log, save and verify (`[run]`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from glint.results import models as results
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
 from glint.train import metrics, report, restore
-from glint.train.build import PRECISION, Run, norms
+from glint.train.build import Run, norms
 from glint.train.saving import Saver
 from glint.train.schedule import learning_rate, total_steps
 
@@ -33,7 +37,7 @@ from glint.train.schedule import learning_rate, total_steps
 def train(run: Run, progress: Progress = silent) -> results.Train:
     """Train from the newest checkpoint under `run.out`, or from the start, to the last step.
 
-    Gives {steps, loss, accuracy, checkpoint, ...}. Raises DivergedError GL0703 where the loss or
+    Returns {steps, loss, accuracy, checkpoint, ...}. Raises DivergedError GL0703 where the loss or
     a gradient is not finite (every rank at the same step; checkpoints stay as they are),
     ResourceError GL0901 at the step after a checkpoint could not be written, and Stopped GL0704
     after SIGTERM, SIGINT or SIGUSR1, with the state saved.
@@ -44,22 +48,22 @@ def train(run: Run, progress: Progress = silent) -> results.Train:
     log = metrics.Log(run, start)
     if run.world.rank == 0 and start < total:
         write_bytes(run.out / "recipe.toml", dump(recipe).encode())
-        logger.info("%s", run.stream.coverage(recipe.schedule.epochs))
+        logger.info("%s", run.data.stream.coverage(recipe.schedule.epochs))
     path = run.out / "checkpoints" / f"step-{start:08d}"
     verified: dict[str, Verification] = {}
-    loss = math.nan
-    if start == 0 and run.val:
+    result = Step(math.nan, math.nan)
+    if start == 0 and run.data.val:
         log.verification(0, 0.0, evaluate(run))
     with _signals() as stop, Saver(run, log) as saver:
         for step, batches in _steps(run, start, total):
             epoch = step // spe
             lr = learning_rate(recipe.schedule, recipe.optim.lr, step, spe)
-            loss = train_step(run, batches, step, lr, log)
-            log.step(step, epoch, lr, loss)
+            result = train_step(run, batches, step, lr, log, result.skipped)
+            log.step(step, epoch, lr, result.loss, result.distance)
             done = step + 1
-            progress(done, total, log.note(epoch, loss, lr))
+            progress(done, total, log.note(epoch, result.loss, lr, result.distance))
             every = recipe.run.eval_every or spe
-            if run.val and (done % every == 0 or done == total):
+            if run.data.val and (done % every == 0 or done == total):
                 verified = evaluate(run)
                 log.verification(done, done / spe, verified)
             stopping, failed = _any(run, bool(stop), saver.failed)
@@ -82,163 +86,204 @@ def train(run: Run, progress: Progress = silent) -> results.Train:
                 )
         saver.wait()
     log.close()
-    if not verified and run.val:
+    if not verified and run.data.val:
         verified = evaluate(run)
     accuracy = [v.accuracy for v in verified.values()]
     return results.Train(
         steps=max(start, total),
-        loss=None if math.isnan(loss) else loss,
+        loss=None if math.isnan(result.loss) else result.loss,
         accuracy=float(np.mean(accuracy)) if accuracy else None,
         verification={name: v.accuracy for name, v in verified.items()},
         checkpoint=str(path),
         out=str(run.out),
         resumed_from=start,
-        images=max(start, total) * run.global_batch * recipe.run.accumulate,
-        classes=run.labels.classes,
+        images=max(start, total) * run.step_images,
+        classes=run.data.labels.classes,
         world=run.world.size,
     )
 
 
-def train_step(
-    run: Run,
-    batches: list[Batch],
-    step: int,
-    lr: float,
-    log: metrics.Log,
-) -> float:
-    """Do one optimiser step on `batches` (one per accumulation) and give the mean loss.
+@dataclass(frozen=True)
+class Step:
+    """What one step had.
 
-    The head's backward ends at the features; the backbone's starts there. So the head always works
-    unscaled, and only the backbone sees the fp16 loss scale. A step whose loss or gradient is not
-    finite moves nothing: it raises DivergedError GL0703, or is skipped where the recipe says so
-    or fp16's scale was only too large.
+    loss: of the head, and of the teacher at its weight; mean over the micro-batches. distance: to
+    the teacher, mean over all ranks, NaN without one. skipped: steps in a row, up to this one,
+    whose loss or gradient was not finite.
     """
-    recipe, device, scaler = run.recipe, run.world.device, run.scaler
-    dtype = PRECISION[recipe.run.precision]
-    mixed = dtype in (torch.bfloat16, torch.float16)
-    losses, apart = [], []
+
+    loss: float
+    distance: float
+    skipped: int = 0
+
+
+def train_step(
+    run: Run, batches: list[Batch], step: int, lr: float, log: metrics.Log, skipped: int = 0
+) -> Step:
+    """Do one optimiser step on `batches`, one per accumulation.
+
+    skipped: steps in a row, up to this one, that were not finite. Such a step moves nothing: it
+    raises DivergedError GL0703, or is skipped where the recipe says so or fp16's scale was only too
+    large.
+    """
+    loss, distance = forward_backward(run, batches, step, log)
+    clip = run.recipe.optim.clip
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip if clip > 0 else math.inf)
+    if math.isfinite(loss) and bool(torch.isfinite(norm)):
+        apply(run, step, lr)
+        log.mark("update")
+        return Step(loss, distance)
+    result = Step(loss, distance, skipped + 1)
+    skip(run, batches, step, result, float(norm), log)
+    return result
+
+
+def forward_backward(
+    run: Run, batches: list[Batch], step: int, log: metrics.Log
+) -> tuple[float, float]:
+    """Add up the gradients of all micro-batches; return their loss and distance (see `Step`)."""
+    losses, distances = [], []
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         sync = nullcontext() if last or not isinstance(run.model, DDP) else run.model.no_sync()
-        image = to_input(
-            batch.image.to(device, non_blocking=True),
-            run.parameter_dtype,
-            channels_last=recipe.run.channels_last,
-            flip=batch.flip,
-        )
-        label = batch.label.to(device, non_blocking=True)
-        log.mark("data")
-        micro = step * len(batches) + i
-        _draw_anew(recipe.run.seed, micro, run.world.rank)
-        compared: dict[str, Tensor] = {}
-        if not isinstance(run.head, PartialFC):
-            label = run.head.parts(label)[0]
-            image, other = run.head.parts(image)
-            compared["gallery_nD"] = gallery_features(run, other, dtype if mixed else None)
-        target_nd = None
-        if run.teacher is not None:  # before the net's own pass keeps its activations
-            target_nd = run.teacher.embed(image, dtype if mixed else None)
-            log.mark("teacher")
         with sync:
-            with torch.autocast(device.type, dtype, enabled=mixed):
-                feature_nd = run.model(image)
-            log.mark("forward")
-            leaf_nd = feature_nd.detach().to(run.parameter_dtype).requires_grad_()
-            loss = run.head(leaf_nd, label, step=micro, **compared) / len(batches)
-            if run.teacher is not None and target_nd is not None:
-                apart.append(run.teacher.distance(leaf_nd, target_nd) / len(batches))
-                (loss + run.teacher.weight * apart[-1]).backward()
-            else:
-                loss.backward()
-            log.mark("head")
-            assert leaf_nd.grad is not None
-            feature_nd.backward(scaler.scale(leaf_nd.grad.to(feature_nd.dtype)))
-            log.mark("backward")
-        losses.append(loss.detach())
-    scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(
-        run.backbone.parameters(), recipe.optim.clip if recipe.optim.clip > 0 else math.inf
-    )
+            loss, distance = _micro_batch(run, batch, step * len(batches) + i, len(batches), log)
+        losses.append(loss)
+        distances.append(distance)
     value = float(torch.stack(losses).sum())
-    if run.teacher is not None:  # each rank's gradient is of its own images: DDP averages them
-        mean = all_reduce_(torch.stack(apart).detach().sum(), run.world) / run.world.size
-        run.teacher.measured = float(mean)
-        value += run.teacher.weight * run.teacher.measured
-    if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-        overflow = scaler.is_enabled() and math.isfinite(value)
-        run.skipped += 1
-        if run.skipped > recipe.run.max_skips or not (overflow or recipe.run.on_nan == "skip"):
-            raise _diverged(run, step, value, float(norm), log.dump(step, batches, value))
-        if not overflow:
-            where = log.dump(step, batches, value)
-            logger.warning("step %d is skipped: loss %s; its samples: %s", step + 1, value, where)
-        if scaler.is_enabled():
-            scaler.step(run.optimizer)  # skips, as it has seen the gradient
-            scaler.update()
-        run.optimizer.zero_grad(set_to_none=True)
-        run.head.drop()
-        return value
-    run.skipped = 0
+    if run.teacher is None:
+        return value, math.nan
+    # Each rank's gradient is of its own images: DDP averages them.
+    mean = all_reduce_(torch.stack(distances).sum(), run.world) / run.world.size
+    return value + run.teacher.weight * float(mean), float(mean)
+
+
+def _micro_batch(
+    run: Run, batch: Batch, number: int, count: int, log: metrics.Log
+) -> tuple[Tensor, Tensor]:
+    """Run one of `count` micro-batches forward and backward; return its loss and distance.
+
+    number: its place among all micro-batches of the run. The head's backward ends at the features;
+    the backbone's starts there. So the head always works unscaled, and only the backbone sees the
+    fp16 loss scale.
+    """
+    device, mixed = run.world.device, run.autocast_dtype
+    image = to_input(
+        batch.image.to(device, non_blocking=True),
+        run.parameter_dtype,
+        channels_last=run.recipe.run.channels_last,
+        flip=batch.flip,
+    )
+    label = batch.label.to(device, non_blocking=True)
+    log.mark("data")
+    _reseed(run.recipe.run.seed, number, run.world.rank)
+    compared: dict[str, Tensor] = {}
+    if not isinstance(run.head, PartialFC):
+        label = run.head.parts(label)[0]
+        image, other = run.head.parts(image)
+        compared["gallery_nD"] = gallery_features(run, other)
+    target_nD = None
+    if run.teacher is not None:  # before the net's own pass keeps its activations
+        target_nD = run.teacher.embed(image, mixed)
+        log.mark("teacher")
+    with torch.autocast(device.type, mixed, enabled=mixed is not None):
+        feature_nD = run.model(image)
+    log.mark("forward")
+    leaf_nD = feature_nD.detach().to(run.parameter_dtype).requires_grad_()
+    loss = run.head(leaf_nD, label, step=number, **compared) / count
+    distance = loss.new_zeros(())
+    if run.teacher is not None and target_nD is not None:
+        distance = run.teacher.distance(leaf_nD, target_nD) / count
+        (loss + run.teacher.weight * distance).backward()
+    else:
+        loss.backward()
+    log.mark("head")
+    assert leaf_nD.grad is not None
+    feature_nD.backward(run.scaler.scale(leaf_nD.grad.to(feature_nD.dtype)))
+    log.mark("backward")
+    return loss.detach(), distance.detach()
+
+
+def apply(run: Run, step: int, lr: float) -> None:
+    """Move backbone, head and average by the gradients of this step."""
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    scaler.step(run.optimizer)
-    scaler.update()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.head.update(step=step, lr=lr * recipe.head.lr_scale)
+    run.head.update(step=step, lr=lr * run.recipe.head.lr_scale)
     if run.averaged is not None:
         run.averaged.update_parameters(run.backbone)
-    log.mark("update")
-    return value
+
+
+def skip(
+    run: Run, batches: list[Batch], step: int, result: Step, norm: float, log: metrics.Log
+) -> None:
+    """Leave everything as it was after a step that was not finite.
+
+    Raises DivergedError GL0703 where that may not be, or was done too often in a row.
+    """
+    settings, scaler = run.recipe.run, run.scaler
+    loss, skipped = result.loss, result.skipped
+    overflow = scaler.is_enabled() and math.isfinite(loss)
+    if skipped > settings.max_skips or not (overflow or settings.on_nan == "skip"):
+        in_a_row = f", {skipped} such steps in a row" if skipped > 1 else ""
+        raise DivergedError(
+            "GL0703",
+            f"loss {loss}, gradient norm {norm} at step {step + 1}{in_a_row}; "
+            f"its samples: {log.dump(step, batches, loss)}",
+            hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
+            "checkpoints are as they were",
+        )
+    if not overflow:
+        where = log.dump(step, batches, loss)
+        logger.warning("step %d is skipped: loss %s; its samples: %s", step + 1, loss, where)
+    if scaler.is_enabled():
+        scaler.step(run.optimizer)  # skips, as it has seen the gradient
+        scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.head.drop()
 
 
 @torch.no_grad()
-def gallery_features(run: Run, image: Tensor, mixed: torch.dtype | None) -> Tensor:
+def gallery_features(run: Run, image: Tensor) -> Tensor:
     """Embed images by the moving average of the net, as class rows of a head without a table.
 
     Batch norms take the statistics of the batch, as the trained net's do: averaged ones lag behind
     the weights. Everything else is as in use: nothing is dropped or masked.
     """
     assert run.averaged is not None  # the recipe's check
-    net = run.averaged.module.eval()
+    net, mixed = run.averaged.module.eval(), run.autocast_dtype
     for norm in norms(net):
         norm.train()
     with torch.autocast(run.world.device.type, mixed, enabled=mixed is not None):
         return net(image).to(run.parameter_dtype)  # type: ignore[no-any-return]
 
 
-def _diverged(run: Run, step: int, loss: float, norm: float, where: str) -> DivergedError:
-    row = f", {run.skipped} such steps in a row" if run.skipped > 1 else ""
-    return DivergedError(
-        "GL0703",
-        f"loss {loss}, gradient norm {norm} at step {step + 1}{row}; its samples: {where}",
-        hint="a lower optim.lr, a longer schedule.warmup, or precision bf16; "
-        "checkpoints are as they were",
-    )
-
-
-def _draw_anew(seed: int, micro: int, rank: int) -> None:
+def _reseed(seed: int, number: int, rank: int) -> None:
     """Make what a net draws (dropout, drop path, masks) depend on these three alone.
 
     So a resumed run draws what the unbroken one would have, and no two ranks draw the same.
     """
-    words = np.random.SeedSequence([seed, micro, rank]).generate_state(1, np.uint64)
+    words = np.random.SeedSequence([seed, number, rank]).generate_state(1, np.uint64)
     torch.manual_seed(int(words[0]))
 
 
 def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
-    """Give (global step, its micro-batches) from `start` to `total`, over epochs."""
+    """Yield (global step, its micro-batches) from `start` to `total`, over epochs."""
     spe, micro = run.steps_per_epoch, run.recipe.run.accumulate
     step = start
     while step < total:
         epoch, within = divmod(step, spe)
-        batches = run.stream.batches(epoch, start_step=within * micro)
+        batches = run.data.stream.batches(epoch, start_step=within * micro)
         for _ in range(min(spe - within, total - step)):
             yield step, [next(batches) for _ in range(micro)]
             step += 1
 
 
 def evaluate(run: Run) -> dict[str, Verification]:
-    """Verify on every pack of `run.val`; images are spread over the ranks.
+    """Verify on every pack of `run.data.val`; images are spread over the ranks.
 
     Batch norm uses rank 0's running statistics, as the checkpoint does.
     """
@@ -252,7 +297,7 @@ def evaluate(run: Run) -> dict[str, Verification]:
         return np.asarray(out.float().cpu())
 
     results = {}
-    for name, pairs in run.val.items():
+    for name, pairs in run.data.val.items():
         size, rank = run.world.size, run.world.rank
         mine = pairs.images[rank::size]
         out_nD = torch.zeros(
@@ -271,14 +316,14 @@ def evaluate(run: Run) -> dict[str, Verification]:
 
 
 def share_buffers(run: Run) -> None:
-    """Give every rank rank 0's batch norm statistics."""
+    """Broadcast rank 0's batch norm statistics to every rank."""
     if run.world.size > 1:
         for buffer in run.judged.buffers():
             torch.distributed.broadcast(buffer, 0, group=run.world.group)
 
 
 def _any(run: Run, *flags: bool) -> list[bool]:
-    """Say of each flag whether it is up on any rank."""
+    """Return, for each flag, whether it is set on any rank."""
     value: Tensor = torch.tensor([float(flag) for flag in flags], device=run.world.device)
     return [count > 0 for count in all_reduce_(value, run.world).tolist()]
 

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: log.jsonl, TensorBoard, and where the time went."""
+"""The log of a run: log.jsonl, TensorBoard, and where the time goes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glint.dist.collectives import SPENT
 from glint.files.atomic import write_bytes
 from glint.log import logger
 
@@ -28,18 +27,18 @@ def cut(path: Path, start: int) -> None:
     """Keep the entries of a log up to step `start`, none at 0; a torn last line goes too."""
     if not path.exists():
         return
-    kept, whole = [], path.read_bytes()
+    wanted, whole = [], path.read_bytes()
     for line in whole.splitlines(keepends=True):
         try:
             if line.endswith(b"\n") and start and int(json.loads(line)["step"]) <= start:
-                kept.append(line)
+                wanted.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    if b"".join(kept) != whole:
-        write_bytes(path, b"".join(kept))
+    if b"".join(wanted) != whole:
+        write_bytes(path, b"".join(wanted))
 
 
-def _endless(value: object) -> bool:
+def _not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
@@ -68,29 +67,36 @@ class Log:
                     logger.info("tensorboard is not installed: log.jsonl only")
 
     def mark(self, part: str) -> None:
-        """Put the time since the last mark down to `part`: on a GPU, its own and not the host's.
+        """Count the time since the last mark as `part`: on a GPU, its own and not the host's.
 
-        What glint's collectives took of it on the CPU is put down to "comm".
+        What glint's collectives took of it on the CPU counts as "comm".
         """
-        now, waited = self._now(), SPENT.seconds
+        now, waited = self._now(), self.run.world.waited.seconds
         self._marks.append((part, self._at, now, waited - self._waited))
         self._at, self._waited = now, waited
 
-    def note(self, epoch: int, loss: float, lr: float) -> str:
-        """Give the words of the progress line; accuracy and shares are of the last line logged."""
-        right = "" if self._accuracy is None else f" acc@1 {self._accuracy:.3f}"
+    def note(self, epoch: int, loss: float, lr: float, distance: float = math.nan) -> str:
+        """Return the text of the progress line; accuracy and shares are of the last line logged.
+
+        distance: to the teacher, where there is one.
+        """
+        accuracy = "" if self._accuracy is None else f" acc@1 {self._accuracy:.3f}"
         largest = sorted(self._shares.items(), key=lambda part: -part[1])
         shares = " ".join(f"{part} {100 * share:.0f} %" for part, share in largest if share >= 0.01)
-        apart = f" teacher {self.run.teacher.measured:.3f}" if self.run.teacher else ""
-        told = f"epoch {epoch} loss {loss:.3f}{apart}{right} lr {lr:.4f}"
-        return f"{told} {self._rate:.0f} img/s {shares}"
+        teacher = f" teacher {distance:.3f}" if self.run.teacher else ""
+        return (
+            f"epoch {epoch} loss {loss:.3f}{teacher}{accuracy} lr {lr:.4f} "
+            f"{self._rate:.0f} img/s {shares}"
+        )
 
-    def step(self, step: int, epoch: int, lr: float, loss: float) -> None:
+    def step(
+        self, step: int, epoch: int, lr: float, loss: float, distance: float = math.nan
+    ) -> None:
         """Count a step; every `log_every` of them, write one line."""
         self._steps += 1
         every = self.run.recipe.run.log_every
         now = time.perf_counter()
-        images = self._steps * self.run.global_batch * self.run.recipe.run.accumulate
+        images = self._steps * self.run.step_images
         self._rate = images / max(1e-9, now - self._since)
         if (step + 1) % every == 0 or self._steps == 1 == step + 1:
             self._shares = self._parts()
@@ -106,7 +112,7 @@ class Log:
                     "images_per_s": round(self._rate, 2),
                     "time": self._shares,
                     **statistics,
-                    **(self.run.teacher.statistics() if self.run.teacher else {}),
+                    **({"distill": distance} if math.isfinite(distance) else {}),
                 },
             )
             self._begin()
@@ -136,12 +142,12 @@ class Log:
         self._write("save", {k: round(v, 4) for k, v in entry.items()})
 
     def dump(self, step: int, batches: list[Batch], loss: float) -> str:
-        """Name the samples of a bad step in RUN/diverged-*.json and give that path."""
+        """Name the samples of a bad step in RUN/diverged-*.json and return that path."""
         run = self.run
         path = run.out / f"diverged-{step + 1:08d}-rank{run.world.rank}.json"
         run.out.mkdir(parents=True, exist_ok=True)
         rows = [int(r) for batch in batches for r in batch.row]
-        keys = [run.dataset.key[r] for r in rows]
+        keys = [run.data.dataset.key[r] for r in rows]
         path.write_text(
             json.dumps({"step": step + 1, "loss": str(loss), "rows": rows, "keys": keys})
         )
@@ -157,7 +163,8 @@ class Log:
     def _begin(self) -> None:
         """Begin to count anew."""
         self._marks: list[tuple[str, Moment, Moment, float]] = []
-        self._since, self._at, self._waited = time.perf_counter(), self._now(), SPENT.seconds
+        self._since, self._at = time.perf_counter(), self._now()
+        self._waited = self.run.world.waited.seconds
         self._steps = 0
 
     def _now(self) -> Moment:
@@ -168,7 +175,7 @@ class Log:
         return event
 
     def _parts(self) -> dict[str, float]:
-        """Give the share of each part in the time since counting began."""
+        """Return the share of each part in the time since counting began."""
         if self.run.world.device.type == "cuda":
             torch.cuda.synchronize()
         spent: dict[str, float] = defaultdict(float)
@@ -184,7 +191,7 @@ class Log:
     def _write(self, kind: str, entry: dict[str, Any]) -> None:
         if self._file is None:
             return
-        entry = {k: None if _endless(v) else v for k, v in entry.items()}  # JSON has no NaN
+        entry = {k: None if _not_finite(v) else v for k, v in entry.items()}  # JSON has no NaN
         try:
             self._file.write(json.dumps({"kind": kind, **entry}) + "\n")
             if self._board is not None:

@@ -30,12 +30,12 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def _groups(backbone: nn.Module, no_decay: bool) -> tuple[Named, Named]:
-    """Give the trainable parameters with and without weight decay."""
+    """Return the trainable parameters with and without weight decay."""
     named = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad]
     if not no_decay:
         return named, []
-    told = getattr(backbone, "no_weight_decay", None)
-    spared = set(told()) if callable(told) else set()
+    names = getattr(backbone, "no_weight_decay", None)
+    spared = set(names()) if callable(names) else set()
 
     def free(name: str, p: nn.Parameter) -> bool:
         return p.ndim <= 1 or name in spared
@@ -44,7 +44,7 @@ def _groups(backbone: nn.Module, no_decay: bool) -> tuple[Named, Named]:
 
 
 def _names(optimizer: torch.optim.Optimizer, backbone: nn.Module) -> list[str]:
-    """Give the parameters' names in the order of the optimiser's own numbering."""
+    """Return the parameters' names in the order of the optimiser's own numbering."""
     name = {id(p): name for name, p in backbone.named_parameters()}
     return [name[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
@@ -63,7 +63,7 @@ def state_by_name(optimizer: torch.optim.Optimizer, backbone: nn.Module) -> dict
 def load_by_name(
     optimizer: torch.optim.Optimizer, backbone: nn.Module, tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `state_by_name` gave.
+    """Restore what `state_by_name` returned.
 
     Raises MismatchError GL0702 where a name is of no parameter of this backbone.
     """

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from glint.nn.heads.options import OPTIONS, Gemm, Kernels, Kind, Rule, Storage, keys
 from glint.nn.names import NAMES, TIMM
 from glint.recipes.load import Table
 
@@ -62,6 +63,16 @@ class Backbone(Table):
             )
 
 
+def _declared(key: str, **bounds: Any) -> Any:
+    """Take over default and bounds of a key from the head, which declares it."""
+    option = OPTIONS[key]
+    bounds = bounds or option.metadata["bounds"]
+    return Field(option.default, description=option.metadata["help"], **bounds)
+
+
+_OF_SOME_KINDS = {"near", "lr_scale", *OPTIONS}  # keys that not every kind of head reads
+
+
 class Head(Table):
     """The classifier over identities: its margin, and what its kind reads.
 
@@ -69,36 +80,34 @@ class Head(Table):
     have no table of centres but `slots` of features (docs/heads.md).
     """
 
-    kind: Literal["partial_fc", "class_pool", "class_queue"] = "partial_fc"
+    kind: Kind = "partial_fc"
     margin: Literal["cosface", "arcface", "adaface", "combined"]
     m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
     m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     m2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     m3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    scale: Positive = 64.0
-    rate: Fraction = 1.0
-    hard: Fraction = 0.0  # share of negatives that are near the batch's classes, by `near`
+    scale: float = _declared("scale")
+    rate: float = _declared("rate")
+    hard: float = _declared("hard")  # by `near`
     near: str = ""  # the folder of a conflict report: `glint dedup-conflicts find`
-    rule: Literal["none", "v1_stale", "lazy_decay", "dense_exact", "adamw"] = "none"
+    rule: Rule = _declared("rule")
     lr_scale: Positive = 1.0
-    threshold: Fraction = 0.0  # negatives with a larger cosine are left out; 0 = none are
+    threshold: float = _declared("threshold")
     masks: bool = True  # keep known same-person pairs of the label table apart
-    block: AtLeastOne = 1024  # classes per block of the streamed softmax
-    gemm: Literal["float32", "tf32", "bf16"] = "float32"  # what products round operands to
-    storage: Literal["float32", "bf16"] = "float32"  # how centres and their state are kept
-    kernels: Literal["auto", "torch", "triton"] = "auto"  # who computes: docs/partial_fc.md
-    slots: Count = 0  # class_pool: identities that it holds; class_queue: class rows
-    gallery: AtLeastOne = 1  # class_queue: images that make a sample's class row; 2 is AttFC
+    block: int = _declared("block")
+    gemm: Gemm = _declared("gemm")
+    storage: Storage = _declared("storage")
+    kernels: Kernels = _declared("kernels")
+    slots: int = _declared("slots", ge=0)  # 0: not given
+    gallery: int = _declared("gallery")
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what the chosen kind of head or of margin does not read."""
         table = self.kind == "partial_fc"
-        unread: tuple[str, ...] = ("rate", "hard", "near", "rule", "lr_scale", "storage", "kernels")
-        if table:
-            unread = ("slots",)
-        if self.kind != "class_queue":
-            unread = (*unread, "gallery")
-        for name in unread:
+        read = keys(self.kind) | ({"near", "lr_scale"} if table else set())
+        for name in type(self).model_fields:
+            if name not in _OF_SOME_KINDS or name in read:
+                continue
             if getattr(self, name) != type(self).model_fields[name].default:
                 yield name, f'not read with kind = "{self.kind}"'
         if table and bool(self.hard) != bool(self.near):

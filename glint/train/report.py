@@ -1,4 +1,4 @@
-"""The page of a run: what its log tells, drawn. One HTML file that opens offline."""
+"""The report of a run: curves of its log in one HTML file that opens offline."""
 
 # S entries of the log
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint.errors import UsageError
+from glint.errors import InputError, UsageError
 from glint.log import logger
-from glint.models import stored
+from glint.models import checkpoint
 from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
@@ -37,15 +37,15 @@ def entries(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _reals(found: Sequence[dict[str, Any]], name: str, inner: str = "") -> Reals:
+def _reals(entries: Sequence[dict[str, Any]], name: str, inner: str = "") -> Reals:
     def value(entry: dict[str, Any]) -> float:
-        told = entry.get(name)
+        found = entry.get(name)
         if inner:
-            told = told.get(inner) if isinstance(told, dict) else None
-        good = isinstance(told, int | float) and not isinstance(told, bool)
-        return float(told) if good else math.nan  # type: ignore[arg-type]
+            found = found.get(inner) if isinstance(found, dict) else None
+        good = isinstance(found, int | float) and not isinstance(found, bool)
+        return float(found) if good else math.nan  # type: ignore[arg-type]
 
-    return np.array([value(entry) for entry in found], np.float64)
+    return np.array([value(entry) for entry in entries], np.float64)
 
 
 def page(run: Path) -> Plots:
@@ -114,21 +114,21 @@ def page(run: Path) -> Plots:
 
 
 def facts(run: Path) -> list[tuple[str, str]]:
-    """Tell what the newest checkpoint's state.json says of data, recipe and ranks."""
-    found = stored.all_in(run / "checkpoints")
+    """Return what the newest checkpoint's state.json has of data, recipe and ranks."""
+    found = checkpoint.all_in(run / "checkpoints")
     if not found:
         return [("checkpoint", "none yet")]
     try:
-        state = json.loads((found[-1] / stored.STATE).read_text())
-        told = [("checkpoint", found[-1].name)]
+        state = checkpoint.read_state(found[-1])
+        rows = [("checkpoint", found[-1].name)]
         for name in ("world", "global_batch", "steps_per_epoch", "torch"):
-            told.append((name.replace("_", " "), str(state[name])))
+            rows.append((name.replace("_", " "), str(state[name])))
         for name, value in state["identity"].items():
             if isinstance(value, dict):
                 value = ", ".join(f"{k} {v}" for k, v in value.items())
-            told.append((name.replace("_", " "), str(value)))
-        return told
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+            rows.append((name.replace("_", " "), str(value)))
+        return rows
+    except (OSError, InputError, KeyError, AttributeError) as error:
         return [("checkpoint", f"{found[-1].name} cannot be read ({type(error).__name__})")]
 
 

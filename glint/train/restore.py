@@ -1,27 +1,45 @@
-"""What of a run goes into a checkpoint, and how it comes back."""
+"""A run's folder: one run at a time in it, what its checkpoints hold, and how a run goes on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from glint.dist.world import beside
+from glint.dist.world import cpu_group
 from glint.errors import GlintError, MismatchError, UsageError
+from glint.jobs.workspace import Workspace
 from glint.log import logger
 from glint.models import checkpoint
-from glint.models.stored import AVERAGED, STATE, problem
 from glint.train import optim
 from glint.train.build import Run
 
-# what a run goes on from must say
+# what the state.json of a run that goes on must have
 FIELDS = {"step": int, "world": int, "global_batch": int, "averaged": int,
           "identity": dict, "scaler": dict}  # fmt: skip
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: a new or empty one becomes the run's, another run's is refused.
+
+    Raises UsageError GL0002 for no name, BusyError GL0004 where the folder holds something else,
+    BusyError GL0005 while another process trains in it.
+    """
+    if str(folder) in ("", "."):
+        raise UsageError("GL0002", "--out is the current folder", hint="name a folder of its own")
+    space = Workspace(folder, "run", plan_name="run.json")
+    space.refuse_foreign()
+    with space.held():
+        space.begin({"format": "glint/run@1"})
+        yield
+
+
 def parts(run: Run, step: int) -> dict[str, Any]:
-    """Give what `checkpoint.save` writes of this rank at `step` (steps done), uncopied.
+    """Return what `checkpoint.save` writes of this rank at `step` (steps done), uncopied.
 
     Every rank calls it: heads without a table compare theirs.
     """
@@ -29,14 +47,14 @@ def parts(run: Run, step: int) -> dict[str, Any]:
     state = {
         "step": step,
         "epoch": step // run.steps_per_epoch,
-        "position": step % run.steps_per_epoch * run.global_batch * run.recipe.run.accumulate,
+        "position": step % run.steps_per_epoch * run.step_images,
         "global_batch": run.global_batch,
         "steps_per_epoch": run.steps_per_epoch,
         "world": run.world.size,
         "torch": torch.__version__,
         "scaler": run.scaler.state_dict(),
         "averaged": 0 if run.averaged is None else int(run.averaged.n_averaged),
-        "identity": run.identity(),
+        "identity": run.fingerprint,
         "backbone": recipe["backbone"],
         "recipe": recipe,
     }
@@ -53,13 +71,13 @@ def parts(run: Run, step: int) -> dict[str, Any]:
 
 
 def resume(run: Run) -> int:
-    """Load the newest valid checkpoint of the run into it and give the steps already done.
+    """Load the newest valid checkpoint of the run into it; return the steps already done.
 
     Every rank calls it: they share the files to verify.
     Raises MismatchError GL0702 where the run was started with other data, recipe or batch, GL0701
-    where the checkpoint is as its manifest says and still not one of this program.
+    where the checkpoint matches its manifest and still is not one of this program.
     """
-    saved = checkpoint.newest(run.out / "checkpoints", beside(run.world))
+    saved = checkpoint.newest(run.out / "checkpoints", cpu_group(run.world))
     if saved is None:
         if run.recipe.run.finetune:
             weights = finetune_source(Path(run.recipe.run.finetune))
@@ -73,8 +91,8 @@ def resume(run: Run) -> int:
     except GlintError:
         raise
     except Exception as error:  # a file can be wrong in any way
-        said = (str(error).splitlines() or [""])[0]
-        raise _unsound(saved, f"it does not load: {type(error).__name__}: {said[:200]}") from error
+        line = (str(error).splitlines() or [""])[0]
+        raise _unsound(saved, f"it does not load: {type(error).__name__}: {line[:200]}") from error
     step: int = saved.state["step"]
     if saved.state["world"] != run.world.size:
         logger.info(
@@ -104,7 +122,7 @@ def _unsound(saved: checkpoint.Saved, what: str) -> MismatchError:
 
 
 def _sound(saved: checkpoint.Saved) -> checkpoint.Saved:
-    """Give a checkpoint back that a run can go on from, by its `state.json`. Raises GL0701."""
+    """Return a checkpoint if its `state.json` has what a run goes on from. Raises GL0701."""
     for name, kind in FIELDS.items():
         value = saved.state.get(name)
         if type(value) is not kind or (isinstance(value, int) and value < 0):
@@ -115,7 +133,7 @@ def _sound(saved: checkpoint.Saved) -> checkpoint.Saved:
 
 def _start_from(run: Run, weights: checkpoint.Saved) -> None:
     """Put the weights of another run, averaged ones where it has them, into the backbone."""
-    name = "ema" if (weights.path / AVERAGED).exists() else "backbone"
+    name = "ema" if (weights.path / checkpoint.AVERAGED).exists() else "backbone"
     try:
         run.backbone.load_state_dict(checkpoint.tensors(weights, name))
     except (RuntimeError, ValueError) as error:
@@ -136,7 +154,7 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
 
     Raises MismatchError GL0702 where a row there is not the same identity here.
     """
-    head, before, now = run.head, weights.state.get("identity"), run.identity()
+    head, before, now = run.head, weights.state.get("identity"), run.fingerprint
     before = before if isinstance(before, dict) else {}
     table = before.get("head")
     lines = [
@@ -163,7 +181,7 @@ def finetune_source(path: Path) -> checkpoint.Saved:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent
     saved = checkpoint.newest(folder) if folder.is_dir() else None
     if saved is not None and folder == path.parent and saved.path != path:
-        wrong = problem(path)
+        wrong = checkpoint.problem(path)
         if wrong:
             raise MismatchError("GL0701", wrong, where=str(path))
         saved = checkpoint.Saved(path, checkpoint.read_state(path))
@@ -174,7 +192,7 @@ def finetune_source(path: Path) -> checkpoint.Saved:
 
 def compare(saved: checkpoint.Saved, run: Run) -> None:
     """Refuse to continue a run that was started differently, field by field."""
-    before, now = saved.state["identity"], run.identity()
+    before, now = saved.state["identity"], run.fingerprint
     lines = []
     for key in sorted({*before, *now}):
         if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):
@@ -197,11 +215,11 @@ def compare(saved: checkpoint.Saved, run: Run) -> None:
 
 
 def batch_for_world(out: Path, batch: int, world: int) -> int:
-    """Give the per-rank batch that keeps a run's global batch when the number of ranks changed.
+    """Return the per-rank batch that keeps a run's global batch when the number of ranks changed.
 
     Raises MismatchError GL0702 where the global batch does not divide by the new world.
     """
-    saved = checkpoint.newest(out / "checkpoints", names=(STATE,))
+    saved = checkpoint.newest(out / "checkpoints", names=(checkpoint.STATE,))
     if saved is None or _sound(saved).state["world"] == world:
         return batch
     total = int(saved.state["global_batch"])

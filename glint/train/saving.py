@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written: beside its steps, from a copy made between two of them."""
+"""Writes a run's checkpoints in a thread, from a copy of the state made between two steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from glint.dist.host import ram
-from glint.dist.world import beside
+from glint.dist.world import cpu_group
 from glint.errors import GlintError
 from glint.log import logger
 from glint.models import checkpoint
@@ -38,7 +38,7 @@ class Saver:
         """Open what the ranks' threads meet through (a collective)."""
         self.run, self.log = run, log
         self.asynchronous = run.recipe.run.async_save
-        self._meet = checkpoint.meeting(beside(run.world) if self.asynchronous else run.world)
+        self._meet = checkpoint.meeting(cpu_group(run.world) if self.asynchronous else run.world)
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -90,7 +90,7 @@ class Saver:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        """End with the checkpoint written where every rank is there; a failure is told only."""
+        """Wait for the checkpoint where all ranks end together; a failure is only logged."""
         if self._thread is not None:
             together = kind is None or issubclass(kind, GlintError)  # all ranks end at this step
             self._thread.join(None if together else MOMENT)
@@ -104,7 +104,7 @@ class Saver:
             self._error = error
 
     def _room(self, size: int) -> bool:
-        """Whether the copies of this machine's ranks fit into its memory; the first rank tells."""
+        """Whether the copies of this machine's ranks fit into its memory; rank 0 logs it."""
         free, ranks = ram()["available"], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         good = size * ranks <= ROOM * free
         if not good:

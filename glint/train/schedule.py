@@ -14,7 +14,7 @@ def total_steps(schedule: Schedule, steps_per_epoch: int) -> int:
 
 
 def learning_rate(schedule: Schedule, base: float, step: int, steps_per_epoch: int) -> float:
-    """Give the learning rate of global step `step` (counted from 0).
+    """Return the learning rate of global step `step` (counted from 0).
 
     Linear from 0 to `base` over `warmup` epochs, then: `poly` base*(1-t)^power, `cosine`
     base*(1+cos(pi t))/2 with t the share of the remaining steps done, `step` base*gamma^(number

@@ -1,10 +1,9 @@
-"""The teacher of a distilled run: a frozen net of any origin, asked about the same images."""
+"""The teacher of a distilled run: a frozen net of any origin, run on the same images."""
 
 # n images, C channels, H W height and width, D embedding
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from glint.dist.world import World
 from glint.errors import GlintError, UsageError
-from glint.models import import_weights, recogniser, stored
+from glint.models import checkpoint, import_weights, recogniser, stored
 from glint.models.export_onnx import require_finite
 from glint.nn import backbones
 from glint.nn.backbones.parts import SIZE
@@ -39,15 +38,14 @@ class Frozen:
         `embedding` numbers, and what opening it for an evaluation raises.
         """
         self.weight, self.loss, path = table.weight, table.loss, Path(table.model)
-        self.measured = math.nan  # the distance at the last step, mean over all ranks
         self._net: nn.Module | None = None
         if path.is_dir():
-            kept = stored.load(path)
-            require_finite(kept)
-            self._net, found, self.digest = kept.net, kept.embedding, kept.digest
+            trained = stored.load(path)
+            require_finite(trained)
+            self._net, found, self.digest = trained.net, trained.embedding, trained.digest
         elif table.bare:
             self._net = import_weights.read_net(path, table.backbone, embedding)
-            found, self.digest = embedding, stored.sha256(path)
+            found, self.digest = embedding, checkpoint.sha256(path)
         else:
             opened = recogniser.open_model(path, threads=threads, device=str(world.device))
             self._crops: Callable[..., object] = opened.embed
@@ -75,26 +73,22 @@ class Frozen:
         return torch.as_tensor(self._crops(pixel_nHWC)).to(image_nCHW.device)
 
     def distance(self, feature_nD: Tensor, target_nD: Tensor) -> Tensor:
-        """Give the loss of this rank's images, without its weight."""
+        """Return the loss of this rank's images, without its weight."""
         return distance(feature_nD, target_nD.to(feature_nD.dtype), self.loss)
 
-    def statistics(self) -> dict[str, float]:
-        """Give what the log tells of the last step."""
-        return {"distill": self.measured} if math.isfinite(self.measured) else {}
-
-    def identity(self) -> dict[str, object]:
-        """Say what may not change between a run and its continuation."""
+    def fingerprint(self) -> dict[str, object]:
+        """Return what may not change between a run and its continuation."""
         return {"digest": self.digest, "weight": self.weight, "loss": self.loss}
 
 
-def held(table: Teacher, embedding: int) -> int:
+def weight_bytes(table: Teacher, embedding: int) -> int:
     """Count the bytes of a teacher's weights, an ONNX file's by its size; nothing is allocated.
 
     Raises UsageError GL0001 and GL0002 as opening it would.
     """
     path = Path(table.model)
     if path.is_dir():
-        made = stored.read_json(stored.find(path) / stored.STATE).get("backbone") or {}
+        made = checkpoint.read_state(checkpoint.find(path)).get("backbone") or {}
         name, options = str(made.get("name")), made.get("options") or {}
         _same_width(table, int(made.get("embedding", 512)), embedding)
     elif not path.is_file():

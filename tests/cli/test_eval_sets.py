@@ -16,6 +16,7 @@ from glint.cli import commands
 from glint.evals.allpairs import all_pairs
 from glint.pipelines import embed
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import load
 
 Call = Callable[..., Any]
 
@@ -103,7 +104,7 @@ def test_ijb_lists_over_a_dataset_and_over_rows_agree(
     assert 0 < told["one_to_many"]["field"]["rank"]["1"] <= 1
     assert "false alarms per probe" in (tmp_path / "page.html").read_text()
     raw = np.load(emb / "samples.npy")
-    norm = embed.load(emb, data.digest, images=data.n, classes=data.classes)
+    norm = load(emb, data.digest, images=data.n, classes=data.classes)
     assert norm.about["images"] == data.n
     from glint import schemas
     from glint.files import parquet

@@ -23,8 +23,8 @@ from glint.models import checkpoint
 from glint.recipes.load import load
 from glint.train import dry, loop
 from glint.train.build import build
-from glint.train.folder import claimed
 from glint.train.recipe import Recipe
+from glint.train.restore import claimed
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -269,11 +269,11 @@ def test_folders_of_others_and_of_running_runs_are_left_alone(tmp_path: Path) ->
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "recipe.toml").write_text("mine")
-    with pytest.raises(BusyError, match="no run of glint train"), claimed(foreign):
+    with pytest.raises(BusyError, match="holds no run"), claimed(foreign):
         pass
     assert [p.name for p in foreign.iterdir()] == ["recipe.toml"]
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(BusyError, match="is a file"), claimed(tmp_path / "file"):
+    with pytest.raises(BusyError, match="found a file"), claimed(tmp_path / "file"):
         pass
     run = tmp_path / "run"
     with claimed(run), pytest.raises(BusyError, match="held by process"), claimed(run):
@@ -297,11 +297,11 @@ def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> N
     classes = Dataset(data).classes
     target = np.arange(classes)
     target[1:] -= 1  # labels 0 and 1 become one
-    labels.commit(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
+    labels.apply(data, target, np.zeros((0, 2), np.int64), {"test": "merge"})
     path = recipe(small, tmp_path)
     run = build(load(path, Recipe, [f"data.path={data}"]), World(), tmp_path / "run")
     assert run.head.classes == classes - 1
-    batch = next(run.stream.batches(0))
+    batch = next(run.data.stream.batches(0))
     assert int(batch.label.max()) < classes - 1
     result = loop.train(
         build(

@@ -63,7 +63,7 @@ def test_the_average_is_the_stated_one_and_is_what_is_judged(made: Any, tmp_path
     loop.train(run)
     steps = [
         checkpoint.tensors(checkpoint.Saved(path, {}), "backbone")
-        for path in stored.all_in(tmp_path / "run" / "checkpoints")
+        for path in checkpoint.all_in(tmp_path / "run" / "checkpoints")
     ]
     assert len(steps) == 3
     expected = {name: value.double() for name, value in steps[0].items()}

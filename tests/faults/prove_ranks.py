@@ -178,7 +178,7 @@ def whole(out: Path) -> dict[str, Any]:
     """Give everything that a run leaves and that must not depend on kills."""
     from safetensors.numpy import load_file
 
-    from glint.models.stored import all_in
+    from glint.models.checkpoint import all_in
 
     folder = all_in(out / "checkpoints")[-1]
     tensors = {

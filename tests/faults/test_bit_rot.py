@@ -39,7 +39,7 @@ def test_every_flip_is_found(
         path.write_bytes(jpeg(i) if i != 3 else b"no image")
     data = tmp_path / "set"
     shard.shard(tmp_path / "src", data, shard.Options(8, **options))
-    labels.commit(data, np.array([0, 0, 1, 2, 3, 4]), np.array([[0, 1]]), {})
+    labels.apply(data, np.array([0, 0, 1, 2, 3, 4]), np.array([[0, 1]]), {})
     assert verify(data, deep=True).ok
     files = [
         p for p in sorted(data.rglob("*")) if p.is_file() and p.name not in ("lock", "plan.json")

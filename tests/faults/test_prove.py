@@ -154,11 +154,11 @@ def test_a_folder_that_is_renamed(prove: ModuleType) -> None:
 def test_what_the_order_proof_sees(prove: ModuleType, tmp_path: Path, gone: str, said: str) -> None:
     """Real files written by glint's own commit, whole and with its syncs taken away."""
     code = (
-        "import os, sys\nfrom glint.shards import commit\n"
+        "import os, sys\nfrom glint.files import atomic\n"
         "real = os.fsync\n"
         "if sys.argv[2] == 'fsync': os.fsync = lambda fd: None\n"
-        "if sys.argv[2] == 'dir': commit.sync_dir = lambda folder: None\n"
-        "commit.write_json(sys.argv[1] + '/manifest.json', {})\n"
+        "if sys.argv[2] == 'dir': atomic.sync_dir = lambda folder: None\n"
+        "atomic.write_json(sys.argv[1] + '/manifest.json', {})\n"
     )
     log, root = tmp_path / "log", tmp_path / "root"
     root.mkdir()

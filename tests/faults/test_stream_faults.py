@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +25,24 @@ from glint import schemas
 from glint.errors import GlintError, InputError, LostError
 from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
-from glint.stream.class_rows import Members
+from glint.stream.class_rows import ClassRows
 from glint.stream.draws import Draws
 from glint.stream.identities import IdentityPlan
 from glint.stream.loader import Batch, Stream
+from glint.stream.order import Order
 from glint.stream.plan import Plan
 
 pytestmark = pytest.mark.faults
 
 SECONDS = 5
 SHARD = 40  # samples of a shard
-HOW = [{}, {"workers": 2}, {"threads": 2}, {"block": 4}, {"block": 4, "workers": 2}]
+HOW = [
+    {},
+    {"workers": 2},
+    {"threads": 2},
+    {"order": Order(block=4)},
+    {"order": Order(block=4), "workers": 2},
+]
 
 
 @pytest.fixture
@@ -107,8 +115,8 @@ def children() -> set[int]:
 
 
 @pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("options", [{}, {"block": 4}])
-def test_a_worker_killed(dataset: Dataset, number: int, options: dict[str, int]) -> None:
+@pytest.mark.parametrize("options", [{}, {"order": Order(block=4)}])
+def test_a_worker_killed(dataset: Dataset, number: int, options: dict[str, Any]) -> None:
     before = children()
     error = error_after(
         stream(dataset, workers=2, **options),
@@ -120,7 +128,7 @@ def test_a_worker_killed(dataset: Dataset, number: int, options: dict[str, int])
 
 
 @pytest.mark.parametrize("options", HOW)
-def test_a_shard_truncated(dataset: Dataset, options: dict[str, int]) -> None:
+def test_a_shard_truncated(dataset: Dataset, options: dict[str, Any]) -> None:
     def cut() -> None:
         for shard in (3, 4, 5, 6, 7):
             os.truncate(dataset.shard_path(shard), 30_000)
@@ -140,9 +148,9 @@ def spoil(dataset: Dataset, row: int) -> None:
 
 
 @pytest.mark.parametrize("options", HOW)
-def test_a_sample_flipped(dataset: Dataset, options: dict[str, int]) -> None:
+def test_a_sample_flipped(dataset: Dataset, options: dict[str, Any]) -> None:
     made = stream(dataset, **options)
-    last = int(list(stream(dataset, block=options.get("block")).batches(0))[-1].row[-1])
+    last = int(list(stream(dataset, order=options.get("order", Order())).batches(0))[-1].row[-1])
     spoil(dataset, last)
     error = error_after(made, lambda: None)
     assert isinstance(error, InputError) and error.code == "GL0303"
@@ -150,7 +158,7 @@ def test_a_sample_flipped(dataset: Dataset, options: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("options", HOW)
-def test_shards_rewritten_in_place(dataset: Dataset, options: dict[str, int]) -> None:
+def test_shards_rewritten_in_place(dataset: Dataset, options: dict[str, Any]) -> None:
     """The same names, other contents: what the index says no longer holds."""
 
     def rewrite() -> None:
@@ -188,7 +196,7 @@ def test_seek_in_an_epoch_of_42_million(kind: str) -> None:
     """At most 50 ms and 1 MiB of state beside what the dataset's index and table need."""
     n, classes = 42_474_557, 2_000
     first = np.linspace(0, n, classes + 1).astype(np.int64)
-    members = Members(np.arange(n, dtype=np.uint32), first, np.arange(classes), classes)
+    members = ClassRows(np.arange(n, dtype=np.uint32), first, np.arange(classes), classes)
     tracemalloc.start()
     try:
         plan: Plan | IdentityPlan

@@ -16,8 +16,9 @@ from kernel_cases import PAIRS, close, errors, train
 
 from glint.dist.world import World
 from glint.nn.heads.fused import Fused, FusedTf32
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.softmax import Trace
+from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.margins import AdaFace, ArcFace, CosFace
 
 CARD = torch.device("cuda")
@@ -81,10 +82,11 @@ def test_a_million_classes_equal_torchs_operations():
 
 def test_the_kernels_are_chosen():
     def chosen(**options):
-        return PartialFC(8, 16, margin=CosFace(), world=World(device=CARD), **options).trace_of
+        made = PartialFCOptions(**options)
+        return PartialFC(8, 16, made, margin=CosFace(), world=World(device=CARD)).pass_type
 
     new = torch.cuda.get_device_capability() >= (8, 0)
-    assert chosen(gemm="bf16") is (Fused if new else Trace)
-    assert chosen(gemm="tf32") is (FusedTf32 if new else Trace)
-    assert chosen() is Trace
-    assert chosen(gemm="bf16", kernels="torch") is Trace
+    assert chosen(gemm="bf16") is (Fused if new else SoftmaxPass)
+    assert chosen(gemm="tf32") is (FusedTf32 if new else SoftmaxPass)
+    assert chosen() is SoftmaxPass
+    assert chosen(gemm="bf16", kernels="torch") is SoftmaxPass

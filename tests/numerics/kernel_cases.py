@@ -15,26 +15,43 @@ from triton.runtime.interpreter import InterpretedFunction
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads import fused
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.softmax import Trace
+from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.margins import AdaFace, ArcFace, Combined, CosFace
 
 CPU = torch.device("cpu")
+TRITON = PartialFCOptions(kernels="triton")
 SHAPE = {"n": 18, "classes": 40, "dim": 8}  # two tiles of samples, two runs of rows, three tiles
 
 
-def train(kernels, dtype, device=CPU, *, n, classes, dim, steps=1, passes=1, **options):
+def train(
+    kernels,
+    dtype,
+    device=CPU,
+    *,
+    n,
+    classes,
+    dim,
+    steps=1,
+    passes=1,
+    margin=None,
+    masks=None,
+    **options,
+):
     """Train for a few steps; give by name what every step found and the final table."""
     generator = torch.Generator().manual_seed(1)
     head = PartialFC(
         classes,
         dim,
+        PartialFCOptions(
+            kernels=kernels, block=16 if device == CPU else 1024, **{"scale": 32.0, **options}
+        ),
+        margin=margin or CosFace(),
+        masks=masks,
         world=World(device=device),
         dtype=dtype,
-        kernels=kernels,
-        block=16 if device == CPU else 1024,
         seed=3,
-        **{"margin": CosFace(), "scale": 32.0, **options},
     )
     found = {}
     for step in range(steps):
@@ -150,9 +167,7 @@ def test_ranks_of_unequal_batches_and_without_rows(ranks, monkeypatch):
     def one(world):
         first = sum(counts[: world.rank])
         mine = feature[first : first + counts[world.rank]].clone().requires_grad_()
-        head = PartialFC(
-            classes, 6, margin=CosFace(), world=world, kernels="triton", ddp_mean=False
-        )
+        head = PartialFC(classes, 6, TRITON, margin=CosFace(), world=world, ddp_mean=False)
         own = label[first : first + counts[world.rank]]
         loss = head(mine, own, step=0, counts=counts)
         loss.backward()
@@ -171,8 +186,8 @@ def test_ranks_of_unequal_batches_and_without_rows(ranks, monkeypatch):
     torch.testing.assert_close(torch.cat(weights), head.weight, rtol=1e-5, atol=1e-6)
 
 
-def test_without_gradients_nothing_is_pulled():
-    head = PartialFC(9, 4, margin=CosFace(), kernels="triton")
+def test_without_gradients_no_gradient_is_made():
+    head = PartialFC(9, 4, TRITON, margin=CosFace())
     plain = PartialFC(9, 4, margin=CosFace())
     feature, label = torch.randn(3, 4), torch.tensor([1, 8, 0])
     with torch.no_grad():
@@ -194,13 +209,13 @@ def test_tiles_fit_the_memory_of_a_card():
 
 
 def test_what_kernels_cannot_do_is_refused():
-    assert PartialFC(4, 4, margin=CosFace()).trace_of is Trace  # auto, on the CPU
+    assert PartialFC(4, 4, margin=CosFace()).pass_type is SoftmaxPass  # auto, on the CPU
     for options, wants in (
         ({"dtype": torch.float64}, "float32 rows"),
         ({"dim": 513}, "at most 512 numbers per row"),
     ):
         with pytest.raises(UsageError, match=wants):
-            PartialFC(4, **{"dim": 4, **options}, margin=CosFace(), kernels="triton")
+            PartialFC(4, **{"dim": 4, **options}, options=TRITON, margin=CosFace())
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from glint.dist.launch import run_ranks
 from glint.dist.span import span
 from glint.dist.world import World
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.heads.sample import sampled_classes
 from glint.nn.margins import ArcFace, Combined, CosFace
@@ -50,7 +51,9 @@ def batch(counts, classes, dim, same=False):
     return feature, label.fill_(classes // 2) if same else label
 
 
-def head_on(world, counts, classes, feature_ND, label_N, **options):
+def head_on(
+    world, counts, classes, feature_ND, label_N, margin=None, masks=None, ddp_mean=False, **options
+):
     """One forward and backward on this rank: (loss, feature grad, start, centre grad)."""
     first = sum(counts[: world.rank])
     feature = feature_ND[first : first + counts[world.rank]].clone().requires_grad_()
@@ -59,13 +62,13 @@ def head_on(world, counts, classes, feature_ND, label_N, **options):
     head = PartialFC(
         classes,
         feature.shape[1],
-        scale=SCALE,
+        PartialFCOptions(scale=SCALE, keep=0 if len(counts) % 2 else 1 << 20, **options),
+        margin=margin or CosFace(),
+        masks=masks,
         world=world,
         seed=SEED,
         dtype=torch.float64,
-        ddp_mean=False,
-        keep=0 if len(counts) % 2 else 1 << 20,
-        **{"margin": CosFace(), **options},
+        ddp_mean=ddp_mean,
     )
     loss = head(feature, label, step=0, counts=counts)
     loss.backward()
@@ -226,13 +229,11 @@ def run_steps(world, rate, rule, dtype, steps=6, classes=203, dim=8, total=12, l
     head = PartialFC(
         classes,
         dim,
+        PartialFCOptions(rate=rate, rule=rule, block=16),
         margin=CosFace(),
         world=world,
-        rate=rate,
-        rule=rule,
         seed=SEED,
         dtype=dtype,
-        block=16,
     )
     losses = []
     for step in range(steps):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from glint.errors import UsageError
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import CosFace
 
@@ -64,7 +65,7 @@ def test_kernels_on_many_shapes():
 
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(UsageError, match=r"kernels is 'cuda', expected auto or torch or triton"):
-        PartialFC(4, 4, margin=CosFace(), kernels="cuda")
+        PartialFC(4, 4, PartialFCOptions(kernels="cuda"), margin=CosFace())
 
 
 def test_kernels_need_triton_and_a_card():
@@ -72,7 +73,7 @@ def test_kernels_need_triton_and_a_card():
         pytest.skip("there is a card")
     wants = "the package triton" if find_spec("triton") is None else "a CUDA device"
     with pytest.raises(UsageError, match=wants):
-        PartialFC(4, 4, margin=CosFace(), kernels="triton")
+        PartialFC(4, 4, PartialFCOptions(kernels="triton"), margin=CosFace())
 
 
 COMPILE = """
@@ -101,7 +102,7 @@ def kind(name, table):
 def built(name, target, tiles, table="fp32", **chosen):
     kernel = getattr(kernels, name)
     constants = {"D": 512, "WIDE": 512, "ROWS": 4, "SAMPLES": tiles.samples,
-                 "CLASSES": tiles.classes, "PRECISION": "ieee", "PULL": True,
+                 "CLASSES": tiles.classes, "PRECISION": "ieee", "LEARN": True,
                  **dict.fromkeys(("ALL", "CUT", "MASKED", "BEHIND", "MOMENTUM", "STOCHASTIC"),
                                  False), **chosen}
     constants = {k: v for k, v in constants.items() if k in kernel.arg_names}
@@ -121,9 +122,9 @@ tiles = fused.fitting(512, 2, shared, 132)
 full = {"CUT": True, "MASKED": True, "BEHIND": True}
 print(json.dumps({
     "stream": built("stream", target, tiles),
-    "push": built("push", target, tiles),
+    "centre_grad": built("centre_grad", target, tiles),
     "stream masked": built("stream", target, tiles, CUT=True, MASKED=True),
-    "push masked": built("push", target, tiles, "bf16", **full),
+    "centre_grad masked": built("centre_grad", target, tiles, "bf16", **full),
     "gather": built("gather", target, tiles, ALL=True),
     "gather behind": built("gather", target, tiles, "bf16", BEHIND=True),
     "move": built("move", target, tiles),
@@ -155,4 +156,4 @@ def test_kernels_compile_for_a_card_and_fit_its_memory(tmp_path, capability, sha
     for name, one in built.items():
         assert one["shared"] <= shared, (name, one)
     if capability == 90:  # 32 for the cosines and 4 for the gradient; 68 where half is done twice
-        assert built["stream"]["wgmma"] == built["push"]["wgmma"] == 36
+        assert built["stream"]["wgmma"] == built["centre_grad"]["wgmma"] == 36

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from glint.conflicts.evidence import Samples
-from glint.conflicts.verdicts import Found, Options, find
-from glint.pipelines.embed import centres
+from glint.conflicts.verdicts import ConflictOptions, Found, find
 from glint.search import faiss_index, pairs
+from glint.shards.embeddings import centres
 
 
 class World:
@@ -60,7 +60,7 @@ class World:
     def find(self, **options: object) -> Found:
         samples = Samples(self.x, self.label, self.classes)
         centre = centres(self.x, self.label, self.classes)
-        return find(centre, samples, np.arange(self.classes), Options(**options))
+        return find(centre, samples, np.arange(self.classes), ConflictOptions(**options))
 
 
 def with_verdict(found: Found, verdict: str) -> set[tuple[int, int]]:
@@ -168,7 +168,7 @@ def test_pairs_that_are_merged_already_do_not_come_back() -> None:
     target[300] = 100
     target[301] = -1
     samples = Samples(world.x, world.label, world.classes)
-    found = find(centres(world.x, world.label, world.classes), samples, target, Options())
+    found = find(centres(world.x, world.label, world.classes), samples, target, ConflictOptions())
     assert with_verdict(found, "merge") == world.split - {(100, 300), (101, 301)}
 
 
@@ -177,9 +177,9 @@ def test_without_calibration_nothing_merges_by_itself() -> None:
     x = pairs.unit64(rng.standard_normal((40, 16)))
     x[1] = x[0]
     samples = Samples(x, np.arange(40), 40)
-    found = find(x.astype(np.float32), samples, np.arange(40), Options())
-    assert found.scale.genuine is None
+    found = find(x.astype(np.float32), samples, np.arange(40), ConflictOptions())
+    assert not found.calibration.calibrated
     assert set(found.verdict.tolist()) <= {"keep"}
     assert (0, 1) in with_verdict(found, "keep")
-    chosen = find(x.astype(np.float32), samples, np.arange(40), Options(threshold=0.9))
+    chosen = find(x.astype(np.float32), samples, np.arange(40), ConflictOptions(threshold=0.9))
     assert with_verdict(chosen, "merge") == {(0, 1)}

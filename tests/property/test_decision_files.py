@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glint import schemas
-from glint.conflicts import decisions as decided
+from glint.conflicts import decisions
 from glint.conflicts.groups import components
 from glint.errors import InputError
 from glint.files import atomic, parquet
@@ -45,7 +45,7 @@ def make(root: Path, number: int) -> tuple[Path, list[str]]:
     atomic.write_json(root / "manifest.json", {"format": FORMAT, **manifest})
     if number % 2:
         target = np.array([0, 1, 2, 3, 3, -1, 4])
-        labels.commit(root, target, np.array([[0, 4], [1, 3]]), {"stage": "before"})
+        labels.apply(root, target, np.array([[0, 4], [1, 3]]), {"stage": "before"})
         shutil.copytree(root / "labels", root / "start")
     verdict = rng.choice(["keep", "keep", "keep", "mask", "merge"], len(PAIRS)).tolist()
     folder = root / "report"
@@ -112,16 +112,16 @@ def oracle(verdict: list[str], lines: list) -> tuple[str, dict[tuple[int, int], 
 
 def put_down(folder: Path, lines: list, order) -> list[Path]:
     """Write the lines, some of them twice, in any order to any of three files; give two of them."""
-    report = decided.report_id(folder)
+    report = decisions.report_id(folder)
     some = [*lines, *order.sample(lines, len(lines) // 2)]
     order.shuffle(some)
     text: list[list[str]] = [[], [], []]
     for (a, b), what, by, seq in some:
-        one = decided.Decision(a, b, what, by, seq).line(report)
+        one = decisions.Decision(a, b, what, by, seq).line(report)
         if order.random() < 0.5:
             one["a"], one["b"] = b, a
         order.choice(text).append(json.dumps(one) + "\n")
-    paths = [folder / decided.NAME, folder / "one.jsonl", folder / "two.jsonl"]
+    paths = [folder / decisions.NAME, folder / "one.jsonl", folder / "two.jsonl"]
     for path, part in zip(paths, text):
         path.write_text("".join(part))
     return paths[1:]

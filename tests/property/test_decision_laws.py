@@ -110,7 +110,7 @@ def test_apply_then_undo_is_the_identity(steps: list) -> None:
         for owner, masks in steps:
             now = versions[-1]
             target, fresh = relabel(now.target, now.masks, groups_from(owner), as_masks(masks))
-            labels.commit(root, target, fresh, {})
+            labels.apply(root, target, fresh, {})
             versions.append(labels.current(root, CLASSES))
         for before in reversed(versions[:-1]):
             assert labels.undo(root) == before.version

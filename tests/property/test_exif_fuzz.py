@@ -7,7 +7,13 @@ import struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glint.shards import exif
+from glint.shards.image import (
+    EXIF,
+    jpeg_orientation,
+    orientation,
+    png_orientation,
+    webp_orientation,
+)
 
 
 @settings(max_examples=300, deadline=1000)
@@ -17,10 +23,10 @@ from glint.shards import exif
 )
 def test_any_bytes(head: bytes, tail: bytes) -> None:
     data = head + tail
-    for read in (exif.orientation, exif.of_segment, exif.of_png, exif.of_webp):
+    for read in (orientation, jpeg_orientation, png_orientation, webp_orientation):
         assert 1 <= read(data) <= 8
-    assert 1 <= exif.of_png(b"\x89PNG\r\n\x1a\n" + tail) <= 8
-    assert 1 <= exif.of_webp(b"RIFF\0\0\0\0WEBP" + tail) <= 8
+    assert 1 <= png_orientation(b"\x89PNG\r\n\x1a\n" + tail) <= 8
+    assert 1 <= webp_orientation(b"RIFF\0\0\0\0WEBP" + tail) <= 8
 
 
 @given(
@@ -36,5 +42,5 @@ def test_the_tag_is_found_among_others(
     entries.append(struct.pack(order + "HHIHH", 0x0112, 3, 1, value, 0))
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8 + len(gap))
     tiff = head + gap + struct.pack(order + "H", len(entries)) + b"".join(entries)
-    assert exif.orientation(tiff) == value
-    assert exif.of_segment(exif.MARK + tiff) == value
+    assert orientation(tiff) == value
+    assert jpeg_orientation(EXIF + tiff) == value

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glint.stream.class_rows import Members
+from glint.stream.class_rows import ClassRows
 from glint.stream.identities import IdentityPlan
 from glint.stream.plan import Slice
 
@@ -20,7 +20,7 @@ def plans(draw, endless=None):
     identity = identity[np.random.default_rng(draw(st.integers(0, 99))).permutation(len(identity))]
     each = draw(st.integers(1, 4))
     some = draw(st.booleans()) if endless is None else endless
-    members = Members.of(identity, len(count))
+    members = ClassRows.of(identity, len(count))
     return IdentityPlan(members, each, draw(st.integers(0, 2**32)), endless=some), identity
 
 
@@ -92,7 +92,7 @@ def test_members_of_merged_and_dropped_labels(data):
     target = np.array(data.draw(st.lists(st.integers(-1, 3), min_size=labels, max_size=labels)))
     order = np.argsort(label, kind="stable")
     first = np.searchsorted(label[order], np.arange(labels + 1))
-    members = Members(order.astype(np.uint32), first, target, 4)
+    members = ClassRows(order.astype(np.uint32), first, target, 4)
     for c in range(4):
         rows = np.flatnonzero((target[label] == c) if len(label) else np.zeros(0, bool))
         assert members.count_C[c] == len(rows)

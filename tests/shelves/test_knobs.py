@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import Field
 from pathlib import Path
+from typing import Any
 
 from glint.manifests.card import Card
+from glint.nn.heads.options import OPTIONS, key_of
 from glint.pipelines.recipe import Recipe as Road
 from glint.recipes.load import Table
 from glint.train.recipe import Recipe
@@ -69,7 +72,23 @@ def fields(model: type[Table]) -> set[tuple[str, str]]:
 
 
 def test_training_recipe() -> None:
-    assert sorted(fields(Recipe) - reads(["train", "cli"], Recipe)) == []
+    of_the_head = {("head", key_of(option)) for option in read_by_heads()}
+    assert sorted(fields(Recipe) - reads(["train", "cli"], Recipe) - of_the_head) == []
+
+
+def read_by_heads() -> list[Field[Any]]:
+    """The options that the heads themselves read: `train.build` hands all of them over."""
+    names = {
+        node.attr
+        for path in (ROOT / "nn" / "heads").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and "options" in ast.unparse(node.value)
+    }
+    return [option for option in OPTIONS.values() if option.name in names]
+
+
+def test_every_option_of_a_head_is_read_by_it() -> None:
+    assert {option.name for option in OPTIONS.values()} == {o.name for o in read_by_heads()}
 
 
 def test_road() -> None:

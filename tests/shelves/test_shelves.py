@@ -9,7 +9,7 @@ import pytest
 
 from glint.manifests import card
 from glint.pipelines.recipe import Recipe as Road
-from glint.pipelines.road import commands
+from glint.pipelines.recipe import commands
 from glint.recipes import shelf
 from glint.recipes.load import dump, load
 from glint.train.recipe import Recipe

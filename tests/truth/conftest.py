@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the modules beside these tests
 
 SIDE = 16  # pixels: small enough that 20,000 images are made, sharded and decoded in seconds
 # Identities of the world by size. More rows than any block of rows that a stage holds: 16,384 of
-# `embed.centres`, 2,048 of `embed.BLOCK`, 2^23 / 512 of `nms.ROOM`; the largest identity has more
-# cosines (3,000^2) than `nms.ROOM`; more images than `samples_per_shard` (10,000).
+# `embeddings.centres`, 2,048 of `embed.BLOCK`, 2^23 / 512 of `nms.ROOM`; the largest identity has
+# more cosines (3,000^2) than `nms.ROOM`; more images than `samples_per_shard` (10,000).
 SIZES = [3000, *[400] * 2, *[60] * 40, *[6 + i % 13 for i in range(600)]]
 SIZES += [2 + i % 7 for i in range(1200)]
 SIZES += [1] * (20_000 - sum(SIZES))
@@ -115,7 +115,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """4,400 images that nobody labelled: more than two of `embed.BLOCK`, 17 of `ogmc.BLOCK`."""
+    """4,400 images without labels: over 2 `embed.BLOCK`, 17 `online_clusters.BLOCK`."""
     good = jpegs(pictures(np.arange(4400) % 50, 3))
     image = {data: ("", i) for i, data in enumerate(good)}
     assert len(image) == 4400

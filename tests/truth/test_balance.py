@@ -26,7 +26,8 @@ from glint.pipelines.balance import Options, balance
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream import columns, draws
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
+from glint.stream.order import Order
 
 Shown = dict[bytes, tuple[str, int]]
 
@@ -74,15 +75,18 @@ def test_the_table_is_the_formula_and_the_stream_draws_it(
     assert len({*draws_C.tolist()}) > 6 and (draws_C % 1 > 0).sum() > 500
 
     monkeypatch.setattr(draws, "_PART", 1000)
+    sampling = root / "sampling.parquet"
     options = {
-        "labels": labels.current(root, dataset.classes), "sampling": root / "sampling.parquet",
-        "size": 16, "drop_last": False, "seed": 4,
+        "labels": labels.current(root, dataset.classes), "images": Images(size=16),
+        "drop_last": False, "seed": 4,
         "columns": columns.open_columns(dataset, small=1000),
     }  # fmt: skip
     assert list((root / "_glint").glob("columns-*.bin"))
-    two = [Stream(dataset, rank=r, world=2, batch=48, **options) for r in (0, 1)]
-    windows = [Stream(dataset, batch=100, block=64, workers=2, **options)]
-    whole = [Stream(dataset, batch=100, block=256, **options)]
+    two = [
+        Stream(dataset, rank=r, world=2, batch=48, order=Order(sampling), **options) for r in (0, 1)
+    ]
+    windows = [Stream(dataset, batch=100, workers=2, order=Order(sampling, 64), **options)]
+    whole = [Stream(dataset, batch=100, order=Order(sampling, 256), **options)]
     rng = np.random.default_rng(0)
     for streams, epochs in ((two, (0, 1)), (windows, (2,)), (whole, (3,))):
         image: Counter[tuple[str, int]] = Counter()
@@ -161,8 +165,8 @@ def test_more_rows_than_any_constant_of_the_stream(tmp_path: Path) -> None:
     whose = {data: i for i, data in enumerate(image)}
     for block in (None, 64):
         stream = Stream(
-            dataset, labels=version, sampling=dataset.root / "sampling.parquet",
-            batch=1000, block=block, drop_last=False,
+            dataset, labels=version, batch=1000, drop_last=False,
+            order=Order(dataset.root / "sampling.parquet", block),
         )  # fmt: skip
         seen, places = [], []
         for data, label, row_n in stream.stored(0):

@@ -88,7 +88,7 @@ def test_every_number(world, rows, copied, targets, tmp_path: Path) -> None:
     target_C[100:900:2] = target_C[101:901:2]  # 400 labels merged into their neighbours
     target_C = np.unique(target_C, return_inverse=True)[1]
     mask_m2 = np.array([[a, a + 7] for a in range(0, 2000, 3)])
-    labels.commit(root, target_C, mask_m2, {"stage": "dedup-conflicts", "report": "by hand"})
+    labels.apply(root, target_C, mask_m2, {"stage": "dedup-conflicts", "report": "by hand"})
     drop.drop(root, ["label:101", "label:2000"], "asked")
     drop.drop(root, ["label:7"], "asked again")
     card.card(root, **SAID)

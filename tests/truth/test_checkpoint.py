@@ -24,6 +24,7 @@ from torch import Tensor
 
 from glint.dist.world import World
 from glint.models import checkpoint
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import margin
 from glint.pipelines.dataset import shard
@@ -126,10 +127,10 @@ def test_every_save_holds_what_the_trainer_had(
         assert step == 5 or moved.wait(60)
         return write(folder, step, **parts)
 
-    def stepped(*args: Any) -> float:
-        loss = train_step(*args)
+    def stepped(*args: Any) -> loop.Step:
+        result = train_step(*args)
         moved.set()
-        return loss
+        return result
 
     monkeypatch.setattr(saving.Saver, "save", watched)
     monkeypatch.setattr(checkpoint, "save", late)
@@ -153,9 +154,8 @@ def test_every_save_holds_what_the_trainer_had(
 
 
 def make_head(world: World, classes: int) -> PartialFC:
-    return PartialFC(
-        classes, 256, margin=margin("cosface", m=0.4), rate=0.3, rule="lazy_decay", world=world
-    )
+    options = PartialFCOptions(rate=0.3, rule="lazy_decay")
+    return PartialFC(classes, 256, options, margin=margin("cosface", m=0.4), world=world)
 
 
 def test_rows_of_three_ranks_are_those_of_two_and_of_five(

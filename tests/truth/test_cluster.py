@@ -1,8 +1,8 @@
-"""`glint cluster` against docs/ogmc.md as a loop over faces, in float64, and the labels it applies.
+"""`glint cluster` against a loop over faces in float64 (docs/clustering.md), and its labels.
 
-Constants, and what is put against them: `ogmc.BLOCK` 256 faces (4,400); 64 places for clusters at
-first (over 512); 2^14 pairs scored at a time (a block of a crowd whose faces are all connected with
-each other: more than 2^15).
+Constants, and what is put against them: `online_clusters.BLOCK` 256 faces (4,400); 64 places for
+clusters at first (over 512); 2^14 pairs scored at a time (a block of a crowd whose faces are all
+connected with each other: more than 2^15).
 """
 
 # n faces, K clusters, D embedding
@@ -18,7 +18,7 @@ from glint.pipelines import cluster as stage
 from glint.search import online_clusters
 
 D, CROWD = 384, 300
-JOIN, CONNECT, EXTRA, MERGE, ENOUGH = 0.50, 0.45, 0.01, 0.75, 5  # docs/ogmc.md has EXTRA 0.1
+JOIN, CONNECT, EXTRA, MERGE, ENOUGH = 0.50, 0.45, 0.01, 0.75, 5  # docs/clustering.md has EXTRA 0.1
 ROUND = 1e-6  # nothing may lie nearer to a threshold than float32 rounds
 
 
@@ -54,7 +54,7 @@ def faces(count: int, seed: int) -> np.ndarray:
 
 
 class Loop:
-    """The four rules of docs/ogmc.md, one face at a time."""
+    """The four rules of docs/clustering.md, one face at a time."""
 
     def __init__(self) -> None:
         self.sum_KD = np.zeros((5000, D))
@@ -124,7 +124,7 @@ def test_clusters_identities_and_labels_are_those_of_a_loop(
     root, found = copied(crawl.root), rows(crawl.root)
     row_nD = faces(len(found), seed=1)
     emb = embedded(root, [row.key for row in found], row_nD)
-    told = stage.run([emb], tmp_path / "ids", online_clusters.Options(extra=EXTRA), save=0.0)
+    told = stage.run([emb], tmp_path / "ids", online_clusters.ClusterRules(extra=EXTRA), save=0.0)
 
     loop, looked_at = Loop(), 0
     for at in range(0, len(row_nD), 256):

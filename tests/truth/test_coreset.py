@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from glint.pipelines import coreset, embed
+from glint.pipelines import coreset
 from glint.search import nms
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import load
 
 D, T, DEGREES, LEAST = 512, 0.75, 75.0, 2
 ROUND = 1e-6  # more than float32 may be off: nothing that decides may be nearer to its edge
@@ -126,7 +127,7 @@ def test_a_ratio_is_kept_to_the_image(world, rows, row_nD, embedded, tmp_path: P
     found, row_nD = rows(world.root), row_nD[:, :96]
     emb = embedded(world.root, [row.key for row in found], row_nD)
     dataset = Dataset(world.root)
-    opened = embed.load(emb, dataset.digest, images=dataset.n, classes=dataset.classes)
+    opened = load(emb, dataset.digest, images=dataset.n, classes=dataset.classes)
     told = coreset.run(dataset, opened, tmp_path / "core", coreset.Options(ratio=0.7))
     table = pq.read_table(tmp_path / "core/coreset.parquet")
     kept_n = table["kept"].to_numpy()
@@ -159,9 +160,9 @@ def test_the_mask_is_that_of_all_pairs(
     target_C = np.arange(classes) // 2  # pairs of labels merged, and two in a hundred dropped
     target_C[np.random.default_rng(1).random(classes) < 0.02] = -1
     target_C = np.unique(target_C, return_inverse=True)[1] - 1
-    labels.commit(root, target_C, np.empty((0, 2), np.int64), {})
+    labels.apply(root, target_C, np.empty((0, 2), np.int64), {})
     dataset = Dataset(root)
-    opened = embed.load(emb, dataset.digest, images=dataset.n, classes=classes)
+    opened = load(emb, dataset.digest, images=dataset.n, classes=classes)
     target_n = target_C[[row.label for row in found]]
     assert row_nD.size > nms.ROOM and np.bincount(target_n + 1).max() ** 2 > nms.ROOM
 

@@ -2,7 +2,7 @@
 
 Constants of the stage, and what these tests put against them: `embed.BLOCK` 2,048 rows a block
 (20,010 rows: 10 blocks; 4,400: 3), `--batch` 64 (the oracle takes 333), 16,384 rows a step of the
-centres (20,010), 4 MiB a read of the checksums (samples.npy 20 MB, centres.npy 5 MB).
+centres (20,010), 1 MiB a read of the checksums (samples.npy 20 MB, centres.npy 5 MB).
 """
 
 # n images, D embedding, C labels as sharded
@@ -22,7 +22,7 @@ import simplejpeg
 from glint.jobs.tasks import Task
 from glint.models.recogniser import open_model
 from glint.pipelines import embed
-from glint.shards import labels
+from glint.shards import embeddings, labels
 from glint.shards.dataset import Dataset
 
 onnx = pytest.importorskip("onnx")
@@ -138,7 +138,7 @@ def test_flip_tasks_and_a_label_version(crawl, rows, copied, tmp_path: Path) -> 
     """
     root, found = copied(crawl.root), rows(crawl.root)
     target = np.arange(4400) // 2
-    labels.commit(root, target, np.empty((0, 2), np.int64), {})
+    labels.apply(root, target, np.empty((0, 2), np.int64), {})
     net = make_net(tmp_path / "net.onnx", scales=True)
     model = open_model(net, threads=1)
     told = [
@@ -166,6 +166,6 @@ def test_trimmed_centres_of_more_rows_than_one_step() -> None:
     assert np.nanmin(near) > 1e-6, "a row lies on the edge of 75 degrees: draw with another seed"
     kept_nD = np.where((cosine_n >= np.cos(np.radians(75)))[:, None], row_nD, np.nan)
     want_CD = mean_rows(kept_nD, label_n, 701)
-    got_CD = embed.centres(row_nD, label_n, 701, trim=True)
+    got_CD = embeddings.centres(row_nD, label_n, 701, trim=True)
     np.testing.assert_allclose(got_CD, want_CD, rtol=0, atol=2e-6)
     assert np.abs(want_CD - first_CD)[:700].max() > 1e-3 and np.isnan(got_CD[700]).all()

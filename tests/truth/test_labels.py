@@ -24,7 +24,7 @@ from glint.pipelines.conflicts import apply
 from glint.pipelines.dataset import drop
 from glint.shards import labels
 from glint.shards.dataset import Dataset
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
 
 Pairs = list[tuple[int, int]]
 
@@ -156,7 +156,11 @@ def test_two_reports_on_top_of_a_drop_undone_and_redone(
     merged = dict(zip(source, wants[2][0]))
     dataset = Dataset(root)
     stream = Stream(
-        dataset, labels=labels.current(root, dataset.classes), batch=128, size=16, drop_last=False
+        dataset,
+        labels=labels.current(root, dataset.classes),
+        batch=128,
+        drop_last=False,
+        images=Images(size=16),
     )
     seen: dict[tuple[str, int], int] = {}
     for batch in stream.batches(0):

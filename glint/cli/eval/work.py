@@ -158,12 +158,12 @@ def _place(threads: int, device: str | None) -> str:
 
 def _embedded(root: Path, embeddings: Path) -> tuple[Any, Any, dict[str, Any]]:
     """Open the embeddings of a dataset: rows, the identity of each as the labels are now."""
-    from glint.pipelines import embed
     from glint.shards import labels
     from glint.shards.dataset import Dataset
+    from glint.shards.embeddings import load
 
     data = Dataset(root)
-    emb = embed.load(embeddings, data.digest, images=data.n, classes=data.classes)
+    emb = load(embeddings, data.digest, images=data.n, classes=data.classes)
     table = labels.current(data.root, data.classes)
     about = {"dataset": data.name, "dataset_digest": data.digest, "label_version": table.version,
              "model": emb.about.get("name"), "model_digest": emb.about.get("model")}  # fmt: skip

@@ -25,9 +25,10 @@ from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads import feature_rows
 from glint.nn.heads.lru import Directory
+from glint.nn.heads.options import ClassPoolOptions
 from glint.nn.heads.softmax import Masked, gather_batch, margin_softmax
 from glint.nn.heads.storage import At, Store
-from glint.nn.heads.updates import Plain, Playing, State
+from glint.nn.heads.updates import ActiveRows, Plain, Table
 from glint.nn.margins import Margin
 
 # n images on this rank, N over all ranks, h of one half on this rank, p with a slot, o without,
@@ -48,31 +49,26 @@ class ClassPool(nn.Module):
         self,
         classes: int,
         dim: int,
+        options: ClassPoolOptions,
         *,
         margin: Margin,
-        slots: int,
         singles: int = 0,
-        scale: float = 32.0,
-        threshold: float = 0.0,
         masks: Any = None,
         world: World | None = None,
         dtype: torch.dtype = torch.float32,
-        block: int = 1024,
         ddp_mean: bool = True,
-        gemm: str = "float32",
     ) -> None:
-        """Make an empty pool of `slots`.
+        """Make an empty pool.
 
         singles: rows at the end of each rank's batch that are no pairs; the others as in
         `PartialFC`. Raises UsageError (GL0002) for an option out of range, InputError (GL0304) for
         bad masks.
         """
         super().__init__()
-        feature_rows.check_options(scale, block, dtype, classes=classes, dim=dim, slots=slots)
-        self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
-        self.slots, self.singles, self.threshold = slots, singles, threshold
-        self.block, self.ddp_mean, self.gemm = block, ddp_mean, gemm
-        self.nearest = min(max(int(0.0002 * slots), 3), 10)
+        options.check(classes, dim, dtype)
+        self.classes, self.dim, self.margin = classes, dim, margin
+        self.options, self.singles, self.ddp_mean = options, singles, ddp_mean
+        self.slots = slots = options.slots
         self.world = World() if world is None else world
         self.known = feature_rows.Known(masks, classes, self.world.device)
         self.directory = Directory(slots)
@@ -234,35 +230,38 @@ class ClassPool(nn.Module):
         masked_p = self._masked(label_h[in_h], class_c)
         masked_o = self._masked(label_h[~in_h], class_c)
         first_cD, second_cD = self.weight[:, :used]
-        both: State = {"second": second_cD, "hit": hit_c}
+        table = Table(first_cD, {"second": second_cD, "hit": hit_c}, self._store)
         share = feature_hD.new_zeros((), dtype=self.weight.dtype)
         alone = World(device=device)
         for number, rule in enumerate((Plain(0.0), _Newer(0.0))):
-            playing = Playing(rule, first_cD, both, self._store, None, self.block)
+            active = ActiveRows(rule, table, None, self.options.block)
             if slot_p.numel():
                 loss, cosine_p, hardest_p, _ = margin_softmax(
                     feature_pD,
-                    playing,
+                    active,
                     gather_batch(feature_pD, slot_p, alone, used, dtype=self.weight.dtype),
                     slot_p,
                     margin=self.margin,
-                    scale=self.scale,
+                    scale=self.options.scale,
                     world=alone,
-                    keeper=feature_rows.forget,
-                    threshold=self.threshold,
+                    on_backward=feature_rows.ignore,
+                    threshold=self.options.threshold,
                     masked=masked_p,
-                    gemm=self.gemm,
+                    gemm=self.options.gemm,
                 )
                 share = share + loss * (slot_p.numel() / inside)
                 if number == 0:
                     self._seen.append((cosine_p, hardest_p))
             if feature_oD.shape[0]:
-                near = nearest_cosines(feature_oD, playing, self.nearest, self.threshold, masked_o)
+                near = nearest_cosines(
+                    feature_oD, active, self.options.nearest, self.options.threshold, masked_o
+                )
                 share = share + near.clamp_min(0).mean(1).sum() / outside
         return share
 
     def _masked(self, label_h: Tensor, class_c: Tensor) -> Masked | None:
-        return feature_rows.cut(*self.known.entries(label_h, class_c), len(class_c), self.block)
+        entries = self.known.entries(label_h, class_c)
+        return feature_rows.cut(*entries, len(class_c), self.options.block)
 
     def _entries(self) -> dict[str, Tensor]:
         """Give the directory as rows, one a slot: label, place from the oldest on, next row."""
@@ -288,27 +287,27 @@ class _Newer(Plain):
     Elsewhere the second row may still be that of an identity that left.
     """
 
-    def current(self, weight_cD: Tensor, state: State, at: At, store: Store) -> Tensor:
+    def current(self, table: Table, at: At) -> Tensor:
         """Read one block of rows, or single ones."""
-        hit_b = state["hit"][at][:, None]
-        return torch.where(hit_b, store.take(state["second"], at), store.take(weight_cD, at))
+        hit_b = table.state["hit"][at][:, None]
+        return torch.where(hit_b, table.take("second", at), table.take("", at))
 
 
 def nearest_cosines(
-    feature_nD: Tensor, playing: Playing, most: int, threshold: float, masked: Masked | None
+    feature_nD: Tensor, active: ActiveRows, most: int, threshold: float, masked: Masked | None
 ) -> Tensor:
     """Give the `most` largest cosines of each sample to the rows, (n, k), differentiable.
 
     Those above `threshold` (if > 0) and masked ones do not count: -1 where too few are left.
     """
-    unit_nD = F.normalize(feature_nD.to(playing.weight_cD.dtype), dim=1)
-    n, k = unit_nD.shape[0], min(most, playing.count)
+    unit_nD = F.normalize(feature_nD.to(active.table.weight_cD.dtype), dim=1)
+    n, k = unit_nD.shape[0], min(most, active.count)
     best_nk = unit_nD.new_full((n, 0), -torch.inf)
     row_nk = torch.empty((n, 0), dtype=torch.int64, device=unit_nD.device)
     with torch.no_grad():
-        for number in range(len(playing)):
-            cosine_nb = unit_nD @ playing.take(number).t()
-            start = playing.rows(number).start
+        for number in range(len(active)):
+            cosine_nb = unit_nD @ active.take(number).t()
+            start = active.rows(number).start
             if threshold > 0:
                 cosine_nb.masked_fill_(cosine_nb > threshold, -torch.inf)
             if masked is not None:
@@ -319,6 +318,6 @@ def nearest_cosines(
                 min(k, best_nk.shape[1] + value_nk.shape[1]), dim=1
             )
             row_nk = torch.cat([row_nk, at_nk + start], 1).gather(1, keep_nk)
-    row_nkD = playing.pick(row_nk.flatten()).view(*row_nk.shape, -1)
+    row_nkD = active.pick(row_nk.flatten()).view(*row_nk.shape, -1)
     cosine_nk = torch.einsum("nd,nkd->nk", unit_nD, row_nkD)
     return torch.where(best_nk > -torch.inf, cosine_nk, -1.0)

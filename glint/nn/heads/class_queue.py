@@ -24,9 +24,10 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads import feature_rows
+from glint.nn.heads.options import ClassQueueOptions
 from glint.nn.heads.softmax import gather_batch, margin_softmax
 from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import Plain, Playing
+from glint.nn.heads.updates import ActiveRows, Plain, Table
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, g gallery images of a sample, c slots in use,
@@ -45,31 +46,24 @@ class ClassQueue(nn.Module):
         self,
         classes: int,
         dim: int,
+        options: ClassQueueOptions,
         *,
         margin: Margin,
-        slots: int,
-        images: int = 1,
-        scale: float = 50.0,
-        threshold: float = 0.0,
         masks: Any = None,
         world: World | None = None,
         dtype: torch.dtype = torch.float32,
-        block: int = 1024,
         ddp_mean: bool = True,
-        gemm: str = "float32",
     ) -> None:
-        """Make an empty queue of `slots`.
+        """Make an empty queue; arguments as in `PartialFC`.
 
-        images: gallery images of each sample; the others as in `PartialFC`. Raises UsageError
-        (GL0002) for an option out of range, InputError (GL0304) for bad masks.
+        Raises UsageError (GL0002) for an option out of range, InputError (GL0304) for bad masks.
         """
         super().__init__()
-        feature_rows.check_options(
-            scale, block, dtype, classes=classes, dim=dim, slots=slots, images=images
-        )
-        self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
-        self.slots, self.images, self.threshold = slots, images, threshold
-        self.block, self.ddp_mean, self.gemm = block, ddp_mean, gemm
+        options.check(classes, dim, dtype)
+        self.classes, self.dim, self.margin = classes, dim, margin
+        self.options, self.ddp_mean = options, ddp_mean
+        self.slots = slots = options.slots
+        self.gallery = options.gallery
         self.world = World() if world is None else world
         device = self.world.device
         self.known = feature_rows.Known(masks, classes, device)
@@ -87,7 +81,7 @@ class ClassQueue(nn.Module):
 
         A batch is groups of one identity: a sample, then its gallery images.
         """
-        group = rows_n.reshape(-1, 1 + self.images, *rows_n.shape[1:])
+        group = rows_n.reshape(-1, 1 + self.gallery, *rows_n.shape[1:])
         return group[:, 0], group[:, 1:].flatten(0, 1)
 
     def forward(
@@ -111,20 +105,21 @@ class ClassQueue(nn.Module):
             )
         centre_nD = self.centres(feature_nD, gallery_nD)
         own, other = self.known.entries(label_n, self.label[: self.used], own=True)
+        table = Table(self.weight[: self.used], {}, self._store)
         alone = World(device=self.weight.device)
         loss, cosine_n, hardest_n, _ = margin_softmax(
             feature_nD,
-            Playing(Plain(0.0), self.weight[: self.used], {}, self._store, None, self.block),
+            ActiveRows(Plain(0.0), table, None, self.options.block),
             gather_batch(feature_nD, label_n, alone, self.classes, dtype=self.weight.dtype),
             torch.full_like(label_n, -1),
             margin=self.margin,
-            scale=self.scale,
+            scale=self.options.scale,
             world=alone,
-            keeper=feature_rows.forget,
-            threshold=self.threshold,
-            masked=feature_rows.cut(own, other, self.used, self.block),
-            gemm=self.gemm,
-            apart_ND=centre_nD,
+            on_backward=feature_rows.ignore,
+            threshold=self.options.threshold,
+            masked=feature_rows.cut(own, other, self.used, self.options.block),
+            gemm=self.options.gemm,
+            own_centre_ND=centre_nD,
         )
         self._seen = cosine_n, hardest_n
         self._write(all_gather_rows(centre_nD, self.world), label_N)
@@ -134,7 +129,7 @@ class ClassQueue(nn.Module):
     def centres(self, feature_nD: Tensor, gallery_nD: Tensor) -> Tensor:
         """Give each sample's own class row, unit length: its gallery features, weighed."""
         dtype = self.weight.dtype
-        gallery_ngD = gallery_nD.to(dtype).view(-1, self.images, self.dim)
+        gallery_ngD = gallery_nD.to(dtype).view(-1, self.gallery, self.dim)
         unit_nD = F.normalize(feature_nD.to(dtype), dim=1)
         cosine_ng = torch.einsum("nd,ngd->ng", unit_nD, F.normalize(gallery_ngD, dim=2))
         mean_nD = (torch.softmax(cosine_ng, 1)[:, :, None] * gallery_ngD).sum(1)

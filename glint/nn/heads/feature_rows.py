@@ -17,9 +17,9 @@ from torch.autograd.function import once_differentiable
 from glint.dist.collectives import all_gather_rows
 from glint.dist.span import Span
 from glint.dist.world import World
-from glint.errors import InputError, MismatchError, UsageError
+from glint.errors import InputError, MismatchError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.softmax import Masked, Trace
+from glint.nn.heads.softmax import Masked, SoftmaxPass
 
 # n samples on this rank, c rows to compare with, m pairs, e entries to mask, D embedding
 
@@ -87,20 +87,7 @@ def check_labels(labels: list[int], classes: int) -> None:
             )
 
 
-def check_options(scale: float, block: int, dtype: torch.dtype, **at_least_one: int) -> None:
-    """Raise UsageError (GL0002) for an option out of range."""
-    checks = [(name, value, value >= 1, "at least 1") for name, value in at_least_one.items()]
-    checks += [
-        ("scale", scale, scale > 0, "above 0"),  # type: ignore[list-item]
-        ("block", block, block >= 1, "at least 1"),
-        ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),  # type: ignore[list-item]
-    ]
-    for name, value, good, expected in checks:
-        if not good:
-            raise UsageError("GL0002", f"{name} is {value}, expected {expected}", where="head")
-
-
-def forget(trace: Trace) -> None:
+def ignore(softmax_pass: SoftmaxPass, weight: Tensor) -> None:
     """Keep nothing for a row update: these rows have none."""
 
 

@@ -1,9 +1,9 @@
-"""The host's side of the kernels: `Fused` is a `softmax.Trace` whose work is done by `kernels`.
+"""The host's side of the kernels: `Fused` is a `SoftmaxPass` that has its work done by `kernels`.
 
 The forward pass goes over the rows that play in runs: one launch copies a run as the products take
 it, one streams it. So does the update: one launch makes the gradient of a run, one moves it. Above
 weights and rule state a step therefore needs one run of rows, one (N, D) per strip of classes, and
-a few numbers per row that plays. Small vectors (what rows owe, masked entries, targets) are
+a few numbers per row that plays. Small vectors (what rows missed, masked entries, targets) are
 prepared by torch.
 """
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from glint.nn.heads import kernels
-from glint.nn.heads.sample import stream_key
-from glint.nn.heads.softmax import Trace
+from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.heads.storage import At, column_hashes
 from glint.nn.heads.updates import DenseExact, LazyDecay, Plain, Stale
 
@@ -76,7 +75,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-class Fused(Trace):
+class Fused(SoftmaxPass):
     """One pass over the class rows that play, by kernels."""
 
     precision = "widened" if INTERPRETED else "ieee"  # what products do with float32 operands
@@ -96,19 +95,19 @@ class Fused(Trace):
             self.masked_column_e = self.masked.column_e.to(torch.int32)
 
     def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Give largest negative logit, sum of exp(logit - largest), sum of exponentials * centres.
+        """Return largest negative logit, sum of exp(logit - largest), and sum of exp * centres.
 
         (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0.
         """
         exact_ND, tiles = self.batch.unit_ND, self.tiles
-        samples, count = self.batch.size, self.playing.count
+        samples, count = self.batch.size, self.active.count
         across = triton.cdiv(samples, tiles.samples)
         run = min(tiles.gathered, count)
         most = triton.cdiv(run, tiles.classes)
         strips = max(1, min(tiles.programs // across, most))
         largest_SN = exact_ND.new_full((strips, samples), -torch.inf)
         sum_SN = exact_ND.new_zeros((strips, samples))
-        pull_SND = exact_ND.new_zeros((strips, samples, self.dim) if learn else (1, 1, 1))
+        feature_grad_SND = exact_ND.new_zeros((strips, samples, self.dim) if learn else (1, 1, 1))
         operand_kD = self.operand_ND.new_empty((run, self.dim))
         with _on(exact_ND.device):
             for first in range(0, count, tiles.gathered):
@@ -122,7 +121,7 @@ class Fused(Trace):
                     self.target_N,
                     largest_SN,
                     sum_SN,
-                    pull_SND,
+                    feature_grad_SND,
                     self.masked_row_e,
                     self.masked_column_e,
                     self._masks(first, rows),
@@ -138,7 +137,7 @@ class Fused(Trace):
                     CLASSES=tiles.classes,
                     CUT=self.cut is not None,
                     MASKED=self.masked is not None,
-                    PULL=learn,
+                    LEARN=learn,
                     PRECISION=self.precision,
                     num_warps=tiles.warps,
                     num_stages=tiles.stages,
@@ -146,80 +145,82 @@ class Fused(Trace):
         largest_N = largest_SN.amax(0)
         from_N = largest_N.masked_fill(largest_N == -torch.inf, 0.0)
         share_SN = torch.exp(largest_SN - from_N)
-        pull_ND = pull_SND.mul_(share_SN[:, :, None]).sum(0) if learn else pull_SND[0]
-        return largest_N, (sum_SN * share_SN).sum(0), pull_ND
+        feature_grad_ND = feature_grad_SND[0]
+        if learn:
+            feature_grad_ND = feature_grad_SND.mul_(share_SN[:, :, None]).sum(0)
+        return largest_N, (sum_SN * share_SN).sum(0), feature_grad_ND
 
-    def gradient(self, number: int, centre_bD: Tensor) -> Tensor:
-        """Give the gradient of block `number`'s rows, (b, D), from the rows themselves."""
-        rows = self.playing.rows(number)
+    def gradient(self, number: int, centre_bD: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of block `number`'s rows, (b, D), from the rows themselves."""
+        rows = self.active.rows(number)
         count = rows.stop - rows.start
         grad_bD = torch.empty_like(centre_bD)
         bounds = self._bounds(self.row_t, rows.start, count), self._masks(rows.start, count)
-        self._push(grad_bD, rows.start, count, self._owed(rows.start, count), *bounds)
+        missed_b4 = self._missed_decay(rows.start, count)
+        self._centre_grad(grad_bD, weight, rows.start, count, missed_b4, *bounds)
         return self._across(grad_bD, centre_bD, self.inverse_k[rows])
 
-    def update(self, *, step: int, lr: float) -> None:
+    def update(self, weight: Tensor, *, step: int, lr: float) -> None:
         """Move the rows that play by their gradients, some at a time while they are in cache."""
-        playing, rule, tiles = self.playing, self.playing.rule, self.tiles
+        active, rule, tiles = self.active, self.active.rule, self.tiles
         if not isinstance(rule, (Plain, Stale, LazyDecay, DenseExact)):
-            super().update(step=step, lr=lr)
+            super().update(weight, step=step, lr=lr)
             return
-        playing.store.step = step
-        noise = [part for salt in (0, 1) for part in self._noise(salt)]
-        targets, masks = self._bounds(self.row_t, 0, playing.count), self._masks(0, playing.count)
-        run = min(tiles.moved, playing.count)
+        noise = [part for salt in (0, 1) for part in self._noise(salt, step)]
+        targets, masks = self._bounds(self.row_t, 0, active.count), self._masks(0, active.count)
+        run = min(tiles.moved, active.count)
         grad_kD = self.batch.unit_ND.new_empty((run, self.dim))
-        for first in range(0, playing.count, tiles.moved):
-            rows, tile = min(run, playing.count - first), first // tiles.classes
-            owed_b4 = self._owed(first, rows)
-            self._push(grad_kD, first, rows, owed_b4, targets[tile:], masks[tile:])
+        for first in range(0, active.count, tiles.moved):
+            rows, tile = min(run, active.count - first), first // tiles.classes
+            missed_b4 = self._missed_decay(first, rows)
+            self._centre_grad(grad_kD, weight, first, rows, missed_b4, targets[tile:], masks[tile:])
             at = self._at(first, rows)
             if isinstance(rule, LazyDecay):
-                owed_b4 = rule.owed(playing.state, at, step)
-            self._move(grad_kD, first, rows, owed_b4, noise, rule, lr)
-            rule.note(playing.state, at, step)
-        rule.done(playing.weight_cD, playing.state, playing.store, lr=lr)
+                missed_b4 = rule.missed_decay(active.table, at, step)
+            self._move(grad_kD, first, rows, missed_b4, noise, rule, lr)
+            rule.note(active.table, at, step)
+        rule.done(active.table, lr=lr)
 
     def release(self) -> None:
         """Hold nothing: there are no buffers."""
 
     def _at(self, first: int, rows: int) -> At:
-        """Give where rows that play lie in the table."""
+        """Return where rows that play lie in the table."""
         at = slice(first, first + rows)
-        return at if self.playing.index_k is None else self.playing.index_k[at]
+        return at if self.active.index_k is None else self.active.index_k[at]
 
     def _index(self, first: int) -> Tensor:
-        """Give what a launch reads for the rows' places in the table."""
-        index_k = self.playing.index_k
+        """Return what a launch reads for the rows' places in the table."""
+        index_k = self.active.index_k
         return self.length_k if index_k is None else index_k[first:]
 
     def _bounds(self, sorted_e: Tensor, first: int, rows: int) -> Tensor:
-        """Give where the entries of each tile of rows begin, and where the last one's end."""
+        """Return where the entries of each tile of rows begin, and where the last one's end."""
         side = self.tiles.classes
         edges = torch.arange(first, first + rows + side, side, device=sorted_e.device)
         return torch.searchsorted(sorted_e, edges, out_int32=True)
 
     def _masks(self, first: int, rows: int) -> Tensor:
-        """Give the bounds of the entries to mask, if there are any."""
+        """Return the bounds of the entries to mask, if there are any."""
         if self.masked is None:
             return self.length_k
         return self._bounds(self.masked.column_e, first, rows)
 
-    def _owed(self, first: int, rows: int) -> Tensor | None:
-        """Give the matrices that bring rows up to date, where they may be behind."""
-        rule = self.playing.rule
+    def _missed_decay(self, first: int, rows: int) -> Tensor | None:
+        """Return the matrices that bring rows up to date, where they may be behind."""
+        rule = self.active.rule
         if not isinstance(rule, DenseExact):
             return None
-        return rule.owed(self.playing.state, self._at(first, rows))
+        return rule.missed_decay(self.active.table, self._at(first, rows))
 
     def _gather(self, operand_kD: Tensor, first: int, rows: int) -> None:
         """Copy a run of rows as products take them, and note their lengths."""
-        playing, owed_b4 = self.playing, self._owed(first, rows)
+        active, missed_b4 = self.active, self._missed_decay(first, rows)
         kernels.gather[(triton.cdiv(rows, _ROWS),)](
-            playing.weight_cD,
-            playing.state.get("momentum", playing.weight_cD),
+            active.table.weight_cD,
+            active.table.state.get("momentum", active.table.weight_cD),
             self._index(first),
-            self.length_k if owed_b4 is None else owed_b4,
+            self.length_k if missed_b4 is None else missed_b4,
             operand_kD,
             self.length_k[first:],
             self.inverse_k[first:],
@@ -228,28 +229,29 @@ class Fused(Trace):
             D=self.dim,
             WIDE=self.wide,
             ROWS=_ROWS,
-            ALL=playing.index_k is None,
-            BEHIND=owed_b4 is not None,
+            ALL=active.index_k is None,
+            BEHIND=missed_b4 is not None,
             num_warps=4,
         )
 
-    def _push(
+    def _centre_grad(
         self,
         grad_bD: Tensor,
+        weight: Tensor,
         first: int,
         rows: int,
-        owed_b4: Tensor | None,
+        missed_b4: Tensor | None,
         targets: Tensor,
         masks: Tensor,
     ) -> None:
         """Write the gradient of some rows, but for `_across`."""
-        playing, tiles = self.playing, self.tiles
+        active, tiles = self.active, self.tiles
         with _on(grad_bD.device):
-            kernels.push[(triton.cdiv(rows, tiles.classes),)](
-                playing.weight_cD,
-                playing.state.get("momentum", playing.weight_cD),
+            kernels.centre_grad[(triton.cdiv(rows, tiles.classes),)](
+                active.table.weight_cD,
+                active.table.state.get("momentum", active.table.weight_cD),
                 self._index(first),
-                self.length_k if owed_b4 is None else owed_b4,
+                self.length_k if missed_b4 is None else missed_b4,
                 self.inverse_k[first:],
                 grad_bD,
                 self.operand_ND,
@@ -257,7 +259,7 @@ class Fused(Trace):
                 self.logsum_N,
                 self.target_N,
                 self.at_target_N,
-                self.weight,
+                weight,
                 self.sample_t32,
                 self.row_t32,
                 targets,
@@ -273,10 +275,10 @@ class Fused(Trace):
                 WIDE=self.wide,
                 SAMPLES=tiles.samples,
                 CLASSES=tiles.classes,
-                ALL=playing.index_k is None,
+                ALL=active.index_k is None,
                 CUT=self.cut is not None,
                 MASKED=self.masked is not None,
-                BEHIND=owed_b4 is not None,
+                BEHIND=missed_b4 is not None,
                 PRECISION=self.precision,
                 num_warps=tiles.warps,
                 num_stages=tiles.stages,
@@ -287,20 +289,20 @@ class Fused(Trace):
         grad_bD: Tensor,
         first: int,
         rows: int,
-        owed_b4: Tensor | None,
+        missed_b4: Tensor | None,
         noise: list[int | Tensor],
         rule: Plain | Stale | LazyDecay | DenseExact,
         lr: float,
     ) -> None:
-        """Move some rows by what `_push` wrote."""
-        playing, table_cD = self.playing, self.playing.weight_cD
-        momentum_cD = playing.state.get("momentum", table_cD)
+        """Move some rows by what `_centre_grad` wrote."""
+        active, table_cD = self.active, self.active.table.weight_cD
+        momentum_cD = active.table.state.get("momentum", table_cD)
         with _on(table_cD.device):
             kernels.move[(triton.cdiv(rows, _ROWS),)](
                 table_cD,
                 momentum_cD,
                 self._index(first),
-                self.length_k if owed_b4 is None else owed_b4,
+                self.length_k if missed_b4 is None else missed_b4,
                 self.inverse_k[first:],
                 grad_bD,
                 rows,
@@ -309,24 +311,23 @@ class Fused(Trace):
                 float(lr),
                 0.0 if isinstance(rule, Plain) else float(rule.momentum),
                 float(rule.weight_decay),
-                playing.store.first,
+                active.table.store.first,
                 *noise,
                 D=self.dim,
                 WIDE=self.wide,
                 ROWS=_ROWS,
-                ALL=playing.index_k is None,
+                ALL=active.index_k is None,
                 MOMENTUM=momentum_cD is not table_cD,
-                BEHIND=owed_b4 is not None,
+                BEHIND=missed_b4 is not None,
                 STOCHASTIC=table_cD.dtype == torch.bfloat16,
                 num_warps=4,
             )
 
-    def _noise(self, salt: int) -> tuple[int, int, Tensor]:
-        """Give what the bits of a table's rounding are made of: two parts of a key, hashes."""
-        if self.playing.weight_cD.dtype != torch.bfloat16:
+    def _noise(self, salt: int, step: int) -> tuple[int, int, Tensor]:
+        """Return what the bits of a table's rounding are made of: two parts of a key, hashes."""
+        if self.active.table.weight_cD.dtype != torch.bfloat16:
             return 0, 0, self.length_k
-        store = self.playing.store
-        key = stream_key(store.seed, 2, store.step, salt)
+        key = self.active.table.store.rounding_key(salt, step)
         high = key >> 31 & 0xFFFFFFFF
         hashes = column_hashes(self.dim, key, self.length_k.device)
         return key & 0x7FFFFFFF, high - (high >> 31 << 32), hashes
@@ -339,5 +340,5 @@ class FusedTf32(Fused):
 
 
 def fused(gemm: str) -> type[Fused]:
-    """Give the class for a kind of matrix product."""
+    """Return the class for a kind of matrix product."""
     return FusedTf32 if gemm == "tf32" else Fused

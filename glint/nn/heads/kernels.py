@@ -3,12 +3,12 @@
 
 `gather` makes a contiguous copy of a run of the rows that play, in the type of the matrix products,
 and their lengths. `stream` reads it once: logits, streamed log-sum-exp and feature gradient of one
-tile of samples over one strip of classes (as in FlashAttention, arXiv 2205.14135). `push` owns a
-tile of rows: it makes their logits again and their gradient. `move` reads a row, its momentum and
-its gradient once, does all that a rule does, and writes them back. No atomics: every value has one
-writer and sums have one order, so the same card gives the same bits. What they compute is
-`softmax.Trace` and `rows`; the host's side is `fused`. Under TRITON_INTERPRET=1 they run on the
-CPU, for tests.
+tile of samples over one strip of classes (as in FlashAttention, arXiv 2205.14135). `centre_grad`
+owns a tile of rows: it makes their logits again and their gradient. `move` reads a row, its
+momentum and its gradient once, does all that a rule does, and writes them back. No atomics: every
+value has one writer and sums have one order, so the same card gives the same bits. What they
+compute is `softmax.SoftmaxPass` and `updates`; the host's side is `fused`. Under TRITON_INTERPRET=1
+they run on the CPU, for tests.
 
 Pointers are named as tensors are elsewhere; a constexpr is in capitals. PRECISION is what tl.dot
 does with float32 operands; sums inside a product are float32. WIDE: D rounded up to a power of two.
@@ -26,16 +26,18 @@ for sm_90 the loop has 36 matrix instructions instead of 68.
 import triton
 import triton.language as tl
 
+from glint.rng import ODD_32
+
 # whole numbers that differ between launches: not worth a compilation of their own
 _LOOSE = ["samples", "rows", "first", "strip", "offset", "low_w", "high_w", "low_v", "high_v"]
 _TINY = tl.constexpr(1e-12)  # as in softmax.py
-_ODD0 = tl.constexpr(0x2C1B3C6D)  # as in storage.py
-_ODD1 = tl.constexpr(0x297A2D39)
+_ODD0 = tl.constexpr(ODD_32[0])
+_ODD1 = tl.constexpr(ODD_32[1])
 
 
 @triton.jit
 def _inside(live, column, D: tl.constexpr, WIDE: tl.constexpr):
-    """Give the mask of a tile of rows."""
+    """Return the mask of a tile of rows."""
     inside = live[:, None]
     if WIDE != D:
         inside = inside & (column < D)[None, :]
@@ -44,7 +46,7 @@ def _inside(live, column, D: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _table_rows(index_k, row_b, live_b, first, ALL: tl.constexpr):
-    """Give the rows of the table that the rows of this launch are."""
+    """Return the rows of the table that the rows of this launch are."""
     if ALL:
         at_b = first.to(tl.int64) + row_b
     else:
@@ -135,7 +137,7 @@ def stream(
     target_N,
     largest_SN,
     sum_SN,
-    pull_SND,
+    feature_grad_SND,
     mask_row_e,
     mask_column_e,
     mask_bounds,
@@ -151,10 +153,10 @@ def stream(
     CLASSES: tl.constexpr,
     CUT: tl.constexpr,
     MASKED: tl.constexpr,
-    PULL: tl.constexpr,
+    LEARN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Go on with (largest, sum, pull) of a tile of samples over strip S of this launch's rows."""
+    """Add strip S of this launch's rows to (largest, sum, gradient) of a tile of samples."""
     sample_n = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     live_n = sample_n < samples
     column = tl.arange(0, WIDE)
@@ -165,10 +167,10 @@ def stream(
     part = tl.program_id(1) * samples
     largest_n = tl.load(largest_SN + part + sample_n, mask=live_n, other=-float("inf"))
     sum_n = tl.load(sum_SN + part + sample_n, mask=live_n, other=0.0)
-    pull_SND += part.to(tl.int64) * D
-    pull_nD = tl.zeros((SAMPLES, WIDE), tl.float32)
-    if PULL:
-        pull_nD = tl.load(pull_SND + flat, mask=inside, other=0.0)
+    feature_grad_SND += part.to(tl.int64) * D
+    feature_grad_nD = tl.zeros((SAMPLES, WIDE), tl.float32)
+    if LEARN:
+        feature_grad_nD = tl.load(feature_grad_SND + flat, mask=inside, other=0.0)
     begin = tl.program_id(1) * strip
     stop = tl.minimum(begin + strip, rows)
     for at in range(begin, stop, CLASSES):
@@ -195,18 +197,18 @@ def stream(
         faded_n = tl.exp(before_n - from_n)
         exp_bn = tl.exp(logit_bn - from_n[None, :])
         sum_n = sum_n * faded_n + tl.sum(exp_bn, axis=0)
-        if PULL:
+        if LEARN:
             weighed_bn = (exp_bn * inverse_b[:, None]).to(centre_bD.dtype)
-            pull_nD = pull_nD * faded_n[:, None]
-            pull_nD = _product(tl.trans(weighed_bn), centre_bD, pull_nD, PRECISION)
+            feature_grad_nD = feature_grad_nD * faded_n[:, None]
+            feature_grad_nD = _product(tl.trans(weighed_bn), centre_bD, feature_grad_nD, PRECISION)
     tl.store(largest_SN + part + sample_n, largest_n, mask=live_n)
     tl.store(sum_SN + part + sample_n, sum_n, mask=live_n)
-    if PULL:
-        tl.store(pull_SND + flat, pull_nD, mask=inside)
+    if LEARN:
+        tl.store(feature_grad_SND + flat, feature_grad_nD, mask=inside)
 
 
 @triton.jit(do_not_specialize=_LOOSE)
-def push(
+def centre_grad(
     weight_cD,
     momentum_cD,
     index_k,
@@ -315,8 +317,8 @@ def move(
 ):
     """Read rows and momentum, bring them up to date, take out the part along the row, move, write.
 
-    keep: 1 - lr wd, for rows without MOMENTUM. BEHIND: by the matrices of `rows`' `owed`. offset,
-    low, high, half: see `_rounded`.
+    keep: 1 - lr wd, for rows without MOMENTUM. BEHIND: by the matrices of `missed_decay` in
+    `updates`. offset, low, high, half: see `_rounded`.
     """
     row_b = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_b = row_b < rows

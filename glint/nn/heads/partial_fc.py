@@ -1,7 +1,7 @@
 """Partial FC: what is stored, and one step of it (arXiv 2010.05222, arXiv 2203.15565).
 
 Which classes are mine: `dist.span`; which play: `sample`; what the loss is: `softmax`; how rows
-move: `rows`; how they are kept: `storage`; who must not repel whom: `masks`.
+move: `updates`; how they are kept: `storage`; who must not repel whom: `masks`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.sample import Nearest, sampled_classes, stream_key
-from glint.nn.heads.softmax import WIDEST, Trace, gather_batch, margin_softmax
+from glint.nn.heads.options import Gemm, Kernels, PartialFCOptions
+from glint.nn.heads.sample import Nearest, sampled_classes
+from glint.nn.heads.softmax import WIDEST, SoftmaxPass, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import Playing, apply, row_rule
+from glint.nn.heads.updates import ActiveRows, Table, apply, row_rule
 from glint.nn.margins import Margin
+from glint.rng import stream_key
 
 # n samples on this rank, N over all ranks, C classes, c on this rank, k rows that play, D embedding
 
 _INIT_STD = 0.01
 _INIT_BLOCK = 1024  # classes that share one generator
-_KEEP = 64 << 20  # bytes of exponentials to hold between the loss and the update
 
 
 class PartialFC(nn.Module):
@@ -44,50 +45,36 @@ class PartialFC(nn.Module):
         self,
         classes: int,
         dim: int,
+        options: PartialFCOptions | None = None,
         *,
         margin: Margin,
-        scale: float = 64.0,
-        rate: float = 1.0,
-        rule: str = "none",
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
-        threshold: float = 0.0,
         masks: Any = None,
+        neighbours: Any = None,
         world: World | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
-        block: int = 1024,
         ddp_mean: bool = True,
-        gemm: str = "float32",
-        storage: str = "float32",
-        keep: int = _KEEP,
-        kernels: str = "auto",
         tally: bool = False,
-        near: Any = None,
-        hard: float = 0.0,
     ) -> None:
         """Make the head; classes and dim are those of the whole table.
 
-        rate: share of classes that play at a step, 0 = those of the batch, 1 = all; rule: a name of
-        `rows.RULES`; threshold: drop negatives of a higher cosine, 0 = none; masks: (m, 2) labels
-        known to be one person; block: class rows per block of logits; ddp_mean: multiply feature
-        gradients by the world size (see `softmax`); dtype: what is computed in; gemm "bf16": round
-        the operands of matrix products, "tf32": kernels may keep 10 bits of them; storage "bf16":
-        keep centres and their state in bf16, stochastically rounded; keep: bytes of exponentials
-        held instead of computed twice; kernels: see `trace_of`; tally: count each row's steps
-        (`statistics.Tally`); near, hard: a table of nearest classes (`sample.Nearest`) and the
-        share of negatives from it, known pairs left out. Raises UsageError (GL0002) for an option
-        out of range, InputError (GL0304) for bad masks or neighbours.
+        masks: (m, 2) labels known to be one person; neighbours: a table of nearest classes
+        (`sample.Nearest`) for `hard_ratio` of the negatives, known pairs left out; dtype: what is
+        computed in; ddp_mean: multiply feature gradients by the world size (see `softmax`); tally:
+        count each row's steps (`statistics.Tally`). Raises UsageError (GL0002) for an option out
+        of range, InputError (GL0304) for bad masks or neighbours.
         """
         super().__init__()
-        _check_options(classes, dim, rate, scale, block, dtype, gemm, storage, hard)
-        self.classes, self.dim, self.margin, self.scale = classes, dim, margin, scale
-        self.rate, self.threshold, self.seed, self.block = rate, threshold, seed, block
-        self.ddp_mean, self.gemm, self.keep = ddp_mean, gemm, keep
+        self.options = options = PartialFCOptions() if options is None else options
+        options.check(classes, dim, dtype)
+        self.classes, self.dim, self.margin = classes, dim, margin
+        self.seed, self.ddp_mean = seed, ddp_mean
         self.world = World() if world is None else world
-        self.trace_of = trace_of(kernels, dim, dtype, gemm, self.world.device)
+        self.pass_type = pass_type(options.kernels, dim, dtype, options.gemm, self.world.device)
         self.span = span(classes, self.world.size, self.world.rank)
-        self.rule = row_rule(rule, momentum=momentum, weight_decay=weight_decay)
+        self.rule = row_rule(
+            options.rule, momentum=options.momentum, weight_decay=options.weight_decay
+        )
         self.weight: Tensor
         self.register_buffer(
             "weight",
@@ -96,7 +83,7 @@ class PartialFC(nn.Module):
                 self.span.stop,
                 dim,
                 seed=seed,
-                dtype=torch.bfloat16 if storage == "bf16" else dtype,
+                dtype=torch.bfloat16 if options.storage == "bf16" else dtype,
                 device=self.world.device,
             ),
         )
@@ -107,22 +94,23 @@ class PartialFC(nn.Module):
         self._pairs = None
         if masks is not None and len(masks):
             self._pairs = KnownPairs(masks, classes, self.span, self.world.device)
-        self.hard = hard
-        self.near = None if near is None or not hard else Nearest(near, masks)
-        if self.near is not None and self.near.near_CK.shape[0] != classes:
-            raise UsageError(
-                "GL0002",
-                f"the table has {self.near.near_CK.shape[0]} classes, expected {classes}",
-                where="nearest classes",
-            )
+        self.neighbours = None
+        if neighbours is not None and options.hard_ratio:
+            self.neighbours = Nearest(neighbours, masks)
+            if (found := self.neighbours.near_CK.shape[0]) != classes:
+                raise UsageError(
+                    "GL0002",
+                    f"the table has {found} classes, expected {classes}",
+                    where="nearest classes",
+                )
         self.tally = Tally(self.span.size, self.world.device) if tally else None
-        self._pending: list[Trace] = []
+        self._pending: list[tuple[SoftmaxPass, Tensor]] = []  # with their weights
         self._seen: list[Tensor] = []
 
     def forward(
         self, feature_nD: Tensor, label_n: Tensor, *, step: int, counts: Sequence[int] | None = None
     ) -> Tensor:
-        """Give the mean loss of the global batch, the same on every rank.
+        """Return the mean loss of the global batch, the same on every rank.
 
         counts: rows per rank where they differ, known to all ranks. Raises InputError (GL0222) for
         a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
@@ -133,36 +121,36 @@ class PartialFC(nn.Module):
         playing_k = sampled_classes(
             batch.label_N,
             self.classes,
-            self.rate,
+            self.options.rate,
             seed=self.seed,
             step=step,
             span=self.span,
-            near=self.near,
-            hard=self.hard,
+            neighbours=self.neighbours,
+            hard_ratio=self.options.hard_ratio,
         )
         index_k = None if playing_k is None else playing_k - self.span.start
         masked = None
         if self._pairs is not None:
-            masked = self._pairs.entries(batch.label_N, playing_k, self.block)
+            masked = self._pairs.entries(batch.label_N, playing_k, self.options.block)
         target_N = self._targets(batch.label_N, playing_k)
         if self.tally is not None and torch.is_grad_enabled():
             self.tally.note(index_k, target_N[target_N >= 0])
-        playing = Playing(self.rule, self.weight, self._state(), self.store, index_k, self.block)
+        active = ActiveRows(self.rule, self._table(), index_k, self.options.block)
         loss, *self._seen = margin_softmax(
             feature_nD,
-            playing,
+            active,
             batch,
             target_N,
             margin=self.margin,
-            scale=self.scale,
+            scale=self.options.scale,
             world=self.world,
-            keeper=self._pending.append,
-            threshold=self.threshold,
+            on_backward=lambda *passed: self._pending.append(passed),
+            threshold=self.options.threshold,
             masked=masked,
             ddp_mean=self.ddp_mean,
-            gemm=self.gemm,
-            keep=self.keep,
-            trace_of=self.trace_of,
+            gemm=self.options.gemm,
+            keep=self.options.keep,
+            pass_type=self.pass_type,
         )
         return loss
 
@@ -175,26 +163,16 @@ class PartialFC(nn.Module):
         """
         pending, self._pending = self._pending, []
         if len(pending) == 1:
-            trace = pending[0]
-            trace.weight = trace.weight / divide
-            trace.update(step=step, lr=lr)
-            trace.release()
+            softmax_pass, weight = pending[0]
+            softmax_pass.update(weight / divide, step=step, lr=lr)
+            softmax_pass.release()
             return
         index_k, grad_kD = self._joined(pending)
-        apply(
-            self.rule,
-            self.weight,
-            self._state(),
-            index_k,
-            grad_kD.div_(divide),
-            step=step,
-            lr=lr,
-            store=self.store,
-        )
+        apply(self.rule, self._table(), index_k, grad_kD.div_(divide), step=step, lr=lr)
 
     @torch.no_grad()
     def gradient(self) -> tuple[Tensor | None, Tensor]:
-        """Give (rows, their gradient (k, D)) since the last update; rows None are all of them.
+        """Return (rows, their gradient (k, D)) since the last update; rows None are all of them.
 
         For looking at: `update` does not need it and works block by block.
         """
@@ -206,12 +184,12 @@ class PartialFC(nn.Module):
 
     @torch.no_grad()
     def state_rows(self) -> tuple[int, int, dict[str, Tensor]]:
-        """Give (start, stop, rows): this rank's weights and rule state, brought up to date.
+        """Return (start, stop, rows): this rank's weights and rule state, brought up to date.
 
-        Rows that a `dense_exact` head owes are paid here, which may move later results by rounding:
+        Rows of a `dense_exact` head are caught up here, which may move later results by rounding:
         two runs are equal to the bit when they save at the same steps.
         """
-        self.rule.flush(self.weight, self._state(), self.store)
+        self.rule.flush(self._table())
         return self.span.start, self.span.stop, {"weight": self.weight, **self._state()}
 
     @torch.no_grad()
@@ -223,7 +201,7 @@ class PartialFC(nn.Module):
         self.rule.restart()
 
     def statistics(self) -> dict[str, float]:
-        """Give figures of the last batch; waits for the device.
+        """Return figures of the last batch; waits for the device.
 
         positive_cosine: mean over the batch of the cosine to the own centre, before the margin;
         hardest_negative: mean of the largest cosine to another class that counts; accuracy: share
@@ -241,28 +219,33 @@ class PartialFC(nn.Module):
         }
         return {name: float(value.mean()) for name, value in found.items() if value.numel()}
 
+    def _table(self) -> Table:
+        return Table(self.weight, self._state(), self.store)
+
     def _state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in self._names}
 
-    def _joined(self, pending: Sequence[Trace]) -> tuple[Tensor | None, Tensor]:
-        """Give the gradient of several passes, those of one row added up."""
+    def _joined(
+        self, pending: Sequence[tuple[SoftmaxPass, Tensor]]
+    ) -> tuple[Tensor | None, Tensor]:
+        """Return the gradient of several passes, those of one row added up."""
         if not pending:
             none = torch.empty(0, dtype=torch.int64, device=self.weight.device)
             return none, torch.empty(
                 (0, self.dim), dtype=self.store.compute, device=self.weight.device
             )
-        indices = [trace.playing.index_k for trace in pending]
+        indices = [softmax_pass.active.index_k for softmax_pass, _ in pending]
         every = [index for index in indices if index is not None]
         joined_k = torch.unique(torch.cat(every)) if every else None
         rows = self.weight.shape[0] if joined_k is None else joined_k.numel()
         total_kD = torch.zeros(
             (rows, self.dim), dtype=self.store.compute, device=self.weight.device
         )
-        for trace, index_k in zip(pending, indices):
-            playing = trace.playing
-            for number in range(len(playing)):
-                grad_bD = trace.gradient(number, playing.take(number))
-                piece = playing.rows(number)
+        for (softmax_pass, weight), index_k in zip(pending, indices):
+            active = softmax_pass.active
+            for number in range(len(active)):
+                grad_bD = softmax_pass.gradient(number, active.take(number), weight)
+                piece = active.rows(number)
                 if index_k is None or joined_k is None:
                     total_kD[piece] += grad_bD
                 else:
@@ -270,7 +253,7 @@ class PartialFC(nn.Module):
         return joined_k, total_kD
 
     def _targets(self, label_N: Tensor, playing_k: Tensor | None) -> Tensor:
-        """Give the row of each label among those that play on this rank, -1 elsewhere."""
+        """Return the row of each label among those that play on this rank, -1 elsewhere."""
         mine_N = (label_N >= self.span.start) & (label_N < self.span.stop)
         row_N = (
             label_N - self.span.start
@@ -280,27 +263,22 @@ class PartialFC(nn.Module):
         return torch.where(mine_N, row_N, -1)
 
 
-def trace_of(
-    kernels: str, dim: int, dtype: torch.dtype, gemm: str, device: torch.device
-) -> type[Trace]:
+def pass_type(
+    kernels: Kernels, dim: int, dtype: torch.dtype, gemm: Gemm, device: torch.device
+) -> type[SoftmaxPass]:
     """Choose who does the work of a step: torch's operations, or Triton's kernels.
 
     "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there, the
     products are "bf16" or "tf32" and rows have 512 numbers at most. "triton" asks for them; raises
     UsageError (GL0002) where they cannot run.
     """
-    names = ("auto", "torch", "triton")
-    if kernels not in names:
-        raise UsageError(
-            "GL0002", f"kernels is {kernels!r}, expected {' or '.join(names)}", where="head"
-        )
     if kernels == "torch":
-        return Trace
+        return SoftmaxPass
     here = find_spec("triton") is not None
     if kernels == "auto":
         suits = here and device.type == "cuda" and dtype == torch.float32 and gemm != "float32"
         if not suits or dim > WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
-            return Trace
+            return SoftmaxPass
     wants = {
         "the package triton": here,
         "float32 rows": dtype == torch.float32,
@@ -331,32 +309,3 @@ def initial_centres(
         low, high = max(first, start), min(first + _INIT_BLOCK, stop)
         rows_cD[low - start : high - start] = block_bD[low - first : high - first].to(dtype)
     return rows_cD
-
-
-def _check_options(
-    classes: int,
-    dim: int,
-    rate: float,
-    scale: float,
-    block: int,
-    dtype: torch.dtype,
-    gemm: str,
-    storage: str,
-    hard: float,
-) -> None:
-    kinds = ("float32", "bf16") if dtype == torch.float32 else ("float32",)
-    products = ("float32", "tf32", "bf16") if dtype == torch.float32 else ("float32",)
-    checks = (
-        ("classes", classes, classes >= 1, "at least 1"),
-        ("dim", dim, dim >= 1, "at least 1"),
-        ("rate", rate, 0 <= rate <= 1, "0 to 1"),
-        ("hard", hard, 0 <= hard <= 1, "0 to 1"),
-        ("scale", scale, scale > 0, "above 0"),
-        ("block", block, block >= 1, "at least 1"),
-        ("dtype", dtype, dtype in (torch.float32, torch.float64), "float32 or float64"),
-        ("gemm", gemm, gemm in products, f"{' or '.join(products)} in {dtype}"),
-        ("storage", storage, storage in kinds, f"{' or '.join(kinds)} in {dtype}"),
-    )
-    for name, value, good, expected in checks:
-        if not good:
-            raise UsageError("GL0002", f"{name} is {value}, expected {expected}", where="head")

@@ -18,16 +18,13 @@ from torch import Tensor
 
 from glint.dist.span import Span
 from glint.errors import InputError
+from glint.rng import hash_31, permute, stream_key
 
 # N samples over all ranks, C classes, P of them in the batch, K neighbours of each,
 # k classes of this rank that play, h hard negatives, i counters, m known pairs
 
-_ROUNDS = 6
 _AT_ONCE = {"cpu": 1 << 15}  # counters hashed together: they stay in cache
 _MANY = 1 << 20  # on a GPU: few launches, and it waits for the device once for so many
-_MASK31 = (1 << 31) - 1
-_MASK64 = (1 << 64) - 1
-_ODD = (0x6C8E9CF5, 0x45D9F3B3)  # 31-bit odd multipliers: a 31 x 31 bit product fits int64
 
 
 def sample_size(classes: int, rate: float, positives: int) -> int:
@@ -87,7 +84,7 @@ class Nearest:
         first_h = torch.full_like(near_h, near_PK.shape[1])
         first_h.scatter_reduce_(0, where_h, place_h, "amin")
         if near_h.numel() > most:
-            chance_h = _hash(near_h & _MASK31, stream_key(key, 2))
+            chance_h = hash_31(near_h & (1 << 31) - 1, stream_key(key, 2))
             order_h = torch.argsort(first_h << 31 | chance_h, stable=True)
             near_h = torch.sort(near_h[order_h[:most]]).values
         return near_h.to(device)
@@ -101,13 +98,13 @@ def sampled_classes(
     seed: int,
     step: int,
     span: Span | None = None,
-    near: Nearest | None = None,
-    hard: float = 0.0,
+    neighbours: Nearest | None = None,
+    hard_ratio: float = 0.0,
 ) -> Tensor | None:
     """Give the classes of `span` that play at this step, sorted, int64 (k); None means all.
 
-    label_N: labels of the whole batch over all ranks; hard: the share of negatives taken from
-    `near`, fewer where the classes of the batch have no more neighbours; uniform ones fill up.
+    label_N: labels of the whole batch over all ranks; hard_ratio: the share of negatives taken
+    from `neighbours`, fewer where the classes of the batch have no more; uniform ones fill up.
     Costs O(rate * classes) at most.
     """
     if rate >= 1:
@@ -117,8 +114,8 @@ def sampled_classes(
     playing_k = positive_P
     if wanted > 0:
         key = stream_key(seed, step)
-        if near is not None and (most := int(hard * wanted)):
-            hard_h = near.among(positive_P, most, key)
+        if neighbours is not None and (most := int(hard_ratio * wanted)):
+            hard_h = neighbours.among(positive_P, most, key)
             wanted -= hard_h.numel()
             playing_k = torch.sort(torch.cat([positive_P, hard_h])).values
         if wanted > 0:
@@ -126,44 +123,6 @@ def sampled_classes(
     if span is not None:
         playing_k = playing_k[(playing_k >= span.start) & (playing_k < span.stop)]
     return torch.sort(playing_k).values
-
-
-def stream_key(*parts: int) -> int:
-    """Mix integers into one 64-bit key (splitmix64's finaliser after each part)."""
-    key = 0
-    for part in parts:
-        key = (key ^ (part & _MASK64)) + 0x9E3779B97F4A7C15 & _MASK64
-        key = (key ^ key >> 30) * 0xBF58476D1CE4E5B9 & _MASK64
-        key = (key ^ key >> 27) * 0x94D049BB133111EB & _MASK64
-        key ^= key >> 31
-    return key
-
-
-def permute(counter_i: Tensor, bits: int, key: int) -> Tensor:
-    """Permute [0, 2^bits) by a keyed unbalanced Feistel network; int64 (i) in, int64 (i) out.
-
-    Each round xors one half with a keyed hash of the other, so every round is a bijection.
-    """
-    if not 1 <= bits <= 60:
-        raise ValueError(f"bits is {bits}, expected 1 to 60")
-    low_bits = bits - bits // 2
-    low_mask, high_mask = (1 << low_bits) - 1, (1 << bits // 2) - 1
-    low_i, high_i = counter_i & low_mask, counter_i >> low_bits
-    for number in range(_ROUNDS):
-        round_key = stream_key(key, number)
-        if number % 2:
-            low_i = low_i ^ (_hash(high_i, round_key) & low_mask)
-        else:
-            high_i = high_i ^ (_hash(low_i, round_key) & high_mask)
-    return (high_i << low_bits) | low_i
-
-
-def _hash(value_i: Tensor, key: int) -> Tensor:
-    """Hash values below 2^31 with a 64-bit key to 31 bits, never leaving int64."""
-    mixed_i = ((value_i ^ (key & _MASK31)) * _ODD[0]) ^ (key >> 31 & _MASK31)
-    mixed_i = (mixed_i ^ (mixed_i >> 29)) & _MASK31
-    mixed_i = mixed_i * _ODD[1]
-    return (mixed_i ^ (mixed_i >> 27)) & _MASK31
 
 
 def _first_others(classes: int, wanted: int, positive_P: Tensor, key: int) -> Tensor:

@@ -3,9 +3,9 @@
 One autograd function works on blocks of class rows. Forward reads each block once: logits, a
 streamed log-sum-exp, and the feature gradient, which accumulates beside it and is rescaled when the
 running maximum moves (as in FlashAttention, arXiv 2205.14135). Centre gradients are made block by
-block where they are used (`Trace.gradient`, called by the row update), so no (k, D) gradient and no
-(k, D) copy of the rows exists. Exponentials are kept between the two while all of them fit into
-`keep` bytes, and computed again otherwise. Three collectives a step, at any world size:
+block where they are used (`SoftmaxPass.gradient`, called by the row update), so no (k, D) gradient
+and no (k, D) copy of the rows exists. Exponentials are kept between the two while all of them fit
+into `keep` bytes, and computed again otherwise. Three collectives a step, at any world size:
 
 1. `gather_batch`: all_gather of unit features, their lengths and labels, packed into one buffer;
 2. forward: all_gather of (largest negative, its sum of exponents, target cosine) per sample;
@@ -16,8 +16,8 @@ feature gradient is multiplied by the world size, because DistributedDataParalle
 after its mean the backbone gets the exact gradient of the loss. The gradient of the class rows is
 complete on the rank that owns them and needs no collective.
 
-`Trace` does the work in torch's operations, on any device: the reference. `fused.Fused` does the
-same in Triton kernels.
+`SoftmaxPass` does the work in torch's operations, on any device: the reference. `fused.Fused` does
+the same in Triton kernels.
 
 gemm "bf16" rounds the operands of the three matrix products and their results to bf16 (sums inside
 a product are float32); targets, maxima, exponentials and sums stay float32.
@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 from glint.dist.collectives import all_gather_rows, even, reduce_scatter_rows
 from glint.dist.world import World
 from glint.errors import InputError
-from glint.nn.heads.updates import Playing
+from glint.nn.heads.updates import ActiveRows
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, W ranks, D embedding,
@@ -116,45 +116,52 @@ def gather_batch(
 
 def margin_softmax(
     feature_nD: Tensor,
-    playing: Playing,
+    active: ActiveRows,
     batch: Batch,
     target_N: Tensor,
     *,
     margin: Margin,
     scale: float,
     world: World,
-    keeper: Callable[[Trace], None],
+    on_backward: Callable[[SoftmaxPass, Tensor], None],
     threshold: float = 0.0,
     masked: Masked | None = None,
     ddp_mean: bool = True,
     gemm: str = "float32",
     keep: int = 0,
-    trace_of: type[Trace] | None = None,
-    apart_ND: Tensor | None = None,
+    pass_type: type[SoftmaxPass] | None = None,
+    own_centre_ND: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give (loss, cosine_N, hardest_N, length_k); differentiable in features.
+    """Return (loss, cosine_N, hardest_N, length_k); differentiable in features.
 
-    feature_nD: this rank's features, those given to `gather_batch`; playing: this rank's class
+    feature_nD: this rank's features, those given to `gather_batch`; active: this rank's class
     rows, any length; target_N: the class row of each label, or -1 where another rank has it.
     A negative with cosine above `threshold` (if > 0) and every `masked` entry leave the
-    denominator: logit -inf, gradient exactly 0. keeper: gets what the row update needs once
-    backward has run; keep: bytes of exponentials to hold until then; trace_of: `Trace` or one that
-    computes the same in another way; apart_ND: each sample's own class row, of unit length and
-    without gradient, where it is none of those that play (one rank, every target -1).
-    cosine_N: target cosines;
-    hardest_N: largest cosine of a negative that counts, -inf where there is none; length_k: lengths
-    of the class rows.
+    denominator: logit -inf, gradient exactly 0. on_backward: called when backward has run, with
+    the pass and its weight (see `SoftmaxPass`); keep: bytes of exponentials to hold until the row
+    update; pass_type: `SoftmaxPass` or one that computes the same in another way; own_centre_ND:
+    each sample's own class row, of unit length and without gradient, where it is none of those
+    that play (one rank, every target -1). cosine_N: target cosines; hardest_N: largest cosine of a
+    negative that counts, -inf where there is none; length_k: lengths of the class rows.
     """
     anchor = torch.zeros((), device=batch.unit_ND.device, requires_grad=True)  # so backward runs
     learn = torch.is_grad_enabled()
-    kind = Trace if trace_of is None else trace_of
-    trace = kind(playing, batch, target_N, scale, threshold, masked, gemm, keep if learn else 0)
-    if apart_ND is not None:
-        trace.take_targets(apart_ND)
-    loss, cosine_N, hardest_N = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
-        feature_nD, anchor, trace, margin, world, ddp_mean, learn, keeper
+    kind = SoftmaxPass if pass_type is None else pass_type
+    softmax_pass = kind(
+        active,
+        batch,
+        target_N,
+        scale=scale,
+        threshold=threshold,
+        masked=masked,
+        gemm=gemm,
+        keep=keep if learn else 0,
+        own_centre_ND=own_centre_ND,
     )
-    return loss, cosine_N, hardest_N, trace.length_k
+    loss, cosine_N, hardest_N = _MarginSoftmax.apply(  # type: ignore[no-untyped-call]
+        feature_nD, anchor, softmax_pass, margin, world, ddp_mean, learn, on_backward
+    )
+    return loss, cosine_N, hardest_N, softmax_pass.length_k
 
 
 class _MarginSoftmax(torch.autograd.Function):
@@ -165,17 +172,17 @@ class _MarginSoftmax(torch.autograd.Function):
         ctx: Any,
         feature_nD: Tensor,
         anchor: Tensor,
-        trace: Trace,
+        softmax_pass: SoftmaxPass,
         margin: Margin,
         world: World,
         ddp_mean: bool,
         learn: bool,
-        keeper: Callable[[Trace], None],
+        on_backward: Callable[[SoftmaxPass, Tensor], None],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, scale = trace.batch, trace.scale
+        batch, scale = softmax_pass.batch, softmax_pass.scale
         with torch.autocast(feature_nD.device.type, enabled=False):
-            mine_N, sum_N, pull_ND = trace.stream(learn)
-            largest_N, cosine_N = mine_N, trace.target_cosine()
+            mine_N, sum_N, feature_grad_ND = softmax_pass.stream(learn)
+            largest_N, cosine_N = mine_N, softmax_pass.target_cosine()
             if world.size > 1:  # second collective
                 part_3N = torch.stack([mine_N, sum_N, cosine_N])
                 part_W3N = all_gather_rows(part_3N[None], world)
@@ -186,25 +193,26 @@ class _MarginSoftmax(torch.autograd.Function):
             logsum_N = torch.logaddexp(largest_N + sum_N.log(), target_logit_N)
             loss = (logsum_N - target_logit_N).mean()
             if learn:  # the gradient of the unit features, but for the factor `upstream`
-                trace.logsum_N = logsum_N
-                trace.at_target_N = (torch.exp(target_logit_N - logsum_N) - 1) * slope_N
-                pull_ND.mul_(torch.exp(mine_N - logsum_N)[:, None])
-                trace.add_targets(pull_ND)
+                feature_grad_ND.mul_(torch.exp(mine_N - logsum_N)[:, None])
+                at_target_N = (torch.exp(target_logit_N - logsum_N) - 1) * slope_N
+                softmax_pass.add_targets(feature_grad_ND, logsum_N, at_target_N)
         hardest_N = largest_N / scale
-        ctx.save_for_backward(pull_ND)
-        ctx.plain = trace, world, ddp_mean, feature_nD.dtype, keeper
+        ctx.save_for_backward(feature_grad_ND)
+        ctx.plain = softmax_pass, world, ddp_mean, feature_nD.dtype, on_backward
         ctx.mark_non_differentiable(cosine_N, hardest_N)
         return loss, cosine_N, hardest_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        (pull_ND,) = ctx.saved_tensors
-        trace, world, ddp_mean, dtype, keeper = ctx.plain
-        batch: Batch = trace.batch
-        with torch.autocast(pull_ND.device.type, enabled=False):
-            trace.weight = upstream.to(pull_ND.dtype) * (trace.scale / batch.size)  # on the device
-            unit_grad_nD = reduce_scatter_rows(pull_ND * trace.weight, world, batch.counts)  # third
+        (feature_grad_ND,) = ctx.saved_tensors
+        softmax_pass, world, ddp_mean, dtype, on_backward = ctx.plain
+        batch: Batch = softmax_pass.batch
+        with torch.autocast(feature_grad_ND.device.type, enabled=False):
+            factor = softmax_pass.scale / batch.size
+            weight = upstream.to(feature_grad_ND.dtype) * factor  # stays on the device
+            weighed_ND = feature_grad_ND * weight
+            unit_grad_nD = reduce_scatter_rows(weighed_ND, world, batch.counts)  # third collective
             if ddp_mean:
                 unit_grad_nD = unit_grad_nD * world.size
             rows = slice(batch.start, batch.start + batch.counts[world.rank])
@@ -213,61 +221,55 @@ class _MarginSoftmax(torch.autograd.Function):
             feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * _inverse(batch.norm_N[rows])[
                 :, None
             ]
-        keeper(trace)
+        on_backward(softmax_pass, weight)
         return (feature_grad_nD.to(dtype), *[None] * 7)
 
 
-class Trace:
+class SoftmaxPass:
     """One pass over the class rows that play: what its loss, and later its row update, need.
 
-    `stream` goes over the blocks for the loss; `gradient` gives the gradient of one block's rows
-    once backward has set `weight`. Rows must be the same at both.
+    `stream` goes over the blocks for the loss and `add_targets` ends it; then `gradient` computes
+    the gradient of one block's rows. Rows must be the same at both. Gradients are multiplied by a
+    weight that backward knows: upstream gradient * scale / N.
     """
-
-    logsum_N: Tensor
-    at_target_N: Tensor  # d loss / d target cosine, but for `weight`
-    weight: Tensor  # upstream gradient * scale / N
 
     def __init__(
         self,
-        playing: Playing,
+        active: ActiveRows,
         batch: Batch,
         target_N: Tensor,
+        *,
         scale: float,
-        threshold: float,
-        masked: Masked | None,
-        gemm: str,
-        keep: int,
+        threshold: float = 0.0,
+        masked: Masked | None = None,
+        gemm: str = "float32",
+        keep: int = 0,
+        own_centre_ND: Tensor | None = None,
     ) -> None:
-        self.playing, self.batch, self.scale, self.masked = playing, batch, scale, masked
+        self.active, self.batch, self.scale, self.masked = active, batch, scale, masked
         self.cut = scale * threshold if threshold > 0 else None
         self.half = gemm == "bf16"
-        if masked is not None and masked.block != playing.block:
+        if masked is not None and masked.block != active.block:
             raise ValueError("masked entries were cut for another block size")
         unit_ND = batch.unit_ND
         self.operand_ND = self._operand(unit_ND * scale)
-        self.length_k = unit_ND.new_empty(playing.count)
-        self.inverse_k = unit_ND.new_empty(playing.count)
+        self.length_k = unit_ND.new_empty(active.count)
+        self.inverse_k = unit_ND.new_empty(active.count)
         order_N = torch.argsort(target_N, stable=True)
-        bounds = torch.searchsorted(target_N[order_N], playing.edges(target_N.device)).tolist()
+        bounds = torch.searchsorted(target_N[order_N], active.edges(target_N.device)).tolist()
         self.bounds = [bound - bounds[0] for bound in bounds]  # of block i: [i], [i + 1]
         self.sample_t = order_N[bounds[0] : bounds[-1]]
         self.row_t, self.target_N = target_N[self.sample_t], target_N
-        own_tD = playing.pick(self.row_t)
+        own_tD = active.pick(self.row_t)
         self.own_tD = own_tD.mul_(_inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
         self._reserve(keep)
-
-    def take_targets(self, own_ND: Tensor) -> None:
-        """Use these unit rows as the samples' own classes: none of them is among those that play.
-
-        They are not moved: `gradient` knows the rows that play only.
-        """
-        self.sample_t = torch.arange(self.batch.size, device=own_ND.device)
-        self.own_tD = own_ND
+        if own_centre_ND is not None:  # not moved: `gradient` knows the rows that play only
+            self.sample_t = torch.arange(batch.size, device=own_centre_ND.device)
+            self.own_tD = own_centre_ND
 
     def _reserve(self, keep: int) -> None:
         """Take the buffers of blocks, and of all exponentials where they fit into `keep` bytes."""
-        everything = self.batch.size * self.playing.count
+        everything = self.batch.size * self.active.count
         widest = self._widest()
         self.kept = everything * self.operand_ND.element_size() <= keep
         self.exp_buffer = self.operand_ND.new_empty(everything if self.kept else widest)
@@ -275,18 +277,18 @@ class Trace:
         self.from_N: list[Tensor] = []  # of block i: what its exponentials are relative to
 
     def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Give largest negative logit, sum of exp(logit - largest), sum of exponentials * centres.
+        """Return largest negative logit, sum of exp(logit - largest), and sum of exp * centres.
 
         (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0.
         """
-        unit_ND, playing = self.batch.unit_ND, self.playing
+        unit_ND, active = self.batch.unit_ND, self.active
         largest_N = unit_ND.new_full((self.batch.size,), -torch.inf)
-        sum_N, pull_ND = torch.zeros_like(largest_N), torch.zeros_like(unit_ND)
-        for number in range(len(playing)):
-            centre_bD = playing.take(number)
+        sum_N, feature_grad_ND = torch.zeros_like(largest_N), torch.zeros_like(unit_ND)
+        for number in range(len(active)):
+            centre_bD = active.take(number)
             length_b = torch.linalg.vector_norm(centre_bD, dim=1)
-            self.length_k[playing.rows(number)] = length_b
-            self.inverse_k[playing.rows(number)] = _inverse(length_b)
+            self.length_k[active.rows(number)] = length_b
+            self.inverse_k[active.rows(number)] = _inverse(length_b)
             operand_bD = self._operand(centre_bD)
             logit_Nb = self._logits(number, operand_bD)
             before_N = largest_N
@@ -297,29 +299,35 @@ class Trace:
             sum_N = sum_N.mul_(faded_N).add_(exp_Nb.sum(1))
             if learn:
                 weighed_Nb = self._weighed(number, exp_Nb)
-                pull_ND.mul_(faded_N[:, None])
+                feature_grad_ND.mul_(faded_N[:, None])
                 if self.half:
-                    pull_ND.add_(torch.mm(weighed_Nb, operand_bD).to(pull_ND.dtype))
+                    feature_grad_ND.add_(torch.mm(weighed_Nb, operand_bD).to(feature_grad_ND.dtype))
                 else:
-                    pull_ND.addmm_(weighed_Nb, operand_bD)
+                    feature_grad_ND.addmm_(weighed_Nb, operand_bD)
                 self.from_N.append(largest_N)
-        return largest_N, sum_N, pull_ND
+        return largest_N, sum_N, feature_grad_ND
 
     def target_cosine(self) -> Tensor:
-        """Give each sample's cosine to its own class, (N), -inf where another rank has it."""
+        """Return each sample's cosine to its own class, (N), -inf where another rank has it."""
         cosine_t = (self.batch.unit_ND[self.sample_t] * self.own_tD).sum(1)
         return self.batch.unit_ND.new_full((self.batch.size,), -torch.inf).index_copy_(
             0, self.sample_t, cosine_t
         )
 
-    def add_targets(self, pull_ND: Tensor) -> None:
-        """Add the targets' share to the gradient of unit features."""
-        pull_ND.index_add_(0, self.sample_t, self.own_tD * self.at_target_N[self.sample_t][:, None])
+    def add_targets(self, feature_grad_ND: Tensor, logsum_N: Tensor, at_target_N: Tensor) -> None:
+        """Add the targets' share to the gradient of unit features, and hold what `gradient` needs.
 
-    def gradient(self, number: int, centre_bD: Tensor) -> Tensor:
-        """Give the gradient of block `number`'s rows, (b, D), from the rows themselves."""
+        at_target_N: d loss / d target cosine, but for the weight.
+        """
+        self.logsum_N, self.at_target_N = logsum_N, at_target_N
+        feature_grad_ND.index_add_(
+            0, self.sample_t, self.own_tD * at_target_N[self.sample_t][:, None]
+        )
+
+    def gradient(self, number: int, centre_bD: Tensor, weight: Tensor) -> Tensor:
+        """Return the gradient of block `number`'s rows, (b, D), from the rows themselves."""
         unit_ND = self.batch.unit_ND
-        rows = self.playing.rows(number)
+        rows = self.active.rows(number)
         inverse_b = self.inverse_k[rows]
         if self.kept:
             weighed_Nb, from_N = self._place(self.exp_buffer, rows), self.from_N[number]
@@ -327,20 +335,22 @@ class Trace:
             from_N = self.logsum_N
             logit_Nb = self._logits(number, self._operand(centre_bD))
             weighed_Nb = self._weighed(number, logit_Nb.sub_(from_N[:, None]).exp_())
-        factor_N = torch.exp(from_N - self.logsum_N) * self.weight
-        push_ND = (unit_ND * factor_N[:, None]).to(weighed_Nb.dtype)
-        grad_bD = torch.mm(weighed_Nb.t(), push_ND).to(unit_ND.dtype)
+        factor_N = torch.exp(from_N - self.logsum_N) * weight
+        weighed_ND = (unit_ND * factor_N[:, None]).to(weighed_Nb.dtype)
+        grad_bD = torch.mm(weighed_Nb.t(), weighed_ND).to(unit_ND.dtype)
         here = slice(self.bounds[number], self.bounds[number + 1])
         if here.stop > here.start:
             sample_t = self.sample_t[here]
             column_t = self.row_t[here] - rows.start
-            factor_t = self.at_target_N[sample_t] * self.weight * inverse_b[column_t]
+            factor_t = self.at_target_N[sample_t] * weight * inverse_b[column_t]
             grad_bD.index_add_(0, column_t, unit_ND[sample_t] * factor_t[:, None])
         return self._across(grad_bD, centre_bD, inverse_b)
 
-    def update(self, *, step: int, lr: float) -> None:
+    def update(self, weight: Tensor, *, step: int, lr: float) -> None:
         """Move the rows that play by their gradients, block by block."""
-        self.playing.update(self.gradient, step=step, lr=lr)
+        self.active.update(
+            lambda number, rows_bD: self.gradient(number, rows_bD, weight), step=step, lr=lr
+        )
 
     def release(self) -> None:
         """Let go of the buffers: the row update is done."""
@@ -354,17 +364,17 @@ class Trace:
         return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
 
     def _operand(self, rows_D: Tensor) -> Tensor:
-        """Give rows as the matrix products take them."""
+        """Return rows as the matrix products take them."""
         return rows_D.bfloat16() if self.half else rows_D
 
     def _place(self, buffer: Tensor, rows: slice) -> Tensor:
-        """Give the part of a buffer that holds a block, (N, b)."""
+        """Return the part of a buffer that holds a block, (N, b)."""
         n, first = self.batch.size, rows.start if buffer.numel() > self._widest() else 0
         return buffer[n * first : n * (first + rows.stop - rows.start)].view(n, -1)
 
     def _logits(self, number: int, operand_bD: Tensor) -> Tensor:
         """Compute a block of logits (N, b), -inf at targets and at entries that leave."""
-        rows = self.playing.rows(number)
+        rows = self.active.rows(number)
         logit_Nb = self._place(self.logit_buffer, rows)
         if self.half:  # copied first: operations on mixed types are slow
             logit_Nb.copy_(torch.mm(self.operand_ND, operand_bD.t()))
@@ -385,12 +395,12 @@ class Trace:
 
     def _weighed(self, number: int, exp_Nb: Tensor) -> Tensor:
         """Divide exponentials by their centres' lengths, as the matrix products take them."""
-        rows = self.playing.rows(number)
+        rows = self.active.rows(number)
         exp_Nb.mul_(self.inverse_k[rows])
         return self._place(self.exp_buffer, rows).copy_(exp_Nb) if self.half else exp_Nb
 
     def _widest(self) -> int:
-        return self.batch.size * min(self.playing.block, self.playing.count)
+        return self.batch.size * min(self.active.block, self.active.count)
 
 
 def _joined(largest_WN: Tensor, sum_WN: Tensor) -> tuple[Tensor, Tensor]:
@@ -427,7 +437,7 @@ def _check_labels(label_N: Tensor, classes: int, counts: tuple[int, ...]) -> Non
 
 
 def _inverse(length: Tensor) -> Tensor:
-    """Give 1 / length, and 0 for a vector without direction."""
+    """Return 1 / length, and 0 for a vector without direction."""
     return torch.where(length > _TINY, 1 / length, torch.zeros_like(length))
 
 

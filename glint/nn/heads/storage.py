@@ -8,39 +8,34 @@ world size and order of blocks, with no generator state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from glint.nn.heads.sample import stream_key
+from glint.rng import hash_32, scramble_32, stream_key
 
 # c class rows of this rank, k rows that play, b rows of one block, D embedding, h half of D
 
 At = slice | Tensor  # rows of a table: a slice, or an index of int64
 
-_MASK32 = (1 << 32) - 1
-_ODD = (0x2C1B3C6D, 0x297A2D39)  # odd multipliers of a 32-bit finaliser
-
 
 class Store:
     """Read rows in the type that is computed in, and write them in the type that is kept.
 
-    first: the class of row 0 on this rank; `step` is set before rows are written.
+    first: the class of row 0 on this rank.
     """
 
     def __init__(self, compute: torch.dtype, *, seed: int = 0, first: int = 0) -> None:
-        self.compute, self.seed, self.first, self.step = compute, seed, first, 0
+        self.compute, self.seed, self.first = compute, seed, first
 
     def take(self, table_cD: Tensor, at: At) -> Tensor:
         """Read rows: a view where a slice is kept as it is computed in, otherwise a copy."""
         rows_bD = table_cD[at] if isinstance(at, slice) else table_cD.index_select(0, at)
         return rows_bD.to(self.compute)
 
-    def put(self, table_cD: Tensor, at: At, rows_bD: Tensor, salt: int) -> None:
-        """Write rows that `take` gave and that were changed; salt tells tables of a step apart."""
+    def put(self, table_cD: Tensor, at: At, rows_bD: Tensor, *, salt: int, step: int) -> None:
+        """Write rows that `take` read and that were changed; salt: another for each table."""
         if table_cD.dtype == torch.bfloat16:
-            rows_bD = self._rounded(rows_bD, at, salt)
+            rows_bD = self._rounded(rows_bD, at, self.rounding_key(salt, step))
         if isinstance(at, slice):
             place_bD = table_cD[at]
             if place_bD.data_ptr() != rows_bD.data_ptr():
@@ -48,42 +43,28 @@ class Store:
         else:
             table_cD.index_copy_(0, at, rows_bD)
 
-    def _rounded(self, rows_bD: Tensor, at: At, salt: int) -> Tensor:
+    def rounding_key(self, salt: int, step: int) -> int:
+        """Return the key that draws the rounding of a table at a step."""
+        return stream_key(self.seed, 2, step, salt)
+
+    def _rounded(self, rows_bD: Tensor, at: At, key: int) -> Tensor:
         """Round to bf16, up or down by chance."""
         if isinstance(at, slice):
             at = torch.arange(at.start, at.stop, device=rows_bD.device)
-        noise_bD = noise(
-            at + self.first, rows_bD.shape[1], stream_key(self.seed, 2, self.step, salt)
-        )
+        noise_bD = noise(at + self.first, rows_bD.shape[1], key)
         bits_bD = rows_bD.contiguous().view(torch.int32).add(noise_bD).add_(1 << 15)
         return bits_bD.bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
 
 
 def noise(class_b: Tensor, dim: int, key: int) -> Tensor:
     """Draw uniform int16 values (b, dim) as a function of (class, column, key)."""
-    mixed_bh = _hash(class_b, key)[:, None] ^ column_hashes(dim, key, class_b.device)
-    mixed_bh = mixed_bh.mul_(_ODD[0])
-    mixed_bh ^= (mixed_bh >> 15).bitwise_and_(0x1FFFF)  # the mask undoes the sign's copies
-    mixed_bh.mul_(_ODD[1])
-    mixed_bh ^= (mixed_bh >> 16).bitwise_and_(0xFFFF)
+    mixed_b = hash_32(class_b, key).to(torch.int32)
+    mixed_bh: Tensor = scramble_32(mixed_b[:, None] ^ column_hashes(dim, key, class_b.device))
     return mixed_bh.view(torch.int16)[:, :dim]
 
 
 def column_hashes(dim: int, key: int, device: torch.device) -> Tensor:
     """Hash pairs of columns, int32 (ceil(dim / 2)): 32 bits draw for two columns."""
-    return _hash(torch.arange(-(-dim // 2), device=device), stream_key(key, 1))
-
-
-def _hash(value_i: Tensor, key: int) -> Tensor:
-    """Hash integers below 2^31 to 32 bits, held as int32."""
-    mixed_i = ((value_i ^ (key & 0x7FFFFFFF)) * _ODD[0]) ^ (key >> 31 & _MASK32)
-    mixed_i = (mixed_i ^ (mixed_i >> 29)) & 0x7FFFFFFF
-    mixed_i = (mixed_i * _ODD[1]) >> 13
-    return mixed_i.to(torch.int32)
-
-
-def cuts(index_k: Tensor | None, count: int, block: int) -> Iterator[tuple[At, slice]]:
-    """Cut rows into blocks: (rows of the table, their place among the rows that play)."""
-    for start in range(0, count, block):
-        piece = slice(start, min(start + block, count))
-        yield (piece if index_k is None else index_k[piece]), piece
+    pair_h = torch.arange(-(-dim // 2), device=device)
+    hashed_h: Tensor = hash_32(pair_h, stream_key(key, 1)).to(torch.int32)
+    return hashed_h

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint import schemas as tables
-from glint.conflicts import decisions as decided
+from glint import schemas
+from glint.conflicts import decisions
 from glint.conflicts.groups import components
 from glint.errors import InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
@@ -35,8 +35,8 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Decisions:
-    """What a report says about its dataset: groups to merge, pairs to mask (labels as sharded)."""
+class Report:
+    """A report on its dataset: groups to merge, pairs to mask (labels as sharded)."""
 
     dataset: Dataset
     groups: list[Ints]
@@ -78,7 +78,7 @@ def relabel(
     return renew[target_C].astype(np.int64), np.unique(fresh_m2, axis=0).astype(np.int64)
 
 
-def read(folder: Path, more: Sequence[Path] | None = ()) -> Decisions:
+def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
     """Read a report folder and check it against itself and its dataset.
 
     Verdicts of reviewers, in decisions.jsonl of the folder and in the files `more`, go before the
@@ -106,26 +106,28 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Decisions:
     a, b, verdict = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
     mark, changed = "", 0
     if more is not None:
-        found = _decided(folder, more)
-        after = decided.settle(found, np.minimum(a, b), np.maximum(a, b), verdict)
+        reviewed = _decided(folder, more)
+        after = decisions.settle(reviewed, np.minimum(a, b), np.maximum(a, b), verdict)
         other = np.flatnonzero(after != verdict)
         if len(other):
             groups = components(a[after == "merge"], b[after == "merge"])
-            said = sorted(zip(a[other].tolist(), b[other].tolist(), after[other].tolist()))
-            mark = "sha256:" + hashlib.sha256(json.dumps(said).encode()).hexdigest()
+            lines = sorted(zip(a[other].tolist(), b[other].tolist(), after[other].tolist()))
+            mark = "sha256:" + hashlib.sha256(json.dumps(lines).encode()).hexdigest()
             verdict, changed = after, len(other)
     mask_m2 = np.stack([a[verdict == "mask"], b[verdict == "mask"]], axis=1).astype(np.int64)
-    report, both = _digest(folder, REPORT), _digest(folder, TABLES)
-    return Decisions(dataset, groups, mask_m2, version, report, both, mark, changed)
+    whole, both = _digest(folder, REPORT), _digest(folder, TABLES)
+    return Report(dataset, groups, mask_m2, version, whole, both, mark, changed)
 
 
-def _decided(folder: Path, more: Sequence[Path]) -> list[decided.Decision]:
+def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Decision]:
     """Read what reviewers decided: the folder's own file and the others."""
     for path in more:
         if not path.is_file():
             raise UsageError("GL0001", "expected a file of decisions, found none", where=str(path))
-    report = decided.report_id(folder)
-    return [one for path in (folder / decided.NAME, *more) for one in decided.read(path, report)]
+    report = decisions.report_id(folder)
+    return [
+        one for path in (folder / decisions.NAME, *more) for one in decisions.read(path, report)
+    ]
 
 
 def _named(folder: Path) -> tuple[Path, str, int]:
@@ -156,7 +158,7 @@ def _digest(folder: Path, names: Sequence[str]) -> str:
 
 def _groups(path: Path, classes: int) -> list[Ints]:
     """Read the groups; a label may stand in one only."""
-    table = parquet.read(path, tables.GROUPS, code="GL0501")
+    table = parquet.read(path, schemas.GROUPS, code="GL0501")
     group, label = (table.column(name).to_numpy() for name in ("group", "label"))
     if len(label) and not 0 <= label.min() <= label.max() < classes:
         raise InputError(
@@ -178,7 +180,7 @@ def _verdicts(
     path: Path, groups: list[Ints], classes: int
 ) -> tuple[Ints, Ints, npt.NDArray[np.str_]]:
     """Read the pairs and their verdicts; merge pairs and groups must say the same."""
-    table = parquet.read(path, tables.PAIRS, columns=["a", "b", "verdict"], code="GL0501")
+    table = parquet.read(path, schemas.PAIRS, columns=["a", "b", "verdict"], code="GL0501")
     a, b = table.column("a").to_numpy(), table.column("b").to_numpy()
     verdict = np.array(table.column("verdict").to_pylist(), dtype=str)
     for name in np.unique(verdict):
@@ -191,11 +193,11 @@ def _verdicts(
             "GL0501", f"a pair names an identity outside 0 to {classes - 1}", where=str(path)
         )
     joined = components(a[verdict == "merge"], b[verdict == "merge"])
-    said = {tuple(piece.tolist()) for piece in joined}
+    merged = {tuple(piece.tolist()) for piece in joined}
     held = {tuple(piece.tolist()) for piece in groups}
-    for odd in sorted(said ^ held):
-        where = "pairs.parquet merges" if odd in said else "groups.parquet groups"
-        other = "groups.parquet" if odd in said else "pairs.parquet"
+    for odd in sorted(merged ^ held):
+        where = "pairs.parquet merges" if odd in merged else "groups.parquet groups"
+        other = "groups.parquet" if odd in merged else "pairs.parquet"
         raise InputError(
             "GL0501",
             f"{where} the identities {list(odd)}, {other} does not",
@@ -205,36 +207,26 @@ def _verdicts(
     return a, b, verdict
 
 
-def _applied(decisions: Decisions) -> str | None:
+def _applied(report: Report) -> str | None:
     """Return the digest of the decisions with which this very report made the labels in force.
 
     None where it did not make them.
     """
-    for line in _in_force(decisions.dataset)[:1]:
-        if _is_of(line, {decisions.digest, decisions.tables}):
+    dataset = report.dataset
+    for line in labels.in_force(dataset.root, dataset.classes)[:1]:
+        if _is_of(line, {report.digest, report.tables}):
             return str(line["why"].get("decided", ""))
     return None
 
 
-def _in_force(dataset: Dataset) -> list[dict[str, Any]]:
-    """List the history lines that the labels in force rest on, the newest first."""
-    version = labels.current(dataset.root, dataset.classes).version
-    lines = []
-    for line in reversed(labels.history(dataset.root)):
-        if line.get("op") == "apply" and line.get("version") == version:
-            lines.append(line)
-            version = line.get("from")
-    return lines
-
-
 def _is_of(line: dict[str, Any], marks: set[str]) -> bool:
-    """Say whether a history line tells of the report of these digests."""
+    """Return whether a history line is about the report of these digests."""
     why = line.get("why") or {}
     return why.get("stage") == STAGE and why.get("report") in marks
 
 
 def stands(folder: Path, dataset: Dataset) -> bool:
-    """Say whether the labels in force rest on a report: its dataset's where it is, or `dataset`'s.
+    """Return whether labels in force, of its own dataset or of `dataset`, rest on a report.
 
     Raises InputError GL0501 where conflicts.json is spoilt.
     """
@@ -245,7 +237,9 @@ def stands(folder: Path, dataset: Dataset) -> bool:
     if (root / "manifest.json").is_file() and root.resolve() != dataset.root.resolve():
         where.append(Dataset(root))
     marks = {_digest(folder, REPORT), _digest(folder, TABLES)}
-    return any(_is_of(line, marks) for one in where for line in _in_force(one))
+    return any(
+        _is_of(line, marks) for one in where for line in labels.in_force(one.root, one.classes)
+    )
 
 
 def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> results.Apply:
@@ -256,11 +250,11 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
     Applying a report that is in force already, or that would change no target and no mask, makes
     no version and says so. Raises MismatchError when the labels changed after the report was made.
     """
-    decisions = read(folder, more)
-    dataset = decisions.dataset
+    report = read(folder, more)
+    dataset = report.dataset
     now = labels.current(dataset.root, dataset.classes)
-    stood = _applied(decisions)
-    if stood == decisions.decided:
+    stood = _applied(report)
+    if stood == report.decided:
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
     if stood is not None:
         raise MismatchError(
@@ -269,15 +263,15 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
             where=str(folder),
             hint=f"first run: glint dedup-conflicts undo {folder}",
         )
-    if now.version != decisions.label_version:
+    if now.version != report.label_version:
         raise MismatchError(
             "GL0501",
             f"the report was made on label version "
-            f"{decisions.label_version}, in force is {now.version}",
+            f"{report.label_version}, in force is {now.version}",
             where=str(dataset.root),
             hint="undo what was applied since, or run glint dedup-conflicts again",
         )
-    target_C, mask_m2 = relabel(now.target, now.masks, decisions.groups, decisions.mask_m2)
+    target_C, mask_m2 = relabel(now.target, now.masks, report.groups, report.mask_m2)
     classes = int(target_C.max(initial=-1)) + 1
     then = labels.LabelTable(now.version, target_C, classes, mask_m2)
     same = np.array_equal(target_C, now.target)
@@ -286,22 +280,22 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
         return replace(result, nothing=True)
     if dry_run:
         result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
-        return replace(result, decided=decisions.changed)
-    labels.commit(
+        return replace(result, decided=report.changed)
+    labels.apply(
         dataset.root,
         target_C,
         mask_m2,
         {
             "stage": STAGE,
-            "report": decisions.digest,
-            "groups": len(decisions.groups),
-            "masks": len(decisions.mask_m2),
-            **({"decided": decisions.decided} if decisions.decided else {}),
+            "report": report.digest,
+            "groups": len(report.groups),
+            "masks": len(report.mask_m2),
+            **({"decided": report.decided} if report.decided else {}),
         },
     )
     then = labels.current(dataset.root, dataset.classes)
     result = _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
-    return replace(result, decided=decisions.changed)
+    return replace(result, decided=report.changed)
 
 
 def undo(folder: Path) -> results.Undo:
@@ -309,10 +303,10 @@ def undo(folder: Path) -> results.Undo:
 
     Raises InputError GL0502 when the report is not what is in force.
     """
-    decisions = read(folder, None)
-    dataset = decisions.dataset
+    report = read(folder, None)
+    dataset = report.dataset
     now = labels.current(dataset.root, dataset.classes)
-    if _applied(decisions) is None:
+    if _applied(report) is None:
         raise InputError(
             "GL0502",
             f"this report is not in force (the labels stand at version {now.version})",

@@ -1,4 +1,4 @@
-"""Part of stage `conflicts`: what is odd inside an identity, and images that repeat.
+"""Part of stage `conflicts`: outliers and mixed identities, and images that repeat.
 
 Listed, not applied: labels are of identities, so taking images out is `glint drop --key --erase`.
 """
@@ -19,17 +19,16 @@ import pyarrow as pa
 
 from glint import log, schemas
 from glint.conflicts import groups, image_hash
-from glint.conflicts import outliers as search
 from glint.conflicts.evidence import Samples
-from glint.conflicts.outliers import Mixed, Outliers
+from glint.conflicts.outliers import Mixed, Outliers, find_mixed, find_outliers
 from glint.conflicts.verdicts import Found
 from glint.errors import GlintError
 from glint.files import parquet
 from glint.log import Progress
-from glint.pipelines.embed import Embeddings
 from glint.search import pairs
 from glint.shards import duplicates
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings
 from glint.shards.labels import LabelTable
 
 TABLES = ("inside.parquet", "duplicates.parquet")
@@ -69,7 +68,7 @@ class Inside:
     repeats: Repeats
 
     def counts(self) -> dict[str, int]:
-        """Return what conflicts.json says."""
+        """Return counts for conflicts.json."""
         exact, near = self.repeats.exact, self.repeats.near
         return {
             "outliers": len(self.outliers.row),
@@ -81,7 +80,7 @@ class Inside:
         }
 
 
-def look(
+def look_inside(
     dataset: Dataset,
     emb: Embeddings,
     samples: Samples,
@@ -96,9 +95,9 @@ def look(
 
     near: decode every image for near duplicates as well.
     """
-    prior, kept_C = found.scale.prior, labels.target >= 0
-    mixed = search.mixed(samples, prior, seed=seed, progress=progress)
-    far = search.outliers(samples, prior, mixed=mixed, seed=seed, progress=progress)
+    prior, kept_C = found.calibration.prior, labels.target >= 0
+    mixed = find_mixed(samples, prior, seed=seed, progress=progress)
+    far = find_outliers(samples, prior, mixed=mixed, seed=seed, progress=progress)
     mixed = [one for one in mixed if kept_C[one.label]]
     alone_f = kept_C[dataset.label[far.row]]
     far = Outliers(far.row[alone_f], far.cosine[alone_f], far.score[alone_f], far.z[alone_f])

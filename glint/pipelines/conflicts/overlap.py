@@ -1,4 +1,4 @@
-"""Part of stage `conflicts`: who of this dataset stands in another one, or in a test set, too."""
+"""Part of stage `conflicts`: people of this dataset who also stand in another, or a test set."""
 
 # N samples, K pairs of an identity here (a) and one there (b)
 
@@ -16,15 +16,14 @@ import pyarrow as pa
 from glint import log, schemas
 from glint.conflicts import verdicts
 from glint.conflicts.evidence import Samples
-from glint.conflicts.verdicts import Across, Found, Options
+from glint.conflicts.verdicts import ConflictOptions, Found, Judged
 from glint.errors import MismatchError, UsageError
 from glint.files import atomic, parquet
 from glint.log import Progress
-from glint.pipelines import embed
 from glint.pipelines.dataset import merge
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 TABLES = ("overlap.parquet", "shared.parquet")
 
@@ -50,13 +49,13 @@ class Overlap:
     """
 
     other: Other
-    across: Across
+    across: Judged
     shared_K: Ints
     leak_K: npt.NDArray[np.bool_]
     rows_s2: Ints
 
     def about(self) -> dict[str, Any]:
-        """Return what conflicts.json says."""
+        """Return names and counts for conflicts.json."""
         verdict, root = self.across.verdict, self.other.dataset.root
         return {
             "name": self.other.name,
@@ -68,7 +67,7 @@ class Overlap:
             **{name: int((verdict == name).sum()) for name in ("merge", "mask", "keep")},
             "shared_images": len(np.unique(self.rows_s2[:, 0])),
             "leaks": len(np.unique(self.across.pairs.a[self.leak_K])),
-            "note": "" if self.across.model is None else self.across.model.about()["note"],
+            "note": self.across.judge.note,
         }
 
 
@@ -84,15 +83,16 @@ def opened(
         raise UsageError(
             "GL0002", "there is no --against for these embeddings", where="--against-embeddings"
         )
-    made: dict[str, Path] = {}
+    of_dataset: dict[str, Path] = {}
     for folder in folders:
         if not (folder / "embeddings.json").is_file():
-            embed.load(folder, "", images=0, classes=0)  # says what is missing
-        made[str(atomic.read_json(folder / "embeddings.json", "GL0402").get("dataset"))] = folder
+            load(folder, "", images=0, classes=0)  # says what is missing
+        about = atomic.read_json(folder / "embeddings.json", "GL0402")
+        of_dataset[str(about.get("dataset"))] = folder
     others = []
     for place, (path, name) in enumerate(zip(paths, merge.name_all(paths))):
         dataset = Dataset(path)
-        if dataset.digest not in made:
+        if dataset.digest not in of_dataset:
             raise UsageError(
                 "GL0002",
                 f"expected embeddings of {dataset.name}, found none among "
@@ -101,8 +101,8 @@ def opened(
                 hint=f"run: glint embed {dataset.name} --model MODEL --out EMB, with the model of "
                 "the other embeddings",
             )
-        emb = embed.load(
-            made[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes
+        emb = load(
+            of_dataset[dataset.digest], dataset.digest, images=dataset.n, classes=dataset.classes
         )
         if emb.about.get("model") != own.about.get("model"):
             raise MismatchError(
@@ -117,14 +117,14 @@ def opened(
     return others
 
 
-def look(
+def judge_other(
     dataset: Dataset,
     emb: Embeddings,
     samples: Samples,
     target_C: Ints,
     found: Found,
     other: Other,
-    options: Options,
+    options: ConflictOptions,
     *,
     progress: Progress = log.silent,
 ) -> Overlap:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from glint import schemas
-from glint.conflicts import decisions as decided
+from glint.conflicts import decisions
 from glint.errors import GlintError
 from glint.files import atomic, parquet
 from glint.pipelines.conflicts import apply
@@ -29,7 +29,7 @@ def opened(folder: Path, *, port: int = 0) -> Iterator[Review]:
     pairs = frozenset(zip(table.column("a").to_pylist(), table.column("b").to_pylist()))
     atomic.make_dir(folder / "_glint")
     with atomic.lock(folder / "_glint" / "lock"):
-        book = decided.Book(folder / decided.NAME, decided.report_id(folder))
+        book = decisions.Book(folder / decisions.NAME, decisions.report_id(folder))
         try:
             with Review(
                 folder / "report.html",

@@ -1,4 +1,4 @@
-"""README.md of a dataset: numbers from its tables, texts that its holder must give."""
+"""README.md of a dataset: numbers from its tables, words from its holder, who must give some."""
 
 # C labels as sharded
 
@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,47 +35,15 @@ FIRST_WORDS = {
     "about a person; publishing images; giving the data away against the licence.",
     "notes": "Nothing yet.",
 }
-_EMPTY = {
-    "",
-    "-",
-    "?",
-    "...",
-    "todo",
-    "tbd",
-    "fixme",
-    "xxx",
-    "n/a",
-    "na",
-    "none",
-    "unknown",
-    "not stated",
-    "not stated.",
-}
+_EMPTY = {"", "-", "?", "...", "todo", "tbd", "fixme", "xxx", "n/a", "na", "none", "unknown"}
+_EMPTY |= {"not stated", "not stated."}
 # The hub knows these by name; any other licence is `other` with a name of its own.
-_HUB = {
-    "apache-2.0",
-    "mit",
-    "bsd-2-clause",
-    "bsd-3-clause",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-3.0",
-    "cc-by-sa-4.0",
-    "cc-by-sa-3.0",
-    "cc-by-nc-4.0",
-    "cc-by-nc-3.0",
-    "cc-by-nd-4.0",
-    "cc-by-nc-nd-4.0",
-    "cc-by-nc-nd-3.0",
-    "cc-by-nc-sa-4.0",
-    "cc-by-nc-sa-3.0",
-    "odbl",
-    "odc-by",
-    "cdla-permissive-2.0",
-    "cdla-sharing-1.0",
-    "pddl",
-    "unlicense",
-}
+_HUB = (
+    "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-3.0 cc-by-sa-4.0 "
+    "cc-by-sa-3.0 cc-by-nc-4.0 cc-by-nc-3.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 cc-by-nc-nd-3.0 "
+    "cc-by-nc-sa-4.0 cc-by-nc-sa-3.0 odbl odc-by cdla-permissive-2.0 cdla-sharing-1.0 pddl "
+    "unlicense"
+)
 _BLOCK = re.compile(r"<!-- glint:keep ([a-z0-9-]+) -->\n(.*?)<!-- glint:end \1 -->", re.DOTALL)
 _MARK = re.compile(r"<!-- glint:(?:keep|end) ([a-z0-9-]+) -->")
 BAR = 50
@@ -93,31 +60,22 @@ def kept(path: Path) -> dict[str, str]:
     found = dict(_BLOCK.findall(text))
     marks = _MARK.findall(text)
     if not marks:
-        raise BusyError(
-            "GL0004",
-            "the file is not a card that glint made",
-            where=str(path),
-            hint="move it away; its text can go between the marks of the new card",
-        )
+        what = "the file is not a card that glint made"
+        hint = "move it away; its text can go between the marks of the new card"
+        raise BusyError("GL0004", what, where=str(path), hint=hint)
     for name in marks:
         if name not in found or marks.count(name) != 2:
-            raise InputError(
-                "GL0307",
-                f"expected one '<!-- glint:keep {name} -->' and one "
-                f"'<!-- glint:end {name} -->' behind it",
-                where=str(path),
-                hint="put the marks right, so that no text between them gets lost",
-            )
+            what = f"expected one '<!-- glint:keep {name} -->' and one "
+            what += f"'<!-- glint:end {name} -->' behind it"
+            hint = "put the marks right, so that no text between them gets lost"
+            raise InputError("GL0307", what, where=str(path), hint=hint)
     return {name: body.strip() for name, body in found.items()}
 
 
 def _title(path: Path) -> str:
     """Return the title of an earlier card, or ''."""
-    found = re.search(
-        r"^pretty_name: (\".*\")$",
-        path.read_text(encoding="utf-8") if path.exists() else "",
-        re.MULTILINE,
-    )
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(r"^pretty_name: (\".*\")$", text, re.MULTILINE)
     return str(json.loads(found[1])) if found else ""
 
 
@@ -136,19 +94,15 @@ def words(given: Mapping[str, str | None], old: Mapping[str, str], where: str) -
         if text is None:
             text = old.get(name, "")
         if text.strip().lower() in _EMPTY:
-            raise UsageError(
-                "GL0002",
-                "a card of biometric data cannot leave this open: expected "
-                f"a text, found {text.strip()!r}",
-                where=option,
-                hint=f"{option} TEXT, or between the marks of {where}",
-            )
+            what = "a card of biometric data cannot leave this open: expected "
+            what += f"a text, found {text.strip()!r}"
+            hint = f"{option} TEXT, or between the marks of {where}"
+            raise UsageError("GL0002", what, where=option, hint=hint)
         told[name] = text.strip()
     for name in given:
         if _MARK.search(told[name]) or "-->" in told[name]:
-            raise UsageError(
-                "GL0002", "the text holds a mark or the end of a comment", where=REQUIRED[name]
-            )
+            what = "the text holds a mark or the end of a comment"
+            raise UsageError("GL0002", what, where=REQUIRED[name])
     return told
 
 
@@ -171,25 +125,17 @@ def histogram(count_C: Ints) -> str:
 def hub_license(text: str) -> tuple[str, str]:
     """Return the hub's name of a licence ('other' where it has none), and the licence's own."""
     first = text.strip().splitlines()[0].strip()
-    return (first.lower() if first.lower() in _HUB else "other"), first
+    return (first.lower() if first.lower() in _HUB.split() else "other"), first
 
 
 def _size_category(n: int) -> str:
-    steps = [
-        (10**3, "1K"),
-        (10**4, "10K"),
-        (10**5, "100K"),
-        (10**6, "1M"),
-        (10**7, "10M"),
-        (10**8, "100M"),
-        (10**9, "1B"),
-        (10**10, "10B"),
-    ]
-    below = "n<1K"
-    for (low, name), (_, more) in pairwise(steps):
-        if n >= low:
-            below = f"{name}<n<{more}"
-    return below
+    """Return the hub's name of a size: n<1K, 1K<n<10K and so on."""
+    names = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")
+    power = len(str(n)) - 3  # 10^(power + 2) <= n
+    if power < 1:
+        return "n<1K"
+    low = min(power, len(names) - 1)
+    return f"{names[low - 1]}<n<{names[low]}"
 
 
 def _commands(manifest: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
@@ -197,26 +143,15 @@ def _commands(manifest: dict[str, Any], history: list[dict[str, Any]]) -> list[s
     steps = manifest.get("derived", [])
     sizes = [step["samples_per_shard"] for step in steps if "samples_per_shard" in step]
     sizes.append(manifest["samples_per_shard"])
+    first = f"glint shard {shlex.quote(str(manifest['source']))} DATASET"
     if steps and steps[0]["by"] == "merge":
         names = " ".join(shlex.quote(one["name"]) for one in steps[0]["from"])
-        lines = [
-            f"glint merge DATASET {names} --samples-per-shard {sizes[0]} --seed {manifest['seed']}"
-        ]
-    else:
-        lines = [
-            f"glint shard {shlex.quote(str(manifest['source']))} DATASET "
-            f"--samples-per-shard {sizes[0]} --seed {manifest['seed']}"
-        ]
-    number = 0
-    for step in steps:
-        if step["by"] == "merge":
-            continue
-        number += 1
-        lines.append(
-            f"glint reshard OLD DATASET --samples-per-shard {sizes[number]}"
-            if step["by"] == "reshard"
-            else "glint drop OLD --reason TEXT --erase DATASET"
-        )
+        first = f"glint merge DATASET {names}"
+    lines = [f"{first} --samples-per-shard {sizes[0]} --seed {manifest['seed']}"]
+    for step, size in zip((step for step in steps if step["by"] != "merge"), sizes[1:]):
+        again = f"glint reshard OLD DATASET --samples-per-shard {size}"
+        erased = "glint drop OLD --reason TEXT --erase DATASET"
+        lines.append(again if step["by"] == "reshard" else erased)
     for line in history:
         stage = (line.get("why") or {}).get("stage")
         if line.get("op") == "apply" and stage == "dedup-conflicts":
@@ -254,15 +189,9 @@ def _history(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for line in lines:
         why = dict(line.get("why") or {})
-        stage = str(why.pop("stage", ""))
-        shown.append(
-            {
-                "op": line["op"],
-                "version": line["version"],
-                "by": stage,
-                "details": ", ".join(f"{k} {_short(v)}" for k, v in sorted(why.items())),
-            }
-        )
+        by = str(why.pop("stage", ""))
+        details = ", ".join(f"{k} {_short(v)}" for k, v in sorted(why.items()))
+        shown.append({"op": line["op"], "version": line["version"], "by": by, "details": details})
     return shown
 
 
@@ -274,20 +203,12 @@ def _short(value: object) -> str:
 
 def _sizes(dataset: Dataset) -> list[dict[str, int]]:
     """Return the commonest image sizes, at most five."""
-    from glint.shards.sources.samples import column
-
-    width_n, height_n = (
-        column(dataset, c).to_numpy().astype(np.int64) for c in ("width", "height")
-    )
+    width_n, height_n = (dataset.column(c).to_numpy().astype(np.int64) for c in ("width", "height"))
     size_n, count_n = np.unique(width_n << 32 | height_n, return_counts=True)
     first = np.argsort(-count_n, kind="stable")[:5]
     return [
-        {
-            "width": int(size_n[i]) >> 32,
-            "height": int(size_n[i]) & 0xFFFFFFFF,
-            "images": int(count_n[i]),
-        }
-        for i in first
+        {"width": size >> 32, "height": size & 0xFFFFFFFF, "images": count}
+        for size, count in zip(size_n[first].tolist(), count_n[first].tolist())
     ]
 
 

@@ -20,12 +20,13 @@ from glint import log
 from glint.errors import UsageError
 from glint.files import atomic, seal, store
 from glint.log import Progress
-from glint.pipelines.dataset import reshard, rewrite
+from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.output import How, Output
+from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.results import datasets as results
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
-from glint.shards.sources.samples import column
+from glint.shards.plan import key_name
 
 Ints = npt.NDArray[np.int64]
 STAGE = "drop"
@@ -49,33 +50,21 @@ def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
         kinds, text = ((kind,), rest) if kind in KINDS and rest else (KINDS, word)
         hits: dict[int, str] = {}
         for one in kinds:
-            if one == "label":
-                if text.isascii() and text.isdigit() and int(text) < dataset.classes:
-                    hits[int(text)] = one
-            else:
-                hits.update(
-                    {
-                        i: one
-                        for i, said in enumerate(columns[one])
-                        if said == text and i not in hits
-                    }
-                )
+            if one != "label":
+                named = (i for i, said in enumerate(columns[one]) if said == text)
+                hits = {**dict.fromkeys(named, one), **hits}
+            elif text.isascii() and text.isdigit() and int(text) < dataset.classes:
+                hits[int(text)] = one
         if not hits:
-            raise UsageError(
-                "GL0002",
-                f"no identity is called {word!r}",
-                where="--identity",
-                hint=f"labels run from 0 to {dataset.classes - 1}; names and source "
-                "labels are those of identities.parquet",
-            )
+            hint = f"labels run from 0 to {dataset.classes - 1}; names and source labels are "
+            hint += "those of identities.parquet"
+            what = f"no identity is called {word!r}"
+            raise UsageError("GL0002", what, where="--identity", hint=hint)
         if len(hits) > 1:
             some = ", ".join(f"label {i} by its {how}" for i, how in sorted(hits.items())[:5])
-            raise UsageError(
-                "GL0002",
-                f"{word!r} means {len(hits)} identities: {some}",
-                where="--identity",
-                hint="write label:N for the one that is meant",
-            )
+            what = f"{word!r} means {len(hits)} identities: {some}"
+            hint = "write label:N for the one that is meant"
+            raise UsageError("GL0002", what, where="--identity", hint=hint)
         found += hits
     return sorted(set(found))
 
@@ -114,7 +103,7 @@ def _tombstone(
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "reason": reason,
         "labels": list(gone),
-        "keys": [f"{key:09d}" for key in keys],
+        "keys": [key_name(key) for key in keys],
         "name_sha256": [_hash(names[i]) for i in gone],
         "source_label_sha256": [_hash(said[i]) for i in gone],
         "images": int(np.isin(dataset.label, list(gone)).sum()) + len(keys),
@@ -136,7 +125,7 @@ def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) ->
     if (now.target[list(gone)] < 0).all():
         return now.version
     target_C, mask_m2 = without(now.target, now.masks, gone)
-    return labels.commit(
+    return labels.apply(
         root, target_C, mask_m2, {"stage": STAGE, "labels": list(gone), "reason": reason}
     )
 
@@ -151,7 +140,7 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
 
 def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> int:
     """Return how many samples that stay hold an image, byte for byte, of one that goes."""
-    digests = column(dataset, "digest")
+    digests = dataset.column("digest")
     same = pc.is_in(digests.filter(pa.array(~gone_N)), digests.filter(pa.array(gone_N)))
     return int(pc.sum(same).as_py() or 0)
 
@@ -172,19 +161,16 @@ def drop(
     Whom the labels in force merge with a named identity is the same person and goes too. Without
     `erase` no shard changes: a new label version with target -1, and a tombstone. With `erase` a
     new dataset lacks these images and names, and all that the tombstones of this one name; this
-    one stays as it is. Raises UsageError GL0002 and what `rewrite` raises.
+    one stays as it is. Raises UsageError GL0002 and what `Rewrite.write` raises.
     """
     store.refuse(root)
     dataset = Dataset(root)
     if not reason.strip():
         raise UsageError("GL0002", "expected some words, found none", where="--reason")
     if keys and erase is None:
-        raise UsageError(
-            "GL0002",
-            "labels cannot leave out a single image",
-            where="--key",
-            hint="write a new dataset without it: add --erase OUT",
-        )
+        what = "labels cannot leave out a single image"
+        hint = "write a new dataset without it: add --erase OUT"
+        raise UsageError("GL0002", what, where="--key", hint=hint)
     old = taken_down(root)
     if not identities and not keys and not (erase is not None and old):
         raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
@@ -204,9 +190,14 @@ def drop(
         "version_before": table.version,
     }
     if erase is not None:
-        return _erase(
-            result, dataset, Path(erase), gone, gone_keys, reason, workers, dry_run, progress
-        )
+        erasure = Erasure(dataset, gone, gone_keys, reason)
+        lost = {"identities": erasure.everyone, "images": erasure.lost, "erased_to": str(erase)}
+        if dry_run:
+            return results.ErasePlan(**result | erasure.survey(erase) | lost)
+        written = erasure.write(Output(Path(erase)), How(workers, progress))
+        table = labels.current(erase, dataset.classes)
+        lost |= {"version": table.version, "classes": table.classes}
+        return results.Erase(**result | written | lost, dry_run=False)
     if dry_run:
         fall = bool((table.target[gone] >= 0).any())
         return results.Drop(
@@ -219,9 +210,8 @@ def drop(
     atomic.make_dir(dataset.root / "_glint")
     with atomic.lock(dataset.root / "_glint" / "lock"):
         if fresh:
-            seal.append(
-                dataset.root / TOMBSTONES, _tombstone(dataset, fresh, (), reason, STAGE), "GL0304"
-            )
+            line = _tombstone(dataset, fresh, (), reason, STAGE)
+            seal.append(dataset.root / TOMBSTONES, line, "GL0304")
         version = _put_in_force(dataset.root, dataset.classes, gone, reason)
     return results.Drop(
         **result,
@@ -232,42 +222,24 @@ def drop(
     )
 
 
-def _erase(
-    found: dict[str, Any],
-    dataset: Dataset,
-    out: Path,
-    gone: list[int],
-    keys: list[int],
-    reason: str,
-    workers: int,
-    dry_run: bool,
-    progress: Progress,
-) -> results.Erase | results.ErasePlan:
-    """Write the dataset without these identities and keys, and without those taken down before."""
-    old = taken_down(dataset.root)
-    everyone = sorted({*gone, *_buried(old)})
-    left_out = reshard.Without(tuple(everyone), tuple(keys), (reason,))
-    todo = reshard.job(dataset, int(dataset.manifest["samples_per_shard"]), without=left_out)
-    lost = dataset.n - int((todo.order() >= 0).sum())
-    more = {"dry_run": dry_run, "identities": everyone, "images": lost, "erased_to": str(out)}
-    if dry_run:
-        return results.ErasePlan(**found | rewrite.survey(todo, out) | more)
+class Erasure(Reshard):
+    """The dataset without identities and keys, and without all that were taken down before."""
 
-    def bury(folder: Path) -> None:
+    def __init__(self, dataset: Dataset, gone: list[int], keys: list[int], reason: str) -> None:
+        self.everyone = sorted({*gone, *_buried(taken_down(dataset.root))})
+        self.reason = reason
+        without = Without(tuple(self.everyone), tuple(keys), (reason,))
+        super().__init__(dataset, int(dataset.manifest["samples_per_shard"]), without=without)
+        self.lost = int(self.gone.rows(dataset).sum())
+
+    def after(self, folder: Path) -> None:
+        """Bury those who are not buried yet, and put their absence in force."""
         lines = taken_down(folder)
-        fresh = [label for label in everyone if label not in _buried(lines)]
+        fresh = [label for label in self.everyone if label not in _buried(lines)]
         done = {key for line in lines for key in line.get("keys", ())}
-        fresh_keys = [key for key in keys if f"{key:09d}" not in done]
-        if fresh or fresh_keys:
-            seal.append(
-                folder / TOMBSTONES,
-                _tombstone(dataset, fresh, fresh_keys, reason, "erase"),
-                "GL0304",
-            )
-        if everyone:
-            _put_in_force(folder, dataset.classes, everyone, reason)
-
-    written = rewrite.rewrite(todo, Output(out), How(workers, progress), after=bury)
-    table = labels.current(out, dataset.classes)
-    more |= {"version": table.version, "classes": table.classes}
-    return results.Erase(**found | written | more)
+        keys = [key for key in self.gone.keys if key_name(key) not in done]
+        if fresh or keys:
+            line = _tombstone(self.dataset, fresh, keys, self.reason, "erase")
+            seal.append(folder / TOMBSTONES, line, "GL0304")
+        if self.everyone:
+            _put_in_force(folder, self.dataset.classes, self.everyone, self.reason)

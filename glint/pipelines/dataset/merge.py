@@ -23,13 +23,13 @@ from glint.pipelines.dataset.output import How, Output
 from glint.pipelines.dataset.plan import Options
 from glint.results import datasets as results
 from glint.shards import duplicates, labels
-from glint.shards import plan as deal
 from glint.shards.dataset import TOMBSTONES, Dataset
+from glint.shards.plan import key_name, order
 from glint.shards.sources.samples import joined
 
 Ints = npt.NDArray[np.int64]
 STAGE = "merge"
-DUPLICATES = "duplicates.parquet"
+LABELS, DUPLICATES, QUARANTINE = "merge.parquet", "duplicates.parquet", "quarantine.parquet"
 
 
 def name_all(roots: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -45,48 +45,6 @@ def name_all(roots: Sequence[str | os.PathLike[str]]) -> list[str]:
     return names
 
 
-def _tables(datasets: list[Dataset]) -> tuple[Ints, Ints, int]:
-    """Return the targets and masks in force, laid end to end, and how many versions are in force.
-
-    target int64 [C], masks int64 [m, 2].
-    """
-    targets, masks, base, versions = [], [np.empty((0, 2), np.int64)], 0, 0
-    for dataset in datasets:
-        table = labels.current(dataset.root, dataset.classes)
-        targets.append(np.where(table.target < 0, -1, table.target + base))
-        masks.append(table.masks + base)
-        base += table.classes
-        versions += table.version > 0
-    return np.concatenate(targets), np.concatenate(masks), versions
-
-
-def _identities(datasets: list[Dataset], names: list[str], base: list[int]) -> pa.Table:
-    """Return all identities under their new labels, with the name of their dataset."""
-    pieces = []
-    for dataset, name, more in zip(datasets, names, base):
-        table = dataset.identities().select(schemas.IDENTITIES.names)
-        label = pa.array(table.column("label").to_numpy() + more)
-        pieces.append(
-            table.set_column(0, "label", label).append_column(
-                "dataset", pa.array([name] * table.num_rows, pa.string())
-            )
-        )
-    return pa.concat_tables(pieces)
-
-
-def _quarantine(datasets: list[Dataset], names: list[str]) -> pa.Table:
-    """Return all quarantined records, with the name of their dataset."""
-    pieces = []
-    for dataset, name in zip(datasets, names):
-        table = parquet.read(dataset.root / "quarantine.parquet", schemas.QUARANTINE).select(
-            schemas.QUARANTINE.names
-        )
-        pieces.append(
-            table.append_column("dataset", pa.array([name] * table.num_rows, pa.string()))
-        )
-    return pa.concat_tables(pieces)
-
-
 def shared_images(digest_Nk: npt.NDArray[np.uint8], end: Sequence[int]) -> list[Ints]:
     """Return the rows of every image that stands in more than one dataset, rows ascending.
 
@@ -98,138 +56,149 @@ def shared_images(digest_Nk: npt.NDArray[np.uint8], end: Sequence[int]) -> list[
     return [group for group, (first, last) in zip(groups, ends) if first != last]
 
 
-def _duplicates(job: rewrite.Job, folder: Path, end: list[int]) -> str:
-    """Write duplicates.parquet; return its name."""
-    digest_Nk = np.concatenate([dataset.digests for dataset in job.datasets])
-    order_n = job.order()
-    key_N = np.empty(len(order_n), np.int64)
-    key_N[order_n] = np.arange(len(order_n))
-    row_m = np.concatenate([np.empty(0, np.int64), *shared_images(digest_Nk, end)])
-    origins = [rewrite.origin(*both) for both in zip(job.datasets, job.names)]
-    named, keyed = (
-        joined(columns).take(pa.array(row_m)).cast(pa.string()) for columns in zip(*origins)
-    )
-    label_N = np.concatenate([d.label + more for d, more in zip(job.datasets, job.base)])
-    parquet.write(
-        folder / DUPLICATES,
-        pa.table(
-            [
-                pa.array([digest.tobytes() for digest in digest_Nk[row_m]], pa.binary(16)),
-                named,
-                keyed,
-                pa.array([deal.key_name(key) for key in key_N[row_m].tolist()], pa.string()),
-                pa.array(label_N[row_m], pa.int64()),
-            ],
-            schema=schemas.DUPLICATES,
-        ),
-    )
-    return DUPLICATES
+class Merge(rewrite.Rewrite):
+    """Several datasets to be written as one, in one shuffled order.
 
+    end: the row behind each dataset, of the rows laid end to end. Raises UsageError GL0002,
+    InputError GL0301, GL0304.
+    """
 
-def _map(datasets: list[Dataset], names: list[str], base: list[int], folder: Path) -> str:
-    """Write merge.parquet: what became of every label."""
-    parquet.write(
-        folder / "merge.parquet",
-        pa.concat_tables(
-            [
-                pa.table(
-                    [
-                        pa.array([name] * dataset.classes, pa.string()),
-                        np.arange(dataset.classes),
-                        np.arange(dataset.classes) + more,
-                    ],
-                    schema=schemas.MERGED,
-                )
-                for dataset, name, more in zip(datasets, names, base)
-            ]
-        ),
-    )
-    return "merge.parquet"
+    provenance = True
 
-
-def _tombstones(datasets: list[Dataset], names: list[str], base: list[int], out: Path) -> None:
-    """Carry the take-downs over, under the new labels (keys do not outlive a merge)."""
-    raw, before = b"", ""
-    for dataset, name, more in zip(datasets, names, base):
-        for entry in seal.sound_lines(dataset.root / TOMBSTONES):
-            moved = {
-                **entry,
-                "labels": [label + more for label in entry.get("labels", ())],
-                "dataset": name,
+    def __init__(
+        self,
+        roots: Sequence[str | os.PathLike[str]],
+        *,
+        samples_per_shard: int = 10_000,
+        seed: int = 0,
+    ) -> None:
+        if len(roots) < 2:
+            what = f"expected two datasets or more, found {len(roots)}"
+            raise UsageError("GL0002", what, where="SRC")
+        real = [Path(root).resolve() for root in roots]
+        if len(set(real)) != len(real):
+            twice = next(str(root) for i, root in enumerate(roots) if real[i] in real[:i])
+            raise UsageError("GL0002", "the dataset is named twice", where=twice)
+        datasets, names = [Dataset(root) for root in roots], name_all(roots)
+        self.end = np.cumsum([dataset.n for dataset in datasets]).tolist()
+        if self.end[-1] > 10**9:
+            what = f"{self.end[-1]} samples, nine-digit keys allow 10^9"
+            raise InputError("GL0301", what, where=str(roots[-1]))
+        members, with_json = rewrite.common_layout(datasets)
+        options = Options(samples_per_shard, seed, with_json, members=members)
+        super().__init__(STAGE, datasets, names, options, {})
+        came = [
+            {
+                "name": name,
+                "digest": d.digest,
+                "samples": d.n,
+                "identities": d.classes,
+                "first_label": more,
+                "source": d.manifest["source"],
+                "derived": d.manifest.get("derived", []),
             }
-            moved.pop("keys", None)
-            one = seal.line(before, moved)
-            raw, before = raw + one, str(json.loads(one)[seal.FIELD])
-    if raw:
-        atomic.write_bytes(out / TOMBSTONES, raw)
-
-
-def job(
-    roots: Sequence[str | os.PathLike[str]], *, samples_per_shard: int = 10_000, seed: int = 0
-) -> rewrite.Job:
-    """Describe the merged dataset. Raises UsageError GL0002, InputError GL0301, GL0304."""
-    if len(roots) < 2:
-        raise UsageError(
-            "GL0002", f"expected two datasets or more, found {len(roots)}", where="SRC"
-        )
-    real = [Path(root).resolve() for root in roots]
-    if len(set(real)) != len(real):
-        twice = next(str(root) for i, root in enumerate(roots) if real[i] in real[:i])
-        raise UsageError("GL0002", "the dataset is named twice", where=twice)
-    datasets, names = [Dataset(root) for root in roots], name_all(roots)
-    base = [0, *np.cumsum([dataset.classes for dataset in datasets])[:-1].tolist()]
-    end = np.cumsum([dataset.n for dataset in datasets]).tolist()
-    if end[-1] > 10**9:
-        raise InputError(
-            "GL0301", f"{end[-1]} samples, nine-digit keys allow 10^9", where=str(roots[-1])
-        )
-    came = [
-        {
-            "name": name,
-            "digest": d.digest,
-            "samples": d.n,
-            "identities": d.classes,
-            "first_label": more,
-            "source": d.manifest["source"],
-            "derived": d.manifest.get("derived", []),
-        }
-        for name, d, more in zip(names, datasets, base)
-    ]
-    facts: dict[str, Any] = {
-        "source": " + ".join(names),
-        "layout": "merged datasets",
-        "recognised": {
+            for name, d, more in zip(names, datasets, self.base)
+        ]
+        self.facts = {
+            "source": " + ".join(names),
             "layout": "merged datasets",
-            "images": end[-1],
-            "identities": base[-1] + datasets[-1].classes,
-            "notes": [],
-        },
-        "derived": [{"by": STAGE, "from": came}],
-    }
-    erased = sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets)
-    if erased:
-        facts["erased"] = erased
+            "recognised": {
+                "layout": "merged datasets",
+                "images": self.end[-1],
+                "identities": self.base[-1] + datasets[-1].classes,
+                "notes": [],
+            },
+            "derived": [{"by": STAGE, "from": came}],
+        }
+        if erased := sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets):
+            self.facts["erased"] = erased
 
-    def extra(folder: Path) -> list[str]:
-        _tombstones(datasets, names, base, folder)
-        return [_map(datasets, names, base, folder), _duplicates(made, folder, end)]
+    def order(self) -> Ints:
+        return order(self.end[-1], self.options.seed)
 
-    members, with_json = rewrite.common_layout(datasets)
-    made = rewrite.Job(
-        kind=STAGE,
-        datasets=datasets,
-        names=names,
-        options=Options(samples_per_shard, seed, with_json, members=members),
-        base=base,
-        print_={},
-        order=lambda: deal.order(end[-1], seed),
-        identities=lambda: _identities(datasets, names, base),
-        quarantine=lambda: _quarantine(datasets, names),
-        facts=facts,
-        extra=extra,
-        provenance=True,
-    )
-    return made
+    def identities(self) -> pa.Table:
+        """Return all identities under their new labels, with the name of their dataset."""
+        pieces = []
+        for dataset, name, more in zip(self.datasets, self.names, self.base):
+            table = dataset.identities().select(schemas.IDENTITIES.names)
+            label = pa.array(table.column("label").to_numpy() + more)
+            pieces.append(_named(table.set_column(0, "label", label), name))
+        return pa.concat_tables(pieces)
+
+    def quarantine(self) -> pa.Table:
+        """Return all quarantined records, with the name of their dataset."""
+        tables = (parquet.read(d.root / QUARANTINE, schemas.QUARANTINE) for d in self.datasets)
+        tables = (table.select(schemas.QUARANTINE.names) for table in tables)
+        return pa.concat_tables(map(_named, tables, self.names))
+
+    def extra(self, folder: Path) -> list[str]:
+        self._tombstones(folder)
+        # What became of every label.
+        ranges = zip(self.names, (np.arange(d.classes) for d in self.datasets), self.base)
+        pieces = [
+            pa.table([[name] * len(label_C), label_C, label_C + more], schema=schemas.MERGED)
+            for name, label_C, more in ranges
+        ]
+        parquet.write(folder / LABELS, pa.concat_tables(pieces))
+        parquet.write(folder / DUPLICATES, self._duplicates())
+        return [LABELS, DUPLICATES]
+
+    def _duplicates(self) -> pa.Table:
+        digest_Nk = np.concatenate([dataset.digests for dataset in self.datasets])
+        order_n = self.order()
+        key_N = np.empty(len(order_n), np.int64)
+        key_N[order_n] = np.arange(len(order_n))
+        row_m = np.concatenate([np.empty(0, np.int64), *shared_images(digest_Nk, self.end)])
+        origins = [rewrite.origin(*both) for both in zip(self.datasets, self.names)]
+        named, keyed = (
+            joined(columns).take(pa.array(row_m)).cast(pa.string()) for columns in zip(*origins)
+        )
+        label_N = np.concatenate([d.label + more for d, more in zip(self.datasets, self.base)])
+        digests = pa.array([digest.tobytes() for digest in digest_Nk[row_m]], pa.binary(16))
+        keys = pa.array([key_name(key) for key in key_N[row_m].tolist()], pa.string())
+        columns = [digests, named, keyed, keys, pa.array(label_N[row_m], pa.int64())]
+        return pa.table(columns, schema=schemas.DUPLICATES)
+
+    def _tombstones(self, out: Path) -> None:
+        """Carry the take-downs over, under the new labels (keys do not outlive a merge)."""
+        raw, before = b"", ""
+        for dataset, name, more in zip(self.datasets, self.names, self.base):
+            for entry in seal.sound_lines(dataset.root / TOMBSTONES):
+                moved = [label + more for label in entry.pop("labels", ())]
+                entry.pop("keys", None)
+                one = seal.line(before, {**entry, "labels": moved, "dataset": name})
+                raw, before = raw + one, str(json.loads(one)[seal.FIELD])
+        if raw:
+            atomic.write_bytes(out / TOMBSTONES, raw)
+
+    def write(self, output: Output, how: How) -> dict[str, Any]:
+        self._in_force()  # a damaged label table stops it before anything is written
+        return super().write(output, how)
+
+    def _in_force(self) -> tuple[Ints, Ints, int]:
+        """Return targets and masks in force, laid end to end, and how many versions are in force.
+
+        target int64 [C], masks int64 [m, 2].
+        """
+        targets, masks, base, versions = [], [np.empty((0, 2), np.int64)], 0, 0
+        for dataset in self.datasets:
+            table = labels.current(dataset.root, dataset.classes)
+            targets.append(np.where(table.target < 0, -1, table.target + base))
+            masks.append(table.masks + base)
+            base += table.classes
+            versions += table.version > 0
+        return np.concatenate(targets), np.concatenate(masks), versions
+
+    def after(self, folder: Path) -> None:
+        """Put the labels in force as version 1, where there are any."""
+        target_C, mask_m2, versions = self._in_force()
+        if versions and not labels.history(folder):
+            why = {"stage": STAGE, "from": [dataset.digest for dataset in self.datasets]}
+            labels.apply(folder, target_C, mask_m2, why)
+
+
+def _named(table: pa.Table, name: str) -> pa.Table:
+    return table.append_column("dataset", pa.array([name] * table.num_rows, pa.string()))
 
 
 def merge(
@@ -247,41 +216,29 @@ def merge(
     Labels of a dataset follow those of the one before (merge.parquet says which became which);
     label versions in force become version 1; take-downs stay in force. Images that stand in more
     than one dataset are counted and listed (duplicates.parquet), not removed. Raises what
-    `rewrite` raises.
+    `Rewrite.write` raises.
     """
-    todo = job(roots, samples_per_shard=samples_per_shard, seed=seed)
-    end = np.cumsum([dataset.n for dataset in todo.datasets]).tolist()
+    job = Merge(roots, samples_per_shard=samples_per_shard, seed=seed)
     came = [
         results.MergeOrigin(
             **{key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
         )
-        for one in todo.facts["derived"][0]["from"]
+        for one in job.facts["derived"][0]["from"]
     ]
     if dry_run:
-        digest_Nk = np.concatenate([dataset.digests for dataset in todo.datasets])
-        groups = shared_images(digest_Nk, end)
+        digest_Nk = np.concatenate([dataset.digests for dataset in job.datasets])
+        groups = shared_images(digest_Nk, job.end)
         return results.MergePlan(
-            **rewrite.survey(todo, out) | {"from_": came},
+            **job.survey(out) | {"from_": came},
             duplicate_images=len(groups),
             duplicate_samples=sum(map(len, groups)),
         )
-    target_C, mask_m2, versions = _tables(todo.datasets)
-
-    def relabel(folder: Path) -> None:
-        if versions and not labels.history(folder):
-            labels.commit(
-                folder,
-                target_C,
-                mask_m2,
-                {"stage": STAGE, "from": [dataset.digest for dataset in todo.datasets]},
-            )
-
-    result = rewrite.rewrite(todo, Output(Path(out)), How(workers, progress), after=relabel)
+    result = job.write(Output(Path(out)), How(workers, progress))
     table = parquet.read(Path(out) / DUPLICATES, schemas.DUPLICATES)
     return results.Merge(
         **result,
         from_=came,
-        label_version=labels.current(out, len(target_C)).version,
+        label_version=labels.current(out, result["identities"]).version,
         duplicate_images=len(set(table.column("digest").to_pylist())),
         duplicate_samples=table.num_rows,
     )

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +25,14 @@ import glint
 from glint import log, schemas
 from glint.errors import GlintError, InputError
 from glint.files import atomic, parquet, seal
-from glint.jobs import tasks
-from glint.jobs import workers as stage
+from glint.jobs import tasks, workers
+from glint.jobs.workers import Engine
 from glint.log import Progress
-from glint.pipelines.dataset import write as writing
-from glint.pipelines.dataset.plan import Inputs, Plan, leave_no_trace, take_up
+from glint.pipelines.dataset.plan import Entries, Job, Plan, leave_no_trace, take_up
+from glint.pipelines.dataset.write import ROW_OPTIONS, forget, write_shard
 from glint.shards import dali
 from glint.shards.dataset import FORMAT, TABLES
 
-Entries = list[dict[str, Any]]
-# What joins the shards of a plan: (plan, entries of the journal, facts of the plan) -> manifest.
-Join = Callable[[Plan, Entries, dict[str, Any]], dict[str, Any]]
 PIECE = 1 << 16  # cells hashed together
 
 
@@ -47,10 +44,10 @@ class Output:
     """
 
     local = True
-    work: Callable[[Plan, int], dict[str, Any]] = staticmethod(writing.write_shard)
+    work: Callable[[Plan, int], dict[str, Any]] = staticmethod(write_shard)
 
-    def __init__(self, folder: Path, task: tasks.Task | None = None) -> None:
-        self.folder, self.shown, self._task = folder, str(folder), task
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shown = folder, str(folder)
         self._journal: atomic.Journal | None = None
 
     def claim(self, plan: Plan) -> None:
@@ -76,8 +73,7 @@ class Output:
         done, total = 0, sum(entry["samples"] for entry in mine)
         for entry, path in zip(mine, paths):
             try:
-                with path.open("rb") as file:
-                    found = atomic.sha256(file)
+                found = atomic.sha256_of(path)
             except OSError as error:
                 raise _damaged(path, f"cannot be read: {error.strerror or error}") from error
             if found != entry["sha256"]:
@@ -108,16 +104,15 @@ class Output:
         if not read:
             return True
         for name, said in entry.get("parts", {}).items():
-            if not (plan.parts / name).is_file() or atomic.digest(plan.parts / name) != said:
+            if not (plan.parts / name).is_file() or atomic.xxh3_of(plan.parts / name) != said:
                 return False
-        with path.open("rb") as file:
-            same = atomic.sha256(file) == str(entry["sha256"])
+        same = atomic.sha256_of(path) == str(entry["sha256"])
         return same and "idx" in entry and dali.damage(path.parent, entry) is None
 
-    def note(self, plan: Plan, entry: dict[str, Any]) -> None:
+    def note(self, plan: Plan, entry: dict[str, Any], task: tasks.Task | None) -> None:
         """Note that a shard is done; it lasts when this returns."""
         if self._journal is None:
-            self._journal = atomic.Journal(plan.state / tasks.journal(self._task))
+            self._journal = atomic.Journal(plan.state / tasks.journal(task))
         self._journal.append({**entry, "stamp": plan.stamp})
 
     def gather(self, plan: Plan) -> None:
@@ -147,53 +142,31 @@ def _damaged(path: Path, what: str) -> InputError:
 
 
 @dataclass(frozen=True)
-class Written:
-    """How far an output is: its manifest, or how many shards are left to other tasks."""
-
-    shards: int
-    resumed: int  # shards that earlier runs wrote; of a task, its own
-    manifest: dict[str, Any] | None
-    left: int = 0
-
-    def result(self, output: Output, task: tasks.Task | None) -> dict[str, Any]:
-        """Return what every stage that writes a dataset says of it."""
-        told = {
-            "out": output.shown,
-            "shards": self.shards,
-            "resumed_shards": self.resumed,
-            **({"task": str(task), "left": self.left} if task else {}),
-        }
-        if self.manifest is None:
-            return told
-        keep = ("read", "written", "quarantined", "identities", "digest")
-        return {
-            **{key: self.manifest[key] for key in keep},
-            **told,
-            "bytes": sum(entry["bytes"] for entry in self.manifest["shards"]),
-        }
-
-
-@dataclass(frozen=True)
 class How:
     """How a stage runs; none of it reaches the bytes."""
 
     workers: int = 1
     progress: Progress = log.silent
     task: tasks.Task | None = None
-    engine: stage.Engine | None = None
+    engine: Engine | None = None
+
+
+class Written(NamedTuple):
+    """How far an output is: its manifest, or how many shards are left to other tasks."""
+
+    resumed: int  # shards that earlier runs wrote; of a task, its own
+    manifest: dict[str, Any] | None
+    left: int = 0
 
 
 def make(
-    output: Output,
-    made_of: Callable[[], Inputs],
-    join: Join,
-    how: How,
-    after: Callable[[Path], None] | None = None,
-) -> tuple[Written, dict[str, Any]]:
-    """Hold an output, plan it or take up its plan, and complete it; return also the plan's facts.
+    output: Output, job: Job, how: How
+) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
+    """Hold an output, plan it or take up its plan, and complete it.
 
-    Where there is no plan, nothing is left of the attempt. Raises what `made_of`, `take_up` and
-    `complete` raise, BusyError GL0005.
+    Returns what every stage that writes a dataset says of it, the manifest (None where shards are
+    left to other tasks) and the facts of the plan. Where there is no plan, nothing is left of the
+    attempt. Raises what the job, `take_up` and `complete` raise, BusyError GL0005.
     """
     out, state = output.folder, output.folder / "_glint"
     fresh = not out.exists()
@@ -201,45 +174,48 @@ def make(
     with tasks.claim(state, how.task) as held:
         try:
             with tasks.planning(state, how.task):
-                plan, facts = take_up(out, made_of())
+                plan, facts = take_up(out, job)
         except (GlintError, KeyboardInterrupt):
             if how.task is None:
                 leave_no_trace(out, fresh)
             raise
-        return complete(plan, facts, output, held, join, how, after), facts
+        resumed, manifest, left = complete(plan, facts, output, held, job, how)
+    result: dict[str, Any] = {
+        "out": output.shown,
+        "shards": len(plan.spans()),
+        "resumed_shards": resumed,
+        **({"task": str(how.task), "left": left} if how.task else {}),
+    }
+    if manifest is not None:
+        keep = ("read", "written", "quarantined", "identities", "digest")
+        size = sum(entry["bytes"] for entry in manifest["shards"])
+        result = {**{key: manifest[key] for key in keep}, **result, "bytes": size}
+    return result, manifest, facts
 
 
 def complete(
-    plan: Plan,
-    facts: dict[str, Any],
-    output: Output,
-    held: atomic.Held,
-    join: Join,
-    how: How,
-    after: Callable[[Path], None] | None = None,
+    plan: Plan, facts: dict[str, Any], output: Output, held: atomic.Held, job: Job, how: How
 ) -> Written:
     """Write what is missing of an output, or check what is there; the last to leave tidies up.
 
-    `after` runs on the finished folder before that, while the output is still held; it may run
-    twice. Raises what `write_shard` raises, InputError GL0302, Stopped GL0704.
+    Raises what `write_shard` raises, InputError GL0302, Stopped GL0704.
     """
     output.claim(plan)
-    task, spans = how.task, plan.spans()
     manifest = output.manifest()
     if manifest is not None:
-        mine = tasks.share(task, range(len(spans)))
+        mine = tasks.share(how.task, range(len(plan.spans())))
         output.check(manifest, mine, how.progress)
         output.tidy(plan)
-        written = Written(len(spans), len(mine), manifest)
-        if after is not None and output.local:
-            after(output.folder)
+        written = Written(len(mine), manifest)
+        if output.local:
+            job.after(output.folder)
     else:
         try:
-            written = _write(plan, facts, output, join, how, after)
+            written = _write(plan, facts, output, job, how)
         finally:
-            writing.forget()
+            forget()
             output.close()
-    with tasks.ending(plan.state, task):
+    with tasks.ending(plan.state, how.task):
         done = (output.folder / "manifest.json").exists() or written.manifest is not None
         if done and held.alone():
             sweep(plan)
@@ -250,14 +226,7 @@ def complete(
     return written
 
 
-def _write(
-    plan: Plan,
-    facts: dict[str, Any],
-    output: Output,
-    join: Join,
-    how: How,
-    after: Callable[[Path], None] | None,
-) -> Written:
+def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: How) -> Written:
     """Run the shards that are not done yet, of a task its share; join where all are done."""
     spans, task = plan.spans(), how.task
     for folder in (output.folder / "data", plan.parts):
@@ -275,33 +244,32 @@ def _write(
 
     def finish(shard: int, entry: dict[str, Any]) -> None:
         nonlocal count
-        output.note(plan, entry)
+        output.note(plan, entry, task)
         done[shard] = entry
         count += spans[shard][1] - spans[shard][0]
         how.progress(count, total)
 
     todo = [i for i in mine if i not in done]
-    stage.each(output.work, plan, todo, how.workers, finish, engine=how.engine)
+    workers.each(output.work, plan, todo, how.workers, finish, engine=how.engine)
     with tasks.ending(plan.state, task):
         if (manifest := output.manifest()) is not None:  # another task was here first
-            return Written(len(spans), resumed, manifest)
+            return Written(resumed, manifest)
         if task is not None:
             others = [i for i in range(len(spans)) if i not in done]
             done |= output.finished(plan, others, read=False)  # whoever wrote them read them back
         if len(done) < len(spans):
-            return Written(len(spans), resumed, None, len(spans) - len(done))
+            return Written(resumed, None, len(spans) - len(done))
         try:
             output.gather(plan)
         except InputError:
             if (manifest := output.manifest()) is None:
                 raise
-            return Written(len(spans), resumed, manifest)  # a run elsewhere was quicker
-        manifest = join(plan, [done[i] for i in range(len(spans))], facts)
-        if after is not None:
-            after(output.folder)
+            return Written(resumed, manifest)  # a run elsewhere was quicker
+        manifest = job.join(plan, [done[i] for i in range(len(spans))], facts)
+        job.after(output.folder)
         output.publish()
         output.tidy(plan)
-    return Written(len(spans), resumed, manifest)
+    return Written(resumed, manifest)
 
 
 def _warn_of_space(plan: Plan, facts: dict[str, Any]) -> None:
@@ -324,7 +292,7 @@ def sweep(plan: Plan) -> None:
 
 def join_rows(plan: Plan, entries: Entries, classes: int, provenance: bool) -> npt.NDArray[Any]:
     """Join the rows of all shards to samples.parquet; return how many each label has, int64 [C]."""
-    schema, options = schemas.SAMPLES, writing.ROW_OPTIONS
+    schema, options = schemas.SAMPLES, ROW_OPTIONS
     for field in schemas.PROVENANCE if provenance else ():
         schema = schema.append(field)
     if provenance:

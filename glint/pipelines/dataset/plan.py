@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from glint.errors import BusyError, MismatchError, UsageError
 from glint.files import atomic, store, strings
-from glint.shards import image, policy
-from glint.shards import plan as deal
+from glint.shards import image
+from glint.shards.plan import spans
 from glint.shards.tar import MEMBERS
 
 SAMPLES = "samples"  # the kind of a plan whose rows are samples of datasets
+Save = Callable[[Path], tuple[int, dict[str, Any]]]
+Entries = list[dict[str, Any]]  # of the journal, one for each finished shard
 
 
 @dataclass(frozen=True)
@@ -33,44 +36,32 @@ class Options:
     with_json: bool = False
     formats: tuple[str, ...] = ("jpg",)
     members: str = MEMBERS[0]
-    size: str = policy.SIZE
-    on_size: str = policy.KEEP
-    on_exif: str = policy.REJECT
+    size: str = image.SIZE
+    on_size: str = image.KEEP
+    on_exif: str = image.REJECT
     unlabelled: bool = False  # every image is an identity of its own: its label is its key
 
     def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise UsageError(
-                "GL0002",
-                f"expected 1 or more, found {self.samples_per_shard}",
-                where="--samples-per-shard",
-            )
-        if not 0 <= self.seed < 2**63:
-            raise UsageError("GL0002", f"expected 0 or more, found {self.seed}", where="--seed")
-        if self.members not in MEMBERS:
-            raise UsageError(
-                "GL0002",
-                f"expected {' or '.join(MEMBERS)}, found {self.members}",
-                where="--members",
-            )
+        known = bool(self.formats) and set(self.formats) <= {*image.FORMATS}
+        given, formats = ", ".join(self.formats) or "nothing", ", ".join(image.FORMATS)
+        for good, expected, found, option in (
+            (self.samples_per_shard >= 1, "1 or more", self.samples_per_shard, "samples-per-shard"),
+            (0 <= self.seed < 2**63, "0 or more", self.seed, "seed"),
+            (self.members in MEMBERS, " or ".join(MEMBERS), self.members, "members"),
+            (known, f"some of {formats}", given, "formats"),
+        ):
+            if not good:
+                what = f"expected {expected}, found {found}"
+                raise UsageError("GL0002", what, where=f"--{option}")
         if self.with_json and self.members != MEMBERS[0]:
-            raise UsageError(
-                "GL0002",
+            what, hint = (
                 "a layout of one member has no KEY.json",
-                where="--with-json",
-                hint="leave out --members or --with-json",
+                "leave out --members or --with-json",
             )
-        policy.size_of(self.size)
-        policy.check(self.on_size, "--on-size")
-        policy.check(self.on_exif, "--on-exif")
-        unknown = [f for f in self.formats if f not in image.FORMATS]
-        if unknown or not self.formats:
-            raise UsageError(
-                "GL0002",
-                f"expected some of {', '.join(image.FORMATS)}, found "
-                f"{', '.join(self.formats) or 'nothing'}",
-                where="--formats",
-            )
+            raise UsageError("GL0002", what, where="--with-json", hint=hint)
+        image.size_of(self.size)
+        image.check_policy(self.on_size, "--on-size")
+        image.check_policy(self.on_exif, "--on-exif")
 
 
 @dataclass(frozen=True)
@@ -101,66 +92,70 @@ class Plan:
 
     def spans(self) -> list[tuple[int, int]]:
         """Return the positions [start, stop) of every shard."""
-        return deal.spans(self.n, self.options.samples_per_shard)
+        return spans(self.n, self.options.samples_per_shard)
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a plan is made of.
+class Job(ABC):
+    """A dataset to be written: what its plan is made of, and what its finished shards become.
 
-    fingerprint: what tells these inputs and options from others. save: writes the rows of all
-    positions into a folder; returns how many there are, and facts to be kept with the plan.
+    kind, path: of the source, as workers reopen it.
     """
 
-    kind: str
-    path: str
-    fingerprint: dict[str, Any]
-    save: Callable[[Path], tuple[int, dict[str, Any]]]
+    kind = ""
+    path = ""
     options: Options
 
+    @abstractmethod
+    def inputs(self) -> tuple[dict[str, Any], Save]:
+        """Return what tells these inputs and options from others, and what writes the rows.
 
-def take_up(out: Path, inputs: Inputs) -> tuple[Plan, dict[str, Any]]:
-    """Write a plan into `out`, or take up the one there; return it and its facts.
+        The second writes the rows of all positions into a folder; it returns how many there are,
+        and facts to be kept with the plan.
+        """
+
+    @abstractmethod
+    def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
+        """Join the rows of all shards, write the tables and, last, the manifest; return it."""
+
+    def after(self, folder: Path) -> None:  # noqa: B027 (most have nothing left to do)
+        """Do what is left on the finished folder, still locked; it may run twice."""
+
+
+def take_up(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
+    """Write the plan of a job into `out`, or take up the one there; return it and its facts.
 
     Raises MismatchError GL0006 where `out` was begun from other inputs or options.
     """
     place = out / "_glint" / "plan.json"
-    stamp = hashlib.sha256(repr(sorted(inputs.fingerprint.items())).encode()).hexdigest()
-
-    def plan(n: int) -> Plan:
-        return Plan(str(out), stamp, inputs.kind, inputs.path, n, inputs.options)
-
-    folder = plan(0).folder
+    fingerprint, save = job.inputs()
+    stamp = hashlib.sha256(repr(sorted(fingerprint.items())).encode()).hexdigest()
+    plan = Plan(str(out), stamp, job.kind, job.path, 0, job.options)
     stored = atomic.read_json(place, "GL0006") if place.exists() else None
     if stored is not None:
-        refuse_others(stored.get("fingerprint"), inputs.fingerprint, str(out))
-        if (out / "manifest.json").exists() or strings.sound(folder):
-            return plan(int(stored["n"])), dict(stored["facts"])
-    made = folder.with_name("plan.new")  # under the final name it is whole
-    for old in (made, folder):  # half made, damaged, or of an older version
+        refuse_others(stored.get("fingerprint"), fingerprint, str(out))
+        if (out / "manifest.json").exists() or strings.sound(plan.folder):
+            return replace(plan, n=int(stored["n"])), dict(stored["facts"])
+    made = plan.folder.with_name("plan.new")  # under the final name it is whole
+    for old in (made, plan.folder):  # half made, damaged, or of an older version
         shutil.rmtree(old, ignore_errors=True)
     atomic.make_dir(made)
-    n, facts = inputs.save(made)
-    with atomic.writing(folder):
+    n, facts = save(made)
+    with atomic.writing(plan.folder):
         atomic.sync_files(made)
         if not strings.sound(made):
             raise atomic.unlike(made)
-        made.rename(folder)
-        atomic.sync_dir(folder.parent)
+        made.rename(plan.folder)
+        atomic.sync_dir(plan.state)
     if stored is None:
-        atomic.write_json(place, {"fingerprint": inputs.fingerprint, "n": n, "facts": facts})
-    return plan(n), facts
+        atomic.write_json(place, {"fingerprint": fingerprint, "n": n, "facts": facts})
+    return replace(plan, n=n), facts
 
 
 def refuse_others(old: Any, new: Any, where: str) -> None:
     """Raise MismatchError GL0006 where two fingerprints differ."""
     if old != new:
-        raise MismatchError(
-            "GL0006",
-            "begun from other inputs or options: " + "; ".join(differences(old, new)[:6]),
-            where=where,
-            hint="use the old ones, or another output",
-        )
+        what = "begun from other inputs or options: " + "; ".join(differences(old, new)[:6])
+        raise MismatchError("GL0006", what, where=where, hint="use the old ones, or another output")
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
@@ -184,30 +179,18 @@ def check_places(src: Path, out: Path) -> None:
         raise BusyError("GL0004", "a link that leads nowhere", where=str(out))
     real, source = out.resolve(), src.resolve()
     if real == source or (source.is_dir() and source in real.parents):
-        raise UsageError(
-            "GL0002",
-            "the output lies in the source",
-            where=str(out),
-            hint="choose a folder outside the source",
-        )
+        what, hint = "the output lies in the source", "choose a folder outside the source"
+        raise UsageError("GL0002", what, where=str(out), hint=hint)
     inside = next((p for p in real.parents if (p / "_glint" / "plan.json").exists()), None)
     if inside is not None:
-        raise UsageError(
-            "GL0002",
-            f"the output lies in another one, {inside}",
-            where=str(out),
-            hint="choose a folder outside of it",
-        )
+        what, hint = f"the output lies in another one, {inside}", "choose a folder outside of it"
+        raise UsageError("GL0002", what, where=str(out), hint=hint)
     if out.is_dir():
         foreign = sorted(p.name for p in out.iterdir() if p.name != "_glint")
         begun = (out / "_glint" / "plan.json").exists()  # looked at last: it comes first
         if foreign and not begun:
-            raise BusyError(
-                "GL0004",
-                f"the folder is not empty: {', '.join(foreign[:5])}",
-                where=str(out),
-                hint="choose a new or an empty folder",
-            )
+            what = f"the folder is not empty: {', '.join(foreign[:5])}"
+            raise BusyError("GL0004", what, where=str(out), hint="choose a new or an empty folder")
 
 
 def check_workers(workers: int) -> None:

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,20 +18,23 @@ from glint import log, schemas
 from glint.errors import InputError
 from glint.files import atomic, parquet
 from glint.jobs import tasks
-from glint.jobs import workers as stage
+from glint.jobs.workers import Engine
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite, upload
 from glint.pipelines.dataset.output import How
 from glint.pipelines.dataset.plan import Options
 from glint.results import datasets as results
 from glint.shards import labels
-from glint.shards.content import content
 from glint.shards.dataset import TOMBSTONES, Dataset
 
 Ints = npt.NDArray[np.int64]
 ERASED = "erased"
 # Tables of a merged dataset that stay true whatever is left out.
 _KEPT = {"merge.parquet": schemas.MERGED, "duplicates.parquet": schemas.DUPLICATES}
+# What a digest of a dataset's content covers.
+NUMBERS = ("label", "size", "width", "height")
+TEXTS = ("key", "source_label", "source")
+COLUMNS = (*TEXTS, *NUMBERS, "digest")
 
 
 @dataclass(frozen=True)
@@ -39,143 +43,115 @@ class Without:
 
     labels: tuple[int, ...] = ()
     keys: tuple[int, ...] = ()
-    why: tuple[str, ...] = field(default=())  # seals of the tombstones, for the fingerprint
+    why: tuple[str, ...] = ()  # for the fingerprint
+
+    def found(self, label_n: Ints, key_n: Ints) -> npt.NDArray[np.bool_]:
+        """Return which samples are left out, given their labels and keys; bool [n]."""
+        return np.isin(label_n, self.labels) | np.isin(key_n, self.keys)
+
+    def rows(self, dataset: Dataset) -> npt.NDArray[np.bool_]:
+        """Return which samples of a dataset are left out, bool [n]. Raises InputError GL0301."""
+        return self.found(dataset.label, rewrite.keys(dataset))
 
 
-def _order(dataset: Dataset, without: Without) -> Ints:
-    """Return position -> row: keys stay, what is left out becomes a gap."""
-    order_n = np.full(rewrite.positions(dataset), -1, np.int64)
-    key_N = rewrite.keys(dataset)
-    order_n[key_N] = np.arange(dataset.n)
-    gone_N = np.isin(dataset.label, without.labels) | np.isin(key_N, without.keys)
-    order_n[key_N[gone_N]] = -1
-    return order_n
+class Reshard(rewrite.Rewrite):
+    """A dataset in other shards, or, with `without`, lacking what must be gone.
 
+    Raises UsageError GL0002, InputError GL0301.
+    """
 
-def _identities(dataset: Dataset, gone: Iterable[int]) -> pa.Table:
-    """Return the identities; those that are gone keep their row, without any name."""
-    table = dataset.identities()
-    for name, value in (("name", None), ("source_label", ERASED)):
-        cells = table.column(name).to_pylist()
-        for label in gone:
-            cells[label] = value if value is None else f"{value}:{label}"
-        place = table.schema.get_field_index(name)
-        table = table.set_column(place, table.schema.field(place), pa.array(cells, pa.string()))
-    return table
-
-
-def _quarantine(dataset: Dataset, gone: Iterable[int], drop: bool) -> pa.Table:
-    """Return the quarantine; rows of identities that are gone keep their reason and no more."""
-    table = parquet.read(dataset.root / "quarantine.parquet", schemas.QUARANTINE)
-    if drop:
-        return table.slice(0, 0)
-    said = dataset.identities().column("source_label").to_pylist()
-    names = {said[label] for label in gone}
-    if not names:
-        return table
-    rows = [
-        row
-        if row["source_label"] not in names
-        else {
-            **row,
-            "source": ERASED,
-            "source_label": None,
-            "note": None,
-            "sha256": None,
-            "head": None,
+    def __init__(
+        self,
+        dataset: Dataset,
+        samples_per_shard: int,
+        *,
+        drop_quarantine: bool = False,
+        without: Without | None = None,
+    ) -> None:
+        labels.current(dataset.root, dataset.classes)  # a damaged label table is not carried on
+        self.dataset, self.drop_quarantine = dataset, drop_quarantine
+        self.gone = gone = without or Without()
+        self.provenance = dataset.is_merged
+        said = dataset.manifest
+        step = {
+            "by": "erase" if without else "reshard",
+            "from": dataset.digest,
+            "samples": dataset.n,
+            "samples_per_shard": said["samples_per_shard"],
         }
-        for row in table.to_pylist()
-    ]
-    return pa.Table.from_pylist(rows, schema=table.schema)
-
-
-def _carry(dataset: Dataset, out: Path) -> None:
-    """Copy the label versions and the tombstones; the version in force last."""
-    source = dataset.root / "labels"
-    names = sorted(p.name for p in source.glob("v*.parquet")) + ["history.jsonl", "current.json"]
-    if (source / "history.jsonl").exists():
-        atomic.make_dir(out / "labels")
-        for name in names:
-            if (source / name).exists():
-                atomic.write_bytes(out / "labels" / name, (source / name).read_bytes())
-    if (dataset.root / TOMBSTONES).exists():
-        atomic.write_bytes(out / TOMBSTONES, (dataset.root / TOMBSTONES).read_bytes())
-
-
-def _extra(dataset: Dataset, without: Without, out: Path) -> list[str]:
-    """Copy the labels, and the tables that only merged datasets have."""
-    _carry(dataset, out)
-    listed = {str(entry["name"]) for entry in dataset.manifest.get("files", ())}
-    names = []
-    for name, schema in _KEPT.items():
-        if name not in listed:
-            continue
-        table = parquet.read(dataset.root / name, schema)
-        if name == "duplicates.parquet":
-            key = table.column("key").cast(pa.int64()).to_numpy()
-            label = table.column("label").to_numpy()
-            table = table.filter(~(np.isin(label, without.labels) | np.isin(key, without.keys)))
-        parquet.write(out / name, table)
-        names.append(name)
-    return names
-
-
-def job(
-    dataset: Dataset,
-    samples_per_shard: int,
-    *,
-    drop_quarantine: bool = False,
-    without: Without | None = None,
-) -> rewrite.Job:
-    """Describe the new dataset. Raises UsageError GL0002, InputError GL0301."""
-    labels.current(dataset.root, dataset.classes)  # a damaged label table is not carried on
-    gone = without or Without()
-    said = dataset.manifest
-    step = {
-        "by": "erase" if without else "reshard",
-        "from": dataset.digest,
-        "samples": dataset.n,
-        "samples_per_shard": said["samples_per_shard"],
-    }
-    facts = {
-        "source": said["source"],
-        "layout": said["layout"],
-        "recognised": said.get("recognised", {}),
-        "derived": [*said.get("derived", []), step],
-    }
-    if without or said.get("erased"):
-        lost = int(np.isin(dataset.label, gone.labels).sum())
-        if gone.keys:
-            lost = int(
-                (
-                    np.isin(dataset.label, gone.labels) | np.isin(rewrite.keys(dataset), gone.keys)
-                ).sum()
-            )
-        facts["erased"] = int(said.get("erased", 0)) + lost
-    members, with_json = rewrite.layout(dataset)
-    return rewrite.Job(
-        kind=str(step["by"]),
-        datasets=[dataset],
-        names=[""],
-        options=Options(samples_per_shard, int(said["seed"]), with_json, members=members),
-        base=[0],
-        print_={
+        facts = {
+            "source": said["source"],
+            "layout": said["layout"],
+            "recognised": said.get("recognised", {}),
+            "derived": [*said.get("derived", []), step],
+        }
+        if without or said.get("erased"):
+            facts["erased"] = int(said.get("erased", 0)) + int(gone.rows(dataset).sum())
+        members, with_json = rewrite.layout(dataset)
+        options = Options(samples_per_shard, int(said["seed"]), with_json, members=members)
+        also = {
             "drop_quarantine": drop_quarantine,
             "labels": list(gone.labels),
             "keys": list(gone.keys),
             "why": list(gone.why),
-        },
-        order=lambda: _order(dataset, gone),
-        identities=lambda: _identities(dataset, gone.labels),
-        quarantine=lambda: _quarantine(dataset, gone.labels, drop_quarantine),
-        facts=facts,
-        extra=lambda folder: _extra(dataset, gone, folder),
-        provenance=_is_merged(dataset),
-    )
+        }
+        super().__init__(str(step["by"]), [dataset], [""], options, facts, also)
 
+    def order(self) -> Ints:
+        """Return position -> row: keys stay, what is left out becomes a gap."""
+        order_n = np.full(rewrite.positions(self.dataset), -1, np.int64)
+        key_N, stays_N = rewrite.keys(self.dataset), ~self.gone.rows(self.dataset)
+        order_n[key_N[stays_N]] = np.flatnonzero(stays_N)
+        return order_n
 
-def _is_merged(dataset: Dataset) -> bool:
-    return any(entry.get("name") == "merge.parquet" for entry in dataset.manifest.get("files", ()))
+    def identities(self) -> pa.Table:
+        """Return the identities; those that are gone keep their row, without any name."""
+        table = self.dataset.identities()
+        for name in ("name", "source_label"):
+            cells = table.column(name).to_pylist()
+            for label in self.gone.labels:
+                cells[label] = None if name == "name" else f"{ERASED}:{label}"
+            table = rewrite.with_column(table, name, pa.array(cells, pa.string()))
+        return table
+
+    def quarantine(self) -> pa.Table:
+        """Return the quarantine; rows of identities that are gone keep their reason and no more."""
+        table = parquet.read(self.dataset.root / "quarantine.parquet", schemas.QUARANTINE)
+        if self.drop_quarantine:
+            return table.slice(0, 0)
+        said = self.dataset.identities().column("source_label").to_pylist()
+        names = {said[label] for label in self.gone.labels}
+        rows = table.to_pylist() if names else []
+        for row in rows:
+            if row["source_label"] in names:
+                row.update(source=ERASED, source_label=None, note=None, sha256=None, head=None)
+        return pa.Table.from_pylist(rows, schema=table.schema) if names else table
+
+    def extra(self, folder: Path) -> list[str]:
+        """Copy the labels, and the tables that only merged datasets have."""
+        self._carry(folder)
+        listed = {str(entry["name"]) for entry in self.dataset.manifest.get("files", ())}
+        names = [name for name in _KEPT if name in listed]
+        for name in names:
+            table = parquet.read(self.dataset.root / name, _KEPT[name])
+            if name == "duplicates.parquet":
+                key = table.column("key").cast(pa.int64()).to_numpy()
+                table = table.filter(~self.gone.found(table.column("label").to_numpy(), key))
+            parquet.write(folder / name, table)
+        return names
+
+    def _carry(self, out: Path) -> None:
+        """Copy the label versions and the tombstones; the version in force last."""
+        root = self.dataset.root
+        names = sorted(p.name for p in (root / "labels").glob("v*.parquet"))
+        files = [f"labels/{name}" for name in (*names, "history.jsonl", "current.json")]
+        if (root / "labels" / "history.jsonl").exists():
+            atomic.make_dir(out / "labels")
+        else:
+            files = []
+        for file in (*files, TOMBSTONES):
+            if (root / file).exists():
+                atomic.write_bytes(out / file, (root / file).read_bytes())
 
 
 def reshard(
@@ -188,21 +164,21 @@ def reshard(
     dry_run: bool = False,
     progress: Progress = log.silent,
     task: tasks.Task | None = None,
-    engine: stage.Engine | None = None,
+    engine: Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
 ) -> results.Reshard | results.ReshardShare | results.ReshardPlan:
     """Write the samples of `src` into shards of another size, keys and image bytes untouched.
 
     Shard i holds the keys [i*n, (i+1)*n), as if the source had been sharded so at once. Label
     versions and take-downs are carried over. A task writes its share, see `shard`. Raises what
-    `rewrite` raises.
+    `Rewrite.write` raises.
     """
     dataset = Dataset(src)
-    todo = job(dataset, samples_per_shard, drop_quarantine=drop_quarantine)
+    job = Reshard(dataset, samples_per_shard, drop_quarantine=drop_quarantine)
     if dry_run:
-        return results.ReshardPlan(**rewrite.survey(todo, out))
-    with upload.output(out, staging, task) as place:
-        result = rewrite.rewrite(todo, place, How(workers, progress, task, engine))
+        return results.ReshardPlan(**job.survey(out))
+    with upload.output(out, staging) as place:
+        result = job.write(place, How(workers, progress, task, engine))
         if result.get("left"):
             return results.ReshardShare(**result)
         before, after = content(dataset), content(Dataset(place.shown))
@@ -214,3 +190,36 @@ def reshard(
             hint="remove the folder and run the same command again",
         )
     return results.Reshard(**result, content=after)
+
+
+def content(dataset: Dataset) -> str:
+    """Return "sha256:..." over key, labels, source, size and image digest of every sample.
+
+    Two datasets with equal content hold the same samples under the same keys and labels, however
+    they are cut into shards. One pass over the index. Raises InputError GL0301.
+    """
+    hashers = {name: hashlib.sha256() for name in COLUMNS}
+    lengths = {name: hashlib.sha256() for name in TEXTS}
+    for table in parquet.groups(dataset.root / "samples.parquet", schemas.SAMPLES, columns=COLUMNS):
+        for name in COLUMNS:
+            for chunk in table.column(name).chunks:
+                _feed(chunk, name, hashers[name], lengths.get(name))
+    whole = hashlib.sha256(str(dataset.n).encode())
+    for name in COLUMNS:
+        whole.update(hashers[name].digest())
+        if name in lengths:
+            whole.update(lengths[name].digest())
+    return "sha256:" + whole.hexdigest()
+
+
+def _feed(chunk: pa.Array, name: str, hasher: Any, lengths: Any) -> None:
+    if not len(chunk):
+        return
+    if name == "digest":
+        hasher.update(chunk.buffers()[1][16 * chunk.offset : 16 * (chunk.offset + len(chunk))])
+    elif lengths is None:
+        hasher.update(chunk.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    else:
+        end_n = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset :][: len(chunk) + 1]
+        lengths.update(np.diff(end_n).astype("<i8").tobytes())
+        hasher.update((chunk.buffers()[2] or b"")[int(end_n[0]) : int(end_n[-1])])

@@ -8,9 +8,7 @@ are keys. Image bytes are copied untouched and checked on the way; for the rest 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +20,67 @@ import pyarrow.parquet as pq
 from glint import schemas
 from glint.errors import InputError
 from glint.files import atomic, parquet, seal, store
-from glint.pipelines.dataset.output import Entries, How, Output, join_rows, make, write_manifest
-from glint.pipelines.dataset.plan import SAMPLES, Inputs, Options, Plan, check_places, check_workers
+from glint.pipelines.dataset.output import How, Output, join_rows, make, write_manifest
+from glint.pipelines.dataset.plan import (
+    SAMPLES,
+    Entries,
+    Job,
+    Options,
+    Plan,
+    Save,
+    check_places,
+    check_workers,
+)
 from glint.results import datasets as results
-from glint.shards import plan as deal
-from glint.shards import ustar
 from glint.shards.dataset import FORMAT, TOMBSTONES, Dataset
-from glint.shards.sources.samples import column, save
-from glint.shards.tar import MEMBERS
+from glint.shards.plan import spans
+from glint.shards.sources.samples import save
+from glint.shards.tar import BLOCK, MEMBERS
 
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is to be written, from what.
+class Rewrite(Job):
+    """A dataset to be made of samples of others.
 
-    order: computes the plan, int64 [n]. identities: rows of identities.parquet, without counts.
-    quarantine: its table. facts: fields of the manifest. extra: writes further files into the
-    folder, from what `datasets` and the plan's order say, and returns the names of those that the
-    manifest should list.
+    also: what else decides the bytes. facts: fields of the manifest.
     """
 
-    kind: str
-    datasets: list[Dataset]
-    names: list[str]  # of the datasets
-    options: Options
-    base: list[int]  # what is added to the labels of each dataset
-    print_: dict[str, Any]  # what else decides the bytes
-    order: Callable[[], Ints]
-    identities: Callable[[], pa.Table]
-    quarantine: Callable[[], pa.Table]
-    facts: dict[str, Any]
-    extra: Callable[[Path], list[str]]
-    provenance: bool = False
+    kind = SAMPLES
+    provenance = False  # the samples say which dataset they came from
 
-    def inputs(self) -> Inputs:
-        """Return what a plan for this job is made of. Raises InputError GL0301, GL0304."""
+    def __init__(
+        self,
+        kind: str,
+        datasets: list[Dataset],
+        names: list[str],
+        options: Options,
+        facts: dict[str, Any],
+        also: dict[str, Any] | None = None,
+    ) -> None:
+        self.by, self.datasets, self.names, self.options = kind, datasets, names, options
+        self.facts, self.also = facts, also or {}
+        # What is added to the labels of each dataset.
+        self.base = [0, *np.cumsum([dataset.classes for dataset in datasets])[:-1].tolist()]
+
+    @abstractmethod
+    def order(self) -> Ints:
+        """Compute the plan, int64 [n]."""
+
+    @abstractmethod
+    def identities(self) -> pa.Table:
+        """Return the rows of identities.parquet; their counts are set later."""
+
+    @abstractmethod
+    def quarantine(self) -> pa.Table:
+        """Return the rows of quarantine.parquet."""
+
+    @abstractmethod
+    def extra(self, folder: Path) -> list[str]:
+        """Write further files; return the names of those that the manifest should list."""
+
+    def inputs(self) -> tuple[dict[str, Any], Save]:
+        """Do what a job does. Raises InputError GL0301, GL0304."""
         options: dict[str, Any] = {
             "samples_per_shard": self.options.samples_per_shard,
             "seed": self.options.seed,
@@ -66,17 +88,13 @@ class Job:
         if self.options.members != MEMBERS[0]:
             options["members"] = self.options.members
         places = ("/".join(filter(None, (str(i), name))) for i, name in enumerate(self.names))
-        fingerprint = {
-            "dataset": FORMAT,
-            "options": options,
-            "source": {
-                "kind": self.kind,
-                "names": self.names,
-                "from": dict(zip(places, map(state, self.datasets))),
-                **self.print_,
-            },
+        source = {
+            "kind": self.by,
+            "names": self.names,
+            "from": dict(zip(places, map(state, self.datasets))),
+            **self.also,
         }
-        return Inputs(SAMPLES, "", fingerprint, self._save, self.options)
+        return {"dataset": FORMAT, "options": options, "source": source}, self._save
 
     def _save(self, folder: Path) -> tuple[int, dict[str, Any]]:
         order_n = self.order()
@@ -85,6 +103,53 @@ class Job:
             save(folder, self.datasets, self.base, order_n, origins if self.provenance else None)
         shards = [entry for dataset in self.datasets for entry in dataset.manifest["shards"]]
         return len(order_n), {"bytes": sum(int(entry["bytes"]) for entry in shards)}
+
+    def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
+        identities = self.identities()
+        count_C = join_rows(plan, entries, identities.num_rows, self.provenance)
+        return write_manifest(
+            plan,
+            entries,
+            with_column(identities, "count", pa.array(count_C)),
+            self.quarantine(),
+            self.facts,
+            more={"positions": plan.n},
+            copied=True,
+            files=self.extra(Path(plan.out)),
+        )
+
+    def write(self, output: Output, how: How) -> dict[str, Any]:
+        """Write the dataset and return the counts; the same call continues a killed one.
+
+        A task writes its share, see `shard`. Raises InputError for damaged samples, BusyError
+        GL0004/GL0005, MismatchError GL0006, ResourceError, Stopped GL0704.
+        """
+        check_workers(how.workers)
+        for dataset in self.datasets:
+            store.refuse(dataset.name)
+            check_places(dataset.root, output.folder)
+        return make(output, self, how)[0]
+
+    def survey(self, out: object) -> dict[str, Any]:
+        """Return what `write` would write to `out`, and write nothing."""
+        order_n = self.order()
+        return {
+            "dry_run": True,
+            "out": str(out),
+            "written": int((order_n >= 0).sum()),
+            "identities": self.identities().num_rows,
+            "shards": len(spans(len(order_n), self.options.samples_per_shard)),
+            "from_": [
+                results.Origin(name=name, digest=dataset.digest, samples=dataset.n)
+                for name, dataset in zip(self.names, self.datasets)
+            ],
+        }
+
+
+def with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+    """Return a table with a column in the place of the one of its name."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), column)
 
 
 def positions(dataset: Dataset) -> int:
@@ -95,17 +160,14 @@ def positions(dataset: Dataset) -> int:
 def keys(dataset: Dataset) -> Ints:
     """Return the keys as numbers, int64 [n], ascending. Raises InputError GL0301."""
     try:
-        key_n: Ints = column(dataset, "key").cast(pa.int64()).to_numpy()
+        key_n: Ints = dataset.column("key").cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         key_n = np.array([-1])
     if len(key_n) and (
         key_n[0] < 0 or key_n[-1] >= positions(dataset) or (np.diff(key_n) <= 0).any()
     ):
-        raise InputError(
-            "GL0301",
-            "keys should be numbers that ascend",
-            where=str(dataset.root / "samples.parquet"),
-        )
+        where = str(dataset.root / "samples.parquet")
+        raise InputError("GL0301", "keys should be numbers that ascend", where=where)
     return key_n
 
 
@@ -113,15 +175,15 @@ def layout(dataset: Dataset) -> tuple[str, bool]:
     """Return the members of a sample and whether KEY.json is one, by the look of the first."""
     if not dataset.n:
         return MEMBERS[0], False
-    block, at, size = ustar.BLOCK, int(dataset.offset[0]), int(dataset.size[0])
+    at, size = int(dataset.offset[0]), int(dataset.size[0])
     with dataset.open_shard(int(dataset.shard[0])) as file:
-        file.seek(at - block)
-        name = file.read(block)[:100].rstrip(b"\0")
-        file.seek(at + size + -size % block)
-        behind = file.read(3 * block)
+        file.seek(at - BLOCK)
+        name = file.read(BLOCK)[:100].rstrip(b"\0")
+        file.seek(at + size + -size % BLOCK)
+        behind = file.read(3 * BLOCK)
     if b"_" in name:
         return MEMBERS[1], False
-    return MEMBERS[0], behind[2 * block + 9 : 2 * block + 15] == b".json\0"
+    return MEMBERS[0], behind[2 * BLOCK + 9 : 2 * BLOCK + 15] == b".json\0"
 
 
 def common_layout(datasets: list[Dataset]) -> tuple[str, bool]:
@@ -144,58 +206,8 @@ def origin(dataset: Dataset, name: str) -> tuple[Any, Any]:
     """Return the columns dataset and dataset_key: a merged one's say NAME/ITS NAME, ITS KEY."""
     path = dataset.root / "samples.parquet"
     if "dataset" not in pq.read_schema(path).names:
-        return pa.array([name] * dataset.n, pa.string()), column(dataset, "key")
+        return pa.array([name] * dataset.n, pa.string()), dataset.column("key")
     table = parquet.read(path, schemas.PROVENANCE, columns=schemas.PROVENANCE.names)
     inner = table.column("dataset").to_pylist()
     named = [f"{name}/{one}" if name else one for one in inner]
     return pa.array(named, pa.string()), table.column("dataset_key")
-
-
-def _join(job: Job, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
-    """Join the rows of all shards, write the tables and, last, the manifest; return it."""
-    identities = job.identities()
-    count_C = join_rows(plan, entries, identities.num_rows, job.provenance)
-    place = identities.schema.get_field_index("count")
-    return write_manifest(
-        plan,
-        entries,
-        identities.set_column(place, schemas.IDENTITIES.field("count"), pa.array(count_C)),
-        job.quarantine(),
-        job.facts,
-        more={"positions": plan.n},
-        copied=True,
-        files=job.extra(Path(plan.out)),
-    )
-
-
-def rewrite(
-    job: Job, output: Output, how: How, after: Callable[[Path], None] | None = None
-) -> dict[str, Any]:
-    """Write the dataset of a job and return the counts; the same call continues a killed one.
-
-    `after` runs on the finished folder, still locked; it may run twice. A task writes its share,
-    see `shard`. Raises InputError for damaged samples, BusyError GL0004/GL0005, MismatchError
-    GL0006, ResourceError, Stopped GL0704.
-    """
-    check_workers(how.workers)
-    for dataset in job.datasets:
-        store.refuse(dataset.name)
-        check_places(dataset.root, output.folder)
-    written, _ = make(output, job.inputs, partial(_join, job), how, after)
-    return written.result(output, how.task)
-
-
-def survey(job: Job, out: object) -> dict[str, Any]:
-    """Say what a job would write to `out`, and write nothing."""
-    order_n = job.order()
-    return {
-        "dry_run": True,
-        "out": str(out),
-        "written": int((order_n >= 0).sum()),
-        "identities": job.identities().num_rows,
-        "shards": len(deal.spans(len(order_n), job.options.samples_per_shard)),
-        "from_": [
-            results.Origin(name=name, digest=dataset.digest, samples=dataset.n)
-            for name, dataset in zip(job.names, job.datasets)
-        ],
-    }

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,28 @@ from glint.errors import BudgetError, InputError, UsageError
 from glint.files import atomic
 from glint.files.strings import load_names, text
 from glint.jobs import tasks
-from glint.jobs import workers as stage
+from glint.jobs.workers import Engine, ending
 from glint.log import Progress
 from glint.pipelines.dataset import upload
 from glint.pipelines.dataset.output import (
-    Entries,
     How,
-    Output,
     join_quarantine,
     join_rows,
     make,
     write_manifest,
 )
-from glint.pipelines.dataset.plan import Inputs, Options, Plan, check_places, check_workers
+from glint.pipelines.dataset.plan import (
+    Entries,
+    Job,
+    Options,
+    Plan,
+    Save,
+    check_places,
+    check_workers,
+)
 from glint.results import datasets as results
-from glint.shards import plan as deal
 from glint.shards.dataset import FORMAT
+from glint.shards.plan import key_name, spans
 from glint.shards.sources import open_source, recognise
 from glint.shards.sources.recordio import RecordIO
 from glint.shards.sources.source import Source
@@ -47,66 +52,55 @@ __all__ = ["Options", "Plan", "check_places", "shard", "survey"]
 BAD_FLOOR = 16
 
 
-def inputs(src: Path, options: Options, *, resync: bool = False) -> Inputs:
-    """Return what a plan for a source is made of. Raises what opening the source raises."""
-    kind, path = recognise(src)
-    source: Source | None = None
-    if kind == RecordIO.kind:  # not listed again where the plan is there
-        told = RecordIO.fingerprint_of(path, resync)
-    else:
-        source = open_source(src)
-        told = source.fingerprint()
+class Sharding(Job):
+    """A source to be sharded. Raises what recognising it raises."""
 
-    def save(folder: Path) -> tuple[int, dict[str, Any]]:
-        found = source or open_source(src, resync=resync)
-        if found.n > 10**9:
-            raise InputError(
-                "GL0201", f"{found.n} records, nine-digit keys allow 10^9", where=str(src)
-            )
-        with atomic.writing(folder):
-            found.save(folder, options.seed)
-        return found.n, {**found.describe(), "bytes": found.bytes()}
+    def __init__(self, src: Path, options: Options, *, resync: bool = False) -> None:
+        self.src, self.options, self.resync = src, options, resync
+        self.kind, path = recognise(src)
+        self.path = str(path)
 
-    fingerprint = {
-        "dataset": FORMAT,
-        "options": {
-            **{k: v for k, v in asdict(options).items() if v or k != "unlabelled"},
-            "formats": list(options.formats),
-        },
-        "source": told,
-    }
-    return Inputs(kind, str(path), fingerprint, save, options)
+    def inputs(self) -> tuple[dict[str, Any], Save]:
+        source: Source | None = None
+        if self.kind == RecordIO.kind:  # not listed again where the plan is there
+            told = RecordIO.fingerprint_of(Path(self.path), self.resync)
+        else:
+            source = open_source(self.src)
+            told = source.fingerprint()
+        options = {k: v for k, v in asdict(self.options).items() if v or k != "unlabelled"}
+        options["formats"] = list(self.options.formats)
 
+        def save(folder: Path) -> tuple[int, dict[str, Any]]:
+            found = source or open_source(self.src, resync=self.resync)
+            if found.n > 10**9:
+                what = f"{found.n} records, nine-digit keys allow 10^9"
+                raise InputError("GL0201", what, where=str(self.src))
+            with atomic.writing(folder):
+                found.save(folder, self.options.seed)
+            return found.n, {**found.describe(), "bytes": found.bytes()}
 
-def _join(plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
-    """Join the rows of all shards, write the tables and, last, the manifest; return it."""
-    if plan.options.unlabelled:
-        said_C = pa.array([deal.key_name(key) for key in range(plan.n)], pa.string())
-        name_C = pa.nulls(plan.n, pa.string())
-    else:
-        said_C, name_C = (text(load_names(plan.folder, name)) for name in ("classes", "names"))
-        name_C = pc.if_else(pc.equal(name_C, ""), pa.scalar(None, pa.string()), name_C)
-    count_C = join_rows(plan, entries, len(said_C), provenance=False)
-    columns = [pa.array(np.arange(len(said_C))), said_C, name_C, pa.array(count_C)]
-    bad = join_quarantine(plan, entries)
-    notes: Counter[str] = Counter()
-    for entry in entries:
-        notes.update(entry["notes"])
-    written = sum(entry["samples"] for entry in entries)
-    if written + bad.num_rows != plan.n:
-        raise AssertionError(f"read {plan.n}, written {written}, quarantined {bad.num_rows}")
-    return write_manifest(
-        plan,
-        entries,
-        pa.table(columns, schema=schemas.IDENTITIES),
-        bad,
-        {
-            "source": facts["source"],
-            "layout": facts["layout"],
-            "recognised": {k: v for k, v in facts.items() if k != "bytes"},
-        },
-        notes=notes,
-    )
+        return {"dataset": FORMAT, "options": options, "source": told}, save
+
+    def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
+        if plan.options.unlabelled:
+            said_C = pa.array([key_name(key) for key in range(plan.n)], pa.string())
+            name_C = pa.nulls(plan.n, pa.string())
+        else:
+            said_C, name_C = (text(load_names(plan.folder, name)) for name in ("classes", "names"))
+            name_C = pc.if_else(pc.equal(name_C, ""), pa.scalar(None, pa.string()), name_C)
+        count_C = join_rows(plan, entries, len(said_C), provenance=False)
+        columns = [pa.array(np.arange(len(said_C))), said_C, name_C, pa.array(count_C)]
+        bad = join_quarantine(plan, entries)
+        notes: Counter[str] = Counter()
+        for entry in entries:
+            notes.update(entry["notes"])
+        written = sum(entry["samples"] for entry in entries)
+        if written + bad.num_rows != plan.n:
+            raise AssertionError(f"read {plan.n}, written {written}, quarantined {bad.num_rows}")
+        first = {"source": facts["source"], "layout": facts["layout"]}
+        first["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
+        identities = pa.table(columns, schema=schemas.IDENTITIES)
+        return write_manifest(plan, entries, identities, bad, first, notes=notes)
 
 
 def _check_budget(result: results.Shard, max_bad: float) -> None:
@@ -114,18 +108,13 @@ def _check_budget(result: results.Shard, max_bad: float) -> None:
     allowed = max(int(max_bad * read), BAD_FLOOR) if max_bad else 0
     if bad > allowed or bad == read:
         reasons = ", ".join(f"{k} {v}" for k, v in result.quarantine_reasons.items())
-        error = BudgetError(
-            "GL0221",
-            f"{bad} of {read} records were not usable ({reasons}); "
-            f"{min(allowed, max(read - 1, 0))} are let pass",
-            where=result.out,
-            hint=(
-                "nothing is left: quarantine.parquet lists each record"
-                if bad == read
-                else "the dataset is complete without them; quarantine.parquet lists "
-                "each; --max-bad raises the budget"
-            ),
-        )
+        what = f"{bad} of {read} records were not usable ({reasons}); "
+        what += f"{min(allowed, max(read - 1, 0))} are let pass"
+        hint = "nothing is left: quarantine.parquet lists each record"
+        if bad < read:
+            hint = "the dataset is complete without them; quarantine.parquet lists each; "
+            hint += "--max-bad raises the budget"
+        error = BudgetError("GL0221", what, where=result.out, hint=hint)
         error.result = result
         raise error
 
@@ -142,7 +131,7 @@ def survey(
         dry_run=True,
         read=source.n,
         identities=source.n if options.unlabelled else len(source.classes),
-        shards=len(deal.spans(source.n, options.samples_per_shard)),
+        shards=len(spans(source.n, options.samples_per_shard)),
         bytes=padded,
         recognised=facts,
     )
@@ -157,7 +146,7 @@ def shard(
     max_bad: float = 0.001,
     progress: Progress = log.silent,
     task: tasks.Task | None = None,
-    engine: stage.Engine | None = None,
+    engine: Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
     resync: bool = False,
 ) -> results.Shard | results.ShardShare:
@@ -172,29 +161,20 @@ def shard(
     options, src = options or Options(), Path(src)
     check_workers(workers)
     if not 0 <= max_bad <= 1:
-        raise UsageError(
-            "GL0002", f"expected a share from 0 to 1, found {max_bad}", where="--max-bad"
-        )
+        what = f"expected a share from 0 to 1, found {max_bad}"
+        raise UsageError("GL0002", what, where="--max-bad")
     how = How(workers, progress, task, engine)
-    with stage.ending(), upload.output(out, staging, task) as place:
-        result = _shard(src, place, partial(inputs, src, options, resync=resync), how)
-    if isinstance(result, results.Shard):
-        _check_budget(result, max_bad)
-    return result
-
-
-def _shard(
-    src: Path, output: Output, made_of: partial[Inputs], how: How
-) -> results.Shard | results.ShardShare:
-    recognise(src)
-    check_places(src, output.folder)
-    written, facts = make(output, made_of, _join, how)
-    told = written.result(output, how.task)
-    told["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
-    if written.manifest is None:
-        return results.ShardShare(**told)
-    return results.Shard(
-        **told,
-        quarantine_reasons=written.manifest["quarantine_reasons"],
-        notes=written.manifest.get("notes", {}),
+    with ending(), upload.output(out, staging) as output:
+        job = Sharding(src, options, resync=resync)
+        check_places(src, output.folder)
+        made, manifest, facts = make(output, job, how)
+    made["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
+    if manifest is None:
+        return results.ShardShare(**made)
+    result = results.Shard(
+        **made,
+        quarantine_reasons=manifest["quarantine_reasons"],
+        notes=manifest.get("notes", {}),
     )
+    _check_budget(result, max_bad)
+    return result

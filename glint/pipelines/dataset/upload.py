@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,9 +38,7 @@ AT_ONCE = 16  # requests about small objects under way
 
 @contextmanager
 def output(
-    out: str | os.PathLike[str],
-    staging: str | os.PathLike[str] | None = None,
-    task: tasks.Task | None = None,
+    out: str | os.PathLike[str], staging: str | os.PathLike[str] | None = None
 ) -> Iterator[Output]:
     """Yield where a dataset is written: a folder or, for a URL, a place in a store.
 
@@ -49,12 +46,10 @@ def output(
     """
     if not store.is_url(out):
         store.refuse(out, "a URL is written as scheme://bucket/name")
-        yield Output(Path(out), task)
+        yield Output(Path(out))
         return
     there = Store(os.fspath(out))
-    place = hashlib.sha256(there.shown.encode()).hexdigest()[:16]
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", there.shown.rpartition("/")[2]) or "dataset"
-    folder = Path(staging or remote.folder() / "staging") / f"{name}-{place}"
+    folder = Path(staging or remote.folder() / "staging") / there.folder_name
     atomic.make_dir(folder / "_glint")
     log.logger.info("shards on their way to %s are staged in %s", there.shown, folder)
     try:
@@ -121,12 +116,8 @@ class Staged(Output):
     def _claim(self, plan: Plan) -> None:
         there = self.there
         if there.stat(PLAN) is None and there.stat(MANIFEST) is not None:
-            raise BusyError(
-                "GL0004",
-                "a dataset without a plan is there already",
-                where=there.shown,
-                hint="choose another URL",
-            )
+            what = "a dataset without a plan is there already"
+            raise BusyError("GL0004", what, where=there.shown, hint="choose another URL")
         ours = (self.folder / PLAN).read_bytes()
         theirs = there.claim(PLAN, ours)
         if theirs == ours:
@@ -134,9 +125,8 @@ class Staged(Output):
         try:
             old = json.loads(theirs)["fingerprint"]
         except (ValueError, KeyError, TypeError):
-            raise BusyError(
-                "GL0004", "expected a plan of glint, found another file", where=there.where(PLAN)
-            ) from None
+            what = "expected a plan of glint, found another file"
+            raise BusyError("GL0004", what, where=there.where(PLAN)) from None
         refuse_others(old, json.loads(ours)["fingerprint"], there.shown)
 
     def manifest(self) -> dict[str, Any] | None:
@@ -160,12 +150,9 @@ class Staged(Output):
             stat = self.there.stat(name)
             if stat is None or stat.size != entry["bytes"]:
                 found = "no object" if stat is None else f"{stat.size} bytes"
-                raise InputError(
-                    "GL0302",
-                    f"expected {entry['bytes']} bytes, found {found}",
-                    where=self.there.where(name),
-                    hint="run the same command to another output, and copy this shard from there",
-                )
+                what = f"expected {entry['bytes']} bytes, found {found}"
+                hint = "run the same command to another output, and copy this shard from there"
+                raise InputError("GL0302", what, where=self.there.where(name), hint=hint)
 
         _several(look, [manifest["shards"][i] for i in shards])
 
@@ -188,7 +175,7 @@ class Staged(Output):
         todo = list(shards)
         return {i: entry for i, entry in zip(todo, _several(look, todo)) if entry is not None}
 
-    def note(self, plan: Plan, entry: dict[str, Any]) -> None:
+    def note(self, plan: Plan, entry: dict[str, Any], task: tasks.Task | None) -> None:
         """Do nothing: the entry is there."""
 
     def gather(self, plan: Plan) -> None:
@@ -202,19 +189,14 @@ class Staged(Output):
                 path = self.folder / name
                 if not name.startswith("_glint/parts/"):
                     continue
-                if path.is_file():
-                    with path.open("rb") as file:
-                        if atomic.sha256(file) == kept["sha256"]:
-                            continue
+                if path.is_file() and atomic.sha256_of(path) == kept["sha256"]:
+                    continue
                 part = self.there.get(name)
                 if part is None or hashlib.sha256(part).hexdigest() != kept["sha256"]:
-                    raise InputError(
-                        "GL0302",
-                        "lost, or not as it was uploaded",
-                        where=self.there.where(name),
-                        hint=f"remove {self.there.where(_entry(shard))}, and the same command "
-                        "makes it anew",
-                    )
+                    what, where = "lost, or not as it was uploaded", self.there.where(name)
+                    hint = f"remove {self.there.where(_entry(shard))}, and the same command "
+                    hint += "makes it anew"
+                    raise InputError("GL0302", what, where=where, hint=hint)
                 atomic.write_bytes(path, part)
 
         _several(fetch, range(len(plan.spans())))

@@ -15,9 +15,9 @@ import xxhash
 from glint.files import atomic, parquet
 from glint.files.strings import load_names, text
 from glint.pipelines.dataset.plan import SAMPLES, Plan
-from glint.shards import dali, policy
-from glint.shards import plan as deal
+from glint.shards import dali, image
 from glint.shards.image import Rejected
+from glint.shards.plan import key_name, shard_name
 from glint.shards.sources import reopen
 from glint.shards.sources.samples import Samples
 from glint.shards.sources.source import Source
@@ -36,7 +36,7 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
     ResourceError GL0007 where other bytes are read back, GL0901.
     """
     start, stop = plan.spans()[shard]
-    path = Path(plan.out) / "data" / deal.shard_name(shard)
+    path = Path(plan.out) / "data" / shard_name(shard)
     notes: Counter[str] = Counter()
     sha256 = ""
 
@@ -44,7 +44,7 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
         nonlocal sha256
         sha256 = out.read_back(made)
 
-    with atomic.atomic(path, read_back) as file:
+    with atomic.replacing(path, read_back) as file:
         options = plan.options
         out = Shard(file, shard, with_json=options.with_json, members=options.members)
         if plan.kind == SAMPLES:
@@ -85,8 +85,8 @@ def _part(path: Path, rows: pa.Table) -> str:
 def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str]) -> None:
     """Write the records of a source under their keys, or quarantine them with their reasons."""
     options = plan.options
-    size = policy.size_of(options.size)
-    rule = policy.Policy(options.formats, size, options.on_size, options.on_exif)
+    size = image.size_of(options.size)
+    rule = image.Policy(options.formats, size, options.on_size, options.on_exif)
     said_C = _classes(plan.folder)
     label_n = source.label
     take_n = np.maximum(label_n, 0)
@@ -99,7 +99,7 @@ def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str
             digest = xxhash.xxh3_128_digest(data)
             seen = rule.look(data, notes)
             if options.unlabelled:
-                label, said = key, deal.key_name(key)
+                label, said = key, key_name(key)
             if label < 0:
                 raise Rejected("label-not-integer")
         except Rejected as why:

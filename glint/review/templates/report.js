@@ -10,7 +10,7 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
   const sideA = Int32Array.from(data.a, (label) => place.get(label));
   const sideB = Int32Array.from(data.b, (label) => place.get(label));
   const images = Int32Array.from(sideA, (i, k) => data.images[i] + data.images[sideB[k]]);
-  const values = { score: data.score, cosine: data.cosine, probability: data.probability, images: images };
+  const values = { score: data.score, strength: data.strength, cosine: data.cosine, probability: data.probability, images: images };
   const pairAt = new Map();
   for (let k = 0; k < n; k += 1) { pairAt.set(data.a[k] + ":" + data.b[k], k); }
   const store = "glint:" + data.report.slice(7, 23) + ":";
@@ -241,7 +241,7 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     const middle = el("div", "middle");
     middle.appendChild(el("span", "pill " + data.verdict[k], data.verdict[k]));
     middle.appendChild(el("b", "score", shown(data.score[k], 2)));
-    const need = known(data.need[k]) && data.need[k] < 90000 ? "merges from " + shown(data.need[k], 2) : "";
+    const need = known(data.need[k]) && data.need[k] <= 10000 ? "merges from cosine " + shown(data.need[k], 2) : "";
     const chance = known(data.probability[k]) ? "one person " + (data.probability[k] / 100).toFixed(1) + " %" : "";
     middle.appendChild(el("span", "need", need + (need && chance ? " \u00b7 " : "") + chance));
     const facts = el("dl");

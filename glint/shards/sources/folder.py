@@ -14,8 +14,8 @@ import numpy as np
 from glint.errors import InputError, ResourceError
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
-from glint.shards.sources.listed import Flaw, Found, Listed, counted, text
-from glint.shards.sources.source import persistent
+from glint.shards.sources.listed import Flaw, Found, Listed, counted
+from glint.shards.sources.source import persistent, shown
 
 ROW = np.dtype([("label", np.int64), ("size", np.int64), ("flaw", np.uint8)])
 
@@ -94,7 +94,7 @@ class Folder(Listed):
                         self._skipped += kind != "linked"
         except OSError as error:
             raise ResourceError(
-                "GL0903", f"cannot be listed: {error.strerror}", where=text(folder)
+                "GL0903", f"cannot be listed: {error.strerror}", where=shown(folder)
             ) from error
         return sorted(files), sorted(below)
 
@@ -138,7 +138,7 @@ class Folder(Listed):
                 return file.read(MAX_BYTES + 1)
 
         try:
-            return persistent(whole, text(path))
+            return persistent(whole, shown(path))
         except (ResourceError, InputError) as error:
             raise Rejected("unreadable", error.what) from None
 

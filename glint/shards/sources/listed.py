@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from glint.files.strings import BLOCK, load_names, packed, save_names
+from glint.files.strings import BLOCK, packed
 from glint.shards.image import Rejected
-from glint.shards.sources.source import Ints, load_rows, save_rows
+from glint.shards.sources.source import Rows, Source, shown
 
 _IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
 _WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
@@ -31,15 +29,13 @@ Flaw = IntEnum(
     "no_image no_label label_not_integer ambiguous_sample",
     start=0,
 )
-Rows = npt.NDArray[np.void]
 Found = Iterator[tuple[bytes, tuple[int, ...]]]  # name and row of each record
 
 
-class Listed:
-    """Records as rows, with fields `label` and `flaw`, and their names, in Arrow as classes are."""
+class Listed(Source):
+    """Records with names, in Arrow as classes are."""
 
-    kind = ""
-    _whole: tuple[str, ...] = ("classes", "names")  # arrays that every worker takes whole
+    by_row = ("paths",)
 
     def __init__(
         self,
@@ -51,49 +47,18 @@ class Listed:
         layout: str = "",
         **facts: Any,
     ) -> None:
-        self.root, self.row, self.paths = root, row_n, paths
-        self.label: Ints = np.ascontiguousarray(row_n["label"])
-        self.classes, self.names = packed(classes), packed(names)
         counts = {"images": len(row_n), "identities": len(classes)}
-        self._facts = {"layout": layout, **counts, **facts}
-
-    @property
-    def n(self) -> int:
-        return len(self.row)
-
-    def describe(self) -> dict[str, Any]:
-        return {"source": text(os.fsencode(self.root.name)), **self._facts}
+        super().__init__(root, row_n, {"layout": layout, **counts, **facts})
+        self.paths, self.classes, self.names = paths, packed(classes), packed(names)
 
     def name(self, i: int) -> str:
-        return text(self.paths[i].as_py())
-
-    def offset(self, i: int) -> int | None:
-        return None
+        return shown(self.paths[i].as_py())
 
     def _sound(self, i: int) -> Any:
         """Return a row. Raises Rejected where it has a flaw."""
         if flaw := self.row["flaw"][i]:
             raise Rejected(Flaw(flaw).name.replace("_", "-"))
         return self.row[i]
-
-    def save(self, folder: Path, seed: int) -> None:
-        self._save(folder, seed, self.row)
-
-    def _save(self, folder: Path, seed: int, row_n: Rows) -> None:
-        save_rows(folder, row_n, seed, {"paths": self.paths})
-        for name in self._whole:
-            save_names(folder, name, getattr(self, name))
-
-    @classmethod
-    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Listed:
-        """Open positions [start, stop) of what `save` wrote, without listing the source."""
-        made = cls.__new__(cls)
-        made.root, made.row, made._facts = path, load_rows(folder, start, stop), {}
-        made.label = np.ascontiguousarray(made.row["label"])
-        made.paths = load_names(folder, "paths").slice(start, stop - start)
-        for name in cls._whole:
-            setattr(made, name, load_names(folder, name))
-        return made
 
 
 def gathered(found: Found, dtype: np.dtype[Any]) -> tuple[Rows, pa.Array]:
@@ -146,11 +111,6 @@ def last_parts(folders: Iterable[bytes]) -> list[bytes]:
     return [folder.rsplit(b"/", 1)[-1] for folder in folders]
 
 
-def text(path: bytes) -> str:
-    """Return a path as text; bytes that are not UTF-8 are written as \\xNN."""
-    return path.decode("utf-8", "backslashreplace")
-
-
 def is_image(name: bytes) -> bool:
     """Say whether a name ends as one of an image does."""
     return name.lower().endswith(_IMAGES)
@@ -166,15 +126,15 @@ def alike(labels: Iterable[bytes]) -> list[str]:
     seen: dict[str, int] = {}
     for label in labels:
         if not label.isascii():
-            form = unicodedata.normalize("NFC", text(label))
+            form = unicodedata.normalize("NFC", shown(label))
             seen[form] = seen.get(form, 0) + 1
     same = [form for form, count in seen.items() if count > 1]
     if not same:
         return []
-    shown = ", ".join(same[:3]) + (", ..." if len(same) > 3 else "")
+    some = ", ".join(same[:3]) + (", ..." if len(same) > 3 else "")
     return [
         f"{sum(seen[form] for form in same)} identities are apart only by the Unicode form of "
-        f"their names (NFC, NFD): {shown}; rename them alike if they are the same person"
+        f"their names (NFC, NFD): {some}; rename them alike if they are the same person"
     ]
 
 

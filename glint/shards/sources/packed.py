@@ -9,9 +9,10 @@ import os
 import re
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +22,8 @@ from glint.errors import InputError
 from glint.files import atomic
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
-from glint.shards.sources.listed import Flaw, Found, Listed, Rows, text
-from glint.shards.sources.source import fingerprint, persistent
+from glint.shards.sources.listed import Flaw, Found, Listed
+from glint.shards.sources.source import Rows, fingerprint, persistent, shown
 
 RAW, STORED, DEFLATED = 0, 1, 2  # bytes as they are; a zip member, not packed or packed
 SLACK = 1 << 16  # what deflate may add to bytes that it cannot pack
@@ -56,7 +57,7 @@ class Packed(Listed):
     GL0001, ResourceError GL0903.
     """
 
-    _whole = ("files", "classes", "names")
+    whole = ("files", "classes", "names")
 
     files: pa.Array
 
@@ -64,27 +65,25 @@ class Packed(Listed):
         return place(self.root, self.files[file].as_py())
 
     def fingerprint(self) -> dict[str, Any]:
-        hasher = hashlib.sha256()
         if len(self.files) == 1:
             return {"kind": self.kind, "file": fingerprint(self._path(0))}
+        hasher = hashlib.sha256()
         for file in range(len(self.files)):
             hasher.update(repr(sorted(fingerprint(self._path(file)).items())).encode())
         return {"kind": self.kind, "files": len(self.files), "all": hasher.hexdigest()}
 
+    @cached_property
+    def _open(self) -> Callable[[int], IO[bytes]]:
+        return lru_cache(OPEN)(lambda file: open(self._path(file), "rb", buffering=0))
+
     def _pread(self, file: int, count: int, at: int) -> bytes:
         """Read bytes of a file, less where it ends."""
-        path = self._path(file)
-        handles: dict[int, Any] = self.__dict__.setdefault("_handles", {})
 
         def read() -> bytes:
-            if file not in handles:
-                if len(handles) >= OPEN:
-                    handles.pop(next(iter(handles))).close()
-                handles[file] = open(path, "rb", buffering=0)  # noqa: SIM115
-            fd = handles[file].fileno()
+            fd = self._open(file).fileno()
             return atomic.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
 
-        return persistent(read, f"{path} @ 0x{at:x}")
+        return persistent(read, f"{self._path(file)} @ 0x{at:x}")
 
     def read(self, i: int) -> bytes:
         _, at, size, count, file, crc, method, _ = self._sound(i).item()
@@ -101,7 +100,7 @@ class Packed(Listed):
         return unpacked(data, size, crc, method) if method != RAW else data
 
     def name(self, i: int) -> str:
-        file = text(self.files[int(self.row["file"][i])].as_py())
+        file = shown(self.files[int(self.row["file"][i])].as_py())
         return f"{file}/{super().name(i)}" if len(self.files) > 1 else super().name(i)
 
     def offset(self, i: int) -> int | None:

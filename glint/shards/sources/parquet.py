@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from glint.errors import GlintError, InputError, ResourceError
 from glint.files.strings import packed
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources.listed import Flaw, Found, Listed, ranked
+from glint.shards.sources.listed import Flaw, Found, ranked
 from glint.shards.sources.packed import Member, Packed, beneath, damaged, gathered, placed
-from glint.shards.sources.source import dense
+from glint.shards.sources.source import Source, dense
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
 LABELS: tuple[str, ...] = ("label", "labels", "identity", "identity_id", "cls", "class")
@@ -214,7 +214,7 @@ class Parquet(Packed):
         self._save(folder, seed, row_n)
 
     @classmethod
-    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Listed:
+    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Source:
         """Open positions [start, stop) of the copy that `save` made."""
         return Spooled.load(folder, folder, start, stop)
 

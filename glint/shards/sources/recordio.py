@@ -14,11 +14,11 @@ import numpy as np
 
 from glint.errors import InputError, UsageError
 from glint.files import atomic
-from glint.files.strings import load_names, packed, save_names
+from glint.files.strings import packed
 from glint.shards import recordio
 from glint.shards.image import Rejected
 from glint.shards.recordio import LIMIT, MAGIC, MAGIC_BYTES, MAX_LENGTH, Row, damaged
-from glint.shards.sources.source import Ints, dense, fingerprint, load_rows, persistent, save_rows
+from glint.shards.sources.source import Ints, Source, dense, fingerprint, persistent
 
 EXACT = 1 << 24  # above it float32 skips integers
 
@@ -52,7 +52,7 @@ def rebuild_idx(rec: Path, resync: bool = False) -> dict[str, Any]:
     head_r, lost = _listed(rec, None, resync)
     if idx.exists():
         idx.replace(idx.with_name(idx.name + ".old"))
-    with atomic.atomic(idx) as file:
+    with atomic.replacing(idx) as file:
         for key, at in zip(head_r["key"], head_r["at"]):
             file.write(b"%d\t%d\n" % (key, at))
     return {"idx": str(idx), "records": len(head_r), "lost_stretches": len(lost)}
@@ -309,7 +309,7 @@ def _numbers(value_n: Row, flaw_n: Row) -> Ints:
     return np.where(whole_n & (flaw_n != CORRUPT), value_n, -1.0).astype(np.int64)
 
 
-class RecordIO:
+class RecordIO(Source):
     """A .rec file, listed; with `resync`, past its damage.
 
     Raises InputError GL0213 (damage that hides what follows), GL0216 (foreign .idx).
@@ -318,7 +318,7 @@ class RecordIO:
     kind = "recordio"
 
     def __init__(self, rec: Path, *, resync: bool = False) -> None:
-        self.rec, self._resync = rec, resync
+        self.resync = resync
         idx = rec.with_suffix(".idx")
         notes: list[str] = []
         head_r, lost = _listed(rec, idx if idx.exists() else None, resync)
@@ -339,38 +339,13 @@ class RecordIO:
                 f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
                 "neighbours apart, so identities may have been merged before glint"
             )
-        self._take(row_n)
-        self._facts = {
-            **facts,
-            "images": len(row_n),
-            "identities": len(self.classes),
-            "idx": idx.name if idx.exists() else "absent, found by scanning",
-            "notes": notes + self._property_notes(),
-        }
-
-    def _take(self, row_n: Row) -> None:
-        self._row_n = row_n
-        self.key, self.at, self.span, self.flaw, self.label = (row_n[k] for k in ROW.names or ())
-
-    @property
-    def n(self) -> int:
-        return len(self._row_n)
-
-    def _property_notes(self) -> list[str]:
-        """Compare with the `property` file beside the records, where there is one."""
-        try:
-            with self.rec.with_name("property").open("rb") as file:
-                said = int(file.read(64).split(b",")[0])
-        except (OSError, ValueError):
-            return []
-        found = len(self.classes)
-        return [] if said == found else [f"'property' says {said} identities, found {found}"]
-
-    def describe(self) -> dict[str, Any]:
-        return {"source": self.rec.name, **self._facts}
+        facts["images"], facts["identities"] = len(row_n), len(self.classes)
+        facts["idx"] = idx.name if idx.exists() else "absent, found by scanning"
+        facts["notes"] = notes + _property_notes(rec, len(self.classes))
+        super().__init__(rec, row_n, facts)
 
     def fingerprint(self) -> dict[str, Any]:
-        return self.fingerprint_of(self.rec, self._resync)
+        return self.fingerprint_of(self.root, self.resync)
 
     @classmethod
     def fingerprint_of(cls, rec: Path, resync: bool = False) -> dict[str, Any]:
@@ -382,10 +357,10 @@ class RecordIO:
 
     @cached_property
     def _file(self) -> IO[bytes]:
-        return open(self.rec, "rb", buffering=0)
+        return open(self.root, "rb", buffering=0)
 
     def read(self, i: int) -> bytes:
-        _, at, span, flaw, _ = self._row_n.item(i)
+        _, at, span, flaw, _ = self.row.item(i)
         if flaw == LOST:
             note = f"{span} bytes from 0x{at:x} hold no record that can be read"
             raise Rejected(FLAWS[LOST], note)
@@ -393,15 +368,15 @@ class RecordIO:
         try:
             block = atomic.pread(fd, size, at)
         except OSError:
-            block = persistent(lambda: atomic.pread(fd, size, at), f"{self.rec.name} @ 0x{at:x}")
+            where = f"{self.root.name} @ 0x{at:x}"
+            block = persistent(lambda: atomic.pread(fd, size, at), where)
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length
             if magic == MAGIC and length <= LIMIT and start <= end <= len(block):
                 return block[start:end]
         try:
-            payload, _ = recordio.parse(block, 0, LIMIT)
-            header, image = recordio.unpack(payload)
+            header, image = recordio.unpack(recordio.parse(block)[0])
         except InputError as error:
             raise Rejected(FLAWS[CORRUPT], error.what) from None
         if flaw:
@@ -409,28 +384,21 @@ class RecordIO:
         return image
 
     def name(self, i: int) -> str:
-        key, at, _, flaw, _ = self._row_n.item(i)
+        key, at, _, flaw, _ = self.row.item(i)
         return f"{key}" if flaw != LOST else f"@0x{at:x}"
 
     def offset(self, i: int) -> int | None:
-        return int(self.at[i])
+        return int(self.row["at"][i])
 
     def bytes(self) -> int:
-        return int(self.span.sum())
+        return int(self.row["span"].sum())
 
-    def save(self, folder: Path, seed: int) -> None:
-        save_rows(folder, self._row_n, seed)
-        save_names(folder, "classes", self.classes)
-        save_names(folder, "names", self.names)
 
-    @classmethod
-    def load(cls, path: Path, folder: Path, start: int, stop: int) -> RecordIO:
-        """Open positions [start, stop) of what `save` wrote, to read them; nothing is listed.
-
-        What is known of the whole file (`describe`, `fingerprint`) is not there.
-        """
-        source = cls.__new__(cls)
-        source.rec = path
-        source._take(load_rows(folder, start, stop))
-        source.classes, source.names = (load_names(folder, name) for name in ("classes", "names"))
-        return source
+def _property_notes(rec: Path, found: int) -> list[str]:
+    """Compare with the `property` file beside the records, where there is one."""
+    try:
+        with rec.with_name("property").open("rb") as file:
+            said = int(file.read(64).split(b",")[0])
+    except (OSError, ValueError):
+        return []
+    return [] if said == found else [f"'property' says {said} identities, found {found}"]

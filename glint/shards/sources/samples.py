@@ -4,11 +4,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import InputError
-from glint.files import atomic, parquet
+from glint.files import atomic
 from glint.files.strings import load_names, save_names
 from glint.shards import image
 from glint.shards.dataset import Dataset, read_sample
@@ -52,24 +51,21 @@ class Samples:
         }
 
     @cached_property
-    def _open(self) -> OrderedDict[int, Any]:
-        return OrderedDict()
+    def _open(self) -> Callable[[int], IO[bytes]]:
+        return lru_cache(OPEN_FILES)(lambda shard: open(self.paths[shard], "rb", buffering=0))
 
     def read(self, i: int) -> bytes:
         """Return the image bytes of a sample, checked. Raises InputError GL0302, GL0303, GL0903."""
         row = self._row[i]
         shard, offset = int(row["shard"]), int(row["offset"])
         path = self.paths[shard]
-        if shard not in self._open:
-            try:
-                self._open[shard] = open(path, "rb", buffering=0)  # noqa: SIM115
-            except OSError as error:
-                what = f"cannot be read: {error.strerror}"
-                raise InputError("GL0302", what, where=path) from None
-            if len(self._open) > OPEN_FILES:
-                self._open.popitem(last=False)
+        try:
+            file = self._open(shard)
+        except OSError as error:
+            what = f"cannot be read: {error.strerror}"
+            raise InputError("GL0302", what, where=path) from None
         return read_sample(
-            self._open[shard].fileno(),
+            file.fileno(),
             offset,
             int(row["size"]),
             row["digest"].tobytes(),
@@ -117,7 +113,7 @@ def save(
     write_rows(folder, dealt(), ROW, len(order_n))
     take = pa.array(order_n, mask=order_n < 0)
     for name in TEXTS:
-        save_names(folder, name, joined(column(d, name) for d in datasets).take(take))
+        save_names(folder, name, joined(d.column(name) for d in datasets).take(take))
     for name, columns in zip(schemas.PROVENANCE.names, zip(*origins) if origins else ()):
         save_names(folder, name, joined(columns).take(take))
     atomic.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})
@@ -127,7 +123,7 @@ def _rows(dataset: Dataset, base: int) -> npt.NDArray[Any]:
     row_n = np.empty(dataset.n, ROW)
     row_n["label"], row_n["shard"] = dataset.label + base, dataset.shard  # whose range is checked
     for name in ("offset", "size", "width", "height"):
-        row_n[name] = column(dataset, name).to_numpy()
+        row_n[name] = dataset.column(name).to_numpy()
     row_n["digest"] = np.ascontiguousarray(dataset.digests).view("V16").ravel()
     return row_n
 
@@ -137,17 +133,3 @@ def joined(columns: Iterable[Any]) -> pa.LargeStringArray:
     chunks = [chunk for column in columns for chunk in getattr(column, "chunks", [column])]
     large = [chunk.cast(pa.large_string()) for chunk in chunks]
     return pa.concat_arrays([pa.array([], pa.large_string()), *large])
-
-
-def column(dataset: Dataset, name: str) -> pa.ChunkedArray:
-    """Read one column of the index, whole. Raises InputError GL0301."""
-    path = dataset.root / "samples.parquet"
-    found = parquet.read(path, schemas.SAMPLES, columns=[name]).column(name)
-    if len(found) != dataset.n or found.null_count:
-        raise InputError(
-            "GL0301",
-            f"column {name} has {len(found)} cells, {found.null_count} of "
-            f"them empty; the manifest says {dataset.n} samples",
-            where=str(path),
-        )
-    return found

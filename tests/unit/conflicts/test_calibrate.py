@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from glint.conflicts import calibrate
-from glint.conflicts.calibrate import Drawn
 from glint.conflicts.evidence import Samples
 
 
@@ -15,7 +14,7 @@ def test_the_fit_finds_location_and_spread() -> None:
     x = rng.choice([0.1, 0.5, 1.0, 2.0], 20000)
     score = 1.0 - 0.05 * x + np.sqrt(0.001 + 0.01 * x) * rng.standard_normal(20000)
     for upper in (False, True):
-        got = calibrate.fit(Drawn(x, score, score), upper=upper)
+        got = calibrate.fit(x, score, upper=upper)
         np.testing.assert_allclose(got.location(np.array([0.1, 2])), [0.995, 0.9], atol=0.02)
         np.testing.assert_allclose(
             got.spread(np.array([0.1, 2])), np.sqrt([0.002, 0.021]), rtol=0.15
@@ -27,18 +26,18 @@ def test_a_heavy_tail_widens_the_spread() -> None:
     x = np.full(5000, 0.5)
     normal = rng.standard_normal(5000)
     heavy = rng.standard_t(2, 5000)
-    narrow = calibrate.fit(Drawn(x, normal, normal), upper=True).spread(x)[0]
-    wide = calibrate.fit(Drawn(x, heavy, heavy), upper=True).spread(x)[0]
+    narrow = calibrate.fit(x, normal, upper=True).spread(x)[0]
+    wide = calibrate.fit(x, heavy, upper=True).spread(x)[0]
     assert narrow == pytest.approx(1, rel=0.15)
     assert wide > 1.5 * narrow
 
 
 def test_too_few_identities_to_calibrate() -> None:
     x = np.random.default_rng(2).standard_normal((50, 8))
-    scale, same, _ = calibrate.calibrate(Samples(x, np.arange(50), 50))
-    assert scale.genuine is None
-    assert len(same.x_S) == 0
-    assert not scale.calibrated
+    calibration = calibrate.calibrate(Samples(x, np.arange(50), 50))
+    assert calibration.about()["genuine"] is None
+    assert len(calibration.genuine.x_S) == 0
+    assert not calibration.calibrated
 
 
 def test_draws_lie_where_one_person_and_two_do() -> None:
@@ -46,9 +45,9 @@ def test_draws_lie_where_one_person_and_two_do() -> None:
     middle = rng.standard_normal((200, 32))
     label = np.repeat(np.arange(200), 6)
     x = middle[label] + 0.6 * rng.standard_normal((1200, 32))
-    scale, same, other = calibrate.calibrate(Samples(x, label, 200))
-    assert scale.calibrated
-    assert np.median(same.score_S) == pytest.approx(1, abs=0.05)
-    assert abs(np.median(other.score_S)) < 0.1
-    again = calibrate.calibrate(Samples(x, label, 200))[0]
-    assert again == scale
+    calibration = calibrate.calibrate(Samples(x, label, 200))
+    assert calibration.calibrated
+    assert np.median(calibration.genuine.score_S) == pytest.approx(1, abs=0.05)
+    assert abs(np.median(calibration.impostor.score_S)) < 0.1
+    again = calibrate.calibrate(Samples(x, label, 200))
+    assert again.about() == calibration.about()

@@ -7,7 +7,7 @@ import pytest
 
 from glint.conflicts import chance
 from glint.conflicts.chance import Compared, Sample, Tail
-from glint.search import pairs as knn
+from glint.search.pairs import unit64
 
 
 def world(
@@ -16,27 +16,27 @@ def world(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """Draw (centres, images of each, who each is) at rho 0.65; ids from `people` on are splits."""
     rng = np.random.default_rng(seed)
-    person = knn.unit64(rng.standard_normal((people, dim)))
-    person[people - twins :] = knn.unit64(0.7 * person[:twins] + 0.71 * person[people - twins :])
+    person = unit64(rng.standard_normal((people, dim)))
+    person[people - twins :] = unit64(0.7 * person[:twins] + 0.71 * person[people - twins :])
     who = np.r_[np.arange(people), np.arange(splits) + twins]
     t = np.ones((len(who), 1))
     t[people:, 0] = 1 - np.minimum(np.abs(rng.normal(0, elsewhere, splits)), 0.6)
-    seen = t * person[who] + np.sqrt(1 - t * t) * knn.unit64(rng.standard_normal((len(who), dim)))
+    seen = t * person[who] + np.sqrt(1 - t * t) * unit64(rng.standard_normal((len(who), dim)))
     count = np.clip(rng.geometric(0.2, len(who)), 1, most)
-    noise = knn.unit64(rng.standard_normal((len(who), dim)))
+    noise = unit64(rng.standard_normal((len(who), dim)))
     centre = np.sqrt(0.65) * seen + np.sqrt(0.35 / count)[:, None] * noise
-    return knn.unit64(centre).astype(np.float32), count, who
+    return unit64(centre).astype(np.float32), count, who
 
 
 def learned(
     centre: np.ndarray, count: np.ndarray, who: np.ndarray, *, low: float = 0.4, rate: float = 0.01
-) -> tuple[chance.Judge, Compared, np.ndarray]:
+) -> tuple[chance.Likeness, Compared, np.ndarray]:
     a, b = np.triu_indices(len(who), 1)
     cosine = (centre @ centre.T)[a, b].astype(np.float64)
     near = cosine >= low
     pairs = Compared(cosine[near], count[a[near]], count[b[near]])
-    judge = chance.learn(pairs, low, chance.sample(centre, count), 0.65, len(who), rate)
-    return judge, pairs, (who[a] == who[b])[near]
+    likeness = chance.fit(pairs, low, chance.sample(centre, count), 0.65, len(who), rate)
+    return likeness, pairs, (who[a] == who[b])[near]
 
 
 def test_the_law_is_that_of_random_directions() -> None:
@@ -54,21 +54,21 @@ def test_the_law_is_that_of_random_directions() -> None:
 
 def test_its_dimensions_are_read_off_the_pairs() -> None:
     centre, count, who = world(1500, 0, 0, dim=96)
-    judge, _, _ = learned(centre, count, who, low=0.3)
-    assert 2 * judge.tail.dims + 3 == pytest.approx(96, rel=0.12)
+    likeness, _, _ = learned(centre, count, who, low=0.3)
+    assert 2 * likeness.tail.dims + 3 == pytest.approx(96, rel=0.12)
     cosine = (centre @ centre.T)[np.triu_indices(1500, 1)]
-    assert judge.tail.above(0.3) == pytest.approx((cosine >= 0.3).sum(), rel=0.35)
+    assert likeness.tail.above(0.3) == pytest.approx((cosine >= 0.3).sum(), rel=0.35)
 
 
 @pytest.mark.parametrize("elsewhere", [0.0, 0.15])
 def test_one_person_is_found_from_the_same_camera_and_from_others(elsewhere: float) -> None:
     found, wrong = [], 0
     for seed in range(4):
-        judge, pairs, right = learned(*world(900, 150, seed, elsewhere=elsewhere))
-        merged = judge.merges(pairs)
+        likeness, pairs, right = learned(*world(900, 150, seed, elsewhere=elsewhere))
+        merged = likeness.merges(pairs)
         found.append((merged & right).sum() / 150)
         wrong += int((merged & ~right).sum())
-        assert judge.fits == "halves"
+        assert likeness.fits == "halves"
     assert np.mean(found) >= (0.95 if not elsewhere else 0.85)
     assert wrong <= 4
 
@@ -78,46 +78,46 @@ def test_nothing_merges_where_there_is_no_conflict() -> None:
 
 
 def test_look_alikes_among_halves_do_not_merge() -> None:
-    judge, pairs, right = learned(*world(900, 100, 1, twins=150, most=30))
-    assert judge.fits == "mixed"
-    merged = judge.merges(pairs)
+    likeness, pairs, right = learned(*world(900, 100, 1, twins=150, most=30))
+    assert likeness.fits == "mixed"
+    merged = likeness.merges(pairs)
     assert right[merged].mean() >= 0.98
     assert (merged & right).sum() >= 75
-    assert "look-alikes" in judge.about()["note"]
+    assert "look-alikes" in likeness.about()["note"]
 
 
 def test_a_few_pairs_like_siblings_are_masked() -> None:
-    judge, pairs, _ = learned(*world(900, 0, 2, twins=8, most=30))
-    assert judge.fits == "few"
-    assert not judge.merges(pairs).any()
-    assert (judge.probability(pairs) >= chance.MAY_BE).sum() >= 5
+    likeness, pairs, _ = learned(*world(900, 0, 2, twins=8, most=30))
+    assert likeness.fits == "few"
+    assert not likeness.merges(pairs).any()
+    assert (likeness.probability(pairs) >= chance.MAY_BE).sum() >= 5
 
 
 def test_many_pairs_unlike_halves_merge_by_the_simple_rule() -> None:
     """One person from the front and in profile: no pair is like two halves of one folder."""
     centre, count, who = world(800, 0, 3, twins=200)
     who[600:] = who[:200]
-    judge, pairs, right = learned(centre, count, who)
-    assert judge.fits == "unlike"
-    assert "simple rule" in judge.about()["note"]
-    merged = judge.merges(pairs)
+    likeness, pairs, right = learned(centre, count, who)
+    assert likeness.fits == "unlike"
+    assert "simple rule" in likeness.about()["note"]
+    merged = likeness.merges(pairs)
     assert (merged & right).sum() >= 120
     assert right[merged].mean() >= 0.98
 
 
 def test_the_more_alike_the_more_probable() -> None:
-    judge, _, _ = learned(*world(900, 100, 4))
+    likeness, _, _ = learned(*world(900, 100, 4))
     cosine = np.linspace(-0.2, 1.0, 200)
     for n, m in ((1, 1), (1, 30), (8, 8)):
         pairs = Compared(cosine, np.full(200, n), np.full(200, m))
-        assert (np.diff(judge.probability(pairs)) >= 0).all()
-        assert (np.diff(judge.merges(pairs).astype(int)) >= 0).all()
-        least = float(judge.merge_from(n, m))
+        assert (np.diff(likeness.probability(pairs)) >= 0).all()
+        assert (np.diff(likeness.merges(pairs).astype(int)) >= 0).all()
+        least = float(likeness.merge_from(n, m))
         reach = cosine / Compared(cosine, pairs.n_K, pairs.m_K).alike(0.65)
-        assert cosine[judge.merges(pairs)].min() == pytest.approx(least * reach[-1], abs=0.007)
-        assert judge.mask_from(n, m) <= judge.merge_from(n, m)
+        assert cosine[likeness.merges(pairs)].min() == pytest.approx(least * reach[-1], abs=0.007)
+        assert likeness.mask_from(n, m) <= likeness.merge_from(n, m)
     none = Compared(np.array([np.nan]), np.ones(1, int), np.ones(1, int))
-    assert judge.probability(none) == 0 and not judge.merges(none).any()
+    assert likeness.probability(none) == 0 and not likeness.merges(none).any()
 
 
 def test_few_images_count() -> None:
@@ -158,9 +158,9 @@ def test_the_sample_holds_every_pair_above_its_least() -> None:
 
 def test_a_tail_of_nothing_does_not_fail() -> None:
     none = Compared(np.empty(0), np.empty(0, int), np.empty(0, int))
-    judge = chance.learn(none, 0.4, Sample(none, 0.1, 1.0), 0.7, 0, 0.01)
-    assert not np.isfinite(judge.cut)
-    assert judge.about()["cut"] is None
+    likeness = chance.fit(none, 0.4, Sample(none, 0.1, 1.0), 0.7, 0, 0.01)
+    assert not np.isfinite(likeness.cut)
+    assert likeness.about()["cut"] is None
 
 
 def test_where_all_are_alike_nothing_merges_and_the_report_says_so() -> None:
@@ -169,8 +169,8 @@ def test_where_all_are_alike_nothing_merges_and_the_report_says_so() -> None:
     centre_CD = (1 + 0.01 * draw.standard_normal((12, 64))).astype(np.float32)
     count_C = np.full(12, 6)
     seen = chance.sample(centre_CD, count_C, seed=0)
-    pairs = chance.Compared(np.full(66, 0.999), np.full(66, 6), np.full(66, 6))
-    model = chance.learn(pairs, 0.4, seen, 0.9, 12, 0.01)
+    pairs = Compared(np.full(66, 0.999), np.full(66, 6), np.full(66, 6))
+    model = chance.fit(pairs, 0.4, seen, 0.9, 12, 0.01)
     assert (model.cut, model.fits) == (float("inf"), "blind")
     assert "--threshold" in model.about()["note"]
     assert not np.asarray(model.probability(pairs)).any()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glint.conflicts import decisions as decided
+from glint.conflicts import decisions
 from glint.conflicts.decisions import Book, Decision, read, settle, standing
 from glint.errors import InputError, ResourceError
 
@@ -22,7 +22,7 @@ def line(**changed: Any) -> dict[str, Any]:
 
 
 def test_a_line_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / decided.NAME
+    path = tmp_path / decisions.NAME
     path.write_text(json.dumps(line(a=2, b=1)) + "\n\n" + json.dumps(line(verdict="none")))
     assert read(path, REPORT) == [
         Decision(1, 2, "merge", "alice", 7),
@@ -47,7 +47,7 @@ def test_a_line_comes_back(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_decision_is_refused_by_line(tmp_path: Path, value: object, what: str) -> None:
-    path = tmp_path / decided.NAME
+    path = tmp_path / decisions.NAME
     path.write_text(json.dumps(line()) + "\n" + json.dumps(value) + "\n")
     with pytest.raises(InputError, match=f"GL0501.*line 2.*{what}"):
         read(path, REPORT)
@@ -56,7 +56,7 @@ def test_what_is_no_decision_is_refused_by_line(tmp_path: Path, value: object, w
 def test_a_torn_last_line_is_left_out_and_cut_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / decided.NAME
+    path = tmp_path / decisions.NAME
     book = Book(path, REPORT)
     book.add("alice", [(1, 2, "merge"), (3, 4, "keep")])
     book.close()
@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_left_out_and_cut_off(
 
 
 def test_a_last_line_without_its_end_is_ended(tmp_path: Path) -> None:
-    path = tmp_path / decided.NAME
+    path = tmp_path / decisions.NAME
     path.write_text(json.dumps(line()))
     book = Book(path, REPORT)
     made = book.add("bob", [(9, 8, "merge")])
@@ -86,7 +86,7 @@ def test_a_last_line_without_its_end_is_ended(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / decided.NAME
+    path = tmp_path / decisions.NAME
     book = Book(path, REPORT)
     book.add("alice", [(1, 2, "merge")])
 

@@ -51,7 +51,7 @@ def test_one_person_scores_about_one_whatever_the_counts(n: int, m: int) -> None
         x, y = person(rng, n, 0.6, middle=middle), person(rng, m, 0.6, middle=middle)
         a, b = x.mean(0), y.mean(0)
         cosine = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        scores.append(evidence.judge(x, y, 0.6, cosine=cosine, n=n, m=m)[1])
+        scores.append(evidence.compare(x, y, 0.6, cosine=cosine, n=n, m=m)[1])
     assert np.median(scores) == pytest.approx(1, abs=0.04)
 
 

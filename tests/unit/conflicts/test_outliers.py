@@ -41,11 +41,11 @@ class World:
 @pytest.mark.parametrize("seed", range(3))
 def test_strangers_and_second_people(seed: int) -> None:
     world = World(seed)
-    far = outliers.outliers(world.samples, world.prior)
+    far = outliers.find_outliers(world.samples, world.prior)
     assert {row for row in far.row.tolist() if row >= 6 * 12} == world.strangers
     assert (np.diff(far.z) <= 0).all() and far.z.min() >= outliers.SPREADS
     assert (np.abs(far.score) < 0.6).all()
-    found = outliers.mixed(world.samples, world.prior)
+    found = outliers.find_mixed(world.samples, world.prior)
     assert {one.label: set(one.two.tolist()) for one in found} == world.mixed
     for one in found:
         assert len(one.one) >= len(one.two) >= outliers.LEAST
@@ -61,24 +61,24 @@ def test_a_hard_photograph_is_no_outlier() -> None:
     noise = pairs.unit64(np.random.default_rng(1).standard_normal((1, 64)))[0]
     half = 0.6 * others / np.linalg.norm(others) + 0.8 * noise
     world.x[hard] = half / np.linalg.norm(half)
-    assert hard not in outliers.outliers(world.samples, world.prior).row
+    assert hard not in outliers.find_outliers(world.samples, world.prior).row
 
 
 def test_too_few_identities_say_nothing() -> None:
     world = World(0, people=12)
-    assert len(outliers.outliers(world.samples, world.prior).row) == 0
-    assert outliers.mixed(world.samples, world.prior) == []
+    assert len(outliers.find_outliers(world.samples, world.prior).row) == 0
+    assert outliers.find_mixed(world.samples, world.prior) == []
     none = Samples(np.empty((0, 8), np.float16), np.empty(0, np.int64), 3)
-    assert len(outliers.outliers(none, 1.0).row) == 0
-    assert outliers.mixed(none, 1.0) == []
+    assert len(outliers.find_outliers(none, 1.0).row) == 0
+    assert outliers.find_mixed(none, 1.0) == []
 
 
 def test_identities_of_few_images_are_left_out() -> None:
     world = World(1)
-    scale, _, _ = calibrate(world.samples)
+    prior = calibrate(world.samples).prior
     small = np.flatnonzero(world.samples.count_C < outliers.LEAST)
     rows = {int(row) for label in small for row in world.samples.rows(int(label))}
-    assert rows and not rows & set(outliers.outliers(world.samples, scale.prior).row.tolist())
+    assert rows and not rows & set(outliers.find_outliers(world.samples, prior).row.tolist())
 
 
 def photographs(seed: int, heavy: float) -> tuple[Samples, float]:
@@ -100,9 +100,9 @@ def photographs(seed: int, heavy: float) -> tuple[Samples, float]:
 def test_of_right_images_the_stated_share_is_told(heavy: float) -> None:
     """A fifth of a hundred hard ones looks like a stranger by itself; the cut heeds the others."""
     samples, prior = photographs(0, heavy)
-    told = len(outliers.outliers(samples, prior).row)
+    told = len(outliers.find_outliers(samples, prior).row)
     assert told <= 3 * outliers.FALSE_FLAGS * samples.count_C.sum() + 3
-    assert len(outliers.mixed(samples, prior)) <= 3 * outliers.FALSE_FLAGS * 800 + 3
+    assert len(outliers.find_mixed(samples, prior)) <= 3 * outliers.FALSE_FLAGS * 800 + 3
 
 
 def test_the_cut_lies_between_the_right_and_the_wrong() -> None:

@@ -17,7 +17,7 @@ from glint.files import atomic
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     atomic.write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), atomic.atomic(path) as file:
+    with pytest.raises(RuntimeError), atomic.replacing(path) as file:
         file.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -77,8 +77,8 @@ def test_a_torn_line_is_dropped(tmp_path: Path) -> None:
 def test_one_lock(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     code = (
-        "from glint.shards import commit; from glint.errors import BusyError\n"
-        f"try:\n with commit.lock({str(path)!r}): print('held')\n"
+        "from glint.files import atomic; from glint.errors import BusyError\n"
+        f"try:\n with atomic.lock({str(path)!r}): print('held')\n"
         "except BusyError as error: print(error)"
     )
     ask = [sys.executable, "-c", code]

@@ -456,7 +456,7 @@ def test_labels_that_were_applied_are_fetched_and_renewed(local: Path, tmp_path:
     target = np.arange(15, dtype=np.int64)
     for last in (0, -1):
         target[-1] = last
-        labels.commit(own, target, np.empty((0, 2), np.int64), {"why": "a test"})
+        labels.apply(own, target, np.empty((0, 2), np.int64), {"why": "a test"})
         url = upload(own)
         data = Dataset(url)
         table = labels.current(data.root, 15)

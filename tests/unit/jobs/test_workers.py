@@ -99,7 +99,7 @@ def test_a_worker_killed_at_its_good_bye_holds_nobody(work: Path) -> None:
 def test_no_worker_outlives_its_parent(work: Path) -> None:
     script = """
     import sys
-    from glint.pipelines import stage
+    from glint.jobs import workers as stage
     if __name__ == "__main__":
         sys.path.insert(0, sys.argv[1])
         import dying

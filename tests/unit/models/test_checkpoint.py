@@ -11,7 +11,7 @@ import torch
 
 from glint.errors import MismatchError
 from glint.models import checkpoint
-from glint.models.stored import problem
+from glint.models.checkpoint import problem
 
 
 def write(folder: Path, step: int, classes: int, ranks: int, keep: int = 2) -> torch.Tensor:

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glint.errors import BusyError, InputError, UsageError
+from glint.models import checkpoint, recogniser, stored
 from glint.models import export_onnx as export
-from glint.models import recogniser, stored
 from glint.models.export_onnx import export_onnx, random_crops
 from glint.models.recogniser import open_model
 
@@ -44,7 +44,7 @@ def test_the_file_is_the_net(
     path = tmp_path / "net.onnx"
     assert found.onnx == str(path)
     assert found.bytes == path.stat().st_size
-    assert found.sha256 == stored.sha256(path)
+    assert found.sha256 == checkpoint.sha256(path)
     assert 0.99999 <= found.cosine_min <= 1.0000001
     assert (found.dim, found.backbone, found.opset) == (24, name, 17)
     model = onnx.load(str(path))
@@ -122,7 +122,7 @@ def rewrite(run: Path, copy: Path, name: str, value: float) -> Path:
     save_file(tensors, folder / "backbone.safetensors")
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     entry = manifest["files"]["backbone.safetensors"]
-    entry["sha256"] = stored.sha256(folder / "backbone.safetensors")
+    entry["sha256"] = checkpoint.sha256(folder / "backbone.safetensors")
     entry["bytes"] = (folder / "backbone.safetensors").stat().st_size
     (folder / "MANIFEST.json").write_text(json.dumps(manifest))
     return copy

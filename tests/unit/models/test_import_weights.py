@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
-from glint.models import stored
+from glint.models import checkpoint, stored
 from glint.models.import_weights import NAMES, import_weights
 from glint.nn.backbones import create
 
@@ -61,7 +61,7 @@ def test_every_form_gives_the_same_net(
     found = take(torch_file(tmp_path / "w.pt", given, zipped=kind != "legacy"))
     assert (found.name, found.tensors) == ("mobilefacenet", len(weights))
     assert found.source["dtype"] == ("float16" if kind == "fp16" else "float32")
-    assert found.source["sha256"] == stored.sha256(tmp_path / "w.pt")
+    assert found.source["sha256"] == checkpoint.sha256(tmp_path / "w.pt")
     net = stored.load(tmp_path / "out")
     assert (net.embedding, net.options, net.step) == (16, {"width": 0.125}, 0)
     for name, value in net.net.state_dict().items():
@@ -244,7 +244,7 @@ def test_nothing_is_overwritten_and_a_broken_import_is_repeated(
     (left / "backbone.safetensors").write_bytes(b"half")
     take(path)
     assert not left.exists()
-    assert stored.problem(stored.find(out)) == ""
+    assert checkpoint.problem(checkpoint.find(out)) == ""
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(BusyError, match=r"GL0004.*holds step-00000000"):
         take(path)

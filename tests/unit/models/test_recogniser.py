@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from glint.errors import InputError, UsageError
 from glint.evals.embed import embed_jpegs, verify
 from glint.evals.packs import read_bin
-from glint.models import recogniser, stored
+from glint.models import checkpoint, recogniser
 from glint.models.recogniser import open_model
 from glint.nn import backbones
 
@@ -59,12 +59,12 @@ def test_the_newest_valid_checkpoint_of_a_run_counts(run: Path, tmp_path: Path) 
     shutil.copytree(run, copy)
     later = copy / "checkpoints" / "step-00000009"
     shutil.copytree(copy / "checkpoints" / "step-00000003", later)
-    assert stored.find(copy) == later
+    assert checkpoint.find(copy) == later
     weights = later / "backbone.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert stored.find(copy).name == "step-00000003"
+    assert checkpoint.find(copy).name == "step-00000003"
     with pytest.raises(InputError, match=r"GL0701.*backbone.safetensors does not match its sha256"):
         open_model(later)
     shutil.rmtree(copy / "checkpoints" / "step-00000003")
@@ -90,7 +90,7 @@ def test_weights_of_another_net_are_refused(run: Path, tmp_path: Path) -> None:
     size = (folder / "backbone.safetensors").stat().st_size
     files = json.loads(manifest)
     files["files"]["backbone.safetensors"] = {
-        "bytes": size, "sha256": stored.sha256(folder / "backbone.safetensors")
+        "bytes": size, "sha256": checkpoint.sha256(folder / "backbone.safetensors")
     }  # fmt: skip
     (folder / "MANIFEST.json").write_text(json.dumps(files))
     with pytest.raises(InputError, match=r"GL0701.*does not fit backbone mobilefacenet"):
@@ -113,7 +113,7 @@ def test_onnx_through_insightface_and_without_it(
     zoo = open_model(path, threads=1)
     assert (zoo.engine, zoo.dim, zoo.mean, zoo.std) == ("insightface", 256, 0.0, 1.0)
     assert np.array_equal(zoo.embed(image), alone.embed(image))
-    assert zoo.digest == alone.digest == stored.sha256(path)
+    assert zoo.digest == alone.digest == checkpoint.sha256(path)
 
 
 def test_our_input_is_what_insightface_feeds_itself(shared: Path) -> None:

@@ -105,7 +105,7 @@ def test_the_table(make_dataset) -> None:
 
 def test_it_follows_the_labels_in_force(make_dataset, tmp_path) -> None:
     dataset = make_dataset([5, 1, 4, 30], images=False)
-    labels.commit(dataset.root, np.array([0, 1, 0, -1]), np.empty((0, 2), np.int64), {})
+    labels.apply(dataset.root, np.array([0, 1, 0, -1]), np.empty((0, 2), np.int64), {})
     got = balance(dataset, Options(), tmp_path / "s.parquet")
     table = pq.read_table(tmp_path / "s.parquet")
     assert table["count"].to_pylist() == [9, 1]

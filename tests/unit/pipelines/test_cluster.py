@@ -17,10 +17,10 @@ from glint import log, schemas
 from glint.cli import cluster as command_line
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
-from glint.pipelines import cluster, embed
+from glint.pipelines import cluster
 from glint.pipelines.dataset import shard
-from glint.search.online_clusters import Online, Options
-from glint.shards import labels
+from glint.search.online_clusters import ClusterRules, OnlineClusters
+from glint.shards import embeddings, labels
 from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 from glint.stream.loader import Stream
@@ -45,9 +45,9 @@ def written(root, dataset, face, model="sha256:m"):
     rows = [list(dataset.key), np.ones(len(face), np.float32), ["ok"] * len(face)]
     parquet.write(root / "samples.parquet", pa.table(rows, schema=schemas.EMBEDDED))
     about = {
-        "format": embed.FORMAT, "dataset": dataset.digest, "model": model, "dim": face.shape[1],
-        "images": dataset.n, "classes": dataset.classes,
-        "files": {name: embed._checksum(root / name) for name in embed.ARRAYS},
+        "format": embeddings.FORMAT, "dataset": dataset.digest, "model": model,
+        "dim": face.shape[1], "images": dataset.n, "classes": dataset.classes,
+        "files": {name: embeddings.checksum(root / name) for name in embeddings.ARRAYS},
     }  # fmt: skip
     atomic.write_json(root / "embeddings.json", about)
     return root
@@ -68,7 +68,7 @@ def files(out) -> dict[str, bytes]:
 
 def test_stopped_anywhere_it_ends_the_same(crawl, tmp_path) -> None:
     _, emb, _ = crawl
-    got = cluster.run([emb], tmp_path / "whole", Options())
+    got = cluster.run([emb], tmp_path / "whole", ClusterRules())
     assert (got.faces, got.without_embedding, got.identities) == (698, 2, PEOPLE)
 
     def stop(done: int, total: int, note: str = "") -> None:
@@ -78,11 +78,11 @@ def test_stopped_anywhere_it_ends_the_same(crawl, tmp_path) -> None:
     for save in (0.0, 1e9):  # stopped with and without a state saved on the way
         out = tmp_path / f"part{save}"
         with pytest.raises(KeyboardInterrupt):
-            cluster.run([emb], out, Options(), save=save, progress=stop)
+            cluster.run([emb], out, ClusterRules(), save=save, progress=stop)
         assert not (out / "identities.json").exists()
-        cluster.run([emb], out, Options())
+        cluster.run([emb], out, ClusterRules())
         assert files(out) == files(tmp_path / "whole")
-    cluster.run([emb], tmp_path / "whole", Options())  # nothing left to do
+    cluster.run([emb], tmp_path / "whole", ClusterRules())  # nothing left to do
     assert files(out) == files(tmp_path / "whole")
 
 
@@ -91,9 +91,9 @@ def test_a_second_folder_goes_on_where_the_first_ended(crawl, make_dataset, tmp_
     face, who = crowd(300, seed=1)
     more = make_dataset([1] * 300, images=False, folder="more")
     second = written(tmp_path / "emb2", more, face)
-    cluster.run([emb], tmp_path / "ids", Options())
-    cluster.run([emb, second], tmp_path / "ids", Options())
-    cluster.run([emb, second], tmp_path / "once", Options())
+    cluster.run([emb], tmp_path / "ids", ClusterRules())
+    cluster.run([emb, second], tmp_path / "ids", ClusterRules())
+    cluster.run([emb, second], tmp_path / "once", ClusterRules())
     assert files(tmp_path / "ids") == files(tmp_path / "once")
     table = parquet.read(tmp_path / "ids/faces.parquet", schemas.FACES)
     assert np.bincount(table["source"].to_numpy()).tolist() == [700, 300]
@@ -104,14 +104,14 @@ def test_a_second_folder_goes_on_where_the_first_ended(crawl, make_dataset, tmp_
     for root, n in ((dataset.root, 698), (more.root, 300)):
         assert cluster.apply(tmp_path / "ids", root, least=1).faces == n
     with pytest.raises(MismatchError, match=r"GL0006.*2 folders there, with which these 1 do not"):
-        cluster.run([emb], tmp_path / "ids", Options())
+        cluster.run([emb], tmp_path / "ids", ClusterRules())
     with pytest.raises(MismatchError, match="GL0006"):
-        cluster.run([emb, second], tmp_path / "ids", Options(join=0.6))
+        cluster.run([emb, second], tmp_path / "ids", ClusterRules(join=0.6))
 
 
 def test_labels_that_training_reads(crawl, tmp_path) -> None:
     dataset, emb, person = crawl
-    cluster.run([emb], tmp_path / "ids", Options())
+    cluster.run([emb], tmp_path / "ids", ClusterRules())
     dry = cluster.apply(tmp_path / "ids", dataset.root, least=15, dry_run=True)
     assert not (dataset.root / "labels").exists()
     got = cluster.apply(tmp_path / "ids", dataset.root, least=15)
@@ -137,7 +137,7 @@ def test_labels_of_several_people_are_refused(make_dataset, tmp_path) -> None:
     dataset = make_dataset([3, 3], images=False)
     face = np.eye(DIM)[[0, 0, 1, 2, 2, 2]]
     emb = written(tmp_path / "emb", dataset, face)
-    cluster.run([emb], tmp_path / "ids", Options())
+    cluster.run([emb], tmp_path / "ids", ClusterRules())
     with pytest.raises(InputError, match=r"GL0501.*label 0 has faces of the identities 0 and 1"):
         cluster.apply(tmp_path / "ids", dataset.root)
     other = make_dataset([2], images=False, folder="other")
@@ -152,15 +152,15 @@ def test_judged_by_a_table_of_keys(crawl, tmp_path) -> None:
     known = np.arange(0, 700, 2)
     table = pa.table({"key": [dataset.key[int(i)] for i in known], "label": person[known]})
     parquet.write(tmp_path / "truth.parquet", table)
-    got = cluster.run([emb], tmp_path / "ids", Options(), truth=tmp_path / "truth.parquet")
+    got = cluster.run([emb], tmp_path / "ids", ClusterRules(), truth=tmp_path / "truth.parquet")
     assert got.judged == 349 and got.pairwise_f == got.bcubed_f == 1.0
     about = json.loads((tmp_path / "ids/identities.json").read_text())
     assert about["pairwise_f"] == 1.0 and about["sources"][0]["dataset"] == dataset.digest
     with pytest.raises(UsageError, match="GL0001"):
-        cluster.run([emb], tmp_path / "ids", Options(), truth=tmp_path / "none")
+        cluster.run([emb], tmp_path / "ids", ClusterRules(), truth=tmp_path / "none")
     parquet.write(tmp_path / "odd.parquet", table.rename_columns(["key", "who"]))
     with pytest.raises(InputError, match=r"GL0402.*expected columns key and label"):
-        cluster.run([emb], tmp_path / "ids", Options(), truth=tmp_path / "odd.parquet")
+        cluster.run([emb], tmp_path / "ids", ClusterRules(), truth=tmp_path / "odd.parquet")
 
 
 def test_what_cannot_be_used(crawl, make_dataset, tmp_path) -> None:
@@ -168,20 +168,20 @@ def test_what_cannot_be_used(crawl, make_dataset, tmp_path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
     with pytest.raises(BusyError, match="GL0004"):
-        cluster.run([emb], tmp_path / "mine", Options())
+        cluster.run([emb], tmp_path / "mine", ClusterRules())
     with pytest.raises(InputError, match="GL0402"):
-        cluster.run([tmp_path], tmp_path / "ids", Options())
+        cluster.run([tmp_path], tmp_path / "ids", ClusterRules())
     more = make_dataset([1] * 9, images=False, folder="more")
     other = written(tmp_path / "emb2", more, crowd(9)[0], model="sha256:other")
     with pytest.raises(UsageError, match="different models cannot be compared"):
-        cluster.run([emb, other], tmp_path / "ids", Options())
+        cluster.run([emb, other], tmp_path / "ids", ClusterRules())
     with pytest.raises(UsageError, match="the same embeddings twice"):
-        cluster.run([emb, emb], tmp_path / "ids", Options())
-    cluster.run([emb], tmp_path / "ids", Options())
+        cluster.run([emb, emb], tmp_path / "ids", ClusterRules())
+    cluster.run([emb], tmp_path / "ids", ClusterRules())
     state = tmp_path / "ids/_glint/state.npz"
     state.write_bytes(state.read_bytes()[:-400])
     with pytest.raises(InputError, match=r"GL0501.*the state of the clusters cannot be read"):
-        cluster.run([emb], tmp_path / "ids", Options())
+        cluster.run([emb], tmp_path / "ids", ClusterRules())
 
 
 def test_a_crawl_is_sharded_without_labels(make_dataset, tmp_path) -> None:
@@ -237,19 +237,19 @@ KILLED = """
 import os, signal, sys
 import typer
 from glint import log
-from glint.cli import ogmc as command_line
-from glint.pipelines import ogmc
-from glint.search.online_clusters import Online
+from glint.cli import cluster as command_line
+from glint.pipelines import cluster
+from glint.search.online_clusters import OnlineClusters
 
-ogmc.run.__kwdefaults__["save"] = 0.0  # a state after every block
-plain = Online.insert
+cluster.run.__kwdefaults__["save"] = 0.0  # a state after every block
+plain = OnlineClusters.insert
 
 def insert(stream, face_nD):
     if stream.faces == 512:
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(stream, face_nD)
 
-Online.insert = insert
+OnlineClusters.insert = insert
 app = typer.Typer()
 command_line.register(app)
 app.callback()(lambda: None)
@@ -268,13 +268,13 @@ def test_a_command_killed_half_way_ends_with_the_same_labels(crawl, tmp_path, mo
     assert not (out / "identities.json").exists()
     with np.load(out / "_glint/state.npz") as state:
         assert len(state["faces"]) == 512
-    begun, plain = [], Online.insert
+    begun, plain = [], OnlineClusters.insert
 
-    def insert(stream: Online, face_nD: np.ndarray) -> np.ndarray:
+    def insert(stream: OnlineClusters, face_nD: np.ndarray) -> np.ndarray:
         begun.append(stream.faces)
         return plain(stream, face_nD)
 
-    monkeypatch.setattr(Online, "insert", insert)
+    monkeypatch.setattr(OnlineClusters, "insert", insert)
     call(emb, "--out", out)
     assert begun == [512]  # what was saved is not done again
     assert files(out) == files(tmp_path / "whole")

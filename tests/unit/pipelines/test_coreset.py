@@ -13,10 +13,11 @@ from glint import schemas
 from glint.errors import BusyError, GlintError, InputError, UsageError
 from glint.files import parquet
 from glint.pipelines import balance, coreset
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
+from glint.shards.embeddings import Embeddings
 from glint.stream.dual import Dual
 from glint.stream.loader import Stream
+from glint.stream.order import Order
 
 COUNTS = [12, 1, 0, 9, 5]
 
@@ -74,11 +75,11 @@ def test_the_table_says_what_became_of_every_image(dataset, tmp_path) -> None:
     assert sum(one["kept"] for one in about["by_size"]) == got.kept
 
 
-@pytest.mark.parametrize("options", [{}, {"block": 4}, {"workers": 2}])
-def test_training_draws_what_was_kept_and_nothing_else(dataset, tmp_path, options) -> None:
+@pytest.mark.parametrize("block, workers", [(None, 0), (4, 0), (None, 2)])
+def test_training_draws_what_was_kept_and_nothing_else(dataset, tmp_path, block, workers) -> None:
     got = run(dataset, tmp_path)
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
-    assert drawn(dataset, sampling=got.sampling, **options) == kept.tolist()
+    assert drawn(dataset, order=Order(got.sampling, block), workers=workers) == kept.tolist()
     assert len(drawn(dataset)) == 27  # no shard and no table of the dataset changed
 
 
@@ -89,7 +90,7 @@ def test_balance_counts_only_what_was_kept(dataset, tmp_path) -> None:
     )
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
     assert got.images == len(kept)
-    rows = drawn(dataset, epochs=6, sampling=tmp_path / "capped.parquet")
+    rows = drawn(dataset, epochs=6, order=Order(sampling=tmp_path / "capped.parquet"))
     assert set(rows) == set(kept.tolist())
     assert (np.bincount(dataset.label[rows], minlength=5) <= 18).all()
 
@@ -97,7 +98,7 @@ def test_balance_counts_only_what_was_kept(dataset, tmp_path) -> None:
 def test_pairs_follow_the_mask_too(dataset, tmp_path) -> None:
     got = run(dataset, tmp_path)
     table = labels.current(dataset.root, dataset.classes)
-    both = Dual(dataset, labels=table, batch=4, sampling=got.sampling)
+    both = Dual(dataset, labels=table, batch=4, order=Order(sampling=got.sampling))
     kept = set(np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"]).tolist())
     for epoch in range(4):
         for single, pairs in both.batches(both.start(epoch)):
@@ -105,14 +106,14 @@ def test_pairs_follow_the_mask_too(dataset, tmp_path) -> None:
 
 
 def test_merged_and_dropped_identities(dataset, tmp_path) -> None:
-    labels.commit(dataset.root, np.array([0, 0, 1, -1, 0]), np.empty((0, 2), np.int64), {})
+    labels.apply(dataset.root, np.array([0, 0, 1, -1, 0]), np.empty((0, 2), np.int64), {})
     got = run(dataset, tmp_path)
     assert (got.images, got.kept, got.identities) == (18, round(0.6 * 18), 1)
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
-    assert drawn(dataset, sampling=got.sampling) == kept.tolist()
+    assert drawn(dataset, order=Order(sampling=got.sampling)) == kept.tolist()
     labels.undo(dataset.root)
     with pytest.raises(InputError, match=r"GL0305.*label version 1, version 0 is in force"):
-        drawn(dataset, sampling=got.sampling)
+        drawn(dataset, order=Order(sampling=got.sampling))
     with pytest.raises(GlintError, match=r"GL0305.*label version 1, expected 0") as caught:
         balance.balance(dataset, balance.Options(), tmp_path / "x", tmp_path / "core")
     assert caught.value.exit_code == 7
@@ -172,7 +173,7 @@ def test_a_mask_that_does_not_fit_is_refused(dataset, tmp_path, rows, what) -> N
     table = table.append_column(schemas.LEFT_OUT, pa.array(rows, schemas.LEFT_OUT.type))
     parquet.write(tmp_path / "bad.parquet", table)
     with pytest.raises(InputError, match=f"GL0305.*{what}"):
-        drawn(dataset, sampling=tmp_path / "bad.parquet")
+        drawn(dataset, order=Order(sampling=tmp_path / "bad.parquet"))
 
 
 def test_the_mask_is_part_of_what_a_run_may_not_change(dataset, tmp_path) -> None:
@@ -180,7 +181,7 @@ def test_the_mask_is_part_of_what_a_run_may_not_change(dataset, tmp_path) -> Non
     digests = set()
     for ratio in (0.5, 0.6):
         got = run(dataset, tmp_path, f"core{ratio}", ratio=ratio)
-        stream = Stream(dataset, labels=table, batch=4, sampling=got.sampling)
+        stream = Stream(dataset, labels=table, batch=4, order=Order(sampling=got.sampling))
         digests.add(stream.sampling_digest)
         assert len(dataclasses.asdict(stream.coverage(1))) and stream.coverage(1).seen == 1.0
     assert len(digests) == 2

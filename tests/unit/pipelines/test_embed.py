@@ -16,6 +16,7 @@ from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.files import atomic
 from glint.pipelines import embed as stage
 from glint.results import to_json
+from glint.shards.embeddings import centres, load
 
 
 class Faces:
@@ -232,7 +233,7 @@ def test_trimmed_centres_leave_far_samples_out() -> None:
     near = np.tile([1.0, 0, 0], (6, 1))
     rows = np.concatenate([near, [[0, 1.0, 0]], [[np.nan] * 3], [[0, 0, 1.0]]])
     label = np.array([0] * 8 + [2])
-    plain, trimmed = (stage.centres(rows, label, 3, trim=t) for t in (False, True))
+    plain, trimmed = (centres(rows, label, 3, trim=t) for t in (False, True))
     assert plain[0, 1] > 0.1
     np.testing.assert_array_equal(trimmed[0], [1, 0, 0])
     assert np.isnan(plain[1]).all()
@@ -241,19 +242,19 @@ def test_trimmed_centres_leave_far_samples_out() -> None:
 
 def test_load_checks_that_embeddings_fit(tmp_path: Path) -> None:
     run(tmp_path / "emb")
-    good = stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+    good = load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
     assert good.sample_ND.shape == (70, 6)
     assert good.centre_CD.shape == (9, 6)
     with pytest.raises(MismatchError, match=r"GL0402.*made from dataset sha256:faces, expected x"):
-        stage.load(tmp_path / "emb", "x", images=70, classes=9)
+        load(tmp_path / "emb", "x", images=70, classes=9)
     with pytest.raises(InputError, match=r"GL0402.*expected embeddings, found no embeddings.json"):
-        stage.load(tmp_path, "sha256:faces", images=70, classes=9)
+        load(tmp_path, "sha256:faces", images=70, classes=9)
     np.save(tmp_path / "emb/centres.npy", np.zeros((8, 6), np.float32))
     with pytest.raises(InputError, match=r"expected 9 rows of floats, found float32 .8, 6."):
-        stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+        load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
     (tmp_path / "emb/samples.npy").write_bytes(b"\x93NUMPY" + b"\0" * 20)
     with pytest.raises(InputError, match="cannot be read"):
-        stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+        load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
     about = json.loads((tmp_path / "emb/embeddings.json").read_text())
     assert about["model"] == "sha256:one"
 
@@ -266,7 +267,7 @@ def test_load_sees_one_changed_bit(tmp_path: Path, name: str) -> None:
     data[-5] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match=rf"GL0402.*{name}: expected the checksum xxh3:"):
-        stage.load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
+        load(tmp_path / "emb", "sha256:faces", images=70, classes=9)
     with pytest.raises(InputError, match=rf"GL0402.*{name}: expected the checksum xxh3:"):
         run(tmp_path / "emb")  # finished: the same command says so too
     path.unlink()
@@ -283,10 +284,10 @@ def test_embeddings_without_checksums_are_refused(tmp_path: Path) -> None:
     assert sorted(files) == ["centres.npy", "samples.npy"]
     atomic.write_json(path, about)
     with pytest.raises(InputError, match=r"GL0402.*expected the checksum None"):
-        stage.load(tmp_path, "sha256:faces", images=70, classes=9)
+        load(tmp_path, "sha256:faces", images=70, classes=9)
     atomic.write_json(path, {**about, "format": "glint/embeddings@1"})
     with pytest.raises(InputError, match=r"GL0402.*expected format 'glint/embeddings@2'"):
-        stage.load(tmp_path, "sha256:faces", images=70, classes=9)
+        load(tmp_path, "sha256:faces", images=70, classes=9)
     with pytest.raises(MismatchError, match=r"GL0006.*format: glint/embeddings@1 there"):
         run(tmp_path)
 

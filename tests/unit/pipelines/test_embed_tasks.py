@@ -12,6 +12,7 @@ from glint.errors import BusyError, InputError
 from glint.jobs import tasks
 from glint.jobs.tasks import Task
 from glint.pipelines import embed as stage
+from glint.shards.embeddings import load
 
 
 class Faces:
@@ -71,7 +72,7 @@ def test_tasks_write_what_one_process_writes(whole: Path, tmp_path: Path) -> Non
     assert [t["left"] for t in told] == [4, 2] and told[0]["blocks"] == 5
     assert not (out / "samples.npy").exists()
     with pytest.raises(InputError, match=r"GL0402 .*no embeddings\.json"):
-        stage.load(out, "sha256:faces", images=70, classes=9)
+        load(out, "sha256:faces", images=70, classes=9)
     model = Projector()
     last = embed(out, "1/3", model)
     assert last.left == 0 and last.failed == 1 and model.images == 16 + 6

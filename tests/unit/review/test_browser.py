@@ -34,6 +34,7 @@ def pairs(count: int, face: bytes = b"", faced: int = 0) -> Page:
             0.5,
             0.4,
             float(score[k]),
+            float(score[k]) / 1.5,
             0.8,
             str(verdict[k]),
             "",
@@ -54,7 +55,7 @@ def pairs(count: int, face: bytes = b"", faced: int = 0) -> Page:
         )
         for title, name, values, stop in (
             ("by cosine", "cosine", cosine, 1.0),
-            ("by score", "score", score, 1.5),
+            ("by strength", "strength", score / 1.5, 1.0),
         )
     ]
     sides = [cards[0].a, cards[0].b, cards[1].a]
@@ -66,7 +67,7 @@ def pairs(count: int, face: bytes = b"", faced: int = 0) -> Page:
         cards=cards,
         groups=[Group(1, sides, [[1, 0.9, 0.3], [0.9, 1, 0.8], [0.3, 0.8, 1]], "a chain")],
         report="sha256:" + "ab" * 32,
-        split=(cosine[::3].tolist(), score[::3].tolist()),
+        split={"cosine": cosine[::3].tolist(), "strength": (score[::3] / 1.5).tolist()},
     )
 
 

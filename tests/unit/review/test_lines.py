@@ -17,14 +17,15 @@ def test_points_land_on_their_axes() -> None:
     drawing = lines("t", "step", [("a", x, y)])
     assert drawing is not None
     (curve,) = drawing.curves
+    frame = drawing.frame
     first, middle, last = places(curve.pieces[0])
-    assert first == (drawing.left, drawing.floor)
-    assert middle[1] == drawing.top
-    assert last == (drawing.width - 8, (drawing.floor + drawing.top) / 2)
+    assert first == (frame.left, frame.floor)
+    assert middle[1] == frame.top
+    assert last == (frame.right, (frame.floor + frame.top) / 2)
     assert middle[0] == (first[0] + last[0]) / 2
     assert curve.last == "1"
     marks = {tick.words: tick.at for tick in drawing.across}
-    assert marks["0"] == drawing.left and marks["10"] == drawing.width - 8
+    assert marks["0"] == frame.left and marks["10"] == frame.right
 
 
 def test_a_hole_breaks_a_curve_and_values_beyond_the_axis_stay_inside() -> None:
@@ -33,7 +34,7 @@ def test_a_hole_breaks_a_curve_and_values_beyond_the_axis_stay_inside() -> None:
     assert drawing is not None
     first, second = drawing.curves[0].pieces
     assert len(places(first)) == 2 and places(first)[0] == places(first)[1]  # a dot
-    assert places(second)[0][1] == drawing.top
+    assert places(second)[0][1] == drawing.frame.top
 
 
 def test_nothing_to_draw_is_none() -> None:

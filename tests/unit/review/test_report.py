@@ -24,7 +24,7 @@ def page(
     name: str = BAD, faces: tuple[bytes, ...] = (JPEG, b"<svg onload=alert(3)>"), **options: object
 ) -> Page:
     a, b = Side(3, name, name, 5, faces), Side(70, "", name, 1, faces)
-    card = Card(a, b, 0.812, 0.7, 0.6, 0.97, 0.8, "merge", name)
+    card = Card(a, b, 0.812, 0.7, 0.6, 0.97, 0.72, 0.8, "merge", name)
     bars = chart(
         "pairs",
         "cosine",
@@ -137,20 +137,25 @@ def test_faces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_and_words() -> None:
-    text = html(page(name="Ann", report="sha256:12", split=([0.9, np.nan, 0.8], [1.0])))
+    text = html(
+        page(
+            name="Ann", report="sha256:12", split={"cosine": [0.9, np.nan, 0.8], "strength": [1.0]}
+        )
+    )
     for expected in ("12 further", "not merged", "do not upload"):
         assert expected in text
     assert re.search(r'weakest">0\.30<', text)
     got = json.loads("".join(Tags(text).inline["data"]))
-    assert {name: got[name] for name in ("a", "b", "cosine", "mean", "low", "score", "need")} == {
+    assert {name: got[name] for name in ("a", "b", "cosine", "mean", "low", "score", "strength",
+                                      "need")} == {
         "a": [3], "b": [70], "cosine": [8120], "mean": [7000], "low": [6000], "score": [9700],
-        "need": [8000],
+        "strength": [7200], "need": [8000],
     }  # fmt: skip
     assert (got["label"], got["name"], got["images"]) == ([3, 70], ["Ann", ""], [5, 1])
     assert (got["probability"], got["verdict"], got["reasons"]) == ([None], ["merge"], ["Ann"])
     assert (got["report"], got["split"]) == (
         "sha256:12",
-        {"cosine": [8000, 9000], "score": [10000]},
+        {"cosine": [8000, 9000], "strength": [10000]},
     )
     empty = html(page(cards=[], groups=[], left_out=0))
     assert "No pair of identities reached the search threshold." in empty
@@ -177,13 +182,13 @@ def test_chart_counts_and_places() -> None:
     [series] = got.series
     assert series.words == "pairs (4)"
     points = [tuple(map(float, p.split(","))) for p in series.points.split()]
-    assert points[0] == (got.left, got.floor)
-    assert points[-1] == (got.width - 8, got.floor)
-    heights = [got.floor - y for _, y in points[1:-1:2]]
+    assert points[0] == (got.frame.left, got.frame.floor)
+    assert points[-1] == (got.frame.right, got.frame.floor)
+    heights = [got.frame.floor - y for _, y in points[1:-1:2]]
     assert heights[0] == heights[9] > 0
     assert heights[1:9] == [0] * 8
     assert [tick.words for tick in got.lines] == ["half"]
-    assert got.lines[0].at == pytest.approx((got.left + got.width - 8) / 2)
+    assert got.lines[0].at == pytest.approx((got.frame.left + got.frame.right) / 2)
     assert [tick.words for tick in got.up] == ["1", "10"]
 
 

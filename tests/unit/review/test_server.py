@@ -69,7 +69,9 @@ def book(tmp_path: Path) -> Iterator[decisions.Book]:
 
 @pytest.fixture
 def server(tmp_path: Path, book: decisions.Book) -> Iterator[Review]:
-    card = Card(Side(1, "Ann", "1", 2), Side(2, "An", "2", 1), 0.8, 0.7, 0.6, 0.9, 0.8, "merge")
+    card = Card(
+        Side(1, "Ann", "1", 2), Side(2, "An", "2", 1), 0.8, 0.7, 0.6, 0.9, 0.8, 0.7, "merge"
+    )
     page = Page("Identities", [], [], [], [card], report=REPORT)
     report.write(tmp_path / "report.html", page)
     with Review(

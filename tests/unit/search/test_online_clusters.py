@@ -8,7 +8,7 @@ import pytest
 from glint.errors import UsageError
 from glint.evals.clusters import pairwise
 from glint.search import online_clusters
-from glint.search.online_clusters import Online, Options
+from glint.search.online_clusters import ClusterRules, OnlineClusters
 
 
 def stream(seed: int, people: int = 25, faces: int = 12, modes: int = 2, dim: int = 128):
@@ -29,7 +29,7 @@ def unit(face: np.ndarray) -> np.ndarray:
     return face / np.linalg.norm(face, axis=1, keepdims=True)
 
 
-def from_scratch(got: Online, face: np.ndarray) -> None:
+def from_scratch(got: OnlineClusters, face: np.ndarray) -> None:
     """Compare everything kept with what the members alone say."""
     shot, o = got.snapshot(), got.options
     mean, count = [], []
@@ -62,7 +62,7 @@ def from_scratch(got: Online, face: np.ndarray) -> None:
 @pytest.mark.parametrize("block", [1, 7, 300])
 def test_a_snapshot_is_what_its_members_say(block: int) -> None:
     face, person = stream(0)
-    got = Online(128, Options(merge=0.7))
+    got = OnlineClusters(128, ClusterRules(merge=0.7))
     for at in range(0, len(face), block):
         got.insert(face[at : at + block])
         if at in (0, 70, 140):
@@ -75,8 +75,8 @@ def test_a_snapshot_is_what_its_members_say(block: int) -> None:
 
 def test_blocks_change_nothing_but_when_merges_happen() -> None:
     face, _ = stream(1)
-    plain = Options(merge=2.0)
-    one, whole = Online(128, plain), Online(128, plain)
+    plain = ClusterRules(merge=2.0)
+    one, whole = OnlineClusters(128, plain), OnlineClusters(128, plain)
     names = [int(one.insert(f[None])[0]) for f in face]
     assert whole.insert(face).tolist() == names
     a, b = one.snapshot(), whole.snapshot()
@@ -85,7 +85,7 @@ def test_blocks_change_nothing_but_when_merges_happen() -> None:
 
 def test_only_connections_of_what_was_touched_change() -> None:
     face, _ = stream(2, people=8)
-    got = Online(128, Options(merge=2.0))
+    got = OnlineClusters(128, ClusterRules(merge=2.0))
     changed = 0
     for f in face:
         before = {(a, b) for a, others in got.near.items() for b in others}
@@ -101,7 +101,7 @@ def test_a_connection_that_goes_splits_an_identity() -> None:
     """Two clusters just near enough; new faces draw one away from the other."""
     angle = np.radians([0, 0, 0, 0, 61, 61, 61, 61])  # cosine 0.485: not less than 0.45 + 0.01
     face = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    got = Online(2, Options(extra=0.02, merge=2.0))
+    got = OnlineClusters(2, ClusterRules(extra=0.02, merge=2.0))
     first, *_, last = got.insert(face).tolist()
     assert got.identity(first) == got.identity(last) and got.clusters == 2
     away = np.radians([-25, -25, -25, -25])
@@ -115,7 +115,7 @@ def test_a_merge_keeps_faces_and_sums() -> None:
     base = np.eye(dim)[0]
     left, right = base + 0.7 * np.eye(dim)[1], base - 0.7 * np.eye(dim)[1]
     far = np.repeat([left, right], 6, axis=0)
-    got = Online(dim, Options(join=0.5, connect=0.4, merge=0.75))
+    got = OnlineClusters(dim, ClusterRules(join=0.5, connect=0.4, merge=0.75))
     got.insert(far)
     assert got.clusters == 2
     total = got.sum_KD.sum(axis=0)
@@ -131,11 +131,14 @@ def test_a_merge_keeps_faces_and_sums() -> None:
 
 def test_a_state_goes_on_to_the_bit() -> None:
     face, _ = stream(4)
-    whole, part = Online(128, Options(merge=0.7)), Online(128, Options(merge=0.7))
+    whole, part = (
+        OnlineClusters(128, ClusterRules(merge=0.7)),
+        OnlineClusters(128, ClusterRules(merge=0.7)),
+    )
     for start in range(0, 300, 50):
         whole.insert(face[start : start + 50])
         state = {k: v.copy() for k, v in part.state().items()}
-        part = Online.resume(state, part.options)
+        part = OnlineClusters.resume(state, part.options)
         part.insert(face[start : start + 50])
     a, b = whole.state(), part.state()
     assert a.keys() == b.keys()
@@ -148,7 +151,7 @@ def test_the_order_matters_little() -> None:
     scores = []
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(face))
-        got = Online(128)
+        got = OnlineClusters(128)
         got.insert(face[order])
         scores.append(pairwise(got.snapshot().identity_N, person[order]).f)
     assert min(scores) > 0.97
@@ -158,20 +161,20 @@ def test_faces_without_embedding_join_nothing() -> None:
     face, _ = stream(6, people=4)
     face[[0, 9]] = np.nan
     face[3] = 0
-    got = Online(128)
+    got = OnlineClusters(128)
     got.insert(face)
     shot = got.snapshot()
     lost = shot.cluster_N < 0
     assert np.flatnonzero(lost).tolist() == [0, 3, 9] and (shot.identity_N[lost] == -1).all()
-    assert got.faces == len(face) and Online(128).snapshot().identity_N.tolist() == []
+    assert got.faces == len(face) and OnlineClusters(128).snapshot().identity_N.tolist() == []
 
 
 def test_a_block_of_the_size_of_the_constant(monkeypatch) -> None:
     face, _ = stream(7)
-    want = Online(128)
+    want = OnlineClusters(128)
     want.insert(face)
     monkeypatch.setattr(online_clusters, "BLOCK", 16)
-    got = Online(128)
+    got = OnlineClusters(128)
     got.insert(face)
     assert pairwise(got.snapshot().identity_N, want.snapshot().identity_N).f > 0.99
 
@@ -187,4 +190,4 @@ def test_a_block_of_the_size_of_the_constant(monkeypatch) -> None:
 )
 def test_bad_options(option, what) -> None:
     with pytest.raises(UsageError, match=what):
-        Options(**option)
+        ClusterRules(**option)

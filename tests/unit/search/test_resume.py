@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from glint.search import pairs
-from glint.search.resume import Found, Kept
+from glint.search.resume import BlockPairs, FinishedRows
 
 BLOCK = 16
 
@@ -37,7 +37,7 @@ def rows_searched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     work = pairs.search_row
 
-    def spy(screen: object, first: int, *rest: object) -> Found:
+    def spy(screen: object, first: int, *rest: object) -> BlockPairs:
         seen.append(first // BLOCK)
         return work(screen, first, *rest)  # type: ignore[arg-type]
 
@@ -107,8 +107,8 @@ def test_rows_of_another_search_are_not_taken(
 
 
 def test_an_empty_row_is_kept(tmp_path: Path) -> None:
-    nothing = Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    kept = Kept(tmp_path, "name")
+    nothing = BlockPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    kept = FinishedRows(tmp_path, "name")
     kept.save(5, nothing)
     found = kept.load(5)
     assert found is not None and len(found.a) == len(found.b) == len(found.cosine) == 0

@@ -74,7 +74,7 @@ def test_what_is_found(data: Dataset, tmp_path: Path) -> None:
 
 def test_labels_in_force_decide(data: Dataset) -> None:
     """Merging a and b resolves one pair, dropping c leaves d's own two."""
-    labels.commit(data.root, np.array([0, 0, -1, 1]), np.empty((0, 2), np.int64), {})
+    labels.apply(data.root, np.array([0, 0, -1, 1]), np.empty((0, 2), np.int64), {})
     found = duplicates.find(data, labels.current(data.root, data.classes))
     assert counts(found) == [3, 6, 3, 0] and found.shown == []
 

@@ -23,8 +23,8 @@ def root(tmp_path: Path) -> Path:
 def test_versions_come_and_go(root: Path) -> None:
     assert labels.current(root, 4).target.tolist() == [0, 1, 2, 3]
     assert not (root / "labels").exists()
-    first = labels.commit(root, np.array([0, 0, 1, 2]), np.array([[0, 2]]), {"by": "test"})
-    second = labels.commit(root, np.array([0, 0, -1, 1]), NONE, {})
+    first = labels.apply(root, np.array([0, 0, 1, 2]), np.array([[0, 2]]), {"by": "test"})
+    second = labels.apply(root, np.array([0, 0, -1, 1]), NONE, {})
     assert (first, second) == (1, 2)
     table = labels.current(root, 4)
     assert (table.version, table.classes, table.target.tolist()) == (2, 2, [0, 0, -1, 1])
@@ -39,7 +39,7 @@ def test_versions_come_and_go(root: Path) -> None:
     with pytest.raises(InputError, match="GL0502"):
         labels.redo(root)
     labels.undo(root)
-    third = labels.commit(root, np.arange(4), NONE, {})
+    third = labels.apply(root, np.arange(4), NONE, {})
     assert third == 3 and labels.undo(root) == 1
     assert [line["op"] for line in labels.history(root)] == [
         "apply",
@@ -70,13 +70,13 @@ def test_wrong_tables_are_refused(
     root: Path, target: list[int], masks: list[list[int]], text: str
 ) -> None:
     with pytest.raises(InputError, match="GL0304 bad-label-table") as caught:
-        labels.commit(root, np.array(target), np.array(masks, np.int64).reshape(-1, 2), {})
+        labels.apply(root, np.array(target), np.array(masks, np.int64).reshape(-1, 2), {})
     assert text in str(caught.value)
     assert labels.current(root, 4).version == 0
 
 
 def test_damage_on_disk_is_seen(root: Path) -> None:
-    labels.commit(root, np.array([0, 0, 1, 2]), NONE, {})
+    labels.apply(root, np.array([0, 0, 1, 2]), NONE, {})
     with pytest.raises(InputError, match="GL0304"):
         labels.current(root, 5)
     path = root / "labels" / "v0001.parquet"

@@ -17,8 +17,7 @@ from PIL import Image
 
 from glint.errors import InputError, UsageError
 from glint.pipelines.dataset import shard as stage
-from glint.shards import exif
-from glint.shards.image import Rejected, look
+from glint.shards.image import EXIF, Rejected, look, orientation
 from glint.stream.decode import decode_into
 
 ALL = ("jpg", "png", "webp")
@@ -55,15 +54,15 @@ def test_exif_behind_other_segments_and_in_either_byte_order(jpeg: Jpeg) -> None
         entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, 6, 0)
         head = b"II*\0" if order == "<" else b"MM\0*"
         tiff = head + struct.pack(order + "IH", 8, 1) + entry
-        segment = b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + exif.MARK + tiff
+        segment = b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + EXIF + tiff
         at = 4 + struct.unpack(">H", jpeg(0)[4:6])[0]  # behind JFIF's
         comment = b"\xff\xfe\0\x04hi"
         xmp = b"\xff\xe1\0\x10http://ns.adob"
         with pytest.raises(Rejected, match="orientation 6"):
             look(jpeg(0)[:at] + comment + xmp + segment + jpeg(0)[at:])
         for size in range(len(tiff)):  # a record that is cut says nothing, and breaks nothing
-            assert exif.orientation(tiff[:size]) in (1, 6)
-    assert exif.orientation(b"") == exif.orientation(b"II*\0\xff\xff\xff\xff") == 1
+            assert orientation(tiff[:size]) in (1, 6)
+    assert orientation(b"") == orientation(b"II*\0\xff\xff\xff\xff") == 1
 
 
 def test_an_image_that_begins_like_a_turned_one_is_not_let_in() -> None:

@@ -123,7 +123,7 @@ def test_a_shorter_length_is_not_believed(tmp_path: Path, jpeg: Jpeg) -> None:
     path.write_bytes(data)
     source = open_source(path, resync=True)
     # The record is taken as far as its length goes; the image's own end then tells.
-    assert source.span.sum() == len(data) and (source.flaw == 4).sum() == 1
+    assert source.bytes() == len(data) and (source.row["flaw"] == 4).sum() == 1
 
 
 def test_records_and_losses_cover_every_byte(tmp_path: Path, jpeg: Jpeg) -> None:

@@ -22,7 +22,7 @@ from glint.pipelines.dataset import shard as stage
 from glint.shards import labels
 from glint.shards import walk as walking
 from glint.shards.dataset import Dataset
-from glint.shards.ustar import BLOCK
+from glint.shards.tar import BLOCK
 from glint.shards.verify import verify
 from glint.shards.walk import Problem, index
 
@@ -39,8 +39,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, jpeg: Jpeg) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i) if i != 5 else b"<html>")
     stage.shard(root / "src", root / "set", stage.Options(8, with_json=True))
-    labels.commit(root / "set", np.array([0, 0, 1, 2, 3, 4]), np.array([[1, 2]]), {"by": "test"})
-    labels.commit(root / "set", np.array([0, 0, 1, 2, -1, 3]), NONE, {"by": "test"})
+    labels.apply(root / "set", np.array([0, 0, 1, 2, 3, 4]), np.array([[1, 2]]), {"by": "test"})
+    labels.apply(root / "set", np.array([0, 0, 1, 2, -1, 3]), NONE, {"by": "test"})
     seal.append(root / "set/_glint/tombstones.jsonl", {"op": "drop", "labels": [4]}, "GL0304")
     return root / "set"
 
@@ -290,7 +290,7 @@ def test_a_tombstone_that_is_gone(data: Path) -> None:
     target = table.target.copy()
     target[target == target.max()] = -1
     gone = int(np.flatnonzero((target < 0) & (table.target >= 0))[0])
-    labels.commit(data, target, np.zeros((0, 2), np.int64), {"stage": "drop", "labels": [gone]})
+    labels.apply(data, target, np.zeros((0, 2), np.int64), {"stage": "drop", "labels": [gone]})
     (problem,) = said(data, deep=False)
     assert problem["what"] == f"identity {gone} was taken down and has no tombstone (1 in all)"
     seal.append(data / "_glint/tombstones.jsonl", {"op": "drop", "labels": [gone]}, "GL0304")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from glint.pipelines.dataset import shard as stage
-from glint.shards import ustar
+from glint.shards import tar as tars
 from glint.shards import walk as walking
 from glint.shards.dataset import Dataset
-from glint.shards.ustar import BLOCK
+from glint.shards.tar import BLOCK
 from glint.shards.walk import Entry, Rows, entries, index, none, walk
 
 Jpeg = Callable[[int], bytes]
@@ -156,15 +156,15 @@ def test_headers_are_those_of_tarfile() -> None:
         name = "".join(draw.choice([*"0123456789_.jpgcls"], draw.integers(1, 101)))
         info = tarfile.TarInfo(name)
         info.size = size
-        assert ustar.header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
+        assert tars.header(name.encode(), size) == info.tobuf(tarfile.USTAR_FORMAT)
     for name, size in ((b"", 0), (b"x" * 101, 0), (b"x", -1), (b"x", 8**11)):
         with pytest.raises(ValueError, match="no USTAR header"):
-            ustar.header(name, size)
+            tars.header(name, size)
     for blocks in range(45):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             info = tarfile.TarInfo("x")
             info.size = blocks * BLOCK - 9 if blocks else 0
             tar.addfile(info, io.BytesIO(bytes(info.size)))
-        made = ustar.header(b"x", info.size) + bytes(info.size) + ustar.padding(info.size)
-        assert made + ustar.end(len(made)) == file.getvalue()
+        made = tars.header(b"x", info.size) + bytes(info.size) + tars.padding(info.size)
+        assert made + tars.end(len(made)) == file.getvalue()

@@ -6,7 +6,7 @@ import gc
 
 import torch
 
-from glint.stream.buffers import KEPT, Arena, Buffers
+from glint.stream.buffers import IDLE, Arena, Buffers
 
 
 def test_memory_is_used_again_once_the_last_view_is_gone():
@@ -27,12 +27,12 @@ def test_memory_is_used_again_once_the_last_view_is_gone():
 
 def test_held_batches_all_differ():
     buffers = Buffers((2, 3))
-    held = [buffers.take().fill_(i) for i in range(3 * KEPT)]
+    held = [buffers.take().fill_(i) for i in range(3 * IDLE)]
     assert all(bool((x == i).all()) for i, x in enumerate(held))
     assert len({x.data_ptr() for x in held}) == len(held)
     del held
     gc.collect()
-    assert len(buffers._arena._idle) == KEPT
+    assert len(buffers._arena._idle) == IDLE
 
 
 def test_an_arena_gives_the_size_asked_for():

@@ -137,5 +137,5 @@ def test_another_rank_at_work_is_no_obstacle(make):
     dataset = make([0, 1] * 8)
     path = dataset.root / "_glint" / f"columns-{module.fingerprint(dataset)}.bin"
     path.parent.mkdir()
-    with module.commit.lock(path.with_suffix(".lock")):
+    with module.atomic.lock(path.with_suffix(".lock")):
         assert same(open_columns(dataset), open_columns(dataset, 0))

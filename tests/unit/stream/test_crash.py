@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
 from glint.stream import reader, workers
 from glint.stream.loader import Stream
+from glint.stream.order import Order
 
 BAD = 33
 
@@ -32,14 +34,18 @@ def ends(dataset: Dataset, how: Callable[[], object]) -> Callable[..., None]:
     return decode
 
 
-def stream(dataset: Dataset, **options: int) -> Stream:
+def stream(dataset: Dataset, **options: Any) -> Stream:
     labels = LabelTable(0, np.arange(dataset.classes), dataset.classes, np.empty((0, 2), np.int64))
     return Stream(dataset, labels=labels, batch=5, workers=2, drop_last=False, **options)
 
 
 @pytest.mark.parametrize(
     "options, signal_",
-    [({}, signal.SIGSEGV), ({"threads": 2}, signal.SIGABRT), ({"block": 4}, signal.SIGSEGV)],
+    [
+        ({}, signal.SIGSEGV),
+        ({"threads": 2}, signal.SIGABRT),
+        ({"order": Order(block=4)}, signal.SIGSEGV),
+    ],
     ids=str,
 )
 def test_the_picture_is_named(

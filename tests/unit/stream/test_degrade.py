@@ -10,7 +10,8 @@ from glint.errors import UsageError
 from glint.shards.labels import LabelTable
 from glint.stream import degrade
 from glint.stream.degrade import Degrade
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
+from glint.stream.order import Order
 
 
 def pictures(n, seed=0):
@@ -100,16 +101,24 @@ def test_low_light_is_dark_and_grainy():
     assert (again == image).all()
 
 
+LOWLIGHT = Images(augment="lowlight")
+
+
 def labels(dataset):
     return LabelTable(0, np.arange(dataset.classes), dataset.classes, np.empty((0, 2), np.int64))
 
 
-@pytest.mark.parametrize("options", [{"workers": 2}, {"threads": 3}, {"block": 4}])
+@pytest.mark.parametrize("options", [{"workers": 2}, {"threads": 3}, {"order": Order(block=4)}])
 def test_a_stream_degrades_the_same_however_it_loads(small, options):
     plain = Stream(
-        small, labels=labels(small), batch=5, seed=1, augment="lowlight", block=options.get("block")
+        small,
+        labels=labels(small),
+        batch=5,
+        seed=1,
+        images=LOWLIGHT,
+        order=options.get("order", Order()),
     )
-    other = Stream(small, labels=labels(small), batch=5, seed=1, augment="lowlight", **options)
+    other = Stream(small, labels=labels(small), batch=5, seed=1, images=LOWLIGHT, **options)
     made = list(zip(plain.batches(1), other.batches(1)))
     assert len(made) == 10 and all(torch.equal(a.image, b.image) for a, b in made)
     ranks = [
@@ -118,16 +127,18 @@ def test_a_stream_degrades_the_same_however_it_loads(small, options):
             labels=labels(small),
             batch=5,
             seed=1,
-            augment="lowlight",
+            images=LOWLIGHT,
             rank=r,
             world=2,
-            block=options.get("block"),
+            order=options.get("order", Order()),
         )
         for r in range(2)
     ]
     joined = [batch.image for step in zip(*(r.batches(1) for r in ranks)) for batch in step]
     assert torch.equal(torch.cat(joined), torch.cat([a.image for a, _ in made]))
-    untouched = Stream(small, labels=labels(small), batch=5, seed=1, block=options.get("block"))
+    untouched = Stream(
+        small, labels=labels(small), batch=5, seed=1, order=options.get("order", Order())
+    )
     assert any(
         not torch.equal(a.image, b.image) for a, b in zip(plain.batches(1), untouched.batches(1))
     )
@@ -135,4 +146,4 @@ def test_a_stream_degrades_the_same_however_it_loads(small, options):
 
 def test_an_unknown_kind_is_named(small):
     with pytest.raises(UsageError, match="expected one of none, insightface, lowlight"):
-        Stream(small, labels=labels(small), batch=5, augment="fog")
+        Stream(small, labels=labels(small), batch=5, images=Images(augment="fog"))

@@ -11,6 +11,7 @@ from glint.pipelines import balance
 from glint.shards.labels import LabelTable
 from glint.stream.dual import Dual, Place
 from glint.stream.loader import Stream
+from glint.stream.order import Order
 
 
 def labels(dataset):
@@ -69,13 +70,17 @@ def test_a_table_of_identities_is_honoured(small, tmp_path):
     count = np.bincount(small.label)
     kept = np.flatnonzero(count >= 4)
     assert result.epoch_samples == 3 * len(kept) and len(kept) > 0
-    stream = Stream(small, labels=labels(small), batch=6, seed=1, sampling=path, drop_last=False)
+    stream = Stream(
+        small, labels=labels(small), batch=6, seed=1, order=Order(sampling=path), drop_last=False
+    )
     made = list(stream.batches(0))
     label = torch.cat([b.label for b in made])[: 3 * len(kept)].reshape(-1, 3)
     assert sorted(label[:, 0].tolist()) == kept.tolist() and (label == label[:, :1]).all()
     assert stream.coverage(2).draws == 3 * len(kept)
     image_uniform = balance.balance(small, balance.Options(), tmp_path / "uniform.parquet")
-    other = Stream(small, labels=labels(small), batch=6, sampling=image_uniform.sampling)
+    other = Stream(
+        small, labels=labels(small), batch=6, order=Order(sampling=image_uniform.sampling)
+    )
     assert other.sampling_digest != stream.sampling_digest
 
 
@@ -83,7 +88,7 @@ def test_what_does_not_fit_is_refused(small, tmp_path):
     path = tmp_path / "pk.parquet"
     balance.balance(small, balance.Options(each=3), path)
     with pytest.raises(UsageError, match="batch of 8 does not hold whole groups of 3"):
-        Stream(small, labels=labels(small), batch=8, sampling=path)
+        Stream(small, labels=labels(small), batch=8, order=Order(sampling=path))
     with pytest.raises(UsageError, match="expected it alone"):
         balance.Options(each=2, power=0.5)
     with pytest.raises(UsageError, match="per-identity"):
@@ -95,5 +100,5 @@ def test_what_does_not_fit_is_refused(small, tmp_path):
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"each": b"2"}), path)
     with pytest.raises(InputError, match="expected draws of 0 or of '2' images") as caught:
-        Stream(small, labels=labels(small), batch=6, sampling=path)
+        Stream(small, labels=labels(small), batch=6, order=Order(sampling=path))
     assert caught.value.code == "GL0305"

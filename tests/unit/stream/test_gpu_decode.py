@@ -15,7 +15,7 @@ import torch
 from glint.errors import InputError, UsageError
 from glint.shards import labels
 from glint.stream.decode import on_gpu
-from glint.stream.loader import Stream
+from glint.stream.loader import Images, Stream
 
 
 def elsewhere(
@@ -30,7 +30,7 @@ def elsewhere(
 def test_batches_are_those_of_the_processor(small: Any, threads: int) -> None:
     options = {"labels": labels.current(small.root, small.classes), "batch": 4, "seed": 3}
     here = Stream(small, threads=threads, **options)
-    there = Stream(small, threads=threads, decoder=elsewhere, **options)
+    there = Stream(small, threads=threads, images=Images(decoder=elsewhere), **options)
     count = 0
     for a, b in zip(here.batches(1, 1), there.batches(1, 1), strict=True):
         assert torch.equal(a.image, b.image) and torch.equal(a.flip, b.flip)
@@ -39,15 +39,12 @@ def test_batches_are_those_of_the_processor(small: Any, threads: int) -> None:
     assert count > 2
 
 
-def test_what_does_not_go_with_it_is_refused(small: Any) -> None:
-    options = {
-        "labels": labels.current(small.root, small.classes),
-        "batch": 4,
-        "decoder": elsewhere,
-    }
-    for more in ({"workers": 1}, {"augment": "lowlight"}):
-        with pytest.raises(UsageError, match="goes without loader processes"):
-            Stream(small, **options, **more)
+@pytest.mark.parametrize("workers, augment", [(1, "none"), (0, "lowlight")])
+def test_what_does_not_go_with_it_is_refused(small: Any, workers: int, augment: Any) -> None:
+    table = labels.current(small.root, small.classes)
+    images = Images(augment=augment, decoder=elsewhere)
+    with pytest.raises(UsageError, match="goes without loader processes"):
+        Stream(small, labels=table, batch=4, workers=workers, images=images)
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import torch
 from glint import schemas
 from glint.errors import InputError, LostError, UsageError
 from glint.shards.labels import LabelTable
-from glint.stream import workers as pool
-from glint.stream.loader import Batch, Stream
+from glint.stream.loader import Batch, Images, Stream
+from glint.stream.order import Order
+from glint.stream.workers import Workers
 
 
 def identity_table(classes, target=None):
@@ -77,7 +78,7 @@ def test_batches_hold_the_decoded_images_of_their_rows(small):
         assert batch.flip.dtype == torch.bool and len(batch.flip) == 8
         flipped += int(batch.flip.sum())
     assert 10 < flipped < 38
-    assert not any(b.flip.any() for b in stream(small, flip=False).batches(0))
+    assert not any(b.flip.any() for b in stream(small, images=Images(flip=False)).batches(0))
     rows = np.concatenate([b.row for b in made])
     assert len(set(rows.tolist())) == 48
     assert np.concatenate([b.position for b in made]).tolist() == list(range(48))
@@ -92,7 +93,7 @@ def test_batches_hold_the_decoded_images_of_their_rows(small):
         {"workers": 2, "threads": 2},
         {"threads": 1},
         {"threads": 3},
-        {"verify": False},
+        {"images": Images(verify=False)},
     ],
 )
 def test_workers_and_threads_change_nothing(small, options):
@@ -111,8 +112,10 @@ def test_epochs_differ(small):
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("block", [None, 8])
 def test_world_one_is_the_concatenation_of_ranks(small, world, block):
-    one = stream(small, batch=4 * world, block=block)
-    ranks = [stream(small, batch=4, rank=r, world=world, block=block) for r in range(world)]
+    one = stream(small, batch=4 * world, order=Order(block=block))
+    ranks = [
+        stream(small, batch=4, rank=r, world=world, order=Order(block=block)) for r in range(world)
+    ]
     assert {r.steps_per_epoch for r in ranks} == {one.steps_per_epoch}
     for whole, *parts in zip(one.batches(1), *(r.batches(1) for r in ranks)):
         for a, b in zip(join([whole]), join(parts)):
@@ -145,7 +148,9 @@ def test_label_table_merges_and_drops(small):
     table = identity_table(7, [0, 1, 1, -1, 2, 3, 4])
     merged = stream(small, labels=table, drop_last=False, batch=1)
     made = list(merged.batches(0))
-    assert merged.classes == 5 and merged.epoch_samples == int((small.label != 3).sum())
+    assert len(merged.selection.count_C) == 5 and merged.epoch_samples == int(
+        (small.label != 3).sum()
+    )
     rows = np.concatenate([b.row for b in made])
     assert sorted(rows.tolist()) == np.flatnonzero(small.label != 3).tolist()
     labels = torch.cat([b.label for b in made]).numpy()
@@ -156,7 +161,7 @@ def test_sampling_table_is_honoured(small, tmp_path):
     count = np.bincount(small.label, minlength=7)
     draws = [0, 3, 3, 3, 3, 3, 30]
     path = sampling(tmp_path / "s.parquet", range(7), count, draws)
-    drawn = stream(small, sampling=path, batch=5)
+    drawn = stream(small, order=Order(sampling=path), batch=5)
     assert drawn.epoch_samples == 45 and drawn.steps_per_epoch == 9
     for epoch in range(3):
         labels = torch.cat([b.label for b in drawn.batches(epoch)])
@@ -164,7 +169,7 @@ def test_sampling_table_is_honoured(small, tmp_path):
     figures = drawn.coverage(3)
     assert figures.draws == 45 and figures.drawn_identities == 6
     assert drawn.sampling_digest and not stream(small).sampling_digest
-    workers = list(stream(small, sampling=path, batch=5, workers=2).batches(2))
+    workers = list(stream(small, order=Order(sampling=path), batch=5, workers=2).batches(2))
     assert all(same(a, b) for a, b in zip(drawn.batches(2), workers))
 
 
@@ -173,7 +178,10 @@ def test_sampling_counts_targets_not_labels(small, tmp_path):
     count = np.bincount(table.target[small.label][small.label != 3], minlength=5)
     path = sampling(tmp_path / "s.parquet", range(5), count, [2] * 5)
     labels = torch.cat(
-        [b.label for b in stream(small, labels=table, sampling=path, batch=5).batches(0)]
+        [
+            b.label
+            for b in stream(small, labels=table, order=Order(sampling=path), batch=5).batches(0)
+        ]
     )
     assert torch.bincount(labels).tolist() == [2] * 5
 
@@ -194,13 +202,13 @@ def test_a_sampling_table_of_other_labels_is_refused(small, tmp_path, change, te
     options = {"label": range(7), "count": count, "draws": [1] * 7, **change}
     path = sampling(tmp_path / "s.parquet", **options)
     with pytest.raises(InputError, match=text) as caught:
-        stream(small, sampling=path)
+        stream(small, order=Order(sampling=path))
     assert caught.value.code == "GL0305" and str(path) in str(caught.value)
 
 
 def test_other_bad_options(small, tmp_path):
     with pytest.raises(UsageError, match="no such sampling table"):
-        stream(small, sampling=tmp_path / "absent.parquet")
+        stream(small, order=Order(sampling=tmp_path / "absent.parquet"))
     with pytest.raises(UsageError, match="batch must be at least 1"):
         stream(small, batch=0)
     with pytest.raises(UsageError, match="rank 3 of 2"):
@@ -291,7 +299,7 @@ def test_a_stuck_worker_is_a_named_error(small):
     def stall(step, image, threads):
         time.sleep(30)
 
-    workers = pool.Workers(stall, (1,), 2, deadline=0.3)
+    workers = Workers(stall, (1,), 2, deadline=0.3)
     try:
         with pytest.raises(LostError, match="no batch from worker 0"):
             next(workers.batches(range(4)))
@@ -303,7 +311,7 @@ def test_a_bug_in_a_worker_shows_its_stack():
     def fail(step, image, threads):
         raise KeyError("here")
 
-    workers = pool.Workers(fail, (1,), 1)
+    workers = Workers(fail, (1,), 1)
     try:
         with pytest.raises(RuntimeError, match=r"failed at step 0(.|\n)*KeyError: 'here'"):
             next(workers.batches(range(4)))
@@ -329,8 +337,8 @@ def test_batches_of_workers_stay_valid(small):
 def test_workers_end_when_the_training_process_is_gone(small):
     code = (
         "import os, sys\n"
-        "from glint.stream import pool\n"
-        "workers = pool.Workers(lambda step, image, threads: None, (1,), 2)\n"
+        "from glint.stream.workers import Workers\n"
+        "workers = Workers(lambda step, image, threads: None, (1,), 2)\n"
         "next(workers.batches(range(4)))\n"
         "print(*workers.pids, flush=True)\n"
         "os._exit(1)\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -19,8 +20,9 @@ from glint.pipelines.dataset import shard as stage
 from glint.shards import labels, recordio
 from glint.shards.dataset import Dataset
 from glint.stream.loader import Batch, Stream
+from glint.stream.order import Order
 from glint.stream.plan import Plan
-from glint.stream.prefetch import Ahead
+from glint.stream.prefetch import Prefetcher
 
 
 class Slow(MemoryFileSystem):
@@ -100,9 +102,16 @@ def fetched() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"threads": 2}, {"workers": 2}, {"block": 20}, {"block": 20, "workers": 2}]
+    "how",
+    [
+        {},
+        {"threads": 2},
+        {"workers": 2},
+        {"order": Order(block=20)},
+        {"order": Order(block=20), "workers": 2},
+    ],
 )
-def test_batches_are_those_of_the_local_dataset(local: Path, how: dict[str, int]) -> None:
+def test_batches_are_those_of_the_local_dataset(local: Path, how: dict[str, Any]) -> None:
     same(stream(URL, **how), stream(local, **how))
     if "workers" not in how:  # those are other processes, whose requests are not seen here
         assert sorted(fetched()) == sorted(set(fetched())) and len(fetched()) == 12
@@ -126,7 +135,10 @@ def test_a_cache_smaller_than_the_dataset(
 ) -> None:
     small_windows(monkeypatch)
     most = bound(local, monkeypatch, 6)
-    ours, plain = stream(URL, block=20, workers=workers), stream(local, block=20)
+    ours, plain = (
+        stream(URL, order=Order(block=20), workers=workers),
+        stream(local, order=Order(block=20)),
+    )
     assert ours.dataset.remote is not None and not ours.dataset.remote.fits
     same(ours, plain, 2)
     kept = sum(path.stat().st_size for path in (ours.dataset.root / "data").iterdir())
@@ -141,9 +153,9 @@ def test_blocks_smaller_than_shards_are_warned_of(
     small_windows(monkeypatch)
     bound(local, monkeypatch, 9)
     with caplog.at_level("WARNING", "glint"):
-        ours = stream(URL, block=10)
+        ours = stream(URL, order=Order(block=10))
     assert "an epoch fetches a shard up to 2 times; data.block=20 fetches most once" in caplog.text
-    same(ours, stream(local, block=10))
+    same(ours, stream(local, order=Order(block=10)))
 
 
 def test_an_order_that_would_fetch_for_ever_is_refused(
@@ -154,7 +166,7 @@ def test_an_order_that_would_fetch_for_ever_is_refused(
         stream(URL)
     bound(local, monkeypatch, 2)
     with pytest.raises(UsageError, match=r"GL0002.*two shuffle windows touch up to"):
-        stream(URL, block=20)
+        stream(URL, order=Order(block=20))
 
 
 def test_shards_are_fetched_ahead_in_the_order_of_their_use(
@@ -164,7 +176,7 @@ def test_shards_are_fetched_ahead_in_the_order_of_their_use(
     ours = stream(URL)
     rows = ours.plan.rows_at(0, np.arange(240))
     first_use = list(dict.fromkeys(ours.columns.shard_of(rows).tolist()))
-    ahead = Ahead(
+    ahead = Prefetcher(
         ours.dataset, ours.columns, lambda m: ours.plan.rows_at(0, m), None, 0, ours.epoch_samples
     )
     deadline = time.monotonic() + 20
@@ -184,8 +196,8 @@ def test_what_is_fetched_ahead_ends_with_the_epoch(monkeypatch: pytest.MonkeyPat
     assert len(fetched()) == count
 
 
-@pytest.mark.parametrize("how", [{}, {"threads": 2}, {"workers": 2}, {"block": 20}])
-def test_a_lost_shard_is_named_within_seconds(there: Store, how: dict[str, int]) -> None:
+@pytest.mark.parametrize("how", [{}, {"threads": 2}, {"workers": 2}, {"order": Order(block=20)}])
+def test_a_lost_shard_is_named_within_seconds(there: Store, how: dict[str, Any]) -> None:
     ours = stream(URL, **how)
     there.remove("data/train-000007.tar")
     begun = time.monotonic()

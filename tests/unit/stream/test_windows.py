@@ -11,8 +11,9 @@ import torch
 from glint.errors import InputError
 from glint.shards.labels import LabelTable
 from glint.stream.columns import open_columns
-from glint.stream.files import Shards, Window
-from glint.stream.loader import HELD, Stream
+from glint.stream.files import HELD, Shards, Window
+from glint.stream.loader import Stream
+from glint.stream.order import Order
 from glint.stream.plan import WINDOW, Plan
 
 
@@ -38,7 +39,7 @@ def test_a_window_holds_the_stored_bytes(small):
     "options", [{}, {"workers": 2}, {"threads": 3}, {"workers": 2, "threads": 2}]
 )
 def test_batches_hold_the_images_of_their_rows(small, block, options):
-    made = list(stream(small, block=block, drop_last=False, **options).batches(3))
+    made = list(stream(small, order=Order(block=block), drop_last=False, **options).batches(3))
     rows = np.concatenate([b.row for b in made])
     assert sorted(rows[:50].tolist()) == list(range(50)) and made[-1].repeats == 6
     plain = {
@@ -52,11 +53,11 @@ def test_batches_hold_the_images_of_their_rows(small, block, options):
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_resumed_anywhere_under_any_world(make, world):
     dataset = make([0, 1, 2] * 60)
-    whole = stream(dataset, block=1, batch=1, drop_last=False)  # 180 rows: 3 windows
+    whole = stream(dataset, order=Order(block=1), batch=1, drop_last=False)  # 180 rows: 3 windows
     want = np.concatenate([b.row for b in whole.batches(1)])
     origin = 61
     ranks = [
-        stream(dataset, block=1, batch=4, rank=r, world=world, drop_last=False)
+        stream(dataset, order=Order(block=1), batch=4, rank=r, world=world, drop_last=False)
         for r in range(world)
     ]
     steps = zip(*(r.batches(1, origin=origin) for r in ranks))
@@ -81,12 +82,13 @@ def test_windows_are_runs_of_positions_that_hold_whole_blocks():
 def test_memory_is_bounded_and_said(make, caplog):
     dataset = make([0, 1] * 100)
     with caplog.at_level(logging.INFO, logger="glint"):
-        made = stream(dataset, block=1)
+        made = stream(dataset, order=Order(block=1))
     assert "windows of 64 samples" in caplog.text and "MiB of stored bytes" in caplog.text
     held = 0
     for _ in made.batches(0):
-        assert len(made._windows) <= HELD
-        held = max(held, sum(w.bytes for w in made._windows.values()))
+        windows = made._windows.held
+        assert len(windows) <= HELD
+        held = max(held, sum(w.bytes for w in windows.values()))
     assert held > 0
     assert made.window_bytes >= HELD * WINDOW * 0.9 * dataset.size.mean()
     assert stream(dataset).window_bytes == 0
@@ -99,11 +101,11 @@ def test_damage_is_named_as_without_windows(make, options):
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(InputError, match=r"train-000001\.tar key 0000000..") as caught:
-        list(stream(dataset, block=4, **options).batches(0))
+        list(stream(dataset, order=Order(block=4), **options).batches(0))
     assert caught.value.code == "GL0303"
     dataset.shard_path(2).unlink()
     with pytest.raises(InputError) as caught:
-        list(stream(dataset, block=4, **options).batches(0))
+        list(stream(dataset, order=Order(block=4), **options).batches(0))
     assert caught.value.code in ("GL0302", "GL0303")
 
 

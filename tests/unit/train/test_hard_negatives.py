@@ -125,7 +125,7 @@ def test_a_run_trains_with_it_and_goes_on_with_the_same_table_only(
 
     run = start("whole", 2, folder)
     loop.train(run)
-    assert run.head.near is not None and run.head.near.near_CK[7].tolist() == [8, 6]
+    assert run.head.neighbours is not None and run.head.neighbours.near_CK[7].tolist() == [8, 6]
     loop.train(start("parts", 1, folder))
     again = start("parts", 2, folder.rename(tmp_path / "elsewhere"))  # the place may change
     loop.train(again)

@@ -14,8 +14,13 @@ from glint.cli import plan as command
 from glint.errors import UsageError
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
-from glint.nn.heads.partial_fc import _KEEP, PartialFC
-from glint.nn.heads.updates import RULES
+from glint.nn.heads.options import (
+    RULES,
+    ClassPoolOptions,
+    ClassQueueOptions,
+    PartialFCOptions,
+)
+from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.margins import CosFace
 from glint.train import memory
 from glint.train.memory import Head, largest, plan
@@ -38,17 +43,7 @@ def measured(head: Head, steps=2):
     """Give (bytes of the tables, most bytes alive at once) of a head and its steps."""
     torch.manual_seed(0)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        model = PartialFC(
-            head.classes,
-            head.dim,
-            margin=CosFace(),
-            rate=head.rate,
-            rule=head.rule,
-            storage=head.storage,
-            gemm=head.gemm,
-            block=head.block,
-            keep=head.keep,
-        )
+        model = PartialFC(head.classes, head.dim, head.options, margin=CosFace())
         for step in range(steps):
             feature = torch.randn(head.batch, head.dim, requires_grad=True)
             label = torch.randint(0, head.classes, (head.batch,))
@@ -61,11 +56,13 @@ def measured(head: Head, steps=2):
 @pytest.mark.parametrize(
     "head",
     [
-        Head(20_000, 64, 1, 32, 0.1, "none"),
-        Head(20_000, 64, 1, 32, 0.1, "dense_exact", keep=0),
-        Head(20_000, 64, 1, 256, 0.5, "v1_stale"),
-        Head(20_000, 64, 1, 64, 0.3, "adamw", "bf16", "bf16"),
-        Head(20_000, 64, 1, 128, 1.0, "lazy_decay", block=256, keep=0),
+        Head(PartialFCOptions(rate=0.1), 20_000, 64, 1, 32),
+        Head(PartialFCOptions(rate=0.1, rule="dense_exact", keep=0), 20_000, 64, 1, 32),
+        Head(PartialFCOptions(rate=0.5, rule="v1_stale"), 20_000, 64, 1, 256),
+        Head(
+            PartialFCOptions(rate=0.3, rule="adamw", storage="bf16", gemm="bf16"), 20_000, 64, 1, 64
+        ),
+        Head(PartialFCOptions(rule="lazy_decay", block=256, keep=0), 20_000, 64, 1, 128),
     ],
     ids=str,
 )
@@ -78,27 +75,27 @@ def test_the_formulas_agree_with_what_is_allocated(head):
     assert abs(most / need["total"] - 1) < 0.1, (most, need)
 
 
-def test_the_constants_are_the_heads():
-    assert memory.KEEP == _KEEP
+def test_every_rule_is_counted():
     assert set(memory.STATE) == set(RULES)
 
 
 def test_the_largest_head_fits_and_one_more_does_not():
-    head = Head(1, world=8, rule="dense_exact")
+    values = {"rate": 0.1, "rule": "dense_exact"}
+    head = memory.head(values, 1, world=8)
     most = largest(head, 7e9)
     for classes, fits in ((most, True), (most + 8, False)):
-        found = plan(Head(classes, world=8, rule="dense_exact"), card=7.0, **RATES)
+        found = plan(values, classes, world=8, card=7.0, **RATES)
         assert found.fits is fits
     assert largest(head, 10) == 0
 
 
 def test_ten_million_by_count():
-    found = plan(Head(10_000_000, batch=1024), card=141.0, **RATES)
+    found = plan({"rate": 0.1}, 10_000_000, batch=1024, card=141.0, **RATES)
     assert found.memory["weights"] == 20_480_000_000
     assert found.playing == 1_000_000 and found.reference_memory == 81_920_000_000
     assert found.flop == 2 * 4 * 1024 * 1_000_000 * 512
     assert found.communication == {"received": 0, "collectives": 0}
-    eight = plan(Head(10_000_000, world=8, batch=128), **RATES)
+    eight = plan({"rate": 0.1}, 10_000_000, world=8, batch=128, **RATES)
     assert eight.communication["collectives"] == 3
     assert eight.communication["received"] == 7 * 128 * 4 * (512 + 3 + 3 + 512)
 
@@ -114,7 +111,7 @@ def test_ten_million_by_count():
 )
 def test_mistakes_are_named(change, text):
     with pytest.raises(UsageError, match=f"GL0002.*plan: {text}"):
-        plan(Head(**{"classes": 10, **change}), **RATES)
+        plan(change, change.pop("classes", 10), **RATES)
 
 
 def test_the_command_prints_one_object():
@@ -131,14 +128,14 @@ def test_the_command_prints_one_object():
 
 def full(head: Head):
     """Make a pool or a queue whose slots are all in use."""
-    common = {"margin": CosFace(), "slots": head.slots, "block": head.block}
-    if head.kind == "class_queue":
-        queue = ClassQueue(head.classes, head.dim, images=head.gallery, **common)
+    slots, common = head.options.slots, {"margin": CosFace()}
+    if isinstance(head.options, ClassQueueOptions):
+        queue = ClassQueue(head.classes, head.dim, head.options, **common)
         queue.label.random_(head.classes)
-        queue.used = head.slots
+        queue.used = slots
         return queue
-    pool = ClassPool(head.classes, head.dim, singles=head.batch // 3, **common)
-    pool.directory.load(range(head.slots), range(head.slots), [1] * head.slots)
+    pool = ClassPool(head.classes, head.dim, head.options, singles=head.batch // 3, **common)
+    pool.directory.load(range(slots), range(slots), [1] * slots)
     return pool
 
 
@@ -150,7 +147,7 @@ def measured_pool(head: Head, steps=3):
         model = full(head)
         for step in range(steps):
             label = torch.randint(0, head.classes, (head.batch,))
-            if head.kind == "class_pool":
+            if isinstance(head.options, ClassPoolOptions):
                 label[1 : head.batch - singles : 2] = label[0 : head.batch - singles : 2]
             label, other = model.parts(label)[0], torch.randn(head.batch, head.dim)
             feature, other = model.parts(other)
@@ -164,16 +161,16 @@ def measured_pool(head: Head, steps=3):
 @pytest.mark.parametrize(
     "head",
     [
-        Head(50_000, 128, 1, 48, kind="class_pool", slots=4000),
-        Head(50_000, 64, 1, 384, kind="class_pool", slots=600, block=256),
-        Head(50_000, 128, 1, 48, kind="class_queue", slots=4000),
-        Head(50_000, 64, 1, 384, kind="class_queue", slots=600, block=256),
-        Head(50_000, 64, 1, 384, kind="class_queue", slots=600, gallery=2),
+        Head(ClassPoolOptions(slots=4000), 50_000, 128, 1, 48),
+        Head(ClassPoolOptions(slots=600, block=256), 50_000, 64, 1, 384),
+        Head(ClassQueueOptions(slots=4000), 50_000, 128, 1, 48),
+        Head(ClassQueueOptions(slots=600, block=256), 50_000, 64, 1, 384),
+        Head(ClassQueueOptions(slots=600, gallery=2), 50_000, 64, 1, 384),
     ],
 )
 def test_a_pool_takes_what_is_planned(head):
     tables, most = measured_pool(head)
-    need = memory.memory(head.checked())
+    need = memory.memory(head)
     kept = need["weights"] + need["state"]
     assert kept == tables
     assert most - tables == pytest.approx(need["total"] - kept, rel=0.4), (most - tables, need)
@@ -181,26 +178,21 @@ def test_a_pool_takes_what_is_planned(head):
 
 
 def test_a_pool_does_not_grow_with_the_classes():
-    small, large = (
-        plan(Head(n, kind="class_pool", slots=10_000), card=1.0, **RATES) for n in (10**4, 10**8)
-    )
+    values = {"kind": "class_pool", "slots": 10_000}
+    small, large = (plan(values, n, card=1.0, **RATES) for n in (10**4, 10**8))
     assert {**small, "head": 0, "reference_memory": 0} == {
         **large,
         "head": 0,
         "reference_memory": 0,
     }
     found = small["largest"]
-    head = Head(1, kind="class_pool", slots=found)
-    assert (
-        memory.memory(head)["total"]
-        <= 1e9
-        < memory.memory(Head(1, kind="class_pool", slots=found + 1))["total"]
-    )
+    fits, over = (Head(ClassPoolOptions(slots=slots), 1) for slots in (found, found + 1))
+    assert memory.memory(fits)["total"] <= 1e9 < memory.memory(over)["total"]
     with pytest.raises(UsageError, match="slots is 0, expected at least 1"):
-        Head(10, kind="class_pool").checked()
+        memory.head({"kind": "class_pool"}, 10)
     with pytest.raises(UsageError, match="gallery is 2, expected at least 1, more for a class_q"):
-        Head(10, kind="class_pool", slots=5, gallery=2).checked()
-    queue = [plan(Head(n, kind="class_queue", slots=9), **RATES) for n in (10**4, 10**8)]
+        memory.head({"kind": "class_pool", "slots": 5, "gallery": 2}, 10)
+    queue = [plan({"kind": "class_queue", "slots": 9}, n, **RATES) for n in (10**4, 10**8)]
     assert queue[0]["memory"] == queue[1]["memory"] and queue[0]["flop"] == queue[1]["flop"]
-    twice = Head(9, world=3, batch=12, kind="class_queue", slots=9, gallery=2)
+    twice = Head(ClassQueueOptions(slots=9, gallery=2), 9, world=3, batch=12)
     assert memory.communication(twice)["received"] == 2 * (4 * (512 * 4 + 8) + 4)

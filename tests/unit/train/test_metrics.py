@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from glint.cli import console
-from glint.dist.collectives import SPENT
+from glint.dist.world import Waited
 from glint.train import metrics
 
 
 def log(folder: Path, device: str = "cpu", every: int = 2) -> metrics.Log:
-    settings = SimpleNamespace(tensorboard=False, log_every=every, accumulate=1)
+    settings = SimpleNamespace(tensorboard=False, log_every=every)
     run: Any = SimpleNamespace(
-        world=SimpleNamespace(rank=0, device=torch.device(device)),
+        world=SimpleNamespace(rank=0, device=torch.device(device), waited=Waited()),
         out=folder,
         recipe=SimpleNamespace(run=settings),
         teacher=None,
-        global_batch=10,
+        step_images=10,
         head=SimpleNamespace(statistics=lambda: {"accuracy": 0.25}),
     )
     return metrics.Log(run)
@@ -45,7 +45,7 @@ def test_the_line_tells_speed_loss_accuracy_and_where_the_time_goes(
         for part, seconds in (("data", 0.1), ("forward", 0.3), ("head", 0.6)):
             clock.now += seconds
             if part == "head":
-                SPENT.seconds += 0.2  # of its time, in collectives
+                told.run.world.waited.seconds += 0.2  # of its time, in collectives
             told.mark(part)
         told.step(step, 0, 0.1, 9.0)
     assert told.note(0, 9.0, 0.1) == (

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from glint.dist.world import World
 from glint.errors import MismatchError, ResourceError
-from glint.models import checkpoint, stored
+from glint.models import checkpoint
 from glint.models.checkpoint import meeting
 from glint.train import restore, saving
 from glint.train.saving import Saver
@@ -195,8 +195,7 @@ def test_ranks_share_what_is_to_be_hashed(
         hashed[own.rank].add(f"{path.parent.name}/{path.name}")
         return real(path)
 
-    for module in (checkpoint, stored):
-        monkeypatch.setattr(module, "sha256", noted)
+    monkeypatch.setattr(checkpoint, "sha256", noted)
 
     def work(world: World) -> list[int | None]:
         own.rank = world.rank

@@ -11,15 +11,17 @@ import torch.nn.functional as F
 from glint.dist.span import span
 from glint.errors import InputError, MismatchError, UsageError
 from glint.nn.heads.class_pool import ClassPool
+from glint.nn.heads.options import ClassPoolOptions
 from glint.nn.margins import CosFace
 
 F64 = torch.float64
 PEOPLE, DIM, SCALE, MARGIN = 60, 8, 16.0, 0.3
 
 
-def pool(slots=14, singles=4, **options):
-    kept = {"margin": CosFace(MARGIN), "scale": SCALE, "dtype": F64, "block": 5, **options}
-    return ClassPool(kept.pop("classes", PEOPLE), DIM, slots=slots, singles=singles, **kept)
+def pool(slots=14, singles=4, *, classes=PEOPLE, threshold=0.0, masks=None, world=None):
+    options = ClassPoolOptions(slots=slots, scale=SCALE, block=5, threshold=threshold)
+    rest = {"singles": singles, "masks": masks, "world": world, "dtype": F64}
+    return ClassPool(classes, DIM, options, margin=CosFace(MARGIN), **rest)
 
 
 def batch(step, pairs=4, singles=4, world=1, classes=PEOPLE):

@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from glint.dist.span import span
 from glint.errors import InputError, MismatchError, UsageError
 from glint.nn.heads.class_queue import ClassQueue
+from glint.nn.heads.options import ClassQueueOptions
 from glint.nn.margins import ArcFace, CosFace
 
 F64 = torch.float64
 PEOPLE, DIM, SCALE, MARGIN = 12, 8, 16.0, 0.3
 
 
-def queue(slots=14, **options):
-    kept = {"margin": CosFace(MARGIN), "scale": SCALE, "dtype": F64, "block": 5, **options}
-    return ClassQueue(kept.pop("classes", PEOPLE), DIM, slots=slots, **kept)
+def queue(slots=14, *, classes=PEOPLE, images=1, threshold=0.0, **rest):
+    options = ClassQueueOptions(
+        slots=slots, gallery=images, scale=SCALE, block=5, threshold=threshold
+    )
+    return ClassQueue(classes, DIM, options, **{"margin": CosFace(MARGIN), "dtype": F64, **rest})
 
 
 def batch(step, n=4, images=1, classes=PEOPLE):
@@ -31,7 +34,7 @@ def batch(step, n=4, images=1, classes=PEOPLE):
 
 
 def go(head, step, **options):
-    feature, gallery, label = batch(step, images=head.images, **options)
+    feature, gallery, label = batch(step, images=head.gallery, **options)
     loss = head(feature.requires_grad_(), label, step=step, gallery_nD=gallery)
     loss.backward()
     head.update(step=step, lr=0.1)
@@ -152,7 +155,7 @@ def test_what_does_not_fit_is_refused_and_not_written():
     with pytest.raises(InputError, match=r"GL0222.*from 0 to 11, found 12"):
         head(feature, label, step=0, gallery_nD=gallery)
     assert head.digest() == before
-    with pytest.raises(UsageError, match="images is 0, expected at least 1"):
+    with pytest.raises(UsageError, match="gallery is 0, expected at least 1"):
         queue(images=0)
 
 

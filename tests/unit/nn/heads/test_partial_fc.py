@@ -7,17 +7,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glint.dist import collectives
 from glint.dist.span import span
-from glint.dist.world import World
 from glint.errors import InputError, UsageError
+from glint.nn.heads.options import RULES, PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC, initial_centres
-from glint.nn.heads.updates import RULES
 from glint.nn.margins import CosFace
 
 F64 = torch.float64
 
 
-def head(classes=40, dim=6, **options):
-    return PartialFC(classes, dim, **{"margin": CosFace(), "dtype": F64, **options})
+def head(classes=40, dim=6, *, dtype=F64, world=None, seed=0, masks=None, near=None, **options):
+    return PartialFC(
+        classes,
+        dim,
+        PartialFCOptions(**options),
+        margin=CosFace(),
+        dtype=dtype,
+        world=world,
+        seed=seed,
+        masks=masks,
+        neighbours=near,
+    )
 
 
 def data(n=7, classes=40, dim=6, seed=0, dtype=F64):
@@ -383,7 +392,7 @@ def test_learning_lowers_the_loss():
     classes, dim = 200, 32
     feature, label = data(64, classes, dim, dtype=torch.float32)
     label = torch.arange(64)
-    model = PartialFC(classes, dim, margin=CosFace(0.2), rate=0.3, rule="none", world=World())
+    model = PartialFC(classes, dim, PartialFCOptions(rate=0.3, rule="none"), margin=CosFace(0.2))
     losses = []
     for step in range(40):
         loss = model(feature, label, step=step)
@@ -401,7 +410,12 @@ def test_hard_negatives_are_the_same_for_every_world(ranks, world_size):
 
     def work(world):
         model = head(
-            classes, world=world, rate=0.6, near=near.clone(), hard=0.5, masks=[(3, 4), (8, 9)]
+            classes,
+            world=world,
+            rate=0.6,
+            near=near.clone(),
+            hard_ratio=0.5,
+            masks=[(3, 4), (8, 9)],
         )
         losses = []
         for step in range(4):
@@ -419,4 +433,4 @@ def test_hard_negatives_are_the_same_for_every_world(ranks, world_size):
     assert found[0][0] == pytest.approx(truth, rel=1e-12)
     torch.testing.assert_close(torch.cat([w for _, w in found]), whole, rtol=1e-11, atol=1e-13)
     with pytest.raises(UsageError, match="table has 23 classes, expected 24"):
-        head(24, near=near, hard=0.5, rate=0.5)
+        head(24, near=near, hard_ratio=0.5, rate=0.5)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from glint.dist.span import span
 from glint.errors import InputError
-from glint.nn.heads.sample import Nearest, permute, sample_size, sampled_classes, stream_key
+from glint.nn.heads.sample import Nearest, sample_size, sampled_classes
+from glint.rng import permute, stream_key
 
 
 @given(st.integers(1, 12), st.integers(0, 2**64 - 1))
@@ -134,7 +135,7 @@ def test_hard_negatives_play_and_the_set_does_not_depend_on_the_world(
     classes, world, rate, hard, step
 ):
     label, near = torch.tensor([0, 3, 11, 3]) % classes, Nearest(ring(classes))
-    options = {"seed": 5, "step": step, "near": near, "hard": hard}
+    options = {"seed": 5, "step": step, "neighbours": near, "hard_ratio": hard}
     whole = sampled_classes(label, classes, rate, **options)
     assert torch.equal(whole, torch.unique(whole)) and torch.isin(label, whole).all()
     positives = torch.unique(label)
@@ -171,7 +172,9 @@ def test_uniform_negatives_stay_uniform_beside_hard_ones():
     classes, steps, label, near = 97, 600, torch.tensor([10, 50]), Nearest(ring(97))
     seen = torch.zeros(classes)
     for step in range(steps):
-        seen[sampled_classes(label, classes, 0.3, seed=1, step=step, near=near, hard=0.3)] += 1
+        seen[
+            sampled_classes(label, classes, 0.3, seed=1, step=step, neighbours=near, hard_ratio=0.3)
+        ] += 1
     hard = near.among(torch.tensor([10, 50]), 99, 0)
     assert hard.numel() == 8 and int(0.3 * (29 - 2)) == 8
     assert (seen[hard] == steps).all() and (seen[label] == steps).all()
@@ -198,7 +201,7 @@ def test_a_table_may_be_mapped_short_or_empty(tmp_path):
     assert np.load(tmp_path / "near.npy")[1].tolist() == [2, 0, 3, 29]  # the file stays
     empty = Nearest(torch.empty((30, 0), dtype=torch.int32))
     label = torch.tensor([1, 9])
-    same = sampled_classes(label, 30, 0.5, seed=0, step=0, near=empty, hard=1.0)
+    same = sampled_classes(label, 30, 0.5, seed=0, step=0, neighbours=empty, hard_ratio=1.0)
     assert torch.equal(same, sampled_classes(label, 30, 0.5, seed=0, step=0))
     with pytest.raises(InputError, match=r"GL0304 .*from -1 to 29, found 0 to 30"):
         Nearest(torch.full((30, 2), 30, dtype=torch.int32) * torch.arange(2).int())

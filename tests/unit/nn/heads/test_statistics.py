@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.heads.statistics import Tally
 from glint.nn.margins import CosFace
@@ -25,7 +26,7 @@ def test_tally_by_hand():
 
 @pytest.mark.parametrize("rate", [0.2, 1.0])
 def test_a_head_tallies_what_it_does(rate):
-    head = PartialFC(50, 8, margin=CosFace(), rate=rate, tally=True)
+    head = PartialFC(50, 8, PartialFCOptions(rate=rate), margin=CosFace(), tally=True)
     generator = torch.Generator().manual_seed(0)
     for step in range(40):
         label = torch.randint(0, 5, (6,), generator=generator)  # classes 0 to 4 are the head

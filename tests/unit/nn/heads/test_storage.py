@@ -8,17 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from glint.nn.heads.options import RULES, PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
 from glint.nn.heads.storage import Store, noise
-from glint.nn.heads.updates import RULES
 from glint.nn.margins import CosFace
 
 
 def rounded(value, rows, step=0):
     store = Store(torch.float32, seed=3)
-    store.step = step
     table = torch.zeros(rows, 8, dtype=torch.bfloat16)
-    store.put(table, slice(0, rows), torch.full((rows, 8), value), 0)
+    store.put(table, slice(0, rows), torch.full((rows, 8), value), salt=0, step=step)
     return table.double()
 
 
@@ -42,7 +41,9 @@ def test_what_bf16_can_hold_stays():
 
 def test_not_finite_stays_not_finite():
     store, table = Store(torch.float32), torch.zeros(1, 3, dtype=torch.bfloat16)
-    store.put(table, slice(0, 1), torch.tensor([[torch.inf, -torch.inf, torch.nan]]), 0)
+    store.put(
+        table, slice(0, 1), torch.tensor([[torch.inf, -torch.inf, torch.nan]]), salt=0, step=0
+    )
     assert not torch.isfinite(table).any()
 
 
@@ -68,11 +69,10 @@ def test_worlds_and_blocks_agree_to_the_bit_where_gradients_do(rule):
     """Rows written in other blocks, or from another first class, are rounded alike."""
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     whole, parts = Store(torch.float32, seed=1), Store(torch.float32, seed=1, first=16)
-    whole.step = parts.step = 4
-    salt = RULES.index(rule)
+    draw = {"salt": RULES.index(rule), "step": 4}
     table, part = torch.zeros(40, 6).bfloat16(), torch.zeros(24, 6).bfloat16()
-    whole.put(table, slice(0, 40), rows, salt)
-    parts.put(part, torch.tensor([0, 3, 23]), rows[[16, 19, 39]], salt)
+    whole.put(table, slice(0, 40), rows, **draw)
+    parts.put(part, torch.tensor([0, 3, 23]), rows[[16, 19, 39]], **draw)
     assert torch.equal(part[[0, 3, 23]], table[[16, 19, 39]])
 
 
@@ -94,19 +94,23 @@ def steps(model, first, last, lr=0.05):
 @pytest.mark.parametrize("rule", RULES)
 def test_bf16_learns_as_float32_does_and_resumes_to_the_bit(rule):
     lr = 0.005 if rule == "adamw" else 0.02
-    make = {"margin": CosFace(0.2), "scale": 16.0, "rate": 0.4, "rule": rule}
-    whole = PartialFC(120, 16, storage="bf16", **make)
+
+    def made(storage):
+        options = PartialFCOptions(scale=16.0, rate=0.4, rule=rule, storage=storage)
+        return PartialFC(120, 16, options, margin=CosFace(0.2))
+
+    whole = made("bf16")
     tables = [name for name, value in whole.named_buffers() if value.is_floating_point()]
     assert all(getattr(whole, name).dtype == torch.bfloat16 for name in tables)
     losses = steps(whole, 0, 30, lr)
     saved = {name: value.clone() for name, value in whole.state_rows()[2].items()}
     losses += steps(whole, 30, 60, lr)
-    resumed = PartialFC(120, 16, storage="bf16", **make)
+    resumed = made("bf16")
     resumed.load_rows(lambda name, start, stop: saved[name][start:stop])
     steps(resumed, 30, 60, lr)
     for name, value in whole.state_rows()[2].items():
         assert torch.equal(value, resumed.state_rows()[2][name])
-    exact = steps(PartialFC(120, 16, **make), 0, 60, lr)
+    exact = steps(made("float32"), 0, 60, lr)
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert abs(sum(losses[-10:]) / sum(exact[-10:]) - 1) < 0.1
 
@@ -117,8 +121,8 @@ def test_small_updates_are_not_lost():
     table = torch.ones(500, 4, dtype=torch.bfloat16)
     nearest = table.clone()
     for step in range(400):
-        store.step = step
-        store.put(table, slice(0, 500), store.take(table, slice(0, 500)) * (1 - 1 / 2000), 0)
+        rows = store.take(table, slice(0, 500)) * (1 - 1 / 2000)
+        store.put(table, slice(0, 500), rows, salt=0, step=step)
         nearest = (nearest.float() * (1 - 1 / 2000)).bfloat16()
     assert (nearest == 1).all()
     assert abs(float(table.double().mean()) - (1 - 1 / 2000) ** 400) < 2e-3

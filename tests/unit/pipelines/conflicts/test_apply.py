@@ -246,6 +246,6 @@ def test_a_report_applied_before_histories_knew_all_of_it(dataset: Dataset, tmp_
     for name in ("pairs.parquet", "groups.parquet"):
         tables_only.update((folder / name).read_bytes())
     why = {"stage": apply.STAGE, "report": "sha256:" + tables_only.hexdigest()}
-    labels.commit(dataset.root, np.array([0, 1, 2, 0, 3, 0]), np.empty((0, 2), np.int64), why)
+    labels.apply(dataset.root, np.array([0, 1, 2, 0, 3, 0]), np.empty((0, 2), np.int64), why)
     assert apply.apply(folder).already
     assert apply.undo(folder).version == 0

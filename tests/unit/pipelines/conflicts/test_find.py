@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from glint.conflicts.verdicts import Options
+from glint.conflicts.verdicts import ConflictOptions
 from glint.errors import BusyError, UsageError
 from glint.files import atomic
 from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, find
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 
 class Blocks:
@@ -44,19 +45,19 @@ def dataset(make_dataset) -> Dataset:
 
 
 @pytest.fixture
-def emb(dataset: Dataset, tmp_path: Path) -> embed.Embeddings:
+def emb(dataset: Dataset, tmp_path: Path) -> Embeddings:
     embed.embed(dataset, Blocks(), tmp_path / "emb")
-    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 def files(root: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.tar")}
 
 
-def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_the_road(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
     shards = files(dataset.root)
-    got = find.run(dataset, emb, out, Options(), command="glint dedup-conflicts x")
+    got = find.run(dataset, emb, out, ConflictOptions(), command="glint dedup-conflicts x")
     assert got.merge == 2
     assert (got.groups, got.largest_group, got.groups_refused) == (2, 2, 0)
     assert (got.identities, got.identities_after, got.calibrated) == (32, 30, True)
@@ -86,41 +87,55 @@ def test_the_road(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> No
     assert target[29] == target[0]
     assert target[20] == target[3]
 
-    rest = find.run(dataset, emb, tmp_path / "again", Options())
+    rest = find.run(dataset, emb, tmp_path / "again", ConflictOptions())
     assert rest.merge == 0  # what is merged does not come back
     apply.undo(out)
 
 
 @pytest.mark.parametrize("fits", ["unlike", "mixed", "few"])
 def test_the_page_and_the_report_say_that_the_evidence_does_not_fit(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path, monkeypatch, fits: str
+    dataset: Dataset, emb: Embeddings, tmp_path: Path, monkeypatch, fits: str
 ) -> None:
     from glint.conflicts import chance
 
     monkeypatch.setattr(chance, "_fits", lambda *_: (fits, 0.0))
-    got = find.run(dataset, emb, tmp_path / "conf", Options(), thumbs=False)
+    got = find.run(dataset, emb, tmp_path / "conf", ConflictOptions(), thumbs=False)
     about = json.loads((tmp_path / "conf" / "conflicts.json").read_text())
     assert got.note == about["likeness"]["note"] == chance.NOTES[fits] != ""
     assert chance.NOTES[fits] in (tmp_path / "conf" / "report.html").read_text()
 
 
-def test_two_runs_write_the_same_tables(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+def test_merged_pairs_stand_beyond_the_line_that_the_page_draws(
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
 ) -> None:
+    find.run(dataset, emb, tmp_path / "conf", ConflictOptions(), thumbs=False)
+    cut = json.loads((tmp_path / "conf" / "conflicts.json").read_text())["likeness"]["cut"]
+    page = (tmp_path / "conf" / "report.html").read_text()
+    shown = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    strength = {v: [] for v in ("merge", "mask", "keep")}
+    for verdict, value in zip(shown["verdict"], shown["strength"]):
+        strength[verdict].append(value / 1e4)
+    assert min(strength["merge"]) >= cut - 1e-4 > max(strength["keep"], default=0)
+    for verdict, cosine, need in zip(shown["verdict"], shown["cosine"], shown["need"]):
+        assert verdict != "merge" or cosine >= need - 1
+    assert f"merge from {cut:.2f}" in page and "Strength is the centre cosine" in page
+
+
+def test_two_runs_write_the_same_tables(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        find.run(dataset, emb, tmp_path / name, Options())
-    find.run(dataset, emb, tmp_path / "b", Options())  # over its own output
+        find.run(dataset, emb, tmp_path / name, ConflictOptions())
+    find.run(dataset, emb, tmp_path / "b", ConflictOptions())  # over its own output
     for name in ("pairs.parquet", "groups.parquet"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_the_page_holds_original_faces_and_is_private(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
 ) -> None:
     import base64
 
     out = tmp_path / "conf"
-    find.run(dataset, emb, out, Options())
+    find.run(dataset, emb, out, ConflictOptions())
     page = (out / "report.html").read_text()
     assert stat.S_IMODE((out / "report.html").stat().st_mode) == 0o600
     for row in dataset.rows_of(0):
@@ -129,15 +144,15 @@ def test_the_page_holds_original_faces_and_is_private(
     assert "\\u003cscript\\u003ealert(1)\\u003c/script\\u003e" in page
     assert "biometric" in page
 
-    find.run(dataset, emb, out, Options(), thumbs=False)
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     bare = (out / "report.html").read_text()
     assert "data:image" not in bare
     assert "no faces" in bare
     assert simplejpeg.is_jpeg(dataset.read(0))
 
 
-def test_threshold_low_and_cap(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
-    got = find.run(dataset, emb, tmp_path / "t", Options(threshold=-1.0), thumbs=False)
+def test_threshold_low_and_cap(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
+    got = find.run(dataset, emb, tmp_path / "t", ConflictOptions(threshold=-1.0), thumbs=False)
     assert got.low == -1.0
     assert got.pairs == 28 * 27 / 2
     assert got.merge == 0  # one group of 28 is over the cap: masked
@@ -146,9 +161,7 @@ def test_threshold_low_and_cap(dataset: Dataset, emb: embed.Embeddings, tmp_path
     assert reasons == {"28 identities in one group, more than 8"}
 
 
-def test_foreign_folder_is_left_alone(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path
-) -> None:
+def test_foreign_folder_is_left_alone(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep me")
     (tmp_path / "file").write_text("keep me")
@@ -163,46 +176,49 @@ def test_foreign_folder_is_left_alone(
         "file": "expected a folder, found a file",
     }.items():
         with pytest.raises(BusyError, match=f"GL0004.*{what}"):
-            find.run(dataset, emb, tmp_path / name, Options())
+            find.run(dataset, emb, tmp_path / name, ConflictOptions())
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_report_in_force_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_a_report_in_force_is_kept(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
-    find.run(dataset, emb, out, Options(), thumbs=False)
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     apply.apply(out)
-    labels.commit(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
+    labels.apply(dataset.root, np.arange(32), np.empty((0, 2), np.int64), {"stage": "other"})
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
     with pytest.raises(BusyError, match=r"GL0004.*this report is applied") as caught:
-        find.run(dataset, emb, out, Options(), thumbs=False)
+        find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     assert "dedup-conflicts undo" in caught.value.hint
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
     labels.undo(dataset.root)
     apply.undo(out)
-    find.run(dataset, emb, out, Options(), thumbs=False)  # no longer in force
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False)  # no longer in force
     apply.apply(out)
-    find.run(dataset, emb, out, Options(), thumbs=False, overwrite=True)
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False, overwrite=True)
     assert json.loads((out / "conflicts.json").read_text())["dataset"]["label_version"] > 0
 
 
-def test_an_edited_report_is_kept(dataset: Dataset, emb: embed.Embeddings, tmp_path: Path) -> None:
+def test_an_edited_report_is_kept(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
-    find.run(dataset, emb, out, Options(), thumbs=False)
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     found = (out / "pairs.parquet").read_bytes()
     pq.write_table(pq.read_table(out / "pairs.parquet").slice(1), out / "pairs.parquet")
     edited = (out / "pairs.parquet").read_bytes()
     with pytest.raises(BusyError, match=r"GL0004.*pairs.parquet: was edited"):
-        find.run(dataset, emb, out, Options(), thumbs=False)
+        find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
     assert (out / "pairs.parquet").read_bytes() == edited
-    find.run(dataset, emb, out, Options(), thumbs=False, overwrite=True)
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False, overwrite=True)
     assert (out / "pairs.parquet").read_bytes() == found
 
 
 def test_a_run_that_stopped_half_way_goes_on(
-    dataset: Dataset, emb: embed.Embeddings, tmp_path: Path, monkeypatch
+    dataset: Dataset, emb: Embeddings, tmp_path: Path, monkeypatch
 ) -> None:
     out = tmp_path / "conf"
-    for options in (Options(), Options(threshold=0.9)):  # the second over a finished report
+    for options in (
+        ConflictOptions(),
+        ConflictOptions(threshold=0.9),
+    ):  # the second over a finished report
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "write_json", _stop_at("conflicts.json", atomic.write_json))
             with pytest.raises(KeyboardInterrupt):
@@ -230,21 +246,21 @@ def _stop_at(name: str, real):
 )
 def test_bad_options(option: dict, what: str) -> None:
     with pytest.raises(UsageError, match=what):
-        Options(**option)
+        ConflictOptions(**option)
 
 
 def test_a_stopped_search_goes_on(
     dataset: Dataset,
-    emb: embed.Embeddings,
+    emb: Embeddings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What is searched is kept until the report stands, then goes."""
-    from glint.search import pairs as knn
+    from glint.search import pairs
 
-    monkeypatch.setattr(knn.pairs_above, "__kwdefaults__", {
-        **knn.pairs_above.__kwdefaults__, "block": 4})  # fmt: skip
-    find.run(dataset, emb, tmp_path / "whole", Options())
+    monkeypatch.setattr(pairs.pairs_above, "__kwdefaults__", {
+        **pairs.pairs_above.__kwdefaults__, "block": 4})  # fmt: skip
+    find.run(dataset, emb, tmp_path / "whole", ConflictOptions())
 
     def stop(done: int, total: int, note: str = "") -> None:
         if done == 13:
@@ -252,13 +268,13 @@ def test_a_stopped_search_goes_on(
 
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        find.run(dataset, emb, out, Options(), progress=stop)
+        find.run(dataset, emb, out, ConflictOptions(), progress=stop)
     assert len(list((out / "_glint/search").iterdir())) == 2
     searched: list[int] = []
-    search = knn.search_row
-    monkeypatch.setattr(knn, "search_row", lambda s, first, *a: searched.append(first)
+    search = pairs.search_row
+    monkeypatch.setattr(pairs, "search_row", lambda s, first, *a: searched.append(first)
                         or search(s, first, *a))  # fmt: skip
-    find.run(dataset, emb, out, Options())
+    find.run(dataset, emb, out, ConflictOptions())
     assert searched == [8, 12, 16, 20, 24]
     assert not (out / "_glint/search").exists()
     for name in ("pairs.parquet", "groups.parquet"):

@@ -12,12 +12,12 @@ import pytest
 import simplejpeg
 
 from glint import schemas
-from glint.conflicts.verdicts import Options
+from glint.conflicts.verdicts import ConflictOptions
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 COUNTS = [9, 10, 12] * 12
 STRANGER = (4, 2)  # label 4 shows person 500 there
@@ -40,7 +40,7 @@ def dataset(make_dataset, picture_of) -> Dataset:
 @pytest.fixture
 def emb(dataset: Dataset, blocks, tmp_path: Path) -> Embeddings:
     embed.embed(dataset, blocks, tmp_path / "emb")
-    return embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 def row_of(label: int, number: int) -> int:
@@ -49,7 +49,7 @@ def row_of(label: int, number: int) -> int:
 
 def test_what_was_planted_is_found(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
-    got = find.run(dataset, emb, out, Options())
+    got = find.run(dataset, emb, out, ConflictOptions())
     told = json.loads((out / "conflicts.json").read_text())
     assert pq.read_schema(out / "inside.parquet").names == schemas.INSIDE.names
     rows = pq.read_table(out / "inside.parquet").to_pylist()
@@ -100,9 +100,9 @@ def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path
     for label in (9, 12):
         target[target > target[label]] -= 1
         target[label] = -1
-    labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+    labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     out = tmp_path / "conf"
-    got = find.run(dataset, emb, out, Options(), thumbs=False, near=False)
+    got = find.run(dataset, emb, out, ConflictOptions(), thumbs=False, near=False)
     assert (got.mixed, got.duplicates, got.near_duplicates) == (0, 0, 0)
     rows = pq.read_table(out / "inside.parquet").to_pylist()
     assert {row["label"] for row in rows} == {4, 20}
@@ -115,6 +115,6 @@ def test_damaged_images_take_no_part(dataset: Dataset, emb: Embeddings, tmp_path
     raw = bytearray(shard.read_bytes())
     raw[int(dataset.offset[row_of(15, 2)]) + 100] ^= 0xFF
     shard.write_bytes(raw)
-    find.run(Dataset(dataset.root), emb, tmp_path / "conf", Options())
+    find.run(Dataset(dataset.root), emb, tmp_path / "conf", ConflictOptions())
     repeats = pq.read_table(tmp_path / "conf/duplicates.parquet").to_pylist()
     assert dataset.key[row_of(15, 2)] not in {row["key"] for row in repeats}

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from glint import schemas
-from glint.conflicts.verdicts import Options
+from glint.conflicts.verdicts import ConflictOptions
 from glint.errors import MismatchError, UsageError
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find, overlap
-from glint.pipelines.embed import Embeddings
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import Embeddings, load
 
 COUNTS = [4, 3, 5, 6] * 8
 THERE = [3, 4, 2, 5, 3, 0]  # label 1 there is person 7 here, 3 is person 10
@@ -24,7 +24,7 @@ THERE = [3, 4, 2, 5, 3, 0]  # label 1 there is person 7 here, 3 is person 10
 
 def embedded(dataset: Dataset, model, folder: Path) -> Embeddings:
     embed.embed(dataset, model, folder)
-    return embed.load(folder, dataset.digest, images=dataset.n, classes=dataset.classes)
+    return load(folder, dataset.digest, images=dataset.n, classes=dataset.classes)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_people_and_images_in_both(
     embedded(there, blocks, tmp_path / "emb2")
     out = tmp_path / "conf"
     others = overlap.opened([], [there.root], [tmp_path / "emb2"], emb)
-    got = find.run(here, emb, out, Options(), against=others)
+    got = find.run(here, emb, out, ConflictOptions(), against=others)
     [told] = got.against
     assert (told["name"], told["test"], told["merge"], told["leaks"]) == ("probes", True, 2, 3)
     assert told["shared_images"] == 1
@@ -88,7 +88,7 @@ def test_people_and_images_in_both(
 
     # Two ways of saying the same set of people, and no test set: no leak.
     plain = overlap.opened([there.root], [], [tmp_path / "emb2"], emb)
-    got = find.run(here, emb, out, Options(), against=plain, thumbs=False)
+    got = find.run(here, emb, out, ConflictOptions(), against=plain, thumbs=False)
     assert got.against[0]["leaks"] == 0
     again = rows_of(out)
     assert again.keys() == rows.keys() and not any(row["leak"] for row in again.values())
@@ -104,9 +104,9 @@ def test_who_is_dropped_takes_no_part(
         target = np.arange(dataset.classes)
         target[label:] -= 1
         target[label] = -1
-        labels.commit(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
+        labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     others = overlap.opened([there.root], [], [tmp_path / "emb2"], emb)
-    got = find.run(here, emb, tmp_path / "conf", Options(), against=others, thumbs=False)
+    got = find.run(here, emb, tmp_path / "conf", ConflictOptions(), against=others, thumbs=False)
     assert (got.against[0]["merge"], got.against[0]["shared_images"]) == (1, 0)
     assert {(a, b) for a, b in rows_of(tmp_path / "conf") if a == 20 or b == 3} == set()
 

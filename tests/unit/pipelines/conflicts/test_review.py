@@ -14,13 +14,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from glint.conflicts import decisions as decided
-from glint.conflicts.verdicts import Options
+from glint.conflicts import decisions
+from glint.conflicts.verdicts import ConflictOptions
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.pipelines import embed
 from glint.pipelines.conflicts import apply, find, review
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.embeddings import load
 
 
 class Blocks:
@@ -42,16 +43,16 @@ def dataset(make_dataset) -> Dataset:
 @pytest.fixture
 def folder(dataset: Dataset, tmp_path: Path) -> Path:
     embed.embed(dataset, Blocks(), tmp_path / "emb")
-    emb = embed.load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    emb = load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
     out = tmp_path / "conf"
-    find.run(dataset, emb, out, Options(threshold=0.8, low=-1.0))
+    find.run(dataset, emb, out, ConflictOptions(threshold=0.8, low=-1.0))
     found = pq.read_table(out / "pairs.parquet").to_pylist()
     assert [(p["a"], p["b"]) for p in found if p["verdict"] == "merge"] == [(0, 5), (2, 7)]
     return out
 
 
 def say(path: Path, folder: Path, *lines: tuple[int, int, str, str]) -> Path:
-    book = decided.Book(path, decided.report_id(folder))
+    book = decisions.Book(path, decisions.report_id(folder))
     for a, b, verdict, by in lines:
         book.add(by, [(a, b, verdict)])
     book.close()
@@ -64,22 +65,22 @@ def targets(dataset: Dataset) -> list[int]:
 
 
 def test_decisions_are_applied_once_and_undone(dataset: Dataset, folder: Path) -> None:
-    say(folder / decided.NAME, folder, (0, 5, "keep", "alice"), (1, 3, "merge", "bob"))
+    say(folder / decisions.NAME, folder, (0, 5, "keep", "alice"), (1, 3, "merge", "bob"))
     dry = apply.apply(folder, dry_run=True)
     assert (dry.applied, dry.decided, dry.classes) == (False, 2, 6)
     done = apply.apply(folder)
     assert (done.applied, done.decided, done.version) == (True, 2, 1)
     assert targets(dataset) == [0, 1, 2, 1, 3, 4, 5, 2]
     assert apply.apply(folder).already
-    say(folder / decided.NAME, folder, (0, 5, "keep", "bob"))  # says nothing new
+    say(folder / decisions.NAME, folder, (0, 5, "keep", "bob"))  # says nothing new
     assert apply.apply(folder).already
     assert apply.stands(folder, dataset)
 
-    say(folder / decided.NAME, folder, (1, 3, "none", "bob"))
+    say(folder / decisions.NAME, folder, (1, 3, "none", "bob"))
     with pytest.raises(MismatchError, match=r"GL0501.*is in force with other decisions") as told:
         apply.apply(folder)
     assert "dedup-conflicts undo" in told.value.hint
-    say(folder / decided.NAME, folder, (0, 5, "merge", "carol"))  # undo asks no reviewer
+    say(folder / decisions.NAME, folder, (0, 5, "merge", "carol"))  # undo asks no reviewer
     assert apply.undo(folder).version == 0
     with pytest.raises(InputError, match=r"disagree about the identities 0 and 5: keep by alice"):
         apply.apply(folder)
@@ -105,9 +106,9 @@ def test_no_search_replaces_a_report_with_decisions(
     dataset: Dataset, folder: Path, tmp_path: Path
 ) -> None:
     find.check_out(folder, dataset)
-    (folder / decided.NAME).write_text("")
+    (folder / decisions.NAME).write_text("")
     find.check_out(folder, dataset)  # opened, nothing decided
-    say(folder / decided.NAME, folder, (0, 5, "keep", "alice"))
+    say(folder / decisions.NAME, folder, (0, 5, "keep", "alice"))
     for overwrite in (False, True):
         with pytest.raises(BusyError, match=r"GL0004.*reviewers decided on this report"):
             find.check_out(folder, dataset, overwrite=overwrite)
@@ -150,4 +151,4 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path) -> None:
         ["alice"],
     )
     assert link not in err.replace(link, "", 1)
-    assert len((folder / decided.NAME).read_text().splitlines()) == 1
+    assert len((folder / decisions.NAME).read_text().splitlines()) == 1

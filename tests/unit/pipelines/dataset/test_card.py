@@ -68,7 +68,7 @@ def test_numbers_are_the_tables(data: Path) -> None:
 
 
 def test_conflicts_and_takedowns(data: Path) -> None:
-    labels.commit(
+    labels.apply(
         data,
         np.array([0, 1, 1, 2]),
         np.array([[0, 1]]),

@@ -18,10 +18,9 @@ from glint.pipelines.dataset import drop as taking
 from glint.pipelines.dataset import merge as joining
 from glint.pipelines.dataset import shard as stage
 from glint.pipelines.dataset.output import Output
-from glint.pipelines.dataset.reshard import reshard
+from glint.pipelines.dataset.reshard import content, reshard
 from glint.pipelines.dataset.write import write_shard
 from glint.shards import labels
-from glint.shards.content import content
 from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 
@@ -89,7 +88,7 @@ class TestReshard:
                 assert manifest.digest == Dataset(fresh).digest
 
     def test_labels_and_takedowns_are_carried(self, a: Path, tmp_path: Path) -> None:
-        labels.commit(a, np.array([0, 0, 1, 2, 3]), np.array([[1, 2]]), {"by": "test"})
+        labels.apply(a, np.array([0, 0, 1, 2, 3]), np.array([[1, 2]]), {"by": "test"})
         taking.drop(a, ["3"], "asked to")
         result = reshard(a, tmp_path / "out", 6)
         assert result.quarantined == 1 and result.read == 25
@@ -208,7 +207,7 @@ class TestMerge:
         assert Dataset(out).identities().column("count").to_pylist() == [5, 4, 5, 5, 5, 3, 3, 3]
 
     def test_label_versions_and_takedowns(self, a: Path, sources: Path, tmp_path: Path) -> None:
-        labels.commit(a, np.array([0, 1, 0, 2, 3]), np.array([[1, 3]]), {"by": "test"})
+        labels.apply(a, np.array([0, 1, 0, 2, 3]), np.array([[1, 3]]), {"by": "test"})
         taking.drop(a, ["label:1"], "asked to")
         out = tmp_path / "out"
         result = joining.merge(out, [sources / "b", a], samples_per_shard=100)
@@ -223,7 +222,7 @@ class TestMerge:
         assert len(labels.history(out)) == 1
 
     def test_masks_move_with_their_labels(self, a: Path, sources: Path, tmp_path: Path) -> None:
-        labels.commit(a, np.arange(5), np.array([[1, 3]]), {})
+        labels.apply(a, np.arange(5), np.array([[1, 3]]), {})
         joining.merge(tmp_path / "out", [sources / "b", a])
         assert labels.current(tmp_path / "out", 8).masks.tolist() == [[4, 6]]
 
@@ -260,7 +259,7 @@ class TestMerge:
 
 class TestDrop:
     def test_an_identity_and_whom_it_was_merged_with(self, a: Path) -> None:
-        labels.commit(a, np.array([0, 1, 2, 1, 3]), np.array([[0, 2], [1, 2], [2, 3]]), {})
+        labels.apply(a, np.array([0, 1, 2, 1, 3]), np.array([[0, 2], [1, 2], [2, 3]]), {})
         before = files(a)
         said = taking.drop(a, ["person-1"], "asked to", dry_run=True)
         assert said.dry_run and files(a) == before
@@ -295,7 +294,7 @@ class TestDrop:
         self, a: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(labels, "commit", lambda *_: 1 / 0)
+            patch.setattr(labels, "apply", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 taking.drop(a, ["2"], "asked to")
         assert "identity 2 was taken down and is in the labels" in verify(a).shown[0]

@@ -36,7 +36,7 @@ from glint.shards import plan, recordio
 from glint.shards.dataset import Dataset
 from glint.shards.tar import Shard, Tar
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 Jpeg = Callable[[int], bytes]
 
 
@@ -346,12 +346,12 @@ def test_a_finished_dataset_with_a_changed_shard(world: Path, tmp_path: Path) ->
     assert stage.shard(world, out, stage.Options(16)).resumed_shards == 4
 
 
-@pytest.mark.parametrize("where", ["take_up", "_join"])
+@pytest.mark.parametrize("where", ["take_up", "join"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_and_after_the_shards(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
 ) -> None:
-    place = output if where == "take_up" else stage
+    place: Any = output if where == "take_up" else stage.Sharding
     real, handler = getattr(place, where), signal.getsignal(signal.SIGTERM)
 
     def hit(*given: Any) -> Any:
@@ -368,8 +368,8 @@ def test_a_signal_before_and_after_the_shards(
     finally:
         signal.signal(signal.SIGTERM, handler)
     assert caught.value.exit_code == 75
-    assert out.exists() == (where == "_join")  # no trace without a plan
-    assert stage.shard(world, out, stage.Options(16)).resumed_shards == 4 * (where == "_join")
+    assert out.exists() == (where == "join")  # no trace without a plan
+    assert stage.shard(world, out, stage.Options(16)).resumed_shards == 4 * (where == "join")
 
 
 def test_outputs_that_are_refused(world: Path, tmp_path: Path) -> None:

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from glint.errors import UsageError
-from glint.pipelines.recipe import Recipe
-from glint.pipelines.road import commands
+from glint.pipelines.recipe import Recipe, commands
 from glint.recipes.load import load
 
 FULL = """

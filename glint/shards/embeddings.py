@@ -1,0 +1,255 @@
+"""A folder of embeddings: rows that grow block by block, and their reading when all are there.
+
+A line in a journal, synced after the rows, says that a block is there; embeddings.json, written
+last, holds the checksums of both arrays.
+"""
+
+# n images of one batch, N images of the dataset, C classes as sharded, D embedding
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from glint.errors import InputError, MismatchError
+from glint.files import atomic
+from glint.files.strings import new_array, take_room
+
+FORMAT = "glint/embeddings@2"  # 1 had no checksums
+ARRAYS = ("samples.npy", "centres.npy")
+AGAIN = "delete this folder and run `glint embed` again"
+TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
+STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """An embedding folder that fits its dataset.
+
+    sample_ND: memory map, rows of NaN for failed images; centre_CD: rows of NaN for empty classes.
+    """
+
+    root: Path
+    sample_ND: Floats
+    centre_CD: npt.NDArray[np.float32]
+    about: dict[str, Any]
+
+
+def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
+    """Open an embedding folder and check that it belongs to the dataset.
+
+    Raises InputError for a missing, unreadable or damaged folder, MismatchError for another
+    dataset's. Reads both arrays once, for their checksums.
+    """
+    if not (root / "embeddings.json").is_file():
+        raise InputError(
+            "GL0402",
+            "expected embeddings, found no embeddings.json",
+            where=str(root),
+            hint="run `glint embed` to its end first",
+        )
+    about = atomic.read_json(root / "embeddings.json", "GL0402")
+    if about.get("dataset") != dataset_digest:
+        raise MismatchError(
+            "GL0402",
+            f"made from dataset {about.get('dataset')}, expected {dataset_digest}",
+            where=str(root),
+            hint="run `glint embed` on this dataset",
+        )
+    if about.get("format") != FORMAT:
+        raise InputError(
+            "GL0402",
+            f"expected format {FORMAT!r}, found {about.get('format')!r}",
+            where=str(root / "embeddings.json"),
+            hint=AGAIN,
+        )
+    sample_ND = _open(root / "samples.npy", images)
+    centre_CD = _open(root / "centres.npy", classes)
+    if sample_ND.shape[1] != centre_CD.shape[1]:
+        raise InputError(
+            "GL0402",
+            f"samples have {sample_ND.shape[1]} columns, centres {centre_CD.shape[1]}",
+            where=str(root),
+        )
+    check_sums(root, about)
+    return Embeddings(root, sample_ND, centre_CD, about)
+
+
+def check_sums(root: Path, about: dict[str, Any]) -> None:
+    """Read both arrays and compare with what was written. Raises InputError GL0402."""
+    written = about.get("files")
+    for name in ARRAYS:
+        expected = written.get(name) if isinstance(written, dict) else None
+        found = checksum(root / name)
+        if found != expected:
+            raise InputError(
+                "GL0402",
+                f"expected the checksum {expected}, found {found}",
+                where=str(root / name),
+                hint=AGAIN,
+            )
+
+
+def checksum(path: Path) -> str:
+    """Return the xxh3-128 of a file. Raises InputError GL0402 where it cannot be read."""
+    try:
+        return "xxh3:" + atomic.digest(path)
+    except OSError as error:
+        raise InputError(
+            "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
+        ) from None
+
+
+def _open(path: Path, rows: int) -> Any:
+    """Map a two-dimensional float .npy with `rows` rows. Raises InputError for anything else."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise InputError("GL0402", "expected one array, found an archive", where=str(path))
+    if array.ndim != 2 or len(array) != rows or array.dtype.kind != "f":
+        raise InputError(
+            "GL0402",
+            f"expected {rows} rows of floats, found {array.dtype} {array.shape}",
+            where=str(path),
+        )
+    return array
+
+
+def centres(
+    sample_ND: Floats, label_N: npt.NDArray[np.int64], classes: int, *, trim: bool = False
+) -> npt.NDArray[np.float32]:
+    """Average unit embeddings per label and scale to length one; NaN where a label has none.
+
+    trim: a second pass leaves out samples more than 75 degrees from the first average.
+    """
+    centre_CD = _mean(sample_ND, label_N, classes, None)
+    if trim:
+        trimmed_CD = _mean(sample_ND, label_N, classes, centre_CD)
+        found_C1 = np.isfinite(trimmed_CD[:, :1])  # else nothing is near the first average
+        centre_CD = np.where(found_C1, trimmed_CD, centre_CD)
+    return centre_CD
+
+
+def _mean(
+    sample_ND: Floats,
+    label_N: npt.NDArray[np.int64],
+    classes: int,
+    near_CD: npt.NDArray[np.float32] | None,
+) -> npt.NDArray[np.float32]:
+    """Sum finite rows (those near `near_CD` where given) per label; scale to length one."""
+    sum_CD = np.zeros((classes, sample_ND.shape[1]), np.float32)
+    for start in range(0, len(sample_ND), 16384):
+        row_nD = np.asarray(sample_ND[start : start + 16384], dtype=np.float32)
+        label_n = label_N[start : start + 16384]
+        keep_n = np.isfinite(row_nD).all(axis=1)
+        if near_CD is not None:
+            cosine_n = (row_nD * near_CD[label_n]).sum(axis=1)
+            keep_n &= cosine_n >= np.cos(np.radians(TRIM_DEGREES))
+        row_nD, label_n = row_nD[keep_n], label_n[keep_n]
+        if not len(label_n):
+            continue
+        order = np.argsort(label_n, kind="stable")
+        label_n = label_n[order]
+        first = np.flatnonzero(np.r_[True, label_n[1:] != label_n[:-1]])
+        sum_CD[label_n[first]] += np.add.reduceat(row_nD[order], first, axis=0)
+    norm_C1 = np.linalg.norm(sum_CD, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre_CD: npt.NDArray[np.float32] = (sum_CD / norm_C1).astype(np.float32)
+    centre_CD[norm_C1[:, 0] <= 1e-6] = np.nan
+    return centre_CD
+
+
+class Rows:
+    """Rows that grow: embeddings, norms and statuses at their final size, and the journal.
+
+    Whoever holds `out` alone opens them; `work` is its private folder.
+    """
+
+    def __init__(
+        self, out: Path, work: Path, images: int, dim: int, dtype: str, block: int
+    ) -> None:
+        self.images, self.block = images, block
+        if (out / "samples.npy").exists():  # stopped while finishing
+            (out / "samples.npy").replace(work / "samples.npy")
+        self.journal = atomic.Journal(work / "journal.jsonl")
+        self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
+        self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
+        self.status_N = _grow(work / "status.npy", (images,), np.dtype(np.uint8))
+        self.done = self._trusted()
+
+    def _cut(self, number: int) -> slice:
+        return slice(number * self.block, min((number + 1) * self.block, self.images))
+
+    def _digest(self, cut: slice) -> str:
+        state = xxhash.xxh3_128()
+        for array in (self.sample_ND, self.norm_N, self.status_N):
+            state.update(np.ascontiguousarray(array[cut]).tobytes())
+        return state.hexdigest()
+
+    def _trusted(self) -> set[int]:
+        """Believe a journal line only where the rows it names still have its digest."""
+        claimed = {int(entry["block"]): str(entry["xxh3"]) for entry in self.journal.lines}
+        return {
+            number
+            for number, digest in claimed.items()
+            if number * self.block < self.images and self._digest(self._cut(number)) == digest
+        }
+
+    def count(self) -> int:
+        """Return how many rows are there."""
+        return sum(self._cut(i).stop - self._cut(i).start for i in self.done)
+
+    def take(self, number: int, path: Path) -> bool:
+        """Take the rows of a block from its file; return whether they were there and whole."""
+        cut = self._cut(number)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                part = [file[name] for name in ("sample", "norm", "status")]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return False
+        arrays = (self.sample_ND, self.norm_N, self.status_N)
+        for array, rows in zip(arrays, part):
+            if rows.shape != array[cut].shape or rows.dtype != array.dtype:
+                return False
+        for array, rows in zip(arrays, part):
+            array[cut] = rows
+        self.commit(number)
+        return True
+
+    def missing(self) -> list[tuple[int, slice]]:
+        """List the blocks that are not there yet, and their rows."""
+        blocks = -(-self.images // self.block)
+        return [(i, self._cut(i)) for i in range(blocks) if i not in self.done]
+
+    def commit(self, number: int) -> None:
+        """Sync the rows of a block, then the journal line that vouches for them."""
+        for array in (self.sample_ND, self.norm_N, self.status_N):
+            array.flush()
+        self.journal.append({"block": number, "xxh3": self._digest(self._cut(number))})
+        self.done.add(number)
+
+
+def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
+    """Open or create a .npy of its final shape."""
+    with atomic.writing(path):
+        if path.exists():
+            try:
+                array = np.lib.format.open_memmap(path, mode="r+")
+                if array.shape == shape and array.dtype == dtype:
+                    take_room(path)
+                    return array
+            except ValueError:
+                pass  # stopped while being created: begin again
+        return new_array(path, dtype, shape)

@@ -1,0 +1,44 @@
+"""The output folder of a stage: who holds it, who knows it again, from which plan it was begun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glint.errors import BusyError, MismatchError
+from glint.jobs.tasks import Task
+from glint.jobs.workspace import Workspace, sha256
+
+PLAN = {"format": "glint/faces@1", "seed": 1}
+
+
+def test_one_holds_it_or_tasks_share_it(tmp_path: Path) -> None:
+    space = Workspace(tmp_path / "out", "faces")
+    with space.held(), pytest.raises(BusyError, match="GL0005"), space.held():
+        pass
+    with space.held(Task(0, 2)) as held, space.held(Task(1, 2)):
+        assert not held.alone()
+    space.refuse_foreign()  # a lock alone is nobody's
+
+
+def test_another_plan_is_refused(tmp_path: Path) -> None:
+    space = Workspace(tmp_path, "faces")
+    with space.held():
+        space.take_up(PLAN, "GL0402")
+    space.take_up(PLAN, "GL0402")
+    space.refuse_foreign()
+    with pytest.raises(MismatchError, match=r"GL0006.*\(seed: 1 there, 2 now\)"):
+        space.take_up({**PLAN, "seed": 2}, "GL0402")
+    with pytest.raises(BusyError, match=r"GL0004.*holds no rows"):
+        Workspace(tmp_path, "rows").refuse_foreign()
+
+
+def test_the_end_names_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"abc")
+    space = Workspace(tmp_path, "faces")
+    about = space.finish(PLAN, ["a.parquet", "b.parquet"])
+    assert about == {**PLAN, "files": {"a.parquet": sha256(tmp_path / "a.parquet")}}
+    assert json.loads((tmp_path / "faces.json").read_text()) == about
+    space.refuse_foreign()
