@@ -68,9 +68,7 @@ class ClusterApply:
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterUndo:
-    SCHEMA: ClassVar[str] = (
-        "glint/cluster-undo-result@1"  # labels from before `apply`, in force again
-    )
+    SCHEMA: ClassVar[str] = "glint/cluster-undo-result@1"  # the labels from before `apply`
     version_before: int  # of the labels, before
     version: int  # of the labels
     classes_before: int  # identities before
