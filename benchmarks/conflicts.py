@@ -281,8 +281,9 @@ def stages(path: str, out: str) -> Any:
     seconds["tables and the rest"] = whole - sum(seconds.values())
     page = (Path(out) / "report.html").stat().st_size
     return {"whole": whole, "seconds": seconds, "mib": peak(), "page": page / 2**20,
-            **{k: got[k] for k in ("pairs", "merge", "mask", "keep", "groups", "outliers", "mixed",
-                                   "identities", "low")}, "images": data.n}  # fmt: skip
+            **{k: getattr(got, k) for k in ("pairs", "merge", "mask", "keep", "groups", "outliers",
+                                            "mixed", "identities", "low")},
+            "images": data.n}  # fmt: skip
 
 
 CHILDREN = {f.__name__: f for f in (ours, flat, approximate, stretch, material, stages)}

@@ -149,8 +149,8 @@ class Bench:
         entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
         apart = [entry["distill"] for entry in entries if "distill" in entry]
         made = {
-            "run": name, "images": trained["images"], "accuracy": 100 * trained["accuracy"],
-            "tar": 100 * self.tar(out), "loss": trained["loss"], "cpu": time.process_time() - begin,
+            "run": name, "images": trained.images, "accuracy": 100 * trained.accuracy,
+            "tar": 100 * self.tar(out), "loss": trained.loss, "cpu": time.process_time() - begin,
             **({"distance": statistics.mean(apart[-5:])} if apart else {}),
         }  # fmt: skip
         print(json.dumps(made), file=sys.stderr, flush=True)

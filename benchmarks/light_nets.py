@@ -84,9 +84,9 @@ def costs(label: str) -> dict[str, Any]:
         times = {f"ms_batch_{b}": round(milliseconds(onnx, b), 2) for b in (1, 32)}
     return {
         "figure": f"light nets: {label}, insightface loads its ONNX",
-        "value": exported["insightface"], "target": True, "holds": exported["insightface"],
+        "value": exported.insightface, "target": True, "holds": exported.insightface,
         "net": label, "parameters": sum(p.numel() for p in net.parameters()), "macs": _macs(net),
-        **times, "onnx_cosine": exported["cosine_min"],
+        **times, "onnx_cosine": exported.cosine_min,
     }  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def ours(source: Path, out: Path, workers: int = 1, **options: Any) -> Callable[
         result = shard.shard(
             source, out / "glint", shard.Options(SHARD, **options), workers=workers
         )
-        return {"bytes": result["bytes"], "n": result["written"]}
+        return {"bytes": result.bytes, "n": result.written}
 
     return work
 
@@ -357,9 +357,9 @@ def verify(args: argparse.Namespace, place: Path) -> Iterator[dict[str, Any]]:
             from glint.shards import verify
 
             result = verify.verify(data, deep=True, workers=workers)
-            if not result["ok"]:
-                raise AssertionError(result["shown"])
-            return result["bytes"]
+            if not result.ok:
+                raise AssertionError(result.shown)
+            return result.bytes
 
         return work
 

@@ -93,7 +93,7 @@ class BudgetError(GlintError):
     """Finished, but more was bad than allowed; `result` is what the work returned."""
 
     exit_code = 5
-    result: dict[str, object] | None = None
+    result: object = None
 
 
 class ResourceError(GlintError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import sys
@@ -35,16 +34,22 @@ def root(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
     ),
     cache: str = typer.Option(
-        "", "--cache", metavar="FOLDER", help="Where datasets of a store are cached: GLINT_CACHE."
+        "",
+        "--cache",
+        metavar="FOLDER",
+        help="Where to cache datasets of a store; also GLINT_CACHE.",
     ),
     cache_size: str = typer.Option(
-        "", "--cache-size", metavar="SIZE", help="Most bytes of shards there: GLINT_CACHE_SIZE."
+        "",
+        "--cache-size",
+        metavar="SIZE",
+        help="Most bytes of shards to cache; also GLINT_CACHE_SIZE.",
     ),
 ) -> None:
     """Train face recognition on millions of identities."""
     for name, value in (("GLINT_CACHE", cache), ("GLINT_CACHE_SIZE", cache_size)):
         if value:
-            os.environ[name] = value  # ranks and workers take it from there
+            os.environ[name] = value  # ranks and workers read it there
 
 
 def main() -> None:
@@ -60,7 +65,7 @@ def main() -> None:
         code = 1
     except SystemExit as left:
         code = left.code
-        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # the parser saw a reader leave
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # the reader of a pipe has left
             code = 128 + signal.SIGPIPE
     except BrokenPipeError:  # the same, at the flush
         _mute()
@@ -77,7 +82,7 @@ def main() -> None:
             raise
         error.show()  # type: ignore[attr-defined]
         if "--json" in sys.argv[1:]:
-            print(json.dumps(console.told(UsageError("GL0002", error.format_message()))))
+            console.print_json(console.failure(UsageError("GL0002", error.format_message())))
         code = 2
     raise SystemExit(code or 0)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import datasets as results
 
 
 def register(app: typer.Typer) -> None:
@@ -15,39 +18,39 @@ def register(app: typer.Typer) -> None:
 
 
 def card(
-    dataset: str = show.DATASET,
+    dataset: str = console.DATASET,
     licence: str | None = typer.Option(
-        None, "--license", help="An SPDX name, or text; must be given once."
+        None, "--license", help="An SPDX name or text; required once."
     ),
     consent: str | None = typer.Option(
-        None, "--consent", help="What the people shown agreed to; must be given once."
+        None, "--consent", help="What the people shown consented to; required once."
     ),
     contact: str | None = typer.Option(
-        None, "--contact", help="Where to ask for removal; must be given once."
+        None, "--contact", help="Where to request removal; required once."
     ),
     title: str | None = typer.Option(None, "--title", help="Default: the folder's name."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the card, write nothing."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the card; write nothing."),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Write DATASET/README.md, a Hugging Face dataset card; your text between marks is kept."""
+    """Write DATASET/README.md, a Hugging Face dataset card; keeps your text between its marks."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Card:
         from glint.pipelines.dataset import card as stage
 
         return stage.card(
             dataset, licence=licence, consent=consent, contact=contact, title=title, dry_run=dry_run
         )
 
-    show.run(work, "glint/card-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
-    if result["dry_run"]:
-        return str(result["text"])
-    lines = [f"wrote        {result['card']} (license: {result['license']})"]
-    if result["kept"]:
-        lines.append(f"kept         {', '.join(result['kept'])}")
-    if result["replaced"]:
-        lines.append(f"replaced     {', '.join(result['replaced'])}")
-    return "\n".join([*lines, "next         fill in what the card says is not stated"])
+def _say(result: results.Card) -> str:
+    if result.dry_run:
+        return str(result.text)
+    lines = [f"wrote        {result.card} (license: {result.license})"]
+    if result.kept:
+        lines.append(f"kept         {', '.join(result.kept)}")
+    if result.replaced:
+        lines.append(f"replaced     {', '.join(result.replaced)}")
+    return "\n".join([*lines, "next         fill in what the card lists as not stated"])

@@ -8,20 +8,21 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
 
 if TYPE_CHECKING:
+    from glint.results import identities as results
     from glint.review.server import Review
 
 
 def register(app: typer.Typer) -> None:
     """Add the command and its subcommands."""
     group = typer.Typer(
-        cls=show.Bare,
+        cls=console.Bare,
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Find identities that are one person (`glint dedup-conflicts DATASET ...` is `find`); "
@@ -46,11 +47,11 @@ def find(
     ),
     low: float | None = typer.Option(None, "--low", help="Search from this centre cosine."),
     rate: float = typer.Option(
-        0.01, "--false-merge-rate", help="Share of the merges that chance may make wrong, at most."
+        0.01, "--false-merge-rate", help="Largest accepted share of wrong merges."
     ),
-    cap: int = typer.Option(8, "--cap", help="Most identities in one group."),
+    cap: int = typer.Option(8, "--cap", help="Largest group of identities to merge."),
     engine: str = typer.Option(
-        "auto", "--engine", help="auto, int8, torch (float32) or faiss: the same pairs."
+        "auto", "--engine", help="auto, int8, torch (float32) or faiss; all find the same pairs."
     ),
     near: bool = typer.Option(
         True, "--near/--no-near", help="Decode every image to find near duplicates."
@@ -59,103 +60,101 @@ def find(
         [],
         "--against",
         metavar="DATASET",
-        help="Another dataset, to find who stands in both; may be given several times.",
+        help="Another dataset: find people that are in both; repeatable.",
     ),
     tests: list[Path] = typer.Option(
         [],
         "--against-test",
         metavar="DATASET",
-        help="A test set: its people in this dataset are told as leaks.",
+        help="A test set: its people in this dataset are reported as leaks.",
     ),
     against_embeddings: list[Path] = typer.Option(
         [],
         "--against-embeddings",
         metavar="EMB",
-        help="Embeddings of these datasets by the same model, in any order.",
+        help="The embeddings of these datasets by the same model, in any order.",
     ),
-    thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Faces in the report."),
-    seed: int = typer.Option(0, "--seed", help="Of the calibration draws."),
+    thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Show faces in the report."),
+    seed: int = typer.Option(0, "--seed", help="Seed of the calibration."),
     overwrite: bool = typer.Option(
-        False, "--overwrite", help="Replace a report that is applied, or was edited by hand."
+        False, "--overwrite", help="Replace a report that is applied or was edited by hand."
     ),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Search, verify and judge pairs of identities; write tables and a page. Changes no label.
+    """Find pairs of identities that are one person; write tables and a report. Changes no label.
 
-    After a stop the same command goes on with the search.
+    Run the same command again to continue after a stop.
     """
-    command = "glint " + " ".join(sys.argv[1:])
 
-    def work() -> dict[str, Any]:
-        from glint.conflicts import verdicts
+    def work() -> results.Conflicts:
+        from glint.conflicts.verdicts import ConflictOptions
         from glint.jobs.workers import ending
-        from glint.pipelines.conflicts import find as conflicts
+        from glint.pipelines.conflicts import find as stage
         from glint.pipelines.conflicts import overlap
         from glint.shards.dataset import Dataset
         from glint.shards.embeddings import load
 
-        options = verdicts.ConflictOptions(
-            threshold=threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate
-        )
-        folder = show.path(out, "--out")
+        options = ConflictOptions(threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate)
+        folder = console.path(out, "--out")
         data = Dataset(dataset)
-        conflicts.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
+        stage.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
         emb = load(embeddings, data.digest, images=data.n, classes=data.classes)
         others = overlap.opened(against, tests, against_embeddings, emb)
-        with show.progress("dedup-conflicts") as progress, ending():
-            return conflicts.run(
+        with console.progress("dedup-conflicts") as progress, ending():
+            return stage.run(
                 data,
                 emb,
                 folder,
                 options,
                 thumbs=thumbs,
                 overwrite=overwrite,
-                command=command,
+                command="glint " + " ".join(sys.argv[1:]),
                 near=near,
                 against=others,
                 progress=progress,
             )
 
-    show.run(
-        work, "glint/conflicts-result@1", as_json, debug=debug, say=lambda r: _say_found(r, thumbs)
-    )
+    console.run(work, as_json, debug=debug, say=lambda r: _say_found(r, thumbs))
 
 
 def review(
     folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
-    port: int = typer.Option(0, "--port", min=0, max=65535, help="On 127.0.0.1; 0 = a free one."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    port: int = typer.Option(
+        0, "--port", min=0, max=65535, help="Port on 127.0.0.1; 0 = a free one."
+    ),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Serve the report on this machine, to decide pairs in a browser, until Ctrl-C."""
+    """Serve the report on this machine to review pairs in a browser; Ctrl-C ends it."""
 
-    def work() -> dict[str, Any]:
-        from glint.pipelines.conflicts import review as reviewing
+    def work() -> results.Review:
+        from glint.pipelines.conflicts import review as stage
+        from glint.results import identities as results
 
-        with reviewing.opened(folder, port=port) as server:
+        with stage.opened(folder, port=port) as server:
             before = len(server.book.decisions)
             print(f"open {server.invite()}", file=sys.stderr)
             print(
-                "the link works once; the page makes more; Ctrl-C ends the review",
+                "the link works once; the page can make more links; Ctrl-C ends the review",
                 file=sys.stderr,
                 flush=True,
             )
             _serve(server)
             made = server.book.decisions
-            return {
-                "decisions": len(made),
-                "new": len(made) - before,
-                "reviewers": sorted({one.by for one in made}),
-                "file": str(server.book.path),
-                "out": str(folder),
-            }
+            return results.Review(
+                decisions=len(made),
+                new=len(made) - before,
+                reviewers=sorted({one.by for one in made}),
+                file=str(server.book.path),
+                out=str(folder),
+            )
 
-    show.run(work, "glint/review-result@1", as_json, debug=debug, say=_say_reviewed)
+    console.run(work, as_json, debug=debug, say=_say_reviewed)
 
 
 def _serve(server: Review) -> None:
-    """Serve until Ctrl-C: by a handler, as an exception may fall where it is swallowed."""
+    """Serve until Ctrl-C. A signal handler, as a KeyboardInterrupt may be swallowed."""
 
     def stop(number: int, frame: object) -> None:
         threading.Thread(target=server.shutdown, daemon=True).start()
@@ -173,23 +172,22 @@ def apply(
         [],
         "--decisions",
         metavar="FILE",
-        help="A decisions.jsonl downloaded from the report; may be given several times. "
-        "FOLDER/decisions.jsonl always counts.",
+        help="A decisions.jsonl downloaded from the report; repeatable. FOLDER/decisions.jsonl is "
+        "always read.",
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would change."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    dry_run: bool = console.DRY_RUN,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Put the verdicts in force as a new label version; no shard is rewritten."""
+    """Apply the verdicts as a new label version; no shard is rewritten."""
 
-    def work() -> dict[str, Any]:
-        from glint.pipelines.conflicts import apply as decisions
+    def work() -> results.Apply:
+        from glint.pipelines.conflicts import apply as stage
 
-        return decisions.apply(folder, more=decisions_files, dry_run=dry_run)
+        return stage.apply(folder, more=decisions_files, dry_run=dry_run)
 
-    show.run(
+    console.run(
         work,
-        "glint/apply-result@1",
         as_json,
         debug=debug,
         say=lambda r: _say_applied(r, decisions_files),
@@ -198,101 +196,96 @@ def apply(
 
 def undo(
     folder: Path = typer.Argument(..., help="The folder that was applied."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Put the labels from before `apply` back in force."""
+    """Restore the labels from before `apply`."""
 
-    def work() -> dict[str, Any]:
-        from glint.pipelines.conflicts import apply as decisions
+    def work() -> results.Undo:
+        from glint.pipelines.conflicts import apply as stage
 
-        return decisions.undo(folder)
+        return stage.undo(folder)
 
-    show.run(work, "glint/undo-result@1", as_json, debug=debug, say=_say_applied)
+    console.run(work, as_json, debug=debug, say=_say_applied)
 
 
-def _say_found(r: dict[str, Any], thumbs: bool) -> str:
+def _say_found(r: results.Conflicts, thumbs: bool) -> str:
     lines = [
-        f"{r['pairs']} pairs of identities from centre cosine {r['low']:.2f} (exact, "
-        f"{r['engine']})",
-        f"  merge {r['merge']}   one person: {r['groups']} groups, largest {r['largest_group']}",
-        f"  mask  {r['mask']}   may be one person: kept apart in the loss only",
-        f"  keep  {r['keep']}   look-alikes",
+        f"{r.pairs} pairs of identities from centre cosine {r.low:.2f} (exact, {r.engine})",
+        f"  merge {r.merge}   one person: {r.groups} groups, largest {r.largest_group}",
+        f"  mask  {r.mask}   may be one person: kept apart in the loss only",
+        f"  keep  {r.keep}   look-alikes",
     ]
-    if r["groups_refused"]:
-        lines.append(f"  {r['groups_refused']} groups refused (chains or too large): masked")
+    if r.groups_refused:
+        lines.append(f"  {r.groups_refused} groups refused (chains or too large): masked")
     lines.append(
-        f"inside identities: {r['mixed']} of two people, {show.count(r['outliers'], 'outlier')}; "
-        f"repeated images: {r['duplicates']} groups of the same bytes, {r['near_duplicates']} of "
+        f"inside identities: {r.mixed} of two people, {console.count(r.outliers, 'outlier')}; "
+        f"repeated images: {r.duplicates} groups of the same bytes, {r.near_duplicates} of "
         "the same picture"
     )
-    for other in r["against"]:
+    for other in r.against:
         lines.append(
             f"in {other['name']} too: {other['merge']} one person, {other['mask']} may be, "
-            f"{show.count(other['shared_images'], 'image')} in both"
+            f"{console.count(other['shared_images'], 'image')} in both"
             + (f": {other['leaks']} identities leak from this test set" if other["test"] else "")
         )
-    if r["classes_excluded"] or r["samples_excluded"]:
+    if r.classes_excluded or r.samples_excluded:
         lines.append(
-            f"  {r['samples_excluded']} images and {r['classes_excluded']} identities "
+            f"  {r.samples_excluded} images and {r.classes_excluded} identities "
             "without a usable embedding took no part"
         )
-    lines += [f"  {note}" for note in {r["note"], *(o["note"] for o in r["against"])} if note]
-    if not r["calibrated"]:
+    lines += [f"  {note}" for note in {r.note, *(o["note"] for o in r.against)} if note]
+    if not r.calibrated:
         lines.append("  not calibrated: too few identities have two images; give --threshold")
-    out = show.quoted(r["out"])
+    out = console.quoted(r.out)
     lines += [
-        f"identities {r['identities']} -> {r['identities_after']} when applied; nothing has "
-        "changed yet",
-        f"wrote {r['report']} (offline{'; holds faces' if thumbs else ''}: mode 0600)",
+        f"identities {r.identities} -> {r.identities_after} when applied; nothing has changed yet",
+        f"wrote {r.report} (offline{'; holds faces' if thumbs else ''}: mode 0600)",
         f"Next: glint dedup-conflicts review {out}   (or apply {out} --dry-run)",
     ]
     return "\n".join(lines)
 
 
-def _say_reviewed(r: dict[str, Any]) -> str:
-    by = f" by {', '.join(r['reviewers'])}" if r["reviewers"] else ""
+def _say_reviewed(r: results.Review) -> str:
+    by = f" by {', '.join(r.reviewers)}" if r.reviewers else ""
     return (
-        f"{r['file']}: {show.count(r['decisions'], 'decision')}{by}, {r['new']} of them new\n"
-        f"Next: glint dedup-conflicts apply {show.quoted(r['out'])} --dry-run"
+        f"{r.file}: {console.count(r.decisions, 'decision')}{by}, {r.new} of them new\n"
+        f"Next: glint dedup-conflicts apply {console.quoted(r.out)} --dry-run"
     )
 
 
-def _say_applied(r: dict[str, Any], files: Sequence[Path] = ()) -> str:
-    if r["already"]:
+def _say_applied(r: results.Apply, files: Sequence[Path] = ()) -> str:
+    if r.already:
         return (
-            f"nothing to do: this report is in force already, as label version "
-            f"{r['version']} of {r['dataset']}"
+            f"nothing to do: this report is already in force, as label version "
+            f"{r.version} of {r.dataset}"
         )
-    if r.get("nothing"):
+    if r.nothing:
         return (
             f"nothing to apply: this report merges and masks nothing new; the labels of "
-            f"{r['dataset']} stay at version {r['version']}"
+            f"{r.dataset} stay at version {r.version}"
         )
-    verb = "would become" if r["dry_run"] else "are now"
+    verb = "would become" if r.dry_run else "are now"
     lines = [
-        f"identities {r['classes_before']} -> {r['classes']}, masked pairs "
-        f"{r['masks_before']} -> {r['masks']}; no shard rewritten",
+        f"identities {r.classes_before} -> {r.classes}, masked pairs "
+        f"{r.masks_before} -> {r.masks}; no shard rewritten",
     ]
-    if r.get("decided"):
-        lines.append(f"{show.count(r['decided'], 'pair')} as reviewers decided")
-    if r["dry_run"]:
-        lines.append(
-            f"the labels of {r['dataset']} {verb} a new version (--dry-run: nothing written)"
-        )
+    if r.decided:
+        lines.append(f"{console.count(r.decided, 'pair')} as reviewers decided")
+    if r.dry_run:
+        lines.append(f"the labels of {r.dataset} {verb} a new version (--dry-run: nothing written)")
         words = [str(word) for path in files for word in ("--decisions", path)]
         lines.append(
-            "Next: " + shlex.join(["glint", "dedup-conflicts", "apply", str(r["report"]), *words])
+            "Next: " + shlex.join(["glint", "dedup-conflicts", "apply", str(r.report), *words])
         )
     else:
         lines.append(
-            f"the labels of {r['dataset']} {verb} at version {r['version']} (was "
-            f"{r['version_before']})"
+            f"the labels of {r.dataset} {verb} at version {r.version} (was {r.version_before})"
         )
         lines.append(
-            f"Next: glint balance {show.quoted(r['dataset'])}"
-            if r["applied"]
-            else f"Next: glint dedup-conflicts apply {show.quoted(r['report'])}   "
+            f"Next: glint balance {console.quoted(r.dataset)}"
+            if r.applied
+            else f"Next: glint dedup-conflicts apply {console.quoted(r.report)}   "
             "(to put it back; with the --decisions that it had)"
         )
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -21,19 +21,33 @@ from typer.core import TyperGroup
 from glint import log
 from glint.errors import BudgetError, GlintError, UsageError
 from glint.log import Progress
+from glint.results import Result, to_json
 
-JSON = typer.Option(False, "--json", help="Print one JSON object on stdout and nothing else.")
-DEBUG = typer.Option(False, "--debug", help="Show the stack trace of an error.")
+if TYPE_CHECKING:
+    from glint.results.models import Error
+
+Answer = TypeVar("Answer", bound=Result | None)
+
+JSON = typer.Option(False, "--json", help="Print one JSON object on stdout (docs/results.md).")
+DEBUG = typer.Option(False, "--debug", help="Print the stack trace of an error.")
+DRY_RUN = typer.Option(False, "--dry-run", help="Print what would be done; write nothing.")
+WORKERS = typer.Option(0, help="Processes; 0 = one per core. The output does not depend on it.")
+STAGING = typer.Option(None, help="Where shards wait for upload to a store; default: the cache.")
+SET = typer.Option(
+    [], "--set", metavar="KEY=VALUE", help="Change a value of the recipe, e.g. optim.lr=0.05."
+)
 DATASET = typer.Argument(..., help="A dataset: a folder, or a URL such as s3://bucket/name.")
 
 
 class Bare(TyperGroup):
-    """A group whose bare form, as `glint dedup-conflicts DATASET`, is `find`."""
+    """A group with a default subcommand: `glint dedup-conflicts DATASET` is `find`."""
+
+    bare = "find"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `find` before arguments that name no other subcommand."""
+        """Put the default before arguments that name no subcommand."""
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
-            args = ["find", *args]
+            args = [self.bare, *args]
         return super().parse_args(ctx, args)
 
 
@@ -45,7 +59,7 @@ def path(text: str, option: str) -> Path:
     from glint.files import store
 
     if not text:
-        raise UsageError("GL0002", "expected a path, found an empty text", where=option)
+        raise UsageError("GL0002", "expected a path, found an empty string", where=option)
     store.refuse(text, f"{option} must be a local path")
     return Path(text)
 
@@ -76,17 +90,23 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun if n == 1 else noun[:-1] + ending}"
 
 
-def told(error: GlintError) -> dict[str, object]:
-    """Return an error as the one JSON object that `--json` prints for it."""
-    return {
-        "schema": "glint/error@1",
-        "error": error.code,
-        "slug": error.slug,
-        "what": error.what,
-        "where": error.where,
-        "hint": error.hint,
-        "exit": error.exit_code,
-    }
+def print_json(answer: Result) -> None:
+    """Print the one JSON object of a command."""
+    print(json.dumps(to_json(answer)))
+
+
+def failure(error: GlintError) -> Error:
+    """Return what `--json` prints for an error."""
+    from glint.results.models import Error
+
+    return Error(
+        error=error.code,
+        slug=error.slug,
+        what=error.what,
+        where=error.where,
+        hint=error.hint,
+        exit=error.exit_code,
+    )
 
 
 def fail(error: GlintError) -> NoReturn:
@@ -98,17 +118,15 @@ def fail(error: GlintError) -> NoReturn:
 
 
 def run(
-    work: Callable[[], dict[str, Any]],
-    schema: str,
+    work: Callable[[], Answer],
     as_json: bool,
-    text: str = "",
     *,
     debug: bool = False,
-    say: Callable[[dict[str, Any]], str] | None = None,
+    say: Callable[[Answer], str] | None = None,
 ) -> None:
-    """Do `work` and show its result: JSON with `schema`, or `say(result)` for people.
+    """Do `work` and print its result: as JSON, or as the text that `say` makes of it.
 
-    An error is told on stderr and, as JSON, on stdout too: there is one object whatever happens.
+    An error goes to stderr and, with JSON, to stdout too: there is one object whatever happens.
     """
     log.set_up()
     try:
@@ -124,49 +142,33 @@ def run(
                 where=name if len(name) <= 80 else f"{name[:60]}... ({len(name)} characters)",
             ) from None
     except GlintError as error:
-        if as_json and isinstance(error, BudgetError) and error.result is not None:
-            print(json.dumps({"schema": schema, **error.result}))
-        elif as_json:
-            print(json.dumps(told(error)))
+        if as_json:
+            over: Any = isinstance(error, BudgetError) and error.result
+            print_json(over or failure(error))
         if debug:
             traceback.print_exception(error)
         fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    if as_json:
-        print(json.dumps({"schema": schema, **result}, sort_keys=False))
+    if as_json and result is not None:
+        print_json(result)
     elif say is not None:
         print(say(result))
-    elif text:
-        print(text)
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Progress]:
     """A progress bar on a terminal; elsewhere one line every 30 seconds; both on stderr."""
     if sys.stderr.isatty() and not os.environ.get("CI"):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
+        from tqdm import tqdm
 
-        with Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-        ) as bar:
-            task = bar.add_task(title, total=None, note="")
+        with tqdm(desc=title, dynamic_ncols=True, file=sys.stderr) as bar:
 
             def show(done: int, total: int, note: str = "") -> None:
-                bar.update(task, completed=done, total=total, note=note)
+                bar.total, bar.initial = total, bar.initial if bar.n else done
+                bar.set_postfix_str(note, refresh=False)
+                bar.update(done - bar.n)
 
             yield show
         return

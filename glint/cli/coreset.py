@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import identities as results
 
 
 def register(app: typer.Typer) -> None:
@@ -15,68 +18,70 @@ def register(app: typer.Typer) -> None:
 
 
 def coreset(
-    dataset: str = show.DATASET,
+    dataset: str = console.DATASET,
     embeddings: str = typer.Option(
         ..., "--embeddings", "--emb", metavar="FOLDER", help="From `glint embed`."
     ),
     out: str = typer.Option(..., "--out", "-o", metavar="FOLDER", help="Folder for the tables."),
     ratio: float | None = typer.Option(
-        None, "--keep-ratio", help="Share of the images to keep, exactly."
+        None, "--keep-ratio", help="Exact share of the images to keep."
     ),
     threshold: float | None = typer.Option(
-        None, "--threshold", help="Kept faces of an identity are at most so alike: a cosine."
+        None, "--threshold", help="Largest cosine between kept faces of an identity."
     ),
-    least: int = typer.Option(2, "--min", help="Faces that an identity keeps, if it has them."),
+    least: int = typer.Option(2, "--min", help="Fewest faces to keep of an identity."),
     degrees: float = typer.Option(
-        75.0, "--outliers", help="Drop faces so far from their identity's mean first; 180: none."
+        75.0,
+        "--outliers",
+        help="First drop faces this far from the mean of their identity; 180 = none.",
     ),
     centres: int = typer.Option(
-        1, "--sub-centres", help="Measure that from the dominant of so many sub-centres: 3."
+        1, "--sub-centres", help="Measure --outliers from the largest of this many sub-centres."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Count only."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    dry_run: bool = console.DRY_RUN,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Choose a part of the images to train on, as a mask that the sampling table carries."""
+    """Select images to train on; the sampling table carries the selection."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Coreset:
         from glint.pipelines import coreset as stage
         from glint.shards.dataset import Dataset
         from glint.shards.embeddings import load
 
         options = stage.Options(threshold, ratio, least, degrees, centres)
-        folder = show.path(out, "--out")
+        folder = console.path(out, "--out")
         stage.check_out(folder)  # before gigabytes are read
         data = Dataset(dataset)
-        rows = show.path(embeddings, "--embeddings")
+        rows = console.path(embeddings, "--embeddings")
         emb = load(rows, data.digest, images=data.n, classes=data.classes)
-        with show.progress("coreset") as progress:
+        with console.progress("coreset") as progress:
             return stage.run(data, emb, folder, options, dry_run=dry_run, progress=progress)
 
-    show.run(work, "glint/coreset-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(r: dict[str, Any]) -> str:
+def _say(r: results.Coreset) -> str:
     lines = [
-        f"kept {r['kept']} of {r['images']} images ({100 * r['ratio']:.2f} %) of "
-        f"{r['identities_kept']} of {r['identities']} identities (labels version "
-        f"{r['label_version']})",
-        f"  threshold {r['threshold']:.4f}: {r['similar']} more similar than that to a kept face, "
-        f"{r['restored']} restored",
-        f"  {r['outlier']} outliers, {r['no-embedding']} without an embedding",
+        f"kept {r.kept} of {r.images} images ({100 * r.ratio:.2f} %) of "
+        f"{r.identities_kept} of {r.identities} identities (labels version "
+        f"{r.label_version})",
+        f"  threshold {r.threshold:.4f}: {r.similar} more similar than that to a kept face, "
+        f"{r.restored} restored",
+        f"  {r.outlier} outliers, {r.no_embedding} without an embedding",
         "  images of an identity   identities     images       kept",
     ]
-    for one in r["by_size"]:
-        size = f"{one['images_from']} to {one['images_to']}" if one["images_to"] else "more"
-        share = f"{100 * one['kept'] / one['images']:.0f} %"
+    for one in r.by_size:
+        size = f"{one.images_from} to {one.images_to}" if one.images_to else "more"
+        share = f"{100 * one.kept / one.images:.0f} %"
         lines.append(
-            f"  {size:>21} {one['identities']:>12} {one['images']:>10} {one['kept']:>10} {share:>6}"
+            f"  {size:>21} {one.identities:>12} {one.images:>10} {one.kept:>10} {share:>6}"
         )
-    if r["dry_run"]:
+    if r.dry_run:
         return "\n".join([*lines, "--dry-run: nothing written"])
-    change = show.quoted(f"data.sampling={r['sampling']}")
+    change = console.quoted(f"data.sampling={r.sampling}")
     lines += [
-        f"wrote {r['out']}/coreset.parquet: every image, and what it was too similar to",
+        f"wrote {r.out}/coreset.parquet: every image, and what it was too similar to",
         f"Next: glint train RECIPE --set {change}",
     ]
     return "\n".join(lines)

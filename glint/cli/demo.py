@@ -1,18 +1,22 @@
-"""`glint demo`: the whole road on a synthetic world, through the same commands a user types."""
+"""`glint demo`: every step on a synthetic world, through the commands that a user types."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 RECIPE = "synth_tiny"
 
@@ -23,64 +27,57 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Path = typer.Argument(Path("demo"), help="Where everything goes."),
+    folder: Path = typer.Argument(Path("demo"), help="The folder to write to."),
     identities: int = typer.Option(300, min=50, help="Identities to train on."),
-    images: int = typer.Option(24, min=4, help="Mean images per identity."),
-    conflicts: int = typer.Option(12, min=0, help="Identities planted under two ids."),
+    images: int = typer.Option(24, min=4, help="Mean number of images per identity."),
+    conflicts: int = typer.Option(12, min=0, help="Identities planted under two labels."),
     lookalikes: int = typer.Option(12, min=0, help="Pairs of look-alikes that must not merge."),
     nproc: int = typer.Option(2, "--nproc", min=1, help="Training ranks."),
     seed: int = typer.Option(0),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
     """Run synth, shard, train, embed, dedup-conflicts, balance, train, eval and export once."""
-    show.run(
+    console.run(
         lambda: _road(folder, identities, images, conflicts, lookalikes, nproc, seed),
-        "glint/demo-result@1",
         as_json,
         debug=debug,
         say=_table,
     )
 
 
+class _Steps:
+    """Runs commands, one after the other, and notes how long each took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, title: str, *args: str | Path | int) -> dict[str, Any]:
+        start = time.monotonic()
+        result = _glint(title, [str(a) for a in args])
+        self.seconds[title] = round(time.monotonic() - start, 1)
+        return result
+
+
 def _road(
     folder: Path, identities: int, images: int, conflicts: int, lookalikes: int, nproc: int,
     seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    from glint.errors import BusyError
+) -> results.Demo:  # fmt: skip
+    from glint.results import models as results
 
-    if folder.exists() and any(folder.iterdir()) and not (folder / "summary.json").exists():
-        raise BusyError(
-            "GL0004",
-            "the folder is not empty and holds no finished demo",
-            where=str(folder),
-            hint="remove it, or name another folder: glint demo OTHER",
-        )
-    if folder.exists():
-        import shutil
-
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    _clear(folder)
     began = time.monotonic()
     world, data, runs = folder / "world", folder / "data", folder / "runs"
-    seconds: dict[str, float] = {}
-
-    def glint(title: str, *args: str | Path) -> dict[str, Any]:
-        start = time.monotonic()
-        result = _glint(title, [str(a) for a in args])
-        seconds[title] = round(time.monotonic() - start, 1)
-        return result
-
+    glint = _Steps()
     glint(
-        "synth", "synth", world, "--identities", str(identities), "--images", str(images),
-        "--conflicts", str(conflicts), "--lookalikes", str(lookalikes), "--seed", str(seed),
-        "--workers", str(nproc),
+        "synth", "synth", world, "--identities", identities, "--images", images,
+        "--conflicts", conflicts, "--lookalikes", lookalikes, "--seed", seed, "--workers", nproc,
     )  # fmt: skip
     truth = json.loads((world / "truth.json").read_text())
-    shard = glint("shard", "shard", world, data, "--workers", str(nproc), "--seed", str(seed))
+    shard = glint("shard", "shard", world, data, "--workers", nproc, "--seed", seed)
     common = ["--set", f"data.path={data}", "--set", f"run.val=['{world / 'pairs.bin'}']"]
     first = glint(
-        "first model", "train", RECIPE, "--nproc", str(nproc), "--out", runs / "first", *common,
+        "first model", "train", RECIPE, "--nproc", nproc, "--out", runs / "first", *common,
     )  # fmt: skip
     embed = glint(
         "embed", "embed", data, "--model", first["checkpoint"], "--out", folder / "embeddings"
@@ -93,13 +90,13 @@ def _road(
     applied = glint("apply", "dedup-conflicts", "apply", folder / "conflicts")
     balance = glint("balance", "balance", data)
     final = glint(
-        "final model", "train", RECIPE, "--nproc", str(nproc), "--out", runs / "final", *common,
+        "final model", "train", RECIPE, "--nproc", nproc, "--out", runs / "final", *common,
         "--set", f"run.finetune={first['checkpoint']}", "--set", "data.sampling=auto",
         "--set", "optim.lr=0.05", "--set", "schedule.epochs=2",
     )  # fmt: skip
     onnx = folder / "model.onnx"
     export = glint("export", "export", final["checkpoint"], onnx)
-    checked = glint("eval", "eval", "--model", onnx, "--pairs", world / "pairs.bin")
+    checked = glint("eval", "eval", "pairs", world / "pairs.bin", "--model", onnx)
     summary = {
         "images_in": shard["read"],
         "images_written": shard["written"],
@@ -119,7 +116,7 @@ def _road(
         "embedded": embed["images"],
         "onnx_cosine_min": export["cosine_min"],
         "ranks": nproc,
-        "seconds": seconds,
+        "seconds": glint.seconds,
         "seconds_total": round(time.monotonic() - began, 1),
         "paths": {
             "world": str(world),
@@ -131,7 +128,23 @@ def _road(
         },
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    return summary
+    return results.Demo(**summary)
+
+
+def _clear(folder: Path) -> None:
+    """Make the folder, empty. Raises BusyError GL0004 where it holds anything but a demo."""
+    from glint.errors import BusyError
+
+    if folder.exists() and any(folder.iterdir()) and not (folder / "summary.json").exists():
+        raise BusyError(
+            "GL0004",
+            "the folder is not empty and holds no finished demo",
+            where=str(folder),
+            hint="remove it, or name another folder: glint demo OTHER",
+        )
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
 
 
 def _glint(title: str, args: list[str]) -> dict[str, Any]:
@@ -181,7 +194,7 @@ def _judge(data: Path, conflicts: Path, truth: dict[str, Any]) -> dict[str, Any]
 
 
 def _untrained(run: Path) -> float:
-    """Give the accuracy that the run logged before its first step."""
+    """Return the accuracy that the run logged before its first step."""
     for line in (run / "log.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if entry["kind"] == "verification" and entry["step"] == 0:
@@ -189,34 +202,34 @@ def _untrained(run: Path) -> float:
     raise AssertionError("no verification before the first step in the log")
 
 
-def _table(s: dict[str, Any]) -> str:
+def _table(s: results.Demo) -> str:
     rows = [
-        ("images in", f"{s['images_in']}"),
-        ("images written / quarantined", f"{s['images_written']} / {s['images_quarantined']}"),
-        ("identities as labelled", f"{s['identities']}"),
-        ("identities after merging", f"{s['identities_after_merge']}"),
+        ("images in", f"{s.images_in}"),
+        ("images written / quarantined", f"{s.images_written} / {s.images_quarantined}"),
+        ("identities as labelled", f"{s.identities}"),
+        ("identities after merging", f"{s.identities_after_merge}"),
         (
             "conflicts planted / found / wrong",
-            f"{s['conflicts_planted']} / {s['conflicts_found']} / {s['conflicts_wrong']}",
+            f"{s.conflicts_planted} / {s.conflicts_found} / {s.conflicts_wrong}",
         ),
         (
             "look-alikes planted / merged",
-            f"{s['lookalikes_planted']} / {s['lookalikes_merged']}",
+            f"{s.lookalikes_planted} / {s.lookalikes_merged}",
         ),
-        ("accuracy, untrained net", f"{100 * s['accuracy_untrained']:.2f} %"),
-        ("accuracy, first model", f"{100 * s['accuracy_first']:.2f} %"),
+        ("accuracy, untrained net", f"{100 * s.accuracy_untrained:.2f} %"),
+        ("accuracy, first model", f"{100 * s.accuracy_first:.2f} %"),
         (
             "accuracy, final model (ONNX)",
-            f"{100 * s['accuracy_final']:.2f} +- {100 * s['accuracy_final_std']:.2f} %",
+            f"{100 * s.accuracy_final:.2f} +- {100 * s.accuracy_final_std:.2f} %",
         ),
-        ("training ranks", f"{s['ranks']}"),
-        ("wall time", f"{s['seconds_total']:.0f} s"),
+        ("training ranks", f"{s.ranks}"),
+        ("wall time", f"{s.seconds_total:.0f} s"),
     ]
     width = max(len(name) for name, _ in rows)
-    lines = ["", "The road, on identities the net has never seen:", ""]
+    lines = ["", "Results, on identities the net has never seen:", ""]
     lines += [f"  {name:<{width}}  {value}" for name, value in rows]
     lines += ["", "Where things are:"]
-    lines += [f"  {name:<{width}}  {path}" for name, path in s["paths"].items()]
+    lines += [f"  {name:<{width}}  {path}" for name, path in s.paths.items()]
     lines += [
         "",
         "Next, on real data:",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import datasets as results
 
 
 def register(app: typer.Typer) -> None:
@@ -16,32 +19,30 @@ def register(app: typer.Typer) -> None:
 
 
 def drop(
-    dataset: Path = typer.Argument(..., parser=show.local, metavar="DATASET", help="A dataset."),
-    identity: list[str] = typer.Option(
-        [], "--identity", "--id", help="LABEL or NAME; may be given more than once."
-    ),
-    key: list[str] = typer.Option([], "--key", help="A single image; only with --erase."),
-    reason: str = typer.Option(..., "--reason", help="Why; kept in the tombstone."),
+    dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
+    identity: list[str] = typer.Option([], "--identity", "--id", help="LABEL or NAME; repeatable."),
+    key: list[str] = typer.Option([], "--key", help="Key of a single image; only with --erase."),
+    reason: str = typer.Option(..., "--reason", help="The reason, kept in the tombstone."),
     erase: Path | None = typer.Option(
         None,
         "--erase",
-        parser=show.local,
+        parser=console.local,
         metavar="PATH",
-        help="Write a new dataset without their images and names.",
+        help="Write a new dataset without these images and names.",
     ),
     workers: int = typer.Option(0, help="Processes for --erase; 0 = one per core."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    dry_run: bool = console.DRY_RUN,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Take identities out of training, or with --erase out of the bytes; leave a tombstone."""
+    """Take identities out of training or, with --erase, out of the data; leave a tombstone."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Drop | results.Erase | results.ErasePlan:
         import os
 
         from glint.pipelines.dataset import drop as stage
 
-        with show.progress("drop") as progress:
+        with console.progress("drop") as progress:
             return stage.drop(
                 dataset,
                 identity,
@@ -53,43 +54,45 @@ def drop(
                 progress=progress,
             )
 
-    show.run(work, "glint/drop-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
-    would = "would " if result["dry_run"] else ""
-    some = ", ".join(map(str, result["identities"][:10]))
-    some += " ..." if len(result["identities"]) > 10 else ""
-    images = show.count(result["images"], "image")
-    lines = [f"identities   {len(result['identities'])} ({some}), {images}"]
-    if result["merged_with"]:
+def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
+    from glint.results import datasets as results
+
+    would = "would " if result.dry_run else ""
+    some = ", ".join(map(str, result.identities[:10]))
+    some += " ..." if len(result.identities) > 10 else ""
+    images = console.count(result.images, "image")
+    lines = [f"identities   {len(result.identities)} ({some}), {images}"]
+    if result.merged_with:
         lines.append(
-            f"             {len(result['merged_with'])} of them by the labels in force, "
+            f"             {len(result.merged_with)} of them by the labels in force, "
             "which say they are the same person"
         )
-    if result.get("copies"):
+    if result.copies:
         lines.append(
-            f"note         {show.count(result['copies'], 'image')} of other identities: the same "
+            f"note         {console.count(result.copies, 'image')} of other identities: the same "
             "bytes, and they stay; glint info --duplicates lists them, --key drops them"
         )
-    if result["erased_to"]:
+    if not isinstance(result, results.Drop):
         lines.append(
-            f"{'would write' if would else 'wrote':13s}{result['erased_to']}: "
-            f"{show.count(result['written'], 'sample')}; "
-            f"{result['dataset']} still holds all of them"
+            f"{'would write' if would else 'wrote':13s}{result.erased_to}: "
+            f"{console.count(result.written, 'sample')}; "
+            f"{result.dataset} still holds all of them"
         )
         if not would:
             lines.append(
-                f"next         glint verify {show.quoted(result['erased_to'])} --deep; then remove "
-                f"{result['dataset']}, its embeddings and its reports"
+                f"next         glint verify {console.quoted(result.erased_to)} --deep; then remove "
+                f"{result.dataset}, its embeddings and its reports"
             )
         return "\n".join(lines)
-    if result["version"] == result["version_before"]:
-        lines.append(f"nothing new  they are out since label version {result['version']} or before")
+    if result.version == result.version_before:
+        lines.append(f"nothing new  dropped since label version {result.version} or before")
         return "\n".join(lines)
     lines.append(
-        f"{would + 'set':13s}label version {result['version_before']} -> "
-        f"{result['version']}, {show.count(result['classes'], 'class')} left"
+        f"{would + 'set':13s}label version {result.version_before} -> "
+        f"{result.version}, {console.count(result.classes, 'class')} left"
     )
     if not would:
         lines.append(
@@ -97,7 +100,7 @@ def _say(result: dict[str, Any]) -> str:
             "dataset without them"
         )
         lines.append(
-            f"next         glint balance {show.quoted(result['dataset'])} "
+            f"next         glint balance {console.quoted(result.dataset)} "
             "(if a sampling table is in use)"
         )
     return "\n".join(lines)

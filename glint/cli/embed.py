@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
-from glint.cli import parallel
+from glint.cli import console, parallel
+
+if TYPE_CHECKING:
+    from glint.results import identities as results
 
 
 def register(app: typer.Typer) -> None:
@@ -17,38 +19,42 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    dataset: str = show.DATASET,
-    model: Path = typer.Option(..., "--model", "-m", help="ONNX recogniser or glint checkpoint."),
+    dataset: str = console.DATASET,
+    model: Path = typer.Option(
+        ..., "--model", "-m", help="ONNX file, run directory or checkpoint directory."
+    ),
     out: str = typer.Option(
         ..., "--out", "-o", metavar="FOLDER", help="Folder for the embeddings."
     ),
     batch: int = typer.Option(64, "--batch", min=1, help="Images per call of the model."),
-    flip: bool = typer.Option(False, "--flip/--no-flip", help="Add the mirrored image."),
+    flip: bool = typer.Option(
+        False, "--flip/--no-flip", help="Add the embedding of the mirrored image."
+    ),
     dtype: str = typer.Option("float16", "--dtype", help="float16 or float32."),
     trim: bool = typer.Option(
-        False, "--trim/--no-trim", help="Leave samples over 75 degrees away out of the centres."
+        False, "--trim/--no-trim", help="Leave images over 75 degrees from a centre out of it."
     ),
     workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Embed every image of a dataset; the same command continues after a stop."""
+    """Embed every image of a dataset; run it again to continue after a stop."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Embed | results.EmbedShare:
         from glint.jobs.workers import ending
         from glint.models.recogniser import open_model
         from glint.pipelines import embed as stage
         from glint.shards.dataset import Dataset
 
-        folder = show.path(out, "--out")
+        folder = console.path(out, "--out")
         mine = parallel.task(task)
         where = parallel.engine(engine, ray_address, actors=True)
         data = Dataset(dataset)
         stage.check_out(folder)  # before the model is opened, which takes seconds
-        with show.progress("embed") as progress, ending():
+        with console.progress("embed") as progress, ending():
             return stage.embed(
                 data,
                 open_model(model),
@@ -64,20 +70,24 @@ def embed(
                 opener=stage.Paths(str(dataset), str(model)),
             )
 
-    show.run(work, "glint/embed-result@1", as_json, debug=debug, say=lambda r: _say(r, dataset))
+    console.run(work, as_json, debug=debug, say=lambda r: _say(r, dataset))
 
 
-def _say(result: dict[str, Any], dataset: str) -> str:
-    if result.get("left"):
-        return parallel.left(result, "blocks")
-    lines = [f"{result['images']} images, {result['dim']} numbers each -> {result['out']}"]
-    if result["failed"]:
-        why = ", ".join(f"{name} {count}" for name, count in result["failures"].items())
-        lines.append(f"  {result['failed']} failed ({why}): rows of NaN, named in samples.parquet")
-    if result["empty_classes"]:
-        lines.append(f"  {result['empty_classes']} identities have no face: rows of NaN in centres")
+def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
+    from glint.results import identities as results
+
+    if isinstance(result, results.EmbedShare):
+        return parallel.left(result, result.blocks, "blocks")
+    lines = [f"{result.images} images, {result.dim} numbers each -> {result.out}"]
+    if result.failed:
+        why = ", ".join(f"{name} {count}" for name, count in result.failures.items())
+        lines.append(f"  {result.failed} failed ({why}): rows of NaN, named in samples.parquet")
+    if result.empty_classes:
+        lines.append(
+            f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"
+        )
     lines.append(
-        f"Next: glint dedup-conflicts {show.quoted(dataset)} "
-        f"--embeddings {show.quoted(result['out'])} --out CONFLICTS"
+        f"Next: glint dedup-conflicts {console.quoted(dataset)} "
+        f"--embeddings {console.quoted(result.out)} --out CONFLICTS"
     )
     return "\n".join(lines)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 
 def register(app: typer.Typer) -> None:
@@ -17,31 +20,31 @@ def register(app: typer.Typer) -> None:
 
 def import_(
     weights: Path = typer.Argument(..., help="A .pt file of arcface_torch, or .safetensors."),
-    out: Path = typer.Argument(..., help="The folder to write; new or empty."),
+    out: Path = typer.Argument(..., help="A new or empty folder."),
     backbone: str = typer.Option(..., "--backbone", help="The net: r50, mbf, vit_b, ..."),
-    embedding: int = typer.Option(512, "--embedding", help="Numbers per face."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    embedding: int = typer.Option(512, "--embedding", help="Length of an embedding."),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Take over published weights; no code in the file is run."""
+    """Import published weights as a checkpoint; no code in the file is run."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Import:
         from glint.models.import_weights import import_weights
 
         return import_weights(
-            show.path(str(weights), "WEIGHTS"),
+            console.path(str(weights), "WEIGHTS"),
             backbone,
-            show.path(str(out), "OUT"),
+            console.path(str(out), "OUT"),
             embedding=embedding,
         )
 
-    show.run(work, "glint/import@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
-    source = result["source"]
+def _say(result: results.Import) -> str:
+    source = result.source
     return (
-        f"{result['checkpoint']}: {result['name']}, {result['embedding']} numbers per face, "
-        f"{result['parameters']:,} parameters, from {source['name']} ({source['dtype']})\n"
-        f"Next: glint eval --model {show.quoted(result['checkpoint'])} --pairs FILE.bin"
+        f"{result.checkpoint}: {result.name}, {result.embedding} numbers per face, "
+        f"{result.parameters:,} parameters, from {source.name} ({source.dtype})\n"
+        f"Next: glint eval pairs FILE.bin --model {console.quoted(result.checkpoint)}"
     )

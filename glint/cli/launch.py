@@ -7,10 +7,14 @@ import re
 import shlex
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as sbatch reads it
 
@@ -31,25 +35,24 @@ def launch(
     kind: Kind = typer.Argument(..., help="slurm: a script for sbatch; k8s: an indexed Job."),
     recipe: str = typer.Argument(..., help="A recipe: a .toml file or a name from `glint ls`."),
     nodes: int = typer.Option(1, "--nodes", min=1, help="Machines."),
-    gpus: int = typer.Option(8, "--gpus", min=1, help="GPUs of one machine; a rank for each."),
+    gpus: int = typer.Option(8, "--gpus", min=1, help="GPUs per machine, one rank each."),
     out: Path | None = typer.Option(
-        None, "--out", help="The run's folder, shared by all machines."
+        None, "--out", help="The folder of the run, shared by all machines."
     ),
-    change: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one recipe value, as in optim.lr=0.05."
-    ),
-    time: str = typer.Option("24:00:00", "--time", help="Slurm's time limit."),
-    image: str = typer.Option("glint:latest", "--image", help="Kubernetes' container image."),
+    change: list[str] = console.SET,
+    time: str = typer.Option("24:00:00", "--time", help="Time limit for Slurm."),
+    image: str = typer.Option("glint:latest", "--image", help="Container image for Kubernetes."),
     print_: bool = typer.Option(True, "--print", help="Print the job (it is never submitted)."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Print a multi-node job for a recipe: it saves when preempted and goes on when requeued."""
+    """Print a multi-node job for a recipe; it saves when preempted and resumes when requeued."""
 
-    def work() -> dict[str, object]:
+    def work() -> results.Launch:
         from glint.errors import UsageError
         from glint.recipes import shelf
         from glint.recipes.load import load
+        from glint.results import models as results
         from glint.train.recipe import Recipe
 
         load(shelf.find("train", recipe), Recipe, change)
@@ -68,19 +71,18 @@ def launch(
         ).strip("-")
         made = slurm if kind is Kind.slurm else k8s
         job = made(name[:50].rstrip("-"), command, nodes, gpus, time if made is slurm else image)
-        return {"kind": kind.value, "ranks": nodes * gpus, "job": job}
+        return results.Launch(kind=kind.value, ranks=nodes * gpus, job=job)
 
-    show.run(
+    console.run(
         work,
-        "glint/launch-result@1",
         as_json,
         debug=debug,
-        say=lambda result: str(result["job"]).rstrip() if print_ else "",
+        say=lambda result: str(result.job).rstrip() if print_ else "",
     )
 
 
 def slurm(name: str, command: list[str], nodes: int, gpus: int, time: str) -> str:
-    """Give a script for sbatch: a task per GPU, requeued when the run left with 75."""
+    """Return a script for sbatch: a task per GPU, requeued when the run exits with 75."""
     return f"""#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -102,7 +104,7 @@ exit $code
 
 
 def k8s(name: str, command: list[str], nodes: int, gpus: int, image: str) -> str:
-    """Give an indexed Job and the headless service through which its pods meet."""
+    """Return an indexed Job and the headless service through which its pods connect."""
     inner = shlex.join(command) + f" --nproc {gpus}"
     if nodes > 1:
         inner += (

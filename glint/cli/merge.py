@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import datasets as results
 
 
 def register(app: typer.Typer) -> None:
@@ -18,28 +21,28 @@ def register(app: typer.Typer) -> None:
 def merge(
     out: Path = typer.Argument(
         ...,
-        parser=show.local,
+        parser=console.local,
         metavar="OUT",
-        help="The new dataset: a new folder, or one to continue.",
+        help="The new dataset: a new folder, or an unfinished one to continue.",
     ),
     sources: list[Path] = typer.Argument(
-        ..., parser=show.local, metavar="SRC...", help="Two datasets or more."
+        ..., parser=console.local, metavar="SRC...", help="Two or more datasets."
     ),
-    samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
-    seed: int = typer.Option(0, help="Seed of the one permutation of all samples."),
-    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
+    seed: int = typer.Option(0, help="Seed of the permutation of all samples."),
+    workers: int = console.WORKERS,
+    dry_run: bool = console.DRY_RUN,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Write several datasets as one: labels end to end, every sample knows where it came from."""
+    """Merge datasets into one; labels are renumbered and every sample keeps its origin."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Merge | results.MergePlan:
         import os
 
         from glint.pipelines.dataset import merge as stage
 
-        with show.progress("merge") as progress:
+        with console.progress("merge") as progress:
             return stage.merge(
                 out,
                 sources,
@@ -50,31 +53,33 @@ def merge(
                 progress=progress,
             )
 
-    show.run(work, "glint/merge-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
+def _say(result: results.Merge | results.MergePlan) -> str:
+    from glint.results import datasets as results
+
     lines = [
-        f"from         {one['name']}: {show.count(one['samples'], 'sample')}, "
-        f"{show.count(one['identities'], 'identity')} from label {one['first_label']}"
-        for one in result["from"]
+        f"from         {one.name}: {console.count(one.samples, 'sample')}, "
+        f"{console.count(one.identities, 'identity')} from label {one.first_label}"
+        for one in result.from_
     ]
     lines.append(
-        f"duplicates   {result['duplicate_images']} images stand in more than one "
-        f"dataset ({show.count(result['duplicate_samples'], 'sample')})"
+        f"duplicates   {result.duplicate_images} images are in more than one "
+        f"dataset ({console.count(result.duplicate_samples, 'sample')})"
     )
-    samples, shards = show.count(result["written"], "sample"), show.count(result["shards"], "shard")
-    if result.get("dry_run"):
+    samples, shards = console.count(result.written, "sample"), console.count(result.shards, "shard")
+    if isinstance(result, results.MergePlan):
         return "\n".join([*lines, f"would write  {samples} in {shards}"])
-    resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
+    resumed = f", {result.resumed_shards} of them before" if result.resumed_shards else ""
     return "\n".join(
         [
             *lines,
-            f"wrote        {result['out']}: {samples} of "
-            f"{show.count(result['identities'], 'identity')} in {shards}{resumed}, "
-            f"{result['bytes'] / 1e6:.1f} MB",
-            f"digest       {result['digest']}",
-            f"next         glint embed {show.quoted(result['out'])} --model MODEL.onnx --out EMB, "
+            f"wrote        {result.out}: {samples} of "
+            f"{console.count(result.identities, 'identity')} in {shards}{resumed}, "
+            f"{result.bytes / 1e6:.1f} MB",
+            f"digest       {result.digest}",
+            f"next         glint embed {console.quoted(result.out)} --model MODEL.onnx --out EMB, "
             "then glint dedup-conflicts: one person may have a label in each dataset",
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,13 +12,13 @@ from glint.errors import UsageError
 if TYPE_CHECKING:
     from glint.jobs.ray import Ray
     from glint.jobs.tasks import Task
+    from glint.results.datasets import Share
+    from glint.results.identities import EmbedShare
 
-TASK = typer.Option(
-    "", "--task", metavar="i/N", help="Do a share of the work: task i of N, counted from 0."
-)
-ENGINE = typer.Option("local", "--engine", help="local: processes of this machine; or ray.")
+TASK = typer.Option("", "--task", metavar="i/N", help="Do task i of N of the work, counted from 0.")
+ENGINE = typer.Option("local", "--engine", help="local (processes on this machine) or ray.")
 RAY_ADDRESS = typer.Option(
-    "", "--ray-address", help="A Ray cluster: auto, or HOST:PORT. Else Ray is started here."
+    "", "--ray-address", help="A Ray cluster: auto or HOST:PORT; by default one is started here."
 )
 
 
@@ -35,7 +35,7 @@ def engine(name: str, address: str, at_once: int = 0, *, actors: bool = False) -
         raise UsageError("GL0002", f"expected local or ray, found {name}", where="--engine")
     if name == "local":
         if address:
-            raise UsageError("GL0002", "only --engine ray takes one", where="--ray-address")
+            raise UsageError("GL0002", "needs --engine ray", where="--ray-address")
         return None
     from glint.jobs.ray import Ray
 
@@ -49,11 +49,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def left(result: dict[str, Any], pieces: str = "shards") -> str:
-    """Say what is left to other tasks; "" where nothing is."""
-    if not result.get("left"):
-        return ""
+def left(share: Share | EmbedShare, of: int, pieces: str = "shards") -> str:
+    """Return the text of a task that has done its share."""
     return (
-        f"wrote        the share of task {result['task']} of {result['out']}\n"
-        f"left         {result['left']} of {result[pieces]} {pieces} are left to other tasks"
+        f"wrote        the share of task {share.task} of {share.out}\n"
+        f"left         {share.left} of {of} {pieces} are left to other tasks"
     )

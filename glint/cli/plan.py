@@ -1,13 +1,16 @@
-"""`glint plan`: what a head of so many classes costs on each rank, before anything is bought."""
+"""`glint plan` and `glint train --dry-run`: what a rank would hold, before anything runs."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
 from glint.nn.heads.options import OPTIONS
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +27,7 @@ def _option(key: str, default: Any = None) -> Any:
 
 
 def plan(
-    classes: int = typer.Option(..., "--classes", help="Identities."),
+    classes: int = typer.Option(..., "--classes", help="Number of identities."),
     dim: int = typer.Option(512, "--dim", help="Length of an embedding."),
     world: int = typer.Option(1, "--world", help="Ranks (GPUs)."),
     batch: int = typer.Option(128, "--batch", help="Images per rank and step."),
@@ -36,54 +39,84 @@ def plan(
     kind: str = typer.Option("partial_fc", "--kind", help="As head.kind in a recipe."),
     slots: int = _option("slots"),
     gallery: int = _option("gallery"),
-    card: float = typer.Option(0.0, "--card", help="GB per rank that the head may use."),
-    tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of a rank's matrix products."),
+    card: float = typer.Option(0.0, "--card", help="GB per rank available to the head."),
+    tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of matrix products on a rank."),
     gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
     link: float = typer.Option(10.0, "--link", help="GB/s at which a rank receives messages."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
     """Estimate memory, messages and step time of a head on each rank."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Plan:
         from glint.train import memory
 
         values = {"rate": rate, "rule": rule, "storage": storage, "gemm": gemm, "block": block}
         values |= {"kind": kind, "slots": slots, "gallery": gallery}
         return memory.plan(
-            values,
-            classes,
-            dim=dim,
-            world=world,
-            batch=batch,
-            card=card,
-            tflops=tflops,
-            gbps=gbps,
-            link=link,
-        )
+            values, classes, dim=dim, world=world, batch=batch, card=card, tflops=tflops,
+            gbps=gbps, link=link,
+        )  # fmt: skip
 
-    show.run(work, "glint/plan-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(found: dict[str, Any]) -> str:
-    need, head, took = found["memory"], found["head"], found["seconds"]
+def _say(found: results.Plan) -> str:
+    need, head, took = found.memory, found.head, found.seconds
     lines = [
         f"{head['classes']} classes x {head['dim']} on {head['world']} ranks: "
-        f"{found['rows']} rows a rank, {found['playing']} play a step"
+        f"{found.rows} rows a rank, {found.playing} in a step"
     ]
     lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in need.items()]
-    lines.append(f"  dense momentum SGD over autograd: {found['reference_memory'] / 1e9:.3f} GB")
+    lines.append(f"  dense momentum SGD over autograd: {found.reference_memory / 1e9:.3f} GB")
     lines.append(
-        f"  messages {found['communication']['received'] / 1e6:.3f} MB a step in "
-        f"{found['communication']['collectives']} collectives"
+        f"  messages {found.communication['received'] / 1e6:.3f} MB a step in "
+        f"{found.communication['collectives']} collectives"
     )
     lines.append(
         f"  step about {1000 * took['total']:.1f} ms: products "
         f"{1000 * took['products']:.1f}, rows {1000 * took['rows']:.1f}, messages "
         f"{1000 * took['messages']:.1f}"
     )
-    if "card" in found:
+    if found.card is not None:
         unit = "slots" if head["slots"] else "classes"
-        verdict = "fits" if found["fits"] else "does not fit"
-        lines.append(f"  {found['card']:g} GB a rank: {verdict}; at most {found['largest']} {unit}")
+        verdict = "fits" if found.fits else "does not fit"
+        lines.append(f"  {found.card:g} GB a rank: {verdict}; at most {found.largest} {unit}")
+    return "\n".join(lines)
+
+
+def dry_run(recipe: str, change: list[str], world: int, classes: int) -> results.TrainPlan:
+    """Return what `glint train --dry-run` prints; `classes` 0: those of the dataset."""
+    from glint.recipes import shelf
+    from glint.recipes.load import load
+    from glint.train.recipe import Recipe
+
+    settings = load(shelf.find("train", recipe), Recipe, change)
+
+    from glint.errors import InputError, UsageError
+    from glint.shards import labels
+    from glint.shards.dataset import Dataset
+    from glint.train import dry
+
+    if not classes:
+        try:
+            dataset = Dataset(settings.data.path)
+            classes = labels.current(dataset.root, dataset.classes).classes
+        except (InputError, UsageError) as error:
+            hint = f"{error.hint}; " * bool(error.hint) + "--classes N counts without the data"
+            raise type(error)(error.code, error.what, where=error.where, hint=hint) from None
+    return dry.run(settings, classes, world)
+
+
+def say_dry_run(found: results.TrainPlan) -> str:
+    """Return it as text."""
+    lines = [
+        f"{found.backbone}: {found.parameters:,} parameters, {found.trained:,} trained, "
+        f"{found.macs / 1e9:.3f} G multiply-adds per image",
+        f"{found.classes:,} identities over {found.world} ranks, {found.batch} images "
+        f"each, global batch {found.global_batch:,}; a rank holds",
+    ]
+    lines += [f"  {name:<13} {value / 1e9:10.3f} GB" for name, value in found.memory.items()]
+    lines.append(f"and saves {found.checkpoint / 1e9:.3f} GB, copied into the host's memory first.")
+    lines.append("Not counted: workspaces, allocator fragmentation, prefetched batches.")
     return "\n".join(lines)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
 
 if TYPE_CHECKING:
     from glint.recipes.shelf import Entry
+    from glint.results import models as results
     from glint.train.recipe import Backbone
 
 NAME = typer.Argument(..., help="A recipe: a name, shelf/name, or the path of a .toml file.")
 SHELF = typer.Option(
-    "", "--shelf", help="Read it as a file of this shelf: train, pipelines, manifests."
+    "", "--shelf", help="Treat it as a recipe of this shelf: train, pipelines or manifests."
 )
 
 
@@ -30,103 +31,101 @@ def register(app: typer.Typer) -> None:
 
 def ls(
     shelf: str = typer.Argument("", help="train, pipelines or manifests; all by default."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """List the recipes that travel with glint."""
-    show.run(lambda: _list(shelf), "glint/ls-result@1", as_json, debug=debug, say=_say_list)
+    """List the recipes that come with glint."""
+    console.run(lambda: _list(shelf), as_json, debug=debug, say=_say_list)
 
 
 def cp(
     name: str = NAME,
     to: Path = typer.Argument(Path(), help="A file, or a folder to copy into."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Copy a recipe, to edit it."""
-    show.run(
+    """Copy a recipe to edit it."""
+    console.run(
         lambda: _copy(name, to, overwrite),
-        "glint/cp-result@1",
         as_json,
         debug=debug,
-        say=lambda result: f"{result['path']}\nNext: glint validate {show.quoted(result['path'])}",
+        say=lambda result: f"{result.path}\nNext: glint validate {console.quoted(result.path)}",
     )
 
 
-def cat(name: str = NAME, as_json: bool = show.JSON, debug: bool = show.DEBUG) -> None:
+def cat(name: str = NAME, as_json: bool = console.JSON, debug: bool = console.DEBUG) -> None:
     """Print a recipe."""
-    show.run(
+    console.run(
         lambda: _text(name),
-        "glint/cat-result@1",
         as_json,
         debug=debug,
-        say=lambda result: str(result["text"]).rstrip("\n"),
+        say=lambda result: str(result.text).rstrip("\n"),
     )
 
 
 def validate(
     name: str = NAME,
-    change: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one value first, as in optim.lr=0.05."
-    ),
+    change: list[str] = console.SET,
     shelf: str = SHELF,
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Check a recipe: every mistake at once, and what to run when there is none."""
-    show.run(
+    """Check a recipe; print every mistake at once, or the commands to run."""
+    console.run(
         lambda: _validate(name, change, shelf),
-        "glint/validate-result@1",
         as_json,
         debug=debug,
         say=_say_valid,
     )
 
 
-def _list(shelf: str) -> dict[str, Any]:
+def _list(shelf: str) -> results.Ls:
     from glint.recipes import shelf as shelves
+    from glint.results import models as results
 
     rows = [
-        {
-            "shelf": entry.shelf,
-            "name": entry.name,
-            "title": shelves.title(entry),
-            "path": str(entry.path),
-        }
+        results.Recipe(
+            shelf=entry.shelf,
+            name=entry.name,
+            title=shelves.title(entry),
+            path=str(entry.path),
+        )
         for entry in shelves.entries(shelf)
     ]
-    return {"recipes": rows}
+    return results.Ls(recipes=rows)
 
 
-def _say_list(result: dict[str, Any]) -> str:
-    rows = result["recipes"]
-    width = max((len(row["name"]) for row in rows), default=0)
+def _say_list(result: results.Ls) -> str:
+    rows = result.recipes
+    width = max((len(row.name) for row in rows), default=0)
     lines: list[str] = []
     shelf = ""
     for row in rows:
-        if row["shelf"] != shelf:
-            lines += [""] * bool(lines) + [f"{row['shelf']}/"]
-        shelf = row["shelf"]
-        lines.append(f"  {row['name']:<{width}}  {row['title']}")
+        if row.shelf != shelf:
+            lines += [""] * bool(lines) + [f"{row.shelf}/"]
+        shelf = row.shelf
+        lines.append(f"  {row.name:<{width}}  {row.title}")
     return "\n".join([*lines, "", "Next: glint cat NAME     or     glint cp NAME my.toml"])
 
 
-def _copy(name: str, to: Path, overwrite: bool) -> dict[str, Any]:
+def _copy(name: str, to: Path, overwrite: bool) -> results.Cp:
     from glint.recipes import shelf
+    from glint.results import models as results
 
-    return {"path": str(shelf.copy(name, to, overwrite))}
+    return results.Cp(path=str(shelf.copy(name, to, overwrite)))
 
 
-def _text(name: str) -> dict[str, Any]:
+def _text(name: str) -> results.Cat:
     from glint.recipes import load, shelf
+    from glint.results import models as results
 
     entry = shelf.locate(name)
     text, _ = load.read(entry.path)
-    return {"shelf": entry.shelf, "name": entry.name, "path": str(entry.path), "text": text}
+    return results.Cat(shelf=entry.shelf, name=entry.name, path=str(entry.path), text=text)
 
 
-def _validate(name: str, change: list[str], shelf: str) -> dict[str, Any]:
+def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
     import shlex
 
     from glint.manifests.card import Card
@@ -134,6 +133,7 @@ def _validate(name: str, change: list[str], shelf: str) -> dict[str, Any]:
     from glint.recipes import load
     from glint.recipes import shelf as shelves
     from glint.recipes.load import Table
+    from glint.results import models as results
     from glint.train import recipe as train
 
     shelves.entries(shelf)  # an unknown shelf is told first
@@ -153,17 +153,17 @@ def _validate(name: str, change: list[str], shelf: str) -> dict[str, Any]:
         commands = [["glint", "train", named, *sets]]
     elif isinstance(recipe, pipelines.Recipe):
         commands = pipelines.commands(recipe)
-    return {
-        "path": str(entry.path),
-        "shelf": kind,
-        "valid": True,
-        "commands": [shlex.join(one) for one in commands],
-        "recipe": recipe.model_dump(),
-    }
+    return results.Validate(
+        path=str(entry.path),
+        shelf=kind,
+        valid=True,
+        commands=[shlex.join(one) for one in commands],
+        recipe=recipe.model_dump(),
+    )
 
 
 def _build(table: Backbone) -> None:
-    """Build the net without data: its options are its own affair. Raises UsageError GL0002.
+    """Build the net without data, which checks its options. Raises UsageError GL0002.
 
     timm's are only known where it is installed.
     """
@@ -178,7 +178,7 @@ def _build(table: Backbone) -> None:
 
 
 def _kind(entry: Entry) -> str:
-    """Tell by its tables what a file of the user's own is meant to be."""
+    """Return the shelf that a file of the user belongs to, by its tables."""
     from glint.recipes import load
 
     text, where = load.read(entry.path)
@@ -188,8 +188,8 @@ def _kind(entry: Entry) -> str:
     return "manifests" if tables & {"identities", "licence"} else "train"
 
 
-def _say_valid(result: dict[str, Any]) -> str:
-    lines = [f"{result['path']}: valid"]
-    for number, command in enumerate(result["commands"]):
+def _say_valid(result: results.Validate) -> str:
+    lines = [f"{result.path}: valid"]
+    for number, command in enumerate(result.commands):
         lines.append(("Next: " if number == 0 else "      ") + command)
     return "\n".join(lines)

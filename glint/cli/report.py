@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 
 def register(app: typer.Typer) -> None:
@@ -16,17 +20,16 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Path = typer.Argument(..., help="The folder of a run."),
-    out: Path | None = typer.Option(None, "--out", help="The page (default RUN/report.html)."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    out: Path | None = typer.Option(None, "--out", help="The page; default RUN/report.html."),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Draw a run's log as one HTML page that opens offline."""
+    """Write the log of a run as one HTML page that opens offline."""
 
-    def work() -> dict[str, object]:
+    def work() -> results.Report:
+        from glint.results import models as results
         from glint.train.report import make
 
-        return {"page": str(make(run, out))}
+        return results.Report(page=str(make(run, out)))
 
-    show.run(
-        work, "glint/report-result@1", as_json, debug=debug, say=lambda result: str(result["page"])
-    )
+    console.run(work, as_json, debug=debug, say=lambda result: str(result.page))

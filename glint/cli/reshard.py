@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
-from glint.cli import parallel
+from glint.cli import console, parallel
+
+if TYPE_CHECKING:
+    from glint.results import datasets as results
 
 
 def register(app: typer.Typer) -> None:
@@ -17,34 +19,34 @@ def register(app: typer.Typer) -> None:
 
 
 def reshard(
-    src: Path = typer.Argument(..., parser=show.local, metavar="SRC", help="A dataset."),
-    out: str = typer.Argument(..., help="The new dataset: a folder or URL, or one to continue."),
-    samples_per_shard: int = typer.Option(..., help="Records dealt to each shard."),
-    drop_quarantine: bool = typer.Option(
-        False, "--drop-quarantine", help="Leave the list of quarantined records behind."
+    src: Path = typer.Argument(..., parser=console.local, metavar="SRC", help="A dataset."),
+    out: str = typer.Argument(
+        ..., help="The new dataset: a folder or URL, or an unfinished one to continue."
     ),
-    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
+    samples_per_shard: int = typer.Option(..., help="Records per shard."),
+    drop_quarantine: bool = typer.Option(
+        False, "--drop-quarantine", help="Do not copy the list of quarantined records."
+    ),
+    workers: int = console.WORKERS,
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
-    staging: Path | None = typer.Option(
-        None, help="Where shards wait for their upload to a URL; default: in the cache."
-    ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    staging: Path | None = console.STAGING,
+    dry_run: bool = console.DRY_RUN,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Write a dataset's samples into shards of another size; keys and image bytes stay."""
+    """Rewrite a dataset with another shard size; keys and image bytes stay the same."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Reshard | results.ReshardShare | results.ReshardPlan:
         from glint.pipelines.dataset import reshard as stage
 
         mine = parallel.task(task)
         where = parallel.engine(engine, ray_address, workers)
-        with show.progress("reshard") as progress:
+        with console.progress("reshard") as progress:
             return stage.reshard(
                 src,
-                show.place(out, "OUT"),
+                console.place(out, "OUT"),
                 samples_per_shard,
                 drop_quarantine=drop_quarantine,
                 workers=workers or parallel.cores(),
@@ -55,21 +57,23 @@ def reshard(
                 staging=staging,
             )
 
-    show.run(work, "glint/reshard-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
-    if result.get("left"):
-        return parallel.left(result)
-    told = f"{show.count(result['written'], 'sample')} in {show.count(result['shards'], 'shard')}"
-    if result.get("dry_run"):
+def _say(result: results.Reshard | results.ReshardShare | results.ReshardPlan) -> str:
+    from glint.results import datasets as results
+
+    if isinstance(result, results.ReshardShare):
+        return parallel.left(result, result.shards)
+    told = f"{console.count(result.written, 'sample')} in {console.count(result.shards, 'shard')}"
+    if isinstance(result, results.ReshardPlan):
         return f"would write  {told}"
-    resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
+    resumed = f", {result.resumed_shards} of them before" if result.resumed_shards else ""
     return "\n".join(
         [
-            f"wrote        {result['out']}: {told}{resumed}, {result['bytes'] / 1e6:.1f} MB",
-            f"content      {result['content']}, that of the old one",
-            f"digest       {result['digest']}",
-            f"next         glint verify {result['out']} --deep",
+            f"wrote        {result.out}: {told}{resumed}, {result.bytes / 1e6:.1f} MB",
+            f"content      {result.content}, same as the source",
+            f"digest       {result.digest}",
+            f"next         glint verify {result.out} --deep",
         ]
     )

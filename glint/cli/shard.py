@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import console as show
-from glint.cli import parallel as spread
+from glint.cli import console, parallel
+
+if TYPE_CHECKING:
+    from glint.results import datasets as results
 
 
 def register(app: typer.Typer) -> None:
@@ -20,79 +22,71 @@ def register(app: typer.Typer) -> None:
 def shard(
     src: Path = typer.Argument(
         ...,
-        parser=show.local,
+        parser=console.local,
         metavar="SRC",
-        help="A .rec file, folders of images, tars, zips or Parquet.",
+        help="A .rec file, or a folder of images, tars, zips or Parquet files.",
     ),
-    out: str = typer.Argument(..., help="The dataset: a new folder or URL, or one to continue."),
-    samples_per_shard: int = typer.Option(10_000, help="Records dealt to each shard."),
-    workers: int = typer.Option(0, help="Processes; 0 = one per core. Bytes do not depend on it."),
-    seed: int = typer.Option(0, help="Seed of the one permutation of all records."),
+    out: str = typer.Argument(
+        ..., help="The dataset: a new folder or URL, or an unfinished one to continue."
+    ),
+    samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
+    workers: int = console.WORKERS,
+    seed: int = typer.Option(0, help="Seed of the permutation of all records."),
     with_json: bool = typer.Option(False, "--with-json", help="Add KEY.json to each sample."),
-    members: str = typer.Option("jpg,cls", help="jpg,cls, or jpg: its label in its name."),
-    formats: str = typer.Option("jpg", help="Image formats to let in: jpg,png,webp."),
-    size: str = typer.Option("112x112", help="Width and height that images should have."),
+    members: str = typer.Option(
+        "jpg,cls", help="Files per sample: jpg,cls; or jpg, with the label in its name."
+    ),
+    formats: str = typer.Option("jpg", help="Image formats to accept: jpg,png,webp."),
+    size: str = typer.Option("112x112", help="Expected width and height."),
     on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
-    on_exif: str = typer.Option("reject", help="Images that Exif says to turn: reject or keep."),
+    on_exif: str = typer.Option("reject", help="Images with an Exif rotation: reject or keep."),
     unlabelled: bool = typer.Option(
-        False, "--unlabelled", help="Every image gets a label of its own, for `glint cluster`."
+        False, "--unlabelled", help="Give every image a label of its own, for `glint cluster`."
     ),
     max_bad: float = typer.Option(
-        0.001, help="Share of bad records to let pass; at least 16 but for 0, never all."
+        0.001, help="Accepted share of bad records; at least 16 records unless 0, never all."
     ),
-    resync: bool = typer.Option(False, "--resync", help="RecordIO: go on behind damage."),
+    resync: bool = typer.Option(False, "--resync", help="RecordIO: skip damage and continue."),
     rebuild_idx: bool = typer.Option(
-        False, "--rebuild-idx", help="RecordIO: first write a new .idx; keep the old as .idx.old."
+        False,
+        "--rebuild-idx",
+        help="RecordIO: rebuild the .idx first; the old one is kept as .idx.old.",
     ),
-    task: str = spread.TASK,
-    engine: str = spread.ENGINE,
-    ray_address: str = spread.RAY_ADDRESS,
-    staging: Path | None = typer.Option(
-        None, help="Where shards wait for their upload to a URL; default: in the cache."
-    ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be done, write nothing."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    task: str = parallel.TASK,
+    engine: str = parallel.ENGINE,
+    ray_address: str = parallel.RAY_ADDRESS,
+    staging: Path | None = console.STAGING,
+    dry_run: bool = console.DRY_RUN,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Pack images and labels into tar shards with an index, untouched and checksummed."""
+    """Pack images and labels into checksummed tar shards; image bytes are not changed."""
 
-    def work() -> Any:
-        from glint.errors import UsageError
+    def work() -> results.Shard | results.ShardShare | results.ShardPlan:
         from glint.pipelines.dataset import shard as stage
         from glint.shards import sources
 
-        folder = show.place(out, "OUT")
-        if staging is not None and isinstance(folder, Path):
-            raise UsageError("GL0002", "OUT is a folder: nothing is staged", where="--staging")
-        if str(folder).startswith("memory:"):
-            raise UsageError("GL0002", "a dataset in memory ends with this process", where="OUT")
-        if resync and sources.recognise(src)[0] != "recordio":
-            raise UsageError("GL0002", "SRC is no RecordIO file", where="--resync")
-        mine = spread.task(task)
-        where = spread.engine(engine, ray_address, workers)
+        folder = console.place(out, "OUT")
+        _check(src, folder, staging, resync)
+        mine = parallel.task(task)
+        where = parallel.engine(engine, ray_address, workers)
+        chosen = tuple(f.strip() for f in formats.split(",") if f.strip())
         options = stage.Options(
-            samples_per_shard,
-            seed,
-            with_json,
-            tuple(f.strip() for f in formats.split(",") if f.strip()),
-            members.replace(" ", ""),
-            size.replace(" ", ""),
-            on_size,
-            on_exif,
-            unlabelled,
-        )
+            samples_per_shard, seed, with_json, chosen, members.replace(" ", ""),
+            size.replace(" ", ""), on_size, on_exif, unlabelled,
+        )  # fmt: skip
         if dry_run:
             if isinstance(folder, Path):
                 stage.check_places(Path(src), folder)
             return stage.survey(src, options, resync=resync)
         if rebuild_idx:
             sources.rebuild_idx(sources.recognise(src)[1], resync)
-        with show.progress("shard") as progress:
+        with console.progress("shard") as progress:
             return stage.shard(
                 src,
                 folder,
                 options,
-                workers=workers or spread.cores(),
+                workers=workers or parallel.cores(),
                 max_bad=max_bad,
                 progress=progress,
                 task=mine,
@@ -101,13 +95,26 @@ def shard(
                 resync=resync,
             )
 
-    show.run(work, "glint/shard-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
+
+
+def _check(src: Path, folder: Path | str, staging: Path | None, resync: bool) -> None:
+    """Raise UsageError GL0002 for options that do not fit together."""
+    from glint.errors import UsageError
+    from glint.shards import sources
+
+    if staging is not None and isinstance(folder, Path):
+        raise UsageError("GL0002", "only a dataset in a store is staged", where="--staging")
+    if str(folder).startswith("memory:"):
+        raise UsageError("GL0002", "a dataset in memory is lost with this process", where="OUT")
+    if resync and sources.recognise(src)[0] != "recordio":
+        raise UsageError("GL0002", "SRC is not a RecordIO file", where="--resync")
 
 
 def _facts(facts: dict[str, Any]) -> list[str]:
     lines = [
-        f"recognised   {facts['layout']}: {show.count(facts['images'], 'image')}, "
-        f"{show.count(facts['identities'], 'identity')}"
+        f"recognised   {facts['layout']}: {console.count(facts['images'], 'image')}, "
+        f"{console.count(facts['identities'], 'identity')}"
     ]
     if "idx" in facts:
         lines.append(
@@ -117,65 +124,68 @@ def _facts(facts: dict[str, Any]) -> list[str]:
 
 
 _NOTES = {
-    "exif-rotated": "{} written that their Exif record says to turn: no reader of glint's does so",
-    "other-size": "{} written of another size than --size",
-    "trailing-bytes": "{} written with bytes behind the JPEG's end marker",
+    "exif-rotated": "{} written with an Exif rotation, which glint does not apply",
+    "other-size": "{} written with a size other than --size",
+    "trailing-bytes": "{} written with bytes after the end of the JPEG",
 }
 
 
-def _say(result: dict[str, Any]) -> str:
-    lines = _facts(result["recognised"])
-    if result.get("left"):
-        return "\n".join([*lines, spread.left(result)])
-    size = f"{result['bytes'] / 1e6:.1f} MB"
-    if result.get("dry_run"):
+def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
+    from glint.results import datasets as results
+
+    lines = _facts(result.recognised)
+    if isinstance(result, results.ShardShare):
+        return "\n".join([*lines, parallel.left(result, result.shards)])
+    size = f"{result.bytes / 1e6:.1f} MB"
+    if isinstance(result, results.ShardPlan):
         return "\n".join(
             [
                 *lines,
-                f"would write  at most {show.count(result['read'], 'sample')} in "
-                f"{show.count(result['shards'], 'shard')}, about {size}",
+                f"would write  at most {console.count(result.read, 'sample')} in "
+                f"{console.count(result.shards, 'shard')}, about {size}",
             ]
         )
     reasons = "".join(
-        f"\n             {count:8d} {reason}"
-        for reason, count in result["quarantine_reasons"].items()
+        f"\n             {count:8d} {reason}" for reason, count in result.quarantine_reasons.items()
     )
     noted = "".join(
-        f"\nnote         {_NOTES[name].format(count)}"
-        for name, count in result.get("notes", {}).items()
+        f"\nnote         {_NOTES[name].format(count)}" for name, count in result.notes.items()
     )
-    resumed = f", {result['resumed_shards']} of them before" if result["resumed_shards"] else ""
+    resumed = f", {result.resumed_shards} of them before" if result.resumed_shards else ""
     lines += [
-        f"read         {result['read']} = {result['written']} written + "
-        f"{result['quarantined']} quarantined{reasons}{noted}",
-        f"wrote        {result['out']}: {show.count(result['shards'], 'shard')}{resumed}, {size}",
-        f"digest       {result['digest']}",
-        f"next         glint embed {show.quoted(result['out'])} --model MODEL.onnx --out EMB",
+        f"read         {result.read} = {result.written} written + "
+        f"{result.quarantined} quarantined{reasons}{noted}",
+        f"wrote        {result.out}: {console.count(result.shards, 'shard')}{resumed}, {size}",
+        f"digest       {result.digest}",
+        f"next         glint embed {console.quoted(result.out)} --model MODEL.onnx --out EMB",
     ]
     return "\n".join(lines)
 
 
 def info(
-    dataset: str = show.DATASET,
+    dataset: str = console.DATASET,
     duplicates: bool = typer.Option(
-        False, "--duplicates", help="Find images that stand more than once, byte for byte."
+        False, "--duplicates", help="Find images that occur more than once, byte for byte."
     ),
-    out: str = typer.Option("", help="With --duplicates: a Parquet file, one row per such image."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    out: str = typer.Option(
+        "", help="With --duplicates: write them to this Parquet file, one row per image."
+    ),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Say what a dataset holds: counts, labels in force, digest."""
+    """Print what a dataset holds: counts, labels in force, digest."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Info:
         return _info(dataset, duplicates or bool(out), out or None)
 
-    show.run(work, "glint/info-result@1", as_json, debug=debug, say=_say_info)
+    console.run(work, as_json, debug=debug, say=_say_info)
 
 
-def _info(dataset: str, equals: bool, out: str | None) -> dict[str, Any]:
+def _info(dataset: str, equals: bool, out: str | None) -> results.Info:
     import numpy as np
 
     from glint.files import seal
+    from glint.results import datasets as results
     from glint.shards import duplicates, labels
     from glint.shards.dataset import Dataset
 
@@ -184,63 +194,62 @@ def _info(dataset: str, equals: bool, out: str | None) -> dict[str, Any]:
     table = labels.current(data.root, data.classes)
     count = data.identities().column("count").to_numpy()
     manifest = data.manifest
-    found = {"duplicates": duplicates.find(data, table, out)} if equals else {}
-    return {
-        **found,
-        "dataset": data.name,
-        "source": manifest["source"],
-        "layout": manifest["layout"],
-        "read": manifest["read"],
-        "written": data.n,
-        "quarantined": manifest["quarantined"],
-        "quarantine_reasons": manifest["quarantine_reasons"],
-        "identities": data.classes,
-        "images_per_identity": {
+    return results.Info(
+        duplicates=duplicates.find(data, table, out) if equals else None,
+        dataset=data.name,
+        source=manifest["source"],
+        layout=manifest["layout"],
+        read=manifest["read"],
+        written=data.n,
+        quarantined=manifest["quarantined"],
+        quarantine_reasons=manifest["quarantine_reasons"],
+        identities=data.classes,
+        images_per_identity={
             "least": int(count.min()),
             "median": float(np.median(count)),
             "most": int(count.max()),
         }
         if len(count)
         else {},
-        "shards": len(data.shards),
-        "bytes": sum(s["bytes"] for s in manifest["shards"]),
-        "label_version": table.version,
-        "classes": table.classes,
-        "dropped_identities": int((table.target < 0).sum()),
-        "masked_pairs": len(table.masks),
-        "digest": data.digest,
-        "glint": manifest["glint"],
-    }
+        shards=len(data.shards),
+        bytes=sum(s["bytes"] for s in manifest["shards"]),
+        label_version=table.version,
+        classes=table.classes,
+        dropped_identities=int((table.target < 0).sum()),
+        masked_pairs=len(table.masks),
+        digest=data.digest,
+        glint=manifest["glint"],
+    )
 
 
-def _say_info(result: dict[str, Any]) -> str:
-    per = result["images_per_identity"]
+def _say_info(result: results.Info) -> str:
+    per = result.images_per_identity
     spread = f", {per['least']} to {per['most']} images each" if per else ""
     return "\n".join(
         [
-            f"dataset      {result['dataset']}, from {result['source']} ({result['layout']})",
-            f"samples      {result['written']} in {show.count(result['shards'], 'shard')}, "
-            f"{result['bytes'] / 1e6:.1f} MB; {result['quarantined']} of {result['read']} "
+            f"dataset      {result.dataset}, from {result.source} ({result.layout})",
+            f"samples      {result.written} in {console.count(result.shards, 'shard')}, "
+            f"{result.bytes / 1e6:.1f} MB; {result.quarantined} of {result.read} "
             "quarantined",
-            f"identities   {result['identities']}{spread}",
-            f"labels       version {result['label_version']}: "
-            f"{show.count(result['classes'], 'class')}, "
-            f"{show.count(result['dropped_identities'], 'identity')} dropped, "
-            f"{result['masked_pairs']} pairs masked",
-            *_say_equals(result.get("duplicates")),
-            f"digest       {result['digest']}",
+            f"identities   {result.identities}{spread}",
+            f"labels       version {result.label_version}: "
+            f"{console.count(result.classes, 'class')}, "
+            f"{console.count(result.dropped_identities, 'identity')} dropped, "
+            f"{result.masked_pairs} pairs masked",
+            *_say_equals(result.duplicates),
+            f"digest       {result.digest}",
         ]
     )
 
 
-def _say_equals(found: dict[str, Any] | None) -> list[str]:
+def _say_equals(found: results.Duplicates | None) -> list[str]:
     if found is None:
         return []
     lines = [
-        f"duplicates   {found['groups']} images stand more than once ({found['images']} samples): "
-        f"{found['under_one_identity']} under one identity, {found['under_several']} under several"
+        f"duplicates   {found.groups} images occur more than once ({found.images} samples): "
+        f"{found.under_one_identity} under one identity, {found.under_several} under several"
     ]
-    for group in found["shown"]:
-        told = ", ".join(f"{k} (label {n})" for k, n in zip(group["keys"], group["labels"]))
+    for group in found.shown:
+        told = ", ".join(f"{k} (label {n})" for k, n in zip(group.keys, group.labels))
         lines.append(f"             {told}")
-    return lines + ([f"wrote        {found['out']}"] if "out" in found else [])
+    return lines + ([f"wrote        {found.out}"] if found.out is not None else [])

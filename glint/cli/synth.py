@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
 
 
 def register(app: typer.Typer) -> None:
@@ -17,34 +20,36 @@ def register(app: typer.Typer) -> None:
 
 def synth(
     out: Path = typer.Argument(..., help="A new folder."),
-    identities: int = typer.Option(1000, "--identities", help="Persons to train on."),
+    identities: int = typer.Option(1000, "--identities", help="People to train on."),
     images: int = typer.Option(
         20, "--images", "--images-per-identity", help="Mean images per label."
     ),
     conflicts: int | None = typer.Option(
-        None, "--conflicts", help="Persons who get a second label (default 10, or a tenth)."
+        None, "--conflicts", help="People with a second label (default 10, or a tenth)."
     ),
     lookalikes: int | None = typer.Option(
-        None, "--lookalikes", help="Pairs of persons who look alike (default as conflicts)."
+        None, "--lookalikes", help="Pairs of people who look alike (default: as --conflicts)."
     ),
     likeness: float = typer.Option(
         0.5, "--likeness", help="Share of latents in which look-alikes differ."
     ),
-    noise: float = typer.Option(0.0, "--noise", help="Share of images under a wrong label."),
+    noise: float = typer.Option(0.0, "--noise", help="Share of images with a wrong label."),
     damaged: int = typer.Option(3, "--damaged", help="Records with broken image bytes."),
     tail: float = typer.Option(
-        0.5, "--tail", help="Spread of images per label (deviation of the logarithm)."
+        0.5, "--tail", help="Spread of images per label (standard deviation of the logarithm)."
     ),
-    unseen: int = typer.Option(200, "--unseen", help="Persons of pairs.bin, not in the set."),
-    pairs: int = typer.Option(600, "--pairs", help="Pairs of pairs.bin."),
+    unseen: int = typer.Option(
+        200, "--unseen", help="People of pairs.bin, who are not in the dataset."
+    ),
+    pairs: int = typer.Option(600, "--pairs", help="Pairs in pairs.bin."),
     seed: int = typer.Option(0, "--seed"),
     workers: int = typer.Option(1, "--workers", min=1, help="Rendering processes."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Make a synthetic face data set with known faults, as RecordIO, with its truth."""
+    """Write a synthetic face dataset with known faults as RecordIO, with its ground truth."""
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Synth:
         from glint.synth.world import World, make
 
         twice = min(10, identities // 10) if conflicts is None else conflicts
@@ -53,16 +58,16 @@ def synth(
         world = World(
             identities, images, twice, alike, likeness, noise, damaged, tail, unseen, pairs, seed
         )
-        with show.progress("synth") as progress:
-            return {"out": str(out), **make(world, out, workers=workers, progress=progress)}
+        with console.progress("synth") as progress:
+            return make(world, out, workers=workers, progress=progress)
 
-    show.run(work, "glint/synth-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
 
 
-def _say(result: dict[str, Any]) -> str:
+def _say(result: results.Synth) -> str:
     return (
-        f"{result['images']} images of {result['persons']} persons under {result['identities']} "
-        f"labels, {result['damaged']} damaged, {result['flipped']} flipped, {result['pairs']} "
-        f"pairs of unseen persons -> {result['out']}\n"
-        f"Next: glint shard {show.quoted(result['out'])} DATASET"
+        f"{result.images} images of {result.persons} persons under {result.identities} "
+        f"labels, {result.damaged} damaged, {result.flipped} flipped, {result.pairs} "
+        f"pairs of unseen persons -> {result.out}\n"
+        f"Next: glint shard {console.quoted(result.out)} DATASET"
     )

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
+from glint.cli import console
 
 if TYPE_CHECKING:
+    from glint.results import models as results
     from glint.train.recipe import Recipe
 
-# what collectives say on the other ranks when one has died
+# what collectives raise on the other ranks when one has died
 GONE = re.compile(r"Connection (closed|reset)|Broken pipe|NCCL|[Tt]imed out|Socket")
 
 
@@ -27,53 +27,61 @@ def register(app: typer.Typer) -> None:
 
 def train(
     recipe: str = typer.Argument(..., help="A recipe: a .toml file or a name from `glint ls`."),
-    change: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="Change one recipe value, as in optim.lr=0.05."
-    ),
+    change: list[str] = console.SET,
     nproc: int = typer.Option(
-        1, "--nproc", min=1, help="Ranks to start here; inside torchrun or srun it joins."
+        1, "--nproc", min=1, help="Ranks to start here; under torchrun or srun it joins theirs."
     ),
     nnodes: int = typer.Option(1, "--nnodes", min=1, help="Machines with --nproc ranks each."),
-    node_rank: int = typer.Option(0, "--node-rank", min=0, help="Which of them this one is."),
-    master: str = typer.Option("", "--master", metavar="HOST:PORT", help="Where they meet."),
+    node_rank: int = typer.Option(
+        0, "--node-rank", min=0, help="The number of this machine, from 0."
+    ),
+    master: str = typer.Option("", "--master", metavar="HOST:PORT", help="Address of machine 0."),
     max_restarts: int = typer.Option(
-        3, "--max-restarts", min=0, help="Restarts after a lost rank, between two checkpoints."
+        3,
+        "--max-restarts",
+        min=0,
+        help="Restarts after a lost rank, without a new checkpoint in between.",
     ),
     out: Path | None = typer.Option(
-        None, "--out", help="The run's folder (default runs/RECIPE); the same one resumes."
+        None,
+        "--out",
+        help="The folder of the run; default runs/RECIPE. An existing run is resumed.",
     ),
     dry_run: bool = typer.Option(
-        False, "--dry-run", help="Say what every rank would hold; allocate and write nothing."
+        False, "--dry-run", help="Print what every rank would hold; allocate and write nothing."
     ),
     classes: int = typer.Option(
-        0, "--classes", help="With --dry-run: identities, where the data is not here."
+        0, "--classes", help="With --dry-run: number of identities, if the data is elsewhere."
     ),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Train a recipe with DDP and a sharded head; the same command resumes."""
+    """Train a recipe with DDP and a sharded head; run it again to resume."""
     if dry_run:
-        from glint.cli import dry
+        from glint.cli import plan
 
-        show.run(
-            lambda: dry.run(recipe, change, nproc * nnodes, classes),
-            "glint/train-plan@1",
+        console.run(
+            lambda: plan.dry_run(recipe, change, nproc * nnodes, classes),
             as_json,
             debug=debug,
-            say=dry.say,
+            say=plan.say_dry_run,
         )
         return
     if classes:
         from glint.errors import UsageError
 
-        show.fail(UsageError("GL0002", "--classes is for --dry-run; a run asks its dataset"))
+        console.fail(
+            UsageError(
+                "GL0002", "--classes needs --dry-run; training counts the classes of its dataset"
+            )
+        )
     from glint.dist import slurm
 
     os.environ.update(slurm.ranks(os.environ))
     inside = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     folder = out or Path("runs") / Path(recipe).stem
     if not inside and nproc * nnodes > 1:
-        show.run(
+        console.run(
             lambda: _launch(
                 recipe,
                 change,
@@ -84,15 +92,13 @@ def train(
                 as_json,
                 debug,
             ),
-            "",
             False,
             debug=debug,
         )
         return
     quiet = inside and os.environ["RANK"] != "0"
-    show.run(
+    console.run(
         lambda: _rank(recipe, change, folder, quiet, debug),
-        "glint/train-result@1",
         as_json and not quiet,
         debug=debug,
         say=None if quiet else _say,
@@ -108,18 +114,17 @@ def _launch(
     folder: Path,
     as_json: bool,
     debug: bool,
-) -> dict[str, Any]:
+) -> None:
     from glint.errors import GlintError
 
     try:
         code = _start(recipe, change, nproc, nodes, restarts, folder, as_json, debug)
-    except GlintError as error:  # no rank has told it
+    except GlintError as error:  # no rank has printed it
         if as_json:
-            print(json.dumps(show.told(error)))
+            console.print_json(console.failure(error))
         raise
     if code:
         raise SystemExit(code)
-    return {}
 
 
 def _start(
@@ -140,7 +145,9 @@ def _start(
     from glint.recipes.load import load
     from glint.train.recipe import Recipe
 
-    load(shelf.find("train", recipe), Recipe, change)  # a mistake is told once, not by every rank
+    load(
+        shelf.find("train", recipe), Recipe, change
+    )  # a mistake is printed once, not by every rank
 
     from glint.dist.launch import Nodes, run_ranks
 
@@ -165,7 +172,7 @@ def _start(
             logger.warning("%s; starting again from %s (%d left)", error, place, left)
 
 
-def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool) -> dict[str, Any]:
+def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool) -> results.Train:
     from glint.dist import heartbeat
     from glint.log import logger
     from glint.recipes import shelf
@@ -186,10 +193,10 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool
         if debug or not GONE.search(str(error)):
             raise
         logger.error("another rank is gone: %s", str(error).splitlines()[0][:200])
-        raise SystemExit(1) from None  # whoever lost it tells why
+        raise SystemExit(1) from None  # the launcher reports why
 
 
-def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
+def _train(settings: Recipe, folder: Path, quiet: bool) -> results.Train:
     import torch
 
     from glint.dist.world import join, leave
@@ -214,22 +221,22 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> dict[str, Any]:
         run = build(settings, world, folder)
         if quiet:
             return loop.train(run, silent)
-        with show.progress("train") as progress:
+        with console.progress("train") as progress:
             return loop.train(run, progress)
     finally:
         leave(world)
 
 
-def _say(result: dict[str, Any]) -> str:
-    loss = result["loss"]
-    before = "" if result["resumed_from"] < result["steps"] else "finished before: "
+def _say(result: results.Train) -> str:
+    loss = result.loss
+    before = "" if result.resumed_from < result.steps else "finished before: "
     lines = [
-        f"{before}{result['steps']} steps, {result['images']} images, "
-        f"{result['classes']} identities, ranks {result['world']}"
+        f"{before}{result.steps} steps, {result.images} images, "
+        f"{result.classes} identities, ranks {result.world}"
         + ("" if loss is None else f": loss {loss:.4f}")
     ]
-    for name, accuracy in result["verification"].items():
+    for name, accuracy in result.verification.items():
         lines.append(f"  {name}  {100 * accuracy:.2f} %")
-    lines.append(f"checkpoint {result['checkpoint']}")
-    lines.append(f"Next: glint eval --model {show.quoted(result['checkpoint'])} --pairs FILE.bin")
+    lines.append(f"checkpoint {result.checkpoint}")
+    lines.append(f"Next: glint eval pairs FILE.bin --model {console.quoted(result.checkpoint)}")
     return "\n".join(lines)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console as show
-from glint.cli import parallel
+from glint.cli import console, parallel
+
+if TYPE_CHECKING:
+    from glint.results import datasets as results
 
 
 def register(app: typer.Typer) -> None:
@@ -16,30 +18,32 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    dataset: str = show.DATASET,
-    deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard, once."),
+    dataset: str = console.DATASET,
+    deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard."),
     sha256: bool = typer.Option(
-        False, "--sha256", help="Changes nothing: --deep takes the SHA-256 of every shard anyway."
+        False, "--sha256", help="No effect: --deep always checks the SHA-256 of every shard."
     ),
     against: list[str] = typer.Option(
         [],
         "--against",
         metavar="SRC",
-        help="Hold every image against the source, or the dataset, that it came from; for a merged "
-        "dataset once for each, in the order of the merge.",
+        help="Compare every image with the source or dataset it came from; for a merged dataset "
+        "give one for each, in the order of the merge.",
     ),
-    workers: int = typer.Option(0, help="Shards read at a time; 0 = one per core."),
+    workers: int = typer.Option(0, help="Shards to read at a time; 0 = one per core."),
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
-    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would be read, read nothing."),
-    as_json: bool = show.JSON,
-    debug: bool = show.DEBUG,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Print what would be read; read nothing."
+    ),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
 ) -> None:
-    """Check every file of a dataset and name all that is not as it was written."""
-    bad: list[dict[str, Any]] = []
+    """Check every file of a dataset and report what is not as it was written."""
+    bad: list[results.Verify] = []
 
-    def work() -> dict[str, Any]:
+    def work() -> results.Verify | results.VerifyPlan:
         from glint.errors import UsageError
         from glint.shards import verify as check
 
@@ -47,20 +51,21 @@ def verify(
         if (mine or where) and not deep:
             raise UsageError(
                 "GL0002",
-                "only a deep check is shared out",
+                "only a deep check can be divided",
                 where="--task" if mine else "--engine",
                 hint="add --deep",
             )
         if sha256 and not deep:
             raise UsageError(
-                "GL0002", "no shard is read without --deep", where="--sha256", hint="add --deep"
+                "GL0002", "shards are read only with --deep", where="--sha256", hint="add --deep"
             )
         if against and mine:
-            raise UsageError("GL0002", "no share of a task", where="--against", hint="no --task")
+            raise UsageError(
+                "GL0002", "cannot be divided into tasks", where="--against", hint="leave out --task"
+            )
         if dry_run:
-            told = check.survey(dataset, against)
-            return {"dry_run": True, "dataset": str(dataset), "deep": deep, **told}
-        with show.progress("verify") as progress:
+            return check.survey(dataset, against, deep=deep)
+        with console.progress("verify") as progress:
             count = workers or parallel.cores()
             result = check.verify(
                 dataset,
@@ -71,54 +76,56 @@ def verify(
                 pool=where.pool(count) if where else None,
                 sources=against,
             )
-        bad.extend([] if result["ok"] else [result])
+        bad.extend([] if result.ok else [result])
         return result
 
-    show.run(work, "glint/verify-result@1", as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=_say)
     if bad:
         from glint.errors import InputError
 
-        count = bad[0]["problem_count"]
-        show.fail(
+        count = bad[0].problem_count
+        console.fail(
             InputError(
                 "GL0306",
                 f"{count} problem{'s' if count > 1 else ''} found",
                 where=str(dataset),
-                hint=bad[0]["hint"],
+                hint=bad[0].hint,
             )
         )
 
 
-def _say(result: dict[str, Any]) -> str:
-    if result.get("dry_run"):
-        sources = [f", {one['kind']} {one['source']}" for one in result.get("against", ())]
+def _say(result: results.Verify | results.VerifyPlan) -> str:
+    from glint.results import datasets as results
+
+    if isinstance(result, results.VerifyPlan):
+        sources = [f", {one.kind} {one.source}" for one in result.against or ()]
         return (
-            f"would read {show.count(result['files'], 'table')} and "
-            f"{show.count(result['shards'], 'shard')}, {result['bytes'] / 1e6:.1f} MB"
+            f"would read {console.count(result.files, 'table')} and "
+            f"{console.count(result.shards, 'shard')}, {result.bytes / 1e6:.1f} MB"
             + "".join(sources)
         )
-    lines = [f"bad          {line}" for line in result["shown"]]
-    more = result["problem_count"] - len(lines)
+    lines = [f"bad          {line}" for line in result.shown]
+    more = result.problem_count - len(lines)
     lines += [f"             and {more} more"] if more else []
-    lines += [f"note         {note}" for note in result["notes"]]
-    if "shards" in result:
-        read = "every byte" if result["deep"] else "tables, names, sizes and counts"
+    lines += [f"note         {note}" for note in result.notes]
+    if result.shards is not None and result.samples is not None and result.bytes is not None:
+        read = "every byte" if result.deep else "tables, names, sizes and counts"
         rate = ""
-        if result["deep"] and result["seconds"]:
-            rate = f", {result['bytes'] / 1e9 / result['seconds']:.2f} GB/s"
+        if result.deep and result.seconds:
+            rate = f", {result.bytes / 1e9 / result.seconds:.2f} GB/s"
         lines.append(
-            f"checked      {read}: {show.count(result['shards'], 'shard')}, "
-            f"{show.count(result['samples'], 'sample')}, "
-            f"{result['bytes'] / 1e6:.1f} MB in {result['seconds']:.1f} s{rate}"
+            f"checked      {read}: {console.count(result.shards, 'shard')}, "
+            f"{console.count(result.samples, 'sample')}, "
+            f"{result.bytes / 1e6:.1f} MB in {result.seconds:.1f} s{rate}"
         )
-    if told := result.get("against"):
+    if told := result.against:
         lines.append(
-            f"against      {', '.join(told['source'])}: {show.count(told['compared'], 'image')} "
-            f"compared, {told['other_bytes']} with other bytes, {told['other_label']} with another "
-            f"label, {told['missing']} missing, {told['unknown']} of unknown origin"
+            f"against      {', '.join(told.source)}: {console.count(told.compared, 'image')} "
+            f"compared, {told.other_bytes} with other bytes, {told.other_label} with another "
+            f"label, {told.missing} missing, {told.unknown} of unknown origin"
         )
-    looked = result["deep"] or "against" in result
-    share = f" in the share of task {result['task']}" if "task" in result else ""
+    looked = result.deep or result.against is not None
+    share = f" in the share of task {result.task}" if result.task is not None else ""
     lines.append(
         "result       "
         + (
@@ -127,10 +134,10 @@ def _say(result: dict[str, Any]) -> str:
                 if looked
                 else f"tables and sizes as written{share}; no image read"
             )
-            if result["ok"]
-            else show.count(result["problem_count"], "problem")
+            if result.ok
+            else console.count(result.problem_count, "problem")
         )
     )
-    if result["ok"] and not result["deep"]:
-        lines.append(f"next         glint verify {result['dataset']} --deep")
+    if result.ok and not result.deep:
+        lines.append(f"next         glint verify {result.dataset} --deep")
     return "\n".join(lines)

@@ -9,7 +9,6 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from glint.errors import BusyError, GlintError, InputError, UsageError
 from glint.files import atomic
 from glint.log import Progress, silent
 from glint.models import recogniser, stored
+from glint.results import models as results
 
 COSINE = 0.99999  # least agreement with torch, over all crops
 MARK = "glint"  # producer name and prefix of the metadata keys
@@ -31,7 +31,7 @@ def export_onnx(
     crops: int = 32,
     overwrite: bool = False,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> results.Export:
     """Write the net of a run or checkpoint as ONNX that insightface takes for a recogniser.
 
     Input `data` (n, 3, 112, 112), RGB as (pixel - 127.5) / 127.5; one output `embedding` (n, E),
@@ -73,18 +73,18 @@ def export_onnx(
     with atomic.replacing(out) as file:
         file.write(data)
     progress(3, 3)
-    return {
-        "onnx": str(out),
-        "bytes": len(data),
-        "sha256": digest,
-        "opset": opset,
-        "dim": net.embedding,
-        "backbone": net.name,
-        "cosine_min": cosine,
-        "crops": crops,
-        "insightface": opened.engine == "insightface",
-        "checkpoint": str(net.path),
-    }
+    return results.Export(
+        onnx=str(out),
+        bytes=len(data),
+        sha256=digest,
+        opset=opset,
+        dim=net.embedding,
+        backbone=net.name,
+        cosine_min=cosine,
+        crops=crops,
+        insightface=opened.engine == "insightface",
+        checkpoint=str(net.path),
+    )
 
 
 def require_finite(net: stored.Stored) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
 from glint.models import checkpoint
 from glint.nn import backbones
+from glint.results import models as results
 
 # arcface_torch's names; glint's own are taken too
 NAMES = {
@@ -45,7 +46,7 @@ def import_weights(
     *,
     embedding: int = 512,
     options: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> results.Import:
     """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
 
     Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
@@ -59,14 +60,16 @@ def import_weights(
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
                     if t.is_floating_point()})  # fmt: skip
     source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
-    made = {"name": name, "embedding": embedding, "options": dict(options or {})}
+    made: dict[str, Any] = {"name": name, "embedding": embedding, "options": dict(options or {})}
     path = checkpoint.save(
         out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
         state={"backbone": made, "imported": source}, keep=1,
     )  # fmt: skip
     parameters = sum(p.numel() for p in net.parameters())
-    return {"checkpoint": str(path), **made, "parameters": parameters, "tensors": len(state),
-            "source": source}  # fmt: skip
+    return results.Import(
+        checkpoint=str(path), **made, parameters=parameters, tensors=len(state),
+        source=results.Weights(**source),
+    )  # fmt: skip
 
 
 def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:

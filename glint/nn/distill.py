@@ -11,7 +11,7 @@ LOSSES = ("chord", "angular")
 
 
 def distance(feature_nD: Tensor, target_nD: Tensor, loss: str = "chord") -> Tensor:
-    """Give the mean distance of the directions of two embeddings of the same images.
+    """Return the mean distance of the directions of two embeddings of the same images.
 
     chord: |f/|f| - t/|t||^2 = 2 (1 - cos), equation 5 there; angular: (1 - cos)^2, equation 4.
     Both vanish where the directions agree, the second one's gradient with 1 - cos as well. Summed

@@ -34,7 +34,7 @@ class CosFace:
     m: float = 0.4
 
     def __call__(self, cosine_N: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Give c - m and 1."""
+        """Return c - m and 1."""
         return cosine_N - self.m, torch.ones_like(cosine_N)
 
 
@@ -51,7 +51,7 @@ class ArcFace:
     straight_through: bool = False
 
     def __call__(self, cosine_N: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Give cos(theta + m) and sin(theta + m) / sin(theta), guarded beyond pi."""
+        """Return cos(theta + m) and sin(theta + m) / sin(theta), guarded beyond pi."""
         cosine_N = cosine_N.clamp(-1.0, 1.0)
         sine_N = (1 - cosine_N * cosine_N).sqrt()
         moved_N = cosine_N * math.cos(self.m) - sine_N * math.sin(self.m)
@@ -76,7 +76,7 @@ class Combined:
     m3: float = 0.0
 
     def __call__(self, cosine_N: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Give psi(m1 theta + m2) - m3 and m1 |sin(phi)| / sin(theta)."""
+        """Return psi(m1 theta + m2) - m3 and m1 |sin(phi)| / sin(theta)."""
         cosine_N = cosine_N.clamp(-1.0, 1.0)
         sine_N = _not_zero((1 - cosine_N * cosine_N).sqrt())
         phi_N = self.m1 * torch.arccos(cosine_N) + self.m2
@@ -99,7 +99,7 @@ class AdaFace:
     h: float = 0.333
 
     def __call__(self, cosine_N: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Give cos(theta - m z) - m - m z and sin(theta - m z) / sin(theta), 0 where clipped."""
+        """Return cos(theta - m z) - m - m z and sin(theta - m z) / sin(theta), 0 where clipped."""
         length_N = norm_N.clamp(1e-3, 100.0)
         std = length_N.std(correction=0)
         z_N = (self.h * (length_N - length_N.mean()) / (std + 1e-3)).clamp(-1.0, 1.0)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from glint import schemas
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
+from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 
@@ -126,7 +127,7 @@ def tail_share(count_C: Counts, draws_C: Reals) -> float:
 
 def balance(
     dataset: Dataset, options: Options, out: Path | None = None, coreset: Path | None = None
-) -> dict[str, Any]:
+) -> results.Balance:
     """Write the sampling table of the label version in force.
 
     coreset: a folder of `glint coreset`, whose faces alone are counted and drawn. Raises UsageError
@@ -180,17 +181,17 @@ def balance(
     if out is None:
         dataset.publish(path.name)
     some_C = count_C > 0
-    return {
-        "identities": version.classes,
-        "images": int(count_C.sum()),
-        "epoch_samples": round(epoch),
-        "never_seen": int((drawn.draws_C == 0).sum()),
-        "gini_before": gini(count_C[some_C]),
-        "gini_after": gini(drawn.draws_C[some_C]),
-        "tail_share": tail_share(count_C[some_C], drawn.draws_C[some_C]),
-        "label_version": version.version,
-        "sampling": f"{dataset.name}/{path.name}" if dataset.remote and not out else str(path),
-    }
+    return results.Balance(
+        identities=version.classes,
+        images=int(count_C.sum()),
+        epoch_samples=round(epoch),
+        never_seen=int((drawn.draws_C == 0).sum()),
+        gini_before=gini(count_C[some_C]),
+        gini_after=gini(drawn.draws_C[some_C]),
+        tail_share=tail_share(count_C[some_C], drawn.draws_C[some_C]),
+        label_version=version.version,
+        sampling=f"{dataset.name}/{path.name}" if dataset.remote and not out else str(path),
+    )
 
 
 def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bool_]:

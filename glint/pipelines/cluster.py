@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress, logger
+from glint.results import identities as results
 from glint.search.online_clusters import BLOCK, ClusterRules, OnlineClusters
 from glint.shards import labels
 from glint.shards.dataset import Dataset
@@ -57,7 +59,7 @@ def run(
     truth: Path | None = None,
     save: float = SAVE,
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Cluster:
     """Cluster the faces of embedding folders, one after the other, into `out`.
 
     truth: a table with `key` and `label`, such as a dataset's samples.parquet, to judge by; keys
@@ -96,7 +98,7 @@ def run(
         _insert(stream, found, out, save, progress)
         shot = stream.snapshot()
         _write(out, found, shot)
-        result = {
+        result: dict[str, Any] = {
             "faces": int((shot.cluster_N >= 0).sum()),
             "without_embedding": int((shot.cluster_N < 0).sum()),
             "clusters": len(shot.cluster_k),
@@ -115,7 +117,7 @@ def run(
             **result,
         }
         space.finish(about, TABLES)
-    return {**result, "out": str(out)}
+    return results.Cluster(**result, out=str(out))
 
 
 def check_out(out: Path) -> None:
@@ -259,7 +261,9 @@ def _judged(identity_N: Ints, emb: Embeddings, truth: Path) -> dict[str, Any]:
     }
 
 
-def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) -> dict[str, Any]:
+def apply(
+    folder: Path, root: Path, *, least: int = 2, dry_run: bool = False
+) -> results.ClusterApply:
     """Put the identities of a dataset's faces in force as a new label version.
 
     least: identities with fewer faces, and faces of none, are dropped. Raises MismatchError GL0501
@@ -270,29 +274,30 @@ def apply(folder: Path, root: Path, *, least: int = 2, dry_run: bool = False) ->
     identity_n, mark = _identities(folder, dataset)
     now = labels.current(dataset.root, dataset.classes)
     applied = _targets(dataset, identity_n, least, str(folder))
-    result = {
-        "version_before": now.version,
-        "classes_before": now.classes,
-        "classes": applied.identities,
-        "faces": applied.faces,
-        "identities_dropped": applied.small,
-        "faces_dropped": dataset.n - applied.faces,
-        "dry_run": dry_run,
-        "dataset": str(root),
-        "report": str(folder),
-    }
+    result = partial(
+        results.ClusterApply,
+        version_before=now.version,
+        classes_before=now.classes,
+        classes=applied.identities,
+        faces=applied.faces,
+        identities_dropped=applied.small,
+        faces_dropped=dataset.n - applied.faces,
+        dry_run=dry_run,
+        dataset=str(root),
+        report=str(folder),
+    )
     why = {"stage": STAGE, "report": mark, "min": least}
     if _why(dataset) == why:
-        return {**result, "version": now.version, "applied": False, "already": True}
+        return result(version=now.version, applied=False, already=True)
     if not applied.identities:
         raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
     if dry_run:
-        return {**result, "version": now.version, "applied": False, "already": False}
+        return result(version=now.version, applied=False, already=False)
     version = labels.apply(dataset.root, applied.target_C, np.empty((0, 2), np.int64), why)
-    return {**result, "version": version, "applied": True, "already": False}
+    return result(version=version, applied=True, already=False)
 
 
-def undo(folder: Path, root: Path) -> dict[str, Any]:
+def undo(folder: Path, root: Path) -> results.ClusterUndo:
     """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied."""
     dataset = Dataset(root)
     now = labels.current(dataset.root, dataset.classes)
@@ -305,14 +310,14 @@ def undo(folder: Path, root: Path) -> dict[str, Any]:
             hint="what was applied later must be undone first",
         )
     version = labels.undo(dataset.root)
-    return {
-        "version_before": now.version,
-        "version": version,
-        "classes_before": now.classes,
-        "classes": labels.current(dataset.root, dataset.classes).classes,
-        "dataset": str(root),
-        "report": str(folder),
-    }
+    return results.ClusterUndo(
+        version_before=now.version,
+        version=version,
+        classes_before=now.classes,
+        classes=labels.current(dataset.root, dataset.classes).classes,
+        dataset=str(root),
+        report=str(folder),
+    )
 
 
 def _why(dataset: Dataset) -> dict[str, Any]:

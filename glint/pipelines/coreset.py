@@ -21,6 +21,7 @@ from glint.files import parquet
 from glint.jobs.workspace import Workspace
 from glint.log import Progress
 from glint.pipelines import balance
+from glint.results import identities as results
 from glint.search import nms
 from glint.shards import labels
 from glint.shards.dataset import Dataset
@@ -70,7 +71,7 @@ def run(
     *,
     dry_run: bool = False,
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Coreset:
     """Choose faces; write coreset.parquet, sampling.parquet and, last, coreset.json into `out`.
 
     Raises BusyError when `out` holds something else, UsageError when a ratio cannot be reached.
@@ -114,13 +115,13 @@ def run(
     }
     if not dry_run:
         _write(dataset, target_N, chosen, out, about)
-    return {
-        **result,
-        "label_version": version.version,
-        "dry_run": dry_run,
-        "sampling": str(out / "sampling.parquet"),
-        "out": str(out),
-    }
+    return results.Coreset(
+        **{name.replace("-", "_"): value for name, value in result.items()},
+        label_version=version.version,
+        dry_run=dry_run,
+        sampling=str(out / "sampling.parquet"),
+        out=str(out),
+    )
 
 
 def check_out(out: Path) -> None:

@@ -27,6 +27,7 @@ from glint.jobs import tasks
 from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
+from glint.results import identities as results
 from glint.shards.embeddings import ARRAYS, FORMAT, STATUS, Rows, centres, check_sums, checksum
 
 BLOCK = 2048  # rows between two journal lines
@@ -95,7 +96,7 @@ def embed(
     task: tasks.Task | None = None,
     engine: Engine | None = None,
     opener: Opener | None = None,
-) -> dict[str, Any]:
+) -> results.Embed | results.EmbedShare:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
@@ -133,21 +134,21 @@ def embed(
             if not left and held.alone():
                 _tidy(work)
             held.release()
-    share = {"task": str(task), "left": left} if task is not None else {}
     if left:
-        return {"out": str(out), "images": dataset.n, "blocks": how.blocks(dataset.n), **share}
+        blocks = how.blocks(dataset.n)
+        return results.EmbedShare(
+            out=str(out), images=dataset.n, blocks=blocks, task=str(task), left=left
+        )
     about = atomic.read_json(last, "GL0402")
     if finished:  # by another call: nothing was written, so what lies there is looked at
         check_sums(out, about)
-    return {
-        "images": about["images"],
-        "dim": about["dim"],
-        "failed": about["failed"],
-        "failures": about["failures"],
-        "empty_classes": about["empty_classes"],
-        "out": str(out),
-        **share,
-    }
+    keys = ("images", "dim", "failed", "failures", "empty_classes")
+    return results.Embed(
+        **{key: about[key] for key in keys},
+        out=str(out),
+        task=None if task is None else str(task),
+        left=None if task is None else left,
+    )
 
 
 def _plan(dataset: Source, model: Recogniser, **options: Any) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import pyarrow as pa
 from glint import schemas
 from glint.errors import BusyError
 from glint.files import parquet
+from glint.results import datasets as results
 from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
 
@@ -89,7 +89,7 @@ def equals(dataset: Dataset, labels: LabelTable) -> Equals:
 
 def find(
     dataset: Dataset, labels: LabelTable, out: str | os.PathLike[str] | None = None
-) -> dict[str, Any]:
+) -> results.Duplicates:
     """Count the images that stand more than once, under one identity or under several.
 
     Identities are those of the labels in force; dropped ones are left out. out: a Parquet file to
@@ -102,20 +102,20 @@ def find(
     if out is not None:
         parquet.write(out, table(dataset, found))
     n, several = int(group_m.max(initial=-1)) + 1, np.unique(group_m[across_m])
-    return {
-        "groups": n,
-        "images": len(found.row_m),
-        "under_one_identity": n - len(several),
-        "under_several": len(several),
-        "shown": [
-            {
-                "keys": [dataset.key[int(row)] for row in found.row_m[group_m == group]],
-                "labels": dataset.label[found.row_m[group_m == group]].tolist(),
-            }
+    return results.Duplicates(
+        groups=n,
+        images=len(found.row_m),
+        under_one_identity=n - len(several),
+        under_several=len(several),
+        shown=[
+            results.Duplicate(
+                keys=[dataset.key[int(row)] for row in found.row_m[group_m == group]],
+                labels=dataset.label[found.row_m[group_m == group]].tolist(),
+            )
             for group in several[:SHOWN].tolist()
         ],
-        **({"out": os.fspath(out)} if out is not None else {}),
-    }
+        out=os.fspath(out) if out is not None else None,
+    )
 
 
 def table(dataset: Dataset, found: Equals) -> pa.Table:

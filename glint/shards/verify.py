@@ -23,6 +23,7 @@ from glint.errors import GlintError, InputError, UsageError
 from glint.files import atomic, parquet, seal
 from glint.files.store import is_url
 from glint.log import Progress
+from glint.results import datasets as results
 from glint.shards import against, dali, labels
 from glint.shards.dataset import TABLES, TOMBSTONES, Dataset
 from glint.shards.remote import Remote
@@ -373,7 +374,7 @@ def verify(
     task: tuple[int, int] = (0, 1),
     pool: AbstractContextManager[Pool] | None = None,
     sources: Sequence[against.Place] = (),
-) -> dict[str, Any]:
+) -> results.Verify:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
@@ -391,7 +392,7 @@ def verify(
         raise UsageError("GL0002", what, where="--against", hint="give what it was made of")
     origins = [against.Origin(source) for source in sources]
     dataset = check.manifest()
-    result: dict[str, Any] = {"ok": False, "deep": deep, "dataset": str(root)}
+    result: dict[str, Any] = {}
     if dataset is not None:
         listed = entries(dataset)
         mine = range(task[0], len(listed), task[1])
@@ -421,28 +422,27 @@ def verify(
             result |= {"task": f"{task[0]}/{task[1]}", "of_shards": len(listed)}
         if origins:
             lost = {*range(len(listed))} - check.there
-            found, result["against"] = against.compare(root, origins, lost, progress)
+            found, told = against.compare(root, origins, lost, progress)
             check.found.join(found)
-    return {
-        **result,
-        "ok": not check.found.count,
-        "problem_count": check.found.count,
-        "problems": [problem.as_dict() for problem in check.found.shown],
-        "shown": [str(problem) for problem in check.found.shown],
-        "notes": check.notes,
-        "hint": _TODO if check.found.count else "",
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+            result["against"] = results.Against(**told)
+    return results.Verify(
+        **result, ok=not check.found.count, deep=deep, dataset=str(root),
+        problem_count=check.found.count,
+        problems=[results.Problem(**one.as_dict()) for one in check.found.shown],
+        shown=[*map(str, check.found.shown)], notes=check.notes,
+        hint=_TODO if check.found.count else "",
+        seconds=round(time.perf_counter() - started, 3),
+    )  # fmt: skip
 
 
-def survey(root: against.Place, sources: Sequence[against.Place] = ()) -> dict[str, Any]:
-    """Say what there is to read. Raises InputError GL0301, and what `against` raises."""
+def survey(
+    root: against.Place, sources: Sequence[against.Place] = (), *, deep: bool = False
+) -> results.VerifyPlan:
+    """Return what there is to read. Raises InputError GL0301, and what `against` raises."""
     dataset = Dataset(root)
-    listed = entries(dataset)
-    told = [{"source": os.fspath(one), "kind": against.kind_of(one)} for one in sources]
-    return {
-        **({"against": told} if told else {}),
-        "files": len(dataset.manifest.get("files", ())) + 1,
-        "shards": len(listed),
-        "bytes": sum(entry.bytes for entry in listed),
-    }
+    kinds = [results.SourceKind(source=os.fspath(s), kind=against.kind_of(s)) for s in sources]
+    return results.VerifyPlan(
+        dry_run=True, dataset=str(root), deep=deep, against=kinds or None,
+        files=len(dataset.manifest.get("files", ())) + 1, shards=len(entries(dataset)),
+        bytes=sum(entry.bytes for entry in entries(dataset)),
+    )  # fmt: skip

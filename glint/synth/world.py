@@ -25,6 +25,7 @@ from glint.errors import BusyError, UsageError
 from glint.evals.packs import write_bin
 from glint.files.atomic import make_dir, write_bytes, write_json, writing
 from glint.log import Progress, silent
+from glint.results import models as results
 from glint.shards.recordio import Writer, pack
 from glint.synth.faces import lookalike, person, photograph
 from glint.synth.view import stream, uniform
@@ -152,7 +153,7 @@ def cast(world: World) -> Cast:
 
 def make(
     world: World, out: Path, *, workers: int = 1, progress: Progress = silent
-) -> dict[str, Any]:
+) -> results.Synth:
     """Write the world to `out` and return its counts.
 
     Bytes depend on `world` alone, not on workers. Memory does not grow with the number of images.
@@ -219,7 +220,7 @@ def make(
         "damaged_keys": {str(key): reason for key, reason in sorted(damaged.items())},
         "unseen": world.unseen,
     })  # fmt: skip
-    return summary
+    return results.Synth(out=str(out), **summary)
 
 
 def _damaged(world: World, plan: Cast, total: int) -> dict[int, str]:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glint.errors import UsageError
 from glint.nn import backbones
 from glint.nn.backbones.parts import SIZE
+from glint.results import models as results
 from glint.train import memory
 from glint.train.recipe import Recipe
 from glint.train.teacher import weight_bytes
@@ -20,8 +21,8 @@ from glint.train.teacher import weight_bytes
 STATES = {"sgd": 1, "adamw": 2}  # tensors of a weight's size that the optimiser keeps
 
 
-def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
-    """Give the counts of the backbone and the bytes that a rank of `world` holds in a step.
+def run(recipe: Recipe, classes: int, world: int) -> results.TrainPlan:
+    """Return the counts of the backbone and the bytes that a rank of `world` holds in a step.
 
     The backbone is built and run forward on one batch of tensors that have shapes and no data;
     activations are what autograd then keeps for the backward pass, by CPU autocast's rules, which
@@ -59,18 +60,18 @@ def run(recipe: Recipe, classes: int, world: int) -> dict[str, Any]:
         "head": held["total"],
     }
     saved = parts["weights"] + parts["optimiser"] + parts["average"]
-    return {
-        "backbone": table.name,
-        "parameters": every,
-        "trained": trained,
-        "macs": _macs(net),
-        "classes": classes,
-        "world": world,
-        "batch": recipe.data.batch,
-        "global_batch": recipe.data.batch * world * recipe.run.accumulate,
-        "memory": {**parts, "total": sum(parts.values())},
-        "checkpoint": saved + held["weights"] + held["state"],
-    }
+    return results.TrainPlan(
+        backbone=table.name,
+        parameters=every,
+        trained=trained,
+        macs=_macs(net),
+        classes=classes,
+        world=world,
+        batch=recipe.data.batch,
+        global_batch=recipe.data.batch * world * recipe.run.accumulate,
+        memory={**parts, "total": sum(parts.values())},
+        checkpoint=saved + held["weights"] + held["state"],
+    )
 
 
 def _macs(net: nn.Module) -> int:
@@ -106,7 +107,7 @@ def _kept(recipe: Recipe, options: dict[str, Any]) -> int:
 
 
 def _hollow(net: nn.Module) -> None:
-    """Put tensors without data, which believe to be on the CPU, in place of the net's own."""
+    """Replace the net's own tensors by ones without data that claim to be on the CPU."""
     for module in net.modules():
         for name, old in module.named_parameters(recurse=False):
             new = torch.empty(old.shape, dtype=old.dtype)

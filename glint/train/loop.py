@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from glint.files.atomic import write_bytes
 from glint.log import Progress, logger, silent
 from glint.nn.heads.partial_fc import PartialFC
 from glint.recipes.load import dump
+from glint.results import models as results
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
 from glint.train import metrics, report, restore
@@ -34,7 +34,7 @@ from glint.train.saving import Saver
 from glint.train.schedule import learning_rate, total_steps
 
 
-def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
+def train(run: Run, progress: Progress = silent) -> results.Train:
     """Train from the newest checkpoint under `run.out`, or from the start, to the last step.
 
     Returns {steps, loss, accuracy, checkpoint, ...}. Raises DivergedError GL0703 where the loss or
@@ -89,18 +89,18 @@ def train(run: Run, progress: Progress = silent) -> dict[str, Any]:
     if not verified and run.data.val:
         verified = evaluate(run)
     accuracy = [v.accuracy for v in verified.values()]
-    return {
-        "steps": max(start, total),
-        "loss": None if math.isnan(result.loss) else result.loss,
-        "accuracy": float(np.mean(accuracy)) if accuracy else None,
-        "verification": {name: v.accuracy for name, v in verified.items()},
-        "checkpoint": str(path),
-        "out": str(run.out),
-        "resumed_from": start,
-        "images": max(start, total) * run.step_images,
-        "classes": run.data.labels.classes,
-        "world": run.world.size,
-    }
+    return results.Train(
+        steps=max(start, total),
+        loss=None if math.isnan(result.loss) else result.loss,
+        accuracy=float(np.mean(accuracy)) if accuracy else None,
+        verification={name: v.accuracy for name, v in verified.items()},
+        checkpoint=str(path),
+        out=str(run.out),
+        resumed_from=start,
+        images=max(start, total) * run.step_images,
+        classes=run.data.labels.classes,
+        world=run.world.size,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from glint.errors import UsageError
 from glint.nn.heads import options
 from glint.nn.heads.options import AnyOptions, ClassPoolOptions, ClassQueueOptions, PartialFCOptions
+from glint.results import models as results
 
 # bytes kept per class row beside the weights: multiples of a stored row, and plain bytes
 STATE = {
@@ -244,8 +245,8 @@ def plan(
     gbps: float,
     link: float,
     **used_on: int,
-) -> dict[str, object]:
-    """Return the whole plan as plain data; values, classes and used_on as `head` takes them.
+) -> results.Plan:
+    """Return the whole plan; values, classes and used_on as `head` takes them.
 
     card: GB (1e9 bytes) of memory for the head per rank.
     """
@@ -256,24 +257,22 @@ def plan(
     need = memory(one)
     defaults = {key: option.default for key, option in options.OPTIONS.items()}
     defaults |= {"kind": "partial_fc", "slots": 0}
-    result: dict[str, object] = {
-        "head": {
+    return results.Plan(
+        head={
             "classes": one.classes,
             "dim": one.dim,
             "world": one.world,
             "batch": one.batch,
             **{key: values.get(key, defaults[key]) for key in PLANNED},
         },
-        "rows": one.rows,
-        "playing": one.playing,
-        "memory": need,
-        "reference_memory": reference_memory(one),
-        "communication": communication(one),
-        "flop": products(one),
-        "seconds": seconds(one, tflops=tflops, gbps=gbps, link=link),
-    }
-    if card:
-        result["card"] = card
-        result["fits"] = need["total"] <= card * 1e9
-        result["largest"] = largest(one, card * 1e9)
-    return result
+        rows=one.rows,
+        playing=one.playing,
+        memory=need,
+        reference_memory=reference_memory(one),
+        communication=communication(one),
+        flop=products(one),
+        seconds=seconds(one, tflops=tflops, gbps=gbps, link=link),
+        card=card or None,
+        fits=need["total"] <= card * 1e9 if card else None,
+        largest=largest(one, card * 1e9) if card else None,
+    )

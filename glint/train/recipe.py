@@ -153,8 +153,8 @@ class Optim(Table):
 class Teacher(Table):
     """A frozen net that the trained one imitates besides: distillation (docs/distill.md).
 
-    `model` is what `glint eval --model` takes, or a .pt or .safetensors file of published weights
-    of the net `backbone`.
+    `model` is what `glint eval pairs --model` takes, or a .pt or .safetensors file of published
+    weights of the net `backbone`.
     """
 
     model: Text

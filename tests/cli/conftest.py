@@ -7,12 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
+from glint.results import datasets, identities, key, models
+
+MODULES = (datasets, identities, models)
+ANSWERS = [one for module in MODULES for one in vars(module).values() if hasattr(one, "SCHEMA")]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
@@ -30,7 +35,28 @@ def run_glint(*args: str | Path, code: int = 0, env: dict[str, str] | None = Non
     if code:
         assert "Traceback" not in done.stderr, done.stderr
         return done.stderr
-    return json.loads(done.stdout) if "--json" in args else done.stdout
+    if "--json" not in args:
+        return done.stdout
+    answer = json.loads(done.stdout)
+    documented(answer)
+    return answer
+
+
+def documented(answer: dict[str, Any]) -> None:
+    """Hold an answer of --json against the dataclasses of its schema: keys, order and types."""
+    held, known = {**answer}, dict[str, str]()
+    schema = held.pop("schema")
+    kinds = [one for one in ANSWERS if schema == one.SCHEMA]
+    assert kinds, f"no class of glint.results has the schema {schema}"
+    for kind in kinds:
+        names = {key(one): one for one in fields(kind)}
+        wanted = {name for name, one in names.items() if one.default is MISSING}
+        if wanted <= held.keys() <= names.keys():
+            assert [name for name in names if name in held] == [*held], f"order of {kind}"
+            TypeAdapter(kind).validate_python({names[k].name: v for k, v in held.items()})
+            return
+        known[kind.__name__] = f"lacks {wanted - held.keys()}, more {held.keys() - names.keys()}"
+    raise AssertionError(f"{[*held]}: {known}")
 
 
 @pytest.fixture(scope="session")

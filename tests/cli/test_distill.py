@@ -96,7 +96,7 @@ def test_the_loss_is_the_margins_plus_seven_distances(
     taught = loop.train(made("taught", *changes, f"teacher.model={teacher}"))
     (told,) = steps(tmp_path / "taught")
     assert 1 < told["distill"] < 3  # two nets that know nothing of each other
-    assert taught["loss"] == pytest.approx(alone["loss"] + 7 * told["distill"], rel=1e-6)
+    assert taught.loss == pytest.approx(alone.loss + 7 * told["distill"], rel=1e-6)
     assert "distill" not in steps(tmp_path / "alone")[0]
 
 
@@ -123,7 +123,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     common = (f"teacher.model={teacher}", "run.save_every=3")
     loop.train(made("whole", *common, "schedule.max_steps=5"))
     loop.train(made("parts", *common, "schedule.max_steps=3"))
-    assert loop.train(made("parts", *common, "schedule.max_steps=5"))["resumed_from"] == 3
+    assert loop.train(made("parts", *common, "schedule.max_steps=5")).resumed_from == 3
     whole, parts = (checkpoint.newest(tmp_path / n / "checkpoints") for n in ("whole", "parts"))
     assert whole is not None and parts is not None
     for name in ("backbone", "optimizer", "head-00000"):
@@ -198,16 +198,16 @@ def test_a_dry_run_counts_the_teacher(small: Any, teacher: Path, tmp_path: Path)
     size = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     settings = load(text, Recipe, [f"teacher.model={teacher}"])
     assert load(dump(settings), Recipe) == settings
-    found = dry.run(settings, 40, 1)["memory"]
+    found = dry.run(settings, 40, 1).memory
     assert found["teacher"] == size
     assert found["total"] == sum(v for k, v in found.items() if k != "total")
     torch.save(net.state_dict(), tmp_path / "net.pt")
     changes = [f"teacher.model={tmp_path / 'net.pt'}", "teacher.backbone=mobilefacenet"]
-    assert dry.run(load(text, Recipe, changes), 40, 1)["memory"]["teacher"] > size  # its full width
+    assert dry.run(load(text, Recipe, changes), 40, 1).memory["teacher"] > size  # its full width
     (tmp_path / "net.onnx").write_bytes(b"1234")
     changes = [f"teacher.model={tmp_path / 'net.onnx'}"]
-    assert dry.run(load(text, Recipe, changes), 40, 1)["memory"]["teacher"] == 4
-    assert "teacher" not in dry.run(load(text, Recipe), 40, 1)["memory"]
+    assert dry.run(load(text, Recipe, changes), 40, 1).memory["teacher"] == 4
+    assert "teacher" not in dry.run(load(text, Recipe), 40, 1).memory
     with pytest.raises(UsageError, match="GL0001"):
         dry.run(load(text, Recipe, ["teacher.model=nowhere"]), 40, 1)
 

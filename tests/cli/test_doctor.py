@@ -6,7 +6,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from glint.cli import doctor, machine
+from glint.cli import doctor
 
 app = typer.Typer()
 doctor.register(app)
@@ -15,8 +15,8 @@ doctor.register(app)
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only parts that import quickly."""
-    quick = tuple(part for part in machine.PARTS if part.name in ("pydantic", "xxhash"))
-    monkeypatch.setattr(machine, "PARTS", quick)
+    quick = tuple(part for part in doctor.PARTS if part.name in ("pydantic", "xxhash"))
+    monkeypatch.setattr(doctor, "PARTS", quick)
 
 
 @pytest.mark.usefixtures("few")
@@ -34,13 +34,13 @@ def test_no_problems_found() -> None:
 
 
 def test_every_required_dependency_is_looked_at() -> None:
-    required = {part.name for part in machine.PARTS if not part.extra}
+    required = {part.name for part in doctor.PARTS if not part.extra}
     assert {"torch", "numpy", "pyarrow", "webdataset", "simplejpeg", "safetensors"} <= required
 
 
 def test_a_required_part_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = machine.Part("nosuchmodule", ("no-such-distribution",))
-    monkeypatch.setattr(machine, "PARTS", (part,))
+    part = doctor.Part("nosuchmodule", ("no-such-distribution",))
+    monkeypatch.setattr(doctor, "PARTS", (part,))
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 6
     assert "problem: nosuchmodule is required and not installed" in result.stdout
@@ -48,8 +48,8 @@ def test_a_required_part_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_optional_part_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = machine.Part("nosuchmodule", ("no-such-distribution",), "export", "glint export")
-    monkeypatch.setattr(machine, "PARTS", (part,))
+    part = doctor.Part("nosuchmodule", ("no-such-distribution",), "export", "glint export")
+    monkeypatch.setattr(doctor, "PARTS", (part,))
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 0
     assert "absent" in result.stdout
@@ -57,16 +57,16 @@ def test_an_optional_part_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_part_that_is_installed_and_broken(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = machine.Part("nosuchmodule", ("pydantic",), "export", "glint export")
-    monkeypatch.setattr(machine, "PARTS", (part,))
+    part = doctor.Part("nosuchmodule", ("pydantic",), "export", "glint export")
+    monkeypatch.setattr(doctor, "PARTS", (part,))
     result = CliRunner().invoke(app, [])
     assert result.exit_code == 6
     assert "is installed and cannot be imported: ModuleNotFoundError" in result.stdout
 
 
 def test_two_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = machine._version
+    real = doctor._version
     monkeypatch.setattr(
-        machine, "_version", lambda name: "1.15" if name.startswith("faiss") else real(name)
+        doctor, "_version", lambda name: "1.15" if name.startswith("faiss") else real(name)
     )
-    assert "faiss-cpu and faiss-gpu and faiss-gpu-cu12 share one folder" in machine._two_faiss()
+    assert "faiss-cpu and faiss-gpu and faiss-gpu-cu12 share one folder" in doctor._two_faiss()

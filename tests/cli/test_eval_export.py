@@ -57,7 +57,7 @@ def test_export_then_eval_in_processes_of_their_own(
     assert made["schema"] == "glint/export@1"
     assert made["cosine_min"] >= 0.99999
     assert {"onnx", "bytes", "opset", "cosine_min", "insightface"} <= set(made)
-    found = glint("eval", "--model", path, "--pairs", pack, "--threads", "1", "--json")
+    found = glint("eval", "pairs", pack, "--model", path, "--threads", "1", "--json")
     assert found["schema"] == "glint/eval@1"
     assert set(found) >= FIGURES
     assert (found["pairs"], found["set"], len(found["folds"])) == (12, "toy", 10)
@@ -69,12 +69,12 @@ def test_export_then_eval_in_processes_of_their_own(
 def test_a_run_and_its_export_agree(
     call: Callable[..., Any], run: Path, pack: Path, tmp_path: Path
 ) -> None:
-    code, out, _ = call("eval", "-m", run, "-p", pack, "--device", "cpu", "--json")
+    code, out, _ = call("eval", "pairs", pack, "-m", run, "--device", "cpu", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["engine"] == "torch"
     code, out, _ = call(
-        "eval", "-m", run, "-p", pack, "-p", pack, "--device", "cpu", "--no-flip", "--json"
+        "eval", "pairs", pack, pack, "-m", run, "--device", "cpu", "--no-flip", "--json"
     )
     both = json.loads(out)
     assert [one["set"] for one in both["sets"]] == ["toy", "toy"]
@@ -83,12 +83,22 @@ def test_a_run_and_its_export_agree(
 
 
 def test_people_get_a_table(call: Callable[..., Any], run: Path, pack: Path) -> None:
-    code, out, _ = call("eval", "-m", run, "-p", pack, "--device", "cpu")
+    code, out, _ = call("eval", "pairs", pack, "-m", run, "--device", "cpu")
     assert code == 0
     head, row, about = out.splitlines()
     assert head.split() == ["set", "pairs", "accuracy", "%", "TAR@FAR", "1e-3", "1e-4"]
     assert row.split()[:2] == ["toy", "12"]
     assert "through torch, 32 numbers, mirrored image added" in about
+
+
+def test_the_form_of_0_1_still_works(call: Callable[..., Any], run: Path, pack: Path) -> None:
+    code, out, err = call("eval", "-m", run, "--pairs", pack, "--device", "cpu", "--json")
+    new = call("eval", "pairs", pack, "-m", run, "--device", "cpu", "--json")
+    assert (code, out, new[2]) == (0, new[1], "")
+    assert err.splitlines() == [
+        "note: `glint eval --pairs` is deprecated and will be removed in the next version; use "
+        "`glint eval pairs`"
+    ]
 
 
 def test_mistakes_have_codes(
@@ -101,14 +111,14 @@ def test_mistakes_have_codes(
     text = tmp_path / "text.onnx"
     text.write_text("hello")
     cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
-        (2, "GL0001", ("eval", "-m", tmp_path / "none.onnx", "-p", pack)),
-        (2, "GL0001", ("eval", "-m", run, "-p", tmp_path / "none.bin")),
-        (2, "GL0002", ("eval", "-m", run, "-p", table)),
-        (2, "GL0002", ("eval", "-m", run, "-p", pack, "--device", "tpu")),
-        (3, "GL0301", ("eval", "-m", run, "-p", table, "--dataset", tmp_path)),
-        (3, "GL0401", ("eval", "-m", text, "-p", pack)),
-        (3, "GL0701", ("eval", "-m", tmp_path, "-p", pack)),
-        (8, "GL0801", ("eval", "-m", run, "-p", evil)),
+        (2, "GL0001", ("eval", "pairs", pack, "-m", tmp_path / "none.onnx")),
+        (2, "GL0001", ("eval", "pairs", tmp_path / "none.bin", "-m", run)),
+        (2, "GL0002", ("eval", "pairs", table, "-m", run)),
+        (2, "GL0002", ("eval", "pairs", pack, "-m", run, "--device", "tpu")),
+        (3, "GL0301", ("eval", "pairs", table, "-m", run, "--dataset", tmp_path)),
+        (3, "GL0401", ("eval", "pairs", pack, "-m", text)),
+        (3, "GL0701", ("eval", "pairs", pack, "-m", tmp_path)),
+        (8, "GL0801", ("eval", "pairs", evil, "-m", run)),
         (2, "GL0001", ("export", tmp_path / "none", tmp_path / "a.onnx")),
         (2, "GL0002", ("export", run, tmp_path / "a.pt")),
         (3, "GL0701", ("export", tmp_path, tmp_path / "a.onnx")),
@@ -134,7 +144,7 @@ def test_a_pairs_table_over_a_dataset(
     rows = [f"{p % 2}\tp{p}/1.jpg\tp{p}/2.jpg\t1" for p in range(5)]  # one image under two names
     rows += [f"{p % 2}\tp{p}/0.jpg\tp{(p + 1) % 5}/0.jpg\t0" for p in range(5)]
     table.write_text("\n".join(["fold\ta\tb\tsame", *rows, ""]))
-    args = ("eval", "-m", run, "--dataset", data, "-p", table, "--device", "cpu", "--json")
+    args = ("eval", "pairs", table, "-m", run, "--dataset", data, "--device", "cpu", "--json")
     code, out, err = call(*args)
     assert code == 0, err
     found = json.loads(out)

@@ -57,7 +57,7 @@ def test_all_pairs_of_a_dataset_and_their_page(
     call: Call, small: Any, emb: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    args = ("--all-pairs", small.data, "--embeddings", emb, "--device", "cpu")
+    args = ("all-pairs", small.data, "--embeddings", emb, "--device", "cpu")
     told = call(*args, "--work", tmp_path / "work", "--report", page, "--json")
     data = Dataset(small.data)
     direct = all_pairs(np.load(emb / "samples.npy"), data.label)
@@ -97,7 +97,7 @@ def test_ijb_lists_over_a_dataset_and_over_rows_agree(
         (meta / f"ijbc_1N_{name}.csv").write_text(
             "TEMPLATE_ID,SUBJECT_ID\n" + "".join(f"{side + 2 * p},{p}\n" for p in who)
         )
-    given = ("--ijb", tmp_path, "--report", tmp_path / "page.html", "--json")
+    given = ("ijb", tmp_path, "--report", tmp_path / "page.html", "--json")
     told = call(*given, "--dataset", small.data, "--embeddings", emb)
     assert told["one_to_one"]["genuine"] == len(people)
     assert told["one_to_one"]["impostors"] == len(people) * (len(people) - 1)
@@ -114,14 +114,14 @@ def test_ijb_lists_over_a_dataset_and_over_rows_agree(
     same = call(*given, "--embeddings", tmp_path / "rows.npy")
     assert same["one_to_one"] == told["one_to_one"]
     assert same["one_to_many"] == told["one_to_many"]
-    assert "1:N, %" in call("--ijb", tmp_path, "--embeddings", tmp_path / "rows.npy")
+    assert "1:N, %" in call("ijb", tmp_path, "--embeddings", tmp_path / "rows.npy")
     np.save(tmp_path / "few.npy", raw[:-1])
-    err = call("--ijb", tmp_path, "--embeddings", tmp_path / "few.npy", code=3)
+    err = call("ijb", tmp_path, "--embeddings", tmp_path / "few.npy", code=3)
     assert f"GL0402 bad-embeddings: {tmp_path / 'few.npy'}: expected {data.n} rows" in err
 
 
 def test_probes_among_distractors(call: Call, small: Any, emb: Path, tmp_path: Path) -> None:
-    given = ("--identify", small.data, "--embeddings", emb, "--distractors", small.data,
+    given = ("identify", small.data, "--embeddings", emb, "--distractors", small.data,
              "--distractor-embeddings", emb)  # fmt: skip
     told = call(*given, "--report", tmp_path / "page.html", "--json")
     assert told["distractors"] == told["probes"] == Dataset(small.data).n

@@ -113,7 +113,7 @@ def test_train_starts_from_it(small: Any, imported: Path, weights: Path, tmp_pat
     for name, value in run.backbone.state_dict().items():
         assert torch.equal(value, state[f"module.{name}"])
     result = loop.train(run)
-    assert result["steps"] == 2 and result["loss"] > 0
+    assert result.steps == 2 and result.loss > 0
     other = load(path, Recipe, [change, "backbone.name=mbf"])
     with pytest.raises(
         MismatchError, match=r"run\.finetune: its weights do not fit .* mbf"

@@ -113,7 +113,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     in_process(path, whole, "run.save_every=4", "schedule.max_steps=10")
     in_process(path, parts, "run.save_every=4", "schedule.max_steps=4")
     result = in_process(path, parts, "run.save_every=4", "schedule.max_steps=10")
-    assert result["resumed_from"] == 4
+    assert result.resumed_from == 4
     assert losses(parts) == losses(whole)
     assert weights(parts) == weights(whole)
     assert torch.equal(rows_of(parts), rows_of(whole))
@@ -144,7 +144,7 @@ def test_another_number_of_ranks_continues_with_the_same_samples(
     before = rows_of(run)
     assert before.shape[0] == 43
     one = in_process(path, run, "schedule.max_steps=3", "data.batch=16")  # loads, nothing to do
-    assert one["resumed_from"] == 3
+    assert one.resumed_from == 3
     result = glint(
         "train", path, "--nproc", "3", "--out", run, "--set", "schedule.max_steps=5", "--json",
         code=7,
@@ -190,7 +190,7 @@ def test_checkpoints_written_beside_training_are_those_written_between_steps(
     small: Any, tmp_path: Path
 ) -> None:
     path, files = recipe(small, tmp_path, rule="dense_exact"), []
-    foretold = dry.run(load(path, Recipe, ["run.ema=0.9"]), 43, 1)["checkpoint"]
+    foretold = dry.run(load(path, Recipe, ["run.ema=0.9"]), 43, 1).checkpoint
     for kind in ("true", "false"):
         run = tmp_path / kind
         in_process(
@@ -310,7 +310,7 @@ def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> N
             tmp_path / "run",
         )
     )
-    assert result["classes"] == classes - 1
+    assert result.classes == classes - 1
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(
     train(small, kind, whole, "schedule.max_steps=7", "run.save_every=4")
     train(small, kind, parts, "schedule.max_steps=4", "run.save_every=4")
     result = train(small, kind, parts, "schedule.max_steps=7", "run.save_every=4")
-    assert result["resumed_from"] == 4
+    assert result.resumed_from == 4
     assert [s["loss"] for s in steps(parts)] == [s["loss"] for s in steps(whole)]
     one, other = state(whole), state(parts)
     assert sorted(one) == sorted(other) and len(one) > 100

@@ -130,7 +130,7 @@ def test_a_bad_step_is_skipped_on_request_and_moves_nothing(made: Any, tmp_path:
 
     run.head.drop = drop
     result = loop.train(run)
-    assert result["steps"] == 4 and len(before) == 1
+    assert result.steps == 4 and len(before) == 1
     told = losses(tmp_path / "run")
     assert told[2] is None and all(isinstance(told[i], float) for i in (0, 1, 3))
     assert (tmp_path / "run" / "diverged-00000003-rank0.json").exists()

@@ -40,7 +40,7 @@ def test_every_flip_is_found(
     data = tmp_path / "set"
     shard.shard(tmp_path / "src", data, shard.Options(8, **options))
     labels.apply(data, np.array([0, 0, 1, 2, 3, 4]), np.array([[0, 1]]), {})
-    assert verify(data, deep=True)["ok"]
+    assert verify(data, deep=True).ok
     files = [
         p for p in sorted(data.rglob("*")) if p.is_file() and p.name not in ("lock", "plan.json")
     ]
@@ -58,7 +58,7 @@ def test_every_flip_is_found(
             byte = file.read(1)[0]
             file.seek(bit // 8)
             file.write(bytes([byte ^ 1 << bit % 8]))
-        missed += verify(data, deep=True)["ok"]
+        missed += verify(data, deep=True).ok
         for row in place.get(path.name, ()):
             if 0 <= bit // 8 - whole.offset[row] < whole.size[row]:
                 images += 1
@@ -68,4 +68,4 @@ def test_every_flip_is_found(
             file.seek(bit // 8)
             file.write(bytes([byte]))
     assert missed == 0 and images > FLIPS // 20
-    assert verify(data, deep=True)["ok"]
+    assert verify(data, deep=True).ok

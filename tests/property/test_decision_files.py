@@ -149,14 +149,14 @@ def laws(report: tuple[Path, list[str]], lines: list, order) -> None:
         return
     first = apply.apply(folder, more=more)
     now = labels.current(root, CLASSES)
-    assert (first["classes"], first["masks"]) == (now.classes, len(now.masks))
+    assert (first.classes, first.masks) == (now.classes, len(now.masks))
     expect_targets(before, now, settled)
     more = put_down(folder, lines, order)
     again = apply.apply(folder, more=more)
-    if not first["applied"]:
-        assert first["nothing"] and again["nothing"] and now.version == before.version
+    if not first.applied:
+        assert first.nothing and again.nothing and now.version == before.version
         return
-    assert again["already"] and labels.current(root, CLASSES).version == now.version
+    assert again.already and labels.current(root, CLASSES).version == now.version
     apply.undo(folder)
     back = labels.current(root, CLASSES)
     assert back.version == before.version

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glint.stream.class_rows import ClassRows
-from glint.stream.draws import Draws as FromMembers
+from glint.stream.draws import Draws as FromClassRows
 from glint.stream.plan import Plan, Slice, batch_positions
 
 
 def Draws(identity, draws_C=None, seed=0):
     classes = None if draws_C is None else len(draws_C)
-    return FromMembers(ClassRows.of(identity, classes), draws_C, seed)
+    return FromClassRows(ClassRows.of(identity, classes), draws_C, seed)
 
 
 @st.composite

@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from glint.errors import CODES, GlintError
+from glint.results import datasets, identities, key, models
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
+RESULTS = (datasets, identities, models)
 
 
 def tracked() -> list[Path]:
@@ -71,14 +74,35 @@ def test_imports_point_down() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_page_of_errors_is_the_table() -> None:
-    spec = importlib.util.spec_from_file_location("make_errors", ROOT / "docs" / "make_errors.py")
+def made(name: str) -> str:
+    """Return the page that a script of docs/ makes."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page = module.page()
+    return str(module.page())
+
+
+def test_the_page_of_errors_is_the_table() -> None:
+    page = made("make_errors")
     assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page, "run: make docs"
     assert all(code in page for code in CODES)
+
+
+def test_the_page_of_results_is_the_dataclasses() -> None:
+    page = made("make_results")
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page, "run: make docs"
+    answers = [kind for part in RESULTS for kind in vars(part).values() if hasattr(kind, "SCHEMA")]
+    assert len({kind.SCHEMA for kind in answers}) == 36
+    for kind in answers:
+        assert f"`{kind.SCHEMA}`" in page
+        assert all(f"| `{key(one)}` |" in page for one in fields(kind)), kind
+
+
+def test_every_schema_of_the_commands_is_a_dataclass() -> None:
+    for path in (ROOT / "glint" / "cli").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "-result@1" not in text and '"schema"' not in text, path
 
 
 def test_codes_are_well_formed_and_slugs_unique() -> None:

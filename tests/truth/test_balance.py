@@ -71,7 +71,7 @@ def test_the_table_is_the_formula_and_the_stream_draws_it(
     np.testing.assert_allclose(table["weight"].to_numpy(), weight_C, rtol=1e-12)
     np.testing.assert_allclose(table["repeat"].to_numpy()[kept_C], repeat_C[kept_C], rtol=1e-12)
     np.testing.assert_allclose(table["draws"].to_numpy(), draws_C, rtol=1e-12)
-    assert told["never_seen"] == int((draws_C == 0).sum()) == int((count_C < 2).sum())
+    assert told.never_seen == int((draws_C == 0).sum()) == int((count_C < 2).sum())
     assert len({*draws_C.tolist()}) > 6 and (draws_C % 1 > 0).sum() > 500
 
     monkeypatch.setattr(draws, "_PART", 1000)

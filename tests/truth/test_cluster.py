@@ -157,7 +157,7 @@ def test_clusters_identities_and_labels_are_those_of_a_loop(
         assert rho is None if count == 1 else abs(rho - pairs.mean()) < 2 * ROUND
     written = pq.read_table(tmp_path / "ids/edges.parquet")
     assert list(zip(written["a"].to_pylist(), written["b"].to_pylist())) == edges
-    assert told["identities"] == len({*identity_K.tolist()}) < told["clusters"]
+    assert told.identities == len({*identity_K.tolist()}) < told.clusters
 
     done = stage.apply(tmp_path / "ids", root, least=2)
     target_C, mask_m2 = targets(root, len(found))
@@ -165,5 +165,5 @@ def test_clusters_identities_and_labels_are_those_of_a_loop(
     large = {one: i for i, one in enumerate(one for one, n in sizes.items() if n >= 2)}
     assert sorted(row.label for row in found) == list(range(len(found))), "a label for each image"
     assert [int(target_C[row.label]) for row in found] == [large.get(one, -1) for one in identity_n]
-    assert not len(mask_m2) and done["faces"] == sum(sizes[one] for one in large)
-    assert done["faces"] + done["faces_dropped"] == len(found)
+    assert not len(mask_m2) and done.faces == sum(sizes[one] for one in large)
+    assert done.faces + done.faces_dropped == len(found)

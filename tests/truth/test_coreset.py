@@ -131,7 +131,7 @@ def test_a_ratio_is_kept_to_the_image(world, rows, row_nD, embedded, tmp_path: P
     told = coreset.run(dataset, opened, tmp_path / "core", coreset.Options(ratio=0.7))
     table = pq.read_table(tmp_path / "core/coreset.parquet")
     kept_n = table["kept"].to_numpy()
-    assert kept_n.sum() == round(0.7 * len(found)) == told["kept"]
+    assert kept_n.sum() == round(0.7 * len(found)) == told.kept
     reason_n = np.array(table["reason"].to_pylist())
     label_n = np.array([row.label for row in found])
     killer_n = table["killer"].to_numpy(zero_copy_only=False)
@@ -139,11 +139,11 @@ def test_a_ratio_is_kept_to_the_image(world, rows, row_nD, embedded, tmp_path: P
     for label in range(dataset.classes):
         at = np.flatnonzero((label_n == label) & (reason_n == "kept"))
         cosine = unit_nD[at] @ unit_nD[at].T - 2 * np.eye(len(at))
-        assert cosine.max(initial=-1) <= told["threshold"] + 2 * ROUND
+        assert cosine.max(initial=-1) <= told.threshold + 2 * ROUND
     left = np.flatnonzero(reason_n == "similar")
     killer = killer_n[left].astype(int)
     assert (reason_n[killer] == "kept").all() and (label_n[killer] == label_n[left]).all()
-    assert ((unit_nD[left] * unit_nD[killer]).sum(axis=1) > told["threshold"] - 2 * ROUND).all()
+    assert ((unit_nD[left] * unit_nD[killer]).sum(axis=1) > told.threshold - 2 * ROUND).all()
     sampling = pq.read_table(tmp_path / "core/sampling.parquet")
     out = sampling["left_out"].to_pylist()
     assert sampling["draws"].to_pylist() == np.bincount(label_n[kept_n]).tolist()
@@ -179,11 +179,11 @@ def test_the_mask_is_that_of_all_pairs(
             want.similarity_n[[a, b]] = want.similarity_n[[b, a]]
     assert table["reason"].to_pylist() == want.reason
     kept = [reason in ("kept", "restored") for reason in want.reason]
-    assert table["kept"].to_pylist() == kept and told["kept"] == sum(kept)
+    assert table["kept"].to_pylist() == kept and told.kept == sum(kept)
     killer = table["killer"].to_numpy(zero_copy_only=False).astype(float)
     np.testing.assert_array_equal(killer, want.killer_n)
     for name, want_n in (("score", want.score_n), ("similarity", want.similarity_n)):
         got_n = table[name].to_numpy(zero_copy_only=False).astype(float)
         np.testing.assert_allclose(got_n, want_n, rtol=0, atol=ROUND)
     assert {*want.reason} == {*nms.REASONS}, "every reason has a case"
-    assert told["identities_uncleaned"] == want.uncleaned > 0
+    assert told.identities_uncleaned == want.uncleaned > 0

@@ -135,7 +135,7 @@ def test_two_reports_on_top_of_a_drop_undone_and_redone(
         told = apply.apply(folders[-1])
         wants.append(settled(*wants[-1], *verdicts[:2]))
         holds(root, targets, wants[-1])
-        assert told["classes"] == max(wants[-1][0]) + 1 and told["masks"] == len(wants[-1][1])
+        assert told.classes == max(wants[-1][0]) + 1 and told.masks == len(wants[-1][1])
         before.append(tables(root))
         assert {k: v for k, v in before[-1].items() if k in before[-2]} | {
             "current.json": before[-2]["current.json"]

@@ -17,79 +17,56 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from glint.dist.collectives import all_gather_rows
-from glint.dist.span import span
-from glint.dist.world import World
-from glint.errors import UsageError
 from glint.nn.heads import feature_rows
 from glint.nn.heads.lru import Directory
 from glint.nn.heads.options import ClassPoolOptions
-from glint.nn.heads.softmax import Masked, gather_batch, margin_softmax
-from glint.nn.heads.storage import At, Store
+from glint.nn.heads.softmax import Masked
+from glint.nn.heads.storage import At
 from glint.nn.heads.updates import ActiveRows, Plain, Table
-from glint.nn.margins import Margin
 
 # n images on this rank, N over all ranks, h of one half on this rank, p with a slot, o without,
 # c slots in use, b of one block, w rows written, k nearest slots, D embedding
 
 
-class ClassPool(nn.Module):
+class ClassPool(feature_rows.FeatureHead):
     """A margin softmax over the identities that were seen last, by features of an averaged net.
 
-    A step is `loss = head(feature, label, step=s, gallery_nD=g); loss.backward()`, then `update` to
-    keep what was written, or `drop` to take it back. Rows 2i and 2i + 1 of a batch are compared
-    with each other's half: pairs of one identity stand together, then come `singles` rows of any.
-    The pool is the same on every rank and, as rows are written in the order of the global batch,
-    for every world size.
+    Rows 2i and 2i + 1 of a batch are compared with each other's half: pairs of one identity stand
+    together, then come `singles` rows of any. As rows are written in the order of the global batch,
+    the pool is the same for every world size.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        dim: int,
-        options: ClassPoolOptions,
-        *,
-        margin: Margin,
-        singles: int = 0,
-        masks: Any = None,
-        world: World | None = None,
-        dtype: torch.dtype = torch.float32,
-        ddp_mean: bool = True,
-    ) -> None:
-        """Make an empty pool.
+    options: ClassPoolOptions
 
-        singles: rows at the end of each rank's batch that are no pairs; the others as in
-        `PartialFC`. Raises UsageError (GL0002) for an option out of range, InputError (GL0304) for
-        bad masks.
+    def __init__(
+        self, classes: int, dim: int, options: ClassPoolOptions, *, singles: int = 0, **shared: Any
+    ) -> None:
+        """Make an empty pool; shared: keywords of `FeatureHead`.
+
+        singles: rows at the end of each rank's batch that are no pairs.
         """
-        super().__init__()
-        options.check(classes, dim, dtype)
-        self.classes, self.dim, self.margin = classes, dim, margin
-        self.options, self.singles, self.ddp_mean = options, singles, ddp_mean
-        self.slots = slots = options.slots
-        self.world = World() if world is None else world
-        self.known = feature_rows.Known(masks, classes, self.world.device)
-        self.directory = Directory(slots)
+        super().__init__(classes, dim, options, **shared)
+        self.singles = singles
+        self.directory = Directory(self.slots)
         self.weight: Tensor
-        self.register_buffer(
-            "weight", torch.zeros((2, slots, dim), dtype=dtype, device=self.world.device)
-        )
-        self._store = Store(dtype)
+        weight_2cD = torch.zeros((2, self.slots, dim), dtype=self.store.compute)
+        self.register_buffer("weight", weight_2cD.to(self.world.device))
         self._written: list[_Written] = []
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._hits = 0.0
 
     @staticmethod
     def parts(rows_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Say which rows of a batch the trained net embeds, and which the averaged one: all."""
+        """Return which rows of a batch the trained net embeds, and which the averaged one: all."""
         return rows_n, rows_n
 
     def forward(
         self, feature_nD: Tensor, label_n: Tensor, *, step: int, gallery_nD: Tensor
     ) -> Tensor:
-        """Give the loss of the global batch, the same on every rank.
+        """Return the loss of the global batch, the same on every rank.
 
         gallery_nD: features of the same images by the averaged net; every rank has as many rows.
         Raises InputError (GL0222) for a label outside [0, classes), UsageError (GL0002) where the
@@ -101,15 +78,8 @@ class ClassPool(nn.Module):
         unit_nD = F.normalize(gallery_nD.detach().to(self.weight.dtype), dim=1)
         unit_ND, label_N = self._in_order(unit_nD), self._in_order(label_n)
         names = label_N.tolist()
-        feature_rows.check_labels(names, self.classes)
         most = max(len(set(names[0::2])), len(set(names[1::2])))
-        if most > self.slots:
-            raise UsageError(
-                "GL0002",
-                f"slots is {self.slots}, half a global batch has {most} identities",
-                where="head",
-                hint="more head.slots, a smaller data.batch or fewer ranks",
-            )
+        self.check_step(names, most, f"half a global batch has {most} identities")
         label_n = label_n.to(self.weight.device, torch.int64)
         self._seen.clear()
         share = feature_nD.new_zeros((), dtype=self.weight.dtype)
@@ -145,19 +115,6 @@ class ClassPool(nn.Module):
         self.directory.undo()
 
     @torch.no_grad()
-    def state_rows(self) -> tuple[int, int, dict[str, Tensor]]:
-        """Give (start, stop, rows): this rank's share of the slots, for a checkpoint.
-
-        Raises MismatchError (GL0602) where the ranks' pools are not the same.
-        """
-        feature_rows.agree(self.digest(), self.world)
-        part = span(self.slots, self.world.size, self.world.rank)
-        here = slice(part.start, part.stop)
-        rows = {"first": self.weight[0, here], "second": self.weight[1, here]}
-        rows |= {name: value[here] for name, value in self._entries().items()}
-        return part.start, part.stop, rows
-
-    @torch.no_grad()
     def load_rows(self, fetch: Callable[[str, int, int], Tensor]) -> None:
         """Fill the whole pool; fetch(name, start, stop) gives slots of the saved one."""
         for number, name in enumerate(("first", "second")):
@@ -168,12 +125,16 @@ class ClassPool(nn.Module):
         self._written.clear()
         self.directory.load(label, age, turn)
 
+    def tables(self) -> dict[str, Tensor]:
+        """Return the two rows of each slot, and its entry of the directory."""
+        return {"first": self.weight[0], "second": self.weight[1], **self._entries()}
+
     def digest(self) -> str:
-        """Give the SHA-256 of rows and directory."""
+        """Return the SHA-256 of rows and directory."""
         return feature_rows.digest([self.weight, *self._entries().values()])
 
     def statistics(self) -> dict[str, float]:
-        """Give figures of the last batch; waits for the device.
+        """Return figures of the last batch; waits for the device.
 
         positive_cosine, hardest_negative and accuracy: as `PartialFC`, over this rank's samples
         with a slot;
@@ -221,7 +182,7 @@ class ClassPool(nn.Module):
     def _half(
         self, feature_hD: Tensor, label_h: Tensor, hit_c: Tensor, inside: int, outside: int
     ) -> Tensor:
-        """Give this rank's share of a half's loss; inside, outside: samples over all ranks."""
+        """Return this rank's share of a half's loss; inside, outside: samples over all ranks."""
         device, used = self.weight.device, len(self.directory)
         slot_h = torch.tensor([self.directory.slot(name) for name in label_h.tolist()]).to(device)
         class_c = torch.tensor(self.directory.label[:used], device=device)
@@ -230,24 +191,13 @@ class ClassPool(nn.Module):
         masked_p = self._masked(label_h[in_h], class_c)
         masked_o = self._masked(label_h[~in_h], class_c)
         first_cD, second_cD = self.weight[:, :used]
-        table = Table(first_cD, {"second": second_cD, "hit": hit_c}, self._store)
+        table = Table(first_cD, {"second": second_cD, "hit": hit_c}, self.store)
         share = feature_hD.new_zeros((), dtype=self.weight.dtype)
-        alone = World(device=device)
         for number, rule in enumerate((Plain(0.0), _Newer(0.0))):
             active = ActiveRows(rule, table, None, self.options.block)
             if slot_p.numel():
-                loss, cosine_p, hardest_p, _ = margin_softmax(
-                    feature_pD,
-                    active,
-                    gather_batch(feature_pD, slot_p, alone, used, dtype=self.weight.dtype),
-                    slot_p,
-                    margin=self.margin,
-                    scale=self.options.scale,
-                    world=alone,
-                    on_backward=feature_rows.ignore,
-                    threshold=self.options.threshold,
-                    masked=masked_p,
-                    gemm=self.options.gemm,
+                loss, cosine_p, hardest_p = self.softmax(
+                    feature_pD, slot_p, slot_p, active, masked_p, classes=used
                 )
                 share = share + loss * (slot_p.numel() / inside)
                 if number == 0:
@@ -264,7 +214,7 @@ class ClassPool(nn.Module):
         return feature_rows.cut(*entries, len(class_c), self.options.block)
 
     def _entries(self) -> dict[str, Tensor]:
-        """Give the directory as rows, one a slot: label, place from the oldest on, next row."""
+        """Return the directory as rows, one a slot: label, place from the oldest on, next row."""
         age = [0] * self.slots
         for place, slot in enumerate(self.directory.oldest()):
             age[slot] = place
@@ -296,7 +246,7 @@ class _Newer(Plain):
 def nearest_cosines(
     feature_nD: Tensor, active: ActiveRows, most: int, threshold: float, masked: Masked | None
 ) -> Tensor:
-    """Give the `most` largest cosines of each sample to the rows, (n, k), differentiable.
+    """Return the `most` largest cosines of each sample to the rows, (n, k), differentiable.
 
     Those above `threshold` (if > 0) and masked ones do not count: -1 where too few are left.
     """

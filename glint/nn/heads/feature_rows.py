@@ -11,17 +11,127 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from glint.dist.collectives import all_gather_rows
-from glint.dist.span import Span
+from glint.dist.span import Span, span
 from glint.dist.world import World
-from glint.errors import InputError, MismatchError
+from glint.errors import InputError, MismatchError, UsageError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.softmax import Masked, SoftmaxPass
+from glint.nn.heads.options import ClassPoolOptions, ClassQueueOptions
+from glint.nn.heads.softmax import Masked, SoftmaxPass, gather_batch, margin_softmax
+from glint.nn.heads.storage import Store
+from glint.nn.heads.updates import ActiveRows
+from glint.nn.margins import Margin
 
 # n samples on this rank, c rows to compare with, m pairs, e entries to mask, D embedding
+
+
+class FeatureHead(nn.Module):
+    """A head without a table of centres: its class rows lie in slots, the same on every rank.
+
+    A step is `loss = head(feature, label, step=s, gallery_nD=g); loss.backward()`, then `update` to
+    keep what was written, or `drop` to take it back.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        options: ClassPoolOptions | ClassQueueOptions,
+        *,
+        margin: Margin,
+        masks: Any = None,
+        world: World | None = None,
+        dtype: torch.dtype = torch.float32,
+        ddp_mean: bool = True,
+    ) -> None:
+        """Take what every such head has; arguments as in `PartialFC`.
+
+        Raises UsageError (GL0002) for an option out of range, InputError (GL0304) for bad masks.
+        """
+        super().__init__()
+        options.check(classes, dim, dtype)
+        self.classes, self.dim, self.margin, self.ddp_mean = classes, dim, margin, ddp_mean
+        self.options, self.slots = options, options.slots
+        self.world = World() if world is None else world
+        self.alone = World(device=self.world.device)  # a rank looks at its own samples only
+        self.known = Known(masks, classes, self.world.device)
+        self.store = Store(dtype)
+
+    def check_step(self, labels: list[int], most: int, written: str) -> None:
+        """Raise InputError (GL0222) for a label outside [0, classes), the same on every rank.
+
+        Raises UsageError (GL0002) where a step writes `most` slots and there are fewer.
+        """
+        for place, label in enumerate(labels):
+            if not 0 <= label < self.classes:
+                raise InputError(
+                    "GL0222",
+                    f"expected a label from 0 to {self.classes - 1}, found {label}",
+                    where=f"row {place} of the global batch",
+                    hint="does the head have as many classes as the label table?",
+                )
+        if most > self.slots:
+            raise UsageError(
+                "GL0002",
+                f"slots is {self.slots}, {written}",
+                where="head",
+                hint="more head.slots, a smaller data.batch or fewer ranks",
+            )
+
+    def softmax(
+        self,
+        feature_nD: Tensor,
+        label_n: Tensor,
+        target_n: Tensor,
+        active: ActiveRows,
+        masked: Masked | None,
+        *,
+        classes: int,
+        own_centre_ND: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (loss, target cosines, hardest negatives) of this rank's samples.
+
+        label_n: from 0 to classes; target_n, own_centre_ND: as `margin_softmax` takes them.
+        """
+        batch = gather_batch(feature_nD, label_n, self.alone, classes, dtype=self.store.compute)
+        loss, cosine_n, hardest_n, _ = margin_softmax(
+            feature_nD,
+            active,
+            batch,
+            target_n,
+            margin=self.margin,
+            scale=self.options.scale,
+            world=self.alone,
+            on_backward=_ignore,
+            threshold=self.options.threshold,
+            masked=masked,
+            gemm=self.options.gemm,
+            own_centre_ND=own_centre_ND,
+        )
+        return loss, cosine_n, hardest_n
+
+    @torch.no_grad()
+    def state_rows(self) -> tuple[int, int, dict[str, Tensor]]:
+        """Return (start, stop, rows): this rank's share of the slots, for a checkpoint.
+
+        Raises MismatchError (GL0602) where the ranks' slots are not the same.
+        """
+        agree(self.digest(), self.world)
+        part = span(self.slots, self.world.size, self.world.rank)
+        here = slice(part.start, part.stop)
+        rows = {name: table_c[here] for name, table_c in self.tables().items()}
+        return part.start, part.stop, rows
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds, one row a slot."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """Return the SHA-256 of all that ranks must hold alike."""
+        raise NotImplementedError
 
 
 class Known:
@@ -37,7 +147,7 @@ class Known:
     def entries(
         self, label_n: Tensor, class_c: Tensor, *, own: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Give (sample, row) of each row whose class is known to be the sample's person.
+        """Return (sample, row) of each row whose class is known to be the sample's person.
 
         own: of rows of the sample's own class, too.
         """
@@ -75,19 +185,7 @@ def cut(sample_e: Tensor, row_e: Tensor, rows: int, block: int) -> Masked | None
     return Masked(sample_e[order_e], row_e, block, bounds)
 
 
-def check_labels(labels: list[int], classes: int) -> None:
-    """Raise InputError (GL0222) for a label outside [0, classes), the same on every rank."""
-    for place, label in enumerate(labels):
-        if not 0 <= label < classes:
-            raise InputError(
-                "GL0222",
-                f"expected a label from 0 to {classes - 1}, found {label}",
-                where=f"row {place} of the global batch",
-                hint="does the head have as many classes as the label table?",
-            )
-
-
-def ignore(softmax_pass: SoftmaxPass, weight: Tensor) -> None:
+def _ignore(softmax_pass: SoftmaxPass, weight: Tensor) -> None:
     """Keep nothing for a row update: these rows have none."""
 
 
@@ -115,7 +213,7 @@ class _Sum(torch.autograd.Function):
 
 
 def digest(tensors: Iterable[Tensor]) -> str:
-    """Give the SHA-256 of tensors' bytes."""
+    """Return the SHA-256 of tensors' bytes."""
     seal = hashlib.sha256()
     for tensor in tensors:
         seal.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

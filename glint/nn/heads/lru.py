@@ -30,7 +30,7 @@ class Directory:
         return len(self._log)
 
     def slot(self, label: int) -> int:
-        """Give a label's slot, -1 where it has none; this is no use of it."""
+        """Return a label's slot, -1 where it has none; this is no use of it."""
         return self._slot.get(label, -1)
 
     def put(self, label: int) -> tuple[int, int, bool]:

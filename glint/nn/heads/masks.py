@@ -46,7 +46,7 @@ class KnownPairs:
         self.span = span
 
     def entries(self, label_N: Tensor, playing_k: Tensor | None, block: int) -> Masked | None:
-        """Give the entries of (sample, class row) to mask, cut into blocks; None where none are.
+        """Return the entries of (sample, class row) to mask, cut into blocks; None where none are.
 
         playing_k: the sorted classes whose rows play, None for all of this rank's.
         """

@@ -136,6 +136,7 @@ class PartialFC(nn.Module):
         if self.tally is not None and torch.is_grad_enabled():
             self.tally.note(index_k, target_N[target_N >= 0])
         active = ActiveRows(self.rule, self._table(), index_k, self.options.block)
+        pending = self._pending
         loss, *self._seen = margin_softmax(
             feature_nD,
             active,
@@ -144,7 +145,7 @@ class PartialFC(nn.Module):
             margin=self.margin,
             scale=self.options.scale,
             world=self.world,
-            on_backward=lambda *passed: self._pending.append(passed),
+            on_backward=lambda *passed: pending.append(passed),
             threshold=self.options.threshold,
             masked=masked,
             ddp_mean=self.ddp_mean,

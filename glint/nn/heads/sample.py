@@ -28,7 +28,7 @@ _MANY = 1 << 20  # on a GPU: few launches, and it waits for the device once for 
 
 
 def sample_size(classes: int, rate: float, positives: int) -> int:
-    """Give how many classes play: max(S, positives), S = int(rate * classes), at least 1.
+    """Return how many classes play: max(S, positives), S = int(rate * classes), at least 1.
 
     At rate 0 only the positives play.
     """
@@ -70,7 +70,7 @@ class Nearest:
                 self.near_CK[own_m[pair], place] = -1
 
     def among(self, positive_P: Tensor, most: int, key: int) -> Tensor:
-        """Give at most `most` classes near those of the batch and not in it, sorted, int64 (h).
+        """Return at most `most` classes near those of the batch and not in it, sorted, int64 (h).
 
         All first neighbours before any second one; among equals a hash of (key, class) decides.
         Costs O(P K).
@@ -101,7 +101,7 @@ def sampled_classes(
     neighbours: Nearest | None = None,
     hard_ratio: float = 0.0,
 ) -> Tensor | None:
-    """Give the classes of `span` that play at this step, sorted, int64 (k); None means all.
+    """Return the classes of `span` that play at this step, sorted, int64 (k); None means all.
 
     label_N: labels of the whole batch over all ranks; hard_ratio: the share of negatives taken
     from `neighbours`, fewer where the classes of the batch have no more; uniform ones fill up.

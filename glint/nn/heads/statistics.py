@@ -35,7 +35,7 @@ class Tally:
             self.active_c[index_k[one_t]] += 1
 
     def summary(self, count_c: Tensor, share: float = 0.1) -> dict[str, float]:
-        """Give passive and active updates per step of the head and the tail of the identities.
+        """Return passive and active updates per step of the head and the tail of the identities.
 
         count_c: images of each class row; the head is the `share` of classes with the most, the
         tail the `share` with the fewest.

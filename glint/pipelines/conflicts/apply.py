@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from glint.conflicts import decisions
 from glint.conflicts.groups import components
 from glint.errors import InputError, MismatchError, UsageError
 from glint.files import atomic, parquet
+from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 
@@ -241,7 +242,7 @@ def stands(folder: Path, dataset: Dataset) -> bool:
     )
 
 
-def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> dict[str, Any]:
+def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> results.Apply:
     """Put the report's verdicts, as reviewers changed them, in force as a new label version.
 
     more: files of decisions beside the folder's own decisions.jsonl.
@@ -276,10 +277,10 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
     same = np.array_equal(target_C, now.target)
     if same and np.array_equal(mask_m2, np.unique(now.masks.reshape(-1, 2), axis=0)):
         result = _result(folder, dataset, now, now, applied=False, already=False, dry_run=dry_run)
-        return {**result, "nothing": True}
+        return replace(result, nothing=True)
     if dry_run:
         result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
-        return {**result, "decided": report.changed}
+        return replace(result, decided=report.changed)
     labels.apply(
         dataset.root,
         target_C,
@@ -294,10 +295,10 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
     )
     then = labels.current(dataset.root, dataset.classes)
     result = _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
-    return {**result, "decided": report.changed}
+    return replace(result, decided=report.changed)
 
 
-def undo(folder: Path) -> dict[str, Any]:
+def undo(folder: Path) -> results.Undo:
     """Put the label version from before the report back in force, exactly.
 
     Raises InputError GL0502 when the report is not what is in force.
@@ -315,7 +316,7 @@ def undo(folder: Path) -> dict[str, Any]:
     labels.undo(dataset.root)
     then = labels.current(dataset.root, dataset.classes)
     result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=False)
-    return {**result, "undone": True}
+    return results.Undo(**vars(result) | {"undone": True})
 
 
 def _result(
@@ -327,18 +328,18 @@ def _result(
     applied: bool,
     already: bool,
     dry_run: bool,
-) -> dict[str, Any]:
-    return {
-        "applied": applied,
-        "already": already,
-        "dry_run": dry_run,
-        "version": after.version,
-        "version_before": before.version,
-        "classes": after.classes,
-        "classes_before": before.classes,
-        "masks": len(after.masks),
-        "masks_before": len(before.masks),
-        "shards_rewritten": 0,
-        "dataset": str(dataset.root),
-        "report": str(folder),
-    }
+) -> results.Apply:
+    return results.Apply(
+        applied=applied,
+        already=already,
+        dry_run=dry_run,
+        version=after.version,
+        version_before=before.version,
+        classes=after.classes,
+        classes_before=before.classes,
+        masks=len(after.masks),
+        masks_before=len(before.masks),
+        shards_rewritten=0,
+        dataset=str(dataset.root),
+        report=str(folder),
+    )

@@ -24,6 +24,7 @@ from glint.files import atomic, parquet
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress
 from glint.pipelines.conflicts import apply, outliers, overlap, page
+from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings
@@ -45,7 +46,7 @@ def run(
     near: bool = True,
     against: Sequence[overlap.Other] = (),
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Conflicts:
     """Find conflicts and write pairs.parquet, groups.parquet, conflicts.json and report.html.
 
     Beside them inside.parquet and duplicates.parquet; near: also for images that show the same
@@ -91,16 +92,16 @@ def run(
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)
         space.plan.unlink()  # there while a run is under way, or was stopped
-    return {
+    return results.Conflicts(
         **counts,
-        "calibrated": found.calibration.calibrated,
-        "note": found.judge.note,
-        "low": found.judge.low,
-        "engine": found.pairs.engine,
-        "against": about["against"],
-        "report": str(out / "report.html"),
-        "out": str(out),
-    }
+        calibrated=found.calibration.calibrated,
+        note=found.judge.note,
+        low=found.judge.low,
+        engine=found.pairs.engine,
+        against=about["against"],
+        report=str(out / "report.html"),
+        out=str(out),
+    )
 
 
 def check_out(out: Path, dataset: Dataset, *, overwrite: bool = False) -> None:

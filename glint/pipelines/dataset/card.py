@@ -18,6 +18,7 @@ import numpy.typing as npt
 from glint.errors import BusyError, InputError, UsageError
 from glint.files import atomic
 from glint.pipelines.dataset.drop import taken_down
+from glint.results import datasets as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 
@@ -300,7 +301,7 @@ def card(
     contact: str | None = None,
     title: str | None = None,
     dry_run: bool = False,
-) -> dict[str, Any]:
+) -> results.Card:
     """Write DATASET/README.md, keeping what stands between the marks of an earlier one.
 
     Licence, consent and contact must be given, now or between the marks. Raises UsageError GL0002
@@ -322,11 +323,11 @@ def card(
         atomic.write_bytes(path, text.encode())
         dataset.publish("README.md")
     hub, _ = hub_license(told["licence"])
-    return {
-        "dry_run": dry_run,
-        "card": shown,
-        "license": hub,
-        "text": text,
-        "replaced": sorted(name for name in given if old.get(name, told[name]) != told[name]),
-        "kept": sorted(name for name in old if name not in given),
-    }
+    return results.Card(
+        dry_run=dry_run,
+        card=shown,
+        license=hub,
+        text=text,
+        replaced=sorted(name for name in given if old.get(name, told[name]) != told[name]),
+        kept=sorted(name for name in old if name not in given),
+    )

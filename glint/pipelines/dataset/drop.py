@@ -23,6 +23,7 @@ from glint.log import Progress
 from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
+from glint.results import datasets as results
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
 from glint.shards.plan import key_name
@@ -154,7 +155,7 @@ def drop(
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Drop | results.Erase | results.ErasePlan:
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
     Whom the labels in force merge with a named identity is the same person and goes too. Without
@@ -192,33 +193,33 @@ def drop(
         erasure = Erasure(dataset, gone, gone_keys, reason)
         lost = {"identities": erasure.everyone, "images": erasure.lost, "erased_to": str(erase)}
         if dry_run:
-            return {**result, **erasure.survey(erase), "dry_run": True, **lost}
+            return results.ErasePlan(**result | erasure.survey(erase) | lost)
         written = erasure.write(Output(Path(erase)), Execution(workers, progress))
         table = labels.current(erase, dataset.classes)
         lost |= {"version": table.version, "classes": table.classes}
-        return {**result, **written, "dry_run": False, **lost}
+        return results.Erase(**result | written | lost, dry_run=False)
     if dry_run:
         fall = bool((table.target[gone] >= 0).any())
-        return {
+        return results.Drop(
             **result,
-            "dry_run": True,
-            "version": labels.upcoming(root) if fall else table.version,
-            "erased_to": None,
-            "classes": without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
-        }
+            dry_run=True,
+            version=labels.upcoming(root) if fall else table.version,
+            erased_to=None,
+            classes=without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
+        )
     atomic.make_dir(dataset.root / "_glint")
     with atomic.lock(dataset.root / "_glint" / "lock"):
         if fresh:
             line = _tombstone(dataset, fresh, (), reason, STAGE)
             seal.append(dataset.root / TOMBSTONES, line, "GL0304")
         version = _put_in_force(dataset.root, dataset.classes, gone, reason)
-    return {
+    return results.Drop(
         **result,
-        "dry_run": False,
-        "version": version,
-        "erased_to": None,
-        "classes": labels.current(root, dataset.classes).classes,
-    }
+        dry_run=False,
+        version=version,
+        erased_to=None,
+        classes=labels.current(root, dataset.classes).classes,
+    )
 
 
 class Erasure(Reshard):

@@ -21,6 +21,7 @@ from glint.log import Progress
 from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.plan import Options
+from glint.results import datasets as results
 from glint.shards import duplicates, labels
 from glint.shards.dataset import TOMBSTONES, Dataset
 from glint.shards.plan import key_name, order
@@ -209,7 +210,7 @@ def merge(
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
-) -> dict[str, Any]:
+) -> results.Merge | results.MergePlan:
     """Write several datasets as one, in one shuffled order.
 
     Labels of a dataset follow those of the one before (merge.parquet says which became which);
@@ -219,24 +220,25 @@ def merge(
     """
     job = Merge(roots, samples_per_shard=samples_per_shard, seed=seed)
     came = [
-        {key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
+        results.MergeOrigin(
+            **{key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
+        )
         for one in job.facts["derived"][0]["from"]
     ]
     if dry_run:
         digest_Nk = np.concatenate([dataset.digests for dataset in job.datasets])
         groups = shared_images(digest_Nk, job.end)
-        return {
-            **job.survey(out),
-            "from": came,
-            "duplicate_images": len(groups),
-            "duplicate_samples": sum(map(len, groups)),
-        }
+        return results.MergePlan(
+            **job.survey(out) | {"from_": came},
+            duplicate_images=len(groups),
+            duplicate_samples=sum(map(len, groups)),
+        )
     result = job.write(Output(Path(out)), Execution(workers, progress))
     table = parquet.read(Path(out) / DUPLICATES, schemas.DUPLICATES)
-    return {
+    return results.Merge(
         **result,
-        "from": came,
-        "label_version": labels.current(out, result["identities"]).version,
-        "duplicate_images": len(set(table.column("digest").to_pylist())),
-        "duplicate_samples": table.num_rows,
-    }
+        from_=came,
+        label_version=labels.current(out, result["identities"]).version,
+        duplicate_images=len(set(table.column("digest").to_pylist())),
+        duplicate_samples=table.num_rows,
+    )

@@ -23,6 +23,7 @@ from glint.log import Progress
 from glint.pipelines.dataset import rewrite, upload
 from glint.pipelines.dataset.output import Execution
 from glint.pipelines.dataset.plan import Options
+from glint.results import datasets as results
 from glint.shards import labels
 from glint.shards.dataset import TOMBSTONES, Dataset
 
@@ -165,7 +166,7 @@ def reshard(
     task: tasks.Task | None = None,
     engine: Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
-) -> dict[str, Any]:
+) -> results.Reshard | results.ReshardShare | results.ReshardPlan:
     """Write the samples of `src` into shards of another size, keys and image bytes untouched.
 
     Shard i holds the keys [i*n, (i+1)*n), as if the source had been sharded so at once. Label
@@ -175,11 +176,11 @@ def reshard(
     dataset = Dataset(src)
     job = Reshard(dataset, samples_per_shard, drop_quarantine=drop_quarantine)
     if dry_run:
-        return job.survey(out)
+        return results.ReshardPlan(**job.survey(out))
     with upload.output(out, staging) as place:
         result = job.write(place, Execution(workers, progress, task, engine))
         if result.get("left"):
-            return result
+            return results.ReshardShare(**result)
         before, after = content(dataset), content(Dataset(place.shown))
     if before != after:
         raise InputError(
@@ -188,7 +189,7 @@ def reshard(
             where=str(out),
             hint="remove the folder and run the same command again",
         )
-    return {**result, "content": after}
+    return results.Reshard(**result, content=after)
 
 
 def content(dataset: Dataset) -> str:

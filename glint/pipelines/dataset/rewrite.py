@@ -31,6 +31,7 @@ from glint.pipelines.dataset.plan import (
     check_places,
     check_workers,
 )
+from glint.results import datasets as results
 from glint.shards.dataset import FORMAT, TOMBSTONES, Dataset
 from glint.shards.plan import spans
 from glint.shards.sources.samples import save
@@ -138,8 +139,8 @@ class Rewrite(Job):
             "written": int((order_n >= 0).sum()),
             "identities": self.identities().num_rows,
             "shards": len(spans(len(order_n), self.options.samples_per_shard)),
-            "from": [
-                {"name": name, "digest": dataset.digest, "samples": dataset.n}
+            "from_": [
+                results.Origin(name=name, digest=dataset.digest, samples=dataset.n)
                 for name, dataset in zip(self.names, self.datasets)
             ],
         }

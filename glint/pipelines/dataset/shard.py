@@ -38,6 +38,7 @@ from glint.pipelines.dataset.plan import (
     check_places,
     check_workers,
 )
+from glint.results import datasets as results
 from glint.shards.dataset import FORMAT
 from glint.shards.plan import key_name, spans
 from glint.shards.sources import open_source, recognise
@@ -102,38 +103,38 @@ class Sharding(Job):
         return write_manifest(plan, entries, identities, bad, first, notes=notes)
 
 
-def _check_budget(result: dict[str, Any], max_bad: float) -> None:
-    bad, read = result["quarantined"], result["read"]
+def _check_budget(result: results.Shard, max_bad: float) -> None:
+    bad, read = result.quarantined, result.read
     allowed = max(int(max_bad * read), BAD_FLOOR) if max_bad else 0
     if bad > allowed or bad == read:
-        reasons = ", ".join(f"{k} {v}" for k, v in result["quarantine_reasons"].items())
+        reasons = ", ".join(f"{k} {v}" for k, v in result.quarantine_reasons.items())
         what = f"{bad} of {read} records were not usable ({reasons}); "
         what += f"{min(allowed, max(read - 1, 0))} are let pass"
         hint = "nothing is left: quarantine.parquet lists each record"
         if bad < read:
             hint = "the dataset is complete without them; quarantine.parquet lists each; "
             hint += "--max-bad raises the budget"
-        error = BudgetError("GL0221", what, where=result["out"], hint=hint)
+        error = BudgetError("GL0221", what, where=result.out, hint=hint)
         error.result = result
         raise error
 
 
 def survey(
     src: str | os.PathLike[str], options: Options, *, resync: bool = False
-) -> dict[str, Any]:
+) -> results.ShardPlan:
     """Say what sharding would do, and write nothing."""
     source = open_source(src, resync=resync)
     facts = source.describe()
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
-    return {
-        "dry_run": True,
-        "read": source.n,
-        "identities": source.n if options.unlabelled else len(source.classes),
-        "shards": len(spans(source.n, options.samples_per_shard)),
-        "bytes": padded,
-        "recognised": facts,
-    }
+    return results.ShardPlan(
+        dry_run=True,
+        read=source.n,
+        identities=source.n if options.unlabelled else len(source.classes),
+        shards=len(spans(source.n, options.samples_per_shard)),
+        bytes=padded,
+        recognised=facts,
+    )
 
 
 def shard(
@@ -148,7 +149,7 @@ def shard(
     engine: Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
     resync: bool = False,
-) -> dict[str, Any]:
+) -> results.Shard | results.ShardShare:
     """Shard a source into `out`, a folder or the URL of one in a store, and return the counts.
 
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
@@ -166,11 +167,14 @@ def shard(
     with ending(), upload.output(out, staging) as output:
         job = Sharding(src, options, resync=resync)
         check_places(src, output.folder)
-        result, manifest, facts = make(output, job, how)
-    if manifest is not None:
-        result["quarantine_reasons"] = manifest["quarantine_reasons"]
-        result["notes"] = manifest.get("notes", {})
-    result["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
-    if not result.get("left"):
-        _check_budget(result, max_bad)
+        made, manifest, facts = make(output, job, how)
+    made["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
+    if manifest is None:
+        return results.ShardShare(**made)
+    result = results.Shard(
+        **made,
+        quarantine_reasons=manifest["quarantine_reasons"],
+        notes=manifest.get("notes", {}),
+    )
+    _check_budget(result, max_bad)
     return result

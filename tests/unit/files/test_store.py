@@ -405,7 +405,7 @@ def test_a_size_that_is_none() -> None:
 
 def problems(url: str, deep: bool = False) -> list[tuple[str, str]]:
     result = check.verify(url, deep=deep, workers=2)
-    return [(problem["file"], problem["what"]) for problem in result["problems"]]
+    return [(problem["file"], problem["what"]) for problem in result.problems]
 
 
 def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:
@@ -414,7 +414,7 @@ def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:
     for shard in range(6):
         data.shard_path(shard)
     assert problems(url) == [] == problems(url, deep=True)
-    assert check.verify(url, deep=True)["dataset"] == url
+    assert check.verify(url, deep=True).dataset == url
     there = Store(url)
     name = "data/train-000001.tar"
     whole = there.get(name)
@@ -447,7 +447,7 @@ def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:
 
 def test_a_task_verifies_its_share_with_an_empty_cache(local: Path) -> None:
     told = check.verify(upload(local), deep=True, task=(1, 2))
-    assert told["ok"] and told["shards"] == 3 and told["task"] == "1/2"
+    assert told.ok and told.shards == 3 and told.task == "1/2"
 
 
 def test_labels_that_were_applied_are_fetched_and_renewed(local: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from glint.pipelines.dataset import reshard
 from glint.pipelines.dataset import shard as stage
 from glint.pipelines.dataset.output import Output
 from glint.pipelines.dataset.write import write_shard
+from glint.results.datasets import ShardShare
 from glint.shards import recordio, verify
 from glint.shards.dataset import Dataset
 
@@ -89,20 +90,20 @@ def test_one_after_the_other(world: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for i, left in enumerate((13, 6)):
         result = stage.shard(world, out, stage.Options(40), task=Task(i, 3))
-        assert (result["left"], result["task"], result["shards"]) == (left, f"{i}/3", 20)
-        assert "digest" not in result and not (out / "manifest.json").exists()
+        assert (result.left, result.task, result.shards) == (left, f"{i}/3", 20)
+        assert isinstance(result, ShardShare) and not (out / "manifest.json").exists()
     (out / "data" / "train-000002.tar.tmp.other.1-abc").write_bytes(b"of one that was killed")
     result = stage.shard(world, out, stage.Options(40), task=Task(2, 3))
-    assert result["left"] == 0 and result["written"] == 799 and result["quarantined"] == 1
+    assert result.left == 0 and result.written == 799 and result.quarantined == 1
     assert files(out) == files(whole)
     again = stage.shard(world, out, stage.Options(40), task=Task(1, 3))  # all is there
-    assert again["digest"] == result["digest"] and files(out) == files(whole)
+    assert again.digest == result.digest and files(out) == files(whole)
 
 
 def test_a_plain_run_finishes_what_tasks_left(world: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     stage.shard(world, out, stage.Options(40), task=Task(1, 4))
-    assert stage.shard(world, out, stage.Options(40))["resumed_shards"] == 5
+    assert stage.shard(world, out, stage.Options(40)).resumed_shards == 5
     assert files(out) == files(whole)
 
 
@@ -140,7 +141,7 @@ def test_who_may_work_beside_whom(
             stage.shard(world, out, task=Task(0, 2))
         with pytest.raises(BusyError, match=f"GL0005 .*/lock: held by {mine}"):
             stage.shard(world, out)
-        assert stage.shard(world, out, stage.Options(40), task=Task(1, 2))["left"] == 10
+        assert stage.shard(world, out, stage.Options(40), task=Task(1, 2)).left == 10
     with tasks.claim(state, None), pytest.raises(BusyError, match="GL0005"):
         stage.shard(world, out, stage.Options(40), task=Task(0, 2))
     monkeypatch.setattr(tasks, "WAIT", 0.2)
@@ -233,7 +234,7 @@ def test_verify_by_three(whole: Path, tmp_path: Path) -> None:
     told = [verify.verify(out, deep=True, task=(i, 3)) for i in range(3)]
     assert all(t["ok"] for t in told) and [t["shards"] for t in told] == [7, 7, 6]
     assert sum(t["samples"] for t in told) == 799
-    assert sum(t["bytes"] for t in told) == verify.verify(out, deep=True)["bytes"]
+    assert sum(t["bytes"] for t in told) == verify.verify(out, deep=True).bytes
     tar = out / "data" / "train-000004.tar"  # of task 1
     data = bytearray(tar.read_bytes())
     data[600] ^= 1

@@ -42,11 +42,11 @@ def test_the_file_is_the_net(
     run = toy_run(name, 24, **options)
     found = export_onnx(run, tmp_path / "net.onnx", crops=8)
     path = tmp_path / "net.onnx"
-    assert found["onnx"] == str(path)
-    assert found["bytes"] == path.stat().st_size
-    assert found["sha256"] == checkpoint.sha256(path)
-    assert 0.99999 <= found["cosine_min"] <= 1.0000001
-    assert (found["dim"], found["backbone"], found["opset"]) == (24, name, 17)
+    assert found.onnx == str(path)
+    assert found.bytes == path.stat().st_size
+    assert found.sha256 == checkpoint.sha256(path)
+    assert 0.99999 <= found.cosine_min <= 1.0000001
+    assert (found.dim, found.backbone, found.opset) == (24, name, 17)
     model = onnx.load(str(path))
     onnx.checker.check_model(model, full_check=True)
     (data,), (out,) = model.graph.input, model.graph.output
@@ -74,7 +74,7 @@ def test_every_batch_gives_what_torch_gives(run: Path, tmp_path: Path) -> None:
 def test_insightface_takes_it_for_an_arcface_model(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("insightface")
     found = export_onnx(run, tmp_path / "net.onnx", crops=2)
-    assert found["insightface"] is True
+    assert found.insightface is True
     model = recogniser.zoo_model(tmp_path / "net.onnx")
     assert type(model).__name__ == "ArcFaceONNX"
     assert (model.taskname, model.input_mean, model.input_std) == ("recognition", 127.5, 127.5)
@@ -91,8 +91,8 @@ def test_without_insightface_it_is_still_checked(
 ) -> None:
     monkeypatch.setattr(recogniser, "has_insightface", lambda: False)
     found = export_onnx(run, tmp_path / "net.onnx", crops=2)
-    assert found["insightface"] is False
-    assert found["cosine_min"] >= 0.99999
+    assert found.insightface is False
+    assert found.cosine_min >= 0.99999
 
 
 def test_twice_the_same_bytes_and_our_own_file_is_replaced(run: Path, tmp_path: Path) -> None:
@@ -193,5 +193,5 @@ def test_wrong_options(
 
 @pytest.mark.parametrize("opset", [11, 20])
 def test_other_opsets(run: Path, tmp_path: Path, opset: int) -> None:
-    assert export_onnx(run, tmp_path / "net.onnx", opset=opset, crops=2)["opset"] == opset
+    assert export_onnx(run, tmp_path / "net.onnx", opset=opset, crops=2).opset == opset
     assert onnx.load(str(tmp_path / "net.onnx")).opset_import[0].version == opset

@@ -59,9 +59,9 @@ def test_every_form_gives_the_same_net(
     if kind == "parameters":
         given = {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in given.items()}
     found = take(torch_file(tmp_path / "w.pt", given, zipped=kind != "legacy"))
-    assert (found["name"], found["tensors"]) == ("mobilefacenet", len(weights))
-    assert found["source"]["dtype"] == ("float16" if kind == "fp16" else "float32")
-    assert found["source"]["sha256"] == checkpoint.sha256(tmp_path / "w.pt")
+    assert (found.name, found.tensors) == ("mobilefacenet", len(weights))
+    assert found.source["dtype"] == ("float16" if kind == "fp16" else "float32")
+    assert found.source["sha256"] == checkpoint.sha256(tmp_path / "w.pt")
     net = stored.load(tmp_path / "out")
     assert (net.embedding, net.options, net.step) == (16, {"width": 0.125}, 0)
     for name, value in net.net.state_dict().items():
@@ -71,7 +71,7 @@ def test_every_form_gives_the_same_net(
         assert value.dtype == expected.dtype
         assert torch.equal(value, expected), name
     state = json.loads((net.path / "state.json").read_text())
-    assert state["imported"] == found["source"]
+    assert state["imported"] == found.source
 
 
 def test_safetensors_too_and_counters_may_be_missing(
@@ -80,7 +80,7 @@ def test_safetensors_too_and_counters_may_be_missing(
     few = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
     save_file(few, tmp_path / "w.safetensors")
     found = take(tmp_path / "w.safetensors")
-    back = load_file(Path(found["checkpoint"]) / "backbone.safetensors")
+    back = load_file(Path(found.checkpoint) / "backbone.safetensors")
     assert set(back) == set(weights)
     assert all(torch.equal(back[name], value) for name, value in few.items())
     assert int(back["conv_sep.layers.1.num_batches_tracked"]) == 0

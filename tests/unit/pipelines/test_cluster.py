@@ -69,7 +69,7 @@ def files(out) -> dict[str, bytes]:
 def test_stopped_anywhere_it_ends_the_same(crawl, tmp_path) -> None:
     _, emb, _ = crawl
     got = cluster.run([emb], tmp_path / "whole", ClusterRules())
-    assert (got["faces"], got["without_embedding"], got["identities"]) == (698, 2, PEOPLE)
+    assert (got.faces, got.without_embedding, got.identities) == (698, 2, PEOPLE)
 
     def stop(done: int, total: int, note: str = "") -> None:
         if done == 512:
@@ -102,7 +102,7 @@ def test_a_second_folder_goes_on_where_the_first_ended(crawl, make_dataset, tmp_
     both = np.concatenate([person, who])[identity >= 0]
     assert len({*zip(both.tolist(), identity[identity >= 0].tolist())}) == PEOPLE
     for root, n in ((dataset.root, 698), (more.root, 300)):
-        assert cluster.apply(tmp_path / "ids", root, least=1)["faces"] == n
+        assert cluster.apply(tmp_path / "ids", root, least=1).faces == n
     with pytest.raises(MismatchError, match=r"GL0006.*2 folders there, with which these 1 do not"):
         cluster.run([emb], tmp_path / "ids", ClusterRules())
     with pytest.raises(MismatchError, match="GL0006"):
@@ -115,20 +115,20 @@ def test_labels_that_training_reads(crawl, tmp_path) -> None:
     dry = cluster.apply(tmp_path / "ids", dataset.root, least=15, dry_run=True)
     assert not (dataset.root / "labels").exists()
     got = cluster.apply(tmp_path / "ids", dataset.root, least=15)
-    assert {k: got[k] for k in ("classes", "faces")} == {k: dry[k] for k in ("classes", "faces")}
+    assert (got.classes, got.faces) == (dry.classes, dry.faces)
     table = labels.current(dataset.root, dataset.classes)
     count = np.bincount(np.delete(person, [3, 500]), minlength=PEOPLE)
     assert (table.version, table.classes) == (1, int((count >= 15).sum()))
-    assert 0 < got["identities_dropped"] == int((count < 15).sum())
+    assert 0 < got.identities_dropped == int((count < 15).sum())
     stream = Stream(dataset, labels=table, batch=10)
-    assert stream.epoch_samples == got["faces"] == count[count >= 15].sum()
+    assert stream.epoch_samples == got.faces == count[count >= 15].sum()
     target_n = table.target[dataset.label]
     for c in range(table.classes):
         assert len(set(person[target_n == c].tolist())) == 1
-    assert cluster.apply(tmp_path / "ids", dataset.root, least=15)["already"]
-    assert cluster.apply(tmp_path / "ids", dataset.root)["version"] == 2  # another --min
-    assert cluster.undo(tmp_path / "ids", dataset.root)["version"] == 1
-    assert cluster.undo(tmp_path / "ids", dataset.root)["classes"] == 700
+    assert cluster.apply(tmp_path / "ids", dataset.root, least=15).already
+    assert cluster.apply(tmp_path / "ids", dataset.root).version == 2  # another --min
+    assert cluster.undo(tmp_path / "ids", dataset.root).version == 1
+    assert cluster.undo(tmp_path / "ids", dataset.root).classes == 700
     with pytest.raises(InputError, match=r"GL0502.*not in force \(the labels stand at version 0"):
         cluster.undo(tmp_path / "ids", dataset.root)
 
@@ -153,7 +153,7 @@ def test_judged_by_a_table_of_keys(crawl, tmp_path) -> None:
     table = pa.table({"key": [dataset.key[int(i)] for i in known], "label": person[known]})
     parquet.write(tmp_path / "truth.parquet", table)
     got = cluster.run([emb], tmp_path / "ids", ClusterRules(), truth=tmp_path / "truth.parquet")
-    assert got["judged"] == 349 and got["pairwise_f"] == got["bcubed_f"] == 1.0
+    assert got.judged == 349 and got.pairwise_f == got.bcubed_f == 1.0
     about = json.loads((tmp_path / "ids/identities.json").read_text())
     assert about["pairwise_f"] == 1.0 and about["sources"][0]["dataset"] == dataset.digest
     with pytest.raises(UsageError, match="GL0001"):
@@ -193,11 +193,11 @@ def test_a_crawl_is_sharded_without_labels(make_dataset, tmp_path) -> None:
     (tmp_path / "src/site0/bad.jpg").write_bytes(b"no image")
     got = shard.shard(tmp_path / "src", tmp_path / "out", shard.Options(unlabelled=True))
     data = Dataset(tmp_path / "out")
-    assert (got["written"], got["quarantined"], data.classes) == (5, 1, 6)
+    assert (got.written, got.quarantined, data.classes) == (5, 1, 6)
     assert data.label.tolist() == [int(key) for key in data.key]
     assert list(data.source_label) == list(data.key)
     assert {path.split("/")[0] for path in data.source} == {"site0", "site1"}
-    assert verify(tmp_path / "out", deep=True)["ok"]
+    assert verify(tmp_path / "out", deep=True).ok
     with pytest.raises(MismatchError, match=r"GL0006.*unlabelled"):
         shard.shard(tmp_path / "src", tmp_path / "out", shard.Options())
 

@@ -60,26 +60,26 @@ def drawn(dataset, epochs=1, **options) -> list[int]:
 
 def test_the_table_says_what_became_of_every_image(dataset, tmp_path) -> None:
     got = run(dataset, tmp_path)
-    assert (got["kept"], got["images"], got["no-embedding"]) == (round(0.6 * 27), 27, 1)
+    assert (got.kept, got.images, got.no_embedding) == (round(0.6 * 27), 27, 1)
     table = parquet.read(tmp_path / "core/coreset.parquet", schemas.CORESET)
     assert table["key"].to_pylist() == list(dataset.key)
     assert table["target"].to_pylist() == dataset.label.tolist()
     kept = np.array(table["kept"].to_pylist())
-    assert kept.sum() == got["kept"]
+    assert kept.sum() == got.kept
     for row, killer in enumerate(table["killer"].to_pylist()):
         if table["reason"][row].as_py() == "similar":
             assert not kept[row] and kept[killer] and dataset.label[killer] == dataset.label[row]
-            assert table["similarity"][row].as_py() > got["threshold"]
+            assert table["similarity"][row].as_py() > got.threshold
     about = json.loads((tmp_path / "core/coreset.json").read_text())
     assert about["dataset"] == dataset.digest and about["options"]["ratio"] == 0.6
-    assert sum(one["kept"] for one in about["by_size"]) == got["kept"]
+    assert sum(one["kept"] for one in about["by_size"]) == got.kept
 
 
 @pytest.mark.parametrize("block, workers", [(None, 0), (4, 0), (None, 2)])
 def test_training_draws_what_was_kept_and_nothing_else(dataset, tmp_path, block, workers) -> None:
     got = run(dataset, tmp_path)
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
-    assert drawn(dataset, order=Order(got["sampling"], block), workers=workers) == kept.tolist()
+    assert drawn(dataset, order=Order(got.sampling, block), workers=workers) == kept.tolist()
     assert len(drawn(dataset)) == 27  # no shard and no table of the dataset changed
 
 
@@ -89,7 +89,7 @@ def test_balance_counts_only_what_was_kept(dataset, tmp_path) -> None:
         dataset, balance.Options(cap=3), tmp_path / "capped.parquet", tmp_path / "core"
     )
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
-    assert got["images"] == len(kept)
+    assert got.images == len(kept)
     rows = drawn(dataset, epochs=6, order=Order(sampling=tmp_path / "capped.parquet"))
     assert set(rows) == set(kept.tolist())
     assert (np.bincount(dataset.label[rows], minlength=5) <= 18).all()
@@ -98,7 +98,7 @@ def test_balance_counts_only_what_was_kept(dataset, tmp_path) -> None:
 def test_pairs_follow_the_mask_too(dataset, tmp_path) -> None:
     got = run(dataset, tmp_path)
     table = labels.current(dataset.root, dataset.classes)
-    both = Dual(dataset, labels=table, batch=4, order=Order(sampling=got["sampling"]))
+    both = Dual(dataset, labels=table, batch=4, order=Order(sampling=got.sampling))
     kept = set(np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"]).tolist())
     for epoch in range(4):
         for single, pairs in both.batches(both.start(epoch)):
@@ -108,12 +108,12 @@ def test_pairs_follow_the_mask_too(dataset, tmp_path) -> None:
 def test_merged_and_dropped_identities(dataset, tmp_path) -> None:
     labels.apply(dataset.root, np.array([0, 0, 1, -1, 0]), np.empty((0, 2), np.int64), {})
     got = run(dataset, tmp_path)
-    assert (got["images"], got["kept"], got["identities"]) == (18, round(0.6 * 18), 1)
+    assert (got.images, got.kept, got.identities) == (18, round(0.6 * 18), 1)
     kept = np.flatnonzero(pq.read_table(tmp_path / "core/coreset.parquet")["kept"].to_numpy())
-    assert drawn(dataset, order=Order(sampling=got["sampling"])) == kept.tolist()
+    assert drawn(dataset, order=Order(sampling=got.sampling)) == kept.tolist()
     labels.undo(dataset.root)
     with pytest.raises(InputError, match=r"GL0305.*label version 1, version 0 is in force"):
-        drawn(dataset, order=Order(sampling=got["sampling"]))
+        drawn(dataset, order=Order(sampling=got.sampling))
     with pytest.raises(GlintError, match=r"GL0305.*label version 1, expected 0") as caught:
         balance.balance(dataset, balance.Options(), tmp_path / "x", tmp_path / "core")
     assert caught.value.exit_code == 7
@@ -123,7 +123,7 @@ def test_a_dry_run_writes_nothing_and_a_second_run_the_same(dataset, tmp_path) -
     emb, out = embeddings(dataset, tmp_path), tmp_path / "core"
     told = coreset.run(dataset, emb, out, coreset.Options(threshold=0.7), dry_run=True)
     assert not out.exists()
-    assert coreset.run(dataset, emb, out, coreset.Options(threshold=0.7))["kept"] == told["kept"]
+    assert coreset.run(dataset, emb, out, coreset.Options(threshold=0.7)).kept == told.kept
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     coreset.run(dataset, emb, out, coreset.Options(threshold=0.7))
     assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
@@ -181,7 +181,7 @@ def test_the_mask_is_part_of_what_a_run_may_not_change(dataset, tmp_path) -> Non
     digests = set()
     for ratio in (0.5, 0.6):
         got = run(dataset, tmp_path, f"core{ratio}", ratio=ratio)
-        stream = Stream(dataset, labels=table, batch=4, order=Order(sampling=got["sampling"]))
+        stream = Stream(dataset, labels=table, batch=4, order=Order(sampling=got.sampling))
         digests.add(stream.sampling_digest)
         assert len(dataclasses.asdict(stream.coverage(1))) and stream.coverage(1).seen == 1.0
     assert len(digests) == 2

@@ -60,7 +60,7 @@ def test_a_damaged_plan_is_made_again(
 ) -> None:
     flip(begun / "_glint/plan" / name, at)
     assert not strings.sound(begun / "_glint/plan")
-    assert stage.shard(source, begun, OPTIONS)["resumed_shards"] == 2
+    assert stage.shard(source, begun, OPTIONS).resumed_shards == 2
     stage.shard(source, tmp_path / "whole", OPTIONS)
     assert files(begun) == files(tmp_path / "whole")
 
@@ -82,12 +82,12 @@ def test_a_copied_image_that_has_changed_is_not_written(source: Path, begun: Pat
         stage.shard(source, begun, OPTIONS)
     shutil.rmtree(begun / "_glint")
     shutil.rmtree(begun / "data")
-    assert stage.shard(source, begun, OPTIONS)["written"] == 40
+    assert stage.shard(source, begun, OPTIONS).written == 40
 
 
 def test_damaged_rows_of_a_shard_are_made_again(source: Path, begun: Path, tmp_path: Path) -> None:
     flip(begun / "_glint/parts/000001.parquet", 200)
-    assert stage.shard(source, begun, OPTIONS)["resumed_shards"] == 1
+    assert stage.shard(source, begun, OPTIONS).resumed_shards == 1
     stage.shard(source, tmp_path / "whole", OPTIONS)
     assert files(begun) == files(tmp_path / "whole")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ import simplejpeg
 from glint.errors import BusyError, InputError, MismatchError, UsageError
 from glint.files import atomic
 from glint.pipelines import embed as stage
+from glint.results import to_json
 from glint.shards.embeddings import centres, load
 
 
@@ -70,14 +72,15 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def run(out: Path, model: Projector | None = None, **options: object) -> dict:
+def run(out: Path, model: Projector | None = None, **options: object) -> Any:
     return stage.embed(Faces(), model or Projector(), out, batch=7, block=16, **options)
 
 
 def test_rows_centres_and_failures(tmp_path: Path) -> None:
     faces, model = Faces(), Projector()
     got = run(tmp_path / "emb", dtype="float32")
-    assert got == {
+    assert to_json(got) == {
+        "schema": "glint/embed-result@1",
         "images": 70,
         "dim": 6,
         "failed": 4,
@@ -218,7 +221,7 @@ def test_a_model_that_gives_nan(tmp_path: Path) -> None:
             return raw
 
     got = stage.embed(Faces(), Broken(), tmp_path, batch=70)
-    assert got["failures"]["not-finite"] == 1
+    assert got.failures["not-finite"] == 1
 
 
 def test_bad_dtype(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def test_tasks_write_what_one_process_writes(whole: Path, tmp_path: Path) -> Non
         load(out, "sha256:faces", images=70, classes=9)
     model = Projector()
     last = embed(out, "1/3", model)
-    assert last["left"] == 0 and last["failed"] == 1 and model.images == 16 + 6
+    assert last.left == 0 and last.failed == 1 and model.images == 16 + 6
     assert files(out) == files(whole)
-    assert embed(out, "0/3")["left"] == 0 and files(out) == files(whole)
+    assert embed(out, "0/3").left == 0 and files(out) == files(whole)
 
 
 def test_a_damaged_piece_is_made_again(whole: Path, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_plain_run_and_tasks_take_turns(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "emb"
     with pytest.raises(KeyboardInterrupt):
         embed(out, model=Stops())
-    assert embed(out, "1/2")["left"] == 2  # 0 was there, 1 and 3 are this task's
+    assert embed(out, "1/2").left == 2  # 0 was there, 1 and 3 are this task's
     model = Projector()
-    assert "left" not in embed(out, model=model) and model.images == 16 + 6
+    assert embed(out, model=model).left is None and model.images == 16 + 6
     assert files(out) == files(whole)
 
 

@@ -37,7 +37,7 @@ def test_webdataset_and_tarfile_read_what_mxnet_wrote(
     for run in ("one", "two"):
         out = tmp_path / run
         got = stage.shard(folder / name, out, stage.Options(7), workers=1)
-        assert got["read"] == got["written"] == len(want) and not got["quarantined"]
+        assert got.read == got.written == len(want) and not got.quarantined
         trees.append(
             {
                 str(p.relative_to(out)): p.read_bytes()

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def test_a_shard_that_kills_every_worker(
         patch.setattr(Output, "work", Dies(write_shard, str(tmp_path), 9, times=9))
         with pytest.raises(LostError, match=r"GL0902 .*worker of piece 9 3 times"):
             stage.shard(world, tmp_path / "out", stage.Options(40), engine=Ray())
-    assert stage.shard(world, tmp_path / "out", stage.Options(40))["resumed_shards"] > 5
+    assert stage.shard(world, tmp_path / "out", stage.Options(40)).resumed_shards > 5
     assert files(tmp_path / "out") == files(whole)
 
 
@@ -157,7 +157,7 @@ def test_a_signal_stops(
     with pytest.raises(Stopped, match="GL0704"):
         stage.shard(world, tmp_path / "out", stage.Options(40), engine=Ray(), progress=progress)
     assert signal.getsignal(signal.SIGTERM) == before
-    assert stage.shard(world, tmp_path / "out", stage.Options(40))["resumed_shards"] >= 2
+    assert stage.shard(world, tmp_path / "out", stage.Options(40)).resumed_shards >= 2
     assert files(tmp_path / "out") == files(whole)
 
 
@@ -170,8 +170,8 @@ def test_verify(whole: Path, tmp_path: Path) -> None:
     tar.write_bytes(data)
     here = verify.verify(out, deep=True)
     there = verify.verify(out, deep=True, pool=Ray().pool(2))
-    assert not here["ok"] and here["problem_count"] >= 1
-    assert {**there, "seconds": 0} == {**here, "seconds": 0}
+    assert not here.ok and here.problem_count >= 1
+    assert replace(there, seconds=0) == replace(here, seconds=0)
 
 
 class Means:

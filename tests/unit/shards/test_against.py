@@ -87,15 +87,15 @@ SOURCES = {f.__name__: f for f in (folder, records, tar, webdataset, table)}
 
 def told(root: Path, *sources: Path, deep: bool = False) -> dict[str, Any]:
     result = verify(root, sources=sources, deep=deep)
-    assert result["ok"] == (not result["problem_count"])
+    assert result.ok == (not result.problem_count)
     return result
 
 
 def good(root: Path, *sources: Path, n: int = N - 1, **other: int) -> None:
     result = told(root, *sources)
-    assert result["ok"], result["shown"]
+    assert result.ok, result.shown
     said = {"source": [str(source) for source in sources], "compared": n, **ZEROS, **other}
-    assert result["against"] == said
+    assert result.against == said
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_merged_and_erased(tmp_path: Path, jpeg: Jpeg) -> None:
         told(both, a)
     with pytest.raises(UsageError, match="expected one, found 2"):
         told(a, *sources)
-    assert not told(both, b, a)["ok"]
+    assert not told(both, b, a).ok
     joining.merge(all_, [a, both])
     good(all_, a, both, n=3 * N - 3)
     reshard(both, tmp_path / "re", 5)
@@ -161,7 +161,7 @@ def test_merged_and_erased(tmp_path: Path, jpeg: Jpeg) -> None:
     good(tmp_path / "a2", tmp_path / "a1", n=N - 8, missing=4)
     manifest = atomic.read_json(tmp_path / "a2/manifest.json")
     atomic.write_json(tmp_path / "a2/manifest.json", seal.sealed({**manifest, "erased": 8}))
-    assert any("not as many as were erased" in line for line in told(tmp_path / "a2", a)["shown"])
+    assert any("not as many as were erased" in line for line in told(tmp_path / "a2", a).shown)
 
 
 def sealed_again(root: Path, rows: pa.Table | None = None) -> None:
@@ -203,13 +203,13 @@ def test_a_lie_that_deep_cannot_see(data: Path, made: Path, jpeg: Jpeg) -> None:
         raw[row["offset"] : row["offset"] + len(data_)] = data_
         names[row["shard"]].write_bytes(raw)
     sealed_again(data)
-    assert verify(data, deep=True)["ok"]
+    assert verify(data, deep=True).ok
     result = told(data, made / "src", deep=True)
-    assert result["against"]["other_bytes"] == result["problem_count"] == 2
-    assert {p["key"] for p in result["problems"]} == {one["key"], two["key"]}
-    assert {p["code"] for p in result["problems"]} == {"GL0303"}
-    assert f"not that of {one['source']} in the source" in " ".join(result["shown"])
-    assert told(data, made / "set")["against"]["other_bytes"] == 2
+    assert result.against["other_bytes"] == result.problem_count == 2
+    assert {p["key"] for p in result.problems} == {one["key"], two["key"]}
+    assert {p["code"] for p in result.problems} == {"GL0303"}
+    assert f"not that of {one['source']} in the source" in " ".join(result.shown)
+    assert told(data, made / "set").against["other_bytes"] == 2
 
 
 def test_a_swapped_label_that_deep_cannot_see(data: Path, made: Path) -> None:
@@ -232,23 +232,23 @@ def test_a_swapped_label_that_deep_cannot_see(data: Path, made: Path) -> None:
             values[i], values[j] = values[j], values[i]
             lie = replaced(lie, name, values)
         sealed_again(data, lie)
-        assert verify(data, deep=True)["ok"]
+        assert verify(data, deep=True).ok
         for source in (made / "src", made / "set"):
             result = told(data, source)
-            assert result["against"] == {
+            assert result.against == {
                 "source": [str(source)], "compared": N - 1, **ZEROS, "other_label": 2
             }  # fmt: skip
-            assert result["problem_count"] == 2 and "label is not that of" in result["shown"][0]
+            assert result.problem_count == 2 and "label is not that of" in result.shown[0]
 
 
 def test_what_is_missing_and_what_came_from_nowhere(data: Path, made: Path, tmp_path: Path) -> None:
     src = Path(shutil.copytree(made / "src", tmp_path / "src"))
     (src / "id0" / "0.jpg").rename(src / "id0" / "new.jpg")
     result = told(data, src)
-    assert result["against"] == {
+    assert result.against == {
         "source": [str(src)], "compared": N - 2, **ZEROS, "missing": 1, "unknown": 1
     }  # fmt: skip
-    assert {(p["expected"], p["found"]) for p in result["problems"]} == {
+    assert {(p["expected"], p["found"]) for p in result.problems} == {
         ("id0/new.jpg", "no sample"),
         ("a record", "id0/0.jpg"),
     }
@@ -256,7 +256,7 @@ def test_what_is_missing_and_what_came_from_nowhere(data: Path, made: Path, tmp_
     good(data, src)
     (src / "id1" / "6.jpg").write_bytes(b"")
     (src / "id1" / "7.jpg").write_bytes((src / "id1" / "7.jpg").read_bytes() + b"x")
-    assert told(data, src)["against"]["other_bytes"] == 2
+    assert told(data, src).against["other_bytes"] == 2
 
 
 def test_names_of_one_hash(
@@ -266,9 +266,9 @@ def test_names_of_one_hash(
 
     whole = against._hash
     monkeypatch.setattr(against, "_hash", lambda *words: whole(*words) % 3)
-    result = told(data, made / "src")["against"]
-    assert result["other_bytes"] == result["missing"] == result["unknown"] == 0
-    assert result["compared"] == N - 1
+    result = told(data, made / "src").against
+    assert result.other_bytes == result.missing == result.unknown == 0
+    assert result.compared == N - 1
 
 
 def test_damaged_datasets_are_compared_as_far_as_can_be(data: Path, made: Path) -> None:
@@ -283,25 +283,25 @@ def test_damaged_datasets_are_compared_as_far_as_can_be(data: Path, made: Path) 
             else:
                 path.write_bytes(data_)
             try:
-                assert not told(data, src, deep=True)["ok"] or path.name == "lock"
+                assert not told(data, src, deep=True).ok or path.name == "lock"
             except InputError as error:
                 assert path.name == "manifest.json" and data_ is None, error
             path.unlink()
             path.write_bytes(whole[path])
     first.unlink()
     result = told(data, src)
-    assert result["problem_count"] == 1 and result["against"]["compared"] == N - 1 - 8
+    assert result.problem_count == 1 and result.against["compared"] == N - 1 - 8
     first.mkdir()
-    (problem,) = told(data, src, deep=True)["problems"]
+    (problem,) = told(data, src, deep=True).problems
     assert (problem["code"], problem["found"]) == ("GL0302", "a folder")
     first.rmdir()
     first.write_bytes(bytes(len(whole[first])))
-    assert told(data, src)["against"]["other_bytes"] == 8
+    assert told(data, src).against["other_bytes"] == 8
 
 
 def test_what_would_be_read(made: Path) -> None:
     said = survey(made / "set", [made / "src", made / "set"])
-    assert said["against"] == [
+    assert said.against == [
         {"source": str(made / "src"), "kind": "folder"},
         {"source": str(made / "set"), "kind": "dataset"},
     ]
@@ -319,5 +319,5 @@ def test_real_faces(shared: Path, tmp_path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[4_000_000] ^= 1
     path.write_bytes(raw)
-    assert told(tmp_path / "set", source)["problem_count"] <= 1
-    assert told(tmp_path / "set", source, deep=True)["problem_count"] >= 1
+    assert told(tmp_path / "set", source).problem_count <= 1
+    assert told(tmp_path / "set", source, deep=True).problem_count >= 1

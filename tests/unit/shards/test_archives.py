@@ -434,7 +434,7 @@ def test_parquet_with_image_bytes(tmp_path: Path, jpeg: Jpeg, layout: str) -> No
     if layout != "names":
         assert source.names[source.classes.to_pylist().index(b"5")].as_py() == b"Eve"
     result = stage.shard(src, tmp_path / "out", stage.Options(samples_per_shard=2), workers=2)
-    assert result["written"] == 6 and not (tmp_path / "out/_glint/plan").exists()
+    assert result.written == 6 and not (tmp_path / "out/_glint/plan").exists()
 
 
 def test_damaged_parquet_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
@@ -480,5 +480,5 @@ def test_an_archive_gives_the_bytes_that_its_folder_gives(
         (src / name).parent.mkdir(parents=True, exist_ok=True)
         (src / name).write_bytes(data)
     path = make(tmp_path / "a.tar", image)
-    told = [stage.shard(s, tmp_path / f"out{i}")["digest"] for i, s in enumerate((src, path))]
+    told = [stage.shard(s, tmp_path / f"out{i}").digest for i, s in enumerate((src, path))]
     assert told[0] == told[1]

@@ -33,7 +33,7 @@ def check(out: Path, shards: int) -> None:
     assert len(tars) == shards
     for tar in tars:
         assert tar.with_suffix(".idx").read_text() == as_tarfile_says(tar)
-    assert verify(out)["ok"] and verify(out, deep=True)["ok"]
+    assert verify(out).ok and verify(out, deep=True).ok
 
 
 @pytest.fixture
@@ -75,13 +75,13 @@ def test_a_lost_or_changed_index_is_named(faces: Path, tmp_path: Path) -> None:
     good = path.read_bytes()
     path.unlink()
     for deep in (False, True):
-        (problem,) = verify(out, deep=deep)["problems"]
+        (problem,) = verify(out, deep=deep).problems
         assert (problem["code"], problem["file"]) == ("GL0302", "data/train-000001.idx")
         assert problem["what"] == "the index for DALI is missing"
     with pytest.raises(InputError, match=r"GL0302.*train-000001.idx: the index for DALI is miss"):
         stage.shard(faces, out, options)
     path.write_bytes(good.replace(b"jpg 1", b"jpg 2", 1))
-    (problem,) = verify(out)["problems"]
+    (problem,) = verify(out).problems
     assert problem["what"] == "the index for DALI has changed"
 
 
@@ -95,5 +95,5 @@ def test_a_run_that_goes_on_writes_what_is_missing(
             stage.shard(faces, out, options)
     (out / "data" / "train-000000.idx").unlink()
     (out / "data" / "train-000002.idx").write_bytes(b"v1.2 0\n")
-    assert stage.shard(faces, out, options)["resumed_shards"] == 1
+    assert stage.shard(faces, out, options).resumed_shards == 1
     check(out, 3)

@@ -53,7 +53,7 @@ def test_what_is_found(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "equal.parquet"
     found = duplicates.find(data, labels.current(data.root, data.classes), out)
     assert counts(found) == [3, 7, 1, 2]
-    assert sorted(map(sorted, (group["labels"] for group in found["shown"]))) == [
+    assert sorted(map(sorted, (group["labels"] for group in found.shown))) == [
         [0, 1],
         [2, 3, 3],
     ]
@@ -76,7 +76,7 @@ def test_labels_in_force_decide(data: Dataset) -> None:
     """Merging a and b resolves one pair, dropping c leaves d's own two."""
     labels.apply(data.root, np.array([0, 0, -1, 1]), np.empty((0, 2), np.int64), {})
     found = duplicates.find(data, labels.current(data.root, data.classes))
-    assert counts(found) == [3, 6, 3, 0] and found["shown"] == []
+    assert counts(found) == [3, 6, 3, 0] and found.shown == []
 
 
 def test_none(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:

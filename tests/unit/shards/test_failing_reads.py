@@ -67,7 +67,7 @@ def test_no_shard_is_left_by_a_source_that_fails(
     tmp_path: Path, jpeg: Jpeg, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     src, out = tar(tmp_path, jpeg), tmp_path / "out"
-    whole = stage.shard(src, tmp_path / "whole")["digest"]
+    whole = stage.shard(src, tmp_path / "whole").digest
     real = os.pread
 
     def failing(fd: int, count: int, at: int) -> bytes:
@@ -79,7 +79,7 @@ def test_no_shard_is_left_by_a_source_that_fails(
         broken.setattr(os, "pread", failing)
         stage.shard(src, out)
     assert list((out / "data").iterdir()) == []
-    assert stage.shard(src, out)["digest"] == whole
+    assert stage.shard(src, out).digest == whole
 
 
 def test_an_archive_that_went_away(tmp_path: Path, jpeg: Jpeg) -> None:

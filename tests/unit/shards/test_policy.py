@@ -101,8 +101,8 @@ def reasons(out: Path) -> dict[str, tuple[str, str]]:
 def test_by_default_sizes_stay_and_turns_do_not(faces: Path, tmp_path: Path) -> None:
     result = stage.shard(faces, tmp_path / "out")
     assert reasons(tmp_path / "out") == {"turned": ("exif-rotated", "orientation 3")}
-    assert result["notes"] == {"other-size": 2, "trailing-bytes": 1}
-    assert result["quarantine_reasons"] == {"exif-rotated": 1} and result["written"] == 5
+    assert result.notes == {"other-size": 2, "trailing-bytes": 1}
+    assert result.quarantine_reasons == {"exif-rotated": 1} and result.written == 5
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -114,10 +114,10 @@ def test_policies(faces: Path, tmp_path: Path, workers: int) -> None:
         "wide": ("wrong-size", "224 x 112"),
         "turned": ("wrong-size", "24 x 16"),
     }
-    assert result["notes"] == {"trailing-bytes": 1}
+    assert result.notes == {"trailing-bytes": 1}
     options = stage.Options(2, on_size="reject", on_exif="keep", size="24x16")
     result = stage.shard(faces, tmp_path / "small", options, workers=workers)
-    assert (result["written"], result["notes"]) == (1, {"exif-rotated": 1})
+    assert (result.written, result.notes) == (1, {"exif-rotated": 1})
 
 
 def test_words_that_are_no_policy() -> None:

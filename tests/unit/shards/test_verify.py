@@ -53,8 +53,8 @@ def data(made: Path, tmp_path: Path) -> Path:
 
 def said(root: Path, deep: bool = True) -> list[dict[str, Any]]:
     result = verify(root, deep=deep, workers=2)
-    assert result["ok"] == (result["problem_count"] == 0) == (not result["problems"])
-    problems: list[dict[str, Any]] = result["problems"]
+    assert result.ok == (result.problem_count == 0) == (not result.problems)
+    problems: list[dict[str, Any]] = result.problems
     return problems
 
 
@@ -72,9 +72,9 @@ def test_a_good_dataset_is_good(made: Path) -> None:
         workers=2,
         progress=lambda done, total, note="": steps.append((done, total)),
     )
-    assert result["ok"] and result["problems"] == [] and result["notes"] == []
-    assert (result["samples"], result["shards"], result["label_version"]) == (23, 3, 2)
-    assert steps[-1] == (result["bytes"], result["bytes"])
+    assert result.ok and result.problems == [] and result.notes == []
+    assert (result.samples, result.shards, result.label_version) == (23, 3, 2)
+    assert steps[-1] == (result.bytes, result.bytes)
     assert said(made, deep=False) == []
 
 
@@ -140,11 +140,11 @@ def test_what_a_problem_says(data: Path) -> None:
     flip(data / "data/train-000000.tar", 8 * (at + 5))
     result = verify(data, deep=True)
     digest = dataset.digests[0].tobytes().hex()
-    assert result["shown"][0].startswith(
+    assert result.shown[0].startswith(
         f"GL0303 data/train-000000.tar key {key} @ 0x{at:x}: the image bytes do not match their "
         f"checksum: expected xxh3-128 {digest}, found "
     )
-    assert verify(data)["ok"]  # not deep: no shard is read
+    assert verify(data).ok  # not deep: no shard is read
     assert str(Problem("GL0302", "gone", "data/x.tar")) == "GL0302 data/x.tar: gone"
 
 
@@ -183,7 +183,7 @@ def test_missing_extra_renamed_swapped(data: Path) -> None:
     two.write_bytes(raw[two])
     (data / "data/train-000002.tar.tmp.77").write_bytes(b"half")
     result = verify(data, deep=True)
-    assert result["ok"] and "was left by a run that was killed" in result["notes"][0]
+    assert result.ok and "was left by a run that was killed" in result.notes[0]
 
 
 def test_a_well_sealed_lie_is_found(data: Path) -> None:
@@ -266,7 +266,7 @@ def test_problems_are_counted_and_capped(data: Path) -> None:
     for i in range(80):
         (data / f"data/more-{i}.tar").touch()
     result = verify(data, deep=True)
-    assert (result["problem_count"], len(result["problems"])) == (80 + 2 * 23, 100)
+    assert (result.problem_count, len(result.problems)) == (80 + 2 * 23, 100)
 
 
 def test_a_tar_that_tarfile_wrote_is_walked(data: Path) -> None:

@@ -8,13 +8,13 @@ import pytest
 from glint.errors import UsageError
 from glint.stream.class_rows import ClassRows
 from glint.stream.coverage import coverage
-from glint.stream.draws import Draws as FromMembers
+from glint.stream.draws import Draws as FromClassRows
 from glint.stream.plan import Plan
 
 
 def Draws(identity, draws_C=None, seed=0):
     classes = None if draws_C is None else len(draws_C)
-    return FromMembers(ClassRows.of(identity, classes), draws_C, seed)
+    return FromClassRows(ClassRows.of(identity, classes), draws_C, seed)
 
 
 @pytest.fixture

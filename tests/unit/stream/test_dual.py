@@ -69,7 +69,7 @@ def test_a_table_of_identities_is_honoured(small, tmp_path):
     result = balance.balance(small, balance.Options(each=3, least=4), path)
     count = np.bincount(small.label)
     kept = np.flatnonzero(count >= 4)
-    assert result["epoch_samples"] == 3 * len(kept) and len(kept) > 0
+    assert result.epoch_samples == 3 * len(kept) and len(kept) > 0
     stream = Stream(
         small, labels=labels(small), batch=6, seed=1, order=Order(sampling=path), drop_last=False
     )
@@ -79,7 +79,7 @@ def test_a_table_of_identities_is_honoured(small, tmp_path):
     assert stream.coverage(2).draws == 3 * len(kept)
     image_uniform = balance.balance(small, balance.Options(), tmp_path / "uniform.parquet")
     other = Stream(
-        small, labels=labels(small), batch=6, order=Order(sampling=image_uniform["sampling"])
+        small, labels=labels(small), batch=6, order=Order(sampling=image_uniform.sampling)
     )
     assert other.sampling_digest != stream.sampling_digest
 

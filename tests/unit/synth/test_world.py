@@ -125,7 +125,7 @@ def test_flipped_labels_are_told(tmp_path: Path) -> None:
     rows = pq.read_table(tmp_path / "w" / "truth.parquet").to_pylist()
     plan = cast(world)
     wrong = [row for row in rows if row["person"] != plan.person_C[row["label"]]]
-    assert len(wrong) == got["flipped"] == sum(row["flipped"] for row in rows)
+    assert len(wrong) == got.flipped == sum(row["flipped"] for row in rows)
     assert 0.1 < len(wrong) / len(rows) < 0.5
     assert not (tmp_path / "w" / "pairs.bin").exists()
 

@@ -88,21 +88,21 @@ def test_weights_and_states_to_the_byte(kind: str) -> None:
         "optimiser": [v for v in states if v.ndim],  # a step counter is no tensor of weights
     }
     for part, held in tensors.items():
-        assert found["memory"][part] == sum(t.numel() * t.element_size() for t in held), part
-    assert found["memory"]["total"] == sum(
-        value for part, value in found["memory"].items() if part != "total"
+        assert found.memory[part] == sum(t.numel() * t.element_size() for t in held), part
+    assert found.memory["total"] == sum(
+        value for part, value in found.memory.items() if part != "total"
     )
-    assert (found["world"], found["global_batch"]) == (2, 12)
-    assert found["parameters"] - found["trained"] == 24
+    assert (found.world, found.global_batch) == (2, 12)
+    assert found.parameters - found.trained == 24
 
 
 def test_the_largest_net_takes_no_memory() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     name = ROOT / "train" / "wf42m_vit_l_pfc03_64gpu.toml"
     found = dry.run(load(name, Recipe), 2_059_906, 64)
-    assert found["parameters"] == 255_684_352
-    assert found["macs"] == 25_337_794_560
-    assert found["memory"]["total"] > 4 << 30
+    assert found.parameters == 255_684_352
+    assert found.macs == 25_337_794_560
+    assert found.memory["total"] > 4 << 30
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # KiB
 
 

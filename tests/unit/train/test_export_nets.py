@@ -35,7 +35,7 @@ def test_the_file_is_the_net(
 ) -> None:
     run = toy_run(name, 24, **options)
     found = export_onnx(run, tmp_path / "net.onnx", crops=4)
-    assert 0.99999 <= found["cosine_min"] <= 1.0000001
+    assert 0.99999 <= found.cosine_min <= 1.0000001
     model = onnx.load(str(tmp_path / "net.onnx"))
     assert not {n.op_type for n in model.graph.node} & {"Dropout", "Loop", "If", "RandomUniform"}
 
@@ -45,7 +45,7 @@ def test_the_oldest_operator_set_will_do(
     toy_run: Toy, tmp_path: Path, name: str, options: dict[str, Any]
 ) -> None:
     found = export_onnx(toy_run(name, 24, **options), tmp_path / "net.onnx", crops=2, opset=11)
-    assert found["cosine_min"] >= 0.99999
+    assert found.cosine_min >= 0.99999
 
 
 def learn(net: nn.Module, batch: int) -> None:
@@ -86,6 +86,6 @@ def test_published_sizes_learn_and_export(tmp_path: Path, name: str) -> None:
         optimizer={}, head=(0, 0, {}), state={"backbone": made}, keep=1,
     )  # fmt: skip
     found = export_onnx(tmp_path / "run", tmp_path / "net.onnx", crops=2)
-    assert 0.99999 <= found["cosine_min"] <= 1.0000001
+    assert 0.99999 <= found.cosine_min <= 1.0000001
     for path in (*tmp_path.rglob("*.onnx"), *tmp_path.rglob("*.safetensors")):
         path.unlink()  # up to a gigabyte each

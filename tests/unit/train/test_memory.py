@@ -85,19 +85,19 @@ def test_the_largest_head_fits_and_one_more_does_not():
     most = largest(head, 7e9)
     for classes, fits in ((most, True), (most + 8, False)):
         found = plan(values, classes, world=8, card=7.0, **RATES)
-        assert found["fits"] is fits
+        assert found.fits is fits
     assert largest(head, 10) == 0
 
 
 def test_ten_million_by_count():
     found = plan({"rate": 0.1}, 10_000_000, batch=1024, card=141.0, **RATES)
-    assert found["memory"]["weights"] == 20_480_000_000
-    assert found["playing"] == 1_000_000 and found["reference_memory"] == 81_920_000_000
-    assert found["flop"] == 2 * 4 * 1024 * 1_000_000 * 512
-    assert found["communication"] == {"received": 0, "collectives": 0}
+    assert found.memory["weights"] == 20_480_000_000
+    assert found.playing == 1_000_000 and found.reference_memory == 81_920_000_000
+    assert found.flop == 2 * 4 * 1024 * 1_000_000 * 512
+    assert found.communication == {"received": 0, "collectives": 0}
     eight = plan({"rate": 0.1}, 10_000_000, world=8, batch=128, **RATES)
-    assert eight["communication"]["collectives"] == 3
-    assert eight["communication"]["received"] == 7 * 128 * 4 * (512 + 3 + 3 + 512)
+    assert eight.communication["collectives"] == 3
+    assert eight.communication["received"] == 7 * 128 * 4 * (512 + 3 + 3 + 512)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def batch(step, n=4, images=1, classes=PEOPLE):
 
 
 def go(head, step, **options):
-    feature, gallery, label = batch(step, images=head.gallery, **options)
+    feature, gallery, label = batch(step, images=head.options.gallery, **options)
     loss = head(feature.requires_grad_(), label, step=step, gallery_nD=gallery)
     loss.backward()
     head.update(step=step, lr=0.1)

@@ -85,11 +85,11 @@ def test_apply_then_undo(dataset: Dataset, tmp_path: Path) -> None:
     before = outside_labels(dataset.root)
 
     dry = apply.apply(folder, dry_run=True)
-    assert (dry["applied"], dry["classes"], dry["masks"]) == (False, 4, 2)
+    assert (dry.applied, dry.classes, dry.masks) == (False, 4, 2)
     assert not (dataset.root / "labels").exists()
 
     done = apply.apply(folder)
-    assert (done["applied"], done["version"], done["classes_before"], done["classes"]) == (
+    assert (done.applied, done.version, done.classes_before, done.classes) == (
         True,
         1,
         6,
@@ -101,18 +101,18 @@ def test_apply_then_undo(dataset: Dataset, tmp_path: Path) -> None:
     assert outside_labels(dataset.root) == before
 
     again = apply.apply(folder)
-    assert (again["applied"], again["already"], again["version"]) == (False, True, 1)
+    assert (again.applied, again.already, again.version) == (False, True, 1)
     assert len(labels.history(dataset.root)) == 1
 
     undone = apply.undo(folder)
-    assert (undone["undone"], undone["version"], undone["classes"]) == (True, 0, 6)
+    assert (undone.undone, undone.version, undone.classes) == (True, 0, 6)
     now = labels.current(dataset.root, 6)
     assert now.target.tolist() == list(range(6))
     assert len(now.masks) == 0
     with pytest.raises(InputError, match=r"GL0502.*not in force \(the labels stand at version 0"):
         apply.undo(folder)
 
-    assert apply.apply(folder)["applied"]
+    assert apply.apply(folder).applied
     assert labels.current(dataset.root, 6).target.tolist() == [0, 1, 2, 0, 3, 0]
 
 
@@ -190,7 +190,7 @@ def test_a_report_moved_with_its_dataset(dataset: Dataset, tmp_path: Path) -> No
     there.mkdir()
     (tmp_path / "conf").rename(there / "conf")
     dataset.root.rename(there / dataset.root.name)
-    assert apply.apply(there / "conf")["dataset"] == str(there / dataset.root.name)
+    assert apply.apply(there / "conf").dataset == str(there / dataset.root.name)
 
 
 def test_a_torn_table_is_an_error(dataset: Dataset, tmp_path: Path) -> None:
@@ -216,14 +216,14 @@ def test_nothing_to_apply_makes_no_version(
 ) -> None:
     folder = report(dataset, tmp_path / "conf", verdicts, [])
     got = apply.apply(folder)
-    assert (got["applied"], got["already"], got["nothing"], got["version"]) == (
+    assert (got.applied, got.already, got.nothing, got.version) == (
         False,
         False,
         True,
         0,
     )
     assert not (dataset.root / "labels").exists()
-    assert apply.apply(folder, dry_run=True)["nothing"]
+    assert apply.apply(folder, dry_run=True).nothing
 
 
 def test_equal_tables_are_not_one_report(dataset: Dataset, tmp_path: Path) -> None:
@@ -232,12 +232,12 @@ def test_equal_tables_are_not_one_report(dataset: Dataset, tmp_path: Path) -> No
     apply.apply(one)
     two = report(dataset, tmp_path / "two", VERDICTS, GROUPS, version=1)
     got = apply.apply(two)
-    assert (got["already"], got["nothing"], got["version"]) == (False, True, 1)
+    assert (got.already, got.nothing, got.version) == (False, True, 1)
     with pytest.raises(InputError, match=r"GL0502.*not in force"):
         apply.undo(two)
     assert apply.stands(one, dataset)
     assert not apply.stands(two, dataset)
-    assert apply.undo(one)["version"] == 0
+    assert apply.undo(one).version == 0
 
 
 def test_a_report_applied_before_histories_knew_all_of_it(dataset: Dataset, tmp_path: Path) -> None:
@@ -247,5 +247,5 @@ def test_a_report_applied_before_histories_knew_all_of_it(dataset: Dataset, tmp_
         tables_only.update((folder / name).read_bytes())
     why = {"stage": apply.STAGE, "report": "sha256:" + tables_only.hexdigest()}
     labels.apply(dataset.root, np.array([0, 1, 2, 0, 3, 0]), np.empty((0, 2), np.int64), why)
-    assert apply.apply(folder)["already"]
-    assert apply.undo(folder)["version"] == 0
+    assert apply.apply(folder).already
+    assert apply.undo(folder).version == 0

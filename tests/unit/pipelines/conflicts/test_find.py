@@ -58,11 +58,11 @@ def test_the_road(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "conf"
     shards = files(dataset.root)
     got = find.run(dataset, emb, out, ConflictOptions(), command="glint dedup-conflicts x")
-    assert got["merge"] == 2
-    assert (got["groups"], got["largest_group"], got["groups_refused"]) == (2, 2, 0)
-    assert (got["identities"], got["identities_after"], got["calibrated"]) == (32, 30, True)
-    assert got["pairs"] == got["merge"] + got["mask"] + got["keep"]
-    assert got["classes_excluded"] == 4  # identities without an image
+    assert got.merge == 2
+    assert (got.groups, got.largest_group, got.groups_refused) == (2, 2, 0)
+    assert (got.identities, got.identities_after, got.calibrated) == (32, 30, True)
+    assert got.pairs == got.merge + got.mask + got.keep
+    assert got.classes_excluded == 4  # identities without an image
 
     pairs = pq.read_table(out / "pairs.parquet").to_pylist()
     merged = [p for p in pairs if p["verdict"] == "merge"]
@@ -81,14 +81,14 @@ def test_the_road(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     assert about["calibration"]["merge_from"].keys() == about["calibration"]["mask_from"].keys()
 
     result = apply.apply(out)
-    assert result["classes"] == 30
+    assert result.classes == 30
     assert files(dataset.root) == shards
     target = labels.current(dataset.root, 32).target
     assert target[29] == target[0]
     assert target[20] == target[3]
 
     rest = find.run(dataset, emb, tmp_path / "again", ConflictOptions())
-    assert rest["merge"] == 0  # what is merged does not come back
+    assert rest.merge == 0  # what is merged does not come back
     apply.undo(out)
 
 
@@ -101,7 +101,7 @@ def test_the_page_and_the_report_say_that_the_evidence_does_not_fit(
     monkeypatch.setattr(chance, "_fits", lambda *_: (fits, 0.0))
     got = find.run(dataset, emb, tmp_path / "conf", ConflictOptions(), thumbs=False)
     about = json.loads((tmp_path / "conf" / "conflicts.json").read_text())
-    assert got["note"] == about["likeness"]["note"] == chance.NOTES[fits] != ""
+    assert got.note == about["likeness"]["note"] == chance.NOTES[fits] != ""
     assert chance.NOTES[fits] in (tmp_path / "conf" / "report.html").read_text()
 
 
@@ -153,10 +153,10 @@ def test_the_page_holds_original_faces_and_is_private(
 
 def test_threshold_low_and_cap(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     got = find.run(dataset, emb, tmp_path / "t", ConflictOptions(threshold=-1.0), thumbs=False)
-    assert got["low"] == -1.0
-    assert got["pairs"] == 28 * 27 / 2
-    assert got["merge"] == 0  # one group of 28 is over the cap: masked
-    assert got["groups_refused"] == 1
+    assert got.low == -1.0
+    assert got.pairs == 28 * 27 / 2
+    assert got.merge == 0  # one group of 28 is over the cap: masked
+    assert got.groups_refused == 1
     reasons = set(pq.read_table(tmp_path / "t/pairs.parquet")["reason"].to_pylist())
     assert reasons == {"28 identities in one group, more than 8"}
 

@@ -79,7 +79,7 @@ def test_what_was_planted_is_found(dataset: Dataset, emb: Embeddings, tmp_path: 
     assert pair[0]["cosine"] == pair[1]["cosine"] > 0.99
     assert not pair[0]["across"] and pair[0]["bits"] <= 4
     counts = told["counts"]
-    assert (counts["outliers"], counts["mixed"]) == (2, 1) == (got["outliers"], got["mixed"])
+    assert (counts["outliers"], counts["mixed"]) == (2, 1) == (got.outliers, got.mixed)
     assert (counts["duplicates"], counts["duplicates_across"]) == (1, 1)
     assert counts["near_duplicates"] == len({row["group"] for row in near.values()}) >= 1
     assert counts["near_duplicates_across"] == 0
@@ -103,7 +103,7 @@ def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path
     labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     out = tmp_path / "conf"
     got = find.run(dataset, emb, out, ConflictOptions(), thumbs=False, near=False)
-    assert (got["mixed"], got["duplicates"], got["near_duplicates"]) == (0, 0, 0)
+    assert (got.mixed, got.duplicates, got.near_duplicates) == (0, 0, 0)
     rows = pq.read_table(out / "inside.parquet").to_pylist()
     assert {row["label"] for row in rows} == {4, 20}
     assert 12 not in {row["towards"] for row in rows}

@@ -56,7 +56,7 @@ def test_people_and_images_in_both(
     out = tmp_path / "conf"
     others = overlap.opened([], [there.root], [tmp_path / "emb2"], emb)
     got = find.run(here, emb, out, ConflictOptions(), against=others)
-    [told] = got["against"]
+    [told] = got.against
     assert (told["name"], told["test"], told["merge"], told["leaks"]) == ("probes", True, 2, 3)
     assert told["shared_images"] == 1
     assert json.loads((out / "conflicts.json").read_text())["against"] == [told]
@@ -89,7 +89,7 @@ def test_people_and_images_in_both(
     # Two ways of saying the same set of people, and no test set: no leak.
     plain = overlap.opened([there.root], [], [tmp_path / "emb2"], emb)
     got = find.run(here, emb, out, ConflictOptions(), against=plain, thumbs=False)
-    assert got["against"][0]["leaks"] == 0
+    assert got.against[0]["leaks"] == 0
     again = rows_of(out)
     assert again.keys() == rows.keys() and not any(row["leak"] for row in again.values())
     overlap.write(out, here, [])  # as a run without other datasets does
@@ -107,7 +107,7 @@ def test_who_is_dropped_takes_no_part(
         labels.apply(dataset.root, target, np.empty((0, 2), np.int64), {"stage": "test"})
     others = overlap.opened([there.root], [], [tmp_path / "emb2"], emb)
     got = find.run(here, emb, tmp_path / "conf", ConflictOptions(), against=others, thumbs=False)
-    assert (got["against"][0]["merge"], got["against"][0]["shared_images"]) == (1, 0)
+    assert (got.against[0]["merge"], got.against[0]["shared_images"]) == (1, 0)
     assert {(a, b) for a, b in rows_of(tmp_path / "conf") if a == 20 or b == 3} == set()
 
 

@@ -67,13 +67,13 @@ def targets(dataset: Dataset) -> list[int]:
 def test_decisions_are_applied_once_and_undone(dataset: Dataset, folder: Path) -> None:
     say(folder / decisions.NAME, folder, (0, 5, "keep", "alice"), (1, 3, "merge", "bob"))
     dry = apply.apply(folder, dry_run=True)
-    assert (dry["applied"], dry["decided"], dry["classes"]) == (False, 2, 6)
+    assert (dry.applied, dry.decided, dry.classes) == (False, 2, 6)
     done = apply.apply(folder)
-    assert (done["applied"], done["decided"], done["version"]) == (True, 2, 1)
+    assert (done.applied, done.decided, done.version) == (True, 2, 1)
     assert targets(dataset) == [0, 1, 2, 1, 3, 4, 5, 2]
-    assert apply.apply(folder)["already"]
+    assert apply.apply(folder).already
     say(folder / decisions.NAME, folder, (0, 5, "keep", "bob"))  # says nothing new
-    assert apply.apply(folder)["already"]
+    assert apply.apply(folder).already
     assert apply.stands(folder, dataset)
 
     say(folder / decisions.NAME, folder, (1, 3, "none", "bob"))
@@ -81,7 +81,7 @@ def test_decisions_are_applied_once_and_undone(dataset: Dataset, folder: Path) -
         apply.apply(folder)
     assert "dedup-conflicts undo" in told.value.hint
     say(folder / decisions.NAME, folder, (0, 5, "merge", "carol"))  # undo asks no reviewer
-    assert apply.undo(folder)["version"] == 0
+    assert apply.undo(folder).version == 0
     with pytest.raises(InputError, match=r"disagree about the identities 0 and 5: keep by alice"):
         apply.apply(folder)
     assert targets(dataset) == list(range(8))
@@ -95,7 +95,7 @@ def test_downloaded_files_count_too(dataset: Dataset, folder: Path, tmp_path: Pa
     apply.apply(folder, more=[one, two])
     now = labels.current(dataset.root, dataset.classes)
     assert (now.target.tolist(), [2, 7] in now.masks.tolist()) == (list(range(8)), True)
-    assert apply.apply(folder, more=[two, one, one])["already"]
+    assert apply.apply(folder, more=[two, one, one]).already
     apply.undo(folder)
     two.write_text(two.read_text().replace("sha256:", "sha256:0"))
     with pytest.raises(InputError, match=r"GL0501.*two.jsonl: line 1: decided on the report"):

@@ -44,7 +44,7 @@ def section(text: str, title: str) -> str:
 def test_numbers_are_the_tables(data: Path) -> None:
     result = stage.card(data, **SAID)
     text = (data / "README.md").read_text()
-    assert result["text"] == text and result["license"] == "cc-by-nc-4.0"
+    assert result.text == text and result.license == "cc-by-nc-4.0"
     front = text.split("---\n")[1].splitlines()
     assert front[0] == "license: cc-by-nc-4.0" and 'pretty_name: "set"' in front
     assert "    path: data/*.tar" in front and "- n<1K" in front
@@ -63,7 +63,7 @@ def test_numbers_are_the_tables(data: Path) -> None:
     assert "glint shard 'my faces' DATASET --samples-per-shard 6 --seed 2" in text
     assert Dataset(data).digest in text and "train-{000000..000002}.tar" in text
     assert "No label version was ever applied." in text
-    assert verify(data, deep=True)["ok"]
+    assert verify(data, deep=True).ok
     assert "\n\n\n" not in text and text.endswith("-->\n")
 
 
@@ -75,7 +75,7 @@ def test_conflicts_and_takedowns(data: Path) -> None:
         {"stage": "dedup-conflicts", "report": "sha256:12", "groups": 1, "masks": 1},
     )
     drop.drop(data, ["id3"], "asked | to")
-    text = stage.card(data, **SAID)["text"]
+    text = stage.card(data, **SAID).text
     told = " ".join(section(text, "Identity conflicts").split())
     assert "Label version 2 is in force: 2 classes. 1 labels were merged" in told
     assert "1 dropped, 1 pairs of classes masked" in told
@@ -90,13 +90,13 @@ def test_rewritten_datasets_name_their_sources(data: Path, tmp_path: Path) -> No
     reshard.reshard(data, tmp_path / "five", 5)
     drop.drop(tmp_path / "five", ["0"], "x", erase=tmp_path / "less")
     merge.merge(tmp_path / "both", [data, tmp_path / "less"], samples_per_shard=9, seed=4)
-    text = stage.card(tmp_path / "less", **SAID)["text"]
+    text = stage.card(tmp_path / "less", **SAID).text
     assert (
         "--samples-per-shard 6 --seed 2\nglint reshard OLD DATASET --samples-per-shard 5\n"
         "glint drop OLD --reason TEXT --erase DATASET\n"
     ) in text
     assert "17 records were read = 15 written + 1 quarantined + 1 erased." in text
-    text = stage.card(tmp_path / "both", **SAID)["text"]
+    text = stage.card(tmp_path / "both", **SAID).text
     assert "glint merge DATASET set less --samples-per-shard 9 --seed 4" in text
     assert f"| less (my faces) | dataset | 15 | 4 | {Dataset(tmp_path / 'less').digest} |" in text
 
@@ -131,8 +131,8 @@ def test_words_between_marks_are_kept(data: Path) -> None:
     assert "| images | 16 |" in again and "To all." in again
     assert "you@example.org" in again and "me@example.org" not in again
     assert 'pretty_name: "Faces: \\"one\\""' in again and '\n# Faces: "one"\n' in again
-    assert result["replaced"] == ["contact"] and "thanks" in result["kept"]
-    assert stage.card(data)["text"] == again  # and nothing more changes
+    assert result.replaced == ["contact"] and "thanks" in result.kept
+    assert stage.card(data).text == again  # and nothing more changes
     assert stage.kept(path)["notes"] == "Shot in 2019.\n\n| a | b |"
 
 
@@ -165,7 +165,7 @@ def test_marks_in_words_are_refused(data: Path) -> None:
 
 def test_dry_run_writes_nothing(data: Path) -> None:
     result = stage.card(data, **SAID, dry_run=True)
-    assert "## Licence" in result["text"] and not (data / "README.md").exists()
+    assert "## Licence" in result.text and not (data / "README.md").exists()
 
 
 def test_licences() -> None:
@@ -174,7 +174,7 @@ def test_licences() -> None:
 
 
 def test_another_licence_has_a_name(data: Path) -> None:
-    text = stage.card(data, **{**SAID, "licence": 'Academic "only"\nNo redistribution.'})["text"]
+    text = stage.card(data, **{**SAID, "licence": 'Academic "only"\nNo redistribution.'}).text
     assert 'license: other\nlicense_name: "Academic \\"only\\""\n' in text
     name = re.search(r"^license_name: (.*)$", text, re.M)
     assert name and json.loads(name[1]) == 'Academic "only"'

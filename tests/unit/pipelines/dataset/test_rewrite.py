@@ -37,7 +37,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def good(root: Path) -> dict[str, Any]:
     result = verify(root, deep=True, workers=2)
-    assert result["ok"], result["shown"]
+    assert result.ok, result.shown
     return result
 
 
@@ -82,18 +82,16 @@ class TestReshard:
             for file in had:
                 if file != "manifest.json":
                     assert have[file] == had[file], file
-            assert (
-                result["content"] == content(Dataset(sources / folder)) == content(Dataset(fresh))
-            )
+            assert result.content == content(Dataset(sources / folder)) == content(Dataset(fresh))
             manifest = good(out)
             if name == "two":  # nothing quarantined: the whole digest is that of sharding
-                assert manifest["digest"] == Dataset(fresh).digest
+                assert manifest.digest == Dataset(fresh).digest
 
     def test_labels_and_takedowns_are_carried(self, a: Path, tmp_path: Path) -> None:
         labels.apply(a, np.array([0, 0, 1, 2, 3]), np.array([[1, 2]]), {"by": "test"})
         taking.drop(a, ["3"], "asked to")
         result = reshard(a, tmp_path / "out", 6)
-        assert result["quarantined"] == 1 and result["read"] == 25
+        assert result.quarantined == 1 and result.read == 25
         old, new = labels.current(a, 5), labels.current(tmp_path / "out", 5)
         assert (
             (new.version, new.target.tolist())
@@ -102,14 +100,14 @@ class TestReshard:
         )
         assert labels.history(tmp_path / "out") == labels.history(a)
         assert taking.taken_down(tmp_path / "out") == taking.taken_down(a) != []
-        assert good(tmp_path / "out")["label_version"] == 2
+        assert good(tmp_path / "out").label_version == 2
 
     def test_dropping_the_quarantine(self, a: Path, tmp_path: Path) -> None:
         result = reshard(a, tmp_path / "out", 6, drop_quarantine=True)
-        assert (result["read"], result["written"], result["quarantined"]) == (24, 24, 0)
+        assert (result.read, result.written, result.quarantined) == (24, 24, 0)
         assert pq.read_table(tmp_path / "out/quarantine.parquet").num_rows == 0
         good(tmp_path / "out")
-        assert reshard(tmp_path / "out", tmp_path / "back", 8)["content"] == content(Dataset(a))
+        assert reshard(tmp_path / "out", tmp_path / "back", 8).content == content(Dataset(a))
 
     def test_stopped_and_continued(
         self, a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -130,9 +128,9 @@ class TestReshard:
         with pytest.raises(MismatchError, match="samples_per_shard was 4, is 5"):
             reshard(a, tmp_path / "out", 5)
         result = reshard(a, tmp_path / "out", 4)
-        assert result["resumed_shards"] == 3 and calls == [0, 1, 2, 3, 3, 4, 5, 6]
+        assert result.resumed_shards == 3 and calls == [0, 1, 2, 3, 3, 4, 5, 6]
         assert files(tmp_path / "out") == files(tmp_path / "whole")
-        assert reshard(a, tmp_path / "out", 4)["resumed_shards"] == 7
+        assert reshard(a, tmp_path / "out", 4).resumed_shards == 7
         assert sorted(p.name for p in (tmp_path / "out/_glint").iterdir()) == ["lock", "plan.json"]
 
     def test_two_processes_write_the_same(self, a: Path, tmp_path: Path) -> None:
@@ -164,7 +162,7 @@ class TestReshard:
         with pytest.raises(UsageError, match="--workers"):
             reshard(a, tmp_path / "out", 4, workers=0)
         survey = reshard(a, tmp_path / "out", 4, dry_run=True)
-        assert (survey["written"], survey["shards"]) == (24, 7)
+        assert (survey.written, survey.shards) == (24, 7)
         assert not (tmp_path / "out").exists()
 
     def test_a_tool_reads_it(self, sources: Path, tmp_path: Path) -> None:
@@ -177,9 +175,9 @@ class TestMerge:
     def test_every_sample_is_there_and_says_whence(self, sources: Path, tmp_path: Path) -> None:
         a, b, out = sources / "a", sources / "b", tmp_path / "out"
         result = joining.merge(out, [a, b], samples_per_shard=7, seed=5)
-        assert (result["written"], result["quarantined"], result["read"]) == (33, 1, 34)
-        assert [one["first_label"] for one in result["from"]] == [0, 5]
-        assert (result["duplicate_images"], result["duplicate_samples"]) == (1, 3)
+        assert (result.written, result.quarantined, result.read) == (33, 1, 34)
+        assert [one["first_label"] for one in result.from_] == [0, 5]
+        assert (result.duplicate_images, result.duplicate_samples) == (1, 3)
         good(out)
         merged, table = Dataset(out), pq.read_table(out / "samples.parquet")
         old = {"a": images(a), "b": images(b)}
@@ -214,13 +212,13 @@ class TestMerge:
         out = tmp_path / "out"
         result = joining.merge(out, [sources / "b", a], samples_per_shard=100)
         table = labels.current(out, 8)
-        assert result["label_version"] == table.version == 1
+        assert result.label_version == table.version == 1
         assert table.target.tolist() == [0, 1, 2, 3, -1, 3, 4, 5]
         assert table.masks.tolist() == []
         (line,) = taking.taken_down(out)
         assert (line["labels"], line["dataset"], line["reason"]) == ([4], "a", "asked to")
         good(out)
-        assert joining.merge(out, [sources / "b", a], samples_per_shard=100)["label_version"] == 1
+        assert joining.merge(out, [sources / "b", a], samples_per_shard=100).label_version == 1
         assert len(labels.history(out)) == 1
 
     def test_masks_move_with_their_labels(self, a: Path, sources: Path, tmp_path: Path) -> None:
@@ -232,7 +230,7 @@ class TestMerge:
         a, b = sources / "a", sources / "b"
         joining.merge(tmp_path / "ab", [a, b])
         told = taking.drop(tmp_path / "ab", ["label:5"], "x", erase=tmp_path / "less")
-        assert told["copies"] == 1  # of its images, under another identity
+        assert told.copies == 1  # of its images, under another identity
         assert pq.read_table(tmp_path / "less/duplicates.parquet").num_rows == 1
         good(tmp_path / "less")
         result = reshard(tmp_path / "ab", tmp_path / "re", 3)
@@ -241,7 +239,7 @@ class TestMerge:
             table.column("dataset").to_pylist()
             == pq.read_table(tmp_path / "ab/samples.parquet").column("dataset").to_pylist()
         )
-        assert result["shards"] == 11 and good(tmp_path / "re")
+        assert result.shards == 11 and good(tmp_path / "re")
         joining.merge(tmp_path / "abb", [tmp_path / "re", b])
         names = set(pq.read_table(tmp_path / "abb/samples.parquet").column("dataset").to_pylist())
         assert names == {"re/a", "re/b", "b"}
@@ -255,7 +253,7 @@ class TestMerge:
         with pytest.raises(InputError, match="GL0301"):
             joining.merge(tmp_path / "out", [sources / "a", sources / "one"])
         said = joining.merge(tmp_path / "out", [sources / "a", sources / "b"], dry_run=True)
-        assert (said["duplicate_images"], said["written"], said["shards"]) == (1, 33, 1)
+        assert (said.duplicate_images, said.written, said.shards) == (1, 33, 1)
         assert not (tmp_path / "out").exists()
 
 
@@ -264,13 +262,13 @@ class TestDrop:
         labels.apply(a, np.array([0, 1, 2, 1, 3]), np.array([[0, 2], [1, 2], [2, 3]]), {})
         before = files(a)
         said = taking.drop(a, ["person-1"], "asked to", dry_run=True)
-        assert said["dry_run"] and files(a) == before
+        assert said.dry_run and files(a) == before
         assert not (a / "_glint/tombstones.jsonl").exists()
         result = taking.drop(a, ["person-1"], "asked to")
-        assert (result["identities"], result["merged_with"]) == ([1, 3], [3])
-        assert (result["images"], result["version_before"], result["version"]) == (9, 1, 2)
-        assert (said["version_before"], said["version"]) == (1, 2)
-        assert result["classes"] == said["classes"] == 3
+        assert (result.identities, result.merged_with) == ([1, 3], [3])
+        assert (result.images, result.version_before, result.version) == (9, 1, 2)
+        assert (said.version_before, said.version) == (1, 2)
+        assert result.classes == said.classes == 3
         table = labels.current(a, 5)
         assert table.target.tolist() == [0, -1, 1, -1, 2]
         assert table.masks.tolist() == [[0, 1], [1, 2]]
@@ -287,9 +285,9 @@ class TestDrop:
     def test_again_changes_nothing(self, a: Path) -> None:
         taking.drop(a, ["2"], "asked to")
         before = files(a)
-        assert taking.drop(a, ["2"], "asked again", dry_run=True)["version"] == 1
+        assert taking.drop(a, ["2"], "asked again", dry_run=True).version == 1
         result = taking.drop(a, ["2"], "asked again")
-        assert (result["already"], result["version"]) == ([2], 1)
+        assert (result.already, result.version) == ([2], 1)
         assert files(a) == before and len(taking.taken_down(a)) == 1
 
     def test_a_kill_between_tombstone_and_labels(
@@ -299,8 +297,8 @@ class TestDrop:
             patch.setattr(labels, "apply", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 taking.drop(a, ["2"], "asked to")
-        assert "identity 2 was taken down and is in the labels" in verify(a)["shown"][0]
-        assert taking.drop(a, ["2"], "asked to")["version"] == 1
+        assert "identity 2 was taken down and is in the labels" in verify(a).shown[0]
+        assert taking.drop(a, ["2"], "asked to").version == 1
         assert len(taking.taken_down(a)) == 1 and good(a)
 
     @pytest.mark.parametrize("erase_first", [False, True])
@@ -315,7 +313,7 @@ class TestDrop:
         result = taking.drop(
             a, ["person-1"] if erase_first else [], "asked to", keys=[key], erase=tmp_path / "out"
         )
-        assert (result["written"], result["images"], result["identities"]) == (19, 5, [1])
+        assert (result.written, result.images, result.identities) == (19, 5, [1])
         manifest = Dataset(tmp_path / "out").manifest
         assert (
             manifest["read"],
@@ -343,7 +341,7 @@ class TestDrop:
         again = taking.drop(
             a, ["person-1"] if erase_first else [], "asked to", keys=[key], erase=tmp_path / "out"
         )
-        assert again["digest"] == result["digest"]
+        assert again.digest == result.digest
         assert len(taking.taken_down(tmp_path / "out")) == 2 - erase_first
 
     def test_what_is_refused(self, a: Path, tmp_path: Path) -> None:

@@ -76,18 +76,18 @@ def test_what_is_written(world: Path, tmp_path: Path, jpeg: Jpeg) -> None:
         stage.Options(16, seed=3),
         progress=lambda done, total, note="": said.append((done, total)),
     )
-    assert (result["read"], result["written"], result["quarantined"]) == (60, 55, 5)
-    assert result["quarantine_reasons"] == {
+    assert (result.read, result.written, result.quarantined) == (60, 55, 5)
+    assert result.quarantine_reasons == {
         "corrupt-record": 1,
         "empty": 1,
         "jpeg-truncated": 1,
         "label-not-integer": 1,
         "not-an-image": 1,
     }
-    assert (result["identities"], result["shards"]) == (12, 4) and said[-1] == (60, 60)
+    assert (result.identities, result.shards) == (12, 4) and said[-1] == (60, 60)
 
     data = Dataset(out)
-    assert data.n == len(data) == 55 and data.digest == result["digest"]
+    assert data.n == len(data) == 55 and data.digest == result.digest
     assert sorted(data.shard.tolist()) == data.shard.tolist()
     order = plan.order(60, 3)
     for row in range(55):
@@ -177,14 +177,14 @@ def test_one_member_a_sample(world: Path, tmp_path: Path) -> None:
         [key, str(label)] for key, label in zip(data.key, data.label.tolist())
     ]
     assert {k for s in seen for k in s if not k.startswith("__")} == {"jpg"}
-    assert verify.verify(out, deep=True)["ok"]
+    assert verify.verify(out, deep=True).ok
     block = bytearray(Path(urls[0]).read_bytes())
     assert block[9:10] == b"_" and block[148:154] != b"000000"
     block[10] ^= 1  # another label, and a checksum that allows it
     block[148:154] = b"%06o" % (sum(block[:148]) + 8 * 32 + sum(block[156:512]))
     Path(urls[0]).write_bytes(block)
     found = verify.verify(out, deep=True)
-    assert not found["ok"] and "another name" in found["shown"][0]
+    assert not found.ok and "another name" in found.shown[0]
     with pytest.raises(UsageError, match=r"GL0002 .*--members"):
         stage.Options(members="cls")
     with pytest.raises(UsageError, match=r"no KEY\.json"):
@@ -219,7 +219,7 @@ def test_two_runs_and_two_workers_give_the_same_bytes(world: Path, tmp_path: Pat
     stage.shard(world, tmp_path / "c", stage.Options(16, seed=1))
     assert Dataset(tmp_path / "c").digest != Dataset(tmp_path / "a").digest
     again = stage.shard(world, tmp_path / "a", options)
-    assert again["digest"] == Dataset(tmp_path / "b").digest and again["resumed_shards"] == 4
+    assert again.digest == Dataset(tmp_path / "b").digest and again.resumed_shards == 4
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
@@ -282,7 +282,7 @@ def test_a_stopped_run_continues(
     spoilt = out / "data" / "train-000001.tar"
     spoilt.write_bytes(b"\0" * spoilt.stat().st_size)
     result = stage.shard(world, out, stage.Options(16))
-    assert result["resumed_shards"] == 1
+    assert result.resumed_shards == 1
     assert (out / "data" / "train-000000.tar").stat().st_mtime_ns == done["train-000000.tar"]
     assert files(out) == files(tmp_path / "whole")
 
@@ -301,7 +301,7 @@ def test_a_signal_stops_between_shards(
         with pytest.raises(Stopped, match="3 pieces are left") as caught:
             stage.shard(world, tmp_path / "out", stage.Options(16))
     assert caught.value.exit_code == 75
-    assert stage.shard(world, tmp_path / "out", stage.Options(16))["resumed_shards"] == 1
+    assert stage.shard(world, tmp_path / "out", stage.Options(16)).resumed_shards == 1
 
 
 def test_another_plan_is_refused(world: Path, tmp_path: Path, jpeg: Jpeg) -> None:
@@ -343,7 +343,7 @@ def test_a_finished_dataset_with_a_changed_shard(world: Path, tmp_path: Path) ->
     assert caught.value.exit_code == 3 and "data/train-000001.tar" in caught.value.hint
     stage.shard(world, tmp_path / "new", stage.Options(16))  # what the hint says
     path.write_bytes((tmp_path / "new" / "data" / path.name).read_bytes())
-    assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4
+    assert stage.shard(world, out, stage.Options(16)).resumed_shards == 4
 
 
 @pytest.mark.parametrize("where", ["load_or_create", "join"])
@@ -369,7 +369,7 @@ def test_a_signal_before_and_after_the_shards(
         signal.signal(signal.SIGTERM, handler)
     assert caught.value.exit_code == 75
     assert out.exists() == (where == "join")  # no trace without a plan
-    assert stage.shard(world, out, stage.Options(16))["resumed_shards"] == 4 * (where == "join")
+    assert stage.shard(world, out, stage.Options(16)).resumed_shards == 4 * (where == "join")
 
 
 def test_outputs_that_are_refused(world: Path, tmp_path: Path) -> None:
@@ -415,13 +415,13 @@ def test_the_budget(tmp_path: Path, jpeg: Jpeg) -> None:
     with pytest.raises(BudgetError, match=r"17 of 40 .*not-an-image 17.*16 are let pass") as caught:
         stage.shard(source, tmp_path / "out")
     assert caught.value.exit_code == 5 and Dataset(tmp_path / "out").n == 23
-    assert caught.value.result and caught.value.result["written"] == 23
+    assert caught.value.result and caught.value.result.written == 23
     assert pq.read_table(tmp_path / "out" / "quarantine.parquet").num_rows == 17
-    assert stage.shard(source, tmp_path / "out", max_bad=0.5)["written"] == 23
+    assert stage.shard(source, tmp_path / "out", max_bad=0.5).written == 23
     (tmp_path / "five" / "a").mkdir(parents=True)
     for k in range(5):
         (tmp_path / "five" / "a" / f"{k}.jpg").write_bytes(b"no" if k else jpeg(0))
-    assert stage.shard(tmp_path / "five", tmp_path / "one")["written"] == 1  # 4 of 5 pass
+    assert stage.shard(tmp_path / "five", tmp_path / "one").written == 1  # 4 of 5 pass
     for k in range(17, 40):
         (source / "a" / f"{k:02d}.jpg").unlink()
     (source / "a" / "16.jpg").unlink()
@@ -433,9 +433,9 @@ def test_a_survey_writes_nothing(world: Path, tmp_path: Path) -> None:
     before = files(tmp_path)
     facts = stage.survey(world, stage.Options(16))
     assert files(tmp_path) == before
-    assert (facts["read"], facts["shards"], facts["identities"]) == (60, 4, 12)
+    assert (facts.read, facts.shards, facts.identities) == (60, 4, 12)
     real = stage.shard(world, tmp_path / "out", stage.Options(16))
-    assert 0.8 < real["bytes"] / facts["bytes"] < 1.2
+    assert 0.8 < real.bytes / facts.bytes < 1.2
 
 
 def test_samples_that_changed_on_disk(world: Path, tmp_path: Path) -> None:
@@ -529,6 +529,6 @@ def test_real_sets_of_mxnet(shared: Path, tmp_path: Path, name: str) -> None:
     }
     for row in pq.read_table(tmp_path / "out" / "quarantine.parquet").to_pylist():
         found[row["source"]] = (row["source_label"], row["sha256"])
-    assert set(found) == set(expected) and result["read"] == len(expected)
+    assert set(found) == set(expected) and result.read == len(expected)
     for key, (label, digest) in expected.items():
         assert found[key][0] == label and digest in (found[key][1], "")

@@ -107,7 +107,7 @@ def staging(tmp_path: Path) -> list[Path]:
 def test_the_bytes_are_those_of_a_local_run(world: Path, whole: Path, tmp_path: Path) -> None:
     told, plain = stage.shard(world, URL, OPTIONS), stage.shard(world, whole, OPTIONS)
     assert far() == near(whole)
-    assert told["out"] == URL and told["digest"] == plain["digest"] and told["written"] == 119
+    assert told.out == URL and told.digest == plain.digest and told.written == 119
     assert staging(tmp_path) == []  # nothing is left here
     assert Stale.put[0] == "_glint/plan.json" and Stale.put[-1] == "manifest.json"
     entries = [name for name in Stale.put if name.endswith(".json") and "parts" in name]
@@ -117,7 +117,7 @@ def test_the_bytes_are_those_of_a_local_run(world: Path, whole: Path, tmp_path: 
     assert len(entries) == 6
     Stale.put.clear()
     again = stage.shard(world, URL, OPTIONS)
-    assert again["resumed_shards"] == 6 and again["digest"] == told["digest"]
+    assert again.resumed_shards == 6 and again.digest == told.digest
     assert Stale.put == [] and far() == near(whole)
 
 
@@ -162,7 +162,7 @@ def test_a_store_that_goes_away(
         monkeypatch.setenv("GLINT_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(Stale, "fail", staticmethod(lambda path: False))
     told = stage.shard(world, URL, OPTIONS)
-    assert told["resumed_shards"] == (6 if name == "manifest" else 3)
+    assert told.resumed_shards == (6 if name == "manifest" else 3)
     assert far() == near(whole)
 
 
@@ -180,7 +180,7 @@ def test_what_was_uploaded_is_looked_at_before_it_counts(
     there.put_bytes("data/train-000001.tar", data[:-1] + b"?")
     there.put_bytes("_glint/parts/000002.json", b"{half")
     there.remove("_glint/parts/000003.parquet")
-    assert stage.shard(world, URL, OPTIONS)["resumed_shards"] == 2
+    assert stage.shard(world, URL, OPTIONS).resumed_shards == 2
     assert far() == near(whole)
 
 
@@ -188,7 +188,7 @@ def test_who_was_here_first(world: Path, whole: Path) -> None:
     stage.shard(world, URL, OPTIONS)
     with pytest.raises(MismatchError, match=r"GL0006.*options.samples_per_shard was 20, is 30"):
         stage.shard(world, URL, stage.Options(30))
-    assert stage.shard(world, URL, OPTIONS)["resumed_shards"] == 6
+    assert stage.shard(world, URL, OPTIONS).resumed_shards == 6
     Store(URL).remove("_glint/plan.json")
     with pytest.raises(BusyError, match=r"GL0004.*a dataset without a plan is there already"):
         stage.shard(world, URL, OPTIONS)
@@ -254,8 +254,8 @@ def test_tasks_on_machines_that_share_no_folder(world: Path, whole: Path, tmp_pa
         told = stage.shard(
             world, URL, OPTIONS, task=tasks.Task(i, 3), staging=tmp_path / f"machine-{i}"
         )
-        left.append(told["left"])
-    assert left == [4, 2, 0] and told["written"] == 119
+        left.append(told.left)
+    assert left == [4, 2, 0] and told.written == 119
     assert far() == near(whole)
 
 
@@ -275,9 +275,9 @@ def test_reshard_to_a_store(whole: Path, tmp_path: Path) -> None:
     plain = reshard.reshard(whole, tmp_path / "plain", 50)
     for _ in range(2):
         told = reshard.reshard(whole, URL, 50)
-        assert told["content"] == plain["content"] and told["digest"] == plain["digest"]
-        assert told["out"] == URL and far() == near(tmp_path / "plain")
-    assert check.verify(URL, deep=True)["ok"]
+        assert told.content == plain.content and told.digest == plain.digest
+        assert told.out == URL and far() == near(tmp_path / "plain")
+    assert check.verify(URL, deep=True).ok
 
 
 def test_what_takes_local_folders_only(whole: Path, tmp_path: Path) -> None:
