@@ -34,7 +34,7 @@ def die_always(folder, piece):
     return piece * piece
 
 def die_at_the_end(folder, piece):
-    \"\"\"Kill the worker of piece 0 as it says good-bye, holding the lock of the pipe.\"\"\"
+    \"\"\"Kill the worker of piece 0 as it exits, while it holds the lock of the pipe.\"\"\"
     frame = sys._getframe()
     while "result_queue" not in frame.f_locals:
         frame = frame.f_back
