@@ -115,8 +115,10 @@ def run(
     }
     if not dry_run:
         _write(dataset, target_N, chosen, out, about)
+    rows = [results.SizeRow(**row) for row in result.pop("by_size")]
     return results.Coreset(
         **{name.replace("-", "_"): value for name, value in result.items()},
+        by_size=rows,
         label_version=version.version,
         dry_run=dry_run,
         sampling=str(out / "sampling.parquet"),

@@ -67,7 +67,7 @@ def test_options_that_would_do_nothing_are_refused(
     folder.mkdir(parents=True)
     out = tmp_path / "out"
     err = glint("shard", tmp_path / "people", out, "--resync", code=2)
-    assert "--resync: SRC is no RecordIO file" in err
+    assert "--resync: SRC is not a RecordIO file" in err
     err = glint("shard", small.world, out, "--staging", tmp_path / "stage", code=2)
     assert "nothing is staged" in err
     err = glint("shard", small.world, "memory://x/y", code=2)

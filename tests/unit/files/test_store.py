@@ -405,7 +405,7 @@ def test_a_size_that_is_none() -> None:
 
 def problems(url: str, deep: bool = False) -> list[tuple[str, str]]:
     result = check.verify(url, deep=deep, workers=2)
-    return [(problem["file"], problem["what"]) for problem in result.problems]
+    return [(problem.file, problem.what) for problem in result.problems]
 
 
 def test_verify_reads_the_store_and_not_the_cache(local: Path) -> None:

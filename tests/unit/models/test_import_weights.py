@@ -10,6 +10,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def test_every_form_gives_the_same_net(
         given = {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in given.items()}
     found = take(torch_file(tmp_path / "w.pt", given, zipped=kind != "legacy"))
     assert (found.name, found.tensors) == ("mobilefacenet", len(weights))
-    assert found.source["dtype"] == ("float16" if kind == "fp16" else "float32")
-    assert found.source["sha256"] == checkpoint.sha256(tmp_path / "w.pt")
+    assert found.source.dtype == ("float16" if kind == "fp16" else "float32")
+    assert found.source.sha256 == checkpoint.sha256(tmp_path / "w.pt")
     net = stored.load(tmp_path / "out")
     assert (net.embedding, net.options, net.step) == (16, {"width": 0.125}, 0)
     for name, value in net.net.state_dict().items():
@@ -71,7 +72,7 @@ def test_every_form_gives_the_same_net(
         assert value.dtype == expected.dtype
         assert torch.equal(value, expected), name
     state = json.loads((net.path / "state.json").read_text())
-    assert state["imported"] == found.source
+    assert state["imported"] == asdict(found.source)
 
 
 def test_safetensors_too_and_counters_may_be_missing(
