@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def good(root: Path, *sources: Path, n: int = N - 1, **other: int) -> None:
     result = told(root, *sources)
     assert result.ok, result.shown
     said = {"source": [str(source) for source in sources], "compared": n, **ZEROS, **other}
-    assert result.against == said
+    assert asdict(result.against) == said
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +206,11 @@ def test_a_lie_that_deep_cannot_see(data: Path, made: Path, jpeg: Jpeg) -> None:
     sealed_again(data)
     assert verify(data, deep=True).ok
     result = told(data, made / "src", deep=True)
-    assert result.against["other_bytes"] == result.problem_count == 2
-    assert {p["key"] for p in result.problems} == {one["key"], two["key"]}
-    assert {p["code"] for p in result.problems} == {"GL0303"}
+    assert result.against.other_bytes == result.problem_count == 2
+    assert {p.key for p in result.problems} == {one["key"], two["key"]}
+    assert {p.code for p in result.problems} == {"GL0303"}
     assert f"not that of {one['source']} in the source" in " ".join(result.shown)
-    assert told(data, made / "set").against["other_bytes"] == 2
+    assert told(data, made / "set").against.other_bytes == 2
 
 
 def test_a_swapped_label_that_deep_cannot_see(data: Path, made: Path) -> None:
@@ -235,7 +236,7 @@ def test_a_swapped_label_that_deep_cannot_see(data: Path, made: Path) -> None:
         assert verify(data, deep=True).ok
         for source in (made / "src", made / "set"):
             result = told(data, source)
-            assert result.against == {
+            assert asdict(result.against) == {
                 "source": [str(source)], "compared": N - 1, **ZEROS, "other_label": 2
             }  # fmt: skip
             assert result.problem_count == 2 and "label is not that of" in result.shown[0]
@@ -245,10 +246,10 @@ def test_what_is_missing_and_what_came_from_nowhere(data: Path, made: Path, tmp_
     src = Path(shutil.copytree(made / "src", tmp_path / "src"))
     (src / "id0" / "0.jpg").rename(src / "id0" / "new.jpg")
     result = told(data, src)
-    assert result.against == {
+    assert asdict(result.against) == {
         "source": [str(src)], "compared": N - 2, **ZEROS, "missing": 1, "unknown": 1
     }  # fmt: skip
-    assert {(p["expected"], p["found"]) for p in result.problems} == {
+    assert {(p.expected, p.found) for p in result.problems} == {
         ("id0/new.jpg", "no sample"),
         ("a record", "id0/0.jpg"),
     }
@@ -256,7 +257,7 @@ def test_what_is_missing_and_what_came_from_nowhere(data: Path, made: Path, tmp_
     good(data, src)
     (src / "id1" / "6.jpg").write_bytes(b"")
     (src / "id1" / "7.jpg").write_bytes((src / "id1" / "7.jpg").read_bytes() + b"x")
-    assert told(data, src).against["other_bytes"] == 2
+    assert told(data, src).against.other_bytes == 2
 
 
 def test_names_of_one_hash(
@@ -290,18 +291,18 @@ def test_damaged_datasets_are_compared_as_far_as_can_be(data: Path, made: Path) 
             path.write_bytes(whole[path])
     first.unlink()
     result = told(data, src)
-    assert result.problem_count == 1 and result.against["compared"] == N - 1 - 8
+    assert result.problem_count == 1 and result.against.compared == N - 1 - 8
     first.mkdir()
     (problem,) = told(data, src, deep=True).problems
-    assert (problem["code"], problem["found"]) == ("GL0302", "a folder")
+    assert (problem.code, problem.found) == ("GL0302", "a folder")
     first.rmdir()
     first.write_bytes(bytes(len(whole[first])))
-    assert told(data, src).against["other_bytes"] == 8
+    assert told(data, src).against.other_bytes == 8
 
 
 def test_what_would_be_read(made: Path) -> None:
     said = survey(made / "set", [made / "src", made / "set"])
-    assert said.against == [
+    assert [asdict(one) for one in said.against] == [
         {"source": str(made / "src"), "kind": "folder"},
         {"source": str(made / "set"), "kind": "dataset"},
     ]

@@ -8,6 +8,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def data(made: Path, tmp_path: Path) -> Path:
 def said(root: Path, deep: bool = True) -> list[dict[str, Any]]:
     result = verify(root, deep=deep, workers=2)
     assert result.ok == (result.problem_count == 0) == (not result.problems)
-    problems: list[dict[str, Any]] = result.problems
+    problems = [asdict(problem) for problem in result.problems]
     return problems
 
 

@@ -176,7 +176,7 @@ class TestMerge:
         a, b, out = sources / "a", sources / "b", tmp_path / "out"
         result = joining.merge(out, [a, b], samples_per_shard=7, seed=5)
         assert (result.written, result.quarantined, result.read) == (33, 1, 34)
-        assert [one["first_label"] for one in result.from_] == [0, 5]
+        assert [one.first_label for one in result.from_] == [0, 5]
         assert (result.duplicate_images, result.duplicate_samples) == (1, 3)
         good(out)
         merged, table = Dataset(out), pq.read_table(out / "samples.parquet")
