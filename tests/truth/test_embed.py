@@ -145,7 +145,7 @@ def test_flip_tasks_and_a_label_version(crawl, rows, copied, tmp_path: Path) -> 
         embed.embed(Dataset(root), model, tmp_path / "emb", flip=True, batch=100, task=Task(i, 2))
         for i in (1, 0)
     ]
-    assert [one["left"] for one in told] == [2, 0]
+    assert [one.left for one in told] == [2, 0]
     images = [row.image for row in found]
     raw_nD = truth(net, images, scales=True, flip=True, decode=by_pillow)
     label_n = np.array([row.label for row in found])

@@ -124,7 +124,7 @@ def test_tasks_finish_what_a_plain_run_left(
         with pytest.raises(RuntimeError):
             stage.shard(world, out, stage.Options(40))
     told = [stage.shard(world, out, stage.Options(40), task=Task(i, 2)) for i in (0, 1)]
-    assert [t["resumed_shards"] for t in told] == [5, 5] and [t["left"] for t in told] == [5, 0]
+    assert [t.resumed_shards for t in told] == [5, 5] and [t.left for t in told] == [5, 0]
     assert files(out) == files(whole)
 
 
@@ -232,18 +232,18 @@ def test_verify_by_three(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     told = [verify.verify(out, deep=True, task=(i, 3)) for i in range(3)]
-    assert all(t["ok"] for t in told) and [t["shards"] for t in told] == [7, 7, 6]
-    assert sum(t["samples"] for t in told) == 799
-    assert sum(t["bytes"] for t in told) == verify.verify(out, deep=True).bytes
+    assert all(t.ok for t in told) and [t.shards for t in told] == [7, 7, 6]
+    assert sum(t.samples for t in told) == 799
+    assert sum(t.bytes for t in told) == verify.verify(out, deep=True).bytes
     tar = out / "data" / "train-000004.tar"  # of task 1
     data = bytearray(tar.read_bytes())
     data[600] ^= 1
     tar.write_bytes(data)
     (out / "identities.parquet").write_bytes(b"PAR1")  # of task 0
     told = [verify.verify(out, deep=True, task=(i, 3)) for i in range(3)]
-    assert [t["ok"] for t in told] == [False, False, True]
-    assert {p["file"] for p in told[1]["problems"]} == {"data/train-000004.tar"}
-    assert {p["file"] for p in told[0]["problems"]} == {"identities.parquet"}
+    assert [t.ok for t in told] == [False, False, True]
+    assert {p.file for p in told[1].problems} == {"data/train-000004.tar"}
+    assert {p.file for p in told[0].problems} == {"identities.parquet"}
 
 
 def machine(name: str) -> list[str]:
