@@ -69,7 +69,7 @@ def test_options_that_would_do_nothing_are_refused(
     err = glint("shard", tmp_path / "people", out, "--resync", code=2)
     assert "--resync: SRC is not a RecordIO file" in err
     err = glint("shard", small.world, out, "--staging", tmp_path / "stage", code=2)
-    assert "nothing is staged" in err
+    assert "only a dataset in a store is staged" in err
     err = glint("shard", small.world, "memory://x/y", code=2)
     assert "ends with this process" in err
     assert not out.exists()
