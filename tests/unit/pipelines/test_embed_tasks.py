@@ -69,7 +69,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tasks_write_what_one_process_writes(whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "emb"
     told = [embed(out, f"{i}/3") for i in (2, 0)]
-    assert [t["left"] for t in told] == [4, 2] and told[0]["blocks"] == 5
+    assert [t.left for t in told] == [4, 2] and told[0].blocks == 5
     assert not (out / "samples.npy").exists()
     with pytest.raises(InputError, match=r"GL0402 .*no embeddings\.json"):
         load(out, "sha256:faces", images=70, classes=9)
