@@ -211,8 +211,9 @@ class _MarginSoftmax(torch.autograd.Function):
         with torch.autocast(feature_grad_ND.device.type, enabled=False):
             factor = softmax_pass.scale / batch.size
             weight = upstream.to(feature_grad_ND.dtype) * factor  # stays on the device
-            weighed_ND = feature_grad_ND * weight
-            unit_grad_nD = reduce_scatter_rows(weighed_ND, world, batch.counts)  # third collective
+            unit_grad_nD = reduce_scatter_rows(  # third collective; its operand is not held
+                feature_grad_ND * weight, world, batch.counts
+            )
             if ddp_mean:
                 unit_grad_nD = unit_grad_nD * world.size
             rows = slice(batch.start, batch.start + batch.counts[world.rank])

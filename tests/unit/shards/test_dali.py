@@ -76,13 +76,13 @@ def test_a_lost_or_changed_index_is_named(faces: Path, tmp_path: Path) -> None:
     path.unlink()
     for deep in (False, True):
         (problem,) = verify(out, deep=deep).problems
-        assert (problem["code"], problem["file"]) == ("GL0302", "data/train-000001.idx")
-        assert problem["what"] == "the index for DALI is missing"
+        assert (problem.code, problem.file) == ("GL0302", "data/train-000001.idx")
+        assert problem.what == "the index for DALI is missing"
     with pytest.raises(InputError, match=r"GL0302.*train-000001.idx: the index for DALI is miss"):
         stage.shard(faces, out, options)
     path.write_bytes(good.replace(b"jpg 1", b"jpg 2", 1))
     (problem,) = verify(out).problems
-    assert problem["what"] == "the index for DALI has changed"
+    assert problem.what == "the index for DALI has changed"
 
 
 def test_a_run_that_goes_on_writes_what_is_missing(

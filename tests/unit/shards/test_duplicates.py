@@ -53,7 +53,7 @@ def test_what_is_found(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "equal.parquet"
     found = duplicates.find(data, labels.current(data.root, data.classes), out)
     assert counts(found) == [3, 7, 1, 2]
-    assert sorted(map(sorted, (group["labels"] for group in found.shown))) == [
+    assert sorted(map(sorted, (group.labels for group in found.shown))) == [
         [0, 1],
         [2, 3, 3],
     ]

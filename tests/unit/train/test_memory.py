@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,12 +181,10 @@ def test_a_pool_takes_what_is_planned(head):
 def test_a_pool_does_not_grow_with_the_classes():
     values = {"kind": "class_pool", "slots": 10_000}
     small, large = (plan(values, n, card=1.0, **RATES) for n in (10**4, 10**8))
-    assert {**small, "head": 0, "reference_memory": 0} == {
-        **large,
-        "head": 0,
-        "reference_memory": 0,
-    }
-    found = small["largest"]
+    assert replace(small, head={}, reference_memory=0) == replace(
+        large, head={}, reference_memory=0
+    )
+    found = small.largest
     fits, over = (Head(ClassPoolOptions(slots=slots), 1) for slots in (found, found + 1))
     assert memory.memory(fits)["total"] <= 1e9 < memory.memory(over)["total"]
     with pytest.raises(UsageError, match="slots is 0, expected at least 1"):
@@ -193,6 +192,6 @@ def test_a_pool_does_not_grow_with_the_classes():
     with pytest.raises(UsageError, match="gallery is 2, expected at least 1, more for a class_q"):
         memory.head({"kind": "class_pool", "slots": 5, "gallery": 2}, 10)
     queue = [plan({"kind": "class_queue", "slots": 9}, n, **RATES) for n in (10**4, 10**8)]
-    assert queue[0]["memory"] == queue[1]["memory"] and queue[0]["flop"] == queue[1]["flop"]
+    assert queue[0].memory == queue[1].memory and queue[0].flop == queue[1].flop
     twice = Head(ClassQueueOptions(slots=9, gallery=2), 9, world=3, batch=12)
     assert memory.communication(twice)["received"] == 2 * (4 * (512 * 4 + 8) + 4)
