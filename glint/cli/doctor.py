@@ -5,7 +5,6 @@ Every import is tried in a process of its own.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -13,7 +12,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -124,6 +122,8 @@ print(json.dumps({"note": note}))
 
 def examine() -> results.Doctor:
     """Describe the machine and every dependency; `problems` says what does not work."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from glint.results import models as results
 
     with ThreadPoolExecutor(4) as pool:
@@ -187,6 +187,8 @@ def _two_faiss() -> str:
 
 
 def _version(distribution: str) -> str:
+    import importlib.metadata  # slow, and only this command needs it
+
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from glint import schemas
 from glint.errors import BusyError
 from glint.pipelines.dataset import shard
+from glint.results import datasets as results
 from glint.shards import duplicates, labels
 from glint.shards.dataset import Dataset
 
@@ -45,8 +46,8 @@ def data(tmp_path: Path, jpeg: Callable[[int], bytes]) -> Dataset:
     return Dataset(tmp_path / "set")
 
 
-def counts(found: dict[str, object]) -> list[object]:
-    return [found[name] for name in ("groups", "images", "under_one_identity", "under_several")]
+def counts(found: results.Duplicates) -> list[int]:
+    return [found.groups, found.images, found.under_one_identity, found.under_several]
 
 
 def test_what_is_found(data: Dataset, tmp_path: Path) -> None:
