@@ -76,7 +76,8 @@ class Recipe(Table):
 
 def commands(recipe: Recipe) -> list[list[str]]:
     """Return the command line of every stage of a road, in order, as argument lists."""
-    shard, embed, conflicts, balance = recipe.shard, recipe.embed, recipe.conflicts, recipe.balance
+    shard, embed = recipe.shard, recipe.embed
+    conflicts, balance = recipe.conflicts, recipe.balance
     dataset = shard.out
     road = [["glint", "shard", shard.source, dataset]]
     road[0] += _option("--samples-per-shard", shard.samples_per_shard)

@@ -224,7 +224,8 @@ def skip(
 
     Raises DivergedError GL0703 where that may not be, or was done too often in a row.
     """
-    settings, scaler = run.recipe.run, run.scaler
+    settings = run.recipe.run
+    scaler = run.scaler
     loss, skipped = result.loss, result.skipped
     overflow = scaler.is_enabled() and math.isfinite(loss)
     if skipped > settings.max_skips or not (overflow or settings.on_nan == "skip"):
