@@ -78,7 +78,7 @@ def test_usage_mistakes(tmp_path: Path) -> None:
 )
 def test_an_empty_out(args: list[str]) -> None:
     done = glint(*args, "--out", "", "--json", code=2)
-    assert "error GL0002 bad-option: --out: expected a path, found an empty text" in done.stderr
+    assert "error GL0002 bad-option: --out: expected a path, found an empty string" in done.stderr
     assert json.loads(done.stdout)["error"] == "GL0002"
 
 

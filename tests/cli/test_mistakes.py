@@ -71,7 +71,7 @@ def test_options_that_would_do_nothing_are_refused(
     err = glint("shard", small.world, out, "--staging", tmp_path / "stage", code=2)
     assert "only a dataset in a store is staged" in err
     err = glint("shard", small.world, "memory://x/y", code=2)
-    assert "ends with this process" in err
+    assert "is lost with this process" in err
     assert not out.exists()
 
 
