@@ -54,7 +54,7 @@ def test_the_round(call: Callable[..., Any], data: Path, tmp_path: Path) -> None
     said = call("reshard", data, tmp_path / "re", "--samples-per-shard", "7", "--json")
     assert (said["schema"], said["shards"]) == ("glint/reshard-result@1", 2)
     text = call("merge", tmp_path / "both", data, tmp_path / "re", "--workers", "1")
-    assert "duplicates   12 images stand in more than one dataset (24 samples)" in text
+    assert "duplicates   12 images are in more than one dataset (24 samples)" in text
     text = call("drop", data, "--identity", "id1", "--reason", "asked to")
     assert "label version 0 -> 1, 2 classes left" in text
     assert "the images are still in the shards" in text
