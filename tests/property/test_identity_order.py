@@ -77,7 +77,7 @@ def test_chains_of_resumes_follow_the_one_order(made, data):
 @given(made=plans(endless=True), data=st.data())
 def test_endless_is_cycle_after_cycle(made, data):
     plan, _ = made
-    cycles = IdentityPlan(plan.members, plan.each, plan.seed)
+    cycles = IdentityPlan(plan.class_rows, plan.each, plan.seed)
     start = data.draw(st.integers(0, 4 * plan.cycle))
     at = np.arange(start, start + 2 * plan.cycle)
     want = [int(cycles.rows_at(p // plan.cycle, np.array([p % plan.cycle]))[0]) for p in at]
