@@ -264,6 +264,7 @@ class Held:
 
     def __init__(self, path: str | os.PathLike[str], shared: bool) -> None:
         self.path, self.shared, self._taken = os.fspath(path), shared, False
+        self._process = os.getpid()
         with writing(path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
@@ -301,11 +302,17 @@ class Held:
         return True
 
     def release(self) -> None:
-        """Give the lock up. Does nothing the second time."""
+        """Give the lock up. Does nothing the second time.
+
+        Unlocked by name: a process forked meanwhile has the descriptor too, and would keep it.
+        """
         if self._fd >= 0:
-            if self._taken and not self.shared:
-                with suppress(OSError):  # the lock itself goes with the descriptor
-                    os.ftruncate(self._fd, 0)
+            if self._taken and self._process == os.getpid():
+                if not self.shared:
+                    with suppress(OSError):  # who held it is only said for people
+                        os.ftruncate(self._fd, 0)
+                with suppress(OSError):
+                    fcntl.flock(self._fd, fcntl.LOCK_UN)
             os.close(self._fd)
             self._fd = -1
 

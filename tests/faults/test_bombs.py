@@ -38,19 +38,19 @@ print(json.dumps([told.pop("jpg"), told, peak() - before]))
 SHARD = """
 import json, resource, sys
 from pathlib import Path
-from glint.pipelines import shard
+from glint.pipelines.dataset import plan, shard
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 root = Path(sys.argv[1])
-options = shard.Options(formats=("jpg", "png", "webp"))
+options = plan.Options(formats=("jpg", "png", "webp"))
 shard.shard(root / "good", root / "warm", options)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20),) * 2)
 before = peak()
 result = shard.shard(root / "bad", root / "out", options)
-print(json.dumps([result["written"], result["quarantine_reasons"], peak() - before]))
+print(json.dumps([result.written, result.quarantine_reasons, peak() - before]))
 """
 
 

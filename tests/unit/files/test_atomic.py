@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,30 @@ def test_a_lock_on_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.Monke
             pass
     with atomic.lock(tmp_path / "lock"):
         pass
+
+
+def test_a_lock_given_up_is_free_though_a_fork_still_has_its_file(tmp_path: Path) -> None:
+    """A loader's worker is forked while a thread fetches a shard: it must not keep that lock."""
+    with atomic.lock(tmp_path / "lock"):
+        fork = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        fork.start()
+    try:
+        with atomic.lock(tmp_path / "lock"):
+            pass
+    finally:
+        fork.kill()
+        fork.join()
+
+
+def test_a_fork_does_not_give_up_the_lock_of_its_parent(tmp_path: Path) -> None:
+    held = atomic.Held(tmp_path / "lock", shared=False)
+    held.take(0.0)
+    fork = multiprocessing.get_context("fork").Process(target=held.release)
+    fork.start()
+    fork.join()
+    with pytest.raises(BusyError), atomic.lock(tmp_path / "lock"):
+        pass
+    held.release()
 
 
 def test_a_journal_on_a_disk_that_is_full(tmp_path: Path) -> None:
