@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class Run:
     averaged: AveragedModel | None  # of the backbone's weights and buffers
     teacher: Frozen | None  # what the net imitates besides
     fingerprint: dict[str, Any]  # what may not change between a run and its continuation
+    worlds: list[int] = field(default_factory=list)  # numbers of ranks it was trained on before
 
     @property
     def parameter_dtype(self) -> torch.dtype:

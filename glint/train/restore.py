@@ -51,6 +51,7 @@ def parts(run: Run, step: int) -> dict[str, Any]:
         "global_batch": run.global_batch,
         "steps_per_epoch": run.steps_per_epoch,
         "world": run.world.size,
+        "worlds": [*run.worlds, *({run.world.size} - {*run.worlds})],
         "torch": torch.__version__,
         "scaler": run.scaler.state_dict(),
         "averaged": 0 if run.averaged is None else int(run.averaged.n_averaged),
@@ -94,6 +95,7 @@ def resume(run: Run) -> int:
         line = (str(error).splitlines() or [""])[0]
         raise _unsound(saved, f"it does not load: {type(error).__name__}: {line[:200]}") from error
     step: int = saved.state["step"]
+    run.worlds.extend(_worlds(saved))
     if saved.state["world"] != run.world.size:
         logger.info(
             "resuming %s on %d ranks (was %d): centres redistributed, sample order unchanged",
@@ -215,14 +217,18 @@ def compare(saved: checkpoint.Saved, run: Run) -> None:
 
 
 def batch_for_world(out: Path, batch: int, world: int) -> int:
-    """Return the per-rank batch that keeps a run's global batch when the number of ranks changed.
+    """Return the per-rank batch with which a run goes on: its global batch never changes.
 
-    Raises MismatchError GL0702 where the global batch does not divide by the new world.
+    batch: the recipe's, for this number of ranks or any that the run was trained on before.
+    Raises MismatchError GL0702 where it gives another global batch, or that does not divide.
     """
     saved = checkpoint.newest(out / "checkpoints", names=(checkpoint.STATE,))
-    if saved is None or _sound(saved).state["world"] == world:
+    if saved is None:
         return batch
-    total = int(saved.state["global_batch"])
+    total = int(_sound(saved).state["global_batch"])
+    worlds = {world, *_worlds(saved)}
+    if all(batch * ranks != total for ranks in worlds):
+        return batch  # `compare` names every difference
     if total % world:
         raise MismatchError(
             "GL0702",
@@ -231,3 +237,11 @@ def batch_for_world(out: Path, batch: int, world: int) -> int:
             hint=f"use one of {[w for w in range(1, 65) if total % w == 0]} ranks",
         )
     return total // world
+
+
+def _worlds(saved: checkpoint.Saved) -> list[int]:
+    """Return the numbers of ranks that a run was trained on, the first one first."""
+    worlds = saved.state.get("worlds")
+    if isinstance(worlds, list) and worlds and all(type(one) is int for one in worlds):
+        return worlds
+    return [int(saved.state["world"])]

@@ -24,7 +24,7 @@ from glint.recipes.load import load
 from glint.train import dry, loop
 from glint.train.build import build
 from glint.train.recipe import Recipe
-from glint.train.restore import claimed
+from glint.train.restore import batch_for_world, claimed
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -153,6 +153,63 @@ def test_another_number_of_ranks_continues_with_the_same_samples(
     result = glint("train", path, "--out", run, "--set", "schedule.max_steps=5", "--json")
     assert result["resumed_from"] == 3 and result["steps"] == 5
     assert result["images"] == 5 * 16
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "worlds", "each"),
+    [(64, 2, [1], 32), (64, 2, [1, 2], 32), (64, 1, [1, 2], 64), (32, 2, [1, 2], 32),
+     (32, 4, [1, 2], 16), (16, 4, [1, 2], 16), (16, 1, [1, 2], 16)],
+)  # fmt: skip
+def test_the_global_batch_is_the_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, world: int, worlds: list[int],
+    each: int,
+) -> None:  # fmt: skip
+    """The last one fits no number of ranks before: it is left for `compare` to refuse."""
+    state = {"step": 1, "world": worlds[-1], "worlds": worlds, "global_batch": 64, "averaged": 0,
+             "identity": {}, "scaler": {}}  # fmt: skip
+    saved = checkpoint.Saved(tmp_path, state)
+    monkeypatch.setattr(checkpoint, "newest", lambda *_, **__: saved)
+    assert batch_for_world(tmp_path, batch, world) == each
+
+
+WITHOUT_BATCH_NORM = """
+import sys
+import torch
+torch.nn.BatchNorm1d = lambda *_, **__: torch.nn.Identity()
+from glint.cli.app import main
+sys.argv[0] = "glint"
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_goes_on_however_often_its_ranks_change(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One command on 1, 2, 2, 1, 3, 3 ranks equals one that nothing stopped.
+
+    Batch norm averages over one rank's images, so a net without it.
+    """
+    path = recipe(small, tmp_path, batch=12)
+    whole, parts, script = (tmp_path / name for name in ("whole", "parts", "train.py"))
+    script.write_text(WITHOUT_BATCH_NORM)
+    net = ("backbone.name=vit_t", "backbone.options={depth=1,width=64,heads=2}",
+           "run.precision=float64", "optim.lr=0.01")  # fmt: skip
+    for stop, ranks in enumerate((1, 2, 2, 1, 3, 3), 1):
+        changes = [w for c in (*net, f"schedule.max_steps={stop}") for w in ("--set", c)]
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+             str(ranks), script, "train", path, "--out", parts, *changes],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert len(losses(parts)) == stop
+    monkeypatch.setattr(torch.nn, "BatchNorm1d", lambda *_, **__: torch.nn.Identity())
+    in_process(path, whole, *net, "schedule.max_steps=6")
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-6)
+    with pytest.raises(MismatchError, match="global batch: 12 -> 6"):
+        in_process(path, parts, *net, "schedule.max_steps=7", "data.batch=6")
 
 
 def test_a_run_started_differently_is_refused_field_by_field(small: Any, tmp_path: Path) -> None:
