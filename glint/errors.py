@@ -37,6 +37,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0503": ("too-many-pairs", "More pairs pass the search threshold than can be held."),
     "GL0601": ("rank-lost", "A training rank died."),
     "GL0602": ("ranks-disagree", "Ranks were started with different code, data or recipe."),
+    "GL0603": ("collectives-failed", "The ranks are all there and cannot exchange data."),
     "GL0701": ("bad-checkpoint", "A checkpoint is damaged or incomplete."),
     "GL0702": ("resume-mismatch", "The run was started with other data or another recipe."),
     "GL0703": ("diverged", "The loss or a gradient is not finite."),
@@ -46,6 +47,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0901": ("disk-full", "No space left on the device."),
     "GL0902": ("worker-lost", "A loader process died or stopped answering."),
     "GL0903": ("read-failed", "A source cannot be read."),
+    "GL0904": ("out-of-memory", "The device has too little memory for a step."),
 }
 
 

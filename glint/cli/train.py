@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from glint.results import models as results
     from glint.train.recipe import Recipe
 
-# what collectives raise on the other ranks when one has died
-GONE = re.compile(r"Connection (closed|reset)|Broken pipe|NCCL|[Tt]imed out|Socket")
+# what collectives raise on the other ranks when one has died, and where they cannot begin
+GONE = re.compile(
+    r"Connection (closed|reset)|Broken pipe|ncclRemoteError|aborted|[Tt]imed out|timeout|Socket"
+)
+NCCL = re.compile(r"NCCL|nccl[A-Z]")
 
 
 def register(app: typer.Typer) -> None:
@@ -190,10 +193,34 @@ def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool
         with claimed(folder):
             return _train(settings, folder, quiet)
     except RuntimeError as error:
-        if debug or not GONE.search(str(error)):
+        if debug:
+            raise
+        explain(error, settings)
+        if not GONE.search(str(error)):
             raise
         logger.error("another rank is gone: %s", str(error).splitlines()[0][:200])
         raise SystemExit(1) from None  # the launcher reports why
+
+
+def explain(error: RuntimeError, settings: Recipe) -> None:
+    """Raise ResourceError for what another start would meet again: GL0904 memory, GL0603 NCCL."""
+    import torch
+
+    from glint.errors import ResourceError
+
+    line = (str(error).splitlines() or [""])[0][:300]
+    if isinstance(error, torch.OutOfMemoryError):
+        more = settings.run.accumulate * 2
+        raise ResourceError(
+            "GL0904", line, where=f"data.batch={settings.data.batch}",
+            hint=f"--set data.batch={max(1, settings.data.batch // 2)} run.accumulate={more} "
+            "keeps the step's images; `glint plan` tells what a rank holds",
+        ) from None  # fmt: skip
+    if NCCL.search(str(error)) and not GONE.search(str(error)):
+        raise ResourceError(
+            "GL0603", " ".join(str(error).split())[:600],
+            hint="one process a GPU; NCCL_DEBUG=INFO prints what NCCL sees",
+        ) from None  # fmt: skip
 
 
 def _train(settings: Recipe, folder: Path, quiet: bool) -> results.Train:

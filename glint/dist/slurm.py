@@ -11,7 +11,9 @@ PORT = 20_000  # first of the ports a job's ranks meet at; the job's number is a
 
 
 def ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of a task under `srun`.
+    """Return RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of a task.
+
+    Started by `srun`.
 
     Empty outside Slurm, for a job of one task, and where RANK is set already (torchrun). Raises
     UsageError GL0002 for a node list that has no first host.
@@ -25,9 +27,22 @@ def ranks(environment: Mapping[str, str]) -> dict[str, str]:
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": size,
         "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "LOCAL_WORLD_SIZE": str(_tasks_here(environment)),
         "MASTER_ADDR": environment.get("MASTER_ADDR") or first_host(nodes),
         "MASTER_PORT": environment.get("MASTER_PORT") or str(PORT + job % 20_000),
     }
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """Return the tasks of this node, from a list such as `8(x2),4`, the node's number being 2."""
+    listed = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get(
+        "SLURM_TASKS_PER_NODE", ""
+    )
+    tasks: list[int] = []
+    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
+        tasks += [int(count)] * int(times or 1)
+    number = int(environment.get("SLURM_NODEID", "0"))
+    return tasks[number] if number < len(tasks) else 1
 
 
 def first_host(nodes: str) -> str:

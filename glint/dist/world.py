@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -13,6 +17,7 @@ from glint.errors import LostError, ResourceError, UsageError
 
 CPU = torch.device("cpu")
 TIMEOUT = 120.0  # seconds a collective may wait for the other ranks
+SIOCGIFADDR = 0x8915  # Linux: the address of a network interface
 PATIENCE = 600.0  # the same, for what is done beside training: a slow disk is no lost rank
 
 
@@ -69,6 +74,8 @@ def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> Wor
             where="environment",
             hint="start the ranks with --nproc or torchrun, or set GLINT_RENDEZVOUS",
         )
+    if "MASTER_ADDR" in os.environ and (name := _interface_to(os.environ["MASTER_ADDR"])):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
     try:
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
@@ -105,6 +112,30 @@ def leave(world: World) -> None:
         dist.destroy_process_group()
 
 
+def _interface_to(host: str) -> str:
+    """Return the network interface that reaches a host; "" where the machine's own name will do.
+
+    Gloo listens where the machine's name resolves to, which on many is the loopback.
+    """
+    try:
+        if not socket.gethostbyname(socket.gethostname()).startswith("127."):
+            return ""
+    except OSError:
+        pass  # a name that resolves to nothing is no better
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            own = socket.inet_aton(probe.getsockname()[0])
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):
+                    asked = struct.pack("256s", name.encode()[:15])
+                    if fcntl.ioctl(probe, SIOCGIFADDR, asked)[20:24] == own:
+                        return name
+    except OSError:
+        pass
+    return ""
+
+
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     if not text:
@@ -126,7 +157,8 @@ def _place(device: str | torch.device, local_rank: int) -> torch.device:
         raise UsageError("GL0002", f"device is {device!r}, expected cpu, cuda or auto") from None
     if place.type == "cuda":
         count = torch.cuda.device_count()
-        index = local_rank if place.index is None else place.index
+        alone = count == 1 and "SLURM_PROCID" in os.environ  # Slurm shows each task its own GPU
+        index = (0 if alone else local_rank) if place.index is None else place.index
         if index >= count:
             raise ResourceError(
                 "GL0002",

@@ -64,9 +64,14 @@ def on_gpu(device: torch.device) -> Decoder:
         try:
             found = decode_jpeg(stored, mode=ImageReadMode.RGB, device=device)
         except RuntimeError as error:
-            raise InputError(
-                "GL0303", f"a JPEG of this batch is not decodable: {error}", where=where(0)
-            ) from None
+            for i, one in enumerate(stored):  # which one?
+                try:
+                    decode_jpeg([one], mode=ImageReadMode.RGB, device=device)
+                except RuntimeError as its:
+                    what = f"not a decodable JPEG ({len(data[i])} bytes): {its}"
+                    raise InputError("GL0303", what, where=where(i)) from None
+            what = f"these {len(data)} JPEGs do not decode together, each alone does: {error}"
+            raise InputError("GL0303", what, where=where(0), hint="data.decode=cpu") from None
         for i, image in enumerate(found):
             if tuple(image.shape[1:]) != size:
                 raise _wrong_size(tuple(image.shape[1:]), size, where(i))

@@ -68,6 +68,7 @@ def load_by_name(
     Raises MismatchError GL0702 where a name is of no parameter of this backbone.
     """
     index = {name: i for i, name in enumerate(_names(optimizer, backbone))}
+    parameters = dict(backbone.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
         name, key = full.rsplit("/", 1)
@@ -75,6 +76,8 @@ def load_by_name(
             raise MismatchError(
                 "GL0702", f"the checkpoint's optimiser knows {name!r}, this backbone does not"
             )
+        if tensor.shape == parameters[name].shape:  # laid out as its weight: channels_last too
+            tensor = torch.empty_like(parameters[name], dtype=tensor.dtype).copy_(tensor)
         state.setdefault(index[name], {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from glint.cli.train import explain
 from glint.dist.world import World
 from glint.errors import BusyError, DivergedError, MismatchError, ResourceError, UsageError
 from glint.models import checkpoint
@@ -210,6 +212,30 @@ def test_a_run_goes_on_however_often_its_ranks_change(
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-6)
     with pytest.raises(MismatchError, match="global batch: 12 -> 6"):
         in_process(path, parts, *net, "schedule.max_steps=7", "data.batch=6")
+
+
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+         r"GL0904.*data\.batch=16.*CUDA out of memory"),
+        (RuntimeError("NCCL error: ncclInvalidUsage, Duplicate GPU detected"),
+         r"GL0603.*Duplicate GPU"),
+        (RuntimeError("NCCL error: ncclRemoteError: remote process exited"), ""),
+        (RuntimeError("[Rank 1] NCCL communicator was aborted on rank 1"), ""),
+        (RuntimeError("Connection closed by peer"), ""),
+        (RuntimeError("shapes do not match"), ""),
+    ],
+)  # fmt: skip
+def test_what_another_start_would_meet_again_is_no_lost_rank(
+    small: Any, tmp_path: Path, error: RuntimeError, found: str
+) -> None:
+    settings = load(recipe(small, tmp_path), Recipe, ())
+    if found:
+        with pytest.raises(ResourceError, match=re.compile(found, re.DOTALL)):
+            explain(error, settings)
+    else:
+        explain(error, settings)
 
 
 def test_a_run_started_differently_is_refused_field_by_field(small: Any, tmp_path: Path) -> None:

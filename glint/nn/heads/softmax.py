@@ -91,7 +91,7 @@ def gather_batch(
 
     counts: rows on each rank, known to all; None says that all hold n. Raises InputError (GL0222)
     for a label outside [0, classes); every rank raises the same. On a GPU labels are not looked at
-    (that would wait for the device): there a bad label makes the loss infinite.
+    (that would wait for the device): there a bad label makes the loss NaN.
     """
     if feature_nD.ndim != 2 or label_n.shape != feature_nD.shape[:1]:
         raise ValueError(
@@ -189,7 +189,8 @@ class _MarginSoftmax(torch.autograd.Function):
                 largest_N, sum_N = _joined(part_W3N[:, 0], part_W3N[:, 1])
                 cosine_N = part_W3N[:, 2].amax(0)  # -inf but on the owner
             with_margin_N, slope_N = margin(cosine_N, batch.norm_N)
-            target_logit_N = scale * with_margin_N
+            # A label that is no rank's: margins clamp its -inf, and the loss would stay finite.
+            target_logit_N = (scale * with_margin_N).masked_fill(cosine_N == -torch.inf, torch.nan)
             logsum_N = torch.logaddexp(largest_N + sum_N.log(), target_logit_N)
             loss = (logsum_N - target_logit_N).mean()
             if learn:  # the gradient of the unit features, but for the factor `upstream`

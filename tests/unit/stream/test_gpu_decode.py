@@ -76,8 +76,10 @@ def test_the_gpu_s_decoder_gives_rows_of_pixels(vision: ModuleType) -> None:
     assert np.array_equal(found[1].numpy(), simplejpeg.decode_jpeg(data[1], "RGB"))
     with pytest.raises(InputError, match=r"GL0303.*1: expected 96x112 pixels, found 112x112"):
         decode(data, (112, 96), lambda i: str(i + 1))
-    with pytest.raises(InputError, match="not decodable"):
+    with pytest.raises(InputError, match="0: not a decodable JPEG"):
         decode([b"no JPEG"], (112, 112), str)
+    with pytest.raises(InputError, match=r"GL0303.*2: not a decodable JPEG \(7 bytes\)"):
+        decode([*data, b"no JPEG", data[0]], (112, 112), str)
 
 
 def test_it_needs_a_gpu(vision: ModuleType) -> None:

@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glint.dist import collectives
 from glint.dist.span import span
 from glint.errors import InputError, UsageError
+from glint.nn.heads import softmax
 from glint.nn.heads.options import RULES, PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC, initial_centres
-from glint.nn.margins import CosFace
+from glint.nn.margins import CosFace, margin
 
 F64 = torch.float64
 
@@ -69,6 +70,19 @@ def test_a_label_out_of_range_is_named_and_nothing_moves(bad):
     ):
         model(feature, label, step=0)
     assert not model._pending
+
+
+@pytest.mark.parametrize("kind", ["cosface", "arcface", "adaface", "combined"])
+@pytest.mark.parametrize("bad", [-3, 40])
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_a_bad_label_that_nobody_looks_at_makes_the_loss_not_finite(monkeypatch, kind, bad, rate):
+    """As on a GPU, where to look would wait for the device."""
+    monkeypatch.setattr(softmax, "_check_labels", lambda *_: None)
+    feature, label = data()
+    model = PartialFC(40, 6, PartialFCOptions(rate=rate), margin=margin(kind), dtype=F64)
+    assert torch.isfinite(model(feature, label, step=0))
+    label[4] = bad
+    assert not torch.isfinite(model(feature, label, step=0))
 
 
 def test_every_rank_hears_of_a_bad_label(ranks):
