@@ -10,7 +10,9 @@ with the same rule for the pixel range. A run or checkpoint directory is evaluat
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class Recogniser:
     """A face recogniser.
 
     name: file or run name; dim: length of an embedding; size: pixels of a side of its crops;
-    digest: sha256 of the weights file; engine: insightface, onnxruntime or torch; mean, std: what
+    digest: sha256 of the weights, files beside an ONNX file included; engine: insightface, onnxruntime or torch; mean, std: what
     pixels 0..255 are shifted and divided by before the net.
     """
 
@@ -177,12 +179,33 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
         name=path.name,
         dim=probe.shape[1],
         size=size,
-        digest=checkpoint.sha256(path),
+        digest=file_digest(path),
         engine="insightface" if model is not None else "onnxruntime",
         mean=mean,
         std=std,
         _run=run,
     )
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of an ONNX file, and of the files that it keeps weights in if there are.
+
+    Those stand in it as `location` entries of its tensors (onnx.proto, `external_data`).
+    """
+    own = checkpoint.sha256(path)
+    beside = {
+        data[found.end() : found.end() + _varint(found.group(1))].decode(errors="replace")
+        for data in [path.read_bytes()]
+        for found in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]?[\x01-\x7f])", data)
+    }
+    if not beside:
+        return own
+    lines = [own, *(f"{checkpoint.sha256(path.parent / name)} {name}" for name in sorted(beside))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _varint(data: bytes) -> int:
+    return data[0] & 127 | (data[1] << 7 if len(data) > 1 else 0)
 
 
 def _takes_crops(shape: list[Any], size: int) -> bool:

@@ -16,6 +16,7 @@ from glint.errors import InputError, UsageError
 from glint.evals.embed import embed_jpegs, verify
 from glint.evals.packs import read_bin
 from glint.models import checkpoint, recogniser
+from glint.models.export_onnx import export_onnx
 from glint.models.recogniser import open_model
 from glint.nn import backbones
 
@@ -52,6 +53,22 @@ def test_a_run_its_checkpoint_and_torch_agree(run: Path) -> None:
     assert model.embed(image[:0]).shape == (0, 32)
     with pytest.raises(ValueError, match=r"expected uint8 \(n, 112, 112, 3\), found float64"):
         model.embed(image / 255.0)
+
+
+def test_weights_beside_an_onnx_file_are_part_of_who_it_is(run: Path, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    whole, split = tmp_path / "whole.onnx", tmp_path / "split.onnx"
+    export_onnx(run, whole, crops=2)
+    assert recogniser.file_digest(whole) == checkpoint.sha256(whole)
+    name = "weights-with-a-name-" + 120 * "x" + ".data"  # its length takes two bytes
+    onnx.save(onnx.load(str(whole)), str(split), save_as_external_data=True, location=name,
+              size_threshold=0)  # fmt: skip
+    before = open_model(split, device="cpu").digest
+    assert before != checkpoint.sha256(split)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / name).write_bytes(data)
+    assert open_model(split, device="cpu").digest != before
 
 
 def test_the_newest_valid_checkpoint_of_a_run_counts(run: Path, tmp_path: Path) -> None:
