@@ -32,8 +32,8 @@ class Recogniser:
     """A face recogniser.
 
     name: file or run name; dim: length of an embedding; size: pixels of a side of its crops;
-    digest: sha256 of the weights, files beside an ONNX file included; engine: insightface, onnxruntime or torch; mean, std: what
-    pixels 0..255 are shifted and divided by before the net.
+    digest: sha256 of the weights, files beside an ONNX file included; engine: insightface,
+    onnxruntime or torch; mean, std: what pixels 0..255 are shifted and divided by before the net.
     """
 
     name: str
