@@ -14,6 +14,7 @@ from glint.cli import console
 
 if TYPE_CHECKING:
     from glint.results import models as results
+    from glint.train.pace import Until
     from glint.train.recipe import Recipe
 
 # what collectives raise on the other ranks when one has died, and where they cannot begin
@@ -40,15 +41,17 @@ def train(
     ),
     master: str = typer.Option("", "--master", metavar="HOST:PORT", help="Address of machine 0."),
     max_restarts: int = typer.Option(
-        3,
-        "--max-restarts",
-        min=0,
-        help="Restarts after a lost rank, without a new checkpoint in between.",
+        3, "--max-restarts", min=0, help="Restarts after a lost rank without a new checkpoint."
     ),
     out: Path | None = typer.Option(
-        None,
-        "--out",
-        help="The folder of the run; default runs/RECIPE. An existing run is resumed.",
+        None, "--out", help="The folder of the run; default runs/RECIPE. An old run is resumed."
+    ),
+    until: str = typer.Option(
+        "",
+        "--until",
+        metavar="WHEN",
+        help="Save, and stop with exit 75, after steps (5000) or a duration (90m, 3.5h), or at a "
+        "time (@SECONDS since 1970).",
     ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print what every rank would hold; allocate and write nothing."
@@ -84,16 +87,10 @@ def train(
     inside = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     folder = out or Path("runs") / Path(recipe).stem
     if not inside and nproc * nnodes > 1:
+        many = nnodes, node_rank, master
         console.run(
             lambda: _launch(
-                recipe,
-                change,
-                nproc,
-                (nnodes, node_rank, master),
-                max_restarts,
-                folder,
-                as_json,
-                debug,
+                recipe, change, nproc, many, max_restarts, folder, until, as_json, debug
             ),
             False,
             debug=debug,
@@ -101,7 +98,7 @@ def train(
         return
     quiet = inside and os.environ["RANK"] != "0"
     console.run(
-        lambda: _rank(recipe, change, folder, quiet, debug),
+        lambda: _rank(recipe, change, folder, until, quiet, debug),
         as_json and not quiet,
         debug=debug,
         say=None if quiet else _say,
@@ -115,13 +112,14 @@ def _launch(
     nodes: tuple[int, int, str],
     restarts: int,
     folder: Path,
+    until: str,
     as_json: bool,
     debug: bool,
 ) -> None:
     from glint.errors import GlintError
 
     try:
-        code = _start(recipe, change, nproc, nodes, restarts, folder, as_json, debug)
+        code = _start(recipe, change, nproc, nodes, restarts, folder, until, as_json, debug)
     except GlintError as error:  # no rank has printed it
         if as_json:
             console.print_json(console.failure(error))
@@ -137,6 +135,7 @@ def _start(
     nodes: tuple[int, int, str],
     restarts: int,
     folder: Path,
+    until: str,
     as_json: bool,
     debug: bool,
 ) -> int:
@@ -146,6 +145,7 @@ def _start(
     from glint.models.checkpoint import all_in
     from glint.recipes import shelf
     from glint.recipes.load import load
+    from glint.train.pace import Until
     from glint.train.recipe import Recipe
 
     load(
@@ -158,6 +158,8 @@ def _start(
     argv = [sys.executable, "-m", "glint", "train", recipe, "--out", str(folder)]
     for value in change:
         argv += ["--set", value]
+    if stop := Until.of(until).text():
+        argv += ["--until", stop]
     argv += ["--json"] * as_json + ["--debug"] * debug
     left, last = restarts, None
     while True:
@@ -175,23 +177,26 @@ def _start(
             logger.warning("%s; starting again from %s (%d left)", error, place, left)
 
 
-def _rank(recipe: str, change: list[str], folder: Path, quiet: bool, debug: bool) -> results.Train:
+def _rank(
+    recipe: str, change: list[str], folder: Path, until: str, quiet: bool, debug: bool
+) -> results.Train:
     from glint.dist import heartbeat
     from glint.log import logger
     from glint.recipes import shelf
     from glint.recipes.load import load
+    from glint.train.pace import Until
     from glint.train.recipe import Recipe
 
     heartbeat.start()
-    settings = load(shelf.find("train", recipe), Recipe, change)
+    settings, stop = load(shelf.find("train", recipe), Recipe, change), Until.of(until)
     try:
         if os.environ.get("RANK", "0") != "0":
-            return _train(settings, folder, quiet)
+            return _train(settings, folder, stop, quiet)
 
         from glint.train.restore import claimed
 
         with claimed(folder):
-            return _train(settings, folder, quiet)
+            return _train(settings, folder, stop, quiet)
     except RuntimeError as error:
         if debug:
             raise
@@ -223,7 +228,7 @@ def explain(error: RuntimeError, settings: Recipe) -> None:
         ) from None  # fmt: skip
 
 
-def _train(settings: Recipe, folder: Path, quiet: bool) -> results.Train:
+def _train(settings: Recipe, folder: Path, until: Until, quiet: bool) -> results.Train:
     import torch
 
     from glint.dist.world import join, leave
@@ -247,9 +252,9 @@ def _train(settings: Recipe, folder: Path, quiet: bool) -> results.Train:
         )
         run = build(settings, world, folder)
         if quiet:
-            return loop.train(run, silent)
+            return loop.train(run, silent, until)
         with console.progress("train") as progress:
-            return loop.train(run, progress)
+            return loop.train(run, progress, until)
     finally:
         leave(world)
 

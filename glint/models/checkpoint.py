@@ -167,6 +167,29 @@ def newest(folder: Path, line: World | None = None, names: Sequence[str] = ()) -
     return None
 
 
+def keep_as(folder: Path, place: Path) -> None:
+    """Make `place` the checkpoint `folder`, which stays, by links to its files. Raises GL0901.
+
+    One that was there is replaced; a crash leaves either, or neither and a file of the name .old.
+    """
+    part, old = place.with_name(f"{place.name}.part"), place.with_name(f"{place.name}.old")
+    with atomic.writing(place):
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir()
+        for path in sorted(folder.iterdir()):
+            try:
+                os.link(path, part / path.name)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, part / path.name)
+        atomic.sync_dir(part)
+        if place.exists():
+            place.rename(old)
+        part.rename(place)
+        atomic.sync_dir(place.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def find(path: str | Path) -> Path:
     """Return the checkpoint directory that `path` means: itself, or a run's newest valid one.
 

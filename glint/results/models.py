@@ -16,6 +16,7 @@ class Train:
     accuracy: float | None  # mean of the verification sets; null without any
     verification: dict[str, float]  # accuracy by set
     checkpoint: str  # path of the checkpoint
+    best: str | None  # path of the checkpoint that verified best; null without any
     out: str  # where it was written
     resumed_from: int  # step
     images: int  # images

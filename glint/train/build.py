@@ -50,6 +50,19 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Past:
+    """What a run must know of itself to go on.
+
+    fingerprint: what may not change between a run and its continuation; worlds: the numbers of
+    ranks it was trained on before; best: step and accuracy of what verified best so far.
+    """
+
+    fingerprint: dict[str, Any]
+    worlds: list[int] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything a training run works with, on this rank."""
 
@@ -64,8 +77,7 @@ class Run:
     scaler: torch.amp.GradScaler
     averaged: AveragedModel | None  # of the backbone's weights and buffers
     teacher: Frozen | None  # what the net imitates besides
-    fingerprint: dict[str, Any]  # what may not change between a run and its continuation
-    worlds: list[int] = field(default_factory=list)  # numbers of ranks it was trained on before
+    past: Past
 
     @property
     def parameter_dtype(self) -> torch.dtype:
@@ -232,7 +244,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
         ),
         averaged=average(backbone, recipe),
         teacher=teacher,
-        fingerprint=fingerprint(recipe, data, near_digest, teacher),
+        past=Past(fingerprint(recipe, data, near_digest, teacher)),
     )
     handshake(run)
     return run
@@ -326,7 +338,7 @@ def handshake(run: Run) -> None:
 
     Raises MismatchError GL0602 on every rank where they differ.
     """
-    text = json.dumps([run.fingerprint, run.recipe.model_dump(mode="json")], sort_keys=True)
+    text = json.dumps([run.past.fingerprint, run.recipe.model_dump(mode="json")], sort_keys=True)
     digest = hashlib.sha256(text.encode()).digest()
     mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(run.world.device)
     seen = all_gather_rows(mine[None], run.world)

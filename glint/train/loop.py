@@ -30,13 +30,15 @@ from glint.stream.augment import to_input
 from glint.stream.loader import Batch
 from glint.train import metrics, report, restore
 from glint.train.build import Run, norms
-from glint.train.saving import Saver
+from glint.train.pace import NEVER, Pace, Until
+from glint.train.saving import BEST, Saver
 from glint.train.schedule import learning_rate, total_steps
 
 
-def train(run: Run, progress: Progress = silent) -> results.Train:
+def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> results.Train:
     """Train from the newest checkpoint under `run.out`, or from the start, to the last step.
 
+    until: stop before, as on a signal.
     Returns {steps, loss, accuracy, checkpoint, ...}. Raises DivergedError GL0703 where the loss or
     a gradient is not finite (every rank at the same step; checkpoints stay as they are),
     ResourceError GL0901 at the step after a checkpoint could not be written, and Stopped GL0704
@@ -45,6 +47,9 @@ def train(run: Run, progress: Progress = silent) -> results.Train:
     recipe, spe = run.recipe, run.steps_per_epoch
     total = total_steps(recipe.schedule, spe)
     start = restore.resume(run)
+    if start < total and any(_any(run, until.over(start))):
+        what = f"--until is past: the run stands at step {start} of {total}"
+        raise Stopped("GL0704", what, where=str(run.out))
     log = metrics.Log(run, start)
     if run.world.rank == 0 and start < total:
         write_bytes(run.out / "recipe.toml", dump(recipe).encode())
@@ -54,6 +59,7 @@ def train(run: Run, progress: Progress = silent) -> results.Train:
     result = Step(math.nan, math.nan)
     if start == 0 and run.data.val:
         log.verification(0, 0.0, evaluate(run))
+    pace = Pace(recipe.run, spe, total)
     with _signals() as stop, Saver(run, log) as saver:
         for step, batches in _steps(run, start, total):
             epoch = step // spe
@@ -62,26 +68,29 @@ def train(run: Run, progress: Progress = silent) -> results.Train:
             log.step(step, epoch, lr, result.loss, result.distance)
             done = step + 1
             progress(done, total, log.note(epoch, result.loss, lr, result.distance))
-            every = recipe.run.eval_every or spe
+            every, better = recipe.run.eval_every or spe, False
             if run.data.val and (done % every == 0 or done == total):
                 verified = evaluate(run)
                 log.verification(done, done / spe, verified)
-            stopping, failed = _any(run, bool(stop), saver.failed)
+                better = _better(run, done, verified)
+            over = bool(stop) or until.over(done)
+            stopping, failed, due = _any(run, over, saver.failed, pace.due())
             log.mark("update")
             if failed:
                 saver.wait()
-            if done % recipe.run.save_every == 0 or done == total or stopping:
-                path = saver.save(done)
+            if pace.saves(done) or stopping or due or better:
+                path = saver.save(done, best=better)
+                pace.saved()
                 if run.world.rank == 0:
                     report.keep_up(run.out)
                 log.mark("save")
             if stopping and done < total:
                 saver.wait()
                 log.close()
+                why = stop[0] if stop else "--until" if over else "a signal to another rank"
                 raise Stopped(
                     "GL0704",
-                    f"stopped on {stop[0] if stop else 'a signal to another rank'} at step {done} "
-                    f"of {total}; saved {path}",
+                    f"stopped on {why} at step {done} of {total}; saved {path}",
                     hint="run the same command to continue",
                 )
         saver.wait()
@@ -95,6 +104,7 @@ def train(run: Run, progress: Progress = silent) -> results.Train:
         accuracy=float(np.mean(accuracy)) if accuracy else None,
         verification={name: v.accuracy for name, v in verified.items()},
         checkpoint=str(path),
+        best=str(run.out / BEST) if (run.out / BEST).is_dir() else None,
         out=str(run.out),
         resumed_from=start,
         images=max(start, total) * run.step_images,
@@ -321,6 +331,15 @@ def share_buffers(run: Run) -> None:
     if run.world.size > 1:
         for buffer in run.judged.buffers():
             torch.distributed.broadcast(buffer, 0, group=run.world.group)
+
+
+def _better(run: Run, done: int, verified: dict[str, Verification]) -> bool:
+    """Return whether a run has never verified better, and note it. The same on every rank."""
+    accuracy = float(np.mean([one.accuracy for one in verified.values()]))
+    if accuracy <= run.past.best.get("accuracy", -math.inf):
+        return False
+    run.past.best.update(step=done, accuracy=accuracy)
+    return True
 
 
 def _any(run: Run, *flags: bool) -> list[bool]:

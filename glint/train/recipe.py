@@ -210,7 +210,9 @@ class Run(Table):
     accumulate: AtLeastOne = 1
     threads: Count = 0  # torch threads per rank; 0 = cores / local ranks
     log_every: AtLeastOne = 10
-    save_every: AtLeastOne = 500
+    save_every: AtLeastOne = 500  # steps
+    save_epochs: bool = True  # and at the end of each epoch
+    save_minutes: NotNegative = 0.0  # and so long after the last save; 0 = not by time
     keep: AtLeastOne = 2
     async_save: bool = True  # write checkpoints beside the steps, from a copy in memory
     eval_every: Count = 0  # steps; 0 = at the end of each epoch

@@ -51,11 +51,12 @@ def parts(run: Run, step: int) -> dict[str, Any]:
         "global_batch": run.global_batch,
         "steps_per_epoch": run.steps_per_epoch,
         "world": run.world.size,
-        "worlds": [*run.worlds, *({run.world.size} - {*run.worlds})],
+        "worlds": [*run.past.worlds, *({run.world.size} - {*run.past.worlds})],
+        "best": run.past.best,
         "torch": torch.__version__,
         "scaler": run.scaler.state_dict(),
         "averaged": 0 if run.averaged is None else int(run.averaged.n_averaged),
-        "identity": run.fingerprint,
+        "identity": run.past.fingerprint,
         "backbone": recipe["backbone"],
         "recipe": recipe,
     }
@@ -95,7 +96,10 @@ def resume(run: Run) -> int:
         line = (str(error).splitlines() or [""])[0]
         raise _unsound(saved, f"it does not load: {type(error).__name__}: {line[:200]}") from error
     step: int = saved.state["step"]
-    run.worlds.extend(_worlds(saved))
+    run.past.worlds.extend(_worlds(saved))
+    best = saved.state.get("best")
+    if isinstance(best, dict) and all(type(v) in (int, float) for v in best.values()):
+        run.past.best.update(best)
     if saved.state["world"] != run.world.size:
         logger.info(
             "resuming %s on %d ranks (was %d): centres redistributed, sample order unchanged",
@@ -156,7 +160,7 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
 
     Raises MismatchError GL0702 where a row there is not the same identity here.
     """
-    head, before, now = run.head, weights.state.get("identity"), run.fingerprint
+    head, before, now = run.head, weights.state.get("identity"), run.past.fingerprint
     before = before if isinstance(before, dict) else {}
     table = before.get("head")
     lines = [
@@ -194,7 +198,7 @@ def finetune_source(path: Path) -> checkpoint.Saved:
 
 def compare(saved: checkpoint.Saved, run: Run) -> None:
     """Refuse to continue a run that was started differently, field by field."""
-    before, now = saved.state["identity"], run.fingerprint
+    before, now = saved.state["identity"], run.past.fingerprint
     lines = []
     for key in sorted({*before, *now}):
         if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):

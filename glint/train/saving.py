@@ -22,6 +22,7 @@ from glint.train import restore
 from glint.train.build import Run
 from glint.train.metrics import Log
 
+BEST = "best"  # in a run's folder: the checkpoint that verified best
 ROOM = 0.8  # share of the free memory that copies may take
 MOMENT = 5.0  # seconds that a run waits for its writer where another rank may be lost
 
@@ -43,8 +44,10 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, step: int) -> Path:
+    def save(self, step: int, best: bool = False) -> Path:
         """Save the state after `step` steps; its folder is there after `wait` at the latest.
+
+        best: keep it as the run's `best`, too.
 
         Raises what `wait` does of the save before, and of this one where it is not asynchronous.
         """
@@ -59,11 +62,11 @@ class Saver:
         if self.asynchronous:
             parts = self._copied(parts)
             self._thread = threading.Thread(
-                target=self._write, args=(folder, step, parts), name="checkpoint", daemon=True
+                target=self._write, args=(folder, step, parts, best), name="checkpoint", daemon=True
             )
             self._thread.start()
         else:
-            checkpoint.save(folder, step, meet=self._meet, **parts)
+            self._save(folder, step, parts, best)
         self.log.saved(step, size, waited - began, time.perf_counter() - waited)
         return folder / f"step-{step:08d}"
 
@@ -97,9 +100,14 @@ class Saver:
         if self._error is not None:
             logger.error("%s", self._error)
 
-    def _write(self, folder: Path, step: int, parts: dict[str, Any]) -> None:
+    def _save(self, folder: Path, step: int, parts: dict[str, Any], best: bool) -> None:
+        checkpoint.save(folder, step, meet=self._meet, **parts)
+        if best and self.run.world.rank == 0:
+            checkpoint.keep_as(folder / f"step-{step:08d}", self.run.out / BEST)
+
+    def _write(self, folder: Path, step: int, parts: dict[str, Any], best: bool) -> None:
         try:
-            checkpoint.save(folder, step, meet=self._meet, **parts)
+            self._save(folder, step, parts, best)
         except BaseException as error:
             self._error = error
 

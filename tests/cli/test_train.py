@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,11 +21,19 @@ from safetensors.torch import load_file
 
 from glint.cli.train import explain
 from glint.dist.world import World
-from glint.errors import BusyError, DivergedError, MismatchError, ResourceError, UsageError
+from glint.errors import (
+    BusyError,
+    DivergedError,
+    MismatchError,
+    ResourceError,
+    Stopped,
+    UsageError,
+)
 from glint.models import checkpoint
 from glint.recipes.load import load
-from glint.train import dry, loop
+from glint.train import dry, loop, metrics
 from glint.train.build import build
+from glint.train.pace import Until
 from glint.train.recipe import Recipe
 from glint.train.restore import batch_for_world, claimed
 
@@ -414,6 +423,48 @@ def test_mistakes_give_one_clear_error(
     )
     assert text in err
     assert err.count("error GL") == 1
+
+
+def test_until_saves_stops_and_goes_on(
+    glint: Callable[..., Any], small: Any, tmp_path: Path
+) -> None:
+    path, parts = recipe(small, tmp_path), tmp_path / "parts"
+    common = ("train", path, "--nproc", "2", "--out", parts, "--set", "schedule.max_steps=5",
+              "--set", "data.batch=8")  # fmt: skip
+    said = glint(*common, "--until", "3", code=75)
+    assert "stopped on --until at step 3 of 5; saved" in said
+    assert len(losses(parts)) == 3
+    said = glint(*common, "--until", "3", code=75)
+    assert "--until is past: the run stands at step 3 of 5" in said
+    run = build(load(path, Recipe, ("schedule.max_steps=5", "data.batch=16")), World(), parts)
+    with pytest.raises(Stopped, match=r"--until is past: .* at step 3 of 5"):
+        loop.train(run, until=Until(time=time.time() - 1))
+    assert len(losses(parts)) == 3
+    assert in_process(path, parts, "schedule.max_steps=5").resumed_from == 3
+    assert len(losses(parts)) == 5
+
+
+def test_the_best_checkpoint_is_kept_and_survives_a_resume(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = recipe(small, tmp_path), tmp_path / "run"
+    accuracy = iter([0.6, 0.8, 0.7, 0.75, 0.9])
+    monkeypatch.setattr(loop, "evaluate", lambda _: {"a": SimpleNamespace(accuracy=next(accuracy))})
+    monkeypatch.setattr(metrics.Log, "verification", lambda *_: None)
+
+    def on(*changes: str) -> Any:
+        built = build(load(path, Recipe, ("run.eval_every=1", *changes)), World(), run)
+        built.data.val["a"] = None  # type: ignore[assignment]
+        return loop.train(built)
+
+    best = run / "best"
+    on("schedule.max_steps=3", "run.save_epochs=false")  # before the first step: 0.6
+    assert checkpoint.read_state(best)["step"] == 1
+    assert checkpoint.problem(best) == "" and checkpoint.find(best) == best
+    assert checkpoint.read_state(best)["best"] == {"step": 1, "accuracy": 0.8}
+    result = on("schedule.max_steps=4", "run.save_epochs=false")
+    assert checkpoint.read_state(best)["step"] == 4 and result.best == str(best)
+    assert [p.name for p in run.iterdir() if p.name.startswith("best")] == ["best"]
 
 
 def test_a_finished_run_is_left_as_it_is(glint: Any, small: Any, tmp_path: Path) -> None:
