@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,9 +55,10 @@ class Saver:
         self.wait()
         waited = time.perf_counter()
         parts = restore.parts(self.run, step)
-        size = sum(t.numel() * t.element_size() for _, t in _tensors(parts))
+        sizes = [t.numel() * t.element_size() for _, t in _tensors(parts)]
+        size = sum(sizes)
         if self.asynchronous and not self._copies:
-            self.asynchronous = self._room(size)
+            self.asynchronous = self._room(held(sizes, pinned=self._pinned))
         folder = self.run.out / "checkpoints"
         if self.asynchronous:
             parts = self._copied(parts)
@@ -69,6 +70,11 @@ class Saver:
             self._save(folder, step, parts, best)
         self.log.saved(step, size, waited - began, time.perf_counter() - waited)
         return folder / f"step-{step:08d}"
+
+    @property
+    def _pinned(self) -> bool:
+        """Whether copies lie in memory that a GPU writes to directly."""
+        return self.run.world.device.type == "cuda"
 
     @property
     def failed(self) -> bool:
@@ -125,12 +131,11 @@ class Saver:
         return good
 
     def _copied(self, parts: dict[str, Any]) -> dict[str, Any]:
-        pinned = self.run.world.device.type == "cuda"
         copies: dict[str, Tensor] = {}
         for name, tensor in _tensors(parts):
             place = self._copies.get(name)
             if place is None or place.shape != tensor.shape:
-                place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+                place = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._pinned)
             copies[name] = place.copy_(tensor.detach())
         self._copies = copies
 
@@ -145,6 +150,14 @@ class Saver:
 
 
 _WHOLE = ("backbone", "optimizer", "averaged")  # what rank 0 writes of them all
+
+
+def held(sizes: Sequence[int], *, pinned: bool) -> int:
+    """Return the bytes that copies of tensors of these sizes take.
+
+    torch rounds pinned memory up to a power of two.
+    """
+    return sum(1 << (size - 1).bit_length() if pinned and size else size for size in sizes)
 
 
 def _tensors(parts: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from glint.errors import UsageError
+from glint.nn.heads import partial_fc
 from glint.nn.heads.options import PartialFCOptions
-from glint.nn.heads.partial_fc import PartialFC
+from glint.nn.heads.partial_fc import PartialFC, pass_type
+from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.margins import CosFace
 
 HERE = Path(__file__).parent
@@ -29,7 +31,7 @@ def release() -> tuple[int, ...]:
 
 
 needs_interpreter = pytest.mark.skipif(
-    release() < (3, 9), reason="the head's kernels are not tested: pip install 'triton>=3.9'"
+    release() < (3, 7), reason="the head's kernels are not tested: pip install 'triton>=3.7'"
 )
 needs_triton = pytest.mark.skipif(
     release() < (3, 3), reason="the head's kernels are not compiled: pip install 'triton>=3.3'"
@@ -157,3 +159,22 @@ def test_kernels_compile_for_a_card_and_fit_its_memory(tmp_path, capability, sha
         assert one["shared"] <= shared, (name, one)
     if capability == 90:  # 32 for the cosines and 4 for the gradient; 68 where half is done twice
         assert built["stream"]["wgmma"] == built["centre_grad"]["wgmma"] == 36
+
+
+@pytest.mark.parametrize(
+    ("triton", "kind"), [("3.2.0", "torch"), ("3.3.1", "kernels"), ("", "torch")]
+)
+def test_auto_takes_no_triton_that_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch, triton: str, kind: str
+) -> None:
+    def found(package: str) -> str:
+        if not triton:
+            raise PackageNotFoundError(package)
+        return triton
+
+    monkeypatch.setattr(partial_fc, "version", found)
+    monkeypatch.setattr(partial_fc.torch.cuda, "get_device_capability", lambda _: (9, 0))
+    fused = pytest.importorskip("glint.nn.heads.fused")
+    chosen = pass_type("auto", 512, torch.float32, "bf16", torch.device("cuda"))
+    assert (chosen is SoftmaxPass) == (kind == "torch")
+    assert kind == "torch" or chosen is fused.fused("bf16")

@@ -7,7 +7,7 @@ move: `updates`; how they are kept: `storage`; who must not repel whom: `masks`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -269,19 +269,20 @@ def pass_type(
 ) -> type[SoftmaxPass]:
     """Choose who does the work of a step: torch's operations, or Triton's kernels.
 
-    "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there, the
-    products are "bf16" or "tf32" and rows have 512 numbers at most. "triton" asks for them; raises
-    UsageError (GL0002) where they cannot run.
+    "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there (3.3
+    or newer: 3.2 ends the process while it compiles them for sm_90), the products are "bf16" or
+    "tf32" and rows have 512 numbers at most. "triton" asks for them; raises UsageError (GL0002)
+    where they cannot run.
     """
     if kernels == "torch":
         return SoftmaxPass
-    here = find_spec("triton") is not None
+    here = _release("triton") >= (3, 3)
     if kernels == "auto":
         suits = here and device.type == "cuda" and dtype == torch.float32 and gemm != "float32"
         if not suits or dim > WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
             return SoftmaxPass
     wants = {
-        "the package triton": here,
+        "the package triton, 3.3 or newer": here,
         "float32 rows": dtype == torch.float32,
         f"at most {WIDEST} numbers per row": dim <= WIDEST,
     }
@@ -293,6 +294,13 @@ def pass_type(
         if not good:
             raise UsageError("GL0002", f'kernels = "triton" needs {want}', where="head")
     return fused(gemm)
+
+
+def _release(package: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in version(package).split(".")[:2])
+    except (PackageNotFoundError, ValueError):
+        return (0, 0)
 
 
 def initial_centres(

@@ -150,6 +150,12 @@ def test_without_room_for_a_copy_it_is_written_between_the_steps(
     assert "do not fit" in caplog.text
 
 
+def test_pinned_copies_are_counted_as_torch_makes_them() -> None:
+    sizes = [0, 1, 3, 1 << 20, (1 << 20) + 1, 10_000_000 * 512 * 4]
+    assert saving.held(sizes, pinned=False) == sum(sizes)
+    assert saving.held(sizes, pinned=True) == 0 + 1 + 4 + (1 << 20) + (1 << 21) + (1 << 35)
+
+
 def test_ranks_are_told_of_the_first_problem(ranks: Callable[..., list[Any]]) -> None:
     def work(world: World) -> list[str]:
         meet = meeting(world)
