@@ -119,7 +119,7 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
     return Report(dataset, groups, mask_m2, version, whole, both, mark, changed)
 
 
-def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Decision]:
+def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Said]:
     """Read what reviewers decided: the folder's own file and the others."""
     for path in more:
         if not path.is_file():

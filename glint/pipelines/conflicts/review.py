@@ -36,6 +36,8 @@ def opened(folder: Path, *, port: int = 0) -> Iterator[Review]:
                 book,
                 pairs,
                 lambda label: _faces(dataset, label),
+                images=dataset.n,
+                classes=dataset.classes,
                 port=port,
             ) as server:
                 yield server
