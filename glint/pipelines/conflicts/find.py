@@ -53,14 +53,14 @@ def run(
     picture, which decodes all. against: other datasets, for overlap.parquet and shared.parquet.
     The search goes on where one of the same centres and threshold was stopped.
     Raises BusyError when `out` holds something else or, without `overwrite`, a report that is in
-    force or was edited by hand.
+    force or was edited by hand, and GL0309 where the labels were changed meanwhile.
     """
     check_out(out, dataset, overwrite=overwrite)
     space = Workspace(out, "conflicts")
     with space.held():
         space.begin({"format": FORMAT})
+        now = labels.current(dataset.root, dataset.classes)  # before anything is judged by them
         samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
-        now = labels.current(dataset.root, dataset.classes)
         found = find(
             emb.centre_CD, samples, now.target, options, work=out / SEARCH, progress=progress
         )
@@ -79,13 +79,14 @@ def run(
         parquet.write(out / "groups.parquet", _groups_table(found.groups.merged))
         counts = {**_counts(found, samples), **odd.counts()}
         about = {
-            **_about(dataset, emb, out, found, options, command),
+            **_about(dataset, now.version, emb, out, found, options, command),
             "counts": counts,
             "refused": [
                 {"labels": piece.tolist(), "reason": why} for piece, why in found.groups.refused
             ],
             "against": [one.about() for one in both],
         }
+        labels.refuse_changed(dataset.root, now.version)
         about = space.finish(about, TABLES)  # names the tables: after them
         faces = page.Faces(dataset, emb, samples, thumbs)
         page.write(out / "report.html", faces, found, about, odd, both)
@@ -210,6 +211,7 @@ def _judged_by(found: Found) -> dict[str, Any]:
 
 def _about(
     dataset: Dataset,
+    version: int,
     emb: Embeddings,
     out: Path,
     found: Found,
@@ -225,7 +227,7 @@ def _about(
             "path": os.path.relpath(dataset.root, out),
             "absolute": str(dataset.root.resolve()),
             "digest": dataset.digest,
-            "label_version": labels.current(dataset.root, dataset.classes).version,
+            "label_version": version,
         },
         "embeddings": {
             "path": str(emb.root),
