@@ -51,7 +51,8 @@ def run(
 
     Beside them inside.parquet and duplicates.parquet; near: also for images that show the same
     picture, which decodes all. against: other datasets, for overlap.parquet and shared.parquet.
-    The search goes on where one of the same centres and threshold was stopped.
+    The search goes on where one of the same centres and threshold was stopped. Identities are those
+    of the labels in force; each stands in the tables by its first label as sharded.
     Raises BusyError when `out` holds something else or, without `overwrite`, a report that is in
     force or was edited by hand, and GL0309 where the labels were changed meanwhile.
     """
@@ -60,24 +61,34 @@ def run(
     with space.held():
         space.begin({"format": FORMAT})
         now = labels.current(dataset.root, dataset.classes)  # before anything is judged by them
-        samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
+        emb = emb.under(now, dataset.label)
+        person_N = now.sample_person(dataset.label)
+        samples = Samples(emb.sample_ND, person_N, dataset.classes)
         found = find(
             emb.centre_CD, samples, now.target, options, work=out / SEARCH, progress=progress
         )
         odd = outliers.look_inside(
-            dataset, emb, samples, now, found, near=near, seed=options.seed, progress=progress
+            dataset,
+            emb,
+            samples,
+            now,
+            person_N,
+            found,
+            near=near,
+            seed=options.seed,
+            progress=progress,
         )
         both = [
             overlap.judge_other(
-                dataset, emb, samples, now.target, found, one, options, progress=progress
+                dataset, emb, samples, person_N, found, one, options, progress=progress
             )
             for one in against
         ]
-        outliers.write(out, dataset, odd)
+        outliers.write(out, dataset, person_N, odd)
         overlap.write(out, dataset, both)
         parquet.write(out / "pairs.parquet", _pairs_table(found))
         parquet.write(out / "groups.parquet", _groups_table(found.groups.merged))
-        counts = {**_counts(found, samples), **odd.counts()}
+        counts = {**_counts(found, samples, now), **odd.counts()}
         about = {
             **_about(dataset, now.version, emb, out, found, options, command),
             "counts": counts,
@@ -88,7 +99,7 @@ def run(
         }
         labels.refuse_changed(dataset.root, now.version)
         about = space.finish(about, TABLES)  # names the tables: after them
-        faces = page.Faces(dataset, emb, samples, thumbs)
+        faces = page.Faces(dataset, emb, samples, person_N, thumbs)
         page.write(out / "report.html", faces, found, about, odd, both)
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)
@@ -176,8 +187,8 @@ def _groups_table(merged: Sequence[np.ndarray]) -> pa.Table:
     )
 
 
-def _counts(found: Found, samples: Samples) -> dict[str, Any]:
-    merged, identities = found.groups.merged, len(samples.count_C)
+def _counts(found: Found, samples: Samples, now: labels.LabelTable) -> dict[str, Any]:
+    merged, identities = found.groups.merged, now.classes
     return {
         "pairs": len(found.pairs.a),
         **{name: int((found.verdict == name).sum()) for name in ("merge", "mask", "keep")},
@@ -189,7 +200,7 @@ def _counts(found: Found, samples: Samples) -> dict[str, Any]:
         "identities_after": identities - sum(len(g) - 1 for g in merged),
         "images_in_groups": int(sum(samples.count_C[g].sum() for g in merged)),
         "samples_excluded": samples.excluded,
-        "classes_excluded": found.pairs.excluded,
+        "classes_excluded": found.pairs.excluded - (len(now.target) - identities),
     }
 
 
