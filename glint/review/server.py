@@ -41,13 +41,25 @@ class Refused(Exception):
 
 
 class Review(ThreadingHTTPServer):
-    """A report being reviewed. pairs: those that may be decided; faces: images of a label."""
+    """A report being reviewed. pairs: those that may be decided; faces: images of a label.
+
+    images, classes: how many images and labels as sharded there are to decide on.
+    """
 
     daemon_threads = True
 
     def __init__(
-        self, page: Path, book: decisions.Book, pairs: Pairs, faces: Faces, *, port: int = 0
+        self,
+        page: Path,
+        book: decisions.Book,
+        pairs: Pairs,
+        faces: Faces,
+        *,
+        images: int = 0,
+        classes: int = 0,
+        port: int = 0,
     ) -> None:
+        self.images, self.classes = images, classes
         self.page, self.book, self.pairs, self.faces = opened(page), book, pairs, faces
         self.writing = threading.Lock()
         self._links: list[str] = []
@@ -89,16 +101,22 @@ class Review(ThreadingHTTPServer):
         return any(same(held, session) for held in self._sessions)
 
     def decide(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Write what one reviewer decided; it lasts when this returns. Raises Refused."""
+        """Write what one reviewer decided; it lasts when this returns. Raises Refused.
+
+        A decision is [a, b, verdict] or {"image": row, "action": ..., "to": label of a move}.
+        """
         by, wanted = body.get("by"), body.get("decisions")
         if not decisions.usable_name(by):
             raise Refused(400, "a reviewer needs a name of 1 to 64 printable characters")
         if not isinstance(wanted, list) or not wanted:
             raise Refused(400, "expected decisions")
-        verdicts = []
+        verdicts, images = [], []
         for one in wanted:
+            if isinstance(one, dict):
+                images.append(self._image(one))
+                continue
             if not (isinstance(one, list) and len(one) == 3):
-                raise Refused(400, "expected [a, b, verdict]")
+                raise Refused(400, "expected [a, b, verdict] or an image")
             a, b, verdict = one
             known = type(a) is int and type(b) is int and (min(a, b), max(a, b)) in self.pairs
             if not known:
@@ -107,8 +125,21 @@ class Review(ThreadingHTTPServer):
                 raise Refused(400, f"no verdict: {str(verdict)[:80]}")
             verdicts.append((a, b, verdict))
         with self.writing:
-            added = self.book.add(str(by), verdicts)
+            added = self.book.add(str(by), verdicts, images)
         return [one.line(self.book.report) for one in added]
+
+    def _image(self, one: dict[str, Any]) -> tuple[int, str, int]:
+        """Check what is to become of one image. Raises Refused."""
+        row = one.get("image")
+        if type(row) is not int or not 0 <= row < self.images:
+            raise Refused(400, f"no image of this dataset: {str(row)[:80]}")
+        try:
+            action, to = decisions.checked_action(one, "")
+        except InputError as error:
+            raise Refused(400, error.what[:120]) from None
+        if to >= self.classes:
+            raise Refused(400, f"no identity of this dataset: {to}")
+        return row, action, to
 
     def since(self, start: int) -> dict[str, Any]:
         """Return the decisions from number `start` on, and how many there are."""

@@ -41,7 +41,9 @@ Ints = npt.NDArray[np.int64]
 class Faces:
     """Identities as the page shows them: names from the dataset's table, faces from its shards."""
 
-    def __init__(self, dataset: Dataset, emb: Embeddings, samples: Samples, thumbs: bool) -> None:
+    def __init__(
+        self, dataset: Dataset, emb: Embeddings, samples: Samples, person_N: Ints, thumbs: bool
+    ) -> None:
         table = dataset.identities()
         self.name = table.column("name").to_pylist()
         self.source_label = table.column("source_label").to_pylist()
@@ -49,6 +51,7 @@ class Faces:
             came = table.column("dataset").to_pylist()
             self.source_label = [f"{a}: {b}" for a, b in zip(came, self.source_label)]
         self.dataset, self.emb, self.samples, self.thumbs = dataset, emb, samples, thumbs
+        self.person_N = person_N  # first label of each sample's identity, -1 = none
 
     def side(self, label: int, towards: int | None = None, most: int = FACES) -> Side:
         """Describe an identity, its faces ranked from the nearest to the other's centre."""
@@ -317,7 +320,7 @@ def _inside(faces: Faces, inside: Inside) -> Tab:
         shown.append(Exhibit("mask", "two people?", sides, numbers))
     far = inside.outliers
     for i, row in enumerate(far.row[:EXHIBITS].tolist()):
-        label, towards = int(faces.dataset.label[row]), int(inside.towards_f[i])
+        label, towards = int(faces.person_N[row]), int(inside.towards_f[i])
         strips = [
             Strip("far from its identity", f"key {faces.dataset.key[row]}", faces.images([row])),
             faces.strip(label),
@@ -348,8 +351,8 @@ def _repeats(faces: Faces, inside: Inside) -> Tab:
             place = np.flatnonzero(found.group_m == g)
             rows = found.row_m[place]
             strips = []
-            for label in np.unique(faces.dataset.label[rows]).tolist()[:ACROSS]:
-                mine = rows[faces.dataset.label[rows] == label]
+            for label in np.unique(faces.person_N[rows]).tolist()[:ACROSS]:
+                mine = rows[faces.person_N[rows] == label]
                 side = faces.strip(label, 0)
                 keys = ", ".join(faces.dataset.key[row] for row in mine[:3].tolist())
                 strips.append(
@@ -386,7 +389,9 @@ def _several(found: Equals) -> tuple[npt.NDArray[np.bool_], Ints]:
 def _overlap(faces: Faces, overlaps: Sequence[Overlap]) -> Tab:
     shown, left = [], 0
     for one in overlaps:
-        other = Faces(one.other.dataset, one.other.emb, one.other.samples, faces.thumbs)
+        other = Faces(
+            one.other.dataset, one.other.emb, one.other.samples, one.other.person_N, faces.thumbs
+        )
         across = one.across
         score = np.where(np.isnan(across.evidence.score), -np.inf, across.evidence.score)
         order = np.lexsort((-score, -one.shared_K, ~one.leak_K))  # leaks first

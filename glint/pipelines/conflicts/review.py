@@ -6,14 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from glint import schemas
 from glint.conflicts import decisions
 from glint.errors import GlintError
 from glint.files import atomic, parquet
 from glint.pipelines.conflicts import apply
 from glint.review.server import Review
+from glint.shards import labels
 from glint.shards.dataset import Dataset
 
+Ints = npt.NDArray[np.int64]
 FACES = 6  # of an identity, evenly over its samples
 
 
@@ -25,6 +30,10 @@ def opened(folder: Path, *, port: int = 0) -> Iterator[Review]:
     GL0005 where the report is under review or being written.
     """
     dataset = apply.read(folder, None).dataset
+    table = labels.current(dataset.root, dataset.classes)
+    person_N = table.sample_person(dataset.label)
+    order = np.argsort(person_N, kind="stable")
+    rows = np.split(order, np.searchsorted(person_N[order], np.arange(dataset.classes)))[1:]
     table = parquet.read(folder / "pairs.parquet", schemas.PAIRS, columns=["a", "b"], code="GL0501")
     pairs = frozenset(zip(table.column("a").to_pylist(), table.column("b").to_pylist()))
     atomic.make_dir(folder / "_glint")
@@ -35,7 +44,9 @@ def opened(folder: Path, *, port: int = 0) -> Iterator[Review]:
                 folder / "report.html",
                 book,
                 pairs,
-                lambda label: _faces(dataset, label),
+                lambda label: _faces(dataset, rows, label),
+                images=dataset.n,
+                classes=dataset.classes,
                 port=port,
             ) as server:
                 yield server
@@ -43,11 +54,14 @@ def opened(folder: Path, *, port: int = 0) -> Iterator[Review]:
             book.close()
 
 
-def _faces(dataset: Dataset, label: int) -> Sequence[bytes]:
-    """Read a few images of an identity; none where it is not known, b"" for a damaged one."""
+def _faces(dataset: Dataset, mine: Sequence[Ints], label: int) -> Sequence[bytes]:
+    """Read a few images of an identity; none where it is not known, b"" for a damaged one.
+
+    mine: the rows of each identity, by its first label.
+    """
     if not 0 <= label < dataset.classes:
         return []
-    rows = dataset.rows_of(label)
+    rows = mine[label]
     count = min(FACES, len(rows))
     images = []
     for row in rows[[i * len(rows) // count for i in range(count)]] if count else ():

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from glint.conflicts import decisions
-from glint.conflicts.decisions import Book, Decision, read, settle, standing
+from glint.conflicts.decisions import (
+    Book,
+    Decision,
+    ImageDecision,
+    read,
+    settle,
+    settle_images,
+    standing,
+)
 from glint.errors import InputError, ResourceError
 
 REPORT = "sha256:" + "0" * 64
@@ -35,7 +43,7 @@ def test_a_line_comes_back(tmp_path: Path) -> None:
     ("value", "what"),
     [
         ([], "expected a JSON object"),
-        (line(schema="other"), "expected schema 'glint/decision@1', found 'other'"),
+        (line(schema="other"), "expected schema .*image-decision@1', found 'other'"),
         (line(report="sha256:1"), "decided on the report 'sha256:1'"),
         (line(a=-1), "expected a number from 0 for a, found -1"),
         (line(b=True), "expected a number from 0 for b, found True"),
@@ -156,3 +164,104 @@ def test_many_contradictions_are_counted() -> None:
     both = [Decision(a, a + 1, v, v, 1) for a in pairs.tolist() for v in ("merge", "keep")]
     with pytest.raises(InputError, match="8 and 9: keep by keep, merge by merge; and 15 more"):
         settle(both, pairs, pairs + 1, np.full(20, "mask"))
+
+
+def image(**changed: Any) -> dict[str, Any]:
+    return {**ImageDecision(7, "move", 3, "alice", 9).line(REPORT), **changed}
+
+
+def test_lines_about_images_come_back_beside_those_about_pairs(tmp_path: Path) -> None:
+    assert image() == {
+        "schema": "glint/image-decision@1", "report": REPORT, "image": 7, "action": "move", "to": 3,
+        "by": "alice", "seq": 9,
+    }  # fmt: skip
+    assert "to" not in ImageDecision(7, "exclude", -1, "alice", 9).line(REPORT)
+    book = Book(tmp_path / decisions.NAME, REPORT)
+    added = book.add("bob", [(2, 1, "keep")], [(7, "move", 3), (8, "exclude", -1)])
+    book.add("bob", [], [(7, "none", -1)])
+    book.close()
+    found = read(book.path, REPORT)
+    assert found == book.decisions
+    assert found[:3] == added
+    assert len({one.seq for one in found}) == 4
+    assert standing(found) == {(1, 2): {"bob": "keep"}}
+    lines = [json.loads(line) for line in book.path.read_text().splitlines()]
+    assert [line["schema"] for line in lines] == [decisions.SCHEMA] + 3 * [decisions.IMAGE_SCHEMA]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (image(report="sha256:1"), "decided on the report 'sha256:1'"),
+        (image(image=-1), "expected a number from 0 for image, found -1"),
+        (image(image=True), "expected a number from 0 for image, found True"),
+        (image(image=2**63), "expected a number from 0 for image"),
+        (image(to=None), "expected a number from 0 for to, found None"),
+        (image(to=-1), "expected a number from 0 for to, found -1"),
+        (image(action="merge"), "expected exclude, move, keep or none, found 'merge'"),
+        (image(action="exclude"), "exclude goes to no identity"),
+        (image(by=""), "expected the name of a reviewer"),
+        (image(seq=1.5), "expected a number from 0 for seq, found 1.5"),
+    ],
+)
+def test_what_is_no_decision_about_an_image_is_refused(
+    tmp_path: Path, value: object, what: str
+) -> None:
+    path = tmp_path / decisions.NAME
+    path.write_text(json.dumps(image()) + "\n" + json.dumps(value) + "\n")
+    with pytest.raises(InputError, match=f"GL0501.*line 2.*{what}"):
+        read(path, REPORT)
+
+
+LABEL = np.arange(12) // 2  # images of labels 0 to 5
+ONE = np.array([0, 1, 1, 2, -1, 3])  # 1 and 2 are one person, 4 is dropped
+
+
+def test_of_an_image_too_the_last_word_stands() -> None:
+    said = [
+        ImageDecision(0, "exclude", -1, "alice", 1),
+        ImageDecision(0, "move", 2, "alice", 2),
+        ImageDecision(0, "move", 1, "bob", 1),  # the same person
+        ImageDecision(3, "exclude", -1, "bob", 5),
+        ImageDecision(4, "keep", -1, "bob", 5),
+        ImageDecision(9, "exclude", -1, "bob", 5),
+        ImageDecision(9, "none", -1, "bob", 6),
+        Decision(1, 2, "merge", "bob", 5),
+    ]
+    for order in (said, said[::-1]):
+        row, label, stay = settle_images(order, LABEL, ONE)
+        assert row.tolist() == [0, 3]
+        assert label.tolist() == [2, -1]
+        assert stay.tolist() == [4]
+    assert [len(part) for part in settle_images([], LABEL, ONE)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        ([(12, "exclude", -1, "a", 1)], "names the image 12, the dataset has 12"),
+        ([(0, "move", 6, "a", 1)], "dropped or unknown: image 0 to 6 by a"),
+        ([(0, "move", 4, "a", 1)], "dropped or unknown: image 0 to 4 by a"),
+        (
+            [(0, "move", 3, "a", 1), (0, "move", 1, "b", 2)],
+            "reviewers disagree about the image 0: move to 3 by a, move to 1 by b",
+        ),
+        (
+            [(0, "keep", -1, "a", 1), (0, "exclude", -1, "b", 2)],
+            "reviewers disagree about the image 0: keep by a, exclude by b",
+        ),
+        (
+            [(0, "move", 3, "a", 1), (0, "exclude", -1, "a", 1)],
+            r"a said two things at once about the image 0 \(seq 1\)",
+        ),
+        (
+            [(0, "move", 3, "a", 1), (0, "move", 1, "a", 1)],
+            r"a said two things at once about the image 0 \(seq 1\)",
+        ),
+    ],
+)
+def test_contradictions_about_images_are_refused_by_name(
+    said: list[tuple[int, str, int, str, int]], what: str
+) -> None:
+    with pytest.raises(InputError, match=f"GL0501.*{what}"):
+        settle_images([ImageDecision(*one) for one in said], LABEL, ONE)

@@ -75,7 +75,12 @@ def server(tmp_path: Path, book: decisions.Book) -> Iterator[Review]:
     page = Page("Identities", [], [], [], [card], report=REPORT)
     report.write(tmp_path / "report.html", page)
     with Review(
-        tmp_path / "report.html", book, frozenset({(1, 2), (3, 4)}), lambda label: [PNG, b"<svg>"]
+        tmp_path / "report.html",
+        book,
+        frozenset({(1, 2), (3, 4)}),
+        lambda label: [PNG, b"<svg>"],
+        images=20,
+        classes=10,
     ) as made:
         thread = threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True)
         thread.start()
@@ -174,6 +179,12 @@ def test_an_answered_decision_is_on_disk(server: Review, book: decisions.Book) -
         ({"by": "a", "decisions": [["1", 2, "keep"]]}, 400),
         ({"by": "a", "decisions": [{"a": 1}]}, 400),
         ({"by": "a", "decisions": [[1, 2, "keep"], [1, 9, "keep"]]}, 400),
+        ({"by": "a", "decisions": [{"image": 20, "action": "exclude"}]}, 400),
+        ({"by": "a", "decisions": [{"image": True, "action": "exclude"}]}, 400),
+        ({"by": "a", "decisions": [{"image": 1, "action": "merge"}]}, 400),
+        ({"by": "a", "decisions": [{"image": 1, "action": "move"}]}, 400),
+        ({"by": "a", "decisions": [{"image": 1, "action": "move", "to": 10}]}, 400),
+        ({"by": "a", "decisions": [{"image": 1, "action": "exclude", "to": 1}]}, 400),
     ],
 )
 def test_what_is_no_decision_is_not_written(
@@ -181,6 +192,23 @@ def test_what_is_no_decision_is_not_written(
 ) -> None:
     assert Client(server).enter().ask("POST", "/decide", body)[0] == status
     assert book.path.read_bytes() == b""
+
+
+def test_what_is_to_become_of_images_is_taken_beside_pairs(
+    server: Review, book: decisions.Book
+) -> None:
+    wanted = [
+        {"image": 19, "action": "move", "to": 9},
+        [1, 2, "keep"],
+        {"image": 3, "action": "exclude"},
+        {"image": 3, "action": "none", "to": None},
+    ]
+    body = {"by": "ann", "decisions": wanted}
+    status, told, _ = Client(server).enter().ask("POST", "/decide", body)
+    assert status == 200
+    assert json.loads(told)["decisions"] == [one.line(REPORT) for one in book.decisions]
+    said = [(one.about, one.verdict) for one in decisions.read(book.path, REPORT)]
+    assert said == [((1, 2), "keep"), (19, "move to 9"), (3, "exclude"), (3, "none")]
 
 
 def test_sizes_paths_and_faces(server: Review) -> None:
