@@ -46,6 +46,9 @@ def demo(
     )
 
 
+MADE = {"world", "data", "runs", "embeddings", "conflicts", "model.onnx", "summary.json"}
+
+
 class _Steps:
     """Runs commands, one after the other, and notes how long each took."""
 
@@ -135,7 +138,8 @@ def _clear(folder: Path) -> None:
     """Make the folder, empty. Raises BusyError GL0004 where it holds anything but a demo."""
     from glint.errors import BusyError
 
-    if folder.exists() and any(folder.iterdir()) and not (folder / "summary.json").exists():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and ("summary.json" not in names or names - MADE):
         raise BusyError(
             "GL0004",
             "the folder is not empty and holds no finished demo",

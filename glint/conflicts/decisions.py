@@ -143,11 +143,14 @@ class Book:
 
     def __init__(self, path: Path, report: str) -> None:
         self.path, self.report = path, report
+        if path.is_symlink():
+            raise atomic.foreign(path, "a file")
         self.decisions, good = _read(path, report)
         self._seq = max((d.seq for d in self.decisions), default=0)
         with atomic.writing(path):
             fresh = not path.exists()
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.fdopen(atomic.open_own(path, flags), "ab", buffering=0)
             os.fchmod(self._file.fileno(), 0o600)
             self._file.truncate(good)
             if good and path.read_bytes()[good - 1 : good] != b"\n":  # edited by hand

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ import xxhash
 from glint.errors import BusyError, GlintError, InputError, ResourceError
 
 BUFFER = 1 << 20  # bytes of a file held before they are written
+# What `temporary_name` makes.
+TEMPORARY = re.compile(r".+\.tmp\.[A-Za-z0-9-]{1,32}\.\d+-[0-9a-f]{6}")
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
@@ -104,6 +107,47 @@ def make_dir(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for made in missing:
             sync_dir(made.parent)
+
+
+def foreign(path: str | os.PathLike[str], expected: str) -> BusyError:
+    """Return the error of something that glint did not make and will not write to."""
+    found = "a symbolic link" if Path(path).is_symlink() else "something else"
+    what = f"expected {expected} of glint's own, found {found}"
+    hint = "take it away; to keep an output elsewhere, let its whole folder be the link"
+    return BusyError("GL0004", what, where=os.fspath(path), hint=hint)
+
+
+def own_dir(folder: Path) -> None:
+    """Create a private folder, durably. Raises BusyError GL0004 where it is a link or no folder."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise foreign(folder, "a folder")
+    make_dir(folder)
+
+
+def open_own(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int:
+    """Open a private file for writing, following no link; return its descriptor.
+
+    Raises BusyError GL0004 for a link and for what is no plain file, ResourceError.
+    """
+    with writing(path):
+        try:
+            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise foreign(path, "a file") from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise foreign(path, "a file")
+    return fd
+
+
+def sweep(folder: Path) -> None:
+    """Remove half files of processes that were killed; whoever calls holds the output alone."""
+    with writing(folder):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
@@ -235,10 +279,13 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_symlink():
+            raise foreign(self.path, "a file")
         self.lines, good = journal_lines(self.path)
         with writing(self.path):
             fresh = not self.path.exists()
-            self._file = open(self.path, "ab")  # noqa: SIM115
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.fdopen(open_own(self.path, flags), "ab")
             if good < self._file.tell():
                 self._file.truncate(good)
             if fresh:
@@ -265,8 +312,7 @@ class Held:
     def __init__(self, path: str | os.PathLike[str], shared: bool) -> None:
         self.path, self.shared, self._taken = os.fspath(path), shared, False
         self._process = os.getpid()
-        with writing(path):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = open_own(path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def take(self, wait: float) -> None:
         """Take the lock, within `wait` seconds. Raises BusyError GL0005, ResourceError GL0007."""

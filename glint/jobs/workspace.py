@@ -60,6 +60,8 @@ class Workspace:
                 found = "expected a folder, found a file"
             elif _format(self.root / "manifest.json").startswith("glint/dataset@"):
                 found = f"this is a dataset, not a folder for {self.contents}"
+            elif link := next((path for path in self._private() if path.is_symlink()), None):
+                raise atomic.foreign(link, "a file or folder")
             elif self._unbegun() or any(
                 _format(mark).startswith(kind) for mark in (self.result, self.plan)
             ):
@@ -67,6 +69,12 @@ class Workspace:
             else:
                 found = f"the folder is not empty and holds no {self.contents}"
         raise BusyError("GL0004", found, where=str(self.root), hint="choose another --out")
+
+    def _private(self) -> Iterator[Path]:
+        """Yield the private folder and what is in it, no link followed."""
+        yield self.work
+        if self.work.is_dir() and not self.work.is_symlink():
+            yield from self.work.iterdir()
 
     def _unbegun(self) -> bool:
         """Return whether nothing is there but, at most, a lock: no run began to write."""
@@ -81,9 +89,14 @@ class Workspace:
 
     @contextmanager
     def held(self, task: tasks.Task | None = None) -> Iterator[atomic.Held]:
-        """Hold the folder: alone, or with other tasks. Raises BusyError GL0005."""
-        atomic.make_dir(self.work)
+        """Hold the folder: alone, or with other tasks; alone, half files of killed runs go.
+
+        Raises BusyError GL0005, GL0004 where the private folder is a link.
+        """
+        atomic.own_dir(self.work)
         with tasks.claim(self.work, task) as held:
+            for folder in (self.root, self.work) if task is None else ():
+                atomic.sweep(folder)
             yield held
 
     def begin(self, plan: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from glint.errors import GlintError, InputError, MismatchError, ResourceError, UsageError
 from glint.files import atomic
-from glint.files.atomic import make_dir, sync_dir, write_bytes
+from glint.files.atomic import own_dir, sync_dir, write_bytes
 from glint.log import logger
 
 if TYPE_CHECKING:  # torch is loaded where tensors are: listing and verifying need none
@@ -81,7 +81,7 @@ def save(
     partial = folder / f".{final.name}.partial"
 
     def begin() -> None:
-        make_dir(folder)
+        own_dir(folder)
         for left in folder.glob(".step-*.partial"):  # of runs that were killed
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()

@@ -8,6 +8,7 @@ last, holds the checksums of both arrays.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ FORMAT = "glint/embeddings@2"  # 1 had no checksums
 ARRAYS = ("samples.npy", "centres.npy")
 AGAIN = "delete this folder and run `glint embed` again"
 TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
+GROWING = ("samples.npy", "norm.npy", "status.npy")  # in the private folder, until all is there
 STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
 
 Floats = npt.NDArray[np.floating]
@@ -184,9 +186,10 @@ class Rows:
         if (out / "samples.npy").exists():  # stopped while finishing
             (out / "samples.npy").replace(work / "samples.npy")
         self.journal = atomic.Journal(work / "journal.jsonl")
-        self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
-        self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
-        self.status_N = _grow(work / "status.npy", (images,), np.dtype(np.uint8))
+        sample, norm, status = (work / name for name in GROWING)
+        self.sample_ND = _grow(sample, (images, dim), np.dtype(dtype))
+        self.norm_N = _grow(norm, (images,), np.dtype(np.float32))
+        self.status_N = _grow(status, (images,), np.dtype(np.uint8))
         self.done = self._trusted()
 
     def _cut(self, number: int) -> slice:
@@ -242,9 +245,12 @@ class Rows:
 
 
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
-    """Open or create a .npy of its final shape."""
+    """Open or create a .npy of its final shape. Raises BusyError GL0004 for a link."""
     with atomic.writing(path):
-        if path.exists():
+        fd = atomic.open_own(path, os.O_RDWR | os.O_CREAT)
+        size = os.fstat(fd).st_size
+        os.close(fd)
+        if size:
             try:
                 array = np.lib.format.open_memmap(path, mode="r+")
                 if array.shape == shape and array.dtype == dtype:

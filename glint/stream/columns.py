@@ -89,7 +89,7 @@ def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
     if found is not None:
         return found
     try:
-        atomic.make_dir(path.parent)
+        atomic.own_dir(path.parent)
         _wait_and_write(dataset, path)
         found = _mapped(path)
     except ResourceError as error:

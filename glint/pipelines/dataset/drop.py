@@ -207,7 +207,7 @@ def drop(
             erased_to=None,
             classes=without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
         )
-    atomic.make_dir(dataset.root / "_glint")
+    atomic.own_dir(dataset.root / "_glint")
     with atomic.lock(dataset.root / "_glint" / "lock"):
         if fresh:
             line = _tombstone(dataset, fresh, (), reason, STAGE)

@@ -274,7 +274,7 @@ def test_a_stopped_run_continues(
     with pytest.raises(InputError, match=r"GL0301 .*unfinished: 2 of 4 shards are") as caught:
         Dataset(out)
     assert caught.value.hint == "run the same glint shard command to continue"
-    (out / "data" / "train-000002.tar.tmp.99").write_bytes(b"left by a kill")
+    (out / "data" / "train-000002.tar.tmp.host.99-0a1b2c").write_bytes(b"left by a kill")
     done = {
         name: (out / "data" / name).stat().st_mtime_ns
         for name in ("train-000000.tar", "train-000001.tar")
