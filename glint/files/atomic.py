@@ -17,12 +17,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import xxhash
 
 from glint.errors import BusyError, GlintError, InputError, ResourceError
 
+Read = TypeVar("Read")
 BUFFER = 1 << 20  # bytes of a file held before they are written
 # What `temporary_name` makes.
 TEMPORARY = re.compile(r".+\.tmp\.[A-Za-z0-9-]{1,32}\.\d+-[0-9a-f]{6}")
@@ -58,6 +59,44 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_error(error, path) from error
+
+
+# What these say of a path, it says the next time as well; others say nothing of what lies there.
+_SETTLED = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
+_PAUSES = (0.05, 0.2, 0.6)  # seconds before a read is tried again
+
+
+def passing(error: BaseException) -> bool:
+    """Say whether a failed read says nothing of what was to be read: EMFILE, EIO, ESTALE..."""
+    return isinstance(error, OSError) and error.errno not in _SETTLED
+
+
+def patient(read: Callable[[], Read]) -> Read:
+    """Return what `read` returns; what may pass, also a file that is away, is tried again."""
+    for pause in _PAUSES:
+        try:
+            return read()
+        except OSError as error:
+            if not passing(error) and error.errno != errno.ENOENT:
+                raise
+            time.sleep(pause)
+    return read()
+
+
+def unread(error: OSError, path: str | os.PathLike[str]) -> ResourceError:
+    """Return the error of a read that failed, whatever lies there."""
+    what = f"cannot be read: {error.strerror or error}"
+    hint = "look at the disk, the network and the limit of open files (ulimit -n)"
+    return ResourceError("GL0903", what, where=os.fspath(error.filename or path), hint=hint)
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise ResourceError GL0903 instead of OSError while `path` is read."""
+    try:
+        yield
+    except OSError as error:
+        raise unread(error, path) from error
 
 
 def sync_dir(folder: str | os.PathLike[str]) -> None:
@@ -249,10 +288,15 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def read_json(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, Any]:
-    """Read a JSON object. Raises InputError `code` where it is not one."""
+    """Read a JSON object.
+
+    Raises InputError `code` where it is not one, ResourceError GL0903 where that cannot be said.
+    """
     try:
         value = json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and passing(error):
+            raise unread(error, path) from error
         raise InputError(code, f"cannot be read: {error}", where=os.fspath(path)) from None
     if not isinstance(value, dict):
         raise InputError(code, "expected a JSON object", where=os.fspath(path))

@@ -37,11 +37,11 @@ def _open(
 ) -> Iterator[pq.ParquetFile]:
     """Open a table, the types of its columns compared with `schema`.
 
-    Raises InputError `code`, also for what is found when it is read inside.
+    Raises InputError `code`, also for what is found when it is read inside, ResourceError GL0903.
     """
     where = os.fspath(path)
     try:
-        with Path(path).open("rb") as handle:
+        with atomic.patient(lambda: Path(path).open("rb")) as handle:
             file = pq.ParquetFile(handle, **READING)
             found = file.schema_arrow
             for field in schema or ():
@@ -58,6 +58,8 @@ def _open(
     except FileNotFoundError:
         raise InputError(code, "the file is missing", where=where) from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and atomic.passing(error):
+            raise atomic.unread(error, path) from error
         what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise InputError(code, f"the table is damaged: {what}", where=where) from None
 

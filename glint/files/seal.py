@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glint.errors import InputError, ResourceError
+from glint.errors import InputError
 from glint.files import atomic
 
 FIELD = "seal"
@@ -60,8 +60,7 @@ def entry(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         return {"name": path.name, "bytes": size, "sha256": atomic.sha256_of(path)}
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        raise ResourceError("GL0903", what, where=str(path)) from error
+        raise atomic.unread(error, path) from error
 
 
 def line(before: str, value: dict[str, Any]) -> bytes:

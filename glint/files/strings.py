@@ -14,21 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from glint.errors import ResourceError
 from glint.files import atomic
 
 SUM = ".xxh3"
 BLOCK = 1 << 16  # names that are Python objects at a time
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Raise ResourceError GL0903 instead of OSError while glint's own files are read."""
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        raise ResourceError("GL0903", what, where=str(folder)) from error
 
 
 def packed(values: Iterable[bytes]) -> pa.LargeBinaryArray:
@@ -79,7 +68,7 @@ def save_names(folder: Path, name: str, names: pa.Array) -> None:
 
 def load_names(folder: Path, name: str) -> pa.Array:
     """Map what `save_names` wrote. Raises ResourceError GL0903."""
-    with reading(folder):
+    with atomic.reading(folder):
         column = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all().column(0)
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
@@ -112,6 +101,6 @@ def take_room(path: Path) -> None:
 def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
     """Map NAME.npy for reading, as a plain array: a memmap is slow to index."""
     path = folder / f"{name}.npy"
-    with reading(folder):
+    with atomic.reading(folder):
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(np.ndarray)

@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glint.errors import BusyError, MismatchError
+from glint.errors import BusyError, InputError, MismatchError
 from glint.files import atomic
 from glint.jobs import tasks
 
@@ -53,7 +52,7 @@ class Workspace:
         Writes nothing.
         """
         kind = f"glint/{self.contents}@"
-        with atomic.writing(self.root):  # for a folder that cannot be listed
+        with atomic.reading(self.root):  # for a folder that cannot be listed
             if not self.root.exists():
                 return
             if not self.root.is_dir():
@@ -143,7 +142,6 @@ def sha256(path: Path) -> str:
 def _format(path: Path) -> str:
     """Return the field `format` of a JSON file, "" where there is none."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return str(atomic.read_json(path).get("format", ""))
+    except InputError:
         return ""
-    return str(value.get("format", "")) if isinstance(value, dict) else ""

@@ -358,12 +358,18 @@ _Decoded = tuple[int, "npt.NDArray[np.uint8] | None"]
 
 
 def _decode(dataset: Source, row: int, size: int) -> _Decoded:
-    """Read and decode one image; return (status, RGB image or None)."""
+    """Read and decode one image; return (status, RGB image or None).
+
+    Damaged is what was read whole and is not what was written. Raises GlintError where it could
+    not be read whole: that says nothing of the image.
+    """
     import simplejpeg
 
     try:
         data = dataset.read(row)
     except GlintError as error:
+        if error.code != "GL0303":
+            raise
         logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
         return STATUS.index("damaged"), None
     try:

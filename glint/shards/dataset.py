@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -25,7 +26,7 @@ FORMAT = "glint/dataset@1"
 # Tables without which a folder is no dataset; take-downs.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
 TOMBSTONES = "_glint/tombstones.jsonl"
-OPEN_FILES = 256
+OPEN_FILES = 256  # or a quarter of those that the process may open
 REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
 
 
@@ -59,15 +60,29 @@ def read_sample(
     """Return the image bytes at an offset of an open shard, checked.
 
     The one way to a stored image: of `Dataset`, of the training stream, of rewrites.
-    Raises InputError GL0303, GL0903 where the shard cannot be read.
+    Raises InputError GL0303, GL0302 where the shard is too short, GL0903 where it cannot be read.
     """
     try:
-        data = atomic.pread(file, size, offset)
+        data = atomic.patient(lambda: atomic.pread(file, size, offset))
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise InputError("GL0903", what, where=where()) from None
+    if len(data) < size:
+        what = f"the shard ends early: expected {size} bytes, found {len(data)}"
+        raise InputError("GL0302", what, where=where(), hint=hint())
     check_sample(data, size, digest, where, hint)
     return data
+
+
+def open_files() -> int:
+    """Return how many shards may be open at once."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(OPEN_FILES, max(4, soft // 4)) if soft > 0 else OPEN_FILES
+
+
+def open_shard(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a shard; one that is away for a moment is waited for. Raises OSError."""
+    return atomic.patient(lambda: open(path, "rb", buffering=0))
 
 
 class Text:
@@ -256,8 +271,10 @@ class Dataset:
             return self.remote.open(shard)
         path = self.shard_path(shard)
         try:
-            return open(path, "rb", buffering=0)
+            return open_shard(path)
         except OSError as error:
+            if atomic.passing(error):
+                raise atomic.unread(error, path) from None
             what = f"cannot be opened: {error.strerror}"
             raise InputError("GL0302", what, where=str(path)) from None
 
@@ -287,7 +304,7 @@ class Dataset:
         if file is None:
             file = self.open_shard(shard)
             self._files[shard] = file
-            most = OPEN_FILES if self.remote is None else REMOTE_FILES
+            most = open_files() if self.remote is None else REMOTE_FILES
             if len(self._files) > most:
                 self._files.popitem(last=False)
             if self.remote is not None and shard + 1 < len(self.shards):

@@ -105,6 +105,8 @@ def checksum(path: Path) -> str:
     try:
         return "xxh3:" + atomic.xxh3_of(path)
     except OSError as error:
+        if atomic.passing(error):
+            raise atomic.unread(error, path) from error
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
         ) from None
@@ -115,6 +117,8 @@ def _open(path: Path, rows: int) -> Any:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and atomic.passing(error):
+            raise atomic.unread(error, path) from error
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
         ) from None

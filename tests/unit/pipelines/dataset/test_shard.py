@@ -452,7 +452,7 @@ def test_samples_that_changed_on_disk(world: Path, tmp_path: Path) -> None:
     assert path.name in str(caught.value) and f"key {data.key[row]}" in str(caught.value)
     assert len(Dataset(out).read(row, verify=False)) == data.size[row]
     path.write_bytes(block[: int(data.offset[row]) + 9])
-    with pytest.raises(InputError, match=r"GL0303 .*found 9"):
+    with pytest.raises(InputError, match=r"GL0302 .*found 9"):
         Dataset(out).read(row)
     path.unlink()
     with pytest.raises(InputError, match="GL0302"):
