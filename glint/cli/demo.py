@@ -152,7 +152,7 @@ def _clear(folder: Path) -> None:
 
 
 def _glint(title: str, args: list[str]) -> dict[str, Any]:
-    print(f"\n$ glint {' '.join(args)}", file=sys.stderr, flush=True)
+    console.tell(f"\n$ glint {' '.join(args)}")
     done = subprocess.run(
         [sys.executable, "-m", "glint", *args, "--json"],
         stdout=subprocess.PIPE,
@@ -160,11 +160,11 @@ def _glint(title: str, args: list[str]) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        print(f"the step {title!r} failed with exit code {done.returncode}", file=sys.stderr)
+        console.tell(f"the step {title!r} failed with exit code {done.returncode}")
         raise SystemExit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout)
     shown = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
-    print("  " + "  ".join(f"{k}={v}" for k, v in shown.items()), file=sys.stderr, flush=True)
+    console.tell("  " + "  ".join(f"{k}={v}" for k, v in shown.items()))
     return result
 
 

@@ -270,7 +270,8 @@ def problem(path: Path, names: Sequence[str] = (), share: tuple[int, int] = (0, 
     """Return what is wrong with the checkpoint at `path`; empty where it verifies.
 
     A text with UNREAD says nothing of it: a read failed. names: the files to check by sha256, every
-    one of the manifest by default; all must be there, at their size. share: (i, n) checks the i-th of n parts of them, as one of n ranks does.
+    one of the manifest by default; all must be there, at their size. share: (i, n) checks the i-th
+    of n parts of them, as one of n ranks does.
     """
     if not (path / MANIFEST).exists():
         return f"{MANIFEST} is missing"
