@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from glint.conflicts.groups import components
 from glint.errors import InputError
-from glint.files import atomic
+from glint.files import atomic, reads
 from glint.log import logger
 
 NAME = "decisions.jsonl"
@@ -118,7 +118,7 @@ def read(path: Path, report: str) -> list[Decision]:
 def _read(path: Path, report: str) -> tuple[list[Decision], int]:
     """Return the decisions and the length in bytes of the lines that they stand in."""
     try:
-        raw = path.read_bytes() if path.exists() else b""
+        raw = reads.whole(path) if path.exists() else b""
     except OSError as error:
         raise InputError("GL0903", f"cannot be read: {error.strerror}", where=str(path)) from None
     found: list[Decision] = []

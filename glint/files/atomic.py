@@ -17,13 +17,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 import xxhash
 
 from glint.errors import BusyError, GlintError, InputError, ResourceError
+from glint.files import reads
 
-Read = TypeVar("Read")
 BUFFER = 1 << 20  # bytes of a file held before they are written
 # What `temporary_name` makes.
 TEMPORARY = re.compile(r".+\.tmp\.[A-Za-z0-9-]{1,32}\.\d+-[0-9a-f]{6}")
@@ -61,44 +61,6 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise disk_error(error, path) from error
 
 
-# What these say of a path, it says the next time as well; others say nothing of what lies there.
-_SETTLED = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM)
-_PAUSES = (0.05, 0.2, 0.6)  # seconds before a read is tried again
-
-
-def passing(error: BaseException) -> bool:
-    """Say whether a failed read says nothing of what was to be read: EMFILE, EIO, ESTALE..."""
-    return isinstance(error, OSError) and error.errno not in _SETTLED
-
-
-def patient(read: Callable[[], Read]) -> Read:
-    """Return what `read` returns; what may pass, also a file that is away, is tried again."""
-    for pause in _PAUSES:
-        try:
-            return read()
-        except OSError as error:
-            if not passing(error) and error.errno != errno.ENOENT:
-                raise
-            time.sleep(pause)
-    return read()
-
-
-def unread(error: OSError, path: str | os.PathLike[str]) -> ResourceError:
-    """Return the error of a read that failed, whatever lies there."""
-    what = f"cannot be read: {error.strerror or error}"
-    hint = "look at the disk, the network and the limit of open files (ulimit -n)"
-    return ResourceError("GL0903", what, where=os.fspath(error.filename or path), hint=hint)
-
-
-@contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise ResourceError GL0903 instead of OSError while `path` is read."""
-    try:
-        yield
-    except OSError as error:
-        raise unread(error, path) from error
-
-
 def sync_dir(folder: str | os.PathLike[str]) -> None:
     """Make the names in `folder` last through a power cut."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -129,13 +91,13 @@ def sha256(file: IO[bytes]) -> str:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
+    with reads.open_plain(path) as file:
         return sha256(file)
 
 
 def xxh3_of(path: Path) -> str:
     """Return the xxh3-128 of a file, in hex."""
-    with path.open("rb") as file:
+    with reads.open_plain(path) as file:
         return _hashed(file, xxhash.xxh3_128())
 
 
@@ -268,14 +230,6 @@ def unlike(path: str | os.PathLike[str], what: str = "") -> ResourceError:
     return ResourceError("GL0007", what, where=os.fspath(path), hint=hint)
 
 
-def pread(fd: int, size: int, offset: int) -> bytes:
-    """Return `size` bytes at an offset of an open file, less only where it ends."""
-    data = os.pread(fd, size, offset)
-    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
-        data += more
-    return data
-
-
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file atomically; it is read back before it gets its name."""
     with read_back(path) as file:
@@ -293,10 +247,10 @@ def read_json(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, A
     Raises InputError `code` where it is not one, ResourceError GL0903 where that cannot be said.
     """
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = json.loads(reads.whole(path))
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, OSError) and passing(error):
-            raise unread(error, path) from error
+        if isinstance(error, OSError) and reads.passing(error):
+            raise reads.unread(error, path) from error
         raise InputError(code, f"cannot be read: {error}", where=os.fspath(path)) from None
     if not isinstance(value, dict):
         raise InputError(code, "expected a JSON object", where=os.fspath(path))
@@ -309,7 +263,7 @@ def journal_lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
     good = 0
     if not Path(path).exists():
         return lines, good
-    for raw in Path(path).read_bytes().splitlines(keepends=True):
+    for raw in reads.whole(path).splitlines(keepends=True):
         crc, _, body = raw.rstrip(b"\n").partition(b" ")
         if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
             break

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from glint.errors import BusyError, InputError, MismatchError
-from glint.files import atomic
+from glint.files import atomic, reads
 from glint.jobs import tasks
 
 DIFFERENT = "choose another --out, or delete this folder"
@@ -52,7 +52,7 @@ class Workspace:
         Writes nothing.
         """
         kind = f"glint/{self.contents}@"
-        with atomic.reading(self.root):  # for a folder that cannot be listed
+        with reads.reading(self.root):  # for a folder that cannot be listed
             if not self.root.exists():
                 return
             if not self.root.is_dir():
@@ -135,8 +135,7 @@ class Workspace:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a stage names it: `sha256:` and hex digits."""
-    with path.open("rb") as file:
-        return "sha256:" + atomic.sha256(file)
+    return "sha256:" + atomic.sha256_of(path)
 
 
 def _format(path: Path) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glint.errors import GlintError, InputError, MismatchError, ResourceError, UsageError
-from glint.files import atomic
+from glint.files import atomic, reads
 from glint.files.atomic import own_dir, sync_dir, write_bytes
 from glint.log import logger
 
@@ -294,7 +294,7 @@ def problem(path: Path, names: Sequence[str] = (), share: tuple[int, int] = (0, 
     except ResourceError as error:
         return error.what
     except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
-        if atomic.passing(error):
+        if reads.passing(error):
             return f"{UNREAD}{error.strerror}"  # type: ignore[union-attr]
         return f"MANIFEST.json is not readable ({type(error).__name__})"
     return ""
@@ -391,4 +391,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
-    return atomic.patient(lambda: atomic.sha256_of(path))
+    return reads.patient(lambda: atomic.sha256_of(path))

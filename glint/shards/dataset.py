@@ -18,8 +18,8 @@ import pyarrow as pa
 import xxhash
 
 from glint import schemas
-from glint.errors import InputError
-from glint.files import atomic, parquet, store
+from glint.errors import InputError, ResourceError
+from glint.files import atomic, parquet, reads, store
 from glint.shards import plan, remote
 
 FORMAT = "glint/dataset@1"
@@ -63,7 +63,7 @@ def read_sample(
     Raises InputError GL0303, GL0302 where the shard is too short, GL0903 where it cannot be read.
     """
     try:
-        data = atomic.patient(lambda: atomic.pread(file, size, offset))
+        data = reads.patient(lambda: reads.pread(file, size, offset))
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise InputError("GL0903", what, where=where()) from None
@@ -82,7 +82,7 @@ def open_files() -> int:
 
 def open_shard(path: str | os.PathLike[str]) -> IO[bytes]:
     """Open a shard; one that is away for a moment is waited for. Raises OSError."""
-    return atomic.patient(lambda: open(path, "rb", buffering=0))
+    return reads.patient(lambda: reads.open_plain(path, buffering=0))
 
 
 class Text:
@@ -165,6 +165,11 @@ class Dataset:
             raise InputError("GL0301", what, where=str(path)) from None
         if any("/" in name or name in ("", ".", "..") for name in self.shards):
             raise InputError("GL0301", "a shard's name is not a plain file name", where=str(path))
+        for count, table in ((self.n, TABLES[0]), (self.classes, TABLES[1])):
+            there = self.root / table
+            if there.is_file():  # else its reader says so
+                where, size = f"{path}: {table}", there.stat().st_size
+                parquet.check_claim(count, size, where, "GL0301")
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +188,7 @@ class Dataset:
     def column(self, name: str) -> pa.ChunkedArray:
         """Read one column of the index, whole. Raises InputError GL0301."""
         path = self.root / "samples.parquet"
-        found = parquet.read(path, schemas.SAMPLES, columns=[name]).column(name)
+        found = parquet.read(path, schemas.SAMPLES, columns=[name], rows=self.n).column(name)
         if len(found) != self.n or found.null_count:
             what = f"column {name} has {len(found)} cells, {found.null_count} of them empty; "
             what += f"the manifest says {self.n} samples"
@@ -254,7 +259,7 @@ class Dataset:
 
     def identities(self) -> pa.Table:
         """Return the identities table: row i is label i."""
-        return parquet.read(self.root / "identities.parquet", schemas.IDENTITIES)
+        return parquet.read(self.root / TABLES[1], schemas.IDENTITIES, rows=self.classes)
 
     def shard_path(self, shard: int) -> Path:
         """Return the path of one shard; one in a store is fetched into the cache first.
@@ -273,8 +278,8 @@ class Dataset:
         try:
             return open_shard(path)
         except OSError as error:
-            if atomic.passing(error):
-                raise atomic.unread(error, path) from None
+            if reads.passing(error):
+                raise reads.unread(error, path) from None
             what = f"cannot be opened: {error.strerror}"
             raise InputError("GL0302", what, where=str(path)) from None
 
@@ -302,7 +307,11 @@ class Dataset:
     def _open(self, shard: int) -> IO[bytes]:
         file = self._files.get(shard)
         if file is None:
-            file = self.open_shard(shard)
+            try:
+                file = self.open_shard(shard)
+            except ResourceError:
+                self._files.clear()  # if too many are open: these are the dataset's own
+                file = self.open_shard(shard)
             self._files[shard] = file
             most = open_files() if self.remote is None else REMOTE_FILES
             if len(self._files) > most:

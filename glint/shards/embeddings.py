@@ -9,7 +9,6 @@ last, holds the checksums of both arrays.
 from __future__ import annotations
 
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import numpy.typing as npt
 import xxhash
 
 from glint.errors import InputError, MismatchError
-from glint.files import atomic
-from glint.files.strings import new_array, take_room
+from glint.files import atomic, reads
+from glint.files.strings import load_arrays, new_array, take_room
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 ARRAYS = ("samples.npy", "centres.npy")
@@ -105,8 +104,8 @@ def checksum(path: Path) -> str:
     try:
         return "xxh3:" + atomic.xxh3_of(path)
     except OSError as error:
-        if atomic.passing(error):
-            raise atomic.unread(error, path) from error
+        if reads.passing(error):
+            raise reads.unread(error, path) from error
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
         ) from None
@@ -115,10 +114,11 @@ def checksum(path: Path) -> str:
 def _open(path: Path, rows: int) -> Any:
     """Map a two-dimensional float .npy with `rows` rows. Raises InputError for anything else."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with reads.open_plain(path):  # numpy would wait for a pipe
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and atomic.passing(error):
-            raise atomic.unread(error, path) from error
+        if isinstance(error, OSError) and reads.passing(error):
+            raise reads.unread(error, path) from error
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
         ) from None
@@ -222,9 +222,9 @@ class Rows:
         """Take the rows of a block from its file; return whether they were there and whole."""
         cut = self._cut(number)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                part = [file[name] for name in ("sample", "norm", "status")]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            file = load_arrays(path)
+            part = [file[name] for name in ("sample", "norm", "status")]
+        except (OSError, ValueError, KeyError):
             return False
         arrays = (self.sample_ND, self.norm_N, self.status_N)
         for array, rows in zip(arrays, part):

@@ -25,7 +25,7 @@ import xxhash
 
 from glint import schemas
 from glint.errors import BusyError, InputError, ResourceError
-from glint.files import atomic, parquet
+from glint.files import atomic, parquet, reads
 from glint.log import logger
 from glint.shards.dataset import Dataset
 
@@ -107,7 +107,7 @@ def fingerprint(dataset: Dataset) -> str:
     path = dataset.root / "samples.parquet"
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with reads.open_plain(path) as file:
             file.seek(max(0, size - (64 << 10)))
             tail = file.read()
     except OSError as error:
@@ -172,7 +172,7 @@ def _sum(about: dict[str, Any], body: str) -> str:
 def _mapped(path: Path) -> Columns | None:
     """Map a file of columns; None where there is none that is whole."""
     try:
-        with path.open("rb") as file:
+        with reads.open_plain(path) as file:
             head = json.loads(file.read(_PAGE).rstrip(b"\0"))
             size = path.stat().st_size
             if head["format"] != FORMAT or head["bytes"] != size:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from glint.errors import MismatchError, ResourceError
-from glint.files import atomic
+from glint.files import atomic, reads
 from glint.models import checkpoint
 from glint.models.checkpoint import problem
 
@@ -161,7 +161,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(
             raise OSError(code, os.strerror(code))
         return real(path)
 
-    monkeypatch.setattr(atomic, "_PAUSES", (), raising=False)
+    monkeypatch.setattr(reads, "_PAUSES", (), raising=False)
     monkeypatch.setattr(atomic, "sha256_of", fail)
     for look in (checkpoint.newest, checkpoint.find):
         with pytest.raises(ResourceError, match="GL0903") as caught:

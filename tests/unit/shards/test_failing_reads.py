@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from glint.errors import InputError, ResourceError
-from glint.files import atomic, parquet
+from glint.files import atomic, parquet, reads
 from glint.pipelines import embed
 from glint.pipelines.dataset import shard as stage
 from glint.shards import embeddings, recordio
@@ -135,7 +135,7 @@ def rows(out: Path) -> tuple[bytes, int]:
 def test_a_shard_that_is_away_stops_embed_and_costs_no_row(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(atomic, "_PAUSES", (0.01, 0.01), raising=False)
+    monkeypatch.setattr(reads, "_PAUSES", (0.01, 0.01), raising=False)
     embed.embed(Dataset(many), Counter(), tmp_path / "whole")
     assert rows(tmp_path / "whole")[1] == 0
     path = many / "data/train-000030.tar"
@@ -168,8 +168,8 @@ def test_reads_that_go_on_failing_stop_embed(
     def fail(*_: object) -> bytes:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(atomic, "_PAUSES", (0.01, 0.01), raising=False)
-    monkeypatch.setattr(atomic, "pread", fail)
+    monkeypatch.setattr(reads, "_PAUSES", (0.01, 0.01), raising=False)
+    monkeypatch.setattr(reads, "pread", fail)
     with pytest.raises(InputError, match=r"GL0903.*cannot be read"):
         embed.embed(Dataset(many), Counter(), tmp_path / "out")
     assert not (tmp_path / "out/embeddings.json").exists()
@@ -196,8 +196,8 @@ def test_a_table_that_cannot_be_opened_is_not_called_damaged(
         raise OSError(code, os.strerror(code))
 
     data = Dataset(many)
-    monkeypatch.setattr(atomic, "_PAUSES", (0.01,), raising=False)
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(reads, "_PAUSES", (0.01,), raising=False)
+    monkeypatch.setattr(os, "open", fail)
     for read in (
         lambda: data.label,
         lambda: parquet.read(many / "identities.parquet"),
