@@ -55,6 +55,7 @@ def root(
 
 def main() -> None:
     """Run the command line."""
+    _open_standard()
     from glint.cli import commands, console
     from glint.errors import ResourceError, UsageError
 
@@ -90,6 +91,17 @@ def main() -> None:
             console.print_json(console.failure(UsageError("GL0002", error.format_message())))
         code = 2
     raise SystemExit(code or 0)
+
+
+def _open_standard() -> None:
+    """Let no file of glint's get the number of a standard stream that was closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _mute() -> None:

@@ -32,6 +32,11 @@ TEMPORARY = re.compile(r".+\.tmp\.[A-Za-z0-9-]{1,32}\.\d+-[0-9a-f]{6}")
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
     """Turn a failed write into the error that people read."""
     where = os.fspath(error.filename or path)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return reads.unread(error, path)
+    if error.errno == errno.EIO:
+        what = "the disk failed: Input/output error"
+        return ResourceError("GL0007", what, where=where, hint="look at the disk, then try again")
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("GL0007", f"cannot write: {error.strerror or error}", where=where)
     what, hint = "no space is left on the device", "free some space"

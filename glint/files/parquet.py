@@ -113,6 +113,12 @@ def read(
         return file.read(columns=None if columns is None else list(columns), use_threads=False)
 
 
+def names(path: str | os.PathLike[str], code: str = "GL0301") -> list[str]:
+    """Return the names of a table's columns. Raises InputError `code`."""
+    with _open(path, None, None, code) as file:
+        return list(file.schema_arrow.names)
+
+
 def scan(
     path: str | os.PathLike[str],
     schema: pa.Schema,

@@ -72,7 +72,11 @@ def save_names(folder: Path, name: str, names: pa.Array) -> None:
 def load_names(folder: Path, name: str) -> pa.Array:
     """Map what `save_names` wrote. Raises ResourceError GL0903."""
     with reads.reading(folder):
-        column = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all().column(0)
+        column = (
+            pa.ipc.open_file(pa.memory_map(os.fsencode(folder / f"{name}.arrow")))
+            .read_all()
+            .column(0)
+        )
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +91,20 @@ class Workspace:
     def held(self, task: tasks.Task | None = None) -> Iterator[atomic.Held]:
         """Hold the folder: alone, or with other tasks; alone, half files of killed runs go.
 
+        Embeddings and what is found by them are biometric: what is made meanwhile is its owner's.
         Raises BusyError GL0005, GL0004 where the private folder is a link.
         """
+        before = os.umask(0o077)
+        if self.contents == "run":
+            os.umask(before)
+        try:
+            with self._held(task) as held:
+                yield held
+        finally:
+            os.umask(before)
+
+    @contextmanager
+    def _held(self, task: tasks.Task | None) -> Iterator[atomic.Held]:
         atomic.own_dir(self.work)
         with tasks.claim(self.work, task) as held:
             for folder in (self.root, self.work) if task is None else ():

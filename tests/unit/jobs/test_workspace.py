@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,19 @@ def test_half_files_of_killed_runs_go(tmp_path: Path) -> None:
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"_glint", "mine.tmp.txt"}
     assert {path.name for path in space.work.iterdir()} == {"lock", "plan.json"}
+
+
+def test_what_is_biometric_is_its_owner_s(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        for contents, mode in (("embeddings", 0o600), ("conflicts", 0o600), ("run", 0o644)):
+            space = Workspace(tmp_path / contents, contents)
+            with space.held():
+                space.begin(PLAN)
+                atomic.write_bytes(tmp_path / contents / "faces.parquet", b"faces")
+            found = (tmp_path / contents / "faces.parquet").stat().st_mode & 0o777
+            assert (found, space.plan.stat().st_mode & 0o777) == (mode, mode)
+            assert bool((tmp_path / contents).stat().st_mode & 0o077) == (contents == "run")
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
