@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -54,9 +55,13 @@ def root(
 
 def main() -> None:
     """Run the command line."""
+    _open_standard()
     from glint.cli import commands, console
     from glint.errors import ResourceError, UsageError
 
+    for stream in (sys.stdout, sys.stderr):  # ASCII, say: a name in another script is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     commands.register(app)
     try:
         code = app(standalone_mode=False)
@@ -80,11 +85,23 @@ def main() -> None:
     except Exception as error:  # the parser's own: its class is typer's or click's, by version
         if not hasattr(error, "format_message"):
             raise
-        error.show()  # type: ignore[attr-defined]
+        error.show(file := io.StringIO())  # type: ignore[attr-defined]
+        console.tell(file.getvalue().rstrip("\n"))
         if "--json" in sys.argv[1:]:
             console.print_json(console.failure(UsageError("GL0002", error.format_message())))
         code = 2
     raise SystemExit(code or 0)
+
+
+def _open_standard() -> None:
+    """Let no file of glint's get the number of a standard stream that was closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _mute() -> None:

@@ -134,11 +134,9 @@ def review(
 
         with stage.opened(folder, port=port) as server:
             before = len(server.book.decisions)
-            print(f"open {server.invite()}", file=sys.stderr)
-            print(
-                "the link works once; the page can make more links; Ctrl-C ends the review",
-                file=sys.stderr,
-                flush=True,
+            console.tell(f"open {server.invite()}")
+            console.tell(
+                "the link works once; the page can make more links; Ctrl-C ends the review"
             )
             _serve(server)
             made = server.book.decisions

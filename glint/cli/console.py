@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -25,6 +27,8 @@ from glint.results import Result, to_json
 
 if TYPE_CHECKING:
     from glint.results.models import Error
+
+PAGES = ("text", "job")  # fields that hold many lines
 
 Answer = TypeVar("Answer", bound=Result | None)
 
@@ -90,6 +94,25 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun if n == 1 else noun[:-1] + ending}"
 
 
+def tell(text: str, *, error: bool = True) -> None:
+    """Print text, on stderr or stdout: all that people read of a command, foreign names in it."""
+    print(log.plain(text), file=sys.stderr if error else sys.stdout, flush=error)
+
+
+def single_lines(value: Any) -> Any:
+    """Return a result whose texts are a line each: a foreign name begins no line of its own."""
+    if isinstance(value, str):
+        return value.replace("\n", "\\n")
+    if is_dataclass(value) and not isinstance(value, type):
+        held = {one.name: getattr(value, one.name) for one in fields(value) if one.init}
+        return replace(value, **{k: v if k in PAGES else single_lines(v) for k, v in held.items()})
+    if isinstance(value, list | tuple):
+        return type(value)(map(single_lines, value))
+    if isinstance(value, dict):
+        return {single_lines(k): single_lines(v) for k, v in value.items()}
+    return value
+
+
 def print_json(answer: Result) -> None:
     """Print the one JSON object of a command."""
     print(json.dumps(to_json(answer)))
@@ -111,9 +134,9 @@ def failure(error: GlintError) -> Error:
 
 def fail(error: GlintError) -> NoReturn:
     """Print an error as people read it and leave with its exit code."""
-    print(f"error {error}", file=sys.stderr)
+    tell(re.sub(r"\n(?!  )", r"\\n", f"error {error}"))  # of several mistakes, lines are indented
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        tell(f"hint: {error.hint}")
     raise SystemExit(error.exit_code)
 
 
@@ -149,12 +172,12 @@ def run(
             traceback.print_exception(error)
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         raise SystemExit(130) from None
     if as_json and result is not None:
         print_json(result)
     elif say is not None:
-        print(say(result))
+        tell(say(single_lines(result)), error=False)
 
 
 @contextmanager
@@ -167,7 +190,7 @@ def progress(title: str) -> Iterator[Progress]:
 
             def show(done: int, total: int, note: str = "") -> None:
                 bar.total, bar.initial = total, bar.initial if bar.n else done
-                bar.set_postfix_str(note, refresh=False)
+                bar.set_postfix_str(log.plain(note), refresh=False)
                 bar.update(done - bar.n)
 
             yield show
@@ -183,6 +206,6 @@ def progress(title: str) -> Iterator[Progress]:
             last = now
             rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
             left = f" ETA {timedelta(seconds=round((total - done) / rate))}" if rate else ""
-            print(f"{title} {done}/{total} {note}".rstrip() + left, file=sys.stderr)
+            tell(f"{title} {done}/{total} {note}".rstrip() + left)
 
     yield line

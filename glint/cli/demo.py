@@ -46,6 +46,9 @@ def demo(
     )
 
 
+MADE = {"world", "data", "runs", "embeddings", "conflicts", "model.onnx", "summary.json"}
+
+
 class _Steps:
     """Runs commands, one after the other, and notes how long each took."""
 
@@ -135,7 +138,8 @@ def _clear(folder: Path) -> None:
     """Make the folder, empty. Raises BusyError GL0004 where it holds anything but a demo."""
     from glint.errors import BusyError
 
-    if folder.exists() and any(folder.iterdir()) and not (folder / "summary.json").exists():
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names and ("summary.json" not in names or names - MADE):
         raise BusyError(
             "GL0004",
             "the folder is not empty and holds no finished demo",
@@ -148,7 +152,7 @@ def _clear(folder: Path) -> None:
 
 
 def _glint(title: str, args: list[str]) -> dict[str, Any]:
-    print(f"\n$ glint {' '.join(args)}", file=sys.stderr, flush=True)
+    console.tell(f"\n$ glint {' '.join(args)}")
     done = subprocess.run(
         [sys.executable, "-m", "glint", *args, "--json"],
         stdout=subprocess.PIPE,
@@ -156,11 +160,11 @@ def _glint(title: str, args: list[str]) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        print(f"the step {title!r} failed with exit code {done.returncode}", file=sys.stderr)
+        console.tell(f"the step {title!r} failed with exit code {done.returncode}")
         raise SystemExit(done.returncode)
     result: dict[str, Any] = json.loads(done.stdout)
     shown = {k: v for k, v in result.items() if not isinstance(v, dict | list)}
-    print("  " + "  ".join(f"{k}={v}" for k, v in shown.items()), file=sys.stderr, flush=True)
+    console.tell("  " + "  ".join(f"{k}={v}" for k, v in shown.items()))
     return result
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import shlex
 from enum import Enum
@@ -16,7 +16,7 @@ from glint.cli import console
 if TYPE_CHECKING:
     from glint.results import models as results
 
-TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")  # as sbatch reads it
+TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")  # as sbatch reads it
 
 
 class Kind(str, Enum):
@@ -67,7 +67,7 @@ def launch(
         for value in change:
             command += ["--set", value]
         name = "glint-" + "".join(
-            c if c.isalnum() else "-" for c in Path(recipe).stem.lower()
+            c if c.isascii() and c.isalnum() else "-" for c in Path(recipe).stem.lower()
         ).strip("-")
         made = slurm if kind is Kind.slurm else k8s
         job = made(name[:50].rstrip("-"), command, nodes, gpus, time if made is slurm else image)
@@ -79,6 +79,24 @@ def launch(
         debug=debug,
         say=lambda result: str(result.job).rstrip() if print_ else "",
     )
+
+
+def _shell(command: list[str]) -> str:
+    """Write a command as bash takes it back, whatever is in its words; all of it printable."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _ansi(word) for word in command)
+
+
+def _ansi(word: str) -> str:
+    plain = (
+        chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\x{b:02x}" for b in os.fsencode(word)
+    )
+    return f"$'{''.join(plain)}'"
+
+
+def _yaml(text: str) -> str:
+    """Write a text as YAML takes it back: in double quotes, with what is not printable escaped."""
+    safe = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(safe)}"'
 
 
 def slurm(name: str, command: list[str], nodes: int, gpus: int, time: str) -> str:
@@ -94,7 +112,7 @@ def slurm(name: str, command: list[str], nodes: int, gpus: int, time: str) -> st
 #SBATCH --signal=USR1@300
 # Five minutes before the limit, and on preemption, every rank gets a signal, saves and leaves with
 # 75; the job is queued again and continues. The folder must be one that all machines see.
-srun --kill-on-bad-exit=1 {shlex.join(command)}
+srun --kill-on-bad-exit=1 {_shell(command)}
 code=$?
 if [ $code -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
@@ -104,8 +122,11 @@ exit $code
 
 
 def k8s(name: str, command: list[str], nodes: int, gpus: int, image: str) -> str:
-    """Return an indexed Job and the headless service through which its pods connect."""
-    inner = shlex.join(command) + f" --nproc {gpus}"
+    """Return an indexed Job and the headless service through which its pods connect.
+
+    Kubernetes itself reads `$(NAME)` and `$$` in arguments: a dollar of the command is doubled.
+    """
+    inner = _shell(command).replace("$", "$$") + f" --nproc {gpus}"
     if nodes > 1:
         inner += (
             f" --nnodes {nodes} --node-rank $JOB_COMPLETION_INDEX --master {name}-0.{name}:29400"
@@ -147,10 +168,10 @@ spec:
       terminationGracePeriodSeconds: 300
       containers:
       - name: train
-        image: {json.dumps(image)}
+        image: {_yaml(image)}
         command: ["/bin/bash", "-c"]
         args:
-        - exec {inner}
+        - {_yaml(f"exec {inner}")}
         resources:
           limits:
             nvidia.com/gpu: {gpus}

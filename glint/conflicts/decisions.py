@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from glint.conflicts.groups import components
 from glint.errors import InputError
-from glint.files import atomic
+from glint.files import atomic, reads
 from glint.log import logger
 
 NAME = "decisions.jsonl"
@@ -179,7 +179,7 @@ def read(path: Path, report: str) -> list[Said]:
 def _read(path: Path, report: str) -> tuple[list[Said], int]:
     """Return the decisions and the length in bytes of the lines that they stand in."""
     try:
-        raw = path.read_bytes() if path.exists() else b""
+        raw = reads.whole(path) if path.exists() else b""
     except OSError as error:
         raise InputError("GL0903", f"cannot be read: {error.strerror}", where=str(path)) from None
     found: list[Said] = []
@@ -204,11 +204,14 @@ class Book:
 
     def __init__(self, path: Path, report: str) -> None:
         self.path, self.report = path, report
+        if path.is_symlink():
+            raise atomic.foreign(path, "a file")
         self.decisions, good = _read(path, report)
         self._seq = max((d.seq for d in self.decisions), default=0)
         with atomic.writing(path):
             fresh = not path.exists()
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.fdopen(atomic.open_own(path, flags), "ab", buffering=0)
             os.fchmod(self._file.fileno(), 0o600)
             self._file.truncate(good)
             if good and path.read_bytes()[good - 1 : good] != b"\n":  # edited by hand

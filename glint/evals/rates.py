@@ -26,11 +26,17 @@ def unit(x_nD: np.ndarray) -> np.ndarray:
 
 
 def squared_distance(a_nD: np.ndarray, b_nD: np.ndarray, block: int = 512) -> np.ndarray:
-    """Measure each pair in float64, `block` pairs at a time; rows need not have length 1."""
+    """Measure each pair in float64, `block` pairs at a time; rows need not have length 1.
+
+    A row of zeros is a face that was not found: no pair of it is alike (4, the largest).
+    """
     distance_n = np.empty(len(a_nD))
     for at in range(0, len(a_nD), block):
         part = slice(at, at + block)
-        distance_n[part] = np.square(unit(a_nD[part]) - unit(b_nD[part])).sum(1)
+        a_mD, b_mD = unit(a_nD[part]), unit(b_nD[part])
+        distance_m = np.square(a_mD - b_mD).sum(1)
+        distance_m[~(a_mD.any(1) & b_mD.any(1))] = 4
+        distance_n[part] = distance_m
     return distance_n
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,13 +22,21 @@ from typing import IO, Any
 import xxhash
 
 from glint.errors import BusyError, GlintError, InputError, ResourceError
+from glint.files import reads
 
 BUFFER = 1 << 20  # bytes of a file held before they are written
+# What `temporary_name` makes.
+TEMPORARY = re.compile(r".+\.tmp\.[A-Za-z0-9-]{1,32}\.\d+-[0-9a-f]{6}")
 
 
 def disk_error(error: OSError, path: str | os.PathLike[str]) -> GlintError:
     """Turn a failed write into the error that people read."""
     where = os.fspath(error.filename or path)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return reads.unread(error, path)
+    if error.errno == errno.EIO:
+        what = "the disk failed: Input/output error"
+        return ResourceError("GL0007", what, where=where, hint="look at the disk, then try again")
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError("GL0007", f"cannot write: {error.strerror or error}", where=where)
     what, hint = "no space is left on the device", "free some space"
@@ -87,13 +96,13 @@ def sha256(file: IO[bytes]) -> str:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
+    with reads.open_plain(path) as file:
         return sha256(file)
 
 
 def xxh3_of(path: Path) -> str:
     """Return the xxh3-128 of a file, in hex."""
-    with path.open("rb") as file:
+    with reads.open_plain(path) as file:
         return _hashed(file, xxhash.xxh3_128())
 
 
@@ -104,6 +113,47 @@ def make_dir(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for made in missing:
             sync_dir(made.parent)
+
+
+def foreign(path: str | os.PathLike[str], expected: str) -> BusyError:
+    """Return the error of something that glint did not make and will not write to."""
+    found = "a symbolic link" if Path(path).is_symlink() else "something else"
+    what = f"expected {expected} of glint's own, found {found}"
+    hint = "take it away; to keep an output elsewhere, let its whole folder be the link"
+    return BusyError("GL0004", what, where=os.fspath(path), hint=hint)
+
+
+def own_dir(folder: Path) -> None:
+    """Create a private folder, durably. Raises BusyError GL0004 where it is a link or no folder."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise foreign(folder, "a folder")
+    make_dir(folder)
+
+
+def open_own(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int:
+    """Open a private file for writing, following no link; return its descriptor.
+
+    Raises BusyError GL0004 for a link and for what is no plain file, ResourceError.
+    """
+    with writing(path):
+        try:
+            fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise foreign(path, "a file") from None
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise foreign(path, "a file")
+    return fd
+
+
+def sweep(folder: Path) -> None:
+    """Remove half files of processes that were killed; whoever calls holds the output alone."""
+    with writing(folder):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def temporary_name(path: Path) -> Path:
@@ -185,14 +235,6 @@ def unlike(path: str | os.PathLike[str], what: str = "") -> ResourceError:
     return ResourceError("GL0007", what, where=os.fspath(path), hint=hint)
 
 
-def pread(fd: int, size: int, offset: int) -> bytes:
-    """Return `size` bytes at an offset of an open file, less only where it ends."""
-    data = os.pread(fd, size, offset)
-    while len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
-        data += more
-    return data
-
-
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file atomically; it is read back before it gets its name."""
     with read_back(path) as file:
@@ -205,10 +247,15 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def read_json(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, Any]:
-    """Read a JSON object. Raises InputError `code` where it is not one."""
+    """Read a JSON object.
+
+    Raises InputError `code` where it is not one, ResourceError GL0903 where that cannot be said.
+    """
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = json.loads(reads.whole(path))
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and reads.passing(error):
+            raise reads.unread(error, path) from error
         raise InputError(code, f"cannot be read: {error}", where=os.fspath(path)) from None
     if not isinstance(value, dict):
         raise InputError(code, "expected a JSON object", where=os.fspath(path))
@@ -221,7 +268,7 @@ def journal_lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], i
     good = 0
     if not Path(path).exists():
         return lines, good
-    for raw in Path(path).read_bytes().splitlines(keepends=True):
+    for raw in reads.whole(path).splitlines(keepends=True):
         crc, _, body = raw.rstrip(b"\n").partition(b" ")
         if not raw.endswith(b"\n") or crc != b"%08x" % zlib.crc32(body):
             break
@@ -235,10 +282,13 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_symlink():
+            raise foreign(self.path, "a file")
         self.lines, good = journal_lines(self.path)
         with writing(self.path):
             fresh = not self.path.exists()
-            self._file = open(self.path, "ab")  # noqa: SIM115
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.fdopen(open_own(self.path, flags), "ab")
             if good < self._file.tell():
                 self._file.truncate(good)
             if fresh:
@@ -265,8 +315,7 @@ class Held:
     def __init__(self, path: str | os.PathLike[str], shared: bool) -> None:
         self.path, self.shared, self._taken = os.fspath(path), shared, False
         self._process = os.getpid()
-        with writing(path):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = open_own(path, os.O_RDWR | os.O_CREAT, 0o644)
 
     def take(self, wait: float) -> None:
         """Take the lock, within `wait` seconds. Raises BusyError GL0005, ResourceError GL0007."""

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from glint.errors import InputError, ResourceError
-from glint.files import atomic
+from glint.errors import InputError
+from glint.files import atomic, reads
 
 FIELD = "seal"
 
@@ -45,7 +45,7 @@ def check(path: str | os.PathLike[str], code: str = "GL0301") -> dict[str, Any]:
     if expected[FIELD] != value[FIELD]:
         what = f"expected the seal {expected[FIELD]}, found {value[FIELD]}"
         raise InputError(code, what, where=os.fspath(path))
-    if Path(path).read_bytes() != spell(expected):
+    if reads.whole(path) != spell(expected):
         what = "expected the spelling that glint writes, found another"
         raise InputError(code, what, where=os.fspath(path))
     return value
@@ -60,8 +60,7 @@ def entry(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         return {"name": path.name, "bytes": size, "sha256": atomic.sha256_of(path)}
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        raise ResourceError("GL0903", what, where=str(path)) from error
+        raise reads.unread(error, path) from error
 
 
 def line(before: str, value: dict[str, Any]) -> bytes:
@@ -80,7 +79,7 @@ def lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int | Non
     path, at, before = Path(path), 0, ""
     if not path.exists():
         return good, None
-    for raw in path.read_bytes().splitlines(keepends=True):
+    for raw in reads.whole(path).splitlines(keepends=True):
         try:
             value = json.loads(raw)
             if line(before, value) != raw:

@@ -297,7 +297,7 @@ def _connect(store: Store) -> tuple[Any, str]:
         what = f"no client for {store.scheme}:// is installed: {clean(str(error))[:200]}"
         hint = "for s3://: pip install 'glint-faces[s3]'"
         raise UsageError("GL0003", what, where=store.shown, hint=hint) from None
-    except (ValueError, OSError) as error:
+    except Exception as error:  # each client has its own
         what = f"not a usable URL: {clean(str(error))[:200]}"
         raise UsageError("GL0002", what, where=store.shown) from None
     return fs, str(path).rstrip("/")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -14,21 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from glint.errors import ResourceError
-from glint.files import atomic
+from glint.files import atomic, reads
 
 SUM = ".xxh3"
 BLOCK = 1 << 16  # names that are Python objects at a time
-
-
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Raise ResourceError GL0903 instead of OSError while glint's own files are read."""
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        raise ResourceError("GL0903", what, where=str(folder)) from error
 
 
 def packed(values: Iterable[bytes]) -> pa.LargeBinaryArray:
@@ -79,8 +71,12 @@ def save_names(folder: Path, name: str, names: pa.Array) -> None:
 
 def load_names(folder: Path, name: str) -> pa.Array:
     """Map what `save_names` wrote. Raises ResourceError GL0903."""
-    with reading(folder):
-        column = pa.ipc.open_file(pa.memory_map(str(folder / f"{name}.arrow"))).read_all().column(0)
+    with reads.reading(folder):
+        column = (
+            pa.ipc.open_file(pa.memory_map(os.fsencode(folder / f"{name}.arrow")))
+            .read_all()
+            .column(0)
+        )
     return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
@@ -109,9 +105,39 @@ def take_room(path: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
+def load_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read what `np.savez` wrote.
+
+    Raises OSError, and ValueError for another archive: also before it takes more memory than the
+    file has bytes.
+    """
+    arrays = {}
+    try:
+        with reads.open_plain(path) as file, zipfile.ZipFile(file) as archive:
+            left = path.stat().st_size
+            for member in archive.infolist():
+                left -= member.file_size
+                if member.compress_type != zipfile.ZIP_STORED or left < 0:
+                    raise ValueError(f"{member.filename} claims {member.file_size} bytes")
+                data = archive.read(member)
+                form = np.lib.format
+                read = io.BytesIO(data)
+                version = form.read_magic(read)
+                head = form.read_array_header_1_0 if version == (1, 0) else None
+                shape, _, dtype = (head or form.read_array_header_2_0)(read)
+                if math.prod(shape) * dtype.itemsize > len(data):
+                    raise ValueError(f"{member.filename} claims an array of {shape}")
+                read.seek(0)
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = form.read_array(read, allow_pickle=False)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ValueError(str(error)) from None
+    return arrays
+
+
 def load_array(folder: Path, name: str) -> npt.NDArray[Any]:
     """Map NAME.npy for reading, as a plain array: a memmap is slow to index."""
     path = folder / f"{name}.npy"
-    with reading(folder):
+    with reads.reading(folder):
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.view(np.ndarray)

@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from glint.errors import BusyError, MismatchError
-from glint.files import atomic
+from glint.errors import BusyError, InputError, MismatchError
+from glint.files import atomic, reads
 from glint.jobs import tasks
 
 DIFFERENT = "choose another --out, or delete this folder"
@@ -53,13 +53,15 @@ class Workspace:
         Writes nothing.
         """
         kind = f"glint/{self.contents}@"
-        with atomic.writing(self.root):  # for a folder that cannot be listed
+        with reads.reading(self.root):  # for a folder that cannot be listed
             if not self.root.exists():
                 return
             if not self.root.is_dir():
                 found = "expected a folder, found a file"
             elif _format(self.root / "manifest.json").startswith("glint/dataset@"):
                 found = f"this is a dataset, not a folder for {self.contents}"
+            elif link := next((path for path in self._private() if path.is_symlink()), None):
+                raise atomic.foreign(link, "a file or folder")
             elif self._unbegun() or any(
                 _format(mark).startswith(kind) for mark in (self.result, self.plan)
             ):
@@ -67,6 +69,12 @@ class Workspace:
             else:
                 found = f"the folder is not empty and holds no {self.contents}"
         raise BusyError("GL0004", found, where=str(self.root), hint="choose another --out")
+
+    def _private(self) -> Iterator[Path]:
+        """Yield the private folder and what is in it, no link followed."""
+        yield self.work
+        if self.work.is_dir() and not self.work.is_symlink():
+            yield from self.work.iterdir()
 
     def _unbegun(self) -> bool:
         """Return whether nothing is there but, at most, a lock: no run began to write."""
@@ -81,9 +89,26 @@ class Workspace:
 
     @contextmanager
     def held(self, task: tasks.Task | None = None) -> Iterator[atomic.Held]:
-        """Hold the folder: alone, or with other tasks. Raises BusyError GL0005."""
-        atomic.make_dir(self.work)
+        """Hold the folder: alone, or with other tasks; alone, half files of killed runs go.
+
+        Embeddings and what is found by them are biometric: what is made meanwhile is its owner's.
+        Raises BusyError GL0005, GL0004 where the private folder is a link.
+        """
+        before = os.umask(0o077)
+        if self.contents == "run":
+            os.umask(before)
+        try:
+            with self._held(task) as held:
+                yield held
+        finally:
+            os.umask(before)
+
+    @contextmanager
+    def _held(self, task: tasks.Task | None) -> Iterator[atomic.Held]:
+        atomic.own_dir(self.work)
         with tasks.claim(self.work, task) as held:
+            for folder in (self.root, self.work) if task is None else ():
+                atomic.sweep(folder)
             yield held
 
     def begin(self, plan: dict[str, Any]) -> None:
@@ -123,14 +148,12 @@ class Workspace:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a stage names it: `sha256:` and hex digits."""
-    with path.open("rb") as file:
-        return "sha256:" + atomic.sha256(file)
+    return "sha256:" + atomic.sha256_of(path)
 
 
 def _format(path: Path) -> str:
     """Return the field `format` of a JSON file, "" where there is none."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return str(atomic.read_json(path).get("format", ""))
+    except InputError:
         return ""
-    return str(value.get("format", "")) if isinstance(value, dict) else ""

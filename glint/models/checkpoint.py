@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from glint.errors import GlintError, InputError, MismatchError, ResourceError, UsageError
-from glint.files import atomic
-from glint.files.atomic import make_dir, sync_dir, write_bytes
+from glint.files import atomic, reads
+from glint.files.atomic import own_dir, sync_dir, write_bytes
 from glint.log import logger
 
 if TYPE_CHECKING:  # torch is loaded where tensors are: listing and verifying need none
@@ -37,6 +37,7 @@ WEIGHTS = "backbone.safetensors"
 AVERAGED = "ema.safetensors"  # the moving average of the weights, where a run keeps one
 NAME = re.compile(r"step-(\d{8})")
 SUM = ".sha256"  # of the rows of another rank, until the manifest has it
+UNREAD = "cannot be read: "
 WORDS = 500  # bytes of a problem that the other ranks get
 HEADER = 8 << 20  # bytes of a file's list of tensors; that of the largest net takes 0.1 MiB
 
@@ -73,7 +74,7 @@ def save(
 
     meet: waits for every rank; averaged: the moving average of the backbone, where there is one;
     head: (start, stop, tensors whose first dimension is stop - start). Older checkpoints beyond
-    the `keep` newest are removed after the new one is complete.
+    the `keep` newest that verify are removed after the new one is complete.
     Raises ResourceError GL0901 on every rank where one of them cannot write (nothing half-written
     stays valid).
     """
@@ -81,7 +82,7 @@ def save(
     partial = folder / f".{final.name}.partial"
 
     def begin() -> None:
-        make_dir(folder)
+        own_dir(folder)
         for left in folder.glob(".step-*.partial"):  # of runs that were killed
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
@@ -116,8 +117,7 @@ def save(
             shutil.rmtree(final)
         partial.rename(final)
         sync_dir(folder)
-        for old in all_in(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        _prune(folder, final, keep)
 
     for work in (begin, write, finish):
         wrong: Exception | None = None
@@ -136,6 +136,22 @@ def save(
                 hint="free space there; the checkpoint before it is intact",
             ) from wrong
     return final
+
+
+def _prune(folder: Path, made: Path, keep: int) -> None:
+    """Remove checkpoints older than the `keep` newest that verify; `made` was read back.
+
+    What cannot be read is kept, and counts as none. The older ones are read one by one, from the
+    newest, until there are enough.
+    """
+    sound = 0
+    for path in reversed(all_in(folder)):
+        if sound >= keep:
+            shutil.rmtree(path, ignore_errors=True)
+        elif path == made or not (wrong := problem(path)):
+            sound += 1
+        else:
+            logger.warning("checkpoint %s does not count as one kept: %s", path.name, wrong)
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -201,6 +217,8 @@ def find(path: str | Path) -> Path:
         raise UsageError("GL0001", "no such run or checkpoint directory", where=str(path))
     if (path / STATE).exists() or (path / MANIFEST).exists():
         wrong = problem(path, (STATE, judged_weights(path)))
+        if UNREAD in wrong:
+            raise ResourceError("GL0903", wrong, where=str(path))
         if wrong:
             raise InputError("GL0701", wrong, where=str(path))
         return path
@@ -234,6 +252,9 @@ def _newest(
         wrong = meet(problem(path, names(path), (rank, size)))
         if not wrong:
             return path, damaged
+        if UNREAD in wrong:  # an older one instead would lose steps for nothing
+            hint = "look at the disk and the limit of open files, then give the same command again"
+            raise ResourceError("GL0903", wrong, where=str(path), hint=hint)
         if rank == 0:
             logger.warning("checkpoint %s passed over: %s", path.name, wrong)
         steps, damaged = [s for s in steps if s < step], damaged + 1
@@ -271,8 +292,9 @@ def meeting(line: World) -> Meet:
 def problem(path: Path, names: Sequence[str] = (), share: tuple[int, int] = (0, 1)) -> str:
     """Return what is wrong with the checkpoint at `path`; empty where it verifies.
 
-    names: the files to check by sha256, every one of the manifest by default; all must be there,
-    at their size. share: (i, n) checks the i-th of n parts of them, as one of n ranks does.
+    A text with UNREAD says nothing of it: a read failed. names: the files to check by sha256, every
+    one of the manifest by default; all must be there, at their size. share: (i, n) checks the i-th
+    of n parts of them, as one of n ranks does.
     """
     if not (path / MANIFEST).exists():
         return f"{MANIFEST} is missing"
@@ -292,7 +314,11 @@ def problem(path: Path, names: Sequence[str] = (), share: tuple[int, int] = (0, 
                 return f"{name} does not match its sha256"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
+    except ResourceError as error:
+        return error.what
     except (OSError, InputError, KeyError, TypeError, AttributeError) as error:
+        if reads.passing(error):
+            return f"{UNREAD}{error.strerror}"  # type: ignore[union-attr]
         return f"MANIFEST.json is not readable ({type(error).__name__})"
     return ""
 
@@ -388,5 +414,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return atomic.sha256(file)
+    return reads.patient(lambda: atomic.sha256_of(path))

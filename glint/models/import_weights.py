@@ -160,7 +160,10 @@ def _named(found: object, path: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise _other(f"expected tensors by name, found {name!r}: {type(value).__name__}", path)
-        state[name.removeprefix(PREFIX)] = value
+        name = name.removeprefix(PREFIX)
+        if name in state:
+            raise _other(f"two tensors are called {name}, one of them {PREFIX}{name}", path)
+        state[name] = value
     return state
 
 
@@ -194,6 +197,8 @@ def _fitted(found: dict[str, Tensor], net: nn.Module, what: str, path: Path) -> 
         if not same_kind or not bool(value.isfinite().all()):
             raise _other(f"{name} is {value.dtype} or holds numbers that are not finite", path)
         state[name] = value.to(like.dtype, copy=True).contiguous()
+        if not bool(state[name].isfinite().all()):
+            raise _other(f"{name} holds numbers too large for {like.dtype}", path)
     return state
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from glint import schemas
 from glint.errors import BusyError, InputError, MismatchError, UsageError
-from glint.files import atomic, parquet
+from glint.files import atomic, parquet, reads
 from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
@@ -126,11 +126,15 @@ def tail_share(count_C: Counts, draws_C: Reals) -> float:
 
 
 def balance(
-    dataset: Dataset, options: Options, out: Path | None = None, coreset: Path | None = None
+    dataset: Dataset,
+    options: Options,
+    out: Path | None = None,
+    coreset: Path | npt.NDArray[np.bool_] | None = None,
 ) -> results.Balance:
     """Write the sampling table of the label version in force.
 
-    coreset: a folder of `glint coreset`, whose faces alone are counted and drawn. Raises UsageError
+    coreset: a folder of `glint coreset`, whose faces alone are counted and drawn, or which samples
+    it leaves out. Raises UsageError
     when the options leave nothing to draw or `out` cannot name a file, BusyError when something
     else has that name, InputError and MismatchError GL0305 for a coreset that does not fit.
     """
@@ -142,7 +146,9 @@ def balance(
     target_n = version.sample_target(dataset.label)
     left_n = np.zeros(dataset.n, dtype=np.bool_)
     if coreset is not None:
-        left_n = _left_out(coreset, dataset, version.version) & (target_n >= 0)
+        if isinstance(coreset, Path):
+            coreset = _left_out(coreset, dataset, version.version)
+        left_n = coreset & (target_n >= 0)
     masked_m = np.flatnonzero(left_n)
     masked_m = masked_m[np.argsort(target_n[masked_m], kind="stable")]
     masked_C = np.bincount(target_n[masked_m], minlength=version.classes)
@@ -237,7 +243,8 @@ def _refuse_foreign(path: Path) -> None:
     if not path.exists() and not path.is_symlink():
         return
     try:
-        about = pq.read_schema(path).metadata or {}
+        with reads.open_plain(path) as file:
+            about = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError, ValueError):
         about = {}
     if about.get(b"format") != FORMAT.encode():

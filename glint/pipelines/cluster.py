@@ -9,7 +9,6 @@ more folder, goes on. `apply` puts the identities in force as a label version: n
 from __future__ import annotations
 
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from glint.conflicts.compose import compose, decided
 from glint.errors import InputError, MismatchError, UsageError
 from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
+from glint.files.strings import load_arrays
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress, logger
 from glint.results import identities as results
@@ -151,14 +151,13 @@ def _resume(out: Path, options: ClusterRules, dim: int, faces: int) -> OnlineClu
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stream = OnlineClusters.resume(dict(file), options)
+        stream = OnlineClusters.resume(load_arrays(path), options)
         if stream.dim != dim or stream.faces > faces:
             raise ValueError(
                 f"{stream.faces} faces of {stream.dim} numbers, where the folders have "
                 f"{faces} of {dim}"
             )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
             "GL0501",
             f"the state of the clusters cannot be read: {error}",

@@ -185,6 +185,7 @@ def _write(
             schema=schemas.CORESET,
         )
         parquet.write(out / "coreset.parquet", table)
+        left_N = ~np.asarray(chosen.kept_N)
+        balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=left_N)
         space.finish(about, ["coreset.parquet"])
-        balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=out)
         space.plan.unlink()

@@ -28,7 +28,16 @@ from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
 from glint.results import identities as results
-from glint.shards.embeddings import ARRAYS, FORMAT, STATUS, Rows, centres, check_sums, checksum
+from glint.shards.embeddings import (
+    ARRAYS,
+    FORMAT,
+    GROWING,
+    STATUS,
+    Rows,
+    centres,
+    check_sums,
+    checksum,
+)
 from glint.shards.label_table import LabelTable
 
 BLOCK = 2048  # rows between two journal lines
@@ -134,7 +143,7 @@ def embed(
                 finally:
                     rows.journal.close()
             if not left and held.alone():
-                _tidy(work)
+                _tidy(space)
             held.release()
     if left:
         blocks = how.blocks(dataset.n)
@@ -249,7 +258,7 @@ def _share(
     """Put down the blocks of one task that are not there yet."""
     mine = tasks.share(task, range(how.blocks(dataset.n)))
     todo = tasks.share(task, how.missing(dataset.n))
-    atomic.make_dir(how.path(0).parent)
+    atomic.own_dir(how.path(0).parent)
     count = len(mine) - len(todo)
 
     def done(number: int, result: object) -> None:
@@ -278,7 +287,7 @@ def _gather(rows: Rows, how: _How, engine: Engine | None, progress: Progress) ->
         progress(rows.count(), rows.images)
 
     if engine is not None and missing:
-        atomic.make_dir(how.path(0).parent)
+        atomic.own_dir(how.path(0).parent)
         engine.each(_elsewhere, how, list(missing), 0, done)
 
 
@@ -351,12 +360,18 @@ _Decoded = tuple[int, "npt.NDArray[np.uint8] | None"]
 
 
 def _decode(dataset: Source, row: int, size: int) -> _Decoded:
-    """Read and decode one image; return (status, RGB image or None)."""
+    """Read and decode one image; return (status, RGB image or None).
+
+    Damaged is what was read whole and is not what was written. Raises GlintError where it could
+    not be read whole: that says nothing of the image.
+    """
     import simplejpeg
 
     try:
         data = dataset.read(row)
     except GlintError as error:
+        if error.code != "GL0303":
+            raise
         logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
         return STATUS.index("damaged"), None
     try:
@@ -424,9 +439,11 @@ def _finish(
     atomic.write_json(out / "embeddings.json", about)
 
 
-def _tidy(work: Path) -> None:
+def _tidy(space: Workspace) -> None:
     """Remove what only unfinished embeddings need; whoever calls holds the output alone."""
-    shutil.rmtree(work / "pieces", ignore_errors=True)
-    for path in work.iterdir():
-        if path.name != "lock" and path.is_file():
-            path.unlink()
+    shutil.rmtree(space.work / "pieces", ignore_errors=True)
+    tasks.tidy(space.work)
+    atomic.sweep(space.work)
+    with atomic.writing(space.work):
+        for path in (*(space.work / name for name in GROWING), space.plan):
+            path.unlink(missing_ok=True)

@@ -243,4 +243,4 @@ def write(path: Path, page: Page) -> None:
     """Write the page, readable by its owner only. Raises ResourceError."""
     with atomic.replacing(path) as file:
         os.fchmod(file.fileno(), MODE)
-        file.write(html(page).encode())
+        file.write(html(page).encode(errors="backslashreplace"))  # a name that is not UTF-8

@@ -11,6 +11,7 @@ import hmac
 import json
 import secrets
 import threading
+import time
 from collections.abc import Callable, Sequence
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,7 @@ CLOSED = 'content="default-src &#39;none&#39;;'  # the page's policy as it stand
 OPENED = CLOSED + " connect-src &#39;self&#39;;"
 BODY = 32 << 20  # most bytes of one request
 SILENT = 30.0  # seconds that a client may hold a connection without a word
+BREATH = 0.2  # seconds until a connection that could not be taken is tried again
 
 Pairs = frozenset[tuple[int, int]]
 Faces = Callable[[int], Sequence[bytes]]
@@ -70,6 +72,14 @@ class Review(ThreadingHTTPServer):
             raise UsageError(
                 "GL0002", f"cannot listen: {error.strerror}", where=f"--port {port}"
             ) from None
+
+    def get_request(self) -> Any:
+        """Take a connection; where no more files may be opened it waits, and costs no processor."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(BREATH)
+            raise
 
     @property
     def origin(self) -> str:

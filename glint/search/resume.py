@@ -38,10 +38,11 @@ class FinishedRows:
 
     def __init__(self, folder: Path, search: str) -> None:
         self._folder, self._search = folder, search
-        atomic.make_dir(folder)
+        atomic.own_dir(folder)
+        atomic.sweep(folder)
         with atomic.writing(folder):
-            for path in folder.iterdir():
-                if not (path.name.startswith(search) and path.suffix == ".pairs"):
+            for path in folder.glob("*-[0-9][0-9][0-9][0-9][0-9][0-9].pairs"):
+                if not path.name.startswith(search):
                     path.unlink()
 
     def load(self, row: int) -> BlockPairs | None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -17,14 +18,14 @@ import pyarrow as pa
 import xxhash
 
 from glint import schemas
-from glint.errors import InputError
-from glint.files import atomic, parquet, store
+from glint.errors import InputError, ResourceError
+from glint.files import atomic, parquet, reads, store
 from glint.shards import plan, remote
 
 FORMAT = "glint/dataset@1"
 # Tables without which a folder is no dataset.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
-OPEN_FILES = 256
+OPEN_FILES = 256  # or a quarter of those that the process may open
 REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
 
 
@@ -58,15 +59,29 @@ def read_sample(
     """Return the image bytes at an offset of an open shard, checked.
 
     The one way to a stored image: of `Dataset`, of the training stream, of rewrites.
-    Raises InputError GL0303, GL0903 where the shard cannot be read.
+    Raises InputError GL0303, GL0302 where the shard is too short, GL0903 where it cannot be read.
     """
     try:
-        data = atomic.pread(file, size, offset)
+        data = reads.patient(lambda: reads.pread(file, size, offset))
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise InputError("GL0903", what, where=where()) from None
+    if len(data) < size:
+        what = f"the shard ends early: expected {size} bytes, found {len(data)}"
+        raise InputError("GL0302", what, where=where(), hint=hint())
     check_sample(data, size, digest, where, hint)
     return data
+
+
+def open_files() -> int:
+    """Return how many shards may be open at once."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(OPEN_FILES, max(4, soft // 4)) if soft > 0 else OPEN_FILES
+
+
+def open_shard(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a shard; one that is away for a moment is waited for. Raises OSError."""
+    return reads.patient(lambda: reads.open_plain(path, buffering=0))
 
 
 class Text:
@@ -149,6 +164,11 @@ class Dataset:
             raise InputError("GL0301", what, where=str(path)) from None
         if any("/" in name or name in ("", ".", "..") for name in self.shards):
             raise InputError("GL0301", "a shard's name is not a plain file name", where=str(path))
+        for count, table in ((self.n, TABLES[0]), (self.classes, TABLES[1])):
+            there = self.root / table
+            if there.is_file():  # else its reader says so
+                where, size = f"{path}: {table}", there.stat().st_size
+                parquet.check_claim(count, size, where, "GL0301")
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,7 +187,7 @@ class Dataset:
     def column(self, name: str) -> pa.ChunkedArray:
         """Read one column of the index, whole. Raises InputError GL0301."""
         path = self.root / "samples.parquet"
-        found = parquet.read(path, schemas.SAMPLES, columns=[name]).column(name)
+        found = parquet.read(path, schemas.SAMPLES, columns=[name], rows=self.n).column(name)
         if len(found) != self.n or found.null_count:
             what = f"column {name} has {len(found)} cells, {found.null_count} of them empty; "
             what += f"the manifest says {self.n} samples"
@@ -238,7 +258,7 @@ class Dataset:
 
     def identities(self) -> pa.Table:
         """Return the identities table: row i is label i."""
-        return parquet.read(self.root / "identities.parquet", schemas.IDENTITIES)
+        return parquet.read(self.root / TABLES[1], schemas.IDENTITIES, rows=self.classes)
 
     def shard_path(self, shard: int) -> Path:
         """Return the path of one shard; one in a store is fetched into the cache first.
@@ -255,8 +275,10 @@ class Dataset:
             return self.remote.open(shard)
         path = self.shard_path(shard)
         try:
-            return open(path, "rb", buffering=0)
+            return open_shard(path)
         except OSError as error:
+            if reads.passing(error):
+                raise reads.unread(error, path) from None
             what = f"cannot be opened: {error.strerror}"
             raise InputError("GL0302", what, where=str(path)) from None
 
@@ -284,9 +306,13 @@ class Dataset:
     def _open(self, shard: int) -> IO[bytes]:
         file = self._files.get(shard)
         if file is None:
-            file = self.open_shard(shard)
+            try:
+                file = self.open_shard(shard)
+            except ResourceError:
+                self._files.clear()  # if too many are open: these are the dataset's own
+                file = self.open_shard(shard)
             self._files[shard] = file
-            most = OPEN_FILES if self.remote is None else REMOTE_FILES
+            most = open_files() if self.remote is None else REMOTE_FILES
             if len(self._files) > most:
                 self._files.popitem(last=False)
             if self.remote is not None and shard + 1 < len(self.shards):

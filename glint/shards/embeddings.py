@@ -8,7 +8,7 @@ last, holds the checksums of both arrays.
 
 from __future__ import annotations
 
-import zipfile
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,15 @@ import numpy.typing as npt
 import xxhash
 
 from glint.errors import InputError, MismatchError
-from glint.files import atomic
-from glint.files.strings import new_array, take_room
+from glint.files import atomic, reads
+from glint.files.strings import load_arrays, new_array, take_room
 from glint.shards.label_table import LabelTable
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 ARRAYS = ("samples.npy", "centres.npy")
 AGAIN = "delete this folder and run `glint embed` again"
 TRIM_DEGREES = 75.0  # sub-centre ArcFace drops samples this far from their centre
+GROWING = ("samples.npy", "norm.npy", "status.npy")  # in the private folder, until all is there
 STATUS = ("ok", "damaged", "not-a-jpeg", "wrong-size", "not-finite")
 
 Floats = npt.NDArray[np.floating]
@@ -122,6 +123,8 @@ def checksum(path: Path) -> str:
     try:
         return "xxh3:" + atomic.xxh3_of(path)
     except OSError as error:
+        if reads.passing(error):
+            raise reads.unread(error, path) from error
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
         ) from None
@@ -130,8 +133,11 @@ def checksum(path: Path) -> str:
 def _open(path: Path, rows: int) -> Any:
     """Map a two-dimensional float .npy with `rows` rows. Raises InputError for anything else."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with reads.open_plain(path):  # numpy would wait for a pipe
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and reads.passing(error):
+            raise reads.unread(error, path) from error
         raise InputError(
             "GL0402", f"cannot be read: {error}", where=str(path), hint=AGAIN
         ) from None
@@ -205,9 +211,10 @@ class Rows:
         if (out / "samples.npy").exists():  # stopped while finishing
             (out / "samples.npy").replace(work / "samples.npy")
         self.journal = atomic.Journal(work / "journal.jsonl")
-        self.sample_ND = _grow(work / "samples.npy", (images, dim), np.dtype(dtype))
-        self.norm_N = _grow(work / "norm.npy", (images,), np.dtype(np.float32))
-        self.status_N = _grow(work / "status.npy", (images,), np.dtype(np.uint8))
+        sample, norm, status = (work / name for name in GROWING)
+        self.sample_ND = _grow(sample, (images, dim), np.dtype(dtype))
+        self.norm_N = _grow(norm, (images,), np.dtype(np.float32))
+        self.status_N = _grow(status, (images,), np.dtype(np.uint8))
         self.done = self._trusted()
 
     def _cut(self, number: int) -> slice:
@@ -236,9 +243,9 @@ class Rows:
         """Take the rows of a block from its file; return whether they were there and whole."""
         cut = self._cut(number)
         try:
-            with np.load(path, allow_pickle=False) as file:
-                part = [file[name] for name in ("sample", "norm", "status")]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            file = load_arrays(path)
+            part = [file[name] for name in ("sample", "norm", "status")]
+        except (OSError, ValueError, KeyError):
             return False
         arrays = (self.sample_ND, self.norm_N, self.status_N)
         for array, rows in zip(arrays, part):
@@ -263,9 +270,12 @@ class Rows:
 
 
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:
-    """Open or create a .npy of its final shape."""
+    """Open or create a .npy of its final shape. Raises BusyError GL0004 for a link."""
     with atomic.writing(path):
-        if path.exists():
+        fd = atomic.open_own(path, os.O_RDWR | os.O_CREAT)
+        size = os.fstat(fd).st_size
+        os.close(fd)
+        if size:
             try:
                 array = np.lib.format.open_memmap(path, mode="r+")
                 if array.shape == shape and array.dtype == dtype:

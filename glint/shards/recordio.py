@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import InputError
-from glint.files import atomic
+from glint.files import reads
 from glint.shards.image import MAX_BYTES, kind
 
 MAGIC = 0xCED7230A
@@ -182,7 +182,7 @@ def magics(path: Path) -> Ints:
 def read_span(fd: int, at: int, span: int) -> tuple[Header | None, bytes, bool]:
     """Return header (None: damaged) and image of a record, and whether it fills its `span`."""
     try:
-        payload, after = parse(atomic.pread(fd, min(span, 2 * LIMIT), at), 0, LIMIT)
+        payload, after = parse(reads.pread(fd, min(span, 2 * LIMIT), at), 0, LIMIT)
         return *unpack(payload), after == span
     except InputError:
         return None, b"", False

@@ -78,7 +78,11 @@ class Remote:
                 hint = "run the same glint shard command to continue"
             raise InputError("GL0301", what, where=self.store.shown, hint=hint)
         version = hashlib.sha256(data).hexdigest()[:16]
-        self.root = folder() / "datasets" / self.store.folder_name / version
+        top = folder()
+        if not top.exists():  # faces are their reader's, like any cache
+            atomic.make_dir(top.parent)
+            top.mkdir(mode=0o700, exist_ok=True)
+        self.root = top / "datasets" / self.store.folder_name / version
         self._keep("manifest.json", data)
         self._next: threading.Thread | None = None
         try:

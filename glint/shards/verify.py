@@ -24,7 +24,7 @@ from glint.files import atomic, parquet, seal
 from glint.files.store import is_url
 from glint.log import Progress
 from glint.results import datasets as results
-from glint.shards import against, dali, labels, tombstones
+from glint.shards import against, dali, labels, private, tombstones
 from glint.shards.dataset import TABLES, Dataset
 from glint.shards.remote import Remote
 from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, plain_size, walk
@@ -35,8 +35,7 @@ _TODO = "make the dataset again from its source, or bring the files back from a 
 
 Ints = NDArray[np.int64]
 Place = Remote | Path
-# What starts the reading of a shard (of a call, with a `result` to come), and how many at a time.
-Pool = tuple[Callable[..., Any], int]
+Pool = tuple[Callable[..., Any], int]  # starts the reading of a shard; how many at a time
 
 
 class _Check:
@@ -98,8 +97,7 @@ class _Check:
             elif not self.found.count:  # else the seal has said it
                 self.problem(error.code, error.what, name)
             return None
-        total = sum(entry.samples for entry in listed)
-        if total != dataset.n:
+        if (total := sum(entry.samples for entry in listed)) != dataset.n:
             what = "the counts of the shards do not add up"
             self.problem("GL0301", what, name, dataset.n, total)
         if said.get("read") != sum(parts):
@@ -271,6 +269,8 @@ class _Check:
     def versions(self, dataset: Dataset) -> dict[str, int]:
         """Check the label table in force, every version in the history, and the tombstones."""
         folder, name, result = self.root / "labels", "labels/current.json", dict[str, int]()
+        with self.reading("_glint"):
+            self.found.join(private.links(self.root, self.notes))
         with self.reading("labels"):
             for path in folder.iterdir() if folder.is_dir() else ():
                 self.plain(f"labels/{path.name}", "GL0304")

@@ -3,6 +3,7 @@
 Parquet has to be decompressed into every process; this file is mapped once for all of them and
 only the pages that are touched are read: one for each sample, as its numbers stand side by side.
 It is derived from samples.parquet, named by a fingerprint of it, and may be deleted at any time.
+It holds the xxh3-128 of its bytes, which is compared whenever it is mapped.
 """
 
 # n samples, L labels as sharded, s shards
@@ -24,14 +25,15 @@ import xxhash
 
 from glint import schemas
 from glint.errors import BusyError, InputError, ResourceError
-from glint.files import atomic, parquet
+from glint.files import atomic, parquet, reads
 from glint.log import logger
 from glint.rng import I64
 from glint.shards.dataset import Dataset
 
-FORMAT = "glint/columns@2"
+FORMAT = "glint/columns@3"  # 2 had no checksum
 BLOCK = 512  # bytes of a tar block: image bytes begin at a multiple of it
 SMALL = 1 << 20  # samples up to which the columns are simply kept in memory
+PIECE = 1 << 20  # bytes hashed at a time
 _PAGE = mmap.ALLOCATIONGRANULARITY
 
 
@@ -116,7 +118,8 @@ def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
     """Map the columns of a dataset; written beside it first where they are not there yet.
 
     Datasets of at most `small` samples, and such in a folder that cannot be written, get them in
-    memory of their own. Raises InputError GL0301 where the index is damaged.
+    memory of their own. A file that is damaged is made again. Raises InputError GL0301 where the
+    index is damaged.
     """
     if dataset.n <= small:
         return _in_memory(dataset)
@@ -124,11 +127,13 @@ def open_columns(dataset: Dataset, small: int = SMALL) -> Columns:
     found = _mapped(path)
     if found is not None:
         return found
+    if path.exists():
+        logger.warning("%s is damaged and is made again from samples.parquet", path)
     try:
-        atomic.make_dir(path.parent)
+        atomic.own_dir(path.parent)
         _wait_and_write(dataset, path)
         found = _mapped(path)
-    except ResourceError as error:
+    except (ResourceError, BusyError) as error:
         logger.warning("%s; the index is kept in memory instead", error)
     return found if found is not None else _in_memory(dataset)
 
@@ -138,7 +143,7 @@ def fingerprint(dataset: Dataset) -> str:
     path = dataset.root / "samples.parquet"
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with reads.open_plain(path) as file:
             file.seek(max(0, size - (64 << 10)))
             tail = file.read()
     except OSError as error:
@@ -162,7 +167,7 @@ def _wait_and_write(dataset: Dataset, path: Path) -> None:
     """Write the file once, however many ranks start at the same time."""
     try:
         with atomic.lock(path.with_suffix(".lock")):
-            if not path.exists():
+            if _mapped(path) is None:
                 logger.info("indexing %d samples once, into %s", dataset.n, path)
                 _write(dataset, path)
     except BusyError:
@@ -178,29 +183,41 @@ def _in_memory(dataset: Dataset) -> Columns:
 
 def _write(dataset: Dataset, path: Path) -> None:
     about: dict[str, Any] = {"format": FORMAT, "columns": {"record": [_PAGE, dataset.n]}}
-    at = _PAGE
     with atomic.replacing(path) as file:
-        file.seek(at)
+        file.seek(_PAGE)
+        body = atomic.Hashed(file)
         rest: tuple[npt.NDArray[Any], ...] = _derive(
-            dataset, lambda part: file.write(part.tobytes())
+            dataset, lambda part: body.write(part.tobytes())
         )
         for name, value in zip(_NAMES[1:], rest):
-            at = -(-file.tell() // _PAGE) * _PAGE
-            about["columns"][name] = [at, len(value)]
-            file.seek(at)
-            file.write(value.tobytes())
+            body.write(bytes(-file.tell() % _PAGE))
+            about["columns"][name] = [file.tell(), len(value)]
+            body.write(value.tobytes())
         about["bytes"] = file.tell()
+        about["xxh3"] = _sum(about, body.digest)
         file.seek(0)
         file.write(json.dumps(about).encode())
+
+
+def _sum(about: dict[str, Any], body: str) -> str:
+    """Return the checksum of the head's other fields and of what follows it."""
+    rest = {name: value for name, value in about.items() if name != "xxh3"}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest).encode() + body.encode())
 
 
 def _mapped(path: Path) -> Columns | None:
     """Map a file of columns; None where there is none that is whole."""
     try:
-        with path.open("rb") as file:
+        with reads.open_plain(path) as file:
             head = json.loads(file.read(_PAGE).rstrip(b"\0"))
             size = path.stat().st_size
             if head["format"] != FORMAT or head["bytes"] != size:
+                return None
+            file.seek(_PAGE)
+            body = xxhash.xxh3_128()
+            while piece := file.read(PIECE):
+                body.update(piece)
+            if head["xxh3"] != _sum(head, body.hexdigest()):
                 return None
             memory = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # map what is touched, not the 2 MiB around it
@@ -211,7 +228,7 @@ def _mapped(path: Path) -> Columns | None:
             at, count = head["columns"][name]
             made[name] = np.frombuffer(memory, _KINDS[name], count, at)
         return Columns(**made)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from glint.files.atomic import write_bytes
+from glint.files.atomic import open_own, write_bytes
 from glint.log import logger
 
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ class Log:
         self._file = self._board = None
         if run.world.rank == 0:
             run.out.mkdir(parents=True, exist_ok=True)
-            cut(run.out / "log.jsonl", start)
-            self._file = (run.out / "log.jsonl").open("a", buffering=1)
+            path = run.out / "log.jsonl"
+            cut(path, start)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.fdopen(open_own(path, flags, 0o644), "a", buffering=1)
             if run.recipe.run.tensorboard:
                 try:
                     from torch.utils.tensorboard import SummaryWriter
@@ -148,9 +151,8 @@ class Log:
         run.out.mkdir(parents=True, exist_ok=True)
         rows = [int(r) for batch in batches for r in batch.row]
         keys = [run.data.dataset.key[r] for r in rows]
-        path.write_text(
-            json.dumps({"step": step + 1, "loss": str(loss), "rows": rows, "keys": keys})
-        )
+        text = json.dumps({"step": step + 1, "loss": str(loss), "rows": rows, "keys": keys})
+        write_bytes(path, text.encode())
         return str(path)
 
     def close(self) -> None:

@@ -27,3 +27,14 @@ def test_the_demo_walks_the_whole_road(tmp_path: Path, glint: Callable[..., Any]
         assert Path(path).exists()
     html = Path(summary["paths"]["report"]).read_text()
     assert "http://" not in html and "https://" not in html
+
+
+def test_a_folder_that_is_no_demo_stays(tmp_path: Path) -> None:
+    from glint.cli.demo import _clear
+    from glint.errors import BusyError
+
+    for name in ("summary.json", "thesis.txt"):
+        (tmp_path / name).write_text("precious")
+    with pytest.raises(BusyError, match="GL0004"):
+        _clear(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "precious"

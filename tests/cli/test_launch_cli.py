@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from glint.cli import launch
 from glint.dist.launch import Nodes
 from glint.errors import UsageError
 from glint.models import stored
@@ -29,7 +31,7 @@ def test_a_slurm_job(glint: Callable[..., Any]) -> None:
 
 def test_what_a_job_is_made_of_is_quoted_or_refused(glint: Callable[..., Any]) -> None:
     job = glint("launch", "k8s", "synth_tiny", "--image", 'x"y: z')
-    assert '        image: "x\\"y: z"\n' in job
+    assert '        image: "x\\U00000022y: z"\n' in job
     assert "GL0002" in glint("launch", "slurm", "synth_tiny", "--time", "1; rm -rf /", code=2)
 
 
@@ -109,3 +111,60 @@ def test_two_launchers_of_one_rank_are_one_run_of_two(
     assert [process.returncode for process in both] == [0, 0]
     assert json.loads(said[0])["world"] == 2 and said[1] == b""
     assert left(tmp_path / "two") == left(tmp_path / "local")
+
+
+WORDS = [
+    "a #b", "key: value", "two\nlines", "$$ $(HOME) $HOME `id` \\", "'\"", "- x", "{a: [b]}",
+    "%!&*|>@", "\x1b[5m\x85\u2028\ufeff", "王小明 😀", "", "tab\there", "--- \n...", "\udcff",
+]  # fmt: skip
+
+
+def argv(script: str) -> list[str]:
+    """Give the words that bash makes of a command line."""
+    code = "import os, sys; sys.stdout.buffer.write(b'\\0'.join(map(os.fsencode, sys.argv[1:])))"
+    line = f'run() {{ "{sys.executable}" -c "$CODE" "$@"; }}; {script}'
+    env = {**os.environ, "CODE": code, "JOB_COMPLETION_INDEX": "1"}
+    done = subprocess.run(
+        ["bash", "-c", os.fsencode(line)], capture_output=True, check=True, env=env
+    )
+    return [os.fsdecode(word) for word in done.stdout.split(b"\0")]
+
+
+def by_kubernetes(text: str) -> str:
+    """Expand as Kubernetes does: $$ is $, $(NAME) a variable, any other $ itself."""
+    return re.sub(r"\$\$|\$\(\w*\)", lambda m: "$" if m[0] == "$$" else "EXPANDED", text)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_runs_the_words_that_were_given(nodes: int) -> None:
+    yaml = pytest.importorskip("yaml")
+    command = ["glint", "train", *WORDS]
+    script = launch.slurm("glint-x", command, nodes, 2, "1:00")
+    (line,) = [one for one in script.splitlines() if one.startswith("srun ")]
+    assert argv(line.replace("srun --kill-on-bad-exit=1", "run", 1)) == command
+    assert line.isprintable()
+    text = launch.k8s("glint-x", command, nodes, 2, "x\ny: $$ #z")
+    assert all(one.isprintable() for one in text.splitlines())
+    _, job = yaml.safe_load_all(text)
+    (box,) = job["spec"]["template"]["spec"]["containers"]
+    assert box["image"] == "x\ny: $$ #z"
+    (said,) = map(by_kubernetes, box["args"])
+    found = argv(said.replace("exec", "run", 1))
+    assert found[: len(command) + 2] == [*command, "--nproc", "2"]
+    assert len(found) == len(command) + (2 if nodes == 1 else 8)
+    assert nodes == 1 or found[len(command) + 5] == "1"
+
+
+def test_a_job_of_a_recipe_with_such_a_name(glint: Callable[..., Any], tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    recipe = tmp_path / "é a: #b\n$$x.toml"
+    recipe.write_text(glint("cat", "synth_tiny"))
+    out = str(tmp_path / "run #1: a\nb")
+    given = ["launch", "k8s", str(recipe), "--out", out, "--set", "data.path=a #b: $$c"]
+    service, job = yaml.safe_load_all(glint(*given))
+    name = service["metadata"]["name"]
+    assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and job["metadata"]["name"] == name
+    (box,) = job["spec"]["template"]["spec"]["containers"]
+    (said,) = map(by_kubernetes, box["args"])
+    wanted = ["glint", "train", str(recipe), "--out", out, "--set", "data.path=a #b: $$c"]
+    assert argv(said.replace("exec", "run", 1)) == [*wanted, "--nproc", "8"]

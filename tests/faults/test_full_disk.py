@@ -53,7 +53,7 @@ def test_a_journal_that_cannot_be_removed(tmp_path: Path) -> None:
 
 
 def test_a_half_file_that_cannot_be_removed(tmp_path: Path) -> None:
-    (tmp_path / "data" / "train-000000.tar.tmp.h.1-1").mkdir(parents=True)
+    (tmp_path / "data" / "train-000000.tar.tmp.h.1-0a1b2c").mkdir(parents=True)
     plan = Plan(str(tmp_path), "", "", "", 0, Options())
     with pytest.raises(ResourceError, match=r"GL0007 .*Is a directory"):
         sweep(plan)

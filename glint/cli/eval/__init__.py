@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import typer
@@ -180,10 +179,9 @@ def options(
     missing = [name for name, value in needed.items() if value is None]
     if missing:
         raise typer.BadParameter(f"{named[0]} also needs {' and '.join(missing)}")
-    print(
+    console.tell(
         f"note: `glint eval {named[0]}` is deprecated and will be removed in the next version; use "
-        f"`glint eval {named[0][2:]}`",
-        file=sys.stderr,
+        f"`glint eval {named[0][2:]}`"
     )
     if model and files:
         pairs(files, model, dataset, flip, batch, threads, device, report, as_json, debug)

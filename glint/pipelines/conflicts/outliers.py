@@ -184,7 +184,9 @@ def _small(dataset: Dataset, row: int) -> npt.NDArray[np.float32] | None:
         grey_HW1 = simplejpeg.decode_jpeg(
             dataset.read(row), "GRAY", fastdct=True, min_height=SMALLEST, min_width=SMALLEST
         )
-    except (GlintError, ValueError):
+    except (GlintError, ValueError) as error:
+        if isinstance(error, GlintError) and error.code != "GL0303":
+            raise
         return None
     return image_hash.shrunk(grey_HW1[..., 0])
 

@@ -36,7 +36,7 @@ def opened(folder: Path, *, port: int = 0) -> Iterator[Review]:
     rows = np.split(order, np.searchsorted(person_N[order], np.arange(dataset.classes)))[1:]
     table = parquet.read(folder / "pairs.parquet", schemas.PAIRS, columns=["a", "b"], code="GL0501")
     pairs = frozenset(zip(table.column("a").to_pylist(), table.column("b").to_pylist()))
-    atomic.make_dir(folder / "_glint")
+    atomic.own_dir(folder / "_glint")
     with atomic.lock(folder / "_glint" / "lock"):
         book = decisions.Book(folder / decisions.NAME, decisions.report_id(folder))
         try:

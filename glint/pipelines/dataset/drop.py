@@ -56,7 +56,7 @@ def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
             if one != "label":
                 named = (i for i, said in enumerate(columns[one]) if said == text)
                 hits = {**dict.fromkeys(named, one), **hits}
-            elif text.isascii() and text.isdigit() and int(text) < dataset.classes:
+            elif _is_number(text) and int(text) < dataset.classes:
                 hits[int(text)] = one
         if not hits:
             hint = f"labels run from 0 to {dataset.classes - 1}; names and source labels are "
@@ -118,10 +118,14 @@ def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) ->
     return labels.commit(root, now, why, based_on=now.version)
 
 
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit() and len(word) < 20
+
+
 def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     there = set(rewrite.keys(dataset).tolist()) if wanted else set()
     for word in wanted:
-        if not (word.isascii() and word.isdigit()) or int(word) not in there:
+        if not _is_number(word) or int(word) not in there:
             raise UsageError("GL0002", f"no sample has the key {word!r}", where="--key")
     return sorted({int(word) for word in wanted})
 
@@ -179,7 +183,7 @@ def drop(
             erased_to=None,
             classes=then.classes,
         )
-    atomic.make_dir(dataset.root / "_glint")
+    atomic.own_dir(dataset.root / "_glint")
     with (
         atomic.lock(dataset.root / "_glint" / "lock"),
         labels.changing(dataset.root, PATIENCE),

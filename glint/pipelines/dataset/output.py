@@ -171,7 +171,7 @@ def make(
     """
     out, state = output.folder, output.folder / "_glint"
     fresh = not out.exists()
-    atomic.make_dir(state)
+    atomic.own_dir(state)
     with tasks.claim(state, how.task) as held:
         try:
             with tasks.planning(state, how.task):
@@ -231,7 +231,7 @@ def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: Exe
     """Run the shards that are not done yet, of a task its share; join where all are done."""
     spans, task = plan.spans(), how.task
     for folder in (output.folder / "data", plan.parts):
-        atomic.make_dir(folder)
+        atomic.own_dir(folder)
     if task is None:
         sweep(plan)
     _warn_of_space(plan, facts)
@@ -283,9 +283,7 @@ def sweep(plan: Plan) -> None:
     """Remove half files of runs that were killed; whoever calls holds the output alone."""
     out = Path(plan.out)
     for folder in (out, out / "data", plan.parts, plan.state):
-        with atomic.writing(folder):
-            for left in folder.glob("*.tmp.*"):
-                left.unlink(missing_ok=True)
+        atomic.sweep(folder)
 
 
 # ---- joining ------------------------------------------------------------------------------------

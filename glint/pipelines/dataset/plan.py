@@ -12,6 +12,7 @@ import hashlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def load_or_create(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
     made = plan.folder.with_name("plan.new")  # under the final name it is whole
     for old in (made, plan.folder):  # half made, damaged, or of an older version
         shutil.rmtree(old, ignore_errors=True)
-    atomic.make_dir(made)
+    atomic.own_dir(made)
     n, facts = save(made)
     with atomic.writing(plan.folder):
         atomic.sync_files(made)
@@ -202,6 +203,11 @@ def check_workers(workers: int) -> None:
 def remove_unplanned(out: Path, fresh: bool) -> None:
     """Remove what was made for an output that got no plan: its source is no good."""
     if not (out / "_glint" / "plan.json").exists():
-        shutil.rmtree(out / "_glint", ignore_errors=True)
-        if fresh:
-            out.rmdir()
+        for folder in ("plan", "plan.new"):
+            shutil.rmtree(out / "_glint" / folder, ignore_errors=True)
+        atomic.sweep(out / "_glint")
+        (out / "_glint" / "lock").unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: something else is there, and stays
+            (out / "_glint").rmdir()
+            if fresh:
+                out.rmdir()

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from glint import schemas
 from glint.errors import InputError
@@ -206,7 +205,7 @@ def state(dataset: Dataset) -> dict[str, str]:
 def origin(dataset: Dataset, name: str) -> tuple[Any, Any]:
     """Return the columns dataset and dataset_key: a merged one's say NAME/ITS NAME, ITS KEY."""
     path = dataset.root / "samples.parquet"
-    if "dataset" not in pq.read_schema(path).names:
+    if "dataset" not in parquet.names(path):
         return pa.array([name] * dataset.n, pa.string()), dataset.column("key")
     table = parquet.read(path, schemas.PROVENANCE, columns=schemas.PROVENANCE.names)
     inner = table.column("dataset").to_pylist()

@@ -50,7 +50,7 @@ def output(
         return
     there = Store(os.fspath(out))
     folder = Path(staging or remote.folder() / "staging") / there.folder_name
-    atomic.make_dir(folder / "_glint")
+    atomic.own_dir(folder / "_glint")
     log.logger.info("shards on their way to %s are staged in %s", there.shown, folder)
     try:
         yield Staged(there, folder)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from glint.errors import InputError
-from glint.files import atomic
+from glint.files import reads
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
 from glint.shards.sources.listed import Flaw, Found, Listed
@@ -81,7 +81,7 @@ class Packed(Listed):
 
         def read() -> bytes:
             fd = self._open(file).fileno()
-            return atomic.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
+            return reads.pread(fd, max(min(count, os.fstat(fd).st_size - at), 0), at)
 
         return read_retrying(read, f"{self._path(file)} @ 0x{at:x}")
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glint.errors import GlintError, InputError, ResourceError
+from glint.files import reads
 from glint.files.strings import packed
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources.listed import Flaw, Found, number_classes
@@ -40,6 +41,8 @@ def _reading(path: Path) -> Iterator[None]:
     except GlintError:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        if isinstance(error, OSError) and reads.passing(error):
+            raise reads.unread(error, path) from error
         what = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise damaged(f"the table is damaged: {what}", path) from None
 

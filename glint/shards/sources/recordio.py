@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from glint.errors import InputError, UsageError
-from glint.files import atomic
+from glint.files import atomic, reads
 from glint.files.strings import packed
 from glint.shards import recordio
 from glint.shards.image import Rejected
@@ -366,10 +366,10 @@ class RecordIO(Source):
             raise Rejected(FLAWS[LOST], note)
         fd, size = self._file.fileno(), min(span, 2 * LIMIT)
         try:
-            block = atomic.pread(fd, size, at)
+            block = reads.pread(fd, size, at)
         except OSError:
             where = f"{self.root.name} @ 0x{at:x}"
-            block = read_retrying(lambda: atomic.pread(fd, size, at), where)
+            block = read_retrying(lambda: reads.pread(fd, size, at), where)
         if not flaw and len(block) >= 32:  # the common case, in one step
             magic, length, labels = _COMMON.unpack_from(block)
             start, end = 32 + 4 * labels, 8 + length

@@ -18,10 +18,9 @@ from glint.errors import InputError
 from glint.files import atomic
 from glint.files.strings import load_names, save_names
 from glint.shards import image
-from glint.shards.dataset import Dataset, read_sample
+from glint.shards.dataset import Dataset, open_files, open_shard, read_sample
 from glint.shards.sources.source import PIECE, Ints, load_rows, write_rows
 
-OPEN_FILES = 256
 ROW = np.dtype(
     [
         ("label", np.int64),  # of the new dataset; -1 for a gap
@@ -52,7 +51,7 @@ class Samples:
 
     @cached_property
     def _open(self) -> Callable[[int], IO[bytes]]:
-        return lru_cache(OPEN_FILES)(lambda shard: open(self.paths[shard], "rb", buffering=0))
+        return lru_cache(open_files())(lambda shard: open_shard(self.paths[shard]))
 
     def read(self, i: int) -> bytes:
         """Return the image bytes of a sample, checked. Raises InputError GL0302, GL0303, GL0903."""

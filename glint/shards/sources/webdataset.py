@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from glint.files import atomic
+from glint.files import reads
 from glint.files.strings import packed
 from glint.shards.sources import tarball
 from glint.shards.sources.listed import Flaw, Found, has_control
@@ -79,10 +79,10 @@ def _label(fd: int, group: Group) -> tuple[int, int]:
     text: object = None
     for ending, member in group:
         if ending == b"cls" and member.size <= CLS:
-            text = atomic.pread(fd, member.size, member.at).strip()
+            text = reads.pread(fd, member.size, member.at).strip()
             break
         if ending == b"json" and member.size <= JSON:
-            text = _in_json(atomic.pread(fd, member.size, member.at))
+            text = _in_json(reads.pread(fd, member.size, member.at))
     if text is None:
         return -1, Flaw.no_label
     if isinstance(text, bytes) and text.isdigit() and len(text) < 19:

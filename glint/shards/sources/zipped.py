@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from glint.files import atomic
+from glint.files import reads
 from glint.shards.sources.listed import Flaw
 from glint.shards.sources.packed import DEFLATED, STORED, Member, damaged
 
@@ -71,13 +71,13 @@ def _check(archive: zipfile.ZipFile, fd: int, size: int, path: Path) -> None:
     claims more bytes than are left.
     """
     stop = size - _END.size - len(archive.comment)
-    end = _END.unpack(atomic.pread(fd, _END.size, stop))
+    end = _END.unpack(reads.pread(fd, _END.size, stop))
     mark, disk, first, here, count, length, offset, note = end
     if mark != b"PK\x05\x06" or note != len(archive.comment):
         raise damaged("something stands behind the end of the zip, or it was cut", path, stop)
-    if stop >= 76 and atomic.pread(fd, 4, stop - 20) == b"PK\x06\x07":
+    if stop >= 76 and reads.pread(fd, 4, stop - 20) == b"PK\x06\x07":
         stop -= 76  # a record of 56 bytes, and 20 that say where it is
-        end64 = _END64.unpack(atomic.pread(fd, _END64.size, stop))
+        end64 = _END64.unpack(reads.pread(fd, _END64.size, stop))
         mark, *_, disk, first, here, count, length, offset = end64
         if mark != b"PK\x06\x06":
             what = "the end of the zip64 directory is not where it should be"
@@ -91,7 +91,7 @@ def _check(archive: zipfile.ZipFile, fd: int, size: int, path: Path) -> None:
         what = f"the central directory is damaged: {what}; {len(infos)} in {found} bytes found"
         raise damaged(what, path, stop, "zips that were joined must be taken apart")
     last = sum(_lengths(infos[-1])) if infos else 0
-    if infos and _LENGTHS.unpack(atomic.pread(fd, 6, stop - last - 18)) != _lengths(infos[-1]):
+    if infos and _LENGTHS.unpack(reads.pread(fd, 6, stop - last - 18)) != _lengths(infos[-1]):
         raise damaged("the central directory is damaged", path, stop - last - 46)
     if any(max(i.header_offset, i.file_size, i.compress_size) >= 1 << 62 for i in infos):
         raise damaged("a zip64 entry is damaged", path, offset)

@@ -53,3 +53,13 @@ def test_perfect_scores_and_none() -> None:
     none = accept_rates(np.empty(0), np.full(7, 0.1))
     assert set(none["tar_at_far"].values()) == {None}
     assert none["roc"] == []
+
+
+def test_a_face_without_a_direction_is_like_nobody() -> None:
+    import numpy as np
+
+    from glint.evals.rates import squared_distance
+
+    zero, one = np.zeros(3), np.array([1.0, 0, 0])
+    a, b = np.stack([zero, zero, one, one]), np.stack([zero, one, zero, one])
+    assert squared_distance(a, b).tolist() == [4, 4, 4, 0]

@@ -152,3 +152,39 @@ def test_a_journal_on_a_disk_that_is_full(tmp_path: Path) -> None:
         journal.append({"a": 2})
     journal.close()  # the same error again would hide the first
     assert atomic.Journal(tmp_path / "journal.jsonl").lines == [{"a": 1}]
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_locks_and_journals_follow_no_link(tmp_path: Path, dangling: bool) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    if not dangling:
+        victim.write_bytes(b"precious")
+    link.symlink_to(victim)
+    for work in (
+        lambda: atomic.Held(link, shared=False),
+        lambda: atomic.Journal(link),
+        lambda: atomic.open_own(link, os.O_WRONLY | os.O_CREAT),
+    ):
+        with pytest.raises(BusyError, match=r"GL0004.*expected a file.*a symbolic link"):
+            work()
+    assert not victim.exists() if dangling else victim.read_bytes() == b"precious"
+    (tmp_path / "to folder").symlink_to(tmp_path)
+    with pytest.raises(BusyError, match=r"GL0004.*expected a folder.*a symbolic link"):
+        atomic.own_dir(tmp_path / "to folder")
+
+
+def test_a_private_file_is_a_plain_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        for flags in (os.O_RDWR, os.O_WRONLY):
+            with pytest.raises(BusyError, match="GL0004"):
+                atomic.open_own(tmp_path / name, flags | os.O_CREAT)
+
+
+def test_only_half_files_are_swept(tmp_path: Path) -> None:
+    half = atomic.temporary_name(tmp_path / "samples.parquet")
+    for path in (half, tmp_path / "notes.tmp.old", tmp_path / "samples.parquet"):
+        path.touch()
+    atomic.sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp.old", "samples.parquet"}

@@ -479,3 +479,14 @@ def test_a_bit_that_turns_in_the_cache(local: Path) -> None:
     assert error.value.code == "GL0303" and error.value.hint.startswith(f"remove {path}, it is")
     path.unlink()
     assert Dataset(data.name).read(0) == Dataset(local).read(0)
+
+
+def test_a_new_cache_is_its_owner_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg: Callable[[int], bytes]
+) -> None:
+    (tmp_path / "src/a").mkdir(parents=True)
+    (tmp_path / "src/a/0.jpg").write_bytes(jpeg(0))
+    stage.shard(tmp_path / "src", tmp_path / "set")
+    monkeypatch.setenv("GLINT_CACHE", str(tmp_path / "deep/cache"))
+    assert Dataset(f"file://{tmp_path}/set").read(0) == jpeg(0)
+    assert (tmp_path / "deep/cache").stat().st_mode & 0o777 == 0o700

@@ -92,7 +92,7 @@ def test_one_after_the_other(world: Path, whole: Path, tmp_path: Path) -> None:
         result = stage.shard(world, out, stage.Options(40), task=Task(i, 3))
         assert (result.left, result.task, result.shards) == (left, f"{i}/3", 20)
         assert isinstance(result, ShardShare) and not (out / "manifest.json").exists()
-    (out / "data" / "train-000002.tar.tmp.other.1-abc").write_bytes(b"of one that was killed")
+    (out / "data" / "train-000002.tar.tmp.other.1-abcdef").write_bytes(b"of one that was killed")
     result = stage.shard(world, out, stage.Options(40), task=Task(2, 3))
     assert result.left == 0 and result.written == 799 and result.quarantined == 1
     assert files(out) == files(whole)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from glint.errors import MismatchError
+from glint.errors import MismatchError, ResourceError
+from glint.files import atomic, reads
 from glint.models import checkpoint
 from glint.models.checkpoint import problem
 
@@ -116,3 +119,64 @@ def test_an_unfinished_save_is_no_checkpoint(tmp_path: Path) -> None:
     saved = checkpoint.newest(tmp_path)
     assert saved is not None and saved.path.name == "step-00000001"
     assert checkpoint.newest(tmp_path / "none") is None
+
+
+def spoil(path: Path) -> None:
+    raw = bytearray((path / "backbone.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (path / "backbone.safetensors").write_bytes(raw)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_only_checkpoints_that_verify_count_as_kept(tmp_path: Path, keep: int) -> None:
+    """A run whose newest is damaged goes on from the one before, and saves in between."""
+    for step in (100, 200):
+        write(tmp_path, step, 10, ranks=1, keep=5)
+    spoil(tmp_path / "step-00000200")
+    saved = checkpoint.newest(tmp_path)
+    assert saved is not None and saved.path.name == "step-00000100"
+    write(tmp_path, 150, 10, ranks=1, keep=keep)
+    names = [path.name for path in checkpoint.all_in(tmp_path)]
+    good = ["step-00000100", "step-00000150"][-keep:]
+    assert names == [*good, "step-00000200"]
+    saved = checkpoint.newest(tmp_path)
+    assert saved is not None and saved.path.name == "step-00000150"
+    spoil(tmp_path / "step-00000150")
+    write(tmp_path, 300, 10, ranks=1, keep=keep)
+    sound = [p.name for p in checkpoint.all_in(tmp_path) if not problem(p)]
+    assert sound == ["step-00000100", "step-00000300"][-keep:]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE])
+def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Nor does it count as damaged where old ones are removed."""
+    for step in (100, 200):
+        write(tmp_path, step, 10, ranks=1)
+    real = atomic.sha256_of
+
+    def fail(path: Path) -> str:
+        if "00000200" in str(path):
+            raise OSError(code, os.strerror(code))
+        return real(path)
+
+    monkeypatch.setattr(reads, "_PAUSES", (), raising=False)
+    monkeypatch.setattr(atomic, "sha256_of", fail)
+    for look in (checkpoint.newest, checkpoint.find):
+        with pytest.raises(ResourceError, match="GL0903") as caught:
+            look(tmp_path)
+        assert os.strerror(code) in caught.value.what
+    write(tmp_path, 300, 10, ranks=1, keep=2)
+    monkeypatch.undo()
+    names = [path.name for path in checkpoint.all_in(tmp_path)]
+    assert names == ["step-00000100", "step-00000200", "step-00000300"]
+
+
+def test_checkpoints_behind_a_link_are_left_alone(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        write(tmp_path / "other", step, 10, ranks=1, keep=5)
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "other")
+    with pytest.raises(ResourceError, match="a symbolic link"):
+        write(tmp_path / "checkpoints", 4, 10, ranks=1, keep=1)
+    assert len(checkpoint.all_in(tmp_path / "other")) == 3

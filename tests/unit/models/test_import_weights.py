@@ -256,3 +256,22 @@ def test_nothing_is_overwritten_and_a_broken_import_is_repeated(
             import_weights(path, "mobilefacenet", there, **TINY)
         errors.append(caught.value)
     assert [e.code for e in errors] == ["GL0004", "GL0004"]
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_numbers_too_large_for_the_net_are_told(
+    weights: dict[str, Tensor], tmp_path: Path, kind: torch.dtype
+) -> None:
+    name = next(name for name in weights if weights[name].ndim == 4)
+    given = {**weights, name: weights[name].to(kind)}
+    given[name].view(-1)[3] = 1e39 if kind == torch.float64 else float("inf")
+    with pytest.raises(InputError, match=rf"GL0401.*{name}"):
+        take(torch_file(tmp_path / "w.pt", given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_tensors_of_one_name_are_told(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    name = next(iter(weights))
+    given = {**weights, f"module.{name}": torch.zeros_like(weights[name])}
+    with pytest.raises(InputError, match=rf"GL0401.*two tensors are called {name}"):
+        take(torch_file(tmp_path / "w.pt", given))

@@ -185,3 +185,15 @@ def test_the_mask_is_part_of_what_a_run_may_not_change(dataset, tmp_path) -> Non
         digests.add(stream.sampling_digest)
         assert len(dataclasses.asdict(stream.coverage(1))) and stream.coverage(1).seen == 1.0
     assert len(digests) == 2
+
+
+def test_the_json_is_written_last(dataset, tmp_path, monkeypatch) -> None:
+    """A run that is stopped before it is no coreset."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(balance, "balance", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(dataset, tmp_path)
+    assert not (tmp_path / "core/coreset.json").exists()

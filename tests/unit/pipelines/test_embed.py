@@ -322,3 +322,58 @@ def test_out_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(BusyError, match=r"GL0004.*expected a folder, found a file"):
         run(tmp_path / "emb")
     assert (tmp_path / "emb").read_text() == "mine"
+
+
+def precious(folder: Path) -> dict[str, bytes]:
+    """Give a folder of somebody else with files named as those of glint, and others."""
+    folder.mkdir()
+    names = ("thesis.txt", "plan.json", "journal.jsonl", "samples.npy", "lock", "a-000001.pairs")
+    for name in names:
+        (folder / name).write_bytes(b"precious " + name.encode())
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_linked_private_folder_is_refused_and_nothing_is_lost(
+    tmp_path: Path, finished: bool
+) -> None:
+    held = precious(tmp_path / "other")
+    if finished:
+        run(tmp_path / "out")
+        (tmp_path / "out/_glint/lock").unlink()
+        (tmp_path / "out/_glint").rmdir()
+    else:
+        (tmp_path / "out").mkdir()
+    (tmp_path / "out/_glint").symlink_to(tmp_path / "other")
+    with pytest.raises(BusyError, match=r"GL0004.*a symbolic link"):
+        run(tmp_path / "out")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "other").iterdir()} == held
+
+
+def test_what_lies_beside_the_own_files_stays(tmp_path: Path) -> None:
+    run(tmp_path / "out")
+    (tmp_path / "out/_glint/mine.txt").write_text("mine")
+    run(tmp_path / "out")
+    (tmp_path / "out/embeddings.json").unlink()  # made again
+    with pytest.raises(BusyError):
+        run(tmp_path / "out")
+    assert (tmp_path / "out/_glint/mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.jsonl", "samples.npy", "norm.npy", "pieces"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_no_private_file_is_written_through_a_link(
+    tmp_path: Path, name: str, dangling: bool
+) -> None:
+    """Also where the link appears after the folder was looked at."""
+    victim = tmp_path / "victim"
+    if not dangling:
+        victim.write_bytes(b"x" * 4096)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", Projector(stop_after=5))
+    path = tmp_path / "out/_glint" / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(victim)
+    with pytest.raises(BusyError, match=r"GL0004.*a symbolic link"):
+        run(tmp_path / "out")
+    assert not victim.exists() if dangling else victim.read_bytes() == b"x" * 4096

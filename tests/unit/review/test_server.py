@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import resource
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
@@ -242,3 +245,25 @@ def test_a_page_that_cannot_be_reviewed_and_a_port_in_use(
         Review(
             tmp_path / "report.html", book, frozenset(), lambda label: [], port=server.server_port
         )
+
+
+def test_connections_beyond_the_open_files_cost_no_processor(server: Review) -> None:
+    """They wait; when others leave, the server answers again."""
+    client = Client(server).enter()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[socket.socket] = [socket.socket() for _ in range(24)]
+    most = max(one.fileno() for one in held) + 1  # the clients' sockets are there: none is left
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        for one in held:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", server.server_port))
+        time.sleep(0.3)
+        began = time.process_time()
+        time.sleep(1.0)
+        assert time.process_time() - began < 0.3
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for one in held:
+            one.close()
+    assert client.ask("GET", "/decisions?since=0")[0] in (200, 404)

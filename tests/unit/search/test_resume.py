@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glint.errors import BusyError
+from glint.files import atomic
 from glint.search import pairs
 from glint.search.resume import BlockPairs, FinishedRows
 
@@ -90,7 +92,7 @@ def test_rows_of_another_search_are_not_taken(
     x: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search(x, tmp_path)
-    (tmp_path / "0-000000.pairs.tmp.host.1-00").write_bytes(b"half of a row")
+    atomic.temporary_name(tmp_path / "0-000000.pairs").write_bytes(b"half of a row")
     moved = x.copy()
     moved[99, 7] += 1
     for rows, options in (
@@ -113,3 +115,17 @@ def test_an_empty_row_is_kept(tmp_path: Path) -> None:
     found = kept.load(5)
     assert found is not None and len(found.a) == len(found.b) == len(found.cosine) == 0
     assert kept.load(4) is None
+
+
+def test_a_linked_folder_of_rows_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    names = {"thesis.txt", "old-000001.pairs", "a.pairs"}
+    for name in names:
+        (other / name).touch()
+    (tmp_path / "search").symlink_to(other)
+    with pytest.raises(BusyError, match=r"GL0004.*a symbolic link"):
+        FinishedRows(tmp_path / "search", "new")
+    assert {path.name for path in other.iterdir()} == names
+    FinishedRows(other, "new")  # no link: what is not of its making stays all the same
+    assert {path.name for path in other.iterdir()} == names - {"old-000001.pairs"}

@@ -343,3 +343,37 @@ def test_reads_that_fail_are_named(data: Path, monkeypatch: pytest.MonkeyPatch) 
         with monkeypatch.context() as patch:
             patch.setattr(place, name, fail)
             assert {p["code"] for p in said(data)} == {"GL0903"}, name
+
+
+@pytest.mark.parametrize("what", ["link", "dangling", "pipe", "file"])
+@pytest.mark.parametrize("name", ["_glint", "labels", "_glint/lock", "labels/lock", "_glint/x.bin"])
+def test_what_glint_writes_to_is_its_own(data: Path, name: str, what: str) -> None:
+    """A link, a pipe or a file in the place of a private folder, and a link or pipe of a lock."""
+    path, named = data / name, name
+    if path.is_dir():
+        path.rename(data.parent / "elsewhere")
+    else:
+        path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "file":
+        if "/" in name:
+            return
+        path.touch()
+    else:
+        path.symlink_to(data.parent / ("elsewhere" if what == "link" else "nowhere"))
+    for deep in (True, False):
+        found = [p["what"] for p in said(data, deep) if p["file"] == named]
+        wanted = {"pipe": "a pipe", "file": "a file"}.get(what, "a symbolic link")
+        assert any("glint's own" in one and wanted in one for one in found), found
+
+
+def test_links_elsewhere_are_noted(data: Path) -> None:
+    for name in ("data/train-000001.tar", "data/train-000002.tar"):
+        (data / name).rename(data.parent / Path(name).name)
+        (data / name).symlink_to(data.parent / Path(name).name)
+    result = verify(data, deep=True)
+    assert result.ok
+    assert result.notes == [
+        "data/train-000001.tar and 1 more: symbolic links, read where they lead"
+    ]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -159,3 +162,44 @@ def test_rows_of_other_labels(make):
     assert found.member.dtype == columns.member.dtype and found.first_L.dtype == np.int64
     none = columns.relabelled(np.empty(0, np.int64), np.empty(0, np.int64))
     assert none is columns
+
+
+def test_a_bit_that_turned_is_found_and_the_file_made_again(make, caplog):
+    """Wherever in the file it is: a label, a digest, a row of an identity, the head."""
+    dataset = make([0, 1, 2, 1] * 8)
+    want = open_columns(dataset, 0)
+    path = files(dataset)[0]
+    raw = path.read_bytes()
+    kept = {f.name: getattr(want, f.name).copy() for f in dataclasses.fields(want)}
+    head = raw[: module._PAGE].rstrip(b"\0")
+    places = [*range(0, len(head), 7)]
+    for at, count in json.loads(head)["columns"].values():
+        places += [at, at + 5, at + count]
+    logging.getLogger("glint").propagate = True
+    for place in places:
+        spoilt = bytearray(raw)
+        spoilt[place] ^= 1
+        path.write_bytes(spoilt)
+        caplog.clear()
+        assert same(dataclasses.replace(want, **kept), open_columns(dataset, 0)), place
+        assert "is damaged and is made again" in caplog.text
+        assert path.read_bytes() == raw
+
+
+def test_zeroed_rows_are_found(make):
+    dataset = make([0, 1, 2, 1] * 8)
+    want = open_columns(dataset, 0).member.copy()
+    path = files(dataset)[0]
+    raw = bytearray(path.read_bytes())
+    at, count = json.loads(raw[: module._PAGE].rstrip(b"\0"))["columns"]["member"]
+    raw[at : at + 4 * count] = bytes(4 * count)
+    path.write_bytes(raw)
+    assert (open_columns(dataset, 0).member == want).all()
+
+
+def test_a_linked_private_folder_costs_only_memory(make, tmp_path_factory):
+    dataset, other = make([0, 1, 2, 1] * 8), tmp_path_factory.mktemp("other")
+    shutil.rmtree(dataset.root / "_glint", ignore_errors=True)
+    (dataset.root / "_glint").symlink_to(other)
+    assert (open_columns(dataset, 0).record["label"] == dataset.label).all()
+    assert list(other.iterdir()) == []

@@ -274,7 +274,7 @@ def test_a_stopped_run_continues(
     with pytest.raises(InputError, match=r"GL0301 .*unfinished: 2 of 4 shards are") as caught:
         Dataset(out)
     assert caught.value.hint == "run the same glint shard command to continue"
-    (out / "data" / "train-000002.tar.tmp.99").write_bytes(b"left by a kill")
+    (out / "data" / "train-000002.tar.tmp.host.99-0a1b2c").write_bytes(b"left by a kill")
     done = {
         name: (out / "data" / name).stat().st_mtime_ns
         for name in ("train-000000.tar", "train-000001.tar")
@@ -452,7 +452,7 @@ def test_samples_that_changed_on_disk(world: Path, tmp_path: Path) -> None:
     assert path.name in str(caught.value) and f"key {data.key[row]}" in str(caught.value)
     assert len(Dataset(out).read(row, verify=False)) == data.size[row]
     path.write_bytes(block[: int(data.offset[row]) + 9])
-    with pytest.raises(InputError, match=r"GL0303 .*found 9"):
+    with pytest.raises(InputError, match=r"GL0302 .*found 9"):
         Dataset(out).read(row)
     path.unlink()
     with pytest.raises(InputError, match="GL0302"):
