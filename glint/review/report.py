@@ -174,7 +174,11 @@ def data(page: Page) -> dict[str, Any]:
     reasons = sorted({card.reason for card in page.cards})
     reason = {text: i for i, text in enumerate(reasons)}
     return {
-        **{name: value for name, value in vars(page.review).items() if name != "estimate"},
+        "report": page.review.report,
+        "identities": page.review.identities,
+        "merges": page.review.merges,
+        "drawn": list(page.review.drawn),
+        "blind": page.review.blind,
         "thumbs": page.thumbs,
         "label": list(sides),
         "name": [side.name for side in sides.values()],

@@ -43,7 +43,8 @@ class Refused(Exception):
 class Review(ThreadingHTTPServer):
     """A report being reviewed. page: from `opened`; pairs: those that may be decided.
 
-    faces: images of a label; images, classes: how many images and labels as sharded there are to decide on.
+    faces: images of a label; images, classes: how many images and labels as sharded there are to
+    decide on.
     """
 
     daemon_threads = True

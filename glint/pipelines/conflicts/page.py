@@ -159,8 +159,8 @@ def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
         )
     if counts["groups_refused"]:
         notes.append(
-            f"{counts['groups_refused']} groups are held together by a chain or are too "
-            "large: they are masked, not merged. Look at them below."
+            f"Groups held together by a chain, or too large: {counts['groups_refused']}. They are "
+            "masked, not merged; the tab groups shows them."
         )
     return notes
 

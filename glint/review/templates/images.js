@@ -104,6 +104,9 @@ function imageTabs(g, book) {  // g: the page (report.js); book: decisions.js
     } else if (name === "t") { byId("to").focus(); } else if (name === "u") { undo(); } else if (means && picked.size) { act(means, [...picked]); } else if (!means && !" af".includes(name)) { return false; } else if (!spot) { mark(picks()[0]); } else if (name === "f") { g.enlarge(spot); } else if (!g.fits(spot)) { return true; } else if (name === " ") { select(spot, !picked.has(row)); } else if (name === "a") { every(spot.closest(".strip")); } else if (act(means, [row])) { mark(step(1)); }
     return true;
   }
+  byId("to").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && act("move", picked.size ? [...picked] : spot ? [+spot.dataset.row] : [])) { byId("to").blur(); }
+  });
   document.addEventListener("click", (event) => {
     const face = event.target.closest(".face"), does = event.target.closest(".exhibit button[data-act], #imagebar button[data-act]");
     if (does) {

@@ -49,8 +49,8 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
   // What is on the screen, below the bar that stays.
   const top = () => Math.max(0, ...all(".bar").map((one) => one.getBoundingClientRect().bottom));
   function show(box) {
-    const from = top(), it = box.getBoundingClientRect();
-    if (it.top < from || it.bottom > innerHeight) { scrollBy(0, it.top - from - 8); }
+    const it = box.getBoundingClientRect(), stuck = Math.max(...all(".bar").map((one) => one.offsetHeight));
+    if (it.top < top() || it.bottom > innerHeight) { scrollBy(0, it.top - stuck - 8); }
   }
   function fits(box) {  // whether a key may decide it; else it is brought to the screen
     const from = top(), it = box.getBoundingClientRect();
@@ -263,7 +263,7 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
       return;
     }
     if (busy && key === "Escape") { busy.blur(); }
-    if (busy && busy.type !== "checkbox" || " Enter".includes(key) && event.target.closest("button, summary")) { return; }
+    if (busy && busy.type !== "checkbox" || [" ", "Enter"].includes(key) && event.target.closest("button, summary")) { return; }
     if (key === "?") { byId("help").showModal(); } else if (tab === "pairs" ? !pairKey(key, event.repeat) : event.repeat && "emou ".includes(key) || !pictures.key(key, event.shiftKey)) { return; }
     event.preventDefault();
   });

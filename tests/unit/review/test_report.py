@@ -46,8 +46,14 @@ def page(
                 "inside",
                 name,
                 name,
-                [Exhibit("mask", name, [Strip(name, name, faces, (8, 9), True, 3, 70, name)],
-                         [(name, name)])],
+                [
+                    Exhibit(
+                        "mask",
+                        name,
+                        [Strip(name, name, faces, (8, 9), True, 3, 70, name)],
+                        [(name, name)],
+                    )
+                ],
                 3,
                 name,
             )
@@ -140,7 +146,9 @@ def test_faces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_and_words() -> None:
     text = html(
         page(
-            name="Ann", review=Review("sha256:12", 90, 1, [0], "e"), split={"cosine": [0.9, np.nan, 0.8], "strength": [1.0]}
+            name="Ann",
+            review=Review("sha256:12", 90, 1, [0], "e"),
+            split={"cosine": [0.9, np.nan, 0.8], "strength": [1.0]},
         )
     )
     for expected in ("12 further", "not merged", "do not upload"):
