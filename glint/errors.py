@@ -30,6 +30,8 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0305": ("bad-sampling-table", "A sampling table does not fit its dataset and labels."),
     "GL0306": ("verification-failed", "A dataset is not as it was written."),
     "GL0307": ("bad-card", "The marks of a dataset card are damaged."),
+    "GL0308": ("taken-down", "Labels hold an identity or an image that was taken down."),
+    "GL0309": ("labels-changed", "Another command changed the labels meanwhile."),
     "GL0401": ("bad-model", "A model file cannot be used."),
     "GL0402": ("bad-embeddings", "Embeddings do not fit the dataset."),
     "GL0501": ("bad-decisions", "Decisions contradict each other or do not fit the dataset."),

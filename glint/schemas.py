@@ -126,6 +126,9 @@ LABELS = pa.schema([("label", pa.int64()), ("target", pa.int64())])
 # Targets of one label version that are, or may be, the same person (a < b).
 MASKS = pa.schema([("a", pa.int64()), ("b", pa.int64())])
 
+# Samples whose label is another one than as sharded: which (as sharded), -1 = left out.
+LABEL_IMAGES = pa.schema([("row", pa.int64()), ("label", pa.int64())])
+
 # Per target of the label version it names: how often it is drawn.
 SAMPLING = pa.schema(
     [

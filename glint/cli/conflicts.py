@@ -293,6 +293,11 @@ def _say_applied(r: results.Apply, files: Sequence[Path] = ()) -> str:
     ]
     if r.decided:
         lines.append(f"{console.count(r.decided, 'pair')} as reviewers decided")
+    if r.images_left_out or r.images_moved:
+        lines.append(
+            f"{console.count(r.images_left_out or 0, 'image')} left out, "
+            f"{console.count(r.images_moved or 0, 'image')} given to another identity"
+        )
     if r.dry_run:
         lines.append(f"the labels of {r.dataset} {verb} a new version (--dry-run: nothing written)")
         words = [str(word) for path in files for word in ("--decisions", path)]

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def drop(
     dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
     identity: list[str] = typer.Option([], "--identity", "--id", help="LABEL or NAME; repeatable."),
-    key: list[str] = typer.Option([], "--key", help="Key of a single image; only with --erase."),
+    key: list[str] = typer.Option([], "--key", help="Key of a single image; repeatable."),
     reason: str = typer.Option(..., "--reason", help="The reason, kept in the tombstone."),
     erase: Path | None = typer.Option(
         None,

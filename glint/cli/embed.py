@@ -47,12 +47,14 @@ def embed(
         from glint.jobs.workers import ending
         from glint.models.recogniser import open_model
         from glint.pipelines import embed as stage
+        from glint.shards import labels
         from glint.shards.dataset import Dataset
 
         folder = console.path(out, "--out")
         mine = parallel.task(task)
         where = parallel.engine(engine, ray_address, actors=True)
         data = Dataset(dataset)
+        table = labels.current(data.root, data.classes)
         stage.check_out(folder)  # before the model is opened, which takes seconds
         with console.progress("embed") as progress, ending():
             return stage.embed(
@@ -68,6 +70,7 @@ def embed(
                 task=mine,
                 engine=where,
                 opener=stage.Paths(str(dataset), str(model)),
+                table=table,
             )
 
     console.run(work, as_json, debug=debug, say=lambda r: _say(r, dataset))

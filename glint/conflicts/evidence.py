@@ -30,13 +30,15 @@ RHO_FLOOR = 0.05
 class Samples:
     """Unit sample embeddings by identity; rows without a direction take no part.
 
-    sample_ND: any float type, may be a memory map; label_N: identity of each row, 0 .. C-1.
+    sample_ND: any float type, may be a memory map; label_N: identity of each row, 0 .. C-1,
+    or -1 for none.
     """
 
     def __init__(self, sample_ND: npt.NDArray[np.floating], label_N: Labels, classes: int) -> None:
         self._sample_ND = sample_ND
         row = np.flatnonzero(usable(sample_ND))
         self.excluded = len(sample_ND) - len(row)
+        row = row[label_N[row] >= 0]
         self._row = row[np.argsort(label_N[row], kind="stable")]
         self.count_C = np.bincount(label_N[row], minlength=classes)
         self._start_C = np.concatenate([[0], np.cumsum(self.count_C)])

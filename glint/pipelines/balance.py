@@ -139,7 +139,7 @@ def balance(
     path = out or dataset.root / "sampling.parquet"
     _refuse_foreign(path)
     version = labels.current(dataset.root, dataset.classes)
-    target_n = version.target[dataset.label]
+    target_n = version.sample_target(dataset.label)
     left_n = np.zeros(dataset.n, dtype=np.bool_)
     if coreset is not None:
         left_n = _left_out(coreset, dataset, version.version) & (target_n >= 0)

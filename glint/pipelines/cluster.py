@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 import glint
 from glint import log, schemas
+from glint.conflicts.compose import compose, decided
 from glint.errors import InputError, MismatchError, UsageError
 from glint.evals.clusters import bcubed, pairwise
 from glint.files import atomic, parquet
@@ -39,16 +40,6 @@ STATE = "_glint/state.npz"
 TABLES = ("faces.parquet", "clusters.parquet", "edges.parquet")
 SAVE = 60.0  # seconds between two states saved
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Applied:
-    """The labels that follow from identities: targets int64 [C], and what was left out."""
-
-    target_C: Ints
-    identities: int
-    faces: int
-    small: int  # identities with too few faces
 
 
 def run(
@@ -266,41 +257,68 @@ def apply(
 ) -> results.ClusterApply:
     """Put the identities of a dataset's faces in force as a new label version.
 
-    least: identities with fewer faces, and faces of none, are dropped. Raises MismatchError GL0501
-    for a dataset whose faces are not in `folder`, InputError GL0501 where a label as sharded has
-    faces of several identities: the crawl must be sharded with --unlabelled.
+    least: identities with fewer faces, and faces of none, are dropped. What else than clusters the
+    labels in force rest on still holds: merges, masks, what was dropped, what was said of single
+    images. Raises MismatchError GL0501 for a dataset whose faces are not in `folder`, InputError
+    GL0501 where a label as sharded has faces of several identities: the crawl must be sharded with
+    --unlabelled; BusyError GL0309 where the labels were changed meanwhile.
     """
     dataset = Dataset(root)
+    now = labels.unchecked(dataset.root, dataset.classes)
     identity_n, mark = _identities(folder, dataset)
-    now = labels.current(dataset.root, dataset.classes)
-    applied = _targets(dataset, identity_n, least, str(folder))
+    label_n = dataset.label.copy()
+    label_n[now.row] = -1  # what reviewers said of an image goes before its cluster
+    name_C, faces_C = _names(dataset.classes, label_n, identity_n, str(folder))
+    label_n = now.sample_label(dataset.label)
+    images_C = np.bincount(label_n[label_n >= 0], minlength=dataset.classes)
+    moved = now.label[now.label >= 0]
+    faces_C = faces_C + np.bincount(moved, minlength=dataset.classes)
+    kept = decided(_steps(dataset), dataset.classes)
+    made = compose(name_C, faces_C, images_C, now, kept, least)
+    table = labels.settled(
+        dataset.root, labels.given(made.target_C, made.mask_m2, now.row, now.label)
+    )
     result = partial(
         results.ClusterApply,
         version_before=now.version,
         classes_before=now.classes,
-        classes=applied.identities,
-        faces=applied.faces,
-        identities_dropped=applied.small,
-        faces_dropped=dataset.n - applied.faces,
+        classes=table.classes,
+        faces=made.faces,
+        identities_dropped=made.small,
+        faces_dropped=dataset.n - made.faces,
         dry_run=dry_run,
         dataset=str(root),
         report=str(folder),
     )
     why = {"stage": STAGE, "report": mark, "min": least}
-    if _why(dataset) == why:
+    if _why(dataset) == why or (now.version and table.same(now)):
         return result(version=now.version, applied=False, already=True)
-    if not applied.identities:
+    if not table.classes:
         raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
     if dry_run:
         return result(version=now.version, applied=False, already=False)
-    version = labels.apply(dataset.root, applied.target_C, np.empty((0, 2), np.int64), why)
+    with labels.changing(dataset.root):
+        version = labels.commit(dataset.root, table, why, based_on=now.version)
     return result(version=version, applied=True, already=False)
 
 
+def _steps(dataset: Dataset) -> list[tuple[labels.LabelTable, labels.LabelTable]]:
+    """Return the changes of the labels in force that were not made by clusters."""
+    lines = labels.in_force(dataset.root, dataset.classes)
+    return [
+        (labels.load(dataset.root, line["from"], dataset.classes),
+         labels.load(dataset.root, line["version"], dataset.classes))
+        for line in lines if (line.get("why") or {}).get("stage") != STAGE
+    ]  # fmt: skip
+
+
 def undo(folder: Path, root: Path) -> results.ClusterUndo:
-    """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied."""
+    """Put the labels from before `apply` back in force. Raises InputError GL0502 if not applied.
+
+    Raises what `labels.undo` raises, too.
+    """
     dataset = Dataset(root)
-    now = labels.current(dataset.root, dataset.classes)
+    now = labels.unchecked(dataset.root, dataset.classes)
     why = _why(dataset)
     if why.get("stage") != STAGE or why.get("report") != _mark(folder):
         raise InputError(
@@ -309,12 +327,12 @@ def undo(folder: Path, root: Path) -> results.ClusterUndo:
             where=str(folder),
             hint="what was applied later must be undone first",
         )
-    version = labels.undo(dataset.root)
+    version = labels.undo(dataset.root, based_on=now.version)
     return results.ClusterUndo(
         version_before=now.version,
         version=version,
         classes_before=now.classes,
-        classes=labels.current(dataset.root, dataset.classes).classes,
+        classes=labels.load(dataset.root, version, dataset.classes).classes,
         dataset=str(root),
         report=str(folder),
     )
@@ -370,24 +388,23 @@ def _identities(folder: Path, dataset: Dataset) -> tuple[Ints, str]:
     return identity_n, mark
 
 
-def _targets(dataset: Dataset, identity_n: Ints, least: int, where: str) -> Applied:
-    """Map every label as sharded to the identity of its faces, numbered densely."""
-    some_n = identity_n >= 0
-    name_C = np.full(dataset.classes, -1, np.int64)
-    name_C[dataset.label[some_n]] = identity_n[some_n]
-    wrong = np.flatnonzero(some_n & (name_C[dataset.label] != identity_n))
+def _names(classes: int, label_n: Ints, identity_n: Ints, where: str) -> tuple[Ints, Ints]:
+    """Return the identity of the faces of each label, -1 = none, and how many these are.
+
+    label_n: -1 for a face that has no say. Raises InputError GL0501.
+    """
+    some = np.flatnonzero((identity_n >= 0) & (label_n >= 0))
+    label_m, identity_m = label_n[some], identity_n[some]
+    name_C = np.full(classes, -1, np.int64)
+    name_C[label_m] = identity_m
+    wrong = np.flatnonzero(name_C[label_m] != identity_m)
     if wrong.size:
-        label = int(dataset.label[wrong[0]])
+        label = int(label_m[wrong[0]])
         raise InputError(
             "GL0501",
-            f"label {label} has faces of the identities {identity_n[wrong[0]]} and "
-            f"{name_C[label]}; so have {len(np.unique(dataset.label[wrong]))} labels",
+            f"label {label} has faces of the identities {identity_m[wrong[0]]} and "
+            f"{name_C[label]}; so have {len(np.unique(label_m[wrong]))} labels",
             where=where,
             hint="shard the images with: glint shard SRC OUT --unlabelled",
         )
-    _, of_n, size = np.unique(identity_n[some_n], return_inverse=True, return_counts=True)
-    large = size >= least
-    number = np.where(large, np.cumsum(large) - 1, -1)
-    target_C = np.full(dataset.classes, -1, np.int64)
-    target_C[dataset.label[some_n]] = number[of_n]
-    return Applied(target_C, int(large.sum()), int(size[large].sum()), int((~large).sum()))
+    return name_C, np.bincount(label_m, minlength=classes)

@@ -78,7 +78,7 @@ def run(
     """
     check_out(out)
     version = labels.current(dataset.root, dataset.classes)
-    target_N = version.target[dataset.label]
+    target_N = version.sample_target(dataset.label)
     ranking = nms.rank(
         emb.sample_ND,
         target_N,

@@ -29,6 +29,7 @@ from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
 from glint.results import identities as results
 from glint.shards.embeddings import ARRAYS, FORMAT, STATUS, Rows, centres, check_sums, checksum
+from glint.shards.label_table import LabelTable
 
 BLOCK = 2048  # rows between two journal lines
 
@@ -96,15 +97,16 @@ def embed(
     task: tasks.Task | None = None,
     engine: Engine | None = None,
     opener: Opener | None = None,
+    table: LabelTable | None = None,
 ) -> results.Embed | results.EmbedShare:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
     flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
     more than 75 degrees from their centre out of it. A task embeds its share of the blocks, and
     its result has how many are `left` to others; an engine opens dataset and model by
-    `opener`, which pickles and compares. Raises MismatchError when `out` was begun with other
-    inputs, BusyError when another run writes there or it holds something else, InputError when no
-    image can be embedded.
+    `opener`, which pickles and compares. table: labels in force, of whose images centres are made.
+    Raises MismatchError when `out` was begun with other inputs, BusyError when another run writes
+    there or it holds something else, InputError when no image can be embedded.
     """
     if dtype not in ("float16", "float32"):
         raise UsageError("GL0002", f"expected float16 or float32, found {dtype!r}", where="--dtype")
@@ -128,7 +130,7 @@ def embed(
                 try:
                     _gather(rows, how, engine, progress)
                     _fill(rows, dataset, model, batch, flip, workers, progress)
-                    _finish(rows, dataset, out, work, plan)
+                    _finish(rows, dataset, table, out, work, plan)
                 finally:
                     rows.journal.close()
             if not left and held.alone():
@@ -366,7 +368,14 @@ def _decode(dataset: Source, row: int, size: int) -> _Decoded:
         return STATUS.index("not-a-jpeg"), None
 
 
-def _finish(rows: Rows, dataset: Source, out: Path, work: Path, plan: dict[str, Any]) -> None:
+def _finish(
+    rows: Rows,
+    dataset: Source,
+    table: LabelTable | None,
+    out: Path,
+    work: Path,
+    plan: dict[str, Any],
+) -> None:
     """Write centres and the sample table, move the rows into place; embeddings.json comes last."""
     import pyarrow as pa
 
@@ -381,7 +390,8 @@ def _finish(rows: Rows, dataset: Source, out: Path, work: Path, plan: dict[str, 
             where=str(out),
             hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
         )
-    centre_CD = centres(rows.sample_ND, dataset.label, dataset.classes, trim=bool(plan["trim"]))
+    label_N = dataset.label if table is None else table.sample_label(dataset.label)
+    centre_CD = centres(rows.sample_ND, label_N, dataset.classes, trim=bool(plan["trim"]))
     with atomic.replacing(out / "centres.npy") as file:
         write_array(file, centre_CD)
     parquet.write(
@@ -403,6 +413,7 @@ def _finish(rows: Rows, dataset: Source, out: Path, work: Path, plan: dict[str, 
         atomic.sync_dir(out)  # before embeddings.json says that it is there
     about = {
         **plan,
+        **({"labels": {"version": table.version, "images": table.images}} if table else {}),
         "failed": failed,
         "failures": failures,
         "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),

@@ -148,6 +148,8 @@ class Apply:
     report: str  # the folder or page of the report
     nothing: bool | None = None  # true where the report changes nothing
     decided: int | None = None  # pairs that reviewers decided
+    images_left_out: int | None = None  # images that reviewers left out
+    images_moved: int | None = None  # images that reviewers gave to another identity
     undone: bool | None = None  # true for `undo`
 
 

@@ -22,9 +22,8 @@ from glint.files import atomic, parquet, store
 from glint.shards import plan, remote
 
 FORMAT = "glint/dataset@1"
-# Tables without which a folder is no dataset; take-downs.
+# Tables without which a folder is no dataset.
 TABLES = ("samples.parquet", "identities.parquet", "quarantine.parquet")
-TOMBSTONES = "_glint/tombstones.jsonl"
 OPEN_FILES = 256
 REMOTE_FILES = 8  # an open file takes its room on the disk even when it has left the cache
 

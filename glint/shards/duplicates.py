@@ -84,7 +84,7 @@ def by_identity(row_m: Ints, group_m: Ints, target_m: Ints) -> Equals:
 def equals(dataset: Dataset, labels: LabelTable) -> Equals:
     """Find the images that stand more than once, byte for byte, by the index alone."""
     row_m, group_m = groups(dataset.digests)
-    return by_identity(row_m, group_m, labels.target[dataset.label[row_m]])
+    return by_identity(row_m, group_m, labels.sample_target(dataset.label)[row_m])
 
 
 def find(

@@ -9,7 +9,7 @@ last, holds the checksums of both arrays.
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import xxhash
 from glint.errors import InputError, MismatchError
 from glint.files import atomic
 from glint.files.strings import new_array, take_room
+from glint.shards.label_table import LabelTable
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
 ARRAYS = ("samples.npy", "centres.npy")
@@ -41,6 +42,24 @@ class Embeddings:
     sample_ND: Floats
     centre_CD: npt.NDArray[np.float32]
     about: dict[str, Any]
+
+    def under(self, table: LabelTable, label_N: npt.NDArray[np.int64]) -> Embeddings:
+        """Return the embeddings with the centres of the identities of labels in force.
+
+        label_N: of every sample as sharded. A centre stands at the first label of its identity, the
+        other labels have none: rows of NaN. Centres on disk that were made of the same images are
+        taken as they are, others are averaged again.
+        """
+        made = (self.about.get("labels") or {}).get("images", "")
+        if table.classes == len(table.target) and table.images == made:
+            return self
+        centre_CD = centres(
+            self.sample_ND,
+            table.sample_person(label_N),
+            len(self.centre_CD),
+            trim=bool(self.about.get("trim")),
+        )
+        return replace(self, centre_CD=centre_CD)
 
 
 def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
@@ -132,6 +151,8 @@ def centres(
 ) -> npt.NDArray[np.float32]:
     """Average unit embeddings per label and scale to length one; NaN where a label has none.
 
+    Samples of label -1 are left out.
+
     trim: a second pass leaves out samples more than 75 degrees from the first average.
     """
     centre_CD = _mean(sample_ND, label_N, classes, None)
@@ -153,7 +174,7 @@ def _mean(
     for start in range(0, len(sample_ND), 16384):
         row_nD = np.asarray(sample_ND[start : start + 16384], dtype=np.float32)
         label_n = label_N[start : start + 16384]
-        keep_n = np.isfinite(row_nD).all(axis=1)
+        keep_n = np.isfinite(row_nD).all(axis=1) & (label_n >= 0)
         if near_CD is not None:
             cosine_n = (row_nD * near_CD[label_n]).sum(axis=1)
             keep_n &= cosine_n >= np.cos(np.radians(TRIM_DEGREES))

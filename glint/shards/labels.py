@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glint import schemas
-from glint.errors import InputError
+from glint.errors import BusyError, InputError
 from glint.files import atomic, parquet, seal
+from glint.shards import tombstones
+from glint.shards.label_table import LabelTable as LabelTable
+from glint.shards.label_table import checked
 
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class LabelTable:
-    """One version: `target` int64 [C] is 0..classes-1 or -1 (dropped).
-
-    `masks` int64 [m, 2] are pairs of targets (a < b) kept apart in the softmax denominator.
-    """
-
-    version: int
-    target: Ints
-    classes: int
-    masks: Ints
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:
@@ -41,52 +34,38 @@ def _bad(what: str, where: str) -> InputError:
     return InputError("GL0304", what, where=where)
 
 
-def _checked(version: int, target_C: Ints, mask_m2: Ints, classes: int, where: str) -> LabelTable:
-    """Validate one version. Raises InputError GL0304."""
-    if target_C.ndim != 1 or len(target_C) != classes:
-        raise _bad(
-            f"expected one target for each of {classes} labels, found {target_C.shape}", where
-        )
-    kept = np.unique(target_C)
-    if len(kept) and kept[0] < -1:
-        raise _bad(f"a target is -1 (dropped) or a class, found {kept[0]}", where)
-    kept = kept[kept >= 0]
-    if len(kept) and kept[-1] != len(kept) - 1:
-        hole = int(np.flatnonzero(kept != np.arange(len(kept)))[0])
-        raise _bad(f"targets must be 0..{len(kept) - 1} without a hole, {hole} is not used", where)
-    if mask_m2.ndim != 2 or mask_m2.shape[1] != 2:
-        raise _bad(f"masks must be pairs, found shape {mask_m2.shape}", where)
-    if len(mask_m2):
-        if mask_m2.min() < 0 or mask_m2.max() >= len(kept):
-            raise _bad(f"a mask names a target outside 0..{len(kept) - 1}", where)
-        if (mask_m2[:, 0] >= mask_m2[:, 1]).any():
-            raise _bad("a masked pair must have a < b", where)
-        if len(np.unique(mask_m2, axis=0)) != len(mask_m2):
-            raise _bad("a masked pair stands twice", where)
-    return LabelTable(version, target_C, len(kept), mask_m2)
-
-
-def _head(root: str | os.PathLike[str]) -> tuple[int, str]:
-    """Return the current version and its file."""
+def _head(root: str | os.PathLike[str]) -> tuple[int, bool]:
+    """Return the current version, and whether it says something of single images."""
     path = _folder(root) / "current.json"
     if not path.exists():
-        return 0, ""
+        return 0, False
     value = atomic.read_json(path, "GL0304")
-    version, file = value.get("version"), value.get("file") or ""
-    if not isinstance(version, int) or version < 0 or file != (_name(version) if version else ""):
+    version, file, images = value.get("version"), value.get("file") or "", value.get("images")
+    if (
+        not isinstance(version, int)
+        or version < 0
+        or file != (_name(version) if version else "")
+        or images not in (None, _name(version, ".images"))
+    ):
         raise _bad(f"expected a version and its file, found {value}", str(path))
-    return version, file
+    return version, images is not None
 
 
-def _name(version: int) -> str:
-    return f"v{version:04d}.parquet"
+def _name(version: int, part: str = "") -> str:
+    return f"v{version:04d}{part}.parquet"
 
 
-def _masks_name(version: int) -> str:
-    return f"v{version:04d}.masks.parquet"
+def load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTable:
+    """Return a version by its number, whether in force or not. Raises InputError GL0304."""
+    made = {line["version"]: line for line in history(root) if line.get("op") == "apply"}
+    if version and version not in made:
+        raise _bad(f"there is no version {version}", str(_folder(root)))
+    files = made[version].get("files", ()) if version else ()
+    images = any(one["name"] == _name(version, ".images") for one in files)
+    return _load(root, version, images, classes)
 
 
-def _load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTable:
+def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int) -> LabelTable:
     if version == 0:
         return LabelTable(
             0, np.arange(classes, dtype=np.int64), classes, np.empty((0, 2), np.int64)
@@ -98,17 +77,40 @@ def _load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTabl
         raise _bad(
             f"expected the labels 0..{classes - 1} in order, found {len(label_C)} rows", str(path)
         )
-    masks = parquet.read(_folder(root) / _masks_name(version), schemas.MASKS, code="GL0304")
+    masks = parquet.read(path.with_name(_name(version, ".masks")), schemas.MASKS, code="GL0304")
     mask_m2 = np.stack([masks.column("a").to_numpy(), masks.column("b").to_numpy()], axis=1)
-    return _checked(version, table.column("target").to_numpy(), mask_m2, classes, str(path))
+    read = LabelTable(version, table.column("target").to_numpy(), 0, mask_m2)
+    if images:
+        path = path.with_name(_name(version, ".images"))
+        own = parquet.read(path, schemas.LABEL_IMAGES, code="GL0304")
+        row, label = (own.column(name).to_numpy() for name in ("row", "label"))
+        read = replace(read, row=row, label=label)
+    return checked(read, classes, _counts(root)[1] if images else 0, str(path))
+
+
+def _counts(root: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return how many labels and samples a dataset has."""
+    manifest = atomic.read_json(Path(root) / "manifest.json")
+    return int(manifest["identities"]), int(manifest.get("written", 0))
 
 
 def current(root: str | os.PathLike[str], classes: int) -> LabelTable:
     """Return the label version in force: identity where none was applied.
 
-    `classes` is the number of labels as sharded. Raises InputError GL0304.
+    `classes` is the number of labels as sharded. Raises InputError GL0304, MismatchError GL0308
+    where it holds what was taken down.
     """
-    return _load(root, _head(root)[0], classes)
+    table = unchecked(root, classes)
+    tombstones.refuse_revived(root, table)
+    return table
+
+
+def unchecked(root: str | os.PathLike[str], classes: int) -> LabelTable:
+    """Return what `current` does, also where it holds what was taken down: to make a version of it.
+
+    Raises InputError GL0304.
+    """
+    return _load(root, *_head(root), classes)
 
 
 def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -116,23 +118,24 @@ def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return seal.sound_lines(_folder(root) / "history.jsonl")
 
 
-def _note(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
+def _switch(root: str | os.PathLike[str], version: int, entry: dict[str, Any]) -> None:
+    """Note a change of the labels, and put a version in force."""
     seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
-
-
-def _switch(root: str | os.PathLike[str], version: int) -> None:
-    atomic.write_json(
-        _folder(root) / "current.json",
-        {"version": version, "file": _name(version) if version else None},
-    )
+    value = {"version": version, "file": _name(version) if version else None}
+    made = [line for line in history(root) if line.get("version") == version]
+    if any(
+        one["name"] == _name(version, ".images") for line in made for one in line.get("files", ())
+    ):
+        value["images"] = _name(version, ".images")
+    atomic.write_json(_folder(root) / "current.json", value)
 
 
 def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]:
     """Return the history lines that the labels in force rest on, the newest first.
 
-    Raises what `current` raises.
+    Raises what `unchecked` raises.
     """
-    version: object = current(root, classes).version
+    version: object = unchecked(root, classes).version
     lines = []
     for line in reversed(history(root)):
         if line.get("op") == "apply" and line.get("version") == version:
@@ -148,69 +151,193 @@ def upcoming(root: str | os.PathLike[str]) -> int:
     return max(taken, default=0) + 1
 
 
-def apply(root: str | os.PathLike[str], target: Ints, masks: Ints, why: dict[str, Any]) -> int:
-    """Write a new label version, put it in force and return its number.
+def _nothing(what: str, root: str | os.PathLike[str]) -> InputError:
+    return InputError("GL0502", what, where=str(root))
 
-    `target` int64 [C], `masks` int64 [m, 2]; `why` goes into the history as it is. No shard and
-    no older version is touched. Raises InputError GL0304.
+
+@contextmanager
+def changing(root: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
+    """Hold the labels of a dataset, so that nothing else changes them.
+
+    Raises BusyError GL0005 where another command does and has not ended in `wait` seconds.
     """
-    target_C = np.ascontiguousarray(target, np.int64)
-    mask_m2 = np.ascontiguousarray(masks, np.int64).reshape(-1, 2)
-    manifest = Path(root) / "manifest.json"
-    classes = int(atomic.read_json(manifest)["identities"])
     folder = _folder(root)
     atomic.make_dir(folder)
-    with atomic.lock(folder / "lock"):
-        before = _head(root)[0]
-        version = upcoming(root)
-        _checked(version, target_C, mask_m2, classes, str(folder / _name(version)))
-        label_C = np.arange(classes, dtype=np.int64)
-        parquet.write(
-            folder / _masks_name(version),
-            pa.table([mask_m2[:, 0], mask_m2[:, 1]], schema=schemas.MASKS),
-        )
-        parquet.write(folder / _name(version), pa.table([label_C, target_C], schema=schemas.LABELS))
-        files = [seal.entry(folder / name) for name in (_name(version), _masks_name(version))]
-        _note(root, {"op": "apply", "version": version, "from": before, "why": why, "files": files})
-        _switch(root, version)
+    with atomic.lock(folder / "lock", wait=wait):
+        yield
+
+
+def apply(
+    root: str | os.PathLike[str],
+    target: Ints,
+    masks: Ints,
+    why: dict[str, Any],
+    *,
+    row: Ints | None = None,
+    label: Ints | None = None,
+    based_on: int | None = None,
+) -> int:
+    """Write a new label version, put it in force and return its number.
+
+    `target` int64 [C], `masks` int64 [m, 2]; `row`, `label` int64 [k]: samples of another label
+    than as sharded, or -1, see `LabelTable`; `why` goes into the history as it is. `based_on`: the
+    version that the new one was made of; where another is in force by now, nothing is written and
+    BusyError GL0309 raised. What was taken down stays so, whatever the tables say. No shard and no
+    older version is touched. Raises InputError GL0304, BusyError GL0005.
+    """
+    with changing(root):
+        return commit(root, given(target, masks, row, label), why, based_on=based_on)
+
+
+def given(
+    target: Ints, masks: Ints, row: Ints | None = None, label: Ints | None = None
+) -> LabelTable:
+    """Return a table of arrays that are not checked yet."""
+    none = np.empty(0, np.int64)
+    pieces = (
+        none if part is None else np.ascontiguousarray(part, np.int64) for part in (row, label)
+    )
+    mask_m2 = np.ascontiguousarray(masks, np.int64).reshape(-1, 2)
+    return LabelTable(0, np.ascontiguousarray(target, np.int64), 0, mask_m2, *pieces)
+
+
+def settled(root: str | os.PathLike[str], table: LabelTable, where: str = "") -> LabelTable:
+    """Return a table as it may come in force: checked, and without what was taken down.
+
+    An identity that lost all its images to others, or to none, is dropped. Raises InputError
+    GL0304.
+    """
+    table = checked(table, *_counts(root), where or str(root))
+    table = tombstones.bury(root, table)
+    if len(table.row):
+        table = table.without(table.emptied(tombstones.label_of(root)))
+    return table
+
+
+def commit(
+    root: str | os.PathLike[str],
+    table: LabelTable,
+    why: dict[str, Any],
+    *,
+    based_on: int | None = None,
+) -> int:
+    """Do what `apply` does; the caller holds the labels (`changing`)."""
+    folder = _folder(root)
+    before = _head(root)[0]
+    if based_on is not None and before != based_on:
+        raise stale(root, based_on, before)
+    version = upcoming(root)
+    table = settled(root, table, str(folder / _name(version)))
+    label_C = np.arange(len(table.target), dtype=np.int64)
+    columns = {
+        "": ([label_C, table.target], schemas.LABELS),
+        ".masks": ([table.masks[:, 0], table.masks[:, 1]], schemas.MASKS),
+        ".images": ([table.row, table.label], schemas.LABEL_IMAGES),
+    }
+    if not len(table.row):
+        del columns[".images"]
+    for part, (arrays, schema) in reversed(columns.items()):
+        parquet.write(folder / _name(version, part), pa.table(arrays, schema=schema))
+    files = [seal.entry(folder / _name(version, part)) for part in columns]
+    entry = {"op": "apply", "version": version, "from": before, "why": why, "files": files}
+    _switch(root, version, entry)
     return version
 
 
-def undo(root: str | os.PathLike[str]) -> int:
+def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints | None) -> None:
+    """Copy all versions to a dataset of the same labels; the version in force last.
+
+    new_N: the row there of every sample, -1 = gone, so that what is said of single images names
+    them there; None where rows are the same.
+    """
+    here, there = _folder(root), _folder(out)
+    if not (here / "history.jsonl").exists():
+        return
+    atomic.make_dir(there)
+    for path in sorted(here.glob("v*.parquet")):
+        atomic.write_bytes(there / path.name, path.read_bytes())
+    raw, seen = b"", ""
+    for line in history(root):
+        files = line.get("files", ())
+        name = _name(int(line["version"]), ".images")
+        if new_N is not None and any(one["name"] == name for one in files):
+            own = parquet.read(here / name, schemas.LABEL_IMAGES, code="GL0304")
+            row, label = new_N[own.column("row").to_numpy()], own.column("label").to_numpy()
+            order = np.argsort(row)[int((row < 0).sum()) :]
+            images = pa.table([row[order], label[order]], schema=schemas.LABEL_IMAGES)
+            parquet.write(there / name, images)
+            entry = seal.entry(there / name)
+            line["files"] = [entry if one["name"] == name else one for one in files]
+        one = seal.line(seen, line)
+        raw, seen = raw + one, str(json.loads(one)[seal.FIELD])
+    atomic.write_bytes(there / "history.jsonl", raw)
+    if (here / "current.json").exists():
+        atomic.write_bytes(there / "current.json", (here / "current.json").read_bytes())
+
+
+def stale(root: str | os.PathLike[str], based_on: int, found: int) -> BusyError:
+    """Return the error of a version made of labels that are not in force any more."""
+    return BusyError(
+        "GL0309",
+        f"another command changed the labels meanwhile: made of version {based_on}, in force is "
+        f"{found}",
+        where=str(root),
+        hint="run the command again",
+    )
+
+
+def refuse_changed(root: str | os.PathLike[str], version: int) -> None:
+    """Raise BusyError GL0309 where another label version than this is in force."""
+    found = _head(root)[0]
+    if found != version:
+        raise stale(root, version, found)
+
+
+def _return(root: str | os.PathLike[str], op: str, version: int, before: int) -> int:
+    """Put an older version back in force. Raises MismatchError GL0308."""
+    tombstones.refuse_revived(root, load(root, version, _counts(root)[0]))
+    _switch(root, version, {"op": op, "version": version, "from": before})
+    return version
+
+
+def undo(root: str | os.PathLike[str], *, based_on: int | None = None) -> int:
     """Put the version before the current one in force and return its number.
 
-    Raises InputError GL0502 where nothing is applied.
+    based_on: the version to undo; BusyError GL0309 where another is in force. Raises InputError
+    GL0502 where nothing is applied, MismatchError GL0308 where it would bring back what was taken
+    down.
     """
-    folder = _folder(root)
-    version = _head(root)[0]
-    parents = {line["version"]: line["from"] for line in history(root) if line.get("op") == "apply"}
-    if version == 0 or version not in parents:
-        raise InputError(
-            "GL0502", "the labels stand as sharded, nothing was applied", where=str(root)
-        )
-    with atomic.lock(folder / "lock"):
-        before = int(parents[version])
-        _note(root, {"op": "undo", "version": before, "from": version})
-        _switch(root, before)
-    return before
+    nothing = _nothing("the labels stand as sharded, nothing was applied", root)
+    if not _folder(root).exists():
+        raise nothing
+    with changing(root):
+        version = _head(root)[0]
+        if based_on is not None and version != based_on:
+            raise stale(root, based_on, version)
+        made = [line for line in history(root) if line.get("op") == "apply"]
+        parents = {line["version"]: line["from"] for line in made}
+        if version == 0 or version not in parents:
+            raise nothing
+        return _return(root, "undo", int(parents[version]), version)
 
 
 def redo(root: str | os.PathLike[str]) -> int:
     """Put the version that was undone last back in force and return its number.
 
-    Raises InputError GL0502 where the last change was not an undo.
+    Raises InputError GL0502 where the last change was not an undo, MismatchError GL0308.
     """
-    undone: list[int] = []
-    for line in history(root):
-        if line["op"] == "undo":
-            undone.append(int(line["from"]))
-        elif line["op"] == "redo":
-            undone.pop()
-        else:
-            undone.clear()
-    if not undone:
-        raise InputError("GL0502", "no undone version to put back", where=str(root))
-    with atomic.lock(_folder(root) / "lock"):
-        _note(root, {"op": "redo", "version": undone[-1], "from": _head(root)[0]})
-        _switch(root, undone[-1])
-    return undone[-1]
+    nothing = _nothing("no undone version to put back", root)
+    if not _folder(root).exists():
+        raise nothing
+    with changing(root):
+        undone: list[int] = []
+        for line in history(root):
+            if line["op"] == "undo":
+                undone.append(int(line["from"]))
+            elif line["op"] == "redo":
+                undone.pop()
+            else:
+                undone.clear()
+        if not undone:
+            raise nothing
+        return _return(root, "redo", undone[-1], _head(root)[0])

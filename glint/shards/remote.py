@@ -114,7 +114,7 @@ class Remote:
             except (ValueError, AttributeError, KeyError, TypeError):
                 return  # who reads the history says that it is damaged
             for name, entry in made:
-                if re.fullmatch(r"v\d+(\.masks)?\.parquet", name):
+                if re.fullmatch(r"v\d+(\.masks|\.images)?\.parquet", name):
                     self._forget(f"labels/{name}", entry)
                     self._fetch(f"labels/{name}", entry, "GL0304")
 

@@ -24,8 +24,8 @@ from glint.files import atomic, parquet, seal
 from glint.files.store import is_url
 from glint.log import Progress
 from glint.results import datasets as results
-from glint.shards import against, dali, labels
-from glint.shards.dataset import TABLES, TOMBSTONES, Dataset
+from glint.shards import against, dali, labels, tombstones
+from glint.shards.dataset import TABLES, Dataset
 from glint.shards.remote import Remote
 from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, plain_size, walk
 
@@ -283,7 +283,7 @@ class _Check:
             names = {path.name for path in folder.glob("v*.parquet")} if bad is None else set()
             for one in sorted(names - {entry["name"] for entry in made}):
                 self.notes.append(f"labels/{one} is in no history: an interrupted apply")
-            table, path = labels.current(self.root, dataset.classes), self.root / name
+            table, path = labels.unchecked(self.root, dataset.classes), self.root / name
             if path.exists() and path.read_bytes() != seal.spell(atomic.read_json(path)):
                 what = "expected the spelling that glint writes, found another"
                 self.problem("GL0304", what, name)
@@ -300,21 +300,20 @@ class _Check:
     def tombstones(self, table: labels.LabelTable, history: list[dict[str, Any]]) -> None:
         """Check that every take-down has a line, and that its labels are not in force."""
         lines, bad = list[dict[str, Any]](), None
-        with self.reading(TOMBSTONES):
-            lines, bad = seal.lines(self.plain(TOMBSTONES, "GL0304"))
+        with self.reading(tombstones.FILE):
+            lines, bad = seal.lines(self.plain(tombstones.FILE, "GL0304"))
         if bad is not None:
-            self.problem("GL0304", _LINE, TOMBSTONES, at=bad)
+            self.problem("GL0304", _LINE, tombstones.FILE, at=bad)
         buried = [label for line in lines for label in line.get("labels", ())]
         dropped = [line["why"] for line in history if line.get("why", {}).get("stage") == "drop"]
         bare = sorted({label for why in dropped for label in why.get("labels", ())} - {*buried})
         if bare and bad is None:
             what = f"identity {bare[0]} was taken down and has no tombstone ({len(bare)} in all)"
-            self.problem("GL0304", what, TOMBSTONES, "a line for each take-down", "none")
-        for label in buried:
-            found = table.target[label] if 0 <= label < len(table.target) else "no label"
-            if found != -1:
-                what = f"identity {label} was taken down and is in the labels in force"
-                self.problem("GL0304", what, "labels/current.json", "target -1", found)
+            self.problem("GL0304", what, tombstones.FILE, "a line for each take-down", "none")
+        with self.reading("samples.parquet"):
+            for name in tombstones.revived(self.root, table) if lines and bad is None else ():
+                what = f"{name} was taken down and is in the labels in force"
+                self.problem("GL0308", what, "labels/current.json", "target -1", "a target")
 
     def sampling(self) -> None:
         """Check that a sampling table can be read."""

@@ -26,6 +26,7 @@ from glint import schemas
 from glint.errors import BusyError, InputError, ResourceError
 from glint.files import atomic, parquet
 from glint.log import logger
+from glint.rng import I64
 from glint.shards.dataset import Dataset
 
 FORMAT = "glint/columns@2"
@@ -49,6 +50,41 @@ class Columns:
     member: npt.NDArray[np.uint32]  # n, rows grouped by label, ascending inside each
     first_L: npt.NDArray[np.int64]  # L + 1, where each label's rows begin in `member`
     first_s: npt.NDArray[np.int64]  # s + 1, first row of each shard
+    own_n: npt.NDArray[np.int32] | None = None  # n, labels in force where they say other ones
+
+    @property
+    def label(self) -> npt.NDArray[np.int32]:
+        """Return the label of every row, int32 [n]: as sharded, or as `relabelled` says."""
+        label_n: npt.NDArray[np.int32] = self.record["label"] if self.own_n is None else self.own_n
+        return label_n
+
+    def relabelled(self, row_k: I64, label_k: I64) -> Columns:
+        """Return a copy in which rows (ascending) have other labels; -1 = drawn by none.
+
+        Costs 8 bytes per sample: labels and `member` are no longer mapped.
+        """
+        if not len(row_k):
+            return self
+        own_n = self.record["label"].astype(np.int32)
+        own_n[row_k] = label_k
+        rest = self.without(row_k)
+        member, first_L = rest.member[: len(own_n) - len(row_k)], rest.first_L
+        kept = np.flatnonzero(label_k >= 0)
+        kept = kept[np.argsort(label_k[kept], kind="stable")]  # rows ascend inside each label
+        row_m, label_m = row_k[kept], label_k[kept]
+        place_m = [
+            lo + int(np.searchsorted(member[lo:hi], row))
+            for row, lo, hi in zip(row_m, first_L[label_m].tolist(), first_L[label_m + 1].tolist())
+        ]
+        member = np.insert(member, np.array(place_m, np.int64), row_m.astype(np.uint32))
+        more_L = np.bincount(label_m, minlength=len(first_L) - 1)
+        out = row_k[label_k < 0].astype(np.uint32)
+        return replace(
+            self,
+            member=np.concatenate([member, out]),
+            first_L=first_L + np.concatenate([[0], np.cumsum(more_L)]),
+            own_n=own_n,
+        )
 
     def shard_of(self, row_m: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Return the number of the shard that holds each row."""

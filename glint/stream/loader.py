@@ -243,7 +243,7 @@ class Stream:
         return Batch(image, flip, self._labels(row_n), row_n, position_n, epoch, step, repeats)
 
     def _labels(self, row_n: I64) -> torch.Tensor:
-        return torch.from_numpy(self.selection.target_L[self.columns.record["label"][row_n]])
+        return torch.from_numpy(self.selection.target_L[self.columns.label[row_n]])
 
     def _make(self, epoch: int, part: Slice, step: int) -> Batch:
         if self.images.decoder is not None:

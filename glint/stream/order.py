@@ -67,6 +67,7 @@ def select(
     batch: images of one rank's batch, which holds whole groups.
     Raises UsageError GL0001, GL0002; InputError GL0304, GL0305.
     """
+    columns = columns.relabelled(labels.row, labels.label)
     target_L = _targets(dataset, labels, columns)
     rows = ClassRows(columns.member, columns.first_L, target_L, labels.classes)
     table, draws_C, each = None, None, order.each
@@ -91,7 +92,7 @@ def select(
             draws = Draws(rows, draws_C, seed)
         plan = Plan(dataset.n, seed, draws, None if order.positives else order.block)
         if order.positives:
-            plan = PositivePlan(plan, rows, columns.record["label"], order.positives, seed)
+            plan = PositivePlan(plan, rows, columns.label, order.positives, seed)
     return Selection(columns, target_L, rows.count_C, plan, draws, table)
 
 

@@ -22,7 +22,7 @@ class PositivePlan:
 
     Positives are drawn with replacement, as a function of (seed, epoch, position): one may be the
     sample itself, and is where its identity has no other image. An epoch is a pass of `plan`.
-    label_n: the label of each row, as sharded. Errors: UsageError GL0002.
+    label_n: the label of each row, of those that `class_rows` groups by. Errors: UsageError GL0002.
     """
 
     def __init__(

@@ -167,7 +167,7 @@ def _embedded(root: Path, embeddings: Path) -> tuple[Any, Any, dict[str, Any]]:
     table = labels.current(data.root, data.classes)
     about = {"dataset": data.name, "dataset_digest": data.digest, "label_version": table.version,
              "model": emb.about.get("name"), "model_digest": emb.about.get("model")}  # fmt: skip
-    return emb.sample_ND, table.target[data.label], about
+    return emb.sample_ND, table.sample_target(data.label), about
 
 
 def _listed(embeddings: Path, dataset: Path | None, faces: Faces) -> tuple[Any, dict[str, Any]]:

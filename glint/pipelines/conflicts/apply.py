@@ -44,8 +44,8 @@ class Report:
     label_version: int
     digest: str  # of conflicts.json and both tables: what `labels.history` names the report by
     tables: str  # of the tables alone, as histories of old name it
-    decided: str = ""  # digest of the verdicts that reviewers changed; empty where none
-    changed: int = 0  # how many
+    verdicts: Sequence[tuple[int, int, str]] = ()  # pairs that reviewers decided otherwise
+    said: Sequence[decisions.Said] = ()  # of reviewers, for what they say of single images
 
 
 def relabel(
@@ -104,7 +104,8 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
         )
     groups = _groups(folder / "groups.parquet", dataset.classes)
     a, b, verdict = _verdicts(folder / "pairs.parquet", groups, dataset.classes)
-    mark, changed = "", 0
+    lines: list[tuple[int, int, str]] = []
+    reviewed: list[decisions.Said] = []
     if more is not None:
         reviewed = _decided(folder, more)
         after = decisions.settle(reviewed, np.minimum(a, b), np.maximum(a, b), verdict)
@@ -112,11 +113,10 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
         if len(other):
             groups = components(a[after == "merge"], b[after == "merge"])
             lines = sorted(zip(a[other].tolist(), b[other].tolist(), after[other].tolist()))
-            mark = "sha256:" + hashlib.sha256(json.dumps(lines).encode()).hexdigest()
-            verdict, changed = after, len(other)
+            verdict = after
     mask_m2 = np.stack([a[verdict == "mask"], b[verdict == "mask"]], axis=1).astype(np.int64)
     whole, both = _digest(folder, REPORT), _digest(folder, TABLES)
-    return Report(dataset, groups, mask_m2, version, whole, both, mark, changed)
+    return Report(dataset, groups, mask_m2, version, whole, both, lines, reviewed)
 
 
 def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Said]:
@@ -242,19 +242,57 @@ def stands(folder: Path, dataset: Dataset) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """The labels that follow from a report, and what reviewers changed in it.
+
+    decided: digest of that, empty where nothing; pairs, left_out, moved: how many pairs, and images
+    left out or of another identity.
+    """
+
+    table: labels.LabelTable
+    decided: str
+    pairs: int
+    left_out: int
+    moved: int
+
+
+def outcome(report: Report, now: labels.LabelTable) -> Outcome:
+    """Put a report's verdicts and what was decided of single images on top of labels in force.
+
+    Raises InputError GL0501 where reviewers contradict each other.
+    """
+    dataset = report.dataset
+    target_C, mask_m2 = relabel(now.target, now.masks, report.groups, report.mask_m2)
+    label_N = dataset.label
+    row, label, _ = decisions.settle_images(report.said, label_N, target_C)
+    lines: list[Any] = [*report.verdicts]
+    mark = ""
+    if len(row):
+        lines.append(["images", *zip(row.tolist(), label.tolist())])
+    if lines:
+        mark = "sha256:" + hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    table = labels.given(target_C, mask_m2, now.row, now.label).moved(row, label, label_N)
+    table = labels.settled(dataset.root, replace(table, version=now.version))
+    out = int((label < 0).sum())
+    return Outcome(table, mark, len(report.verdicts), out, len(row) - out)
+
+
 def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> results.Apply:
     """Put the report's verdicts, as reviewers changed them, in force as a new label version.
 
     more: files of decisions beside the folder's own decisions.jsonl.
 
-    Applying a report that is in force already, or that would change no target and no mask, makes
-    no version and says so. Raises MismatchError when the labels changed after the report was made.
+    Applying a report that is in force already, or that would change nothing, makes no version and
+    says so. Raises MismatchError when the labels changed after the report was made, BusyError
+    GL0309 where they change meanwhile.
     """
     report = read(folder, more)
     dataset = report.dataset
-    now = labels.current(dataset.root, dataset.classes)
+    now = labels.unchecked(dataset.root, dataset.classes)
+    then = outcome(report, now)
     stood = _applied(report)
-    if stood == report.decided:
+    if stood == then.decided:
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
     if stood is not None:
         raise MismatchError(
@@ -271,41 +309,40 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
             where=str(dataset.root),
             hint="undo what was applied since, or run glint dedup-conflicts again",
         )
-    target_C, mask_m2 = relabel(now.target, now.masks, report.groups, report.mask_m2)
-    classes = int(target_C.max(initial=-1)) + 1
-    then = labels.LabelTable(now.version, target_C, classes, mask_m2)
-    same = np.array_equal(target_C, now.target)
-    if same and np.array_equal(mask_m2, np.unique(now.masks.reshape(-1, 2), axis=0)):
+    told = {
+        "decided": then.pairs,
+        "images_left_out": then.left_out,
+        "images_moved": then.moved,
+    }
+    if then.table.same(now):
         result = _result(folder, dataset, now, now, applied=False, already=False, dry_run=dry_run)
         return replace(result, nothing=True)
     if dry_run:
-        result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=True)
-        return replace(result, decided=report.changed)
-    labels.apply(
-        dataset.root,
-        target_C,
-        mask_m2,
-        {
-            "stage": STAGE,
-            "report": report.digest,
-            "groups": len(report.groups),
-            "masks": len(report.mask_m2),
-            **({"decided": report.decided} if report.decided else {}),
-        },
-    )
-    then = labels.current(dataset.root, dataset.classes)
-    result = _result(folder, dataset, now, then, applied=True, already=False, dry_run=False)
-    return replace(result, decided=report.changed)
+        table = then.table
+        result = _result(folder, dataset, now, table, applied=False, already=False, dry_run=True)
+        return replace(result, **told)
+    why = {
+        "stage": STAGE,
+        "report": report.digest,
+        "groups": len(report.groups),
+        "masks": len(report.mask_m2),
+        **({"decided": then.decided} if then.decided else {}),
+    }
+    with labels.changing(dataset.root):
+        version = labels.commit(dataset.root, then.table, why, based_on=now.version)
+    after = labels.load(dataset.root, version, dataset.classes)
+    result = _result(folder, dataset, now, after, applied=True, already=False, dry_run=False)
+    return replace(result, **told)
 
 
 def undo(folder: Path) -> results.Undo:
     """Put the label version from before the report back in force, exactly.
 
-    Raises InputError GL0502 when the report is not what is in force.
+    Raises InputError GL0502 when the report is not what is in force, and what `labels.undo` raises.
     """
     report = read(folder, None)
     dataset = report.dataset
-    now = labels.current(dataset.root, dataset.classes)
+    now = labels.unchecked(dataset.root, dataset.classes)
     if _applied(report) is None:
         raise InputError(
             "GL0502",
@@ -313,8 +350,8 @@ def undo(folder: Path) -> results.Undo:
             where=str(folder),
             hint="a report that was applied later must be undone first",
         )
-    labels.undo(dataset.root)
-    then = labels.current(dataset.root, dataset.classes)
+    version = labels.undo(dataset.root, based_on=now.version)
+    then = labels.load(dataset.root, version, dataset.classes)
     result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=False)
     return results.Undo(**vars(result) | {"undone": True})
 

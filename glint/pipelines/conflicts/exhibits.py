@@ -39,9 +39,12 @@ def names(dataset: Dataset) -> tuple[list[str], list[str]]:
 class Faces:
     """Identities as the page shows them: names from the dataset's table, faces from its shards."""
 
-    def __init__(self, dataset: Dataset, emb: Embeddings, samples: Samples, thumbs: bool) -> None:
+    def __init__(
+        self, dataset: Dataset, emb: Embeddings, samples: Samples, person_N: Ints, thumbs: bool
+    ) -> None:
         self.name, self.source_label = names(dataset)
         self.dataset, self.emb, self.samples, self.thumbs = dataset, emb, samples, thumbs
+        self.person_N = person_N  # first label of each sample's identity, -1 = none
 
     def side(self, label: int, towards: int | None = None, most: int = FACES) -> Side:
         """Describe an identity, its faces ranked from the nearest to the other's centre."""
@@ -113,7 +116,7 @@ def inside_tab(faces: Faces, inside: Inside) -> Tab:
         shown.append(Exhibit("mask", "two people?", sides, numbers))
     far = inside.outliers
     for i, row in enumerate(far.row[:EXHIBITS].tolist()):
-        label, towards = int(faces.dataset.label[row]), int(inside.towards_f[i])
+        label, towards = int(faces.person_N[row]), int(inside.towards_f[i])
         name, key = faces.called(label), faces.dataset.key[row]
         title, words = f"not {name}?", f"key {key} \u00b7 label {label}"
         strips = [
@@ -142,11 +145,11 @@ def repeats_tab(faces: Faces, inside: Inside) -> Tab:
     """Show repeated images by the identities that share them: several labels first, then many."""
     repeats, shown, left = inside.repeats, [], 0
     for kind, found in (("same bytes", repeats.exact), ("same picture", repeats.near)):
-        sets = _by_labels(faces.dataset, found)
+        sets = _by_labels(faces.person_N, found)
         for labels, place in sets[:EXHIBITS]:
             rows, strips = found.row_m[place], []
             for label in labels[:ACROSS]:
-                mine = rows[faces.dataset.label[rows] == label]
+                mine = rows[faces.person_N[rows] == label]
                 words = f"label {label} \u00b7 {len(mine)} of {faces.samples.count_C[label]} images"
                 to = labels[1 - labels.index(label)] if len(labels) == 2 else -1
                 strips.append(faces.flagged(label, mine, faces.called(label), words, to))
@@ -175,12 +178,12 @@ def repeats_tab(faces: Faces, inside: Inside) -> Tab:
     )
 
 
-def _by_labels(dataset: Dataset, found: Equals) -> list[tuple[tuple[int, ...], Ints]]:
+def _by_labels(person_N: Ints, found: Equals) -> list[tuple[tuple[int, ...], Ints]]:
     """Return the places of repeats by the labels that share them.
 
     Those under several identities come first, then those with the most images.
     """
-    label_m = dataset.label[found.row_m]
+    label_m = person_N[found.row_m]
     start = np.flatnonzero(np.r_[True, found.group_m[1:] != found.group_m[:-1]])
     sets: dict[tuple[int, ...], list[Ints]] = {}
     for place in np.split(np.arange(len(label_m)), start[1:]) if len(label_m) else ():
@@ -194,7 +197,9 @@ def overlap_tab(faces: Faces, overlaps: Sequence[Overlap]) -> Tab:
     """Show who is in other datasets too: leaks first, those kept apart left out."""
     shown, left = [], 0
     for one in overlaps:
-        other = Faces(one.other.dataset, one.other.emb, one.other.samples, faces.thumbs)
+        other = Faces(
+            one.other.dataset, one.other.emb, one.other.samples, one.other.person_N, faces.thumbs
+        )
         across = one.across
         score = np.where(np.isnan(across.evidence.score), -np.inf, across.evidence.score)
         order = np.lexsort((-score, -one.shared_K, ~one.leak_K))  # leaks first

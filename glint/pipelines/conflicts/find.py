@@ -51,43 +51,55 @@ def run(
 
     Beside them inside.parquet and duplicates.parquet; near: also for images that show the same
     picture, which decodes all. against: other datasets, for overlap.parquet and shared.parquet.
-    The search goes on where one of the same centres and threshold was stopped.
+    The search goes on where one of the same centres and threshold was stopped. Identities are those
+    of the labels in force; each stands in the tables by its first label as sharded.
     Raises BusyError when `out` holds something else or, without `overwrite`, a report that is in
-    force or was edited by hand.
+    force or was edited by hand, and GL0309 where the labels were changed meanwhile.
     """
     check_out(out, dataset, overwrite=overwrite)
     space = Workspace(out, "conflicts")
     with space.held():
         space.begin({"format": FORMAT})
-        samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
-        now = labels.current(dataset.root, dataset.classes)
+        now = labels.current(dataset.root, dataset.classes)  # before anything is judged by them
+        emb = emb.under(now, dataset.label)
+        person_N = now.sample_person(dataset.label)
+        samples = Samples(emb.sample_ND, person_N, dataset.classes)
         found = find(
             emb.centre_CD, samples, now.target, options, work=out / SEARCH, progress=progress
         )
         odd = outliers.look_inside(
-            dataset, emb, samples, now, found, near=near, seed=options.seed, progress=progress
+            dataset,
+            emb,
+            samples,
+            now,
+            person_N,
+            found,
+            near=near,
+            seed=options.seed,
+            progress=progress,
         )
         both = [
             overlap.judge_other(
-                dataset, emb, samples, now.target, found, one, options, progress=progress
+                dataset, emb, samples, person_N, found, one, options, progress=progress
             )
             for one in against
         ]
-        outliers.write(out, dataset, odd)
+        outliers.write(out, dataset, person_N, odd)
         overlap.write(out, dataset, both)
         parquet.write(out / "pairs.parquet", _pairs_table(found))
         parquet.write(out / "groups.parquet", _groups_table(found.groups.merged))
-        counts = {**_counts(found, samples), **odd.counts()}
+        counts = {**_counts(found, samples, now), **odd.counts()}
         about = {
-            **_about(dataset, emb, out, found, options, command),
+            **_about(dataset, now.version, emb, out, found, options, command),
             "counts": counts,
             "refused": [
                 {"labels": piece.tolist(), "reason": why} for piece, why in found.groups.refused
             ],
             "against": [one.about() for one in both],
         }
+        labels.refuse_changed(dataset.root, now.version)
         about = space.finish(about, TABLES)  # names the tables: after them
-        faces = exhibits.Faces(dataset, emb, samples, thumbs)
+        faces = exhibits.Faces(dataset, emb, samples, person_N, thumbs)
         page.write(out / "report.html", faces, found, about, odd, both)
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)
@@ -175,8 +187,8 @@ def _groups_table(merged: Sequence[np.ndarray]) -> pa.Table:
     )
 
 
-def _counts(found: Found, samples: Samples) -> dict[str, Any]:
-    merged, identities = found.groups.merged, len(samples.count_C)
+def _counts(found: Found, samples: Samples, now: labels.LabelTable) -> dict[str, Any]:
+    merged, identities = found.groups.merged, now.classes
     return {
         "pairs": len(found.pairs.a),
         **{name: int((found.verdict == name).sum()) for name in ("merge", "mask", "keep")},
@@ -188,7 +200,7 @@ def _counts(found: Found, samples: Samples) -> dict[str, Any]:
         "identities_after": identities - sum(len(g) - 1 for g in merged),
         "images_in_groups": int(sum(samples.count_C[g].sum() for g in merged)),
         "samples_excluded": samples.excluded,
-        "classes_excluded": found.pairs.excluded,
+        "classes_excluded": found.pairs.excluded - (len(now.target) - identities),
     }
 
 
@@ -210,6 +222,7 @@ def _judged_by(found: Found) -> dict[str, Any]:
 
 def _about(
     dataset: Dataset,
+    version: int,
     emb: Embeddings,
     out: Path,
     found: Found,
@@ -225,7 +238,7 @@ def _about(
             "path": os.path.relpath(dataset.root, out),
             "absolute": str(dataset.root.resolve()),
             "digest": dataset.digest,
-            "label_version": labels.current(dataset.root, dataset.classes).version,
+            "label_version": version,
         },
         "embeddings": {
             "path": str(emb.root),

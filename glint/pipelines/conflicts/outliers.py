@@ -85,33 +85,30 @@ def look_inside(
     emb: Embeddings,
     samples: Samples,
     labels: LabelTable,
+    person_N: Ints,
     found: Found,
     *,
     near: bool = True,
     seed: int = 0,
     progress: Progress = log.silent,
 ) -> Inside:
-    """Look inside the identities of the labels in force, each label as sharded by itself.
+    """Look inside the identities of the labels in force.
 
-    near: decode every image for near duplicates as well.
+    person_N: the first label of each sample's identity, -1 = none. near: decode every image for
+    near duplicates as well.
     """
-    prior, kept_C = found.calibration.prior, labels.target >= 0
+    prior = found.calibration.prior
     mixed = find_mixed(samples, prior, seed=seed, progress=progress)
     far = find_outliers(samples, prior, mixed=mixed, seed=seed, progress=progress)
-    mixed = [one for one in mixed if kept_C[one.label]]
-    alone_f = kept_C[dataset.label[far.row]]
-    far = Outliers(far.row[alone_f], far.cosine[alone_f], far.score[alone_f], far.z[alone_f])
-    towards_f, cosine_f = _towards(emb, dataset.label, far.row, kept_C)
+    towards_f, cosine_f = _towards(emb, person_N, far.row)
     repeats = _repeats(dataset, emb, labels, near, progress)
     return Inside(far, towards_f, cosine_f, mixed, repeats)
 
 
-def _towards(
-    emb: Embeddings, label_N: Ints, row_f: Ints, kept_C: npt.NDArray[np.bool_]
-) -> tuple[Ints, Reals]:
+def _towards(emb: Embeddings, label_N: Ints, row_f: Ints) -> tuple[Ints, Reals]:
     """Return the nearest other identity of the first images, and the cosine of its centre."""
     towards_f, cosine_f = np.full(len(row_f), -1, np.int64), np.full(len(row_f), np.nan)
-    other = np.flatnonzero(pairs.usable(emb.centre_CD) & kept_C)
+    other = np.flatnonzero(pairs.usable(emb.centre_CD))
     for at in range(0, min(len(row_f), NAMED), 256):
         row = row_f[at : min(at + 256, NAMED)]
         x_nD = pairs.unit64(emb.sample_ND[row]).astype(np.float32)
@@ -136,7 +133,8 @@ def _repeats(
     none = duplicates.by_identity(*(np.empty(0, np.int64),) * 3)
     if not near:
         return Repeats(exact, none, np.empty(0, np.int64), np.empty(0))
-    open_N = labels.target[dataset.label] >= 0
+    target_N = labels.sample_target(dataset.label)
+    open_N = target_N >= 0
     first = np.r_[True, exact.group_m[1:] != exact.group_m[:-1]][: len(exact.row_m)]
     open_N[exact.row_m[~first]] = False  # one of equal images stands for them
     row_n, hash_n = _hashed(dataset, np.flatnonzero(open_N), progress)
@@ -148,7 +146,7 @@ def _repeats(
     pieces = groups.components(a, b)
     row_m = np.concatenate([*pieces, np.empty(0, np.int64)])
     number = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
-    found = duplicates.by_identity(row_m, number, labels.target[dataset.label[row_m]])
+    found = duplicates.by_identity(row_m, number, target_N[row_m])
     bits_N = {int(row): 64 for row in row_m}
     cosine_N = {int(row): -1.0 for row in row_m}
     for one, other, count, value in zip(a.tolist(), b.tolist(), bits.tolist(), cosine.tolist()):
@@ -191,9 +189,9 @@ def _small(dataset: Dataset, row: int) -> npt.NDArray[np.float32] | None:
     return image_hash.shrunk(grey_HW1[..., 0])
 
 
-def write(out: Path, dataset: Dataset, inside: Inside) -> None:
+def write(out: Path, dataset: Dataset, person_N: Ints, inside: Inside) -> None:
     """Write inside.parquet and duplicates.parquet."""
-    parquet.write(out / TABLES[0], _inside(dataset, inside))
+    parquet.write(out / TABLES[0], _inside(dataset, person_N, inside))
     exact, near = inside.repeats.exact, inside.repeats.near
     after = int(exact.group_m.max(initial=-1)) + 1
     near_table = duplicates.table(dataset, near)
@@ -217,7 +215,7 @@ def write(out: Path, dataset: Dataset, inside: Inside) -> None:
     )
 
 
-def _inside(dataset: Dataset, inside: Inside) -> pa.Table:
+def _inside(dataset: Dataset, person_N: Ints, inside: Inside) -> pa.Table:
     """Return a row for each outlier, then one for each image of a mixed identity."""
     far = inside.outliers
     found: list[dict[str, Any]] = []
@@ -227,7 +225,7 @@ def _inside(dataset: Dataset, inside: Inside) -> pa.Table:
             {
                 "kind": "outlier",
                 "key": dataset.key[row],
-                "label": int(dataset.label[row]),
+                "label": int(person_N[row]),
                 "cosine": float(far.cosine[i]),
                 "score": float(far.score[i]),
                 "z": float(far.z[i]),

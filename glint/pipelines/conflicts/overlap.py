@@ -39,6 +39,7 @@ class Other:
     emb: Embeddings
     samples: Samples
     test: bool
+    person_N: Ints  # first label of each sample's identity by its labels in force, -1 = none
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ def opened(
                 where=str(emb.root),
                 hint="embed both datasets with one model",
             )
-        samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
-        others.append(Other(name, dataset, emb, samples, place >= len(sets)))
+        table = labels.current(dataset.root, dataset.classes)
+        emb, person_N = emb.under(table, dataset.label), table.sample_person(dataset.label)
+        samples = Samples(emb.sample_ND, person_N, dataset.classes)
+        others.append(Other(name, dataset, emb, samples, place >= len(sets), person_N))
     return others
 
 
@@ -121,7 +124,7 @@ def judge_other(
     dataset: Dataset,
     emb: Embeddings,
     samples: Samples,
-    target_C: Ints,
+    person_N: Ints,
     found: Found,
     other: Other,
     options: ConflictOptions,
@@ -129,15 +132,14 @@ def judge_other(
     progress: Progress = log.silent,
 ) -> Overlap:
     """Judge the pairs of identities of two datasets, by centres and by images that both hold."""
-    there_C = labels.current(other.dataset.root, other.dataset.classes).target
     rows_s2 = shared(dataset.digests, other.dataset.digests)
-    one, two = dataset.label[rows_s2[:, 0]], other.dataset.label[rows_s2[:, 1]]
-    held = (target_C[one] >= 0) & (there_C[two] >= 0)
+    one, two = person_N[rows_s2[:, 0]], other.person_N[rows_s2[:, 1]]
+    held = (one >= 0) & (two >= 0)
     rows_s2, one, two = rows_s2[held], one[held], two[held]
     across = verdicts.across(
         found,
-        emb.centre_CD, samples, target_C,
-        other.emb.centre_CD, other.samples, there_C,
+        emb.centre_CD, samples, np.arange(dataset.classes),
+        other.emb.centre_CD, other.samples, np.arange(other.dataset.classes),
         options,
         also=np.unique(np.stack([one, two], axis=1), axis=0),
         progress=progress,

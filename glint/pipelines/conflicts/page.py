@@ -77,7 +77,7 @@ def write(
         cards=cards,
         left_out=len(found.verdict) - len(cards),
         groups=_groups(faces, found),
-        review=Review(of, counts["identities"], len(merges), place, _estimate(about)),
+        review=Review(of, faces.dataset.classes, len(merges), place, _estimate(about)),
         split={
             "cosine": split.pairs.cosine_K.tolist(),
             "strength": [] if likeness is None else likeness.strength(split.pairs).tolist(),

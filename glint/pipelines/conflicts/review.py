@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from glint import schemas
 from glint.conflicts import audit, decisions
 from glint.errors import GlintError
@@ -14,8 +17,10 @@ from glint.pipelines.conflicts import apply, exhibits
 from glint.results import identities as results
 from glint.review import report, server
 from glint.review.report import Card, Page, Side
+from glint.shards import labels
 from glint.shards.dataset import Dataset
 
+Ints = npt.NDArray[np.int64]
 FACES = 6  # of an identity, evenly over its samples
 
 
@@ -45,11 +50,12 @@ def opened(folder: Path, *, port: int = 0, drawn: int = 0) -> Iterator[server.Re
     where the report is under review or being written.
     """
     dataset = apply.read(folder, None).dataset
+    rows = _rows(dataset)
     pairs = Pairs(folder, drawn)
     atomic.make_dir(folder / "_glint")
     with atomic.lock(folder / "_glint" / "lock"):
         if drawn:
-            shown = server.allowed(report.html(_blind(dataset, pairs)))
+            shown = server.allowed(report.html(_blind(dataset, rows, pairs)))
         else:
             shown = server.opened(folder / "report.html")
         book = decisions.Book(folder / decisions.NAME, pairs.report)
@@ -58,7 +64,7 @@ def opened(folder: Path, *, port: int = 0, drawn: int = 0) -> Iterator[server.Re
                 shown,
                 book,
                 frozenset(pairs.drawn if drawn else pairs.all),
-                lambda label: _faces(dataset, label),
+                lambda label: _faces(dataset, rows, label),
                 images=dataset.n,
                 classes=dataset.classes,
                 port=port,
@@ -91,13 +97,13 @@ def audited(folder: Path, drawn: int, more: Sequence[Path] = ()) -> results.Revi
     )
 
 
-def _blind(dataset: Dataset, pairs: Pairs) -> Page:
+def _blind(dataset: Dataset, rows: Sequence[Ints], pairs: Pairs) -> Page:
     """Return a page of the drawn pairs: faces and names, no number and no verdict."""
     name, source = exhibits.names(dataset)
     none = float("nan")
 
     def side(label: int) -> Side:
-        return Side(label, name[label], source[label], len(dataset.rows_of(label)))
+        return Side(label, name[label], source[label], len(rows[label]))
 
     return Page(
         title="Audit: are these the same person?",
@@ -119,14 +125,21 @@ def _blind(dataset: Dataset, pairs: Pairs) -> Page:
     )
 
 
-def _faces(dataset: Dataset, label: int) -> Sequence[bytes]:
+def _rows(dataset: Dataset) -> Sequence[Ints]:
+    """Return the rows of each identity of the labels in force, by its first label."""
+    person_N = labels.current(dataset.root, dataset.classes).sample_person(dataset.label)
+    order = np.argsort(person_N, kind="stable")
+    return np.split(order, np.searchsorted(person_N[order], np.arange(dataset.classes)))[1:]
+
+
+def _faces(dataset: Dataset, rows: Sequence[Ints], label: int) -> Sequence[bytes]:
     """Read a few images of an identity; none where it is not known, b"" for a damaged one."""
     if not 0 <= label < dataset.classes:
         return []
-    rows = dataset.rows_of(label)
-    count = min(FACES, len(rows))
+    mine = rows[label]
+    count = min(FACES, len(mine))
     images = []
-    for row in rows[[i * len(rows) // count for i in range(count)]] if count else ():
+    for row in mine[[i * len(mine) // count for i in range(count)]] if count else ():
         try:
             images.append(dataset.read(int(row)))
         except GlintError:

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from glint.errors import BusyError, InputError, UsageError
 from glint.files import atomic
-from glint.pipelines.dataset.drop import taken_down
 from glint.results import datasets as results
-from glint.shards import labels
+from glint.shards import labels, tombstones
 from glint.shards.dataset import Dataset
 
 Ints = npt.NDArray[np.int64]
@@ -218,7 +217,7 @@ def facts(dataset: Dataset) -> dict[str, Any]:
     count_C = dataset.identities().column("count").to_numpy()
     table = labels.current(dataset.root, dataset.classes)
     history = labels.history(dataset.root)
-    stones = taken_down(dataset.root)
+    stones = tombstones.read(dataset.root)
     in_force = int((table.target >= 0).sum())
     return {
         "written": dataset.n,

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.results import datasets as results
-from glint.shards import labels
-from glint.shards.dataset import TOMBSTONES, Dataset
+from glint.shards import labels, tombstones
+from glint.shards.dataset import Dataset
+from glint.shards.labels import LabelTable
 from glint.shards.plan import key_name
 
 Ints = npt.NDArray[np.int64]
 STAGE = "drop"
 KINDS = ("label", "name", "source-label")
+PATIENCE = 60.0  # seconds that a take-down waits for another command to end changing labels
 
 
 def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
@@ -76,18 +79,6 @@ def same_person(target_C: Ints, chosen: Sequence[int]) -> list[int]:
     return sorted({*chosen, *also.tolist()})
 
 
-def without(target_C: Ints, mask_m2: Ints, gone: Sequence[int]) -> tuple[Ints, Ints]:
-    """Return targets and masks in which `gone` are dropped and the rest stays dense, in order."""
-    target_C = target_C.copy()
-    target_C[list(gone)] = -1
-    kept = np.unique(target_C[target_C >= 0])
-    new = np.full(int(target_C.max(initial=-1)) + 2, -1, np.int64)  # index -1 stays -1
-    new[kept] = np.arange(len(kept))
-    renewed_m2 = np.where(np.isin(mask_m2, kept), mask_m2, -1)
-    renewed_m2 = new[renewed_m2].reshape(-1, 2)
-    return new[target_C], renewed_m2[(renewed_m2 >= 0).all(axis=1)]
-
-
 def _hash(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
@@ -95,7 +86,10 @@ def _hash(text: str | None) -> str | None:
 def _tombstone(
     dataset: Dataset, gone: Sequence[int], keys: Sequence[int], reason: str, op: str
 ) -> dict[str, Any]:
-    """Return the line that outlives the names: hashes of them, labels, counts, reason, date."""
+    """Return the line that outlives the names: hashes of them, labels, counts, reason, date.
+
+    keys: single images, also those that labels in force count to identities that are gone.
+    """
     table = dataset.identities()
     names, said = (table.column(c).to_pylist() for c in ("name", "source_label"))
     return {
@@ -106,28 +100,22 @@ def _tombstone(
         "keys": [key_name(key) for key in keys],
         "name_sha256": [_hash(names[i]) for i in gone],
         "source_label_sha256": [_hash(said[i]) for i in gone],
-        "images": int(np.isin(dataset.label, list(gone)).sum()) + len(keys),
+        "images": int(
+            (np.isin(dataset.label, list(gone)) | np.isin(rewrite.keys(dataset), keys)).sum()
+        ),
     }
 
 
-def taken_down(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the tombstones of a dataset. Raises InputError GL0304 for a damaged file."""
-    return seal.sound_lines(Path(root) / TOMBSTONES)
-
-
-def _buried(lines: Sequence[dict[str, Any]]) -> set[int]:
-    return {int(label) for line in lines for label in line.get("labels", ())}
-
-
 def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) -> int:
-    """Drop labels in the version in force, where they are not dropped yet; return the version."""
-    now = labels.current(root, classes)
-    if (now.target[list(gone)] < 0).all():
+    """Put the absence of all that was taken down in force, where it is not yet; return the version.
+
+    The caller holds the labels.
+    """
+    now = labels.unchecked(root, classes)
+    if tombstones.bury(root, now).same(now):
         return now.version
-    target_C, mask_m2 = without(now.target, now.masks, gone)
-    return labels.apply(
-        root, target_C, mask_m2, {"stage": STAGE, "labels": list(gone), "reason": reason}
-    )
+    why = {"stage": STAGE, "labels": list(gone), "reason": reason}
+    return labels.commit(root, now, why, based_on=now.version)
 
 
 def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
@@ -158,88 +146,120 @@ def drop(
 ) -> results.Drop | results.Erase | results.ErasePlan:
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
-    Whom the labels in force merge with a named identity is the same person and goes too. Without
-    `erase` no shard changes: a new label version with target -1, and a tombstone. With `erase` a
-    new dataset lacks these images and names, and all that the tombstones of this one name; this
-    one stays as it is. Raises UsageError GL0002 and what `Rewrite.write` raises.
+    Whom the labels in force merge with a named identity is the same person and goes too, and so do
+    images that they count to that identity, wherever these were sharded. Without `erase` no shard
+    changes: a new label version without them, and a tombstone. With `erase` a new dataset lacks
+    these images and names, and all that the tombstones of this one name; this one stays as it is.
+    Raises UsageError GL0002 and what `Rewrite.write` raises.
     """
     store.refuse(root)
     dataset = Dataset(root)
     if not reason.strip():
         raise UsageError("GL0002", "expected some words, found none", where="--reason")
-    if keys and erase is None:
-        what = "labels cannot leave out a single image"
-        hint = "write a new dataset without it: add --erase OUT"
-        raise UsageError("GL0002", what, where="--key", hint=hint)
-    old = taken_down(root)
-    if not identities and not keys and not (erase is not None and old):
+    if not identities and not keys and not (erase is not None and tombstones.read(root)):
         raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
-    table = labels.current(root, dataset.classes)
-    named = find(dataset, identities)
-    gone = same_person(table.target, named)
-    gone_keys = _keys(dataset, keys)
-    fresh = [label for label in gone if label not in _buried(old)]
-    images = np.isin(dataset.label, gone)
-    result: dict[str, Any] = {
-        "dataset": str(root),
-        "identities": gone,
-        "merged_with": sorted(set(gone) - set(named)),
-        "images": int(images.sum()),
-        "copies": _copies(dataset, images | np.isin(rewrite.keys(dataset), gone_keys)),
-        "already": sorted(set(gone) - set(fresh)),
-        "version_before": table.version,
-    }
+    named, singly = find(dataset, identities), _keys(dataset, keys)
+    chosen = _choose(dataset, named, singly)
     if erase is not None:
-        erasure = Erasure(dataset, gone, gone_keys, reason)
+        erasure = Erasure(dataset, chosen, reason)
         lost = {"identities": erasure.everyone, "images": erasure.lost, "erased_to": str(erase)}
         if dry_run:
-            return results.ErasePlan(**result | erasure.survey(erase) | lost)
+            return results.ErasePlan(**chosen.told | erasure.survey(erase) | lost)
         written = erasure.write(Output(Path(erase)), Execution(workers, progress))
         table = labels.current(erase, dataset.classes)
         lost |= {"version": table.version, "classes": table.classes}
-        return results.Erase(**result | written | lost, dry_run=False)
+        return results.Erase(**chosen.told | written | lost, dry_run=False)
     if dry_run:
-        fall = bool((table.target[gone] >= 0).any())
+        then = chosen.table.without(chosen.gone)
+        fall = then.classes < chosen.table.classes or bool(chosen.fresh_keys)
         return results.Drop(
-            **result,
+            **chosen.told,
             dry_run=True,
-            version=labels.upcoming(root) if fall else table.version,
+            version=labels.upcoming(root) if fall else chosen.table.version,
             erased_to=None,
-            classes=without(table.target, table.masks, gone)[0].max(initial=-1).item() + 1,
+            classes=then.classes,
         )
     atomic.make_dir(dataset.root / "_glint")
-    with atomic.lock(dataset.root / "_glint" / "lock"):
-        if fresh:
-            line = _tombstone(dataset, fresh, (), reason, STAGE)
-            seal.append(dataset.root / TOMBSTONES, line, "GL0304")
-        version = _put_in_force(dataset.root, dataset.classes, gone, reason)
+    with (
+        atomic.lock(dataset.root / "_glint" / "lock"),
+        labels.changing(dataset.root, PATIENCE),
+    ):
+        chosen = _choose(dataset, named, singly)  # of the labels that are in force now
+        if chosen.fresh or chosen.fresh_keys:
+            line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
+            seal.append(dataset.root / tombstones.FILE, line, "GL0304")
+        version = _put_in_force(dataset.root, dataset.classes, chosen.gone, reason)
     return results.Drop(
-        **result,
+        **chosen.told,
         dry_run=False,
         version=version,
         erased_to=None,
-        classes=labels.current(root, dataset.classes).classes,
+        classes=labels.unchecked(root, dataset.classes).classes,
     )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Who goes by the labels in force, and what a result tells of it.
+
+    gone: labels; keys: images that were named singly or that the labels in force count to `gone`;
+    fresh, fresh_keys: those of them that no tombstone names yet.
+    """
+
+    table: LabelTable
+    gone: list[int]
+    keys: list[int]
+    fresh: list[int]
+    fresh_keys: list[int]
+    told: dict[str, Any]
+
+
+def _choose(dataset: Dataset, named: list[int], singly: list[int]) -> Chosen:
+    """Find out whom the named identities and keys mean by the labels in force."""
+    table, old = labels.unchecked(dataset.root, dataset.classes), tombstones.read(dataset.root)
+    gone = same_person(table.target, named)
+    key_N = rewrite.keys(dataset)
+    moved_in = key_N[table.row[np.isin(table.label, gone)]]
+    keys = sorted({*singly, *moved_in.tolist()})
+    done = {key for line in old for key in line.get("keys", ())}
+    fresh = [label for label in gone if label not in tombstones.buried(old)]
+    images = np.isin(dataset.label, gone)
+    told = {
+        "dataset": str(dataset.root),
+        "identities": gone,
+        "merged_with": sorted(set(gone) - set(named)),
+        "images": int((images | np.isin(key_N, keys)).sum()),
+        "copies": _copies(dataset, images | np.isin(key_N, keys)),
+        "already": sorted(set(gone) - set(fresh)),
+        "version_before": table.version,
+    }
+    fresh_keys = [key for key in keys if key_name(key) not in done]
+    return Chosen(table, gone, keys, fresh, fresh_keys, told)
 
 
 class Erasure(Reshard):
     """The dataset without identities and keys, and without all that were taken down before."""
 
-    def __init__(self, dataset: Dataset, gone: list[int], keys: list[int], reason: str) -> None:
-        self.everyone = sorted({*gone, *_buried(taken_down(dataset.root))})
+    def __init__(self, dataset: Dataset, chosen: Chosen, reason: str) -> None:
+        lines = tombstones.read(dataset.root)
+        self.everyone = sorted({*chosen.gone, *tombstones.buried(lines)})
+        before = {int(key) for line in lines for key in line.get("keys", ())}
+        there = before & set(rewrite.keys(dataset).tolist()) if before else before
         self.reason = reason
-        without = Without(tuple(self.everyone), tuple(keys), (reason,))
+        keys = tuple(sorted({*chosen.keys, *there}))
+        without = Without(tuple(self.everyone), keys, (reason,))
         super().__init__(dataset, int(dataset.manifest["samples_per_shard"]), without=without)
         self.lost = int(self.gone.rows(dataset).sum())
 
     def after(self, folder: Path) -> None:
         """Bury those who are not buried yet, and put their absence in force."""
-        lines = taken_down(folder)
-        fresh = [label for label in self.everyone if label not in _buried(lines)]
-        done = {key for line in lines for key in line.get("keys", ())}
+        lines = tombstones.read(folder)
+        fresh = [label for label in self.everyone if label not in tombstones.buried(lines)]
+        done = {key for line in lines if line.get("op") == "erase" for key in line.get("keys", ())}
         keys = [key for key in self.gone.keys if key_name(key) not in done]
         if fresh or keys:
             line = _tombstone(self.dataset, fresh, keys, self.reason, "erase")
-            seal.append(folder / TOMBSTONES, line, "GL0304")
+            seal.append(folder / tombstones.FILE, line, "GL0304")
         if self.everyone:
-            _put_in_force(folder, self.dataset.classes, self.everyone, self.reason)
+            with labels.changing(folder):
+                _put_in_force(folder, self.dataset.classes, self.everyone, self.reason)

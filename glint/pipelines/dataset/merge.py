@@ -22,8 +22,8 @@ from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.plan import Options
 from glint.results import datasets as results
-from glint.shards import duplicates, labels
-from glint.shards.dataset import TOMBSTONES, Dataset
+from glint.shards import duplicates, labels, tombstones
+from glint.shards.dataset import Dataset
 from glint.shards.plan import key_name, order
 from glint.shards.sources.samples import joined
 
@@ -143,11 +143,16 @@ class Merge(rewrite.Rewrite):
         parquet.write(folder / DUPLICATES, self._duplicates())
         return [LABELS, DUPLICATES]
 
-    def _duplicates(self) -> pa.Table:
-        digest_Nk = np.concatenate([dataset.digests for dataset in self.datasets])
+    def _places(self) -> Ints:
+        """Return the key, which is the row here, of every sample of the datasets end to end."""
         order_n = self.order()
         key_N = np.empty(len(order_n), np.int64)
         key_N[order_n] = np.arange(len(order_n))
+        return key_N
+
+    def _duplicates(self) -> pa.Table:
+        digest_Nk = np.concatenate([dataset.digests for dataset in self.datasets])
+        key_N = self._places()
         row_m = np.concatenate([np.empty(0, np.int64), *shared_images(digest_Nk, self.end)])
         origins = [rewrite.origin(*both) for both in zip(self.datasets, self.names)]
         named, keyed = (
@@ -160,41 +165,54 @@ class Merge(rewrite.Rewrite):
         return pa.table(columns, schema=schemas.DUPLICATES)
 
     def _tombstones(self, out: Path) -> None:
-        """Carry the take-downs over, under the new labels (keys do not outlive a merge)."""
+        """Carry the take-downs over, under the new labels and, of images still there, new keys."""
         raw, before = b"", ""
+        key_N, start = self._places(), 0
         for dataset, name, more in zip(self.datasets, self.names, self.base):
-            for entry in seal.sound_lines(dataset.root / TOMBSTONES):
+            old = rewrite.keys(dataset)
+            for entry in tombstones.read(dataset.root):
                 moved = [label + more for label in entry.pop("labels", ())]
-                entry.pop("keys", None)
+                gone = np.flatnonzero(np.isin(old, [int(key) for key in entry.pop("keys", ())]))
+                if len(gone):
+                    entry["keys"] = [key_name(key) for key in key_N[start + gone].tolist()]
                 one = seal.line(before, {**entry, "labels": moved, "dataset": name})
                 raw, before = raw + one, str(json.loads(one)[seal.FIELD])
+            start += dataset.n
         if raw:
-            atomic.write_bytes(out / TOMBSTONES, raw)
+            atomic.write_bytes(out / tombstones.FILE, raw)
 
     def write(self, output: Output, how: Execution) -> dict[str, Any]:
         self._in_force()  # a damaged label table stops it before anything is written
         return super().write(output, how)
 
-    def _in_force(self) -> tuple[Ints, Ints, int]:
-        """Return targets and masks in force, laid end to end, and how many versions are in force.
-
-        target int64 [C], masks int64 [m, 2].
-        """
-        targets, masks, base, versions = [], [np.empty((0, 2), np.int64)], 0, 0
-        for dataset in self.datasets:
-            table = labels.current(dataset.root, dataset.classes)
-            targets.append(np.where(table.target < 0, -1, table.target + base))
-            masks.append(table.masks + base)
-            base += table.classes
-            versions += table.version > 0
-        return np.concatenate(targets), np.concatenate(masks), versions
+    def _in_force(self) -> tuple[labels.LabelTable, int]:
+        """Return the labels in force, laid end to end, and how many versions are in force."""
+        parts = [labels.unchecked(dataset.root, dataset.classes) for dataset in self.datasets]
+        first = [0, *np.cumsum([part.classes for part in parts])[:-1].tolist()]
+        key_N = self._places()
+        start = [0, *self.end[:-1]]
+        row = np.concatenate([key_N[at + part.row] for at, part in zip(start, parts)])
+        label = [_later(part.label, more) for part, more in zip(parts, self.base)]
+        order = np.argsort(row)
+        table = labels.given(
+            np.concatenate([_later(part.target, more) for part, more in zip(parts, first)]),
+            np.concatenate([part.masks + more for part, more in zip(parts, first)]),
+            row[order],
+            np.concatenate(label)[order],
+        )
+        return table, sum(part.version > 0 for part in parts)
 
     def after(self, folder: Path) -> None:
-        """Put the labels in force as version 1, where there are any."""
-        target_C, mask_m2, versions = self._in_force()
-        if versions and not labels.history(folder):
+        """Put the labels in force as version 1, where there are any or somebody was taken down."""
+        table, versions = self._in_force()
+        if (versions or tombstones.read(folder)) and not labels.history(folder):
             why = {"stage": STAGE, "from": [dataset.digest for dataset in self.datasets]}
-            labels.apply(folder, target_C, mask_m2, why)
+            with labels.changing(folder):
+                labels.commit(folder, table, why, based_on=0)
+
+
+def _later(number_n: Ints, more: int) -> Ints:
+    return np.where(number_n < 0, -1, number_n + more)
 
 
 def _named(table: pa.Table, name: str) -> pa.Table:

@@ -24,8 +24,8 @@ from glint.pipelines.dataset import rewrite, upload
 from glint.pipelines.dataset.output import Execution
 from glint.pipelines.dataset.plan import Options
 from glint.results import datasets as results
-from glint.shards import labels
-from glint.shards.dataset import TOMBSTONES, Dataset
+from glint.shards import labels, tombstones
+from glint.shards.dataset import Dataset
 
 Ints = npt.NDArray[np.int64]
 ERASED = "erased"
@@ -68,7 +68,7 @@ class Reshard(rewrite.Rewrite):
         drop_quarantine: bool = False,
         without: Without | None = None,
     ) -> None:
-        labels.current(dataset.root, dataset.classes)  # a damaged label table is not carried on
+        labels.unchecked(dataset.root, dataset.classes)  # a damaged label table is not carried on
         self.dataset, self.drop_quarantine = dataset, drop_quarantine
         self.gone = gone = without or Without()
         self.provenance = dataset.is_merged
@@ -142,16 +142,11 @@ class Reshard(rewrite.Rewrite):
 
     def _carry(self, out: Path) -> None:
         """Copy the label versions and the tombstones; the version in force last."""
-        root = self.dataset.root
-        names = sorted(p.name for p in (root / "labels").glob("v*.parquet"))
-        files = [f"labels/{name}" for name in (*names, "history.jsonl", "current.json")]
-        if (root / "labels" / "history.jsonl").exists():
-            atomic.make_dir(out / "labels")
-        else:
-            files = []
-        for file in (*files, TOMBSTONES):
-            if (root / file).exists():
-                atomic.write_bytes(out / file, (root / file).read_bytes())
+        root, stays_N = self.dataset.root, ~self.gone.rows(self.dataset)
+        new_N = None if stays_N.all() else np.where(stays_N, np.cumsum(stays_N) - 1, -1)
+        labels.carry(root, out, new_N)
+        if (root / tombstones.FILE).exists():
+            atomic.write_bytes(out / tombstones.FILE, (root / tombstones.FILE).read_bytes())
 
 
 def reshard(

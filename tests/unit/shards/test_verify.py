@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from glint.errors import InputError
+from glint.errors import InputError, MismatchError
 from glint.files import atomic, parquet, seal
 from glint.pipelines.dataset import shard as stage
 from glint.shards import labels
@@ -230,10 +230,15 @@ def test_a_well_sealed_lie_is_found(data: Path) -> None:
 
 
 def test_labels_and_takedowns(data: Path) -> None:
-    labels.undo(data)  # version 1: identity 4, taken down, is back
+    with pytest.raises(MismatchError, match=r"GL0308.*identity 4 was taken down"):
+        labels.undo(data)  # to version 1: identity 4, taken down, would be back
+    assert said(data, deep=False) == []
+    now = (data / "labels/current.json").read_bytes()
+    atomic.write_json(data / "labels/current.json", {"version": 1, "file": "v0001.parquet"})
     (problem,) = said(data, deep=False)
+    assert problem["code"] == "GL0308"
     assert problem["what"] == "identity 4 was taken down and is in the labels in force"
-    labels.redo(data)
+    (data / "labels/current.json").write_bytes(now)
     assert said(data, deep=False) == []
     (data / "labels/v0001.masks.parquet").unlink()
     (problem,) = said(data, deep=False)

@@ -120,7 +120,7 @@ def test_repeats_stand_by_the_identities_that_share_them(dataset: Dataset, emb: 
     repeats = outliers.Repeats(exact, shared(), none.astype(np.int64), none)
     far = Outliers(none.astype(np.int64), none, none, none)
     samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
-    faces = exhibits.Faces(dataset, emb, samples, True)
+    faces = exhibits.Faces(dataset, emb, samples, dataset.label, True)
     inside = outliers.Inside(far, none.astype(np.int64), none, [], repeats)
     tab = exhibits.repeats_tab(faces, inside)
     found = [

@@ -20,7 +20,7 @@ from glint.pipelines.dataset import shard as stage
 from glint.pipelines.dataset.output import Output
 from glint.pipelines.dataset.reshard import content, reshard
 from glint.pipelines.dataset.write import write_shard
-from glint.shards import labels
+from glint.shards import labels, tombstones
 from glint.shards.dataset import Dataset
 from glint.shards.verify import verify
 
@@ -99,7 +99,7 @@ class TestReshard:
             == (old.version, old.target.tolist())
         )
         assert labels.history(tmp_path / "out") == labels.history(a)
-        assert taking.taken_down(tmp_path / "out") == taking.taken_down(a) != []
+        assert tombstones.read(tmp_path / "out") == tombstones.read(a) != []
         assert good(tmp_path / "out").label_version == 2
 
     def test_dropping_the_quarantine(self, a: Path, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ class TestMerge:
         assert result.label_version == table.version == 1
         assert table.target.tolist() == [0, 1, 2, 3, -1, 3, 4, 5]
         assert table.masks.tolist() == []
-        (line,) = taking.taken_down(out)
+        (line,) = tombstones.read(out)
         assert (line["labels"], line["dataset"], line["reason"]) == ([4], "a", "asked to")
         good(out)
         assert joining.merge(out, [sources / "b", a], samples_per_shard=100).label_version == 1
@@ -272,7 +272,7 @@ class TestDrop:
         table = labels.current(a, 5)
         assert table.target.tolist() == [0, -1, 1, -1, 2]
         assert table.masks.tolist() == [[0, 1], [1, 2]]
-        (line,) = taking.taken_down(a)
+        (line,) = tombstones.read(a)
         told = hashlib.sha256(b"person-1").hexdigest()
         assert line["source_label_sha256"][0] == told and line["labels"] == [1, 3]
         assert (line["reason"], line["images"], line["op"]) == ("asked to", 9, "drop")
@@ -288,18 +288,18 @@ class TestDrop:
         assert taking.drop(a, ["2"], "asked again", dry_run=True).version == 1
         result = taking.drop(a, ["2"], "asked again")
         assert (result.already, result.version) == ([2], 1)
-        assert files(a) == before and len(taking.taken_down(a)) == 1
+        assert files(a) == before and len(tombstones.read(a)) == 1
 
     def test_a_kill_between_tombstone_and_labels(
         self, a: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr(labels, "apply", lambda *_: 1 / 0)
+            patch.setattr(labels, "commit", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 taking.drop(a, ["2"], "asked to")
         assert "identity 2 was taken down and is in the labels" in verify(a).shown[0]
         assert taking.drop(a, ["2"], "asked to").version == 1
-        assert len(taking.taken_down(a)) == 1 and good(a)
+        assert len(tombstones.read(a)) == 1 and good(a)
 
     @pytest.mark.parametrize("erase_first", [False, True])
     def test_erased_bytes_are_gone(
@@ -342,7 +342,7 @@ class TestDrop:
             a, ["person-1"] if erase_first else [], "asked to", keys=[key], erase=tmp_path / "out"
         )
         assert again.digest == result.digest
-        assert len(taking.taken_down(tmp_path / "out")) == 2 - erase_first
+        assert len(tombstones.read(tmp_path / "out")) == 2 - erase_first
 
     def test_what_is_refused(self, a: Path, tmp_path: Path) -> None:
         for who, keys, reason, text in (
@@ -350,7 +350,6 @@ class TestDrop:
             (["nobody"], [], "x", "no identity is called 'nobody'"),
             ([], [], "x", "expected an identity or a key"),
             (["1"], [], "  ", "expected some words"),
-            ([], ["000000001"], "x", "labels cannot leave out a single image"),
         ):
             with pytest.raises(UsageError, match=f"GL0002 bad-option.*{text}"):
                 taking.drop(a, who, reason, keys=keys)
@@ -363,6 +362,26 @@ class TestDrop:
         path.write_bytes(path.read_bytes().replace(b'"images": 4', b'"images": 5'))
         with pytest.raises(InputError, match="damage at byte 0"):
             taking.drop(a, ["2"], "x")
+
+    def test_a_single_image_leaves_the_labels_and_stays_out(self, a: Path, tmp_path: Path) -> None:
+        dataset = Dataset(a)
+        label = dataset.label
+        mine = [dataset.key[int(row)] for row in np.flatnonzero(label == 1)]
+        first = taking.drop(a, [], "asked to", keys=mine[:1])
+        assert (first.images, first.identities, first.version) == (1, [], 1)
+        table = labels.current(a, 5)
+        row = np.flatnonzero(label == 1)[0]
+        assert (table.row.tolist(), table.label.tolist()) == ([row], [-1])
+        labels.apply(a, np.arange(5), np.empty((0, 2), np.int64), {})  # says nothing of images
+        assert labels.current(a, 5).row.tolist() == [row]
+        labels.apply(a, np.arange(5), np.empty((0, 2), np.int64), {}, row=[row], label=[3])
+        assert labels.current(a, 5).label.tolist() == [-1]
+        assert taking.drop(a, [], "asked to", keys=mine[1:]).version == 4
+        assert labels.current(a, 5).target.tolist() == [0, -1, 1, 2, 3]  # no image is left
+        assert verify(a).ok and len(tombstones.read(a)) == 2
+        result = taking.drop(a, [], "asked to", erase=tmp_path / "out")
+        assert result.written == 24 - len(mine) == good(tmp_path / "out").samples
+        assert not {*mine} & {*Dataset(tmp_path / "out").key}
 
     def test_a_word_for_two_people(self, sources: Path, tmp_path: Path) -> None:
         joining.merge(tmp_path / "ab", [sources / "a", sources / "b"])
@@ -377,12 +396,15 @@ class TestDrop:
         ]
 
     def test_without_is_dense_and_ordered(self) -> None:
-        target, masks = taking.without(
-            np.array([3, -1, 0, 2, 1, 3]), np.array([[0, 1], [2, 3], [0, 3]]), [3]
-        )
-        assert target.tolist() == [2, -1, 0, -1, 1, 2] and masks.tolist() == [[0, 1], [0, 2]]
-        nothing, none = taking.without(np.array([0, 0]), np.empty((0, 2), np.int64), [0, 1])
-        assert nothing.tolist() == [-1, -1] and none.shape == (0, 2)
+        table = labels.LabelTable(
+            7, np.array([3, -1, 0, 2, 1, 3]), 4, np.array([[0, 1], [2, 3], [0, 3]])
+        ).without([3])
+        assert table.target.tolist() == [2, -1, 0, -1, 1, 2] and table.classes == 3
+        assert table.masks.tolist() == [[0, 1], [0, 2]]
+        none = labels.LabelTable(7, np.array([0, 0]), 1, np.empty((0, 2), np.int64))
+        none = none.without([0, 1])
+        assert none.target.tolist() == [-1, -1] and none.masks.shape == (0, 2)
+        assert none.classes == 0
 
 
 def test_content_does_not_depend_on_shards_and_does_on_samples(a: Path) -> None:
