@@ -216,6 +216,8 @@ def _info(dataset: str, equals: bool, out: str | None) -> results.Info:
         label_version=table.version,
         classes=table.classes,
         dropped_identities=int((table.target < 0).sum()),
+        images_left_out=int((table.label < 0).sum()),
+        images_moved=int((table.label >= 0).sum()),
         masked_pairs=len(table.masks),
         digest=data.digest,
         glint=manifest["glint"],

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.conflicts.groups import components
-from glint.shards.label_table import LabelTable
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -27,17 +26,18 @@ class Kept:
     dropped_C: Flags
 
 
-def decided(steps: Sequence[tuple[LabelTable, LabelTable]], classes: int) -> Kept:
-    """Collect what each step from one version to the next joined and dropped.
+def decided(steps: Sequence[tuple[Ints, Ints]], classes: int) -> Kept:
+    """Collect what each step from the targets int64 [C] of one version to the next's did.
 
     steps: those of reviewers, reports, merges and take-downs; not those of clusters.
     """
     first, second, dropped_C = [], [], np.zeros(classes, np.bool_)
     for before, after in steps:
-        dropped_C |= (before.target >= 0) & (after.target < 0)
-        one = np.flatnonzero((before.first() == np.arange(classes)) & (after.target >= 0))
-        one = one[np.argsort(after.target[one], kind="stable")]
-        same = after.target[one[1:]] == after.target[one[:-1]]
+        dropped_C |= (before >= 0) & (after < 0)
+        alive = np.flatnonzero((before >= 0) & (after >= 0))
+        one = alive[np.unique(before[alive], return_index=True)[1]]  # a label of each target
+        one = one[np.argsort(after[one], kind="stable")]
+        same = after[one[1:]] == after[one[:-1]]
         first.append(one[:-1][same])
         second.append(one[1:][same])
     none = np.empty(0, np.int64)
@@ -55,10 +55,11 @@ class Composed:
 
 
 def compose(
-    name_C: Ints, faces_C: Ints, images_C: Ints, now: LabelTable, kept: Kept, least: int
+    name_C: Ints, faces_C: Ints, images_C: Ints, now: tuple[Ints, Ints], kept: Kept, least: int
 ) -> Composed:
     """Number the identities of clusters, joined where `kept` joins them.
 
+    now: targets and masks in force, as of `Composed`.
     name_C: cluster identity of each label, -1 = none; faces_C: its faces in clusters; images_C: all
     its images, that count where a label was joined to another. Fewer than `least`: dropped.
     """
@@ -88,21 +89,21 @@ def compose(
     number[rank[large[rank]]] = np.arange(int(large.sum()))
     target_C = np.full(len(name_C), -1, np.int64)
     target_C[here] = number[of_n]
-    masks = _masks(now, target_C)
-    return Composed(target_C, masks, int(size[large].sum()), int((~large).sum()))
+    mask_m2 = _masks(*now, target_C)
+    return Composed(target_C, mask_m2, int(size[large].sum()), int((~large).sum()))
 
 
-def _masks(now: LabelTable, target_C: Ints) -> Ints:
+def _masks(old_C: Ints, mask_m2: Ints, target_C: Ints) -> Ints:
     """Return the masks in force between the targets that theirs became: all of them, if several."""
-    if not len(now.masks):
+    if not len(mask_m2):
         return np.empty((0, 2), np.int64)
-    some = (now.target >= 0) & (target_C >= 0)
-    pairs = np.unique(np.stack([now.target[some], target_C[some]], axis=1), axis=0)
-    edge = np.searchsorted(pairs[:, 0], np.arange(now.classes + 1))
+    some = (old_C >= 0) & (target_C >= 0)
+    pairs = np.unique(np.stack([old_C[some], target_C[some]], axis=1), axis=0)
+    edge = np.searchsorted(pairs[:, 0], np.arange(int(old_C.max()) + 2))
     became = [pairs[lo:hi, 1].tolist() for lo, hi in pairwise(edge.tolist())]
     found = {
         (min(a, b), max(a, b))
-        for one, two in now.masks.tolist()
+        for one, two in mask_m2.tolist()
         for a in became[one]
         for b in became[two]
         if a != b

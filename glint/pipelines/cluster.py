@@ -274,7 +274,7 @@ def apply(
     moved = now.label[now.label >= 0]
     faces_C = faces_C + np.bincount(moved, minlength=dataset.classes)
     kept = decided(_steps(dataset), dataset.classes)
-    made = compose(name_C, faces_C, images_C, now, kept, least)
+    made = compose(name_C, faces_C, images_C, (now.target, now.masks), kept, least)
     table = labels.settled(
         dataset.root, labels.given(made.target_C, made.mask_m2, now.row, now.label)
     )
@@ -302,14 +302,18 @@ def apply(
     return result(version=version, applied=True, already=False)
 
 
-def _steps(dataset: Dataset) -> list[tuple[labels.LabelTable, labels.LabelTable]]:
-    """Return the changes of the labels in force that were not made by clusters."""
+def _steps(dataset: Dataset) -> list[tuple[Ints, Ints]]:
+    """Return the targets before and after each change in force that was not made by clusters."""
+
+    def target(version: int) -> Ints:
+        return labels.load(dataset.root, version, dataset.classes).target
+
     lines = labels.in_force(dataset.root, dataset.classes)
     return [
-        (labels.load(dataset.root, line["from"], dataset.classes),
-         labels.load(dataset.root, line["version"], dataset.classes))
-        for line in lines if (line.get("why") or {}).get("stage") != STAGE
-    ]  # fmt: skip
+        (target(int(line["from"])), target(int(line["version"])))
+        for line in lines
+        if (line.get("why") or {}).get("stage") != STAGE
+    ]
 
 
 def undo(folder: Path, root: Path) -> results.ClusterUndo:

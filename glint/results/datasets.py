@@ -89,6 +89,8 @@ class Info:
     label_version: int  # in force
     classes: int  # identities of that version
     dropped_identities: int  # of them, left out
+    images_left_out: int  # single images, whatever their identity
+    images_moved: int  # single images that another identity has
     masked_pairs: int  # pairs kept apart in the loss
     digest: str  # of the dataset
     glint: str  # version that wrote it

@@ -309,7 +309,7 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
             where=str(dataset.root),
             hint="undo what was applied since, or run glint dedup-conflicts again",
         )
-    told = {
+    told: dict[str, Any] = {
         "decided": then.pairs,
         "images_left_out": then.left_out,
         "images_moved": then.moved,

@@ -20,6 +20,7 @@ from glint.pipelines.conflicts import apply, find
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings, load
+from tests.unit.pipelines.conftest import picture
 
 
 class Blocks:
@@ -282,3 +283,42 @@ def test_a_stopped_search_goes_on(
     assert not (out / "_glint/search").exists()
     for name in ("pairs.parquet", "groups.parquet"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_labels_that_change_meanwhile(
+    dataset: Dataset, emb: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, none = find.outliers.look_inside, np.empty((0, 2), np.int64)
+
+    def late(*args, **kwargs):
+        monkeypatch.undo()
+        labels.apply(dataset.root, np.arange(32), none, {"stage": "other"})
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(find.outliers, "look_inside", late)
+    out = tmp_path / "conf"
+    with pytest.raises(BusyError, match=r"GL0309.*of version 0, in force is 1"):
+        find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
+    assert not (out / "conflicts.json").exists()
+    find.run(dataset, emb, out, ConflictOptions(), thumbs=False)
+    assert json.loads((out / "conflicts.json").read_text())["dataset"]["label_version"] == 1
+
+
+def test_identities_in_force_are_judged_after_cluster_apply(make_dataset, tmp_path: Path) -> None:
+    """A crawl whose labels are single images: of 26 clusters the last two show the first two."""
+    person = np.repeat(np.arange(26), 6)
+    images = {(i, 0): picture(int(p) % 24, i) for i, p in enumerate(person)}
+    dataset = make_dataset([1] * len(person), shows=images)
+    embed.embed(dataset, Blocks(), tmp_path / "emb")
+    emb = load(tmp_path / "emb", dataset.digest, images=dataset.n, classes=dataset.classes)
+    masks = np.empty((0, 2), np.int64)
+    labels.apply(dataset.root, person, masks, {"stage": "cluster"})
+    told = find.run(dataset, emb, tmp_path / "conf", ConflictOptions(), thumbs=False)
+    assert (told.identities, told.merge, told.identities_after) == (26, 2, 24)
+    assert told.classes_excluded == 0
+    pairs = pq.read_table(tmp_path / "conf/pairs.parquet").to_pylist()
+    merged = [(p["a"], p["b"], p["n_a"], p["n_b"]) for p in pairs if p["verdict"] == "merge"]
+    assert merged == [(0, 24 * 6, 6, 6), (6, 25 * 6, 6, 6)]
+    apply.apply(tmp_path / "conf")
+    table = labels.current(dataset.root, dataset.classes)
+    assert table.sample_target(dataset.label).tolist() == (person % 24).tolist()
