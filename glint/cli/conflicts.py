@@ -7,12 +7,14 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from glint.cli import console
+from glint.errors import UsageError
 
 if TYPE_CHECKING:
     from glint.results import identities as results
@@ -123,30 +125,46 @@ def review(
     port: int = typer.Option(
         0, "--port", min=0, max=65535, help="Port on 127.0.0.1; 0 = a free one."
     ),
+    audit: int | None = typer.Option(
+        None,
+        "--audit",
+        min=1,
+        metavar="N",
+        help="Review N random pairs of those that would merge, to bound the share that is wrong.",
+    ),
+    serve: bool = typer.Option(
+        True, "--serve/--no-serve", help="Without: print what was decided so far."
+    ),
+    decisions_files: list[Path] = typer.Option(
+        [],
+        "--decisions",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="With --no-serve: a downloaded decisions.jsonl to count too; repeatable.",
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Serve the report on this machine to review pairs in a browser; Ctrl-C ends it."""
+    """Serve the report on this machine to review pairs and images in a browser; Ctrl-C ends it."""
 
     def work() -> results.Review:
         from glint.pipelines.conflicts import review as stage
-        from glint.results import identities as results
 
-        with stage.opened(folder, port=port) as server:
+        drawn = audit or 0
+        if decisions_files and serve:
+            raise UsageError("GL0002", "goes with --no-serve", where="--decisions")
+        if not serve:
+            return stage.audited(folder, drawn, decisions_files)
+        with stage.opened(folder, port=port, drawn=drawn) as server:
             before = len(server.book.decisions)
             console.tell(f"open {server.invite()}")
             console.tell(
                 "the link works once; the page can make more links; Ctrl-C ends the review"
             )
             _serve(server)
-            made = server.book.decisions
-            return results.Review(
-                decisions=len(made),
-                new=len(made) - before,
-                reviewers=sorted({one.by for one in made}),
-                file=str(server.book.path),
-                out=str(folder),
-            )
+            new = len(server.book.decisions) - before
+        return replace(stage.audited(folder, drawn), new=new)
 
     console.run(work, as_json, debug=debug, say=_say_reviewed)
 
@@ -245,10 +263,13 @@ def _say_found(r: results.Conflicts, thumbs: bool) -> str:
 
 
 def _say_reviewed(r: results.Review) -> str:
+    from glint.conflicts import audit
+
     by = f" by {', '.join(r.reviewers)}" if r.reviewers else ""
     return (
         f"{r.file}: {console.count(r.decisions, 'decision')}{by}, {r.new} of them new\n"
-        f"Next: glint dedup-conflicts apply {console.quoted(r.out)} --dry-run"
+        + (f"{audit.sentence(r.audit)}\n" if r.audit is not None else "")
+        + f"Next: glint dedup-conflicts apply {console.quoted(r.out)} --dry-run"
     )
 
 

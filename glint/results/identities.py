@@ -109,6 +109,18 @@ class Conflicts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Audit:  # merges drawn at random, and what reviewers said of them
+    merges: int  # pairs that would merge
+    drawn: int  # of them
+    decided: int  # of the drawn, by any reviewer
+    wrong: int  # kept apart by a reviewer
+    unsure: int  # masked by a reviewer: counted as wrong
+    wrong_at_most: float | None  # share of all merges; null before all drawn are decided
+    confidence: float  # of that bound
+    kind: str  # "audit" with a bound, else "estimate"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Review:
     SCHEMA: ClassVar[str] = "glint/review-result@1"  # a review that ended
     decisions: int  # all of them
@@ -116,6 +128,7 @@ class Review:
     reviewers: list[str]  # their names
     file: str  # its path
     out: str  # where it was written
+    audit: Audit | None = None  # with --audit
 
 
 @dataclass(frozen=True, kw_only=True)

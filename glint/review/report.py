@@ -16,6 +16,7 @@ from glint.files import atomic
 from glint.review.chart import Chart
 
 TEMPLATES = Path(__file__).parent / "templates"
+SCRIPTS = ("decisions.js", "images.js", "cut.js", "report.js")  # one script in the page
 MODE = 0o600  # the page holds faces: its owner only
 FACES = 24 << 20  # most bytes of faces in the cards, and as many in the groups and tabs
 
@@ -73,11 +74,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Strip:
-    """Images side by side, with a title and words."""
+    """Images side by side, with a title and words.
+
+    rows: the images' rows in the dataset, those that are shown first. flagged: a reviewer may
+    exclude, move and keep them; label: theirs as sharded; to: the identity to move them to, or -1.
+    """
 
     title: str
     words: str
     faces: Sequence[bytes] = ()
+    rows: Sequence[int] = ()
+    flagged: bool = False
+    label: int = -1
+    to: int = -1
+    to_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ class Exhibit:
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab of exhibits under the name `name`. left_out: those that stand in `file` only."""
+    """A tab of exhibits under the name `name`. left_out: those that are in `file` only."""
 
     name: str
     title: str
@@ -103,11 +113,28 @@ class Tab:
 
 
 @dataclass(frozen=True)
+class Review:
+    """What decisions made in the page rest on.
+
+    report: names conflicts.json; decisions say it. identities: labels as sharded that an image can
+    move to. drawn: cards of the audit, in the order drawn, of `merges` pairs that would merge;
+    estimate: what the judge expects to be wrong; blind: the page is the audit's alone.
+    """
+
+    report: str = ""
+    identities: int = 0
+    merges: int = 0
+    drawn: Sequence[int] = ()
+    estimate: str = ""
+    blind: bool = False
+
+
+@dataclass(frozen=True)
 class Page:
     """All that the page shows. cards: most alike first; the script draws those in sight.
 
-    report: names conflicts.json; decisions made in the page say it. split: the same of identities
-    split in two, by the axis that a cut counts. left_out: pairs that stand in pairs.parquet only.
+    split: the axis that a cut counts, of identities split in two. left_out: pairs that are in
+    pairs.parquet only.
     """
 
     title: str
@@ -119,7 +146,7 @@ class Page:
     left_out: int = 0
     thumbs: bool = True
     notes: Sequence[str] = field(default_factory=tuple)
-    report: str = ""
+    review: Review = Review()
     split: Mapping[str, Sequence[float]] = field(default_factory=dict)
     tabs: Sequence[Tab] = ()
 
@@ -147,7 +174,11 @@ def data(page: Page) -> dict[str, Any]:
     reasons = sorted({card.reason for card in page.cards})
     reason = {text: i for i, text in enumerate(reasons)}
     return {
-        "report": page.report,
+        "report": page.review.report,
+        "identities": page.review.identities,
+        "merges": page.review.merges,
+        "drawn": list(page.review.drawn),
+        "blind": page.review.blind,
         "thumbs": page.thumbs,
         "label": list(sides),
         "name": [side.name for side in sides.values()],
@@ -215,7 +246,7 @@ def render(template: str, **values: object) -> str:
 def html(page: Page) -> str:
     """Render the page: every text escaped, style and script allowed by their hash, nothing else."""
     style = (TEMPLATES / "report.css").read_text()
-    script = (TEMPLATES / "report.js").read_text()
+    script = "".join((TEMPLATES / name).read_text() for name in SCRIPTS)
     policy = (
         f"default-src 'none'; img-src data:; style-src {digest(style)}; "
         f"script-src {digest(script)}; base-uri 'none'; form-action 'none'"

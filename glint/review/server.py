@@ -43,16 +43,17 @@ class Refused(Exception):
 
 
 class Review(ThreadingHTTPServer):
-    """A report being reviewed. pairs: those that may be decided; faces: images of a label.
+    """A report being reviewed. page: from `opened`; pairs: those that may be decided.
 
-    images, classes: how many images and labels as sharded there are to decide on.
+    faces: images of a label; images, classes: how many images and labels as sharded there are to
+    decide on.
     """
 
     daemon_threads = True
 
     def __init__(
         self,
-        page: Path,
+        page: bytes,
         book: decisions.Book,
         pairs: Pairs,
         faces: Faces,
@@ -62,7 +63,7 @@ class Review(ThreadingHTTPServer):
         port: int = 0,
     ) -> None:
         self.images, self.classes = images, classes
-        self.page, self.book, self.pairs, self.faces = opened(page), book, pairs, faces
+        self.page, self.book, self.pairs, self.faces = page, book, pairs, faces
         self.writing = threading.Lock()
         self._links: list[str] = []
         self._sessions: list[str] = []
@@ -166,14 +167,18 @@ def same(one: str, other: str) -> bool:
 def opened(page: Path) -> bytes:
     """Read report.html and let it ask the server that it comes from. Raises InputError GL0501."""
     try:
-        text = page.read_text(encoding="utf-8")
+        return allowed(page.read_text(encoding="utf-8"), str(page))
     except (OSError, ValueError) as error:
         raise InputError("GL0501", f"cannot be read: {error}", where=str(page)) from None
+
+
+def allowed(text: str, where: str = "") -> bytes:
+    """Let a page ask the server that it comes from. Raises InputError GL0501."""
     if CLOSED not in text[:4096] or 'id="data"' not in text:
         raise InputError(
             "GL0501",
             "is not a page that can be reviewed",
-            where=str(page),
+            where=where,
             hint="an older glint made it: run glint dedup-conflicts again",
         )
     return text.replace(CLOSED, OPENED, 1).encode()

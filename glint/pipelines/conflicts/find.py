@@ -23,7 +23,7 @@ from glint.errors import BusyError
 from glint.files import atomic, parquet
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress
-from glint.pipelines.conflicts import apply, outliers, overlap, page
+from glint.pipelines.conflicts import apply, exhibits, outliers, overlap, page
 from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
@@ -99,7 +99,7 @@ def run(
         }
         labels.refuse_changed(dataset.root, now.version)
         about = space.finish(about, TABLES)  # names the tables: after them
-        faces = page.Faces(dataset, emb, samples, person_N, thumbs)
+        faces = exhibits.Faces(dataset, emb, samples, person_N, thumbs)
         page.write(out / "report.html", faces, found, about, odd, both)
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,87 +11,32 @@ import numpy as np
 import numpy.typing as npt
 
 import glint
+from glint.conflicts import audit
 from glint.conflicts.chance import Compared
 from glint.conflicts.decisions import report_id
-from glint.conflicts.evidence import Samples
 from glint.conflicts.verdicts import Found
-from glint.errors import GlintError
+from glint.pipelines.conflicts.exhibits import (
+    FACES,
+    Faces,
+    inside_tab,
+    overlap_tab,
+    repeats_tab,
+)
 from glint.pipelines.conflicts.outliers import Inside
 from glint.pipelines.conflicts.overlap import Overlap
 from glint.review import report
 from glint.review.chart import Chart, chart
-from glint.review.report import Card, Exhibit, Group, Page, Side, Strip, Tab
+from glint.review.report import Card, Group, Page, Review
 from glint.search.pairs import cosines
-from glint.shards.dataset import Dataset
-from glint.shards.duplicates import Equals
-from glint.shards.embeddings import Embeddings
 
 CARDS = {"merge": 120, "mask": 100, "keep": 40}  # pairs with faces, most alike first
-PAIRS = 100_000  # in the page; the others stand in pairs.parquet
+PAIRS = 100_000  # in the page; the others are in pairs.parquet
+AUDIT = 100  # merges drawn for the page's own audit
 GROUPS = 100
 MEMBERS = 16  # of a group that are shown
-FACES = 6  # of an identity
 TRAINED = 0.4  # the blind filter that training has used so far
-EXHIBITS = 100  # of each kind on a tab; the others stand in the tables
-ACROSS = 12  # identities of one group of repeated images
 
 Ints = npt.NDArray[np.int64]
-
-
-class Faces:
-    """Identities as the page shows them: names from the dataset's table, faces from its shards."""
-
-    def __init__(
-        self, dataset: Dataset, emb: Embeddings, samples: Samples, person_N: Ints, thumbs: bool
-    ) -> None:
-        table = dataset.identities()
-        self.name = table.column("name").to_pylist()
-        self.source_label = table.column("source_label").to_pylist()
-        if "dataset" in table.column_names:  # merged: where each identity came from
-            came = table.column("dataset").to_pylist()
-            self.source_label = [f"{a}: {b}" for a, b in zip(came, self.source_label)]
-        self.dataset, self.emb, self.samples, self.thumbs = dataset, emb, samples, thumbs
-        self.person_N = person_N  # first label of each sample's identity, -1 = none
-
-    def side(self, label: int, towards: int | None = None, most: int = FACES) -> Side:
-        """Describe an identity, its faces ranked from the nearest to the other's centre."""
-        faces = self.images(self._pick(label, towards, most)) if self.thumbs and most else []
-        return Side(
-            label,
-            self.name[label] or "",
-            str(self.source_label[label]),
-            int(self.samples.count_C[label]),
-            faces,
-        )
-
-    def strip(self, label: int, most: int = FACES) -> Strip:
-        """Describe an identity with its name and numbers, under its faces."""
-        side = self.side(label, None, most)
-        images = f"{side.images} image{'' if side.images == 1 else 's'}"
-        words = f"label {side.label} \u00b7 source {side.source_label} \u00b7 {images}"
-        return Strip(side.name or side.source_label, words, side.faces)
-
-    def images(self, rows: Iterable[int]) -> list[bytes]:
-        """Read the images of rows; none on a page without faces."""
-        return [self._read(int(row)) for row in rows] if self.thumbs else []
-
-    def _pick(self, label: int, towards: int | None, most: int) -> Ints:
-        rows = self.samples.rows(label)
-        centre_D = self.emb.centre_CD[label if towards is None else towards]
-        rows = rows[np.argsort(-(self.samples.unit(rows) @ centre_D), kind="stable")]
-        if len(rows) <= most:
-            return rows
-        # The nearest, the median and the farthest, evenly over the ranks.
-        rank = np.linspace(0, len(rows) - 1, most).round().astype(np.int64)
-        return np.asarray(rows[rank], dtype=np.int64)
-
-    def _read(self, row: int) -> bytes:
-        try:
-            return self.dataset.read(row)
-        except GlintError as error:
-            if error.code != "GL0303":
-                raise
-            return b""  # damaged since it was embedded: the page says "no image"
 
 
 def write(
@@ -104,8 +49,11 @@ def write(
 ) -> None:
     """Write report.html beside the conflicts.json that holds `about`."""
     counts = about["counts"]
-    cards, left_out = _cards(faces, found)
-    tabs = [_inside(faces, inside), _repeats(faces, inside)]
+    of = report_id(path.parent)
+    merges = np.flatnonzero(found.verdict == "merge")
+    drawn = merges[audit.draw(found.pairs.a[merges], found.pairs.b[merges], AUDIT, of)]
+    cards, place = _cards(faces, found, drawn)
+    tabs = [inside_tab(faces, inside), repeats_tab(faces, inside)]
     split = found.calibration.genuine
     likeness = found.judge.likeness
     page = Page(
@@ -127,14 +75,14 @@ def write(
         notes=_notes(found, counts)
         + [f"{one['name']}: {one['note']}" for one in about["against"] if one["note"]],
         cards=cards,
-        left_out=left_out,
+        left_out=len(found.verdict) - len(cards),
         groups=_groups(faces, found),
-        report=report_id(path.parent),
+        review=Review(of, faces.dataset.classes, len(merges), place, _estimate(about)),
         split={
             "cosine": split.pairs.cosine_K.tolist(),
             "strength": [] if likeness is None else likeness.strength(split.pairs).tolist(),
         },
-        tabs=tabs + ([_overlap(faces, overlaps)] if overlaps else []),
+        tabs=tabs + ([overlap_tab(faces, overlaps)] if overlaps else []),
     )
     report.write(path, page)
 
@@ -146,16 +94,36 @@ def _strength(found: Found) -> npt.NDArray[np.float64]:
     return found.judge.likeness.strength(Compared(found.pairs.cosine, found.n_a, found.n_b))
 
 
-def _cards(faces: Faces, found: Found) -> tuple[list[Card], int]:
-    """Return the pairs of the page, the first of each verdict with faces, and how many it lacks."""
+def _estimate(about: dict[str, Any]) -> str:
+    """Say how many merges the judge expects to be wrong."""
+    merges, likeness = about["counts"]["merge"], about["likeness"]
+    if not merges:
+        return "No pair would merge."
+    if likeness is None or about["options"]["threshold"] is not None:
+        return f"No audit yet, and no estimate of how many of the {merges} merges are wrong."
+    wrong = likeness["expected_wrong"]
+    share = f"{wrong:.1f}" if wrong >= 0.1 else "fewer than 0.1"
+    return (
+        f"Estimate, not audited yet: {share} of the {merges} merges are expected to be wrong, "
+        f"at most {likeness['wrong_at_most']}."
+    )
+
+
+def _cards(faces: Faces, found: Found, drawn: Ints) -> tuple[list[Card], list[int]]:
+    """Return the pairs of the page, and the places in it of those drawn for the audit.
+
+    These, and the first of each verdict, have faces.
+    """
     score = np.where(np.isnan(found.evidence.score), -np.inf, found.evidence.score)
     need, strength = found.judge.merge_cosine(found.n_a, found.n_b), _strength(found)
     order = np.lexsort((found.pairs.b, found.pairs.a, -found.pairs.cosine, -score))
+    order = np.r_[order[:PAIRS], np.intersect1d(order[PAIRS:], drawn)]
     chosen = {
         int(k) for name, most in CARDS.items() for k in order[found.verdict[order] == name][:most]
     }
+    chosen.update(drawn.tolist())
     cards = []
-    for k in order[:PAIRS].tolist():
+    for k in order.tolist():
         a, b, most = int(found.pairs.a[k]), int(found.pairs.b[k]), FACES if k in chosen else 0
         card = Card(
             faces.side(a, b, most),
@@ -171,7 +139,8 @@ def _cards(faces: Faces, found: Found) -> tuple[list[Card], int]:
             float(found.probability[k]),
         )
         cards.append(card)
-    return cards, len(order[PAIRS:])
+    place = {k: i for i, k in enumerate(order.tolist())}
+    return cards, [place[k] for k in drawn.tolist()]
 
 
 def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
@@ -190,8 +159,8 @@ def _notes(found: Found, counts: dict[str, Any]) -> list[str]:
         )
     if counts["groups_refused"]:
         notes.append(
-            f"{counts['groups_refused']} groups are held together by a chain or are too "
-            "large: they are masked, not merged. Look at them below."
+            f"Groups held together by a chain, or too large: {counts['groups_refused']}. They are "
+            "masked, not merged; the tab groups shows them."
         )
     return notes
 
@@ -234,7 +203,7 @@ def _charts(found: Found) -> list[Chart]:
     judge, split = found.judge, found.calibration.genuine
     likeness, threshold = judge.likeness, judge.threshold
     start = min(judge.low, 0.3) - 0.05
-    cuts = [(TRAINED, "blind training filter 0.4")]
+    cuts = [(TRAINED, "0.4: filter in training without a report")]
     if threshold is not None:
         cuts.append((threshold, f"merge from {threshold:g}"))
     charts = [
@@ -249,8 +218,8 @@ def _charts(found: Found) -> list[Chart]:
             start=start,
             stop=1.0,
             cut="cosine",
-            note="How alike the mean faces of two identities are: few images make even those of "
-            "one person less alike.",
+            note="Each pair by how alike the mean faces of its identities are, beside one "
+            "identity split in two: few images make even one person's less alike.",
         )
     ]
     if likeness is None:
@@ -258,10 +227,10 @@ def _charts(found: Found) -> list[Chart]:
     note = "Strength is the centre cosine, lowered by how many images stand behind it; "
     if threshold is None:
         marks = [(likeness.cut, f"merge from {likeness.cut:.2f}")]
-        note += "from the merge line on pairs merge, "
+        note += "pairs beyond the merge line merge"
         if likeness.least:
-            note += f"if they are {likeness.least:g} as alike as halves of one identity, "
-        note += "unless their group does not hold together."
+            note += f" if they are {likeness.least:g} as alike as halves of one identity"
+        note += ", unless their group does not hold together."
     else:
         marks = []
         note += "merges were decided on the centre cosine instead, by --threshold."
@@ -301,129 +270,3 @@ def _groups(faces: Faces, found: Found) -> list[Group]:
         sides = [faces.side(int(label), None, 3) for label in piece]
         shown.append(Group(number, sides, cosine.tolist(), why))
     return shown
-
-
-def _inside(faces: Faces, inside: Inside) -> Tab:
-    shown = []
-    for one in inside.mixed[:EXHIBITS]:
-        sides = [
-            Strip(
-                f"set {number} of label {one.label}",
-                f"{len(rows)} images looked at",
-                faces.images(rows[:FACES]),
-            )
-            for number, rows in enumerate((one.one, one.two), 1)
-        ]
-        numbers = [
-            ("score", f"{one.score:.2f}"),
-            ("cosine across", f"{one.cosine:.2f}"),
-            ("within", f"{one.within:.2f}"),
-        ]
-        shown.append(Exhibit("mask", "two people?", sides, numbers))
-    far = inside.outliers
-    for i, row in enumerate(far.row[:EXHIBITS].tolist()):
-        label, towards = int(faces.person_N[row]), int(inside.towards_f[i])
-        strips = [
-            Strip("far from its identity", f"key {faces.dataset.key[row]}", faces.images([row])),
-            faces.strip(label),
-        ]
-        numbers = [("z", f"{far.z[i]:.1f}"), ("cosine", f"{far.cosine[i]:.2f}")]
-        if towards >= 0:
-            strips.append(faces.strip(towards, 3))
-            numbers.append(("nearest other", f"{inside.towards_cosine_f[i]:.2f}"))
-        shown.append(Exhibit("keep", "outlier", strips, numbers))
-    left = max(len(inside.mixed) - EXHIBITS, 0) + max(len(far.row) - EXHIBITS, 0)
-    return Tab(
-        "inside",
-        "Inside identities",
-        "Labels that hold two people, strangest first; then images that are no nearer to their "
-        "identity than a stranger is, the farthest first, with the identity that they are nearest "
-        "to. Nothing of this is applied.",
-        shown,
-        left,
-        "inside.parquet",
-    )
-
-
-def _repeats(faces: Faces, inside: Inside) -> Tab:
-    repeats, shown, left = inside.repeats, [], 0
-    for kind, found in (("same bytes", repeats.exact), ("same picture", repeats.near)):
-        across, number = _several(found)
-        for g in number[:EXHIBITS].tolist():
-            place = np.flatnonzero(found.group_m == g)
-            rows = found.row_m[place]
-            strips = []
-            for label in np.unique(faces.person_N[rows]).tolist()[:ACROSS]:
-                mine = rows[faces.person_N[rows] == label]
-                side = faces.strip(label, 0)
-                keys = ", ".join(faces.dataset.key[row] for row in mine[:3].tolist())
-                strips.append(
-                    Strip(side.title, f"{side.words} \u00b7 key {keys}", faces.images(mine[:3]))
-                )
-            numbers = [("images", f"{len(rows)}")]
-            if found is repeats.near:
-                numbers += [
-                    ("bits apart", f"{int(repeats.bits_m[place].max())}"),
-                    ("cosine", f"{float(repeats.cosine_m[place].min()):.3f}"),
-                ]
-            pill = f"{kind}, {'several labels' if across[g] else 'one label'}"
-            shown.append(Exhibit("mask" if across[g] else "keep", pill, strips, numbers))
-        left += max(len(number) - EXHIBITS, 0)
-    return Tab(
-        "duplicates",
-        "Repeated images",
-        "Images that stand more than once: the same bytes, then the same picture in other bytes. "
-        "Under several labels a repeat is a strong sign of one person, or of a wrong label.",
-        shown,
-        left,
-        "duplicates.parquet",
-    )
-
-
-def _several(found: Equals) -> tuple[npt.NDArray[np.bool_], Ints]:
-    """Return whether each group stands under several labels, and the groups, those first."""
-    count = int(found.group_m.max(initial=-1)) + 1
-    across = np.zeros(count, bool)
-    across[found.group_m[found.across_m]] = True
-    return across, np.argsort(~across, kind="stable")
-
-
-def _overlap(faces: Faces, overlaps: Sequence[Overlap]) -> Tab:
-    shown, left = [], 0
-    for one in overlaps:
-        other = Faces(
-            one.other.dataset, one.other.emb, one.other.samples, one.other.person_N, faces.thumbs
-        )
-        across = one.across
-        score = np.where(np.isnan(across.evidence.score), -np.inf, across.evidence.score)
-        order = np.lexsort((-score, -one.shared_K, ~one.leak_K))  # leaks first
-        order = order[across.verdict[order] != "keep"]
-        left += max(len(order) - EXHIBITS, 0)
-        for k in order[:EXHIBITS].tolist():
-            here = faces.strip(int(across.pairs.a[k]))
-            there = other.strip(int(across.pairs.b[k]))
-            numbers = [
-                ("score", f"{across.evidence.score[k]:.2f}"),
-                ("centres", f"{across.pairs.cosine[k]:.2f}"),
-                ("shared images", f"{one.shared_K[k]}"),
-            ]
-            title = f"{there.title} in {one.other.name}"
-            strips = [here, Strip(title, there.words, there.faces)]
-            verdict = "leak" if one.leak_K[k] else str(across.verdict[k])
-            kind = "refused" if one.leak_K[k] else str(across.verdict[k])
-            shown.append(Exhibit(kind, verdict, strips, numbers))
-    counts = "; ".join(
-        f"{a['name']}{' (test set)' if a['test'] else ''}: {a['merge']} one person, {a['mask']} "
-        f"may be, {a['shared_images']} images in both"
-        + (f", {a['leaks']} identities here leak" if a["test"] else "")
-        for a in (one.about() for one in overlaps)
-    )
-    return Tab(
-        "overlap",
-        "Other datasets",
-        f"{counts}. A leak is a test set's person, or one of its images, in this dataset: "
-        "leave these identities out of training.",
-        shown,
-        left,
-        "overlap.parquet",
-    )

@@ -1,8 +1,9 @@
 // Runs once the page has been painted: 100,000 pairs are parsed behind a page that stands.
+"use strict";
 document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => setTimeout(() => {
-  "use strict";
-  const PAGE = 50, AUDIT = 100, BAND = 1000;
+  const PAGE = 50, FACES = 6;
   const byId = (id) => document.getElementById(id);
+  const all = (what, root) => [...(root || document).querySelectorAll(what)];
   const data = JSON.parse(byId("data").textContent);
   const n = data.a.length;
   const served = location.protocol !== "file:";
@@ -11,17 +12,11 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
   const sideB = Int32Array.from(data.b, (label) => place.get(label));
   const images = Int32Array.from(sideA, (i, k) => data.images[i] + data.images[sideB[k]]);
   const values = { score: data.score, strength: data.strength, cosine: data.cosine, probability: data.probability, images: images };
-  const pairAt = new Map();
-  for (let k = 0; k < n; k += 1) { pairAt.set(data.a[k] + ":" + data.b[k], k); }
-  const store = "glint:" + data.report.slice(7, 23) + ":";
-  const VERDICTS = ["merge", "mask", "keep"];
+  const WORDS = { merge: "merge", mask: "mask", keep: "keep apart" };
+  const estimate = byId("audit").textContent;
 
-  let faces = null, texts = null, audit = null;
-  let name = "reviewer", verdict = "", cut = null;
-  let view = new Int32Array(0), at = 0, seq = 0;
-  const said = new Array(n);  // pair -> Map of reviewer -> {verdict, seq}
-  const done = [];            // for undo: lists of [pair, verdict before]
-  let clashes = new Set(), queue = Promise.resolve();
+  let faces = null, texts = null, tab = "pairs", verdict = "";
+  let view = new Int32Array(0), at = 0, clashes = new Set();
 
   function el(tag, cls, text) {
     const made = document.createElement(tag);
@@ -30,34 +25,14 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     return made;
   }
   const known = (value) => value !== null;
-  const shown = (value, digits) => known(value) ? (value / 10000).toFixed(digits) : "-";
-
+  const number = (value, digits) => known(value) ? (value / 10000).toFixed(digits) : "-";
+  const called = (i) => data.name[i] || data.source[i];
+  const title = (k) => called(sideA[k]) + " \u00b7 " + called(sideB[k]);
   function state(text) {
     byId("state").hidden = !text;
     byId("state").textContent = text;
   }
-
-  // What was decided.
-  function take(k, by, what, number, force) {
-    if (!said[k]) { said[k] = new Map(); }
-    const held = said[k].get(by);
-    if (force || !held || held.seq <= number) { said[k].set(by, { verdict: what, seq: number }); }
-    seq = Math.max(seq, number);
-  }
-  function spoken(k) {
-    const found = [];
-    if (said[k]) { said[k].forEach((one, by) => { if (one.verdict !== "none") { found.push([by, one.verdict]); } }); }
-    return found;
-  }
-  function mine(k) {
-    const one = said[k] && said[k].get(name);
-    return one ? one.verdict : "none";
-  }
-  function settled(k) {
-    const found = spoken(k);
-    return found.length ? found[0][1] : data.verdict[k];
-  }
-
+  function say(text) { all(".last").forEach((one) => { one.textContent = text; }); }
   function joined(wanted) {  // union-find over identities of the pairs that `wanted` says
     const head = new Int32Array(data.label.length);
     for (let i = 0; i < head.length; i += 1) { head[i] = i; }
@@ -71,88 +46,32 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     return root;
   }
 
-  function contradictions() {
-    const found = new Set(), heard = [];
-    for (let k = 0; k < n; k += 1) {
-      if (!said[k]) { continue; }
-      const all = spoken(k);
-      if (!all.length) { continue; }
-      if (all.some((one) => one[1] !== all[0][1])) { found.add(k); }
-      if (all[0][1] !== "merge") { heard.push(k); }
-    }
-    if (heard.length) {
-      const root = joined((k) => settled(k) === "merge");
-      heard.forEach((k) => { if (root(sideA[k]) === root(sideB[k])) { found.add(k); } });
-    }
-    return found;
+  // What is on the screen, below the bar that stays.
+  const top = () => Math.max(0, ...all(".bar").map((one) => one.getBoundingClientRect().bottom));
+  function show(box) {
+    const it = box.getBoundingClientRect(), stuck = Math.max(...all(".bar").map((one) => one.offsetHeight));
+    if (it.top < top() || it.bottom > innerHeight) { scrollBy(0, it.top - stuck - 8); }
   }
-
-  function tally() {
-    const count = { merge: 0, mask: 0, keep: 0 };
-    let decided = 0;
-    for (let k = 0; k < n; k += 1) {
-      if (said[k] && mine(k) !== "none") { decided += 1; }
-      count[settled(k)] += 1;
-    }
-    clashes = contradictions();
-    byId("tally").textContent = decided + " of " + n + " decided by you; as it stands: merge " + count.merge +
-      ", mask " + count.mask + ", keep " + count.keep +
-      (clashes.size ? "; " + clashes.size + " contradictions (apply refuses them)" : "");
-    byId("tally").classList.toggle("weakest", clashes.size > 0);
+  function fits(box) {  // whether a key may decide it; else it is brought to the screen
+    const from = top(), it = box.getBoundingClientRect();
+    if (Math.min(it.bottom, innerHeight) - Math.max(it.top, from) >= 0.6 * Math.min(it.height, innerHeight - from)) { return true; }
+    show(box);
+    say("It was off the screen: look, then press again.");
+    return false;
   }
-
-  function keep(k) {
-    const one = said[k].get(name);
-    try {
-      localStorage.setItem(store + k + ":" + name, one.verdict + " " + one.seq);
-    } catch (error) {
-      state("This browser keeps no more decisions: download decisions.jsonl before you close the page.");
-    }
+  function progress(kind, own, of, words, clash) {
+    byId(kind + "done").max = of || 1;
+    byId(kind + "done").value = own;
+    byId(kind + "tally").replaceChildren(own + " of " + of + " decided by you", el("span", "more", words ? "; " + words : ""),
+      clash ? el("span", "weakest", "; " + clash + " contradictions (apply refuses them)") : "");
   }
-
-  function decide(list, back) {  // list of [pair, verdict]
-    if (!list.length) { return; }
-    const by = name;
-    if (!back) { done.push(list.map((one) => [one[0], mine(one[0])])); }
-    list.forEach((one) => {
-      take(one[0], by, one[1], Math.max(seq + 1, Date.now()));
-      if (!served) { keep(one[0]); }
+  function told(key, words, you) {  // who said what, as pills
+    const found = book.spoken(key).map((one) => {
+      const row = el("span", "", one.by === book.by() ? you : one.by + ": ");
+      row.appendChild(el("b", "pill " + one.what, words(one)));
+      return row;
     });
-    if (served) { queue = queue.then(() => send(by, list)); }
-    tally();
-  }
-
-  function send(by, list) {
-    return fetch("decide", {
-      method: "POST", headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ by: by, decisions: list.map((one) => [data.a[one[0]], data.b[one[0]], one[1]]) })
-    }).then((reply) => reply.ok ? reply.json() : reply.text().then((text) => { throw new Error(text); }))
-      .then((reply) => { reply.decisions.forEach((line) => hear(line, true)); })
-      .catch((error) => {
-        state("NOT SAVED: " + error.message + ". Reload the page and decide again from the last saved pair.");
-      });
-  }
-
-  function hear(line, force) {
-    const k = pairAt.get(line.a + ":" + line.b);
-    if (k !== undefined) { take(k, line.by, line.verdict, line.seq, force); }
-  }
-
-  function undo() {
-    const last = done.pop();
-    if (!last) { return; }
-    decide(last, true);
-    const where = view.indexOf(last[0][0]);
-    go(where >= 0 ? where : at);
-  }
-
-  function remember() {  // undo after a reload: what stands by this reviewer, one by one
-    done.length = 0;
-    const stands = [];
-    for (let k = 0; k < n; k += 1) {
-      if (said[k] && mine(k) !== "none") { stands.push([said[k].get(name).seq, k]); }
-    }
-    stands.sort((one, other) => one[0] - other[0]).forEach((one) => done.push([[one[1], "none"]]));
+    return clashes.has(key) ? found.concat(el("span", "clash", "contradiction")) : found;
   }
 
   // Which pairs are shown.
@@ -169,197 +88,147 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     if (!texts) { texts = data.label.map((label, i) => (label + " " + data.name[i] + " " + data.source[i]).toLowerCase()); }
     return texts[sideA[k]] + " " + texts[sideB[k]];
   }
-  function band(k) { return known(data.score[k]) ? Math.min(Math.max(Math.floor(data.score[k] / BAND), 0), 12) : -1; }
-  function sample() {  // the same pairs for every reviewer: drawn by a generator seeded with the report
-    if (audit) { return audit; }
-    let word = parseInt(data.report.slice(7, 15), 16) || 1;
-    const random = () => { word ^= word << 13; word ^= word >>> 17; word ^= word << 5; return (word >>> 0) / 4294967296; };
-    const bands = new Map();
-    for (let k = 0; k < n; k += 1) {
-      if (!bands.has(band(k))) { bands.set(band(k), []); }
-      bands.get(band(k)).push(k);
-    }
-    audit = new Set();
-    bands.forEach((list) => {
-      for (let i = 0; i < Math.min(AUDIT, list.length); i += 1) {
-        const j = i + Math.floor(random() * (list.length - i));
-        [list[i], list[j]] = [list[j], list[i]];
-        audit.add(list[i]);
-      }
-    });
-    return audit;
-  }
-  function passes(k) { return known(values[cut.axis][k]) && values[cut.axis][k] >= cut.value; }
-
+  const blind = () => byId("which").value === "audit";
+  const shows = { "": () => true, undecided: (k) => !book.decided(k), mine: (k) => book.decided(k), clash: (k) => clashes.has(k) };
   function filter() {
-    const words = byId("find").value.trim().toLowerCase(), which = byId("which").value;
-    const above = byId("above").checked && cut;
-    const chosen = which === "audit" ? sample() : clashes;
-    view = ordered(byId("sort").value).filter((k) =>
-      (!verdict || data.verdict[k] === verdict) && (!above || passes(k)) &&
-      (which === "" || (which === "undecided" ? mine(k) === "none" : which === "mine" ? mine(k) !== "none" : chosen.has(k))) &&
-      (!words || text(k).indexOf(words) >= 0));
+    const words = byId("find").value.trim().toLowerCase(), which = shows[byId("which").value], passes = above();
+    view = blind() ? Int32Array.from(data.drawn) : ordered(byId("sort").value)
+      .filter((k) => (!verdict || data.verdict[k] === verdict) && passes(k) && which(k));
+    if (words) { view = view.filter((k) => text(k).includes(words)); }
+    all("#sort, #above, #bulk, button[data-verdict]").forEach((one) => { one.disabled = blind(); });
     at = 0;
     calm();
     draw();
+    if (view.length) { show(current()); }
   }
 
-  // Drawing: only the cards of one page stand in the document.
-  function image(uri) {
-    if (!uri) { return el("span", "gone", "no image"); }
-    const made = el("img");
-    made.width = made.height = 72;
-    made.alt = "";
-    made.src = uri;
-    return made;
+  // Drawing: only the cards of one page are in the document.
+  function fill(strip, uris, i) {
+    strip.classList.toggle("few", uris.length <= 3);
+    strip.replaceChildren(...uris.map((uri, j) => {
+      const box = el("span", "face"), made = uri ? el("img") : el("span", "gone", uri === "" ? "no image" : "");
+      if (uri) { made.src = uri; made.alt = called(i) + ", image " + (j + 1) + " of " + uris.length; }
+      box.appendChild(made);
+      return box;
+    }));
   }
   function side(i, uris) {
     const box = el("div", "side"), who = el("div", "who"), many = data.images[i];
-    who.appendChild(el("b", "", data.name[i] || data.source[i]));
-    who.appendChild(el("span", "", "label " + data.label[i] + " \u00b7 source " + data.source[i] + " \u00b7 " + many + (many === 1 ? " image" : " images")));
+    who.append(el("b", "", called(i)), el("span", "", "label " + data.label[i] + " \u00b7 source " + data.source[i] + " \u00b7 " + many + (many === 1 ? " image" : " images")));
     box.appendChild(who);
     if (data.thumbs) {
       const strip = el("div", "faces");
-      if (uris) { uris.forEach((uri) => strip.appendChild(image(uri))); } else if (served) { strip.dataset.label = data.label[i]; sight.observe(strip); }
+      if (uris) { fill(strip, uris, i); } else if (served) {
+        fill(strip, new Array(Math.min(FACES, many)).fill(null), i);  // room: cards stay put as faces come
+        strip.dataset.side = i;
+        sight.observe(strip);
+      }
       box.appendChild(strip);
     }
     return box;
   }
   const asked = new Map();
-  const sight = new IntersectionObserver((seen) => seen.forEach((one) => {
+  const sight = new IntersectionObserver((list) => list.forEach((one) => {
     if (!one.isIntersecting) { return; }
     sight.unobserve(one.target);
-    const label = one.target.dataset.label;
+    const i = +one.target.dataset.side, label = data.label[i];
     if (!asked.has(label)) { asked.set(label, fetch("faces?label=" + label).then((reply) => reply.ok ? reply.json() : { faces: [] })); }
-    asked.get(label).then((reply) => reply.faces.forEach((uri) => one.target.appendChild(image(uri)))).catch(() => {});
+    asked.get(label).then((reply) => fill(one.target, reply.faces, i)).catch(() => {});
   }));
 
-  function card(k, where) {
-    const box = el("article", "card " + data.verdict[k] + (where === at ? " at" : ""));
+  function judged(k) {
+    const found = document.createDocumentFragment(), facts = el("dl");
+    found.append("proposed ", el("span", "pill " + data.verdict[k], WORDS[data.verdict[k]]));
+    if (known(data.score[k])) { facts.append(el("dt", "", "score"), el("dd", "score", number(data.score[k], 2))); }
+    const need = known(data.need[k]) && data.need[k] <= 10000 ? "merges from cosine " + number(data.need[k], 2) : "";
+    const chance = known(data.probability[k]) ? (data.probability[k] / 100).toFixed(1) + " % one person" : "";
+    [["cosine of centres", data.cosine], ["of images, mean", data.mean], ["lowest 10 %", data.low]].forEach((one) => {
+      facts.append(el("dt", "", one[0]), el("dd", "", number(one[1][k], 3)));
+    });
+    found.append(el("span", "need", chance + (need && chance ? " \u00b7 " : "") + need), facts);
+    return found;
+  }
+  function card(k) {
+    const box = el("article", "card " + (blind() ? "" : data.verdict[k]));
     box.dataset.pair = k;
-    const own = faces && faces[k];
-    const middle = el("div", "middle");
-    middle.appendChild(el("span", "pill " + data.verdict[k], data.verdict[k]));
-    middle.appendChild(el("b", "score", shown(data.score[k], 2)));
-    const need = known(data.need[k]) && data.need[k] <= 10000 ? "merges from cosine " + shown(data.need[k], 2) : "";
-    const chance = known(data.probability[k]) ? "one person " + (data.probability[k] / 100).toFixed(1) + " %" : "";
-    middle.appendChild(el("span", "need", need + (need && chance ? " \u00b7 " : "") + chance));
-    const facts = el("dl");
-    [["centres", data.cosine], ["samples", data.mean], ["lowest 10 %", data.low]].forEach((one) => {
-      facts.appendChild(el("dt", "", one[0]));
-      facts.appendChild(el("dd", "", shown(one[1][k], 3)));
+    const own = faces && faces[k], middle = el("div", "middle"), acts = el("p", "acts");
+    [["merge", "m"], ["mask", "s"], ["keep", "x"], ["none", "u"]].forEach((one) => {
+      const made = el("button", "", WORDS[one[0]] || "undo");
+      made.type = "button";
+      made.dataset.act = one[0];
+      made.title = "key " + one[1];
+      acts.appendChild(made);
     });
-    middle.appendChild(facts);
-    const told = el("div", "said");
-    spoken(k).forEach((one) => {
-      const line = el("span", "", one[0] + ": ");
-      line.appendChild(el("b", "pill " + one[1], one[1]));
-      told.appendChild(line);
-    });
-    if (clashes.has(k)) { told.appendChild(el("span", "clash", "contradiction")); }
-    middle.appendChild(told);
+    middle.append(acts, el("div", "told"));
+    if (!blind()) { middle.appendChild(judged(k)); }
     box.append(side(sideA[k], own && own[0]), middle, side(sideB[k], own && own[1]));
-    if (data.reasons[data.reason[k]]) { box.appendChild(el("p", "reason", data.reasons[data.reason[k]])); }
+    if (!blind() && data.reasons[data.reason[k]]) { box.appendChild(el("p", "reason", data.reasons[data.reason[k]])); }
     return box;
   }
-
+  function paint(box) {  // what changes on a card
+    const k = +box.dataset.pair, own = book.mine(k).what;
+    box.classList.toggle("at", k === view[at]);
+    all("button[data-act]", box).forEach((one) => {
+      if (one.dataset.act === "none") { one.disabled = own === "none"; } else { one.setAttribute("aria-pressed", own === one.dataset.act); }
+    });
+    box.querySelector(".told").replaceChildren(...told(k, (one) => WORDS[one.what], "you: "));
+  }
+  const current = () => byId("cards").querySelector('.card[data-pair="' + view[at] + '"]');
   function draw() {
-    const box = byId("cards"), first = at - at % PAGE, last = Math.min(first + PAGE, view.length);
+    const first = at - at % PAGE, last = Math.min(first + PAGE, view.length);
     sight.disconnect();
-    const made = document.createDocumentFragment();
-    for (let i = first; i < last; i += 1) { made.appendChild(card(view[i], i)); }
-    box.replaceChildren(made);
+    byId("cards").replaceChildren(...Array.from(view.subarray(first, last), card));
     byId("shown").textContent = view.length ? (first + 1) + " to " + last + " of " + view.length + " pairs" : "no pair";
     byId("back").disabled = first === 0;
     byId("on").disabled = last === view.length;
+    refresh();
+  }
+  function refresh() {
+    const count = { merge: 0, mask: 0, keep: 0 };
+    for (let k = 0; k < n; k += 1) { count[book.settled(k)] += 1; }
+    clashes = book.contradictions();
+    progress("pair", book.pairs(), n, data.blind ? "" : "as it stands: merge " + count.merge + ", mask " + count.mask + ", keep apart " + count.keep,
+      [...clashes].filter((key) => typeof key === "number").length);
+    const found = book.audit();
+    byId("audit").textContent = /%/.test(found) ? found : estimate + " " + found;
+    if (tab === "pairs") { all(".card", byId("cards")).forEach(paint); } else { pictures.paint(); }
   }
   function go(where) {
     if (!view.length) { return; }
+    const before = Math.floor(at / PAGE);
     at = Math.min(Math.max(where, 0), view.length - 1);
-    draw();
-    const now = byId("cards").querySelector(".at");
-    if (now) { now.scrollIntoView({ block: "center" }); }
+    if (Math.floor(at / PAGE) === before) { all(".card", byId("cards")).forEach(paint); } else { draw(); }
+    show(current());
+  }
+  function judge(what) {
+    book.decide([[view[at], what, null]]);
+    say((WORDS[what] || "undone") + ": " + title(view[at]));
+  }
+  function undo() {
+    const last = book.undo(false), where = last ? view.indexOf(last[0][0]) : at;
+    say(last ? "undone: " + (last.length === 1 ? title(last[0][0]) : last.length + " pairs") : "nothing to undo");
+    go(where >= 0 ? where : at);
   }
 
-  // The cut: a line that the reader moves over a histogram.
-  function move(axis, value) {
-    cut = { axis: axis, value: Math.round(value * 10000) };
-    document.querySelectorAll("svg[data-cut]").forEach((svg) => {
-      const d = svg.dataset, own = svg.querySelector(".own");
-      const on = d.cut === axis ? value : +d.stop;
-      const x = +d.left + (d.right - d.left) * (on - d.start) / (d.stop - d.start);
-      own.querySelectorAll("line").forEach((line) => { line.setAttribute("x1", x); line.setAttribute("x2", x); });
-      own.setAttribute("aria-valuenow", on.toFixed(3));
-    });
+  // One image large, and its neighbours.
+  let shelf = [], large = 0;
+  function enlarge(box) {
+    shelf = all(".face img", box.closest(".card, .exhibit, .group"));
+    if (!shelf.length) { return; }
+    large = Math.max(shelf.indexOf(box.querySelector("img")), 0);
+    turn(0);
+    byId("large").showModal();
   }
-  function recount() {
-    let pairs = 0, members = 0, groups = 0, total = 0;
-    const root = joined((k) => { const yes = passes(k); pairs += yes ? 1 : 0; return yes; });
-    const size = new Int32Array(data.label.length);
-    for (let i = 0; i < size.length; i += 1) { size[root(i)] += 1; }
-    for (let i = 0; i < size.length; i += 1) {
-      if (size[root(i)] > 1) { members += 1; total += data.images[i]; }
-      if (size[i] > 1) { groups += 1; }
-    }
-    const split = data.split[cut.axis], kept = split.filter((value) => value >= cut.value).length;
-    byId("cut").textContent = "Cut at " + cut.axis + " " + (cut.value / 10000).toFixed(3) + ": " + pairs +
-      " pairs; would join " + members + " identities to " + groups + " groups, " + total + " images" +
-      (split.length ? "; reaches " + (100 * kept / split.length).toFixed(1) + " % of identities split in two" : "") + ".";
-    if (byId("above").checked) { filter(); }
+  function turn(by) {
+    large = (large + by + shelf.length) % shelf.length;
+    byId("large").querySelector("div").replaceChildren(shelf[large].cloneNode());
+    byId("large").querySelector("p").textContent = shelf[large].alt;
   }
-  let waiting = false;
-  function moved(axis, value) {
-    move(axis, value);
-    if (!waiting) {
-      waiting = true;
-      requestAnimationFrame(() => { waiting = false; recount(); });
-    }
-  }
-  document.querySelectorAll("svg[data-cut]").forEach((svg) => {
-    const d = svg.dataset;
-    function point(event) {
-      const box = svg.getBoundingClientRect();
-      const x = (event.clientX - box.left) * d.width / box.width;
-      const share = Math.min(Math.max((x - d.left) / (d.right - d.left), 0), 1);
-      moved(d.cut, +d.start + share * (d.stop - d.start));
-    }
-    svg.addEventListener("pointerdown", (event) => { svg.setPointerCapture(event.pointerId); point(event); });
-    svg.addEventListener("pointermove", (event) => { if (event.buttons & 1) { point(event); } });
-    svg.querySelector(".own").addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: -0.01, ArrowRight: 0.01 }[event.key];
-      if (!step) { return; }
-      event.preventDefault();
-      const from = cut && cut.axis === d.cut ? cut.value / 10000 : +d.stop;
-      moved(d.cut, Math.min(Math.max(from + step, +d.start), +d.stop));
-    });
-  });
-
-  // Calibration.
-  function bands() {
-    const rows = new Map();
-    for (let k = 0; k < n; k += 1) {
-      if (!rows.has(band(k))) { rows.set(band(k), [0, 0, 0, 0]); }
-      const row = rows.get(band(k));
-      row[0] += 1;
-      if (sample().has(k)) {
-        row[1] += 1;
-        if (mine(k) !== "none") { row[2] += 1; row[3] += mine(k) === "merge" ? 1 : 0; }
-      }
-    }
-    const box = byId("bands");
-    box.replaceChildren();
-    [...rows.keys()].sort((p, q) => q - p).forEach((key) => {
-      const row = rows.get(key), line = el("tr"), m = row[2], p = m ? row[3] / m : 0, z = 1.96;
-      const middle = (p + z * z / (2 * m)) / (1 + z * z / m);
-      const half = z * Math.sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / (1 + z * z / m);
-      const from = (key / 10).toFixed(1), upto = ((key + 1) / 10).toFixed(1);
-      [key < 0 ? "none" : key === 0 ? "below " + upto : key === 12 ? "from " + from : from + " to " + upto,
-        row[0], row[1], m, row[3], m ? (100 * p).toFixed(1) + " %" : "",
-        m ? (100 * (middle - half)).toFixed(1) + " to " + (100 * (middle + half)).toFixed(1) + " %" : ""
-      ].forEach((value) => line.appendChild(el("td", "", value)));
-      box.appendChild(line);
-    });
-  }
+  all("dialog").forEach((one) => one.addEventListener("click", (event) => {
+    const by = event.target.dataset.step;
+    if (by) { turn(+by); } else if (event.target === one || event.target.closest(".close, #large img")) { one.close(); }
+  }));
+  all(".help").forEach((one) => one.addEventListener("click", () => byId("help").showModal()));
 
   // Bulk: the button asks back before it decides.
   let sure = false;
@@ -372,107 +241,66 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
       return;
     }
     calm();
-    decide(Array.from(view, (k) => [k, wanted === "proposed" ? data.verdict[k] : wanted]));
-    draw();
+    book.decide(Array.from(view, (k) => [k, wanted === "proposed" ? data.verdict[k] : wanted, null]));
   });
   byId("bulkverdict").addEventListener("change", calm);
 
-  byId("download").addEventListener("click", () => {
-    const lines = [];
-    for (let k = 0; k < n; k += 1) {
-      if (said[k]) {
-        said[k].forEach((one, by) => lines.push(JSON.stringify({
-          schema: "glint/decision@1", report: data.report, a: data.a[k], b: data.b[k], verdict: one.verdict, by: by, seq: one.seq
-        }) + "\n"));
-      }
-    }
-    const link = el("a");
-    link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
-    link.download = "decisions.jsonl";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  });
-
-  document.addEventListener("keydown", (event) => {
-    const busy = event.target.closest("input, select, textarea, button, .own");
-    if (event.ctrlKey || event.metaKey || event.altKey || byId("pairs").hidden) { return; }
-    if (busy && busy.tagName !== "BUTTON") { return; }
-    const means = { m: "merge", s: "mask", x: "keep" }[event.key];
-    if (means && view.length) {
-      decide([[view[at], means]]);
+  function pairKey(key, repeat) {  // whether it means something here
+    const way = { j: 1, ArrowDown: 1, k: -1, ArrowUp: -1 }[key], means = { m: "merge", s: "mask", x: "keep" }[key];
+    if (way) { go(at + way); } else if (key === "u") { undo(); } else if (!view.length || !means && key !== "f") { return false; } else if (key === "f") { enlarge(current()); } else if (!repeat && fits(current())) {
+      judge(means);
       go(at + 1);
-    } else if (event.key === "j" || event.key === "ArrowDown") { go(at + 1); } else if (event.key === "k" || event.key === "ArrowUp") { go(at - 1); } else if (event.key === "u") { undo(); } else { return; }
+    }
+    return true;
+  }
+  document.addEventListener("keydown", (event) => {
+    const busy = event.target.closest("input, select, textarea, .own"), key = event.key;
+    if (event.ctrlKey || event.metaKey || event.altKey) { return; }
+    if (document.querySelector("dialog[open]")) {
+      const by = byId("large").open && { ArrowLeft: -1, ArrowRight: 1 }[key];
+      if (by) { turn(by); }
+      if (key === "Escape" || key === "f") { all("dialog[open]").forEach((one) => one.close()); }
+      return;
+    }
+    if (busy && key === "Escape") { busy.blur(); }
+    if (busy && busy.type !== "checkbox" || [" ", "Enter"].includes(key) && event.target.closest("button, summary")) { return; }
+    if (key === "?") { byId("help").showModal(); } else if (tab === "pairs" ? !pairKey(key, event.repeat) : event.repeat && "emou ".includes(key) || !pictures.key(key, event.shiftKey)) { return; }
     event.preventDefault();
   });
 
-  document.querySelectorAll("button[data-verdict]").forEach((button) => button.addEventListener("click", () => {
-    verdict = button.dataset.verdict;
-    document.querySelectorAll("button[data-verdict]").forEach((other) => other.classList.toggle("on", other === button));
+  function press(list, on) { list.forEach((one) => one.setAttribute("aria-pressed", one === on)); }
+  all("button[data-verdict]").forEach((one) => one.addEventListener("click", () => {
+    verdict = one.dataset.verdict;
+    press(all("button[data-verdict]"), one);
     filter();
   }));
-  document.querySelectorAll("button[data-tab]").forEach((button) => button.addEventListener("click", () => {
-    document.querySelectorAll("button[data-tab]").forEach((other) => other.classList.toggle("on", other === button));
-    document.querySelectorAll("section.tab").forEach((tab) => { tab.hidden = tab.id !== button.dataset.tab; });
-    if (button.dataset.tab === "calibration") { bands(); }
+  all("button[data-tab]").forEach((one) => one.addEventListener("click", () => {
+    press(all("button[data-tab]"), one);
+    tab = one.dataset.tab;
+    all("section.tab").forEach((other) => { other.hidden = other.id !== tab; });
+    byId("pairbar").hidden = tab !== "pairs";
+    pictures.open(byId(tab));
+    say("");
+    refresh();
   }));
   byId("find").addEventListener("input", filter);
-  ["sort", "which", "above"].forEach((id) => byId(id).addEventListener("change", filter));
+  all("#sort, #which, #above").forEach((one) => one.addEventListener("change", filter));
   byId("back").addEventListener("click", () => go(at - at % PAGE - PAGE));
   byId("on").addEventListener("click", () => go(at - at % PAGE + PAGE));
+  document.querySelector(".fold").addEventListener("click", (event) => {
+    event.target.setAttribute("aria-expanded", byId("pairbar").classList.toggle("open"));
+  });
   byId("cards").addEventListener("click", (event) => {
-    const box = event.target.closest(".card");
-    if (box) { at = view.indexOf(+box.dataset.pair); draw(); }
-  });
-  byId("name").addEventListener("change", () => {
-    name = byId("name").value.trim() || "reviewer";
-    byId("name").value = name;
-    try { localStorage.setItem("glint:name", name); } catch (error) { /* the name is asked again */ }
-    remember();
-    tally();
-    filter();
+    const box = event.target.closest(".card"), does = event.target.closest("button[data-act]");
+    if (!box || event.detail > 1 && does) { return; }  // the second half of a double click decides nothing
+    at = view.indexOf(+box.dataset.pair);
+    if (does) { judge(does.dataset.act); } else { refresh(); }
   });
 
-  function recall() {
-    try {
-      name = localStorage.getItem("glint:name") || name;
-      for (let i = 0; !served && i < localStorage.length; i += 1) {
-        const key = localStorage.key(i);
-        if (key.startsWith(store)) {
-          const [k, ...by] = key.slice(store.length).split(":"), [what, number] = localStorage.getItem(key).split(" ");
-          if (+k < n && VERDICTS.concat("none").includes(what)) { take(+k, by.join(":"), what, +number); }
-        }
-      }
-    } catch (error) {
-      state("This browser keeps nothing for this page: download decisions.jsonl before you close it.");
-    }
-    byId("name").value = name;
-  }
-  let next = 0;
-  function poll(then) {
-    fetch("decisions?since=" + next).then((reply) => reply.ok ? reply.json() : Promise.reject(new Error(reply.status)))
-      .then((reply) => {
-        next = reply.next;
-        reply.decisions.forEach((line) => hear(line));
-        if (reply.decisions.length) { tally(); if (!then) { draw(); } }
-        if (then) { then(); }
-      }).catch(() => state("The review server does not answer: start glint dedup-conflicts review again; what was saved stands."));
-  }
-
-  recall();
-  move("cosine", +((document.querySelector("svg[data-cut=cosine]") || { dataset: { stop: 1 } }).dataset.stop));
-  remember();
-  tally();
-  filter();
-  if (served) {
-    poll(() => { remember(); filter(); });
-    setInterval(() => poll(), 3000);
-    byId("invite").hidden = false;
-    byId("invite").addEventListener("click", () => {
-      fetch("invite", { method: "POST", headers: { "Content-Type": "application/json" }, body: "{}" })
-        .then((reply) => reply.json()).then((reply) => state("Opens once, on this machine: " + reply.link))
-        .catch(() => state("The review server does not answer."));
-    });
-  }
+  const page = { data, served, sideA, sideB, byId, all, el, called, state, say, joined, show, fits, progress, told, filter, refresh, enlarge, clash: (key) => clashes.has(key) };
+  const book = decisionBook(page), above = cutLine(page, values), pictures = imageTabs(page, book);
+  if (data.blind) { byId("which").value = "audit"; }
+  book.begin();
   setTimeout(() => {
     faces = JSON.parse(byId("faces").textContent);
     draw();

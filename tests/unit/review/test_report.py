@@ -14,7 +14,7 @@ import pytest
 
 from glint.review import report
 from glint.review.chart import chart
-from glint.review.report import Card, Exhibit, Group, Page, Side, Strip, Tab, html, write
+from glint.review.report import Card, Exhibit, Group, Page, Review, Side, Strip, Tab, html, write
 
 BAD = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>' & {{ 7*7 }} http://example.org/"
 JPEG = b"\xff\xd8\xff\xe0not really"
@@ -46,7 +46,14 @@ def page(
                 "inside",
                 name,
                 name,
-                [Exhibit("mask", name, [Strip(name, name, faces)], [(name, name)])],
+                [
+                    Exhibit(
+                        "mask",
+                        name,
+                        [Strip(name, name, faces, (8, 9), True, 3, 70, name)],
+                        [(name, name)],
+                    )
+                ],
                 3,
                 name,
             )
@@ -139,7 +146,9 @@ def test_faces_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_numbers_and_words() -> None:
     text = html(
         page(
-            name="Ann", report="sha256:12", split={"cosine": [0.9, np.nan, 0.8], "strength": [1.0]}
+            name="Ann",
+            review=Review("sha256:12", 90, 1, [0], "e"),
+            split={"cosine": [0.9, np.nan, 0.8], "strength": [1.0]},
         )
     )
     for expected in ("12 further", "not merged", "do not upload"):

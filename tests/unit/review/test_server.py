@@ -20,7 +20,7 @@ from glint.conflicts import decisions
 from glint.errors import InputError, UsageError
 from glint.review import report
 from glint.review.report import Card, Page, Side
-from glint.review.server import Review
+from glint.review.server import Review, opened
 
 REPORT = "sha256:" + "1" * 64
 PNG = b"\x89PNG\r\n\x1a\nnot really"
@@ -75,10 +75,10 @@ def server(tmp_path: Path, book: decisions.Book) -> Iterator[Review]:
     card = Card(
         Side(1, "Ann", "1", 2), Side(2, "An", "2", 1), 0.8, 0.7, 0.6, 0.9, 0.8, 0.7, "merge"
     )
-    page = Page("Identities", [], [], [], [card], report=REPORT)
+    page = Page("Identities", [], [], [], [card], review=report.Review(REPORT))
     report.write(tmp_path / "report.html", page)
     with Review(
-        tmp_path / "report.html",
+        opened(tmp_path / "report.html"),
         book,
         frozenset({(1, 2), (3, 4)}),
         lambda label: [PNG, b"<svg>"],
@@ -238,13 +238,11 @@ def test_a_page_that_cannot_be_reviewed_and_a_port_in_use(
     old = tmp_path / "old.html"
     old.write_text("<!doctype html>")
     with pytest.raises(InputError, match=r"GL0501.*is not a page that can be reviewed"):
-        Review(old, book, frozenset(), lambda label: [])
+        opened(old)
     with pytest.raises(InputError, match=r"GL0501.*cannot be read"):
-        Review(tmp_path / "absent", book, frozenset(), lambda label: [])
+        opened(tmp_path / "absent")
     with pytest.raises(UsageError, match=r"GL0002.*cannot listen"):
-        Review(
-            tmp_path / "report.html", book, frozenset(), lambda label: [], port=server.server_port
-        )
+        Review(b"", book, frozenset(), lambda label: [], port=server.server_port)
 
 
 def test_connections_beyond_the_open_files_cost_no_processor(server: Review) -> None:

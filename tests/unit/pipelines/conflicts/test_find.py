@@ -120,6 +120,9 @@ def test_merged_pairs_stand_beyond_the_line_that_the_page_draws(
     for verdict, cosine, need in zip(shown["verdict"], shown["cosine"], shown["need"]):
         assert verdict != "merge" or cosine >= need - 1
     assert f"merge from {cut:.2f}" in page and "Strength is the centre cosine" in page
+    merges = {k for k, verdict in enumerate(shown["verdict"]) if verdict == "merge"}
+    assert set(shown["drawn"]) == merges and shown["merges"] == len(merges) > 0
+    assert f"of the {len(merges)} merges are expected to be wrong, at most" in page
 
 
 def test_two_runs_write_the_same_tables(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:

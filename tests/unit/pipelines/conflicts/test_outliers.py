@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,46 @@ def test_what_was_planted_is_found(dataset: Dataset, emb: Embeddings, tmp_path: 
         assert f'data-tab="{tab}"' in page and f'<section class="tab" id="{tab}" hidden>' in page
     assert 'id="overlap"' not in page
     assert base64.b64encode(dataset.read(row_of(*STRANGER))).decode() in page
+    rows = [
+        json.loads(unescape(one)) for one in re.findall(r'class="strip" data-rows="([^"]*)"', page)
+    ]
+    assert [row_of(*STRANGER)] in rows
+    assert {row_of(9, number) for number in range(COUNTS[9])} <= {r for one in rows for r in one}
+    assert "first set" in page and "set 1 of label" not in page
+
+
+def test_repeats_stand_by_the_identities_that_share_them(dataset: Dataset, emb: Embeddings) -> None:
+    """Many repeats under two labels are one exhibit, each image beside the one it repeats."""
+    from glint.conflicts.evidence import Samples
+    from glint.conflicts.outliers import Outliers
+    from glint.pipelines.conflicts import exhibits, outliers
+    from glint.shards import duplicates
+
+    def shared(*pairs: tuple[tuple[int, int], tuple[int, int]]) -> duplicates.Equals:
+        row = np.array([row_of(*place) for pair in pairs for place in pair], np.int64)
+        group = np.repeat(np.arange(len(pairs)), 2)
+        return duplicates.by_identity(row, group, dataset.label[row])
+
+    none = np.empty(0)
+    exact = shared(((4, 0), (4, 1)), ((20, 0), (12, 1)), ((9, 0), (15, 0)), ((12, 3), (20, 2)))
+    repeats = outliers.Repeats(exact, shared(), none.astype(np.int64), none)
+    far = Outliers(none.astype(np.int64), none, none, none)
+    samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
+    faces = exhibits.Faces(dataset, emb, samples, dataset.label, True)
+    inside = outliers.Inside(far, none.astype(np.int64), none, [], repeats)
+    tab = exhibits.repeats_tab(faces, inside)
+    found = [
+        (one.pill, [(s.label, list(s.rows), s.to) for s in one.strips]) for one in tab.exhibits
+    ]
+    assert found == [
+        ("same bytes, several labels", [(12, [row_of(12, 1), row_of(12, 3)], 20),
+                                        (20, [row_of(20, 0), row_of(20, 2)], 12)]),
+        ("same bytes, several labels", [(9, [row_of(9, 0)], 15), (15, [row_of(15, 0)], 9)]),
+        ("same bytes, one label", [(4, [row_of(4, 0), row_of(4, 1)], -1)]),
+    ]  # fmt: skip
+    assert tab.exhibits[0].numbers == [("pictures", "2"), ("images", "4")]
+    assert all(strip.flagged and len(strip.faces) == len(strip.rows)
+               for one in tab.exhibits for strip in one.strips)  # fmt: skip
 
 
 def test_what_is_dropped_is_not_told(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:

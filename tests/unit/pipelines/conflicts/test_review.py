@@ -152,3 +152,40 @@ def test_the_command_serves_until_it_is_interrupted(folder: Path) -> None:
     )
     assert link not in err.replace(link, "", 1)
     assert len((folder / decisions.NAME).read_text().splitlines()) == 1
+
+
+def test_an_audit_is_served_without_verdicts_and_its_result_is_printed(
+    dataset: Dataset, folder: Path, tmp_path: Path
+) -> None:
+    with review.opened(folder, drawn=1) as server:
+        [(a, b)] = server.pairs
+        assert (a, b) in {(0, 5), (2, 7)}
+        shown = json.loads(server.page.decode().split('id="data">')[1].split("</script>")[0])
+        assert (shown["a"], shown["b"], shown["drawn"], shown["merges"]) == ([a], [b], [0], 2)
+        assert shown["blind"] and shown["cosine"] == shown["score"] == shown["need"] == [None]
+        assert b'data-tab="groups"' not in server.page and b"<figure>" not in server.page
+    with review.opened(folder, drawn=9) as server:
+        assert server.pairs == {(0, 5), (2, 7)}
+    say(folder / decisions.NAME, folder, (a, b, "merge", "ann"))
+    more = say(tmp_path / "more.jsonl", folder, (0, 5, "keep", "bob"), (2, 7, "merge", "bob"))
+
+    def printed(*words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "glint", "dedup-conflicts", "review", str(folder), *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    one = json.loads(printed("--audit", "1", "--no-serve", "--json"))
+    assert (one["decisions"], one["new"], one["audit"]["kind"]) == (1, 0, "audit")
+    assert one["audit"]["wrong_at_most"] == pytest.approx(0.95)
+    text = printed("--audit", "2", "--no-serve")
+    assert "audit: 1 of 2 drawn pairs decided; there is no bound before all are" in text
+    text = printed("--audit", "2", "--no-serve", "--decisions", str(more))
+    assert "of 2 drawn, 1 wrong: 50.0 % of the merges are wrong (all were reviewed)" in text
+    assert "audit" not in json.loads(printed("--no-serve", "--json"))
+    assert "GL0002" in printed("--audit", "2", "--decisions", str(more), code=2)
+    printed("--audit", "0", "--no-serve", code=2)
+    printed("--audit", "2", "--no-serve", "--decisions", str(tmp_path / "absent"), code=2)
+    other = tmp_path / "other.jsonl"
+    other.write_text(more.read_text().replace("sha256:", "sha256:0"))
+    assert "GL0501" in printed("--audit", "2", "--no-serve", "--decisions", str(other), code=3)
