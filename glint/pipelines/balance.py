@@ -19,6 +19,7 @@ from glint.files import atomic, parquet, reads
 from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.label_table import LabelTable
 
 FORMAT = "glint/sampling@1"
 CORESET = "glint/coreset@1"
@@ -147,7 +148,7 @@ def balance(
     left_n = np.zeros(dataset.n, dtype=np.bool_)
     if coreset is not None:
         if isinstance(coreset, Path):
-            coreset = _left_out(coreset, dataset, version.version)
+            coreset = _left_out(coreset, dataset, version)
         left_n = coreset & (target_n >= 0)
     masked_m = np.flatnonzero(left_n)
     masked_m = masked_m[np.argsort(target_n[masked_m], kind="stable")]
@@ -166,6 +167,7 @@ def balance(
         "format": FORMAT,
         "dataset": dataset.digest,
         "label_version": str(version.version),
+        "labels": version.digest,
         "each": str(options.each),
         "options": json.dumps(asdict(options), sort_keys=True),
     }
@@ -200,7 +202,7 @@ def balance(
     )
 
 
-def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bool_]:
+def _left_out(folder: Path, dataset: Dataset, version: LabelTable) -> npt.NDArray[np.bool_]:
     """Return which samples a coreset leaves out. Raises as `balance` does."""
     path, last = folder / "coreset.parquet", folder / "coreset.json"
     if not last.is_file():
@@ -214,7 +216,8 @@ def _left_out(folder: Path, dataset: Dataset, version: int) -> npt.NDArray[np.bo
     for name, found, expected in (
         ("format", about.get("format"), CORESET),
         ("dataset", about.get("dataset"), dataset.digest),
-        ("label version", about.get("label_version"), version),
+        ("label version", about.get("label_version"), version.version),
+        ("labels", about.get("labels", version.digest), version.digest),
     ):
         if found != expected:
             raise MismatchError(

@@ -68,12 +68,17 @@ def run(
             raise UsageError("GL0002", "the same embeddings twice", where=str(folder))
     found = [_open(folder) for folder in folders]
     sources = [
-        {key: emb.about[key] for key in ("dataset", "model", "images", "dim")} for emb in found
+        {key: emb.about[key] for key in ("dataset", "model", "images", "dim")}
+        | {"flip": bool(emb.about.get("flip")), "samples": emb.about["files"]["samples.npy"]}
+        for emb in found
     ]
     if len({one["model"] for one in sources}) > 1:
         raise UsageError(
             "GL0002", "embeddings of different models cannot be compared", where=str(folders[-1])
         )
+    if len({one["flip"] for one in sources}) > 1:
+        what = "embeddings with and without --flip cannot be compared"
+        raise UsageError("GL0002", what, where=str(folders[-1]))
     dim, faces = found[0].sample_ND.shape[1], sum(len(emb.sample_ND) for emb in found)
     for folder, emb in zip(folders, found):
         if emb.sample_ND.shape[1] != dim:
@@ -128,6 +133,13 @@ def _open(folder: Path) -> Embeddings:
     return load(folder, digest, images=images, classes=classes)
 
 
+def _begins(sources: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool:
+    """Return whether folders begin with those of a plan, by the keys that it knew."""
+    return len(before) <= len(sources) and all(
+        {key: one.get(key) for key in then} == then for one, then in zip(sources, before)
+    )
+
+
 def _continue(space: Workspace, sources: list[dict[str, Any]], options: ClusterRules) -> None:
     """Take up the plan of a folder, or begin one."""
     if space.plan.exists():
@@ -135,7 +147,7 @@ def _continue(space: Workspace, sources: list[dict[str, Any]], options: ClusterR
         before = plan.get("sources", [])
         if plan.get("options") != asdict(options):
             what = f"options {plan.get('options')} there, {asdict(options)} now"
-        elif sources[: len(before)] != before:
+        elif not _begins(sources, before):
             what = f"{len(before)} folders there, with which these {len(sources)} do not begin"
         else:
             what = ""

@@ -109,6 +109,7 @@ def run(
         "glint": glint.__version__,
         "dataset": dataset.digest,
         "label_version": version.version,
+        "labels": version.digest,
         "embeddings": emb.about.get("model"),
         "options": asdict(options),
         **result,

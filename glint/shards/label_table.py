@@ -44,6 +44,15 @@ class LabelTable:
         both = np.stack([self.row, self.label]).astype("<i8")
         return "sha256:" + hashlib.sha256(both.tobytes()).hexdigest()
 
+    @property
+    def digest(self) -> str:
+        """Name what the version says, whatever its number: SHA-256 of all of it."""
+        parts = (self.target, _pairs(self.masks), self.row, self.label)
+        state = hashlib.sha256()
+        for part in parts:
+            state.update(b"%d;" % part.size + np.ascontiguousarray(part, "<i8").tobytes())
+        return "sha256:" + state.hexdigest()
+
     def sample_label(self, label_N: Ints) -> Ints:
         """Return the label of every sample, as labels were sharded; -1 = image left out.
 

@@ -73,7 +73,7 @@ def select(
     table, draws_C, each = None, None, order.each
     if order.sampling is not None:
         path = order.sampling
-        table = sampling.read(path, rows.count_C, labels.version, dataset.digest)
+        table = sampling.read(path, rows.count_C, labels, dataset.digest)
         draws_C, each = table.draws_C, table.each or each
         if len(table.left_out):
             columns = _masked(columns, table, dataset.n, path)

@@ -17,6 +17,7 @@ from glint import schemas
 from glint.errors import InputError, UsageError
 from glint.files import parquet
 from glint.rng import I64
+from glint.shards.label_table import LabelTable
 
 F64 = npt.NDArray[np.float64]
 
@@ -43,10 +44,10 @@ class Sampling:
         return hashlib.sha256(value).hexdigest()
 
 
-def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str) -> Sampling:
+def read(path: str | Path, count_C: npt.NDArray[Any], labels: LabelTable, dataset: str) -> Sampling:
     """Read draws per epoch and check the table against the labels in force.
 
-    count_C: images of each identity now; version: of the labels; dataset: its digest. An identity
+    count_C: images of each identity now; dataset: its digest. An identity
     that the table leaves out is not drawn. Whether rows left out are of the identities that name
     them is for the caller to check, by `Sampling.count_C`.
     Raises UsageError GL0001 for a missing file, InputError GL0305 for a table that is damaged or
@@ -67,10 +68,14 @@ def read(path: str | Path, count_C: npt.NDArray[Any], version: int, dataset: str
     }
     if about.get("dataset", dataset) != dataset:
         raise stale(path, f"made for dataset {about['dataset']}, this is {dataset}")
-    if about.get("label_version", str(version)) != str(version):
+    if about.get("label_version", str(labels.version)) != str(labels.version):
         raise stale(
-            path, f"made for label version {about['label_version']}, version {version} is in force"
+            path,
+            f"made for label version {about['label_version']}, "
+            f"version {labels.version} is in force",
         )
+    if about.get("labels", labels.digest) != labels.digest:
+        raise stale(path, f"made for another label version {labels.version} than the one in force")
     for name in table.column_names:
         if table.column(name).null_count:
             raise InputError("GL0305", f"column {name} has empty cells", where=str(path))

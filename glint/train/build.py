@@ -129,6 +129,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
     return {
         "dataset": data.dataset.digest,
         "label_version": data.labels.version,
+        "labels": data.labels.digest,
         "classes": data.labels.classes,
         **{
             name: table["run"][name]

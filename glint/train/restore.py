@@ -20,6 +20,7 @@ from glint.train.build import Run
 # what the state.json of a run that goes on must have
 FIELDS = {"step": int, "world": int, "global_batch": int, "averaged": int,
           "identity": dict, "scaler": dict}  # fmt: skip
+LATER = {"labels"}  # keys of an identity that checkpoints of old do not have
 
 
 @contextmanager
@@ -165,8 +166,8 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
     table = before.get("head")
     lines = [
         f"{key}: {before.get(key)!r} -> {now[key]!r}"
-        for key in ("dataset", "label_version", "classes")
-        if before.get(key) != now[key]
+        for key in ("dataset", "label_version", "labels", "classes")
+        if before.get(key, now[key] if key in LATER else None) != now[key]
     ]
     if lines or not isinstance(table, dict) or table.get("kind") != "partial_fc":
         raise MismatchError(
@@ -200,7 +201,7 @@ def compare(saved: checkpoint.Saved, run: Run) -> None:
     """Refuse to continue a run that was started differently, field by field."""
     before, now = saved.state["identity"], run.past.fingerprint
     lines = []
-    for key in sorted({*before, *now}):
+    for key in sorted({*before, *now} - (LATER - {*before})):
         if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):
             for field in sorted({*before[key], *now[key]}):
                 a, b = before[key].get(field), now[key].get(field)

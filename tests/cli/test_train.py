@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -31,6 +33,8 @@ from glint.errors import (
 )
 from glint.models import checkpoint
 from glint.recipes.load import load
+from glint.shards import labels
+from glint.shards.dataset import Dataset
 from glint.train import dry, loop, metrics
 from glint.train.build import build
 from glint.train.pace import Until
@@ -223,6 +227,20 @@ def test_a_run_goes_on_however_often_its_ranks_change(
         in_process(path, parts, *net, "schedule.max_steps=7", "data.batch=6")
 
 
+def test_other_labels_of_the_same_number_are_another_run(small: Any, tmp_path: Path) -> None:
+    one, other = (shutil.copytree(small.data, tmp_path / name) for name in ("one", "other"))
+    classes = Dataset(one).classes
+    for root, pair in ((one, (0, 1)), (other, (4, 5))):
+        target_C = np.arange(classes)
+        target_C[pair[1]] = pair[0]
+        target_C[target_C > pair[1]] -= 1
+        labels.apply(root, target_C, np.empty((0, 2), np.int64), {})
+    path, run = recipe(small, tmp_path), tmp_path / "run"
+    in_process(path, run, f"data.path={one}", "schedule.max_steps=1")
+    with pytest.raises(MismatchError, match=r"GL0702.*started differently: labels: 'sha256:"):
+        in_process(path, run, f"data.path={other}", "schedule.max_steps=2")
+
+
 @pytest.mark.parametrize(
     ("error", "found"),
     [
@@ -377,13 +395,6 @@ def test_folders_of_others_and_of_running_runs_are_left_alone(tmp_path: Path) ->
 
 
 def test_merged_labels_are_trained_as_one_class(small: Any, tmp_path: Path) -> None:
-    import shutil
-
-    import numpy as np
-
-    from glint.shards import labels
-    from glint.shards.dataset import Dataset
-
     data = tmp_path / "data"
     shutil.copytree(small.data, data)
     classes = Dataset(data).classes

@@ -42,6 +42,7 @@ class Report:
     groups: list[Ints]
     mask_m2: Ints
     label_version: int
+    labels: str  # digest of what that version says; "" in reports of old
     digest: str  # of conflicts.json and both tables: what `labels.history` names the report by
     tables: str  # of the tables alone, as histories of old name it
     verdicts: Sequence[tuple[int, int, str]] = ()  # pairs that reviewers decided otherwise
@@ -93,7 +94,7 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
             where=str(folder),
             hint="make one with: glint dedup-conflicts DATASET --embeddings DIR --out DIR",
         )
-    root, digest, version = _named(folder)
+    root, digest, version, said = _named(folder)
     dataset = Dataset(root)
     if dataset.digest != digest:
         raise MismatchError(
@@ -116,7 +117,7 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
             verdict = after
     mask_m2 = np.stack([a[verdict == "mask"], b[verdict == "mask"]], axis=1).astype(np.int64)
     whole, both = _digest(folder, REPORT), _digest(folder, TABLES)
-    return Report(dataset, groups, mask_m2, version, whole, both, lines, reviewed)
+    return Report(dataset, groups, mask_m2, version, said, whole, both, lines, reviewed)
 
 
 def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Said]:
@@ -130,8 +131,8 @@ def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Said]:
     ]
 
 
-def _named(folder: Path) -> tuple[Path, str, int]:
-    """Read which dataset a report is about: its folder, its digest and its label version."""
+def _named(folder: Path) -> tuple[Path, str, int, str]:
+    """Read which dataset a report is about: folder and digest, label version and what that says."""
     path = folder / "conflicts.json"
     about = atomic.read_json(path, "GL0501")
     try:
@@ -141,11 +142,12 @@ def _named(folder: Path) -> tuple[Path, str, int]:
             )
         named = about["dataset"]
         digest, version = str(named["digest"]), int(named["label_version"])
+        said = str(named.get("labels", ""))
         places = [Path(os.path.normpath(folder / str(named["path"]))), Path(str(named["absolute"]))]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("GL0501", f"lacks or spoils {error}", where=str(path)) from None
     root = next((p for p in places if (p / "manifest.json").is_file()), places[-1])
-    return root, digest, version
+    return root, digest, version, said
 
 
 def _digest(folder: Path, names: Sequence[str]) -> str:
@@ -230,7 +232,7 @@ def stands(folder: Path, dataset: Dataset) -> bool:
 
     Raises InputError GL0501 where conflicts.json is spoilt.
     """
-    root, digest, _ = _named(folder)
+    root, digest, *_ = _named(folder)
     if not all((folder / name).is_file() for name in REPORT):
         return False
     where = [dataset] if dataset.digest == digest else []
@@ -308,6 +310,13 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
             f"{report.label_version}, in force is {now.version}",
             where=str(dataset.root),
             hint="undo what was applied since, or run glint dedup-conflicts again",
+        )
+    if report.labels not in ("", now.digest):
+        raise MismatchError(
+            "GL0501",
+            f"the report was made on another label version {now.version} than the one in force",
+            where=str(dataset.root),
+            hint="run glint dedup-conflicts again",
         )
     told: dict[str, Any] = {
         "decided": then.pairs,

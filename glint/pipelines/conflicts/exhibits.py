@@ -81,7 +81,7 @@ class Faces:
         return [self._read(int(row)) for row in rows] if self.thumbs else []
 
     def _pick(self, label: int, towards: int | None, most: int, but: int = -1) -> Ints:
-        rows = self.samples.rows(label)
+        rows: Ints = self.samples.rows(label)
         rows = rows[rows != but]
         centre_D = self.emb.centre_CD[label if towards is None else towards]
         rows = rows[np.argsort(-(self.samples.unit(rows) @ centre_D), kind="stable")]

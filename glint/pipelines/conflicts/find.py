@@ -28,6 +28,7 @@ from glint.results import identities as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings
+from glint.shards.label_table import LabelTable
 
 FORMAT = "glint/conflicts@1"
 SEARCH = "_glint/search"  # what is searched, until the report stands
@@ -90,7 +91,7 @@ def run(
         parquet.write(out / "groups.parquet", _groups_table(found.groups.merged))
         counts = {**_counts(found, samples, now), **odd.counts()}
         about = {
-            **_about(dataset, now.version, emb, out, found, options, command),
+            **_about(dataset, now, emb, out, found, options, command),
             "counts": counts,
             "refused": [
                 {"labels": piece.tolist(), "reason": why} for piece, why in found.groups.refused
@@ -222,7 +223,7 @@ def _judged_by(found: Found) -> dict[str, Any]:
 
 def _about(
     dataset: Dataset,
-    version: int,
+    now: LabelTable,
     emb: Embeddings,
     out: Path,
     found: Found,
@@ -238,7 +239,8 @@ def _about(
             "path": os.path.relpath(dataset.root, out),
             "absolute": str(dataset.root.resolve()),
             "digest": dataset.digest,
-            "label_version": version,
+            "label_version": now.version,
+            "labels": now.digest,
         },
         "embeddings": {
             "path": str(emb.root),
