@@ -155,8 +155,9 @@ class Gone:  # who is taken down
     dataset: str  # the dataset
     identities: list[int]  # labels as sharded, with those that the labels in force merge with them
     merged_with: list[int]  # those of them that were not named
+    below: list[int]  # those of them whose source label is a folder inside that of one of them
     images: int  # images
-    copies: int  # images of other identities with the same bytes, which stay
+    copies: int  # images of other identities with the same bytes: they stay, but with `--copies`
     already: list[int]  # taken down before
     version_before: int  # of the labels
 
@@ -178,6 +179,7 @@ class ErasePlan(Gone):
     written: int  # samples left
     shards: int  # shards of the dataset
     from_: list[Origin] = field(metadata={"key": "from"})  # of what
+    copies_erased: bool  # whether the copies go too
     erased_to: str  # OUT
 
 
@@ -193,9 +195,12 @@ class Erase(Gone):
     resumed_shards: int
     bytes: int  # size of the file
     dry_run: bool  # false
+    copies_erased: bool  # whether the copies are gone too
     erased_to: str  # OUT
     version: int  # of the new dataset's labels
     classes: int  # identities left
+    left: list[str]  # where the new dataset, searched, still holds their images or names
+    left_count: int  # how many such places there are: the first hundred are in `left`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from glint.errors import UsageError
 from glint.files import atomic, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
+from glint.pipelines.dataset.erase import Lost, Names, below, cleaned, search
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.results import datasets as results
@@ -142,11 +144,11 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     return sorted({int(word) for word in wanted})
 
 
-def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> int:
-    """Return how many samples that stay hold an image, byte for byte, of one that goes."""
+def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which samples that stay hold an image, byte for byte, of one that goes; bool [N]."""
     digests = dataset.column("digest")
-    same = pc.is_in(digests.filter(pa.array(~gone_N)), digests.filter(pa.array(gone_N)))
-    return int(pc.sum(same).as_py() or 0)
+    same = pc.is_in(digests, digests.filter(pa.array(gone_N)))
+    return np.asarray(same.to_numpy()) & ~gone_N
 
 
 def drop(
@@ -156,16 +158,19 @@ def drop(
     *,
     keys: Sequence[str] = (),
     erase: str | os.PathLike[str] | None = None,
+    copies: bool = False,
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
 ) -> results.Drop | results.Erase | results.ErasePlan:
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
-    Whom the labels in force merge with a named identity is the same person and goes too. Without
-    `erase` no shard changes: a new label version with target -1, and a tombstone. With `erase` a
-    new dataset lacks these images and names, and all that the tombstones of this one name; this
-    one stays as it is. Raises UsageError GL0002 and what `Rewrite.write` raises.
+    Whom the labels in force merge with a named identity is the same person and goes too, and so do
+    labels that are folders inside hers. Without `erase` no shard changes: a new label version with
+    target -1, and a tombstone. With `erase` a new dataset lacks these images and names, and all
+    that the tombstones of this one name, and is searched for them; this one stays as it is. copies:
+    also images of others with the same bytes. Raises UsageError GL0002 and what `Rewrite.write`
+    raises.
     """
     store.refuse(root)
     dataset = Dataset(root)
@@ -180,27 +185,40 @@ def drop(
         raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
     table = labels.current(root, dataset.classes)
     named = find(dataset, identities)
+    if copies and erase is None:
+        raise UsageError("GL0002", "labels cannot leave out a single image", where="--copies")
     gone = same_person(table.target, named)
+    inside = below(dataset, gone)
+    gone = same_person(table.target, [*gone, *inside])
     gone_keys = _keys(dataset, keys)
     fresh = [label for label in gone if label not in _buried(old)]
     images = np.isin(dataset.label, gone)
     result: dict[str, Any] = {
         "dataset": str(root),
         "identities": gone,
-        "merged_with": sorted(set(gone) - set(named)),
+        "merged_with": sorted(set(gone) - set(named) - set(inside)),
+        "below": inside,
         "images": int(images.sum()),
-        "copies": _copies(dataset, images | np.isin(rewrite.keys(dataset), gone_keys)),
+        "copies": int(_copies(dataset, images | np.isin(rewrite.keys(dataset), gone_keys)).sum()),
         "already": sorted(set(gone) - set(fresh)),
         "version_before": table.version,
     }
     if erase is not None:
-        erasure = Erasure(dataset, gone, gone_keys, reason)
-        lost = {"identities": erasure.everyone, "images": erasure.lost, "erased_to": str(erase)}
+        erasure = Erasure(dataset, gone, gone_keys, reason, copies)
+        lost = {
+            "identities": erasure.everyone,
+            "images": erasure.count,
+            "copies": erasure.copies,
+            "copies_erased": copies,
+            "erased_to": str(erase),
+        }
         if dry_run:
             return results.ErasePlan(**result | erasure.survey(erase) | lost)
         written = erasure.write(Output(Path(erase)), Execution(workers, progress))
         table = labels.current(erase, dataset.classes)
+        left, count = search(Path(erase), erasure.called, erasure.lost)
         lost |= {"version": table.version, "classes": table.classes}
+        lost |= {"left": left, "left_count": count}
         return results.Erase(**result | written | lost, dry_run=False)
     if dry_run:
         fall = bool((table.target[gone] >= 0).any())
@@ -229,12 +247,35 @@ def drop(
 class Erasure(Reshard):
     """The dataset without identities and keys, and without all that were taken down before."""
 
-    def __init__(self, dataset: Dataset, gone: list[int], keys: list[int], reason: str) -> None:
+    def __init__(
+        self, dataset: Dataset, gone: list[int], keys: list[int], reason: str, copies: bool
+    ) -> None:
         self.everyone = sorted({*gone, *_buried(taken_down(dataset.root))})
         self.reason = reason
         without = Without(tuple(self.everyone), tuple(keys), (reason,))
+        twin_n = _copies(dataset, without.rows(dataset))
+        self.copies = int(twin_n.sum())
+        if copies:
+            keys = sorted({*keys, *rewrite.keys(dataset)[twin_n].tolist()})
+            without = Without(tuple(self.everyone), tuple(keys), (reason,))
         super().__init__(dataset, int(dataset.manifest["samples_per_shard"]), without=without)
-        self.lost = int(self.gone.rows(dataset).sum())
+        self.count = int(self.gone.rows(dataset).sum())
+        self.called = Names(dataset, self.everyone)
+
+    @cached_property
+    def lost(self) -> Lost:
+        """The images that go, by their bytes: reads them."""
+        return Lost(self.dataset, self.gone.rows(self.dataset))
+
+    def clean(self, texts: pa.Array) -> pa.Array:
+        """Write over her names, where samples that stay say where they came from."""
+        return self.called.erased(texts)
+
+    def quarantine(self) -> pa.Table:
+        """Return the quarantine; rows of those who are gone keep their reason and no more."""
+        said = self.dataset.identities().column("source_label").to_pylist()
+        labels = {said[label] for label in self.gone.labels}
+        return cleaned(super().quarantine(), self.called, labels, self.lost)
 
     def after(self, folder: Path) -> None:
         """Bury those who are not buried yet, and put their absence in force."""
