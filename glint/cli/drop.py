@@ -30,6 +30,9 @@ def drop(
         metavar="PATH",
         help="Write a new dataset without these images and names.",
     ),
+    copies: bool = typer.Option(
+        False, "--copies", help="Also the images of others that have the same bytes."
+    ),
     workers: int = typer.Option(0, help="Processes for --erase; 0 = one per core."),
     dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
@@ -49,6 +52,7 @@ def drop(
                 reason,
                 keys=key,
                 erase=erase,
+                copies=copies,
                 workers=workers or len(os.sched_getaffinity(0)),
                 dry_run=dry_run,
                 progress=progress,
@@ -70,10 +74,19 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
             f"             {len(result.merged_with)} of them by the labels in force, "
             "which say they are the same person"
         )
-    if result.copies:
+    if result.below:
+        lines.append(
+            f"             {len(result.below)} of them by their folders, which lie inside another's"
+        )
+    if result.copies and result.copies_erased:
+        lines.append(
+            f"             {console.count(result.copies, 'image')} of them under other identities, "
+            "of the same bytes"
+        )
+    elif result.copies:
         lines.append(
             f"note         {console.count(result.copies, 'image')} of other identities: the same "
-            "bytes, and they stay; glint info --duplicates lists them, --key drops them"
+            "bytes, and they stay; glint info --duplicates lists them, --copies takes them out too"
         )
     if not isinstance(result, results.Drop):
         lines.append(
@@ -81,7 +94,12 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
             f"{console.count(result.written, 'sample')}; "
             f"{result.dataset} still holds all of them"
         )
-        if not would:
+        if isinstance(result, results.Erase):
+            lines += [f"still there  {place}" for place in result.left[:10]]
+            more = result.left_count - min(len(result.left), 10)
+            lines += [f"             and {console.count(more, 'place')} more"] if more else []
+            if not result.left_count:
+                lines.append("searched     no image and no name of theirs is in it")
             lines.append(
                 f"next         glint verify {console.quoted(result.erased_to)} --deep; then remove "
                 f"{result.dataset}, its embeddings and its reports"

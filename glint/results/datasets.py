@@ -157,8 +157,10 @@ class Gone:  # who is taken down
     dataset: str  # the dataset
     identities: list[int]  # labels as sharded, with those that the labels in force merge with them
     merged_with: list[int]  # those of them that were not named
+    below: list[int]  # those of them whose source label is a folder inside that of one of them
     images: int  # images
-    copies: int  # images of other identities with the same bytes, which stay
+    copies: int  # images of other identities with the same bytes: they stay, but with `--copies`
+    copies_erased: bool  # whether the copies go too
     already: list[int]  # taken down before
     version_before: int  # of the labels
 
@@ -198,6 +200,8 @@ class Erase(Gone):
     erased_to: str  # OUT
     version: int  # of the new dataset's labels
     classes: int  # identities left
+    left: list[str]  # where the new dataset, searched, still holds their images or names
+    left_count: int  # how many such places there are: the first hundred are in `left`
 
 
 @dataclass(frozen=True, kw_only=True)

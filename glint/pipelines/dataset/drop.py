@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from glint.errors import UsageError
 from glint.files import atomic, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
+from glint.pipelines.dataset.erase import Lost, Names, below, cleaned, search
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.results import datasets as results
@@ -130,11 +132,11 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     return sorted({int(word) for word in wanted})
 
 
-def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> int:
-    """Return how many samples that stay hold an image, byte for byte, of one that goes."""
+def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return which samples that stay hold an image, byte for byte, of one that goes; bool [N]."""
     digests = dataset.column("digest")
-    same = pc.is_in(digests.filter(pa.array(~gone_N)), digests.filter(pa.array(gone_N)))
-    return int(pc.sum(same).as_py() or 0)
+    same = pc.is_in(digests, digests.filter(pa.array(gone_N)))
+    return np.asarray(same.to_numpy()) & ~gone_N
 
 
 def drop(
@@ -144,6 +146,7 @@ def drop(
     *,
     keys: Sequence[str] = (),
     erase: str | os.PathLike[str] | None = None,
+    copies: bool = False,
     workers: int = 1,
     dry_run: bool = False,
     progress: Progress = log.silent,
@@ -151,10 +154,11 @@ def drop(
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
     Whom the labels in force merge with a named identity is the same person and goes too, and so do
-    images that they count to that identity, wherever these were sharded. Without `erase` no shard
-    changes: a new label version without them, and a tombstone. With `erase` a new dataset lacks
-    these images and names, and all that the tombstones of this one name; this one stays as it is.
-    Raises UsageError GL0002 and what `Rewrite.write` raises.
+    images that they count to that identity, wherever these were sharded, and labels that are
+    folders inside hers. Without `erase` no shard changes: a new label version without them, and a
+    tombstone. With `erase` a new dataset lacks these images and names, and all that the tombstones
+    of this one name, and is searched for them; this one stays as it is. copies: also images of
+    others with the same bytes. Raises UsageError GL0002 and what `Rewrite.write` raises.
     """
     store.refuse(root)
     dataset = Dataset(root)
@@ -163,15 +167,22 @@ def drop(
     if not identities and not keys and not (erase is not None and tombstones.read(root)):
         raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
     named, singly = find(dataset, identities), _keys(dataset, keys)
-    chosen = _choose(dataset, named, singly)
+    chosen = _choose(dataset, named, singly, copies)
     if erase is not None:
-        erasure = Erasure(dataset, chosen, reason)
-        lost = {"identities": erasure.everyone, "images": erasure.lost, "erased_to": str(erase)}
+        erasure = Erasure(dataset, chosen, reason, copies)
+        lost = {
+            "identities": erasure.everyone,
+            "images": erasure.count,
+            "copies": erasure.copies,
+            "erased_to": str(erase),
+        }
         if dry_run:
             return results.ErasePlan(**chosen.told | erasure.survey(erase) | lost)
         written = erasure.write(Output(Path(erase)), Execution(workers, progress))
         table = labels.current(erase, dataset.classes)
+        left, count = search(Path(erase), erasure.called, erasure.lost)
         lost |= {"version": table.version, "classes": table.classes}
+        lost |= {"left": left, "left_count": count}
         return results.Erase(**chosen.told | written | lost, dry_run=False)
     if dry_run:
         then = chosen.table.without(chosen.gone)
@@ -188,7 +199,7 @@ def drop(
         atomic.lock(dataset.root / "_glint" / "lock"),
         labels.changing(dataset.root, PATIENCE),
     ):
-        chosen = _choose(dataset, named, singly)  # of the labels that are in force now
+        chosen = _choose(dataset, named, singly, copies)  # of the labels that are in force now
         if chosen.fresh or chosen.fresh_keys:
             line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
             seal.append(dataset.root / tombstones.FILE, line, "GL0304")
@@ -218,42 +229,74 @@ class Chosen:
     told: dict[str, Any]
 
 
-def _choose(dataset: Dataset, named: list[int], singly: list[int]) -> Chosen:
-    """Find out whom the named identities and keys mean by the labels in force."""
+def _choose(dataset: Dataset, named: list[int], singly: list[int], copies: bool) -> Chosen:
+    """Find out whom the named identities and keys mean by the labels in force.
+
+    copies: and the images of others that are theirs byte for byte.
+    """
     table, old = labels.unchecked(dataset.root, dataset.classes), tombstones.read(dataset.root)
     gone = same_person(table.target, named)
+    inside = below(dataset, gone)
+    gone = same_person(table.target, [*gone, *inside])
     key_N = rewrite.keys(dataset)
     moved_in = key_N[table.row[np.isin(table.label, gone)]]
-    keys = sorted({*singly, *moved_in.tolist()})
+    keys = {*singly, *moved_in.tolist()}
+    images_N = np.isin(dataset.label, gone) | np.isin(key_N, sorted(keys))
+    twin_N = _copies(dataset, images_N)
+    if copies:
+        keys |= {*key_N[twin_N].tolist()}
     done = {key for line in old for key in line.get("keys", ())}
     fresh = [label for label in gone if label not in tombstones.buried(old)]
-    images = np.isin(dataset.label, gone)
     told = {
         "dataset": str(dataset.root),
         "identities": gone,
-        "merged_with": sorted(set(gone) - set(named)),
-        "images": int((images | np.isin(key_N, keys)).sum()),
-        "copies": _copies(dataset, images | np.isin(key_N, keys)),
+        "merged_with": sorted(set(gone) - set(named) - set(inside)),
+        "below": inside,
+        "images": int((images_N | (twin_N & copies)).sum()),
+        "copies": int(twin_N.sum()),
+        "copies_erased": copies,
         "already": sorted(set(gone) - set(fresh)),
         "version_before": table.version,
     }
-    fresh_keys = [key for key in keys if key_name(key) not in done]
-    return Chosen(table, gone, keys, fresh, fresh_keys, told)
+    fresh_keys = [key for key in sorted(keys) if key_name(key) not in done]
+    return Chosen(table, gone, sorted(keys), fresh, fresh_keys, told)
 
 
 class Erasure(Reshard):
     """The dataset without identities and keys, and without all that were taken down before."""
 
-    def __init__(self, dataset: Dataset, chosen: Chosen, reason: str) -> None:
+    def __init__(self, dataset: Dataset, chosen: Chosen, reason: str, copies: bool) -> None:
         lines = tombstones.read(dataset.root)
         self.everyone = sorted({*chosen.gone, *tombstones.buried(lines)})
         before = {int(key) for line in lines for key in line.get("keys", ())}
-        there = before & set(rewrite.keys(dataset).tolist()) if before else before
+        key_N = rewrite.keys(dataset)
+        there = before & set(key_N.tolist()) if before else before
         self.reason = reason
-        keys = tuple(sorted({*chosen.keys, *there}))
-        without = Without(tuple(self.everyone), keys, (reason,))
+        keys = {*chosen.keys, *there}
+        without = Without(tuple(self.everyone), tuple(sorted(keys)), (reason,))
+        twin_n = _copies(dataset, without.rows(dataset))
+        self.copies = chosen.told["copies"] if copies else int(twin_n.sum())
+        if copies:
+            keys |= {*key_N[twin_n].tolist()}
+            without = Without(tuple(self.everyone), tuple(sorted(keys)), (reason,))
         super().__init__(dataset, int(dataset.manifest["samples_per_shard"]), without=without)
-        self.lost = int(self.gone.rows(dataset).sum())
+        self.count = int(self.gone.rows(dataset).sum())
+        self.called = Names(dataset, self.everyone)
+
+    @cached_property
+    def lost(self) -> Lost:
+        """The images that go, by their bytes: reads them."""
+        return Lost(self.dataset, self.gone.rows(self.dataset))
+
+    def clean(self, texts: pa.Array) -> pa.Array:
+        """Write over her names, where samples that stay say where they came from."""
+        return self.called.erased(texts)
+
+    def quarantine(self) -> pa.Table:
+        """Return the quarantine; rows of those who are gone keep their reason and no more."""
+        said = self.dataset.identities().column("source_label").to_pylist()
+        labels = {said[label] for label in self.gone.labels}
+        return cleaned(super().quarantine(), self.called, labels, self.lost)
 
     def after(self, folder: Path) -> None:
         """Bury those who are not buried yet, and put their absence in force."""

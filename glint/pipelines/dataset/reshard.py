@@ -115,17 +115,11 @@ class Reshard(rewrite.Rewrite):
         return table
 
     def quarantine(self) -> pa.Table:
-        """Return the quarantine; rows of identities that are gone keep their reason and no more."""
+        """Return the quarantine."""
         table = parquet.read(self.dataset.root / "quarantine.parquet", schemas.QUARANTINE)
         if self.drop_quarantine:
             return table.slice(0, 0)
-        said = self.dataset.identities().column("source_label").to_pylist()
-        names = {said[label] for label in self.gone.labels}
-        rows = table.to_pylist() if names else []
-        for row in rows:
-            if row["source_label"] in names:
-                row.update(source=ERASED, source_label=None, note=None, sha256=None, head=None)
-        return pa.Table.from_pylist(rows, schema=table.schema) if names else table
+        return table
 
     def extra(self, folder: Path) -> list[str]:
         """Copy the labels, and the tables that only merged datasets have."""

@@ -79,6 +79,10 @@ class Rewrite(Job):
     def extra(self, folder: Path) -> list[str]:
         """Write further files; return the names of those that the manifest should list."""
 
+    def clean(self, texts: pa.Array) -> pa.Array:
+        """Return what the new dataset says of where samples came from."""
+        return texts
+
     def inputs(self) -> tuple[dict[str, Any], Save]:
         """Do what a job does. Raises InputError GL0301, GL0304."""
         options: dict[str, Any] = {
@@ -100,7 +104,8 @@ class Rewrite(Job):
         order_n = self.order()
         origins = [origin(*both) for both in zip(self.datasets, self.names)]
         with atomic.writing(folder):
-            save(folder, self.datasets, self.base, order_n, origins if self.provenance else None)
+            come = origins if self.provenance else None
+            save(folder, self.datasets, self.base, order_n, come, self.clean)
         shards = [entry for dataset in self.datasets for entry in dataset.manifest["shards"]]
         return len(order_n), {"bytes": sum(int(entry["bytes"]) for entry in shards)}
 

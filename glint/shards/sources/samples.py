@@ -87,12 +87,14 @@ def save(
     base: Sequence[int],
     order_n: Ints,
     origins: Sequence[tuple[pa.Array, pa.Array]] | None,
+    clean: Callable[[pa.Array], pa.Array] = lambda texts: texts,
 ) -> None:
     """Write the positions of a rewrite.
 
     order_n: position -> row of the datasets laid end to end, -1 for a gap. base: what is added to
     the labels of each dataset. origins: for each dataset, the columns `dataset` and `dataset_key`.
-    Raises InputError GL0301 for a damaged index.
+    clean: what becomes of the texts that say where samples came from. Raises InputError GL0301 for
+    a damaged index.
     """
     row_N = np.concatenate([np.empty(0, ROW), *map(_rows, datasets, base)])
     paths: list[str] = []
@@ -112,7 +114,8 @@ def save(
     write_rows(folder, dealt(), ROW, len(order_n))
     take = pa.array(order_n, mask=order_n < 0)
     for name in TEXTS:
-        save_names(folder, name, joined(d.column(name) for d in datasets).take(take))
+        texts = joined(d.column(name) for d in datasets).take(take)
+        save_names(folder, name, clean(texts) if name == "source" else texts)
     for name, columns in zip(schemas.PROVENANCE.names, zip(*origins) if origins else ()):
         save_names(folder, name, joined(columns).take(take))
     atomic.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})

@@ -1,0 +1,190 @@
+"""Whom an erasure takes out: her names in texts, her images by their bytes; and is she gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from glint.errors import InputError
+from glint.files import parquet, reads
+from glint.shards.dataset import Dataset
+
+WORD = "erased"  # what stands where a name stood
+SHOWN = 100  # places that are named
+ROWS = 1 << 16  # of a table, looked through at a time
+EDGE = r"[^\pL\pN]"  # what a name ends at: an underscore too, as in Ann_Lee_0001.jpg
+
+
+def below(dataset: Dataset, gone: Sequence[int]) -> list[int]:
+    """Return the labels whose source label is a folder inside that of one of `gone`."""
+    said = dataset.identities().column("source_label").to_pylist()
+    tops = tuple(f"{said[label]}/" for label in gone if said[label])
+    if not tops:
+        return []
+    return [i for i, name in enumerate(said) if name.startswith(tops) and i not in {*gone}]
+
+
+class Names:
+    """The names of identities, as words of a text.
+
+    All are looked for; those that nobody who stays bears may be written over. A number is no name:
+    it would be found everywhere.
+    """
+
+    def __init__(self, dataset: Dataset, gone: Sequence[int]) -> None:
+        table, mine = dataset.identities(), {*gone}
+        columns = [table.column(name).to_pylist() for name in ("name", "source_label")]
+        each = [{cell for cell in cells if cell} for cells in zip(*columns)]
+        hers = {name for i in mine for name in each[i] if len(name) > 1 and not name.isdecimal()}
+        others = {name for i, names in enumerate(each) if i not in mine for name in names}
+        self._all = sorted(hers, key=len, reverse=True)
+        self._own = sorted(hers - others, key=len, reverse=True)
+
+    @staticmethod
+    def _pattern(words: Sequence[str]) -> str:
+        return f"(^|{EDGE})(?:{'|'.join(map(re.escape, words))})($|{EDGE})"
+
+    def erased(self, column: pa.Array) -> pa.Array:
+        """Return texts with her own names written over."""
+        if not self._own:
+            return column
+        pattern = self._pattern(self._own)
+        while pc.any(pc.match_substring_regex(column, pattern)).as_py():  # two may share an edge
+            column = pc.replace_substring_regex(column, pattern, rf"\1{WORD}\2")
+        return column
+
+    def first(self, column: pa.Array) -> int:
+        """Return the place of the first text that holds a name of hers, -1 where none does."""
+        if not self._all:
+            return -1
+        hers = pc.match_substring_regex(column, self._pattern(self._all))
+        return int(pc.index(hers, True).as_py())
+
+    def within(self, texts: Iterable[str | None]) -> bool:
+        """Say whether one of some texts holds a name of hers."""
+        return self.first(pa.array(texts, pa.large_string())) >= 0
+
+
+class Lost:
+    """The images that are taken out: `sha256` and `digests` (xxh3-128) of their bytes."""
+
+    def __init__(self, dataset: Dataset, gone_n: npt.NDArray[np.bool_]) -> None:
+        self.digests = {one.tobytes() for one in dataset.digests[gone_n]}
+        self.sha256 = set[str]()
+        for row in np.flatnonzero(gone_n).tolist():
+            try:
+                data = dataset.read(row, verify=False)
+            except InputError as error:
+                if error.code != "GL0302":  # a shard that is lost or cut is searched for no more
+                    raise
+                continue
+            self.sha256.add(hashlib.sha256(data).hexdigest())
+
+
+def cleaned(table: pa.Table, names: Names, labels: set[str], lost: Lost) -> pa.Table:
+    """Return a quarantine in which the rows of persons keep their reason and no more.
+
+    labels: source labels of those who are gone.
+    """
+    tops = tuple(f"{label}/" for label in labels)
+    rows = table.to_pylist()
+    for row in rows:
+        said = row["source_label"]
+        hers = said is not None and (said in labels or said.startswith(tops))
+        texts = [said, row["source"], row["note"]]
+        if hers or row["sha256"] in lost.sha256 or names.within(texts):
+            row.update(source=WORD, source_label=None, note=None, sha256=None, head=None)
+    return pa.Table.from_pylist(rows, schema=table.schema)
+
+
+def search(folder: Path, names: Names, lost: Lost) -> tuple[list[str], int]:
+    """Look for what was taken out in every file of a dataset; return the places, and how many.
+
+    By bytes: the SHA-256 of every member of every tar, the digests of every table. By name: every
+    text of every table, of every JSON and of the members that are JSON. Only the first places are
+    named. Raises InputError GL0302 for a tar that cannot be read.
+    """
+    found, count = list[str](), 0
+    for place in _places(folder, names, lost):
+        count += 1
+        if len(found) < SHOWN:
+            found.append(place)
+    return found, count
+
+
+def _places(folder: Path, names: Names, lost: Lost) -> Iterator[str]:
+    for path in sorted(folder.rglob("*")):
+        where = path.relative_to(folder).as_posix()
+        if not path.is_file():
+            continue
+        if names.within([where]):
+            yield f"{where}: a name, in the file's own"
+        if path.suffix == ".tar":
+            yield from _in_tar(path, where, names, lost)
+        elif path.suffix == ".parquet":
+            yield from _in_table(path, where, names, lost)
+        elif path.suffix != ".lock":
+            lines = reads.whole(path).decode(errors="replace")
+            for number, line in enumerate(lines.splitlines() if "jsonl" in where else [lines]):
+                if names.within(_texts(line)):
+                    yield f"{where} line {number + 1}: a name"
+
+
+def _in_tar(path: Path, where: str, names: Names, lost: Lost) -> Iterator[str]:
+    try:
+        with reads.open_plain(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
+            for member in archive:
+                held = archive.extractfile(member)
+                data = b"" if held is None else held.read()
+                if hashlib.sha256(data).hexdigest() in lost.sha256:
+                    yield f"{where} {member.name}: an image"
+                texts = _texts(data.decode(errors="replace")) if member.name[-5:] == ".json" else []
+                if names.within([member.name, *texts]):
+                    yield f"{where} {member.name}: a name"
+    except (tarfile.TarError, OSError) as error:
+        raise InputError("GL0302", f"cannot be searched: {error}", where=str(path)) from None
+
+
+def _in_table(path: Path, where: str, names: Names, lost: Lost) -> Iterator[str]:
+    found = parquet.names(path)
+    for number, name in enumerate(found):
+        with reads.open_plain(path) as file:
+            table = pq.ParquetFile(file, **parquet.READING)
+            kind, row = table.schema_arrow.field(number).type, 0
+            for batch in table.iter_batches(ROWS, columns=[name], use_threads=False):
+                cells = batch.column(0)
+                if pa.types.is_string(kind) and (at := names.first(cells)) >= 0:
+                    yield f"{where} {name}, row {row + at}: a name"
+                if kind == pa.binary(16) and lost.digests:
+                    twins = pc.is_in(cells, pa.array(sorted(lost.digests), kind))
+                    for at in np.flatnonzero(twins.to_numpy(zero_copy_only=False)).tolist():
+                        yield f"{where} {name}, row {row + at}: the digest of an image"
+                row += len(cells)
+
+
+def _texts(text: str) -> list[str]:
+    """Return the texts of a JSON, or a text that is none as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return [text]
+    left, texts = [value], []
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            texts.append(one)
+        elif isinstance(one, dict):
+            left += [*one, *one.values()]
+        elif isinstance(one, list):
+            left += one
+    return texts
