@@ -187,7 +187,8 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     const count = { merge: 0, mask: 0, keep: 0 };
     for (let k = 0; k < n; k += 1) { count[book.settled(k)] += 1; }
     clashes = book.contradictions();
-    progress("pair", book.pairs(), n, data.blind ? "" : "as it stands: merge " + count.merge + ", mask " + count.mask + ", keep apart " + count.keep,
+    const drawn = data.drawn.filter(book.decided).length;
+    progress("pair", blind() ? drawn : book.pairs(), blind() ? data.drawn.length : n, blind() ? "" : "as it stands: merge " + count.merge + ", mask " + count.mask + ", keep apart " + count.keep,
       [...clashes].filter((key) => typeof key === "number").length);
     const found = book.audit();
     byId("audit").textContent = /%/.test(found) ? found : estimate + " " + found;

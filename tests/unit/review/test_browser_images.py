@@ -164,6 +164,7 @@ def test_an_audit_is_blind_and_ends_in_a_bound(
         assert tab.value(f"document.querySelector('{telling}')") is None
     tab.press("x" * wrong + "m" * (11 - wrong))
     assert tab.text("audit") == "Estimate: 0.5 are wrong. Audit: 11 of 12 drawn pairs decided."
+    assert tab.text("pairtally") == "11 of 12 decided by you"
     tab.press("m")
     said = decisions.standing(tab.downloaded(tmp_path / "one", page))
     found = audit.judge([(2 * k, 2 * k + 1) for k in drawn], said, merges)
