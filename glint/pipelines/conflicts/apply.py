@@ -268,7 +268,7 @@ def outcome(report: Report, now: labels.LabelTable) -> Outcome:
     lines: list[Any] = [*report.verdicts]
     row = label = np.empty(0, np.int64)
     if any(isinstance(one, decisions.ImageDecision) for one in report.said):
-        row, label = decisions.settle_images(report.said, dataset.label, target_C)
+        row, label = decisions.settle_images(report.said, dataset.n, target_C)
         table = table.moved(row, label, dataset.label)
     mark = ""
     if len(row):
