@@ -294,7 +294,8 @@ def settle_images(decisions: Iterable[Said], images: int, target_C: Ints) -> tup
     """Return the images that reviewers changed, ascending, and the label of each, or -1.
 
     Rows int64 [k], labels as sharded int64 [k] (-1: excluded); images to keep are none of them.
-    images: of the dataset; target_C: who is one person once the decisions on pairs hold, so that two reviewers agree who move an image to two labels of one.
+    images: of the dataset; target_C: who is one person once the decisions on pairs hold, so that
+    two reviewers agree who move an image to two labels of one.
     Raises InputError GL0501, by name, where an image or an identity is unknown or dropped, and
     where reviewers disagree.
     """
