@@ -13,7 +13,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,7 @@ def apply(
 def _steps(dataset: Dataset) -> list[tuple[Ints, Ints]]:
     """Return the targets before and after each change in force that was not made by clusters."""
 
+    @cache
     def target(version: int) -> Ints:
         return labels.load(dataset.root, version, dataset.classes).target
 

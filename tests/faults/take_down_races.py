@@ -194,6 +194,7 @@ def race(folder: Path, people: int, turns: int, seed: int = 0) -> Counter[str]:
             folder.mkdir(parents=True)
             seen += races.seen if races else Counter()
             races = Races(folder, people, seed + turn)
+            print(turn, "races,", sum(seen.values()), "counted", flush=True)
         assert races is not None
         races.round(OTHERS[turn % 3], turn, start, (context.Queue(), context.Queue()))
     return seen + (races.seen if races else Counter())
