@@ -293,23 +293,21 @@ def standing(decisions: Iterable[Said]) -> dict[Pair, dict[str, str]]:
     return {pair: {by: one.verdict for by, one in said.items()} for pair, said in pairs.items()}
 
 
-def settle_images(
-    decisions: Iterable[Said], label_N: Ints, target_C: Ints
-) -> tuple[Ints, Ints, Ints]:
-    """Return the images that reviewers decided on, ascending, and the label of each, or -1.
+def settle_images(decisions: Iterable[Said], images: int, target_C: Ints) -> tuple[Ints, Ints]:
+    """Return the images that reviewers changed, ascending, and the label of each, or -1.
 
-    Rows int64 [k], labels as sharded int64 [k] (-1: excluded), and the rows that are to stay as
-    they were sharded. label_N: each image's label as sharded; target_C: who is one person once the
-    decisions on pairs hold, so that two reviewers agree who move an image to two labels of one.
+    Rows int64 [k], labels as sharded int64 [k] (-1: excluded); images to keep are none of them.
+    images: of the dataset; target_C: who is one person once the decisions on pairs hold, so that
+    two reviewers agree who move an image to two labels of one.
     Raises InputError GL0501, by name, where an image or an identity is unknown or dropped, and
     where reviewers disagree.
     """
-    images = _last(one for one in decisions if isinstance(one, ImageDecision))
-    rows, labels, stay, clashes, lost = [], [], [], [], []
-    for row, by_name in images.items():
-        if row >= len(label_N):
+    said = _last(one for one in decisions if isinstance(one, ImageDecision))
+    rows, labels, clashes, lost = [], [], [], []
+    for row, by_name in said.items():
+        if row >= images:
             raise InputError(
-                "GL0501", f"a decision names the image {row}, the dataset has {len(label_N)}"
+                "GL0501", f"a decision names the image {row}, the dataset has {images}"
             )
         for one in by_name.values():
             if one.to >= len(target_C) or (one.to >= 0 and target_C[one.to] < 0):
@@ -320,19 +318,16 @@ def settle_images(
             (one.action, int(target_C[one.to]) if one.to >= 0 else -1) for one in by_name.values()
         }
         if len(meant) > 1:
-            said = ", ".join(f"{one.verdict} by {by}" for by, one in sorted(by_name.items()))
-            clashes.append(f"{row}: {said}")
+            what = ", ".join(f"{one.verdict} by {by}" for by, one in sorted(by_name.items()))
+            clashes.append(f"{row}: {what}")
             continue
         one = by_name[min(by_name)]
-        if one.action == "keep":
-            stay.append(row)
-        else:
+        if one.action != "keep":
             rows.append(row)
             labels.append(one.to)
     _refuse(lost, "an image moves to an identity that is dropped or unknown: ")
     _refuse(clashes, "reviewers disagree about the image ")
-    row_k, label_k, stay_k = (np.array(column, np.int64) for column in (rows, labels, stay))
-    return row_k, label_k, stay_k
+    return np.array(rows, np.int64), np.array(labels, np.int64)
 
 
 def settle(

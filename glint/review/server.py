@@ -45,8 +45,8 @@ class Refused(Exception):
 class Review(ThreadingHTTPServer):
     """A report being reviewed. page: from `opened`; pairs: those that may be decided.
 
-    faces: images of a label; images, classes: how many images and labels as sharded there are to
-    decide on.
+    faces: images of a label; image: that of a row, b"" for none; images, classes: how many images
+    and labels as sharded there are to decide on.
     """
 
     daemon_threads = True
@@ -58,11 +58,12 @@ class Review(ThreadingHTTPServer):
         pairs: Pairs,
         faces: Faces,
         *,
+        image: Callable[[int], bytes] = lambda row: b"",
         images: int = 0,
         classes: int = 0,
         port: int = 0,
     ) -> None:
-        self.images, self.classes = images, classes
+        self.image, self.images, self.classes = image, images, classes
         self.page, self.book, self.pairs, self.faces = page, book, pairs, faces
         self.writing = threading.Lock()
         self._links: list[str] = []
@@ -239,7 +240,10 @@ class Handler(BaseHTTPRequestHandler):
         elif url.path == "/decisions":
             self._json(self.review.since(_number(query, "since")))
         elif url.path == "/faces":
-            images = self.review.faces(_number(query, "label"))
+            if "row" in query:
+                images: Sequence[bytes] = [self.review.image(_number(query, "row"))]
+            else:
+                images = self.review.faces(_number(query, "label"))
             self._json({"faces": [data_uri(image) for image in images]})
         else:
             raise Refused(404, "no such page")

@@ -266,15 +266,17 @@ def outcome(report: Report, now: labels.LabelTable) -> Outcome:
     """
     dataset = report.dataset
     target_C, mask_m2 = relabel(now.target, now.masks, report.groups, report.mask_m2)
-    label_N = dataset.label
-    row, label, _ = decisions.settle_images(report.said, label_N, target_C)
+    table = labels.given(target_C, mask_m2, now.row, now.label)
     lines: list[Any] = [*report.verdicts]
+    row = label = np.empty(0, np.int64)
+    if any(isinstance(one, decisions.ImageDecision) for one in report.said):
+        row, label = decisions.settle_images(report.said, dataset.n, target_C)
+        table = table.moved(row, label, dataset.label)
     mark = ""
     if len(row):
         lines.append(["images", *zip(row.tolist(), label.tolist())])
     if lines:
         mark = "sha256:" + hashlib.sha256(json.dumps(lines).encode()).hexdigest()
-    table = labels.given(target_C, mask_m2, now.row, now.label).moved(row, label, label_N)
     table = labels.settled(dataset.root, replace(table, version=now.version))
     out = int((label < 0).sum())
     return Outcome(table, mark, len(report.verdicts), out, len(row) - out)

@@ -85,11 +85,9 @@ class Faces:
         rows = rows[rows != but]
         centre_D = self.emb.centre_CD[label if towards is None else towards]
         rows = rows[np.argsort(-(self.samples.unit(rows) @ centre_D), kind="stable")]
-        if len(rows) <= most:
-            return rows
-        # The nearest, the median and the farthest, evenly over the ranks.
-        rank = np.linspace(0, len(rows) - 1, most).round().astype(np.int64)
-        return np.asarray(rows[rank], dtype=np.int64)
+        if len(rows) > most:  # the nearest, the median and the farthest, evenly over the ranks
+            rows = rows[np.linspace(0, len(rows) - 1, most).round().astype(np.int64)]
+        return np.asarray(rows, dtype=np.int64)
 
     def _read(self, row: int) -> bytes:
         try:

@@ -65,6 +65,7 @@ def opened(folder: Path, *, port: int = 0, drawn: int = 0) -> Iterator[server.Re
                 book,
                 frozenset(pairs.drawn if drawn else pairs.all),
                 lambda label: _faces(dataset, rows, label),
+                image=lambda row: _image(dataset, row),
                 images=dataset.n,
                 classes=dataset.classes,
                 port=port,
@@ -138,10 +139,12 @@ def _faces(dataset: Dataset, rows: Sequence[Ints], label: int) -> Sequence[bytes
         return []
     mine = rows[label]
     count = min(FACES, len(mine))
-    images = []
-    for row in mine[[i * len(mine) // count for i in range(count)]] if count else ():
-        try:
-            images.append(dataset.read(int(row)))
-        except GlintError:
-            images.append(b"")
-    return images
+    return [_image(dataset, int(mine[i * len(mine) // count])) for i in range(count)]
+
+
+def _image(dataset: Dataset, row: int) -> bytes:
+    """Read one image; b"" where it is damaged or there is none."""
+    try:
+        return dataset.read(row) if 0 <= row < dataset.n else b""
+    except GlintError:
+        return b""

@@ -103,12 +103,17 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
   }
 
   // Drawing: only the cards of one page are in the document.
+  function picture(uri, words) {
+    const made = el("img");
+    made.src = uri;
+    made.alt = words;
+    return made;
+  }
   function fill(strip, uris, i) {
     strip.classList.toggle("few", uris.length <= 3);
     strip.replaceChildren(...uris.map((uri, j) => {
-      const box = el("span", "face"), made = uri ? el("img") : el("span", "gone", uri === "" ? "no image" : "");
-      if (uri) { made.src = uri; made.alt = called(i) + ", image " + (j + 1) + " of " + uris.length; }
-      box.appendChild(made);
+      const box = el("span", "face");
+      box.appendChild(uri ? picture(uri, called(i) + ", image " + (j + 1) + " of " + uris.length) : el("span", "gone", uri === "" ? "no image" : ""));
       return box;
     }));
   }
@@ -135,6 +140,15 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     if (!asked.has(label)) { asked.set(label, fetch("faces?label=" + label).then((reply) => reply.ok ? reply.json() : { faces: [] })); }
     asked.get(label).then((reply) => fill(one.target, reply.faces, i)).catch(() => {});
   }));
+
+  const late = new IntersectionObserver((list) => list.forEach((one) => {  // what the page had no room for
+    if (!one.isIntersecting) { return; }
+    late.unobserve(one.target);
+    const words = one.target.closest(".strip").querySelector(".who b").textContent;
+    fetch("faces?row=" + one.target.parentNode.dataset.row).then((reply) => reply.json())
+      .then((reply) => { if (reply.faces[0]) { one.target.replaceWith(picture(reply.faces[0], words)); } }).catch(() => {});
+  }));
+  if (served) { all(".strip .face[data-row] .gone").forEach((one) => late.observe(one)); }
 
   function judged(k) {
     const found = document.createDocumentFragment(), facts = el("dl");
@@ -187,7 +201,8 @@ document.addEventListener("DOMContentLoaded", () => requestAnimationFrame(() => 
     const count = { merge: 0, mask: 0, keep: 0 };
     for (let k = 0; k < n; k += 1) { count[book.settled(k)] += 1; }
     clashes = book.contradictions();
-    progress("pair", book.pairs(), n, data.blind ? "" : "as it stands: merge " + count.merge + ", mask " + count.mask + ", keep apart " + count.keep,
+    const drawn = data.drawn.filter(book.decided).length;
+    progress("pair", blind() ? drawn : book.pairs(), blind() ? data.drawn.length : n, blind() ? "" : "as it stands: merge " + count.merge + ", mask " + count.mask + ", keep apart " + count.keep,
       [...clashes].filter((key) => typeof key === "number").length);
     const found = book.audit();
     byId("audit").textContent = /%/.test(found) ? found : estimate + " " + found;

@@ -456,11 +456,13 @@ def test_labels_that_were_applied_are_fetched_and_renewed(local: Path, tmp_path:
     target = np.arange(15, dtype=np.int64)
     for last in (0, -1):
         target[-1] = last
-        labels.apply(own, target, np.empty((0, 2), np.int64), {"why": "a test"})
+        images = {"row": np.array([1]), "label": np.array([last])}
+        labels.apply(own, target, np.empty((0, 2), np.int64), {"why": "a test"}, **images)
         url = upload(own)
         data = Dataset(url)
         table = labels.current(data.root, 15)
         assert table.version > 0 and table.target.tolist() == target.tolist()
+        assert (table.row.tolist(), table.label.tolist()) == ([1], [last])
     path = data.root / "labels" / f"v{table.version:04d}.parquet"
     good = path.read_bytes()
     path.write_bytes(bytes(len(good)))

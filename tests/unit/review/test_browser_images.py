@@ -113,14 +113,20 @@ def test_images_by_mouse(browser: Callable[[], Any], pictures: Page, tmp_path: P
 def served(tmp_path: Path, page: Page, pairs: set[tuple[int, int]], face: bytes) -> Review:
     book = decisions.Book(tmp_path / decisions.NAME, page.review.report)
     text = allowed(report.html(page))
-    server = Review(text, book, frozenset(pairs), lambda label: [face], images=50, classes=10_000)
+    server = Review(text, book, frozenset(pairs), lambda label: [face], image=lambda row: face,
+                    images=50, classes=10_000)  # fmt: skip
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server
 
 
 def test_images_of_a_served_report(
-    browser: Callable[[], Any], pictures: Page, tmp_path: Path, jpeg: Callable[[int], bytes]
+    browser: Callable[[], Any],
+    pictures: Page,
+    tmp_path: Path,
+    jpeg: Callable[[int], bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(report, "FACES", 0)  # the page has no room: the server has the images
     server = served(tmp_path, pictures, {(0, 1)}, jpeg(1))
     try:
         tabs = [browser(), browser()]
@@ -129,6 +135,10 @@ def test_images_of_a_served_report(
             tab.begin(server.invite())
             tab.choose("name", name)
             tab.click("button[data-tab=inside]")
+            tab.until(
+                "[...document.querySelectorAll('#inside .strip')].slice(0, 2).every((one) =>"
+                "!one.querySelector('.gone') && one.querySelector('img[alt^=Ann]'))"
+            )
             tab.press("jj")
         tabs[0].press("m")
         tabs[1].press("e")
@@ -164,6 +174,7 @@ def test_an_audit_is_blind_and_ends_in_a_bound(
         assert tab.value(f"document.querySelector('{telling}')") is None
     tab.press("x" * wrong + "m" * (11 - wrong))
     assert tab.text("audit") == "Estimate: 0.5 are wrong. Audit: 11 of 12 drawn pairs decided."
+    assert tab.text("pairtally") == "11 of 12 decided by you"
     tab.press("m")
     said = decisions.standing(tab.downloaded(tmp_path / "one", page))
     found = audit.judge([(2 * k, 2 * k + 1) for k in drawn], said, merges)

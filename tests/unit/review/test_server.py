@@ -227,6 +227,8 @@ def test_sizes_paths_and_faces(server: Review) -> None:
     assert status == 200
     assert uris[0].startswith("data:image/png;base64,")
     assert uris[1] == ""
+    assert json.loads(client.ask("GET", "/faces?row=7")[1]) == {"faces": [""]}
+    assert client.ask("GET", "/faces?row=x")[0] == 400
     status, told, _ = client.ask("POST", "/invite", {})
     assert status == 200
     assert json.loads(told)["link"].startswith(server.origin + "/?token=")

@@ -119,6 +119,7 @@ def test_one_review_at_a_time_with_faces(dataset: Dataset, folder: Path) -> None
         assert server.pairs >= {(0, 5), (2, 7)}
         assert list(server.faces(6)) == [dataset.read(int(row)) for row in dataset.rows_of(6)]
         assert list(server.faces(8)) == list(server.faces(-1)) == []
+        assert [server.image(row) for row in (3, -1, dataset.n)] == [dataset.read(3), b"", b""]
         with pytest.raises(BusyError, match="GL0005"), review.opened(folder):
             pass
     with review.opened(folder) as server:
