@@ -115,7 +115,8 @@ def test_two_launchers_of_one_rank_are_one_run_of_two(
 
 WORDS = [
     "a #b", "key: value", "two\nlines", "$$ $(HOME) $HOME `id` \\", "'\"", "- x", "{a: [b]}",
-    "%!&*|>@", "\x1b[5m\x85\u2028\ufeff", "\u738b\u5c0f\u660e \U0001f600", "", "tab\there", "--- \n...", "\udcff",
+    "%!&*|>@", "\x1b[5m\x85\u2028\ufeff", "\u738b\u5c0f\u660e \U0001f600", "",
+    "tab\there", "--- \n...", "\udcff",
 ]  # fmt: skip
 
 
