@@ -78,6 +78,16 @@ def same_person(target_C: Ints, chosen: Sequence[int]) -> list[int]:
     return sorted({*chosen, *also.tolist()})
 
 
+def family(dataset: Dataset, target_C: Ints, chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return all labels of the chosen persons: as `same_person`, and those whose source label is a
+    folder inside one of theirs; and these alone."""
+    gone, inside = same_person(target_C, chosen), list[int]()
+    while more := below(dataset, gone):
+        inside += more
+        gone = same_person(target_C, [*gone, *more])
+    return gone, sorted(inside)
+
+
 def without(target_C: Ints, mask_m2: Ints, gone: Sequence[int]) -> tuple[Ints, Ints]:
     """Return targets and masks in which `gone` are dropped and the rest stays dense, in order."""
     target_C = target_C.copy()
@@ -165,31 +175,25 @@ def drop(
 ) -> results.Drop | results.Erase | results.ErasePlan:
     """Take identities out of the labels in force, or, with `erase`, out of the bytes.
 
-    Whom the labels in force merge with a named identity is the same person and goes too, and so do
-    labels that are folders inside hers. Without `erase` no shard changes: a new label version with
-    target -1, and a tombstone. With `erase` a new dataset lacks these images and names, and all
-    that the tombstones of this one name, and is searched for them; this one stays as it is. copies:
-    also images of others with the same bytes. Raises UsageError GL0002 and what `Rewrite.write`
-    raises.
+    Whom the labels in force merge with a named identity goes too, and labels that are folders
+    inside hers. Without `erase` no shard changes: a new label version with target -1, a tombstone.
+    With it a new dataset lacks these images and names, and all that tombstones name, and is
+    searched for them; copies: also images of others with the same bytes. Raises UsageError GL0002.
     """
     store.refuse(root)
     dataset = Dataset(root)
     if not reason.strip():
         raise UsageError("GL0002", "expected some words, found none", where="--reason")
-    if keys and erase is None:
+    if (keys or copies) and erase is None:
         what = "labels cannot leave out a single image"
         hint = "write a new dataset without it: add --erase OUT"
-        raise UsageError("GL0002", what, where="--key", hint=hint)
+        raise UsageError("GL0002", what, where="--key" if keys else "--copies", hint=hint)
     old = taken_down(root)
     if not identities and not keys and not (erase is not None and old):
         raise UsageError("GL0002", "expected an identity or a key, found none", where="--identity")
     table = labels.current(root, dataset.classes)
     named = find(dataset, identities)
-    if copies and erase is None:
-        raise UsageError("GL0002", "labels cannot leave out a single image", where="--copies")
-    gone = same_person(table.target, named)
-    inside = below(dataset, gone)
-    gone = same_person(table.target, [*gone, *inside])
+    gone, inside = family(dataset, table.target, named)
     gone_keys = _keys(dataset, keys)
     fresh = [label for label in gone if label not in _buried(old)]
     images = np.isin(dataset.label, gone)
@@ -205,21 +209,15 @@ def drop(
     }
     if erase is not None:
         erasure = Erasure(dataset, gone, gone_keys, reason, copies)
-        lost = {
+        result |= {
             "identities": erasure.everyone,
-            "images": erasure.count,
             "copies": erasure.copies,
             "copies_erased": copies,
             "erased_to": str(erase),
         }
         if dry_run:
-            return results.ErasePlan(**result | erasure.survey(erase) | lost)
-        written = erasure.write(Output(Path(erase)), Execution(workers, progress))
-        table = labels.current(erase, dataset.classes)
-        left, count = search(Path(erase), erasure.called, erasure.lost)
-        lost |= {"version": table.version, "classes": table.classes}
-        lost |= {"left": left, "left_count": count}
-        return results.Erase(**result | written | lost, dry_run=False)
+            return results.ErasePlan(**result | erasure.survey(erase) | {"images": erasure.count})
+        return _erase(erasure, Path(erase), Execution(workers, progress), result)
     if dry_run:
         fall = bool((table.target[gone] >= 0).any())
         return results.Drop(
@@ -244,13 +242,27 @@ def drop(
     )
 
 
+def _erase(erasure: Erasure, out: Path, how: Execution, result: dict[str, Any]) -> results.Erase:
+    """Write the new dataset and search it for what it must not hold."""
+    written = erasure.write(Output(out), how)
+    table = labels.current(out, erasure.dataset.classes)
+    left, count = search(out, erasure.called, erasure.lost)
+    told = {"version": table.version, "classes": table.classes, "images": erasure.count}
+    return results.Erase(
+        **result | written | {**told, "identities": erasure.everyone},
+        left=left, left_count=count, dry_run=False,
+    )  # fmt: skip
+
+
 class Erasure(Reshard):
     """The dataset without identities and keys, and without all that were taken down before."""
 
     def __init__(
         self, dataset: Dataset, gone: list[int], keys: list[int], reason: str, copies: bool
     ) -> None:
-        self.everyone = sorted({*gone, *_buried(taken_down(dataset.root))})
+        buried = _buried(taken_down(dataset.root))
+        target_C = labels.current(dataset.root, dataset.classes).target
+        self.everyone = family(dataset, target_C, [*gone, *buried])[0]
         self.reason = reason
         without = Without(tuple(self.everyone), tuple(keys), (reason,))
         twin_n = _copies(dataset, without.rows(dataset))
