@@ -141,11 +141,11 @@ def save(
 def _prune(folder: Path, made: Path, keep: int) -> None:
     """Remove checkpoints older than the `keep` newest that verify; `made` was read back.
 
-    What cannot be read is kept, and counts as none. The older ones are read one by one, from the
-    newest, until there are enough.
+    What cannot be read is kept, and counts as none. Where one is to go, the others are read, from
+    the newest on, until there are enough.
     """
-    sound = 0
-    for path in reversed(all_in(folder)):
+    sound, there = 0, all_in(folder)
+    for path in reversed(there) if len(there) > keep else ():
         if sound >= keep:
             shutil.rmtree(path, ignore_errors=True)
         elif path == made or not (wrong := problem(path)):

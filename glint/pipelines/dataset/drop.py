@@ -81,6 +81,18 @@ def same_person(target_C: Ints, chosen: Sequence[int]) -> list[int]:
     return sorted({*chosen, *also.tolist()})
 
 
+def family(dataset: Dataset, target_C: Ints, chosen: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Return all labels of the chosen persons, and which of them are folders inside others.
+
+    As `same_person`, and those whose source label is a folder inside one of theirs.
+    """
+    gone, inside = same_person(target_C, chosen), list[int]()
+    while more := below(dataset, gone):
+        inside += more
+        gone = same_person(target_C, [*gone, *more])
+    return gone, sorted(inside)
+
+
 def _hash(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
@@ -235,9 +247,7 @@ def _choose(dataset: Dataset, named: list[int], singly: list[int], copies: bool)
     copies: and the images of others that are theirs byte for byte.
     """
     table, old = labels.unchecked(dataset.root, dataset.classes), tombstones.read(dataset.root)
-    gone = same_person(table.target, named)
-    inside = below(dataset, gone)
-    gone = same_person(table.target, [*gone, *inside])
+    gone, inside = family(dataset, table.target, named)
     key_N = rewrite.keys(dataset)
     moved_in = key_N[table.row[np.isin(table.label, gone)]]
     keys = {*singly, *moved_in.tolist()}
