@@ -277,7 +277,8 @@ class Erasure(Reshard):
 
     def __init__(self, dataset: Dataset, chosen: Chosen, reason: str, copies: bool) -> None:
         lines = tombstones.read(dataset.root)
-        self.everyone = sorted({*chosen.gone, *tombstones.buried(lines)})
+        everyone = sorted({*chosen.gone, *tombstones.buried(lines)})
+        self.everyone = family(dataset, chosen.table.target, everyone)[0]
         before = {int(key) for line in lines for key in line.get("keys", ())}
         key_N = rewrite.keys(dataset)
         there = before & set(key_N.tolist()) if before else before

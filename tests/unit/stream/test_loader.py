@@ -255,7 +255,7 @@ def test_a_truncated_shard_is_an_error(make, options):
         file.truncate(path.stat().st_size // 2)
     with pytest.raises(InputError, match=r"train-000001\.tar") as caught:
         list(stream(dataset, **options).batches(0))
-    assert caught.value.code == "GL0303"
+    assert caught.value.code == "GL0302"
 
 
 def test_a_missing_shard_is_an_error(make):
