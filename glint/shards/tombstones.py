@@ -121,5 +121,6 @@ def refuse_revived(root: str | os.PathLike[str], table: LabelTable) -> None:
             f"{', '.join(names[:SHOWN])}{more} was taken down and is in label version "
             f"{table.version}",
             where=str(root),
-            hint="make the take-down again: glint drop DATASET --identity label:N --reason TEXT",
+            hint="make the take-down again: glint drop DATASET --identity label:N (or --key KEY) "
+            "--reason TEXT",
         )
