@@ -69,6 +69,8 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
     some += " ..." if len(result.identities) > 10 else ""
     images = console.count(result.images, "image")
     lines = [f"identities   {len(result.identities)} ({some}), {images}"]
+    if not result.identities:
+        lines = [f"images       {images}"]
     if result.merged_with:
         lines.append(
             f"             {len(result.merged_with)} of them by the labels in force, "

@@ -224,6 +224,13 @@ def _info(dataset: str, equals: bool, out: str | None) -> results.Info:
     )
 
 
+def _say_images(result: results.Info) -> str:
+    if not (result.images_left_out or result.images_moved):
+        return ""
+    out = console.count(result.images_left_out, "image")
+    return f"{out} left out, {result.images_moved} of another identity"
+
+
 def _say_info(result: results.Info) -> str:
     per = result.images_per_identity
     spread = f", {per['least']} to {per['most']} images each" if per else ""
@@ -237,7 +244,8 @@ def _say_info(result: results.Info) -> str:
             f"labels       version {result.label_version}: "
             f"{console.count(result.classes, 'class')}, "
             f"{console.count(result.dropped_identities, 'identity')} dropped, "
-            f"{result.masked_pairs} pairs masked",
+            f"{result.masked_pairs} pairs masked"
+            + (f"; {one}" if (one := _say_images(result)) else ""),
             *_say_equals(result.duplicates),
             f"digest       {result.digest}",
         ]

@@ -57,12 +57,15 @@ def _name(version: int, part: str = "") -> str:
 
 def load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTable:
     """Return a version by its number, whether in force or not. Raises InputError GL0304."""
-    made = {line["version"]: line for line in history(root) if line.get("op") == "apply"}
-    if version and version not in made:
-        raise _bad(f"there is no version {version}", str(_folder(root)))
-    files = made[version].get("files", ()) if version else ()
-    images = any(one["name"] == _name(version, ".images") for one in files)
-    return _load(root, version, images, classes)
+    return _load(root, version, _listed(root, version), classes)
+
+
+def _listed(root: str | os.PathLike[str], version: int) -> bool:
+    """Return whether the history says that a version speaks of single images."""
+    name = _name(version, ".images")
+    made = [line.get("files") for line in history(root) if line.get("version") == version]
+    files = [one for files in made if isinstance(files, list) for one in files]
+    return any(isinstance(one, dict) and one.get("name") == name for one in files)
 
 
 def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int) -> LabelTable:
@@ -110,7 +113,8 @@ def unchecked(root: str | os.PathLike[str], classes: int) -> LabelTable:
 
     Raises InputError GL0304.
     """
-    return _load(root, *_head(root), classes)
+    version, images = _head(root)
+    return _load(root, version, images or (version > 0 and _listed(root, version)), classes)
 
 
 def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -122,10 +126,7 @@ def _switch(root: str | os.PathLike[str], version: int, entry: dict[str, Any]) -
     """Note a change of the labels, and put a version in force."""
     seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
     value = {"version": version, "file": _name(version) if version else None}
-    made = [line for line in history(root) if line.get("version") == version]
-    if any(
-        one["name"] == _name(version, ".images") for line in made for one in line.get("files", ())
-    ):
+    if _listed(root, version):
         value["images"] = _name(version, ".images")
     atomic.write_json(_folder(root) / "current.json", value)
 

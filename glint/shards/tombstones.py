@@ -28,12 +28,18 @@ def read(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(root) / FILE
     if path.exists() and not path.is_file():  # a pipe would never end
         raise InputError("GL0304", "expected a plain file", where=str(path))
-    return seal.sound_lines(path)
+    lines = seal.sound_lines(path)
+    for line in lines:
+        for name, kind in (("labels", int), ("keys", str)):
+            given = line.get(name, [])
+            if not isinstance(given, list) or any(type(one) is not kind for one in given):
+                raise InputError("GL0304", f"expected {name}, found {given!r:.80}", where=str(path))
+    return lines
 
 
 def buried(lines: Iterable[dict[str, Any]]) -> set[int]:
     """Return the labels that were taken down."""
-    return {int(label) for line in lines for label in line.get("labels", ())}
+    return {label for line in lines for label in line.get("labels", ())}
 
 
 def label_of(root: str | os.PathLike[str]) -> Ints:
@@ -115,5 +121,6 @@ def refuse_revived(root: str | os.PathLike[str], table: LabelTable) -> None:
             f"{', '.join(names[:SHOWN])}{more} was taken down and is in label version "
             f"{table.version}",
             where=str(root),
-            hint="make the take-down again: glint drop DATASET --identity label:N --reason TEXT",
+            hint="make the take-down again: glint drop DATASET --identity label:N (or --key KEY) "
+            "--reason TEXT",
         )

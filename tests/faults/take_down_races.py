@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import queue as queues
 import random
 import shutil
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -150,7 +152,7 @@ class Races:
             start(work, second, queue[1]),
         ]
         for run in runs:
-            run.join()
+            run.join(300)
         self.span = 0.8 * self.span + 0.2 * (time.monotonic() - begun)
         dropped, told = queue[0].get(timeout=60), queue[1].get(timeout=60)
         assert dropped == "done", dropped
@@ -177,12 +179,19 @@ class Races:
         assert len(numbers) == len(set(numbers))
 
 
-def race(folder: Path, people: int, turns: int, seed: int = 0) -> Counter[str]:
-    """Race in processes, `turns` times for each other command; return what the others came to."""
+def race(
+    folder: Path, people: int, turns: int, seed: int = 0, *, processes: bool = True
+) -> Counter[str]:
+    """Race `turns` times for each other command; return what the others came to.
+
+    In processes of their own or, beside other tests, whose libraries have threads, in threads.
+    """
     context = multiprocessing.get_context("fork")
+    kind: Any = context.Process if processes else threading.Thread
+    inbox: Any = context.Queue if processes else queues.Queue
 
     def start(work: Callable[[], Any], wait: float, queue: Any) -> Any:
-        run = context.Process(target=_run, args=(work, wait, queue))
+        run = kind(target=_run, args=(work, wait, queue), daemon=True)
         run.start()
         return run
 
@@ -196,7 +205,7 @@ def race(folder: Path, people: int, turns: int, seed: int = 0) -> Counter[str]:
             races = Races(folder, people, seed + turn)
             print(turn, "races,", sum(seen.values()), "counted", flush=True)
         assert races is not None
-        races.round(OTHERS[turn % 3], turn, start, (context.Queue(), context.Queue()))
+        races.round(OTHERS[turn % 3], turn, start, (inbox(), inbox()))
     return seen + (races.seen if races else Counter())
 
 

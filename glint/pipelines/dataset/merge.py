@@ -189,8 +189,8 @@ class Merge(rewrite.Rewrite):
         """Return the labels in force, laid end to end, and how many versions are in force."""
         parts = [labels.unchecked(dataset.root, dataset.classes) for dataset in self.datasets]
         first = [0, *np.cumsum([part.classes for part in parts])[:-1].tolist()]
-        key_N = self._places()
-        start = [0, *self.end[:-1]]
+        own = any(len(part.row) for part in parts)
+        key_N, start = self._places() if own else np.empty(0, np.int64), [0, *self.end[:-1]]
         row = np.concatenate([key_N[at + part.row] for at, part in zip(start, parts)])
         label = [_later(part.label, more) for part, more in zip(parts, self.base)]
         order = np.argsort(row)

@@ -11,13 +11,14 @@ import pyarrow as pa
 import pytest
 
 from glint import schemas
-from glint.errors import BusyError, InputError
+from glint.errors import BusyError, InputError, MismatchError
 from glint.files import atomic, parquet
 from glint.jobs.workspace import sha256
-from glint.pipelines import cluster
+from glint.pipelines import balance, cluster
 from glint.pipelines.conflicts import apply
 from glint.pipelines.dataset import drop
 from glint.shards import labels
+from glint.shards.dataset import Dataset
 from tests.faults.take_down_races import dataset, identities, report
 
 PEOPLE = 40
@@ -95,6 +96,23 @@ def test_a_report_undone_after_a_drop_is_refused(root: Path, tmp_path: Path) -> 
     again = report(tmp_path / "again", root, [(3, 4)], 2)
     apply.apply(again)
     assert apply.undo(again).version == 2
+    assert target(root)[6] == -1
+
+
+def test_labels_that_hold_whom_drop_took_are_refused(root: Path, tmp_path: Path) -> None:
+    apply.apply(report(tmp_path / "report", root, [(1, 2)], 0))
+    drop.drop(root, ["label:6"], "now")
+    atomic.write_json(root / "labels/current.json", {"version": 1, "file": "v0001.parquet"})
+    data = Dataset(root)
+    for work in (
+        lambda: balance.balance(data, balance.Options()),
+        lambda: labels.current(root, PEOPLE),  # as every command that reads labels begins
+        lambda: labels.redo(root) and labels.undo(root),
+    ):
+        with pytest.raises((MismatchError, InputError), match=r"GL0308.*identity 6|GL0502"):
+            work()
+    again = report(tmp_path / "again", root, [(3, 4)], 1)
+    assert apply.apply(again).applied  # what makes a version leaves her out
     assert target(root)[6] == -1
 
 

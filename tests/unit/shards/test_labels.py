@@ -132,6 +132,11 @@ def test_what_was_taken_down_stays_out_of_every_version(root: Path) -> None:
     buried(root, 0)
     labels.apply(root, labels.unchecked(root, 4).target, NONE, {})
     assert labels.current(root, 4).target.tolist() == [-1, 0, 1, -1]
+    for wrong in ({"labels": ["1"]}, {"labels": 1}, {"keys": [1]}):
+        (root / tombstones.FILE).unlink()
+        seal.append(root / tombstones.FILE, wrong, "GL0304")
+        with pytest.raises(InputError, match=r"GL0304.*expected (labels|keys), found"):
+            labels.current(root, 4)
     atomic.write_bytes(root / tombstones.FILE, b"{}\n")
     with pytest.raises(InputError, match=r"GL0304.*damage"):
         labels.current(root, 4)
@@ -173,6 +178,12 @@ def test_a_version_speaks_of_single_images(eight: Path) -> None:
     assert labels.current(eight, 4).sample_target(LABEL).tolist() == LABEL.tolist()
     assert labels.redo(eight) == 1
     assert labels.current(eight, 4).images == table.images
+    head = eight / "labels/current.json"
+    assert atomic.read_json(head)["images"] == "v0001.images.parquet"
+    whole = head.read_bytes()
+    atomic.write_json(head, {"version": 1, "file": "v0001.parquet"})  # by a glint that knew of none
+    assert labels.current(eight, 4).images == table.images
+    head.write_bytes(whole)
     (eight / "labels/v0001.images.parquet").unlink()  # not taken for a version without
     with pytest.raises(InputError, match=r"v0001.images.parquet.*missing"):
         labels.current(eight, 4)
