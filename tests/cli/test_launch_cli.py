@@ -115,7 +115,8 @@ def test_two_launchers_of_one_rank_are_one_run_of_two(
 
 WORDS = [
     "a #b", "key: value", "two\nlines", "$$ $(HOME) $HOME `id` \\", "'\"", "- x", "{a: [b]}",
-    "%!&*|>@", "\x1b[5m\x85\u2028\ufeff", "王小明 😀", "", "tab\there", "--- \n...", "\udcff",
+    "%!&*|>@", "\x1b[5m\x85\u2028\ufeff",
+    "\u738b\u5c0f\u660e \U0001f600", "", "tab\there", "--- \n...", "\udcff",
 ]  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_a_job_runs_the_words_that_were_given(nodes: int) -> None:
 
 def test_a_job_of_a_recipe_with_such_a_name(glint: Callable[..., Any], tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml")
-    recipe = tmp_path / "é a: #b\n$$x.toml"
+    recipe = tmp_path / "\u00e9 a: #b\n$$x.toml"
     recipe.write_text(glint("cat", "synth_tiny"))
     out = str(tmp_path / "run #1: a\nb")
     given = ["launch", "k8s", str(recipe), "--out", out, "--set", "data.path=a #b: $$c"]

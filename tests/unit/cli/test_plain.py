@@ -58,7 +58,12 @@ def test_results_errors_and_the_log(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_fit_to_be_seen_stays() -> None:
-    for text in ("Ångström 王小明 محمد\tü", "नमस्ते", "a\u200cb \u200d", "line\nline"):
+    for text in (
+        "\u00c5ngstr\u00f6m \u738b\u5c0f\u660e \u0645\u062d\u0645\u062f\t\u00fc",
+        "\u0928\u092e\u0938\u094d\u0924\u0947",
+        "a\u200cb \u200d",
+        "line\nline",
+    ):
         assert log.plain(text) == text
 
 
