@@ -62,6 +62,13 @@ class Judge:
         halves = halves_cosine(self.likeness.rho, n, m)
         return np.asarray(self.likeness.merge_from(n, m) * halves)
 
+    def mask_cosine(self, n: Any, m: Any) -> Reals:
+        """Return the centre cosine from which n and m images may be one person; else infinite."""
+        if self.likeness is None:
+            return self.merge_cosine(n, m)
+        halves = halves_cosine(self.likeness.rho, n, m)
+        return np.minimum(self.likeness.mask_from(n, m) * halves, self.merge_cosine(n, m))
+
     @property
     def note(self) -> str:
         """Return what a reader must know of how well the model fits; empty where it does."""

@@ -1,6 +1,8 @@
 """Inside an identity: images that show somebody else, and two people under one label.
 
-Both are scored as `conflicts.evidence` does, where one person is 1, against two draws from the
+An image that is like a stranger to its own identity and may be one of another one's is flagged by
+that alone. For who stands nowhere else, and for two people under one label:
+both are scored as `conflicts.evidence` does, where one person is 1, against two draws from the
 same dataset: what images and halves of its identities show, and what strangers show. A photograph
 that is merely hard lies far from its own kind, but not as far as a stranger.
 """
@@ -9,7 +11,7 @@ that is merely hard lies far from its own kind, but not as far as a stranger.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +23,7 @@ from glint.conflicts.evidence import Reals, Samples
 from glint.log import Progress
 
 LEAST = 3  # images without which nothing is concluded: of an identity, of a side of a split
+MORE = 0.1  # of cosine, that an image is nearer to another identity than to its own
 LOOKED = 128  # images of an identity that are compared all with all, at most
 TRIM = 0.25  # of an identity's images, the farthest, are left out of its mean
 FALSE_FLAGS = 0.001  # of right images, and of identities of one person, that are flagged
@@ -32,6 +35,7 @@ STRANGER_SETS = 3.09  # 99.9 % of pairs of identities do
 ROBUST = ((0.841, 1.0),)  # the tail that shows a spread, of the half that nothing spoils
 
 Ints = npt.NDArray[np.int64]
+Elsewhere = Callable[[Ints, Reals], npt.NDArray[np.bool_]]
 Units = npt.NDArray[np.float32]
 
 
@@ -69,18 +73,21 @@ def find_outliers(
     samples: Samples,
     prior: float,
     *,
+    elsewhere: Elsewhere | None = None,
     mixed: Sequence[Mixed] = (),
     seed: int = 0,
     progress: Progress = log.silent,
 ) -> Outliers:
-    """Find images that score as strangers do, and farther off than the dataset's own images.
+    """Find images that score as strangers do, and who are somebody else or farther off than others.
 
-    Identities of fewer than 3 images are left out, and `mixed` ones, whose images lie far from
+    elsewhere: says of rows, with their cosines to their own identity, which may be one of another
+    identity, and are nearer to it by `MORE`. Without: farther off than the dataset's own images,
+    in identities of 3 images or more. `mixed` identities are left out, whose images lie far from
     both. None where fewer than 20 can be drawn.
     """
     rng = np.random.default_rng([seed, 3])
     two = [one.label for one in mixed]
-    many = np.setdiff1d(np.flatnonzero(samples.count_C >= LEAST), two)
+    many = np.setdiff1d(np.flatnonzero(samples.count_C >= (2 if elsewhere else LEAST)), two)
     other = rng.permutation(many)  # whose image is the stranger
     rows, x, score, cosine, strange = [], [], [], [], []
     for done, (label, guest) in enumerate(zip(many.tolist(), other.tolist()), 1):
@@ -103,11 +110,16 @@ def find_outliers(
         none = np.empty(0, np.float64)
         return Outliers(np.empty(0, np.int64), none, none, none)
     x_S, score_S, cosine_S = (np.concatenate(each) for each in (x, score, cosine))
-    own = calibrate.fit(x_S, score_S, upper=True, tails=ROBUST)
+    some_S = x_S < 1.0 + 1.0 / (LEAST - 1.5)  # of LEAST images or more
+    own = calibrate.fit(x_S[some_S], score_S[some_S], upper=True, tails=ROBUST)
     foe = calibrate.fit(*np.array(strange).T, upper=True, tails=ROBUST)
     z_S = (own.location(x_S) - score_S) / own.spread(x_S)
     far = score_S <= foe.location(x_S) + STRANGERS * foe.spread(x_S)
-    found = np.flatnonzero((z_S >= far_from(z_S)) & far)
+    flagged_S = (z_S >= far_from(z_S[some_S])) & far & some_S
+    if elsewhere is not None:
+        look = np.flatnonzero(far)
+        flagged_S[look] |= elsewhere(np.concatenate(rows)[look], cosine_S[look])
+    found = np.flatnonzero(flagged_S)
     found = found[np.lexsort((np.concatenate(rows)[found], -z_S[found]))]
     return Outliers(np.concatenate(rows)[found], cosine_S[found], score_S[found], z_S[found])
 

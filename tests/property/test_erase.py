@@ -196,6 +196,9 @@ def test_a_long_member_is_searched_too(tmp_path: Path) -> None:
         def within(self, texts: Any) -> bool:
             return False
 
+        def places(self, texts: Any) -> list[str]:
+            return []
+
         def first(self, column: Any) -> int:
             return -1
 

@@ -20,12 +20,12 @@ import pyarrow as pa
 from glint import log, schemas
 from glint.conflicts import groups, image_hash
 from glint.conflicts.evidence import Samples
-from glint.conflicts.outliers import Mixed, Outliers, find_mixed, find_outliers
+from glint.conflicts.outliers import MORE, Mixed, Outliers, find_mixed, find_outliers
 from glint.conflicts.verdicts import Found
 from glint.errors import GlintError
 from glint.files import parquet
 from glint.log import Progress
-from glint.search import pairs
+from glint.search import cross, pairs
 from glint.shards import duplicates
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings
@@ -99,10 +99,35 @@ def look_inside(
     """
     prior = found.calibration.prior
     mixed = find_mixed(samples, prior, seed=seed, progress=progress)
-    far = find_outliers(samples, prior, mixed=mixed, seed=seed, progress=progress)
+
+    def elsewhere(row_f: Ints, cosine_f: Reals) -> npt.NDArray[np.bool_]:
+        return _elsewhere(emb, samples, person_N, found, row_f, cosine_f)
+
+    far = find_outliers(
+        samples, prior, elsewhere=elsewhere, mixed=mixed, seed=seed, progress=progress
+    )
     towards_f, cosine_f = _towards(emb, person_N, far.row)
     repeats = _repeats(dataset, emb, labels, near, progress)
     return Inside(far, towards_f, cosine_f, mixed, repeats)
+
+
+def _elsewhere(
+    emb: Embeddings, samples: Samples, person_N: Ints, found: Found, row_f: Ints, cosine_f: Reals
+) -> npt.NDArray[np.bool_]:
+    """Return which images may be one of another identity, and are nearer to it than to their own.
+
+    cosine_f: to their own. May be: as the judge masks a pair of one image and that identity.
+    """
+    yes_f, count_C = np.zeros(len(row_f), bool), samples.count_C
+    least_C = np.where(count_C > 0, found.judge.mask_cosine(1, count_C), np.inf)
+    low = float(least_C.min(initial=np.inf))
+    if np.isfinite(low) and len(row_f):
+        x_fD = pairs.unit64(emb.sample_ND[row_f]).astype(np.float32)
+        near = cross.pairs_across(x_fD, emb.centre_CD, low)
+        other = near.b != person_N[row_f[near.a]]
+        other &= near.cosine >= np.maximum(least_C[near.b], cosine_f[near.a] + MORE)
+        yes_f[near.a[other]] = True
+    return yes_f
 
 
 def _towards(emb: Embeddings, label_N: Ints, row_f: Ints) -> tuple[Ints, Reals]:

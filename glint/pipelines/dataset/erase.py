@@ -21,6 +21,7 @@ from glint.shards.dataset import Dataset
 
 WORD = "erased"  # what stands where a name stood
 SHOWN = 100  # places that are named
+TEXTS = ("source", "source_label", "note")  # of a row of the quarantine
 ROWS = 1 << 16  # of a table, looked through at a time
 EDGE = r"[^\pL\pN]"  # what a name ends at: an underscore too, as in Ann_Lee_0001.jpg
 
@@ -46,6 +47,7 @@ class Names:
         columns = [table.column(name).to_pylist() for name in ("name", "source_label")]
         each = [{cell for cell in cells if cell} for cells in zip(*columns)]
         hers = {name for i in mine for name in each[i] if len(name) > 1 and not name.isdecimal()}
+        hers.discard(WORD)
         others = {name for i, names in enumerate(each) if i not in mine for name in names}
         self._all = sorted(hers, key=len, reverse=True)
         self._own = sorted(hers - others, key=len, reverse=True)
@@ -74,6 +76,15 @@ class Names:
         """Say whether one of some texts holds a name of hers."""
         return self.first(pa.array(texts, pa.large_string())) >= 0
 
+    def places(self, texts: Sequence[tuple[str, str]]) -> list[str]:
+        """Return where of (where, text) a name of hers stands: asked for together, it is quick."""
+        if not self._all or not texts:
+            return []
+        column = pa.array([text for _, text in texts], pa.large_string())
+        hers = pc.match_substring_regex(column, self._pattern(self._all))
+        found = np.flatnonzero(hers.to_numpy(zero_copy_only=False)).tolist()
+        return list(dict.fromkeys(texts[at][0] for at in found))
+
 
 class Lost:
     """The images that are taken out: `sha256` and `digests` (xxh3-128) of their bytes."""
@@ -98,11 +109,12 @@ def cleaned(table: pa.Table, names: Names, labels: set[str], lost: Lost) -> pa.T
     """
     tops = tuple(f"{label}/" for label in labels)
     rows = table.to_pylist()
-    for row in rows:
+    texts = [(str(i), row[name] or "") for i, row in enumerate(rows) for name in TEXTS]
+    named = set(names.places(texts))
+    for i, row in enumerate(rows):
         said = row["source_label"]
         hers = said is not None and (said in labels or said.startswith(tops))
-        texts = [said, row["source"], row["note"]]
-        if hers or row["sha256"] in lost.sha256 or names.within(texts):
+        if hers or row["sha256"] in lost.sha256 or str(i) in named:
             row.update(source=WORD, source_label=None, note=None, sha256=None, head=None)
     return pa.Table.from_pylist(rows, schema=table.schema)
 
@@ -135,12 +147,15 @@ def _places(folder: Path, names: Names, lost: Lost) -> Iterator[str]:
             yield from _in_table(path, where, names, lost)
         elif path.suffix != ".lock":
             lines = reads.whole(path).decode(errors="replace")
-            for number, line in enumerate(lines.splitlines() if "jsonl" in where else [lines]):
-                if names.within(_texts(line)):
-                    yield f"{where} line {number + 1}: a name"
+            each = enumerate(lines.splitlines() if "jsonl" in where else [lines], 1)
+            texts = [
+                (f"{where} line {i}: a name", text) for i, line in each for text in _texts(line)
+            ]
+            yield from names.places(texts)
 
 
 def _in_tar(path: Path, where: str, names: Names, lost: Lost) -> Iterator[str]:
+    said = list[tuple[str, str]]()
     try:
         with reads.open_plain(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
             for member in archive:
@@ -149,10 +164,10 @@ def _in_tar(path: Path, where: str, names: Names, lost: Lost) -> Iterator[str]:
                 if hashlib.sha256(data).hexdigest() in lost.sha256:
                     yield f"{where} {member.name}: an image"
                 texts = _texts(data.decode(errors="replace")) if member.name[-5:] == ".json" else []
-                if names.within([member.name, *texts]):
-                    yield f"{where} {member.name}: a name"
+                said += [(f"{where} {member.name}: a name", one) for one in (member.name, *texts)]
     except (tarfile.TarError, OSError) as error:
         raise InputError("GL0302", f"cannot be searched: {error}", where=str(path)) from None
+    yield from names.places(said)
 
 
 def _in_table(path: Path, where: str, names: Names, lost: Lost) -> Iterator[str]:
