@@ -110,12 +110,11 @@ def find_outliers(
         none = np.empty(0, np.float64)
         return Outliers(np.empty(0, np.int64), none, none, none)
     x_S, score_S, cosine_S = (np.concatenate(each) for each in (x, score, cosine))
-    some_S = x_S < 1.0 + 1.0 / (LEAST - 1.5)  # of LEAST images or more
-    own = calibrate.fit(x_S[some_S], score_S[some_S], upper=True, tails=ROBUST)
+    own = calibrate.fit(x_S, score_S, upper=True, tails=ROBUST)
     foe = calibrate.fit(*np.array(strange).T, upper=True, tails=ROBUST)
     z_S = (own.location(x_S) - score_S) / own.spread(x_S)
     far = score_S <= foe.location(x_S) + STRANGERS * foe.spread(x_S)
-    flagged_S = (z_S >= far_from(z_S[some_S])) & far & some_S
+    flagged_S = (z_S >= far_from(z_S)) & far & (x_S < 2.0)  # of two images neither is alone
     if elsewhere is not None:
         look = np.flatnonzero(far)
         flagged_S[look] |= elsewhere(np.concatenate(rows)[look], cosine_S[look])
