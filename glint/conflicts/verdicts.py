@@ -32,7 +32,7 @@ Centres = npt.NDArray[np.float32]
 class ConflictOptions:
     """What a user may choose. threshold: merge at this centre cosine instead of the learned
     strength. low: search from this cosine; None = from the dataset. cap: identities in one group.
-    rate: share of the merges that may be wrong, rounded up to whole pairs.
+    rate: share of the merges that may be wrong, rounded down to whole pairs.
     """
 
     threshold: float | None = None
