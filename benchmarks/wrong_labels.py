@@ -3,12 +3,12 @@
     GLINT_SHARED=../shared python benchmarks/wrong_labels.py [--quick] [--draws 3] [--out FILE]
 
 A share of the images, drawn at random, gets the label of a person drawn at random: of people with
-two images or more, and of all of LFW. glint's outliers are those of `dedup-conflicts` (search, judge
-and the look inside, on stored embeddings of both recognisers). Baseline: an image whose cosine to
-another identity's centre is 0.5 or more, and 0.1 more than to the mean of its own other images,
-three images or more. Recall is of all wrong images, precision of all that is flagged. glint must not
-lose two points of recall to the baseline where that is as precise. One JSON line a figure; exit 1
-where a floor is missed. --quick: one recogniser, one draw, two shares.
+two images or more, and of all of LFW. glint's outliers are those of `dedup-conflicts` (search,
+judge and the look inside, on stored embeddings of both recognisers). Baseline: an image whose
+cosine to another identity's centre is 0.5 or more, and 0.1 more than to the mean of its own other
+images, three images or more. Recall is of all wrong images, precision of all that is flagged. glint
+must not lose two points of recall to the baseline where that is as precise. One JSON line a figure;
+exit 1 where a floor is missed. --quick: one recogniser, one draw, two shares.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def world(model: str, share: float, least: int, seed: int) -> tuple[Any, Any, An
 
 
 def flagged(x_ND: Any, label_N: Any, people: int) -> Any:
-    """Return what glint flags, bool [N]: outliers and images of mixed identities left out of them."""
+    """Return what glint flags as outliers, bool [N]; images of mixed identities are none of them."""
     samples, centre_CD = Samples(x_ND, label_N, people), centres(x_ND, label_N, people)
     found = find(centre_CD, samples, np.arange(people), ConflictOptions())
     emb: Any = SimpleNamespace(sample_ND=x_ND, centre_CD=centre_CD)
