@@ -50,7 +50,7 @@ def world(model: str, share: float, least: int, seed: int) -> tuple[Any, Any, An
 
 
 def flagged(x_ND: Any, label_N: Any, people: int) -> Any:
-    """Return what glint flags as outliers, bool [N]; images of mixed identities are none of them."""
+    """Return what glint flags as outliers, bool [N]; images of mixed identities are not in it."""
     samples, centre_CD = Samples(x_ND, label_N, people), centres(x_ND, label_N, people)
     found = find(centre_CD, samples, np.arange(people), ConflictOptions())
     emb: Any = SimpleNamespace(sample_ND=x_ND, centre_CD=centre_CD)

@@ -170,7 +170,8 @@ def test_a_bit_that_turned_is_found_and_the_file_made_again(make, caplog):
     want = open_columns(dataset, 0)
     path = files(dataset)[0]
     raw = path.read_bytes()
-    kept = {f.name: getattr(want, f.name).copy() for f in dataclasses.fields(want)}
+    held = {f.name: getattr(want, f.name) for f in dataclasses.fields(want)}
+    kept = {name: array.copy() for name, array in held.items() if array is not None}
     head = raw[: module._PAGE].rstrip(b"\0")
     places = [*range(0, len(head), 7)]
     for at, count in json.loads(head)["columns"].values():
