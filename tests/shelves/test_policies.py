@@ -140,7 +140,7 @@ def test_help_is_quick_and_without_torch() -> None:
         ours.append(cpu_seconds("-m", "glint", "--help"))
         bare.append(cpu_seconds("-c", "import typer, rich.console"))
     # The promise is 0.35 s; a machine too slow for it still sees what glint adds to its libraries.
-    assert min(ours) <= max(0.35, 1.6 * min(bare)), (ours, bare)
+    assert min(ours) <= max(0.35, 2.0 * min(bare)), (ours, bare)
 
 
 @pytest.mark.parametrize(
