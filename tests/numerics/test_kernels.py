@@ -54,8 +54,9 @@ def interpreted(marks: str, seconds: float) -> None:
 
 
 @needs_interpreter
+@pytest.mark.timeout(400)
 def test_kernels_equal_torch_and_float64():
-    interpreted("not slow", 110)
+    interpreted("not slow", 390)
 
 
 @pytest.mark.slow
