@@ -94,7 +94,8 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
         lines.append(
             f"{'would write' if would else 'wrote':13s}{result.erased_to}: "
             f"{console.count(result.written, 'sample')}; "
-            f"{result.dataset} still holds all of them"
+            f"{result.dataset} still holds all of them, and is trained on with them: drop them "
+            "there, too, without --erase"
         )
         if isinstance(result, results.Erase):
             lines += [f"still there  {place}" for place in result.left[:10]]

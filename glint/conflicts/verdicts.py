@@ -92,7 +92,9 @@ class Found(Judged):
     def wrong(self) -> float:
         """Return how many merges are expected to be wrong; NaN where there is no model."""
         likeness = self.judge.likeness
-        return float("nan") if likeness is None else likeness.wrong
+        if likeness is None or self.judge.threshold is not None:  # the law's cut is not the user's
+            return float("nan")
+        return likeness.wrong
 
 
 def find(

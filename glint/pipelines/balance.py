@@ -202,6 +202,14 @@ def balance(
     )
 
 
+def _version(about: dict[str, Any], now: LabelTable) -> object:
+    """Return the number of the version in force where a file was made for what it says."""
+    number = about.get("label_version")
+    if about.get("labels", now.digest) == now.digest:
+        return now.version if "labels" in about else number
+    return number if number != now.version else f"another version {number}"
+
+
 def _left_out(folder: Path, dataset: Dataset, version: LabelTable) -> npt.NDArray[np.bool_]:
     """Return which samples a coreset leaves out. Raises as `balance` does."""
     path, last = folder / "coreset.parquet", folder / "coreset.json"
@@ -216,8 +224,7 @@ def _left_out(folder: Path, dataset: Dataset, version: LabelTable) -> npt.NDArra
     for name, found, expected in (
         ("format", about.get("format"), CORESET),
         ("dataset", about.get("dataset"), dataset.digest),
-        ("label version", about.get("label_version"), version.version),
-        ("labels", about.get("labels", version.digest), version.digest),
+        ("label version", _version(about, version), version.version),
     ):
         if found != expected:
             raise MismatchError(

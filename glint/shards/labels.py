@@ -35,20 +35,29 @@ def _bad(what: str, where: str) -> InputError:
 
 
 def _head(root: str | os.PathLike[str]) -> tuple[int, bool]:
-    """Return the current version, and whether it says something of single images."""
+    """Return the version in force, and whether it says something of single images.
+
+    It is that of the last line of the history; a crash may have left current.json one line behind.
+    """
     path = _folder(root) / "current.json"
-    if not path.exists():
-        return 0, False
-    value = atomic.read_json(path, "GL0304")
+    last = (history(root) or [{"version": 0, "from": 0}])[-1]
+    then, before = last.get("version"), last.get("from")
+    value: dict[str, Any] = {"version": 0}
+    if path.exists():
+        value = atomic.read_json(path, "GL0304")
     version, file, images = value.get("version"), value.get("file") or "", value.get("images")
     if (
-        not isinstance(version, int)
+        type(version) is not int
+        or type(then) is not int
         or version < 0
         or file != (_name(version) if version else "")
         or images not in (None, _name(version, ".images"))
     ):
         raise _bad(f"expected a version and its file, found {value}", str(path))
-    return version, images is not None
+    if version not in (then, before):
+        what = f"version {version} is said to be in force, the history ends with version {then}"
+        raise _bad(what, str(path))
+    return then, images is not None and version == then
 
 
 def _name(version: int, part: str = "") -> str:
@@ -74,6 +83,7 @@ def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int
             0, np.arange(classes, dtype=np.int64), classes, np.empty((0, 2), np.int64)
         )
     path = _folder(root) / _name(version)
+    _refuse_other(root, version)
     table = parquet.read(path, schemas.LABELS, code="GL0304")
     label_C = table.column("label").to_numpy()
     if not np.array_equal(label_C, np.arange(classes)):
@@ -81,14 +91,33 @@ def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int
             f"expected the labels 0..{classes - 1} in order, found {len(label_C)} rows", str(path)
         )
     masks = parquet.read(path.with_name(_name(version, ".masks")), schemas.MASKS, code="GL0304")
+    for held in (table, masks):
+        _refuse_nulls(held, path)
     mask_m2 = np.stack([masks.column("a").to_numpy(), masks.column("b").to_numpy()], axis=1)
     read = LabelTable(version, table.column("target").to_numpy(), 0, mask_m2)
     if images:
         path = path.with_name(_name(version, ".images"))
         own = parquet.read(path, schemas.LABEL_IMAGES, code="GL0304")
+        _refuse_nulls(own, path)
         row, label = (own.column(name).to_numpy() for name in ("row", "label"))
         read = replace(read, row=row, label=label)
     return checked(read, classes, _counts(root)[1] if images else 0, str(path))
+
+
+def _refuse_nulls(table: pa.Table, path: Path) -> None:
+    """Raise InputError GL0304 for a table of a version with empty cells."""
+    if any(column.null_count for column in table.columns):
+        raise _bad("a label version has empty cells", str(path))
+
+
+def _refuse_other(root: str | os.PathLike[str], version: int) -> None:
+    """Raise InputError GL0304 where a version's files are not those that the history names."""
+    for line in history(root):
+        made = line.get("files") if line.get("version") == version else None
+        for one in made if isinstance(made, list) else ():
+            path = _folder(root) / str(one["name"])
+            if path.is_file() and atomic.sha256_of(path) != one["sha256"]:
+                raise _bad("these are other bytes than the history names", str(path))
 
 
 def _counts(root: str | os.PathLike[str]) -> tuple[int, int]:
@@ -202,13 +231,18 @@ def given(
     return LabelTable(0, np.ascontiguousarray(target, np.int64), 0, mask_m2, *pieces)
 
 
-def settled(root: str | os.PathLike[str], table: LabelTable, where: str = "") -> LabelTable:
+def settled(
+    root: str | os.PathLike[str],
+    table: LabelTable,
+    where: str = "",
+    counts: tuple[int, int] | None = None,
+) -> LabelTable:
     """Return a table as it may come in force: checked, and without what was taken down.
 
-    An identity that lost all its images to others, or to none, is dropped. Raises InputError
-    GL0304.
+    counts: labels and samples, of a dataset without a manifest yet. An identity that lost all its
+    images to others, or to none, is dropped. Raises InputError GL0304.
     """
-    table = checked(table, *_counts(root), where or str(root))
+    table = checked(table, *(counts or _counts(root)), where or str(root))
     table = tombstones.bury(root, table)
     if len(table.row):
         table = table.without(table.emptied(tombstones.label_of(root)))
@@ -221,14 +255,15 @@ def commit(
     why: dict[str, Any],
     *,
     based_on: int | None = None,
+    counts: tuple[int, int] | None = None,
 ) -> int:
-    """Do what `apply` does; the caller holds the labels (`changing`)."""
+    """Do what `apply` does; the caller holds the labels (`changing`). counts: as `settled`."""
     folder = _folder(root)
     before = _head(root)[0]
     if based_on is not None and before != based_on:
         raise stale(root, based_on, before)
     version = upcoming(root)
-    table = settled(root, table, str(folder / _name(version)))
+    table = settled(root, table, str(folder / _name(version)), counts)
     label_C = np.arange(len(table.target), dtype=np.int64)
     columns = {
         "": ([label_C, table.target], schemas.LABELS),

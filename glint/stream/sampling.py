@@ -68,14 +68,14 @@ def read(path: str | Path, count_C: npt.NDArray[Any], labels: LabelTable, datase
     }
     if about.get("dataset", dataset) != dataset:
         raise stale(path, f"made for dataset {about['dataset']}, this is {dataset}")
-    if about.get("label_version", str(labels.version)) != str(labels.version):
+    number = about.get("label_version", str(labels.version))
+    if "labels" not in about and number != str(labels.version):
         raise stale(
             path,
-            f"made for label version {about['label_version']}, "
-            f"version {labels.version} is in force",
+            f"made for label version {number}, version {labels.version} is in force",
         )
     if about.get("labels", labels.digest) != labels.digest:
-        raise stale(path, f"made for another label version {labels.version} than the one in force")
+        raise stale(path, f"made for label version {number}, version {labels.version} is in force")
     for name in table.column_names:
         if table.column(name).null_count:
             raise InputError("GL0305", f"column {name} has empty cells", where=str(path))

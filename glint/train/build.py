@@ -54,12 +54,13 @@ class Past:
     """What a run must know of itself to go on.
 
     fingerprint: what may not change between a run and its continuation; worlds: the numbers of
-    ranks it was trained on before; best: step and accuracy of what verified best so far.
+    ranks it was trained on before; best: step and accuracy of what verified best so far, and
+    the packs that it was verified on.
     """
 
     fingerprint: dict[str, Any]
     worlds: list[int] = field(default_factory=list)
-    best: dict[str, float] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

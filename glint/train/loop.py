@@ -31,7 +31,8 @@ from glint.stream.loader import Batch
 from glint.train import metrics, report, restore
 from glint.train.build import Run, norms
 from glint.train.pace import NEVER, Pace, Until
-from glint.train.saving import BEST, Saver
+from glint.train.restore import BEST
+from glint.train.saving import Saver
 from glint.train.schedule import learning_rate, total_steps
 
 
@@ -338,7 +339,7 @@ def _better(run: Run, done: int, verified: dict[str, Verification]) -> bool:
     accuracy = float(np.mean([one.accuracy for one in verified.values()]))
     if accuracy <= run.past.best.get("accuracy", -math.inf):
         return False
-    run.past.best.update(step=done, accuracy=accuracy)
+    run.past.best.update(step=done, accuracy=accuracy, packs=sorted(run.data.val))
     return True
 
 

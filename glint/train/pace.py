@@ -29,7 +29,7 @@ class Until:
             return cls()
         if found := re.fullmatch(r"[1-9]\d{0,15}", text):
             return cls(step=int(text))
-        if found := re.fullmatch(r"@(\d{1,12}(?:\.\d+)?)", text):
+        if found := re.fullmatch(r"@(\d{1,16}(?:\.\d+)?)", text):
             return cls(time=float(found.group(1)))
         if found := re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd])", text):
             return cls(time=time.time() + float(found.group(1)) * UNITS[found.group(2)])

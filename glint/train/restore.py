@@ -20,6 +20,7 @@ from glint.train.build import Run
 # what the state.json of a run that goes on must have
 FIELDS = {"step": int, "world": int, "global_batch": int, "averaged": int,
           "identity": dict, "scaler": dict}  # fmt: skip
+BEST = "best"  # in a run's folder: the checkpoint that verified best
 LATER = {"labels"}  # keys of an identity that checkpoints of old do not have
 
 
@@ -98,9 +99,7 @@ def resume(run: Run) -> int:
         raise _unsound(saved, f"it does not load: {type(error).__name__}: {line[:200]}") from error
     step: int = saved.state["step"]
     run.past.worlds.extend(_worlds(saved))
-    best = saved.state.get("best")
-    if isinstance(best, dict) and all(type(v) in (int, float) for v in best.values()):
-        run.past.best.update(best)
+    run.past.best.update(_best(saved, run))
     if saved.state["world"] != run.world.size:
         logger.info(
             "resuming %s on %d ranks (was %d): centres redistributed, sample order unchanged",
@@ -109,6 +108,22 @@ def resume(run: Run) -> int:
     else:
         logger.info("resuming %s", saved.path.name)
     return step
+
+
+def _best(saved: checkpoint.Saved, run: Run) -> dict[str, Any]:
+    """Return what verified best so far, where `RUN/best` is it and the packs are the same.
+
+    A run that was killed before it kept its best one keeps it now.
+    """
+    best, place = saved.state.get("best"), run.out / BEST
+    if not isinstance(best, dict) or best.get("packs") != sorted(run.data.val):
+        return {}
+    if best.get("step") == saved.state["step"] and run.world.rank == 0:
+        checkpoint.keep_as(saved.path, place)
+    kept = saved.state if best.get("step") == saved.state["step"] else None
+    if kept is None and (place / checkpoint.STATE).is_file() and not checkpoint.problem(place):
+        kept = checkpoint.read_state(place)
+    return best if kept is not None and kept["step"] == best.get("step") else {}
 
 
 def _load(saved: checkpoint.Saved, run: Run) -> None:
@@ -166,8 +181,8 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
     table = before.get("head")
     lines = [
         f"{key}: {before.get(key)!r} -> {now[key]!r}"
-        for key in ("dataset", "label_version", "labels", "classes")
-        if before.get(key, now[key] if key in LATER else None) != now[key]
+        for key in ("dataset", "labels" if {*before} >= LATER else "label_version", "classes")
+        if before.get(key) != now[key]
     ]
     if lines or not isinstance(table, dict) or table.get("kind") != "partial_fc":
         raise MismatchError(
@@ -185,6 +200,8 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
 
 def finetune_source(path: Path) -> checkpoint.Saved:
     """Find the checkpoint that `run.finetune` names: its directory, or a run's newest."""
+    if (path / checkpoint.STATE).is_file() and not checkpoint.problem(path):
+        return checkpoint.Saved(path, checkpoint.read_state(path))
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent
     saved = checkpoint.newest(folder) if folder.is_dir() else None
     if saved is not None and folder == path.parent and saved.path != path:
@@ -201,7 +218,8 @@ def compare(saved: checkpoint.Saved, run: Run) -> None:
     """Refuse to continue a run that was started differently, field by field."""
     before, now = saved.state["identity"], run.past.fingerprint
     lines = []
-    for key in sorted({*before, *now} - (LATER - {*before})):
+    skipped = {"label_version"} if {*before} >= LATER else LATER
+    for key in sorted({*before, *now} - skipped):
         if isinstance(now.get(key), dict) and isinstance(before.get(key), dict):
             for field in sorted({*before[key], *now[key]}):
                 a, b = before[key].get(field), now[key].get(field)

@@ -22,7 +22,6 @@ from glint.train import restore
 from glint.train.build import Run
 from glint.train.metrics import Log
 
-BEST = "best"  # in a run's folder: the checkpoint that verified best
 ROOM = 0.8  # share of the free memory that copies may take
 MOMENT = 5.0  # seconds that a run waits for its writer where another rank may be lost
 
@@ -109,7 +108,7 @@ class Saver:
     def _save(self, folder: Path, step: int, parts: dict[str, Any], best: bool) -> None:
         checkpoint.save(folder, step, meet=self._meet, **parts)
         if best and self.run.world.rank == 0:
-            checkpoint.keep_as(folder / f"step-{step:08d}", self.run.out / BEST)
+            checkpoint.keep_as(folder / f"step-{step:08d}", self.run.out / restore.BEST)
 
     def _write(self, folder: Path, step: int, parts: dict[str, Any], best: bool) -> None:
         try:

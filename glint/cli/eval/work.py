@@ -110,7 +110,8 @@ def identify(
     from glint.evals import identify as identification
 
     probe_nD, label_n, about = _embedded(probes, embeddings)
-    other_nD, _, others = _embedded(distractors, distractor_embeddings)
+    other_nD, theirs, others = _embedded(distractors, distractor_embeddings)
+    other_nD = other_nD[theirs >= 0]  # who was taken down is no distractor
     if others["model_digest"] != about["model_digest"]:
         from glint.errors import MismatchError
 

@@ -305,7 +305,7 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
             where=str(folder),
             hint=f"first run: glint dedup-conflicts undo {folder}",
         )
-    if now.version != report.label_version:
+    if not report.labels and now.version != report.label_version:
         raise MismatchError(
             "GL0501",
             f"the report was made on label version "
@@ -316,9 +316,10 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
     if report.labels not in ("", now.digest):
         raise MismatchError(
             "GL0501",
-            f"the report was made on another label version {now.version} than the one in force",
+            f"the report was made on label version {report.label_version}, "
+            f"in force is {now.version}, which says something else",
             where=str(dataset.root),
-            hint="run glint dedup-conflicts again",
+            hint="undo what was applied since, or run glint dedup-conflicts again",
         )
     told: dict[str, Any] = {
         "decided": then.pairs,
@@ -359,7 +360,8 @@ def undo(folder: Path) -> results.Undo:
             "GL0502",
             f"this report is not in force (the labels stand at version {now.version})",
             where=str(folder),
-            hint="a report that was applied later must be undone first",
+            hint="what was applied later must be undone first; a take-down (glint drop) since then "
+            "stays, and so does what it went on top of",
         )
     version = labels.undo(dataset.root, based_on=now.version)
     then = labels.load(dataset.root, version, dataset.classes)

@@ -47,7 +47,7 @@ class Names:
         columns = [table.column(name).to_pylist() for name in ("name", "source_label")]
         each = [{cell for cell in cells if cell} for cells in zip(*columns)]
         hers = {name for i in mine for name in each[i] if len(name) > 1 and not name.isdecimal()}
-        hers.discard(WORD)
+        hers = {name for name in hers if name != WORD and not name.startswith(f"{WORD}:")}
         others = {name for i, names in enumerate(each) if i not in mine for name in names}
         self._all = sorted(hers, key=len, reverse=True)
         self._own = sorted(hers - others, key=len, reverse=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ class Merge(rewrite.Rewrite):
 
     def extra(self, folder: Path) -> list[str]:
         self._tombstones(folder)
+        self._labels(folder)
         # What became of every label.
         ranges = zip(self.names, (np.arange(d.classes) for d in self.datasets), self.base)
         pieces = [
@@ -202,13 +204,19 @@ class Merge(rewrite.Rewrite):
         )
         return table, sum(part.version > 0 for part in parts)
 
-    def after(self, folder: Path) -> None:
-        """Put the labels in force as version 1, where there are any or somebody was taken down."""
+    def _labels(self, folder: Path) -> None:
+        """Put the labels in force as version 1, where there are any or somebody was taken down.
+
+        Before the manifest: a dataset is never there without them.
+        """
         table, versions = self._in_force()
-        if (versions or tombstones.read(folder)) and not labels.history(folder):
-            why = {"stage": STAGE, "from": [dataset.digest for dataset in self.datasets]}
-            with labels.changing(folder):
-                labels.commit(folder, table, why, based_on=0)
+        if not (versions or tombstones.read(folder)) or labels.history(folder):
+            return
+        shutil.rmtree(folder / "labels", ignore_errors=True)  # of a run that was stopped here
+        why = {"stage": STAGE, "from": [dataset.digest for dataset in self.datasets]}
+        counts = len(table.target), sum(dataset.n for dataset in self.datasets)
+        with labels.changing(folder):
+            labels.commit(folder, table, why, based_on=0, counts=counts)
 
 
 def _later(number_n: Ints, more: int) -> Ints:

@@ -12,12 +12,12 @@ import pytest
 
 from glint import schemas
 from glint.errors import BusyError, InputError, MismatchError
-from glint.files import atomic, parquet
+from glint.files import atomic, parquet, seal
 from glint.jobs.workspace import sha256
 from glint.pipelines import balance, cluster
 from glint.pipelines.conflicts import apply
 from glint.pipelines.dataset import drop
-from glint.shards import labels
+from glint.shards import labels, tombstones
 from glint.shards.dataset import Dataset
 from tests.faults.take_down_races import dataset, identities, report
 
@@ -103,15 +103,18 @@ def test_labels_that_hold_whom_drop_took_are_refused(root: Path, tmp_path: Path)
     apply.apply(report(tmp_path / "report", root, [(1, 2)], 0))
     drop.drop(root, ["label:6"], "now")
     atomic.write_json(root / "labels/current.json", {"version": 1, "file": "v0001.parquet"})
+    assert labels.current(root, PEOPLE).version == 2  # as after a crash: the history's last
+    line = {"op": "drop", "labels": [6, 9], "keys": []}  # a take-down of which no version knows
+    seal.append(root / tombstones.FILE, line, "GL0304")
     data = Dataset(root)
     for work in (
         lambda: balance.balance(data, balance.Options()),
         lambda: labels.current(root, PEOPLE),  # as every command that reads labels begins
         lambda: labels.redo(root) and labels.undo(root),
     ):
-        with pytest.raises((MismatchError, InputError), match=r"GL0308.*identity 6|GL0502"):
+        with pytest.raises((MismatchError, InputError), match=r"GL0308.*identity 9|GL0502"):
             work()
-    again = report(tmp_path / "again", root, [(3, 4)], 1)
+    again = report(tmp_path / "again", root, [(3, 4)], 2)
     assert apply.apply(again).applied  # what makes a version leaves her out
     assert target(root)[6] == -1
 

@@ -226,6 +226,23 @@ class TestMerge:
         joining.merge(tmp_path / "out", [sources / "b", a])
         assert labels.current(tmp_path / "out", 8).masks.tolist() == [[4, 6]]
 
+    def test_killed_behind_its_manifest_it_has_its_labels(
+        self, a: Path, sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        labels.apply(a, np.array([0, 0, 1, 2, 3]), np.empty((0, 2), np.int64), {})
+        with monkeypatch.context() as patch:
+
+            def killed(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            patch.setattr(joining.Merge, "after", killed)
+            with pytest.raises(KeyboardInterrupt):
+                joining.merge(tmp_path / "out", [sources / "b", a])
+        assert (tmp_path / "out/manifest.json").exists()
+        assert labels.current(tmp_path / "out", 8).target.tolist() == [0, 1, 2, 3, 3, 4, 5, 6]
+        joining.merge(tmp_path / "out", [sources / "b", a])
+        assert len(labels.history(tmp_path / "out")) == 1 and good(tmp_path / "out")
+
     def test_merged_again_and_resharded(self, sources: Path, tmp_path: Path) -> None:
         a, b = sources / "a", sources / "b"
         joining.merge(tmp_path / "ab", [a, b])
