@@ -117,9 +117,9 @@ def test_every_save_holds_what_the_trainer_had(
     memory, save, write, train_step = {}, saving.Saver.save, checkpoint.save, loop.train_step
     moved = threading.Event()
 
-    def watched(self: saving.Saver, step: int) -> Path:
+    def watched(self: saving.Saver, step: int, best: bool = False) -> Path:
         moved.clear()
-        path = save(self, step)
+        path = save(self, step, best)
         memory[step] = path, held(run)
         return path
 
