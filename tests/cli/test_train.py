@@ -472,7 +472,7 @@ def test_the_best_checkpoint_is_kept_and_survives_a_resume(
     on("schedule.max_steps=3", "run.save_epochs=false")  # before the first step: 0.6
     assert checkpoint.read_state(best)["step"] == 1
     assert checkpoint.problem(best) == "" and checkpoint.find(best) == best
-    assert checkpoint.read_state(best)["best"] == {"step": 1, "accuracy": 0.8}
+    assert checkpoint.read_state(best)["best"] == {"step": 1, "accuracy": 0.8, "packs": ["a"]}
     result = on("schedule.max_steps=4", "run.save_epochs=false")
     assert checkpoint.read_state(best)["step"] == 4 and result.best == str(best)
     assert [p.name for p in run.iterdir() if p.name.startswith("best")] == ["best"]
