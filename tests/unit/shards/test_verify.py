@@ -235,9 +235,9 @@ def test_labels_and_takedowns(data: Path) -> None:
     assert said(data, deep=False) == []
     now = (data / "labels/current.json").read_bytes()
     atomic.write_json(data / "labels/current.json", {"version": 1, "file": "v0001.parquet"})
-    (problem,) = said(data, deep=False)
-    assert problem["code"] == "GL0308"
-    assert problem["what"] == "identity 4 was taken down and is in the labels in force"
+    assert said(data, deep=False) == []  # one line behind, as after a crash: the history counts
+    atomic.write_json(data / "labels/current.json", {"version": 0, "file": None})
+    assert {problem["code"] for problem in said(data, deep=False)} == {"GL0304"}
     (data / "labels/current.json").write_bytes(now)
     assert said(data, deep=False) == []
     (data / "labels/v0001.masks.parquet").unlink()
