@@ -109,9 +109,9 @@ class Remote:
 
     def loose(self) -> None:
         """Fetch the small files that no manifest lists, as they are now; forget those now gone."""
-        data = self._renew(HISTORY)
         for name in LOOSE:
             self._renew(name)
+        data = self._renew(HISTORY)  # last: it may be ahead of current.json, never behind
         for line in (data or b"").splitlines():
             try:
                 made = [(str(e["name"]), e) for e in json.loads(line).get("files", ())]

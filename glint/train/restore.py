@@ -118,12 +118,13 @@ def _best(saved: checkpoint.Saved, run: Run) -> dict[str, Any]:
     best, place = saved.state.get("best"), run.out / BEST
     if not isinstance(best, dict) or best.get("packs") != sorted(run.data.val):
         return {}
-    if best.get("step") == saved.state["step"] and run.world.rank == 0:
-        checkpoint.keep_as(saved.path, place)
-    kept = saved.state if best.get("step") == saved.state["step"] else None
-    if kept is None and (place / checkpoint.STATE).is_file() and not checkpoint.problem(place):
-        kept = checkpoint.read_state(place)
-    return best if kept is not None and kept["step"] == best.get("step") else {}
+    if best.get("step") == saved.state["step"]:
+        if run.world.rank == 0:
+            checkpoint.keep_as(saved.path, place)
+        return best
+    names = (checkpoint.STATE,)
+    there = (place / checkpoint.STATE).is_file() and not checkpoint.problem(place, names)
+    return best if there and checkpoint.read_state(place)["step"] == best.get("step") else {}
 
 
 def _load(saved: checkpoint.Saved, run: Run) -> None:
@@ -200,15 +201,12 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
 
 def finetune_source(path: Path) -> checkpoint.Saved:
     """Find the checkpoint that `run.finetune` names: its directory, or a run's newest."""
-    if (path / checkpoint.STATE).is_file() and not checkpoint.problem(path):
-        return checkpoint.Saved(path, checkpoint.read_state(path))
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path.parent
-    saved = checkpoint.newest(folder) if folder.is_dir() else None
-    if saved is not None and folder == path.parent and saved.path != path:
-        wrong = checkpoint.problem(path)
-        if wrong:
+    if (path / checkpoint.STATE).is_file() or (path / checkpoint.MANIFEST).is_file():
+        if wrong := checkpoint.problem(path):
             raise MismatchError("GL0701", wrong, where=str(path))
-        saved = checkpoint.Saved(path, checkpoint.read_state(path))
+        return checkpoint.Saved(path, checkpoint.read_state(path))
+    folder = path / "checkpoints"
+    saved = checkpoint.newest(folder) if folder.is_dir() else None
     if saved is None:
         raise UsageError("GL0001", f"run.finetune: no checkpoint at {path}")
     return saved

@@ -39,7 +39,7 @@ from glint.train import dry, loop, metrics
 from glint.train.build import build
 from glint.train.pace import Until
 from glint.train.recipe import Recipe
-from glint.train.restore import batch_for_world, claimed
+from glint.train.restore import batch_for_world, claimed, resume
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """
@@ -459,7 +459,7 @@ def test_the_best_checkpoint_is_kept_and_survives_a_resume(
     small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, run = recipe(small, tmp_path), tmp_path / "run"
-    accuracy = iter([0.6, 0.8, 0.7, 0.75, 0.9])
+    accuracy = iter([0.6, 0.8, 0.7, 0.75, 0.9, 0.9])
     monkeypatch.setattr(loop, "evaluate", lambda _: {"a": SimpleNamespace(accuracy=next(accuracy))})
     monkeypatch.setattr(metrics.Log, "verification", lambda *_: None)
 
@@ -476,6 +476,33 @@ def test_the_best_checkpoint_is_kept_and_survives_a_resume(
     result = on("schedule.max_steps=4", "run.save_epochs=false")
     assert checkpoint.read_state(best)["step"] == 4 and result.best == str(best)
     assert [p.name for p in run.iterdir() if p.name.startswith("best")] == ["best"]
+    shutil.rmtree(best)  # as if the run had been killed before it kept step 4
+    assert on("schedule.max_steps=4").best == str(best)
+    assert checkpoint.read_state(best)["step"] == 4
+    weights = build(load(path, Recipe, (f"run.finetune={best}",)), World(), tmp_path / "next")
+    assert resume(weights) == 0
+    spoilt = best / checkpoint.WEIGHTS
+    spoilt.write_bytes(spoilt.read_bytes()[:-1])
+    with pytest.raises(MismatchError, match=rf"GL0701.*{checkpoint.WEIGHTS}"):
+        resume(weights)
+
+
+def test_what_verified_best_on_other_packs_is_not_the_best(
+    small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = recipe(small, tmp_path), tmp_path / "run"
+    accuracy = iter([0.6, 0.9, 0.5, 0.4])
+    monkeypatch.setattr(
+        loop,
+        "evaluate",
+        lambda run: {n: SimpleNamespace(accuracy=next(accuracy)) for n in run.data.val},
+    )
+    monkeypatch.setattr(metrics.Log, "verification", lambda *_: None)
+    for pack, steps in (("a", 1), ("b", 2)):
+        built = build(load(path, Recipe, (f"schedule.max_steps={steps}",)), World(), run)
+        built.data.val[pack] = None  # type: ignore[assignment]
+        loop.train(built)
+        assert checkpoint.read_state(run / "best")["step"] == steps
 
 
 def test_a_finished_run_is_left_as_it_is(glint: Any, small: Any, tmp_path: Path) -> None:

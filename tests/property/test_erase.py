@@ -168,6 +168,17 @@ def test_what_stays_is_named(tmp_path: Path, jpeg: Callable[[int], bytes]) -> No
     assert left == {jpeg(1), jpeg(7)}  # Mae's other one, and Eve's
 
 
+def test_a_second_erasure_finds_nothing_of_the_first(
+    tmp_path: Path, jpeg: Callable[[int], bytes]
+) -> None:
+    people = ("Ann.Lee", "Bo Lund", "Mae (2)")
+    write_world(tmp_path / "src", [(p, i, "", False) for i, p in enumerate(people)], jpeg)
+    shard.shard(tmp_path / "src", tmp_path / "set")
+    for name, source, out in (("Ann.Lee", "set", "one"), ("Bo Lund", "one", "two")):
+        found = drop.drop(tmp_path / source, [name], "asked", erase=tmp_path / out)
+        assert (found.left, found.left_count) == ([], 0)
+
+
 def test_two_people_of_one_name(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
     """The name of one who stays is not written over; the search says where it stands."""
     from glint.pipelines.dataset import merge
