@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from glint.cli import app as command_line
 from glint.cli import commands
 from glint.evals.allpairs import all_pairs
 from glint.pipelines import embed
+from glint.pipelines.dataset import drop
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import load
 
@@ -129,6 +131,12 @@ def test_probes_among_distractors(call: Call, small: Any, emb: Path, tmp_path: P
     assert told["rank1_by_distractors"][str(told["probes"])] < 0.05
     assert "Rank 1 by distractors" in (tmp_path / "page.html").read_text()
     assert "TAR at FAR 1e-6" in call(*given)
+    # Who was taken down, or left out, is no distractor.
+    fewer = shutil.copytree(small.data, tmp_path / "fewer")
+    gone = drop.drop(fewer, ["label:0"], "asked", keys=[str(Dataset(fewer).key[-1])])
+    fewest = ("identify", small.data, "--embeddings", emb, "--distractors", fewer,
+              "--distractor-embeddings", emb)  # fmt: skip
+    assert call(*fewest, "--json")["distractors"] == told["distractors"] - gone.images
 
 
 def test_options_that_do_not_fit(call: Call, small: Any) -> None:
