@@ -44,7 +44,7 @@ def train(
         3, "--max-restarts", min=0, help="Restarts after a lost rank without a new checkpoint."
     ),
     out: Path | None = typer.Option(
-        None, "--out", help="The folder of the run; default runs/RECIPE. An old run is resumed."
+        None, "--out", help="The folder of the run; default runs/RECIPE. A run there is resumed."
     ),
     until: str = typer.Option(
         "",
