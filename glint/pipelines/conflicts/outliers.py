@@ -1,6 +1,6 @@
 """Part of stage `conflicts`: outliers and mixed identities, and images that repeat.
 
-Listed, not applied: labels are of identities, so taking images out is `glint drop --key --erase`.
+Listed, not applied: reviewers decide, or `apply --flagged` does what is suggested of outliers.
 """
 
 # N samples, f outliers, m samples of a group of repeats, K pairs
@@ -258,6 +258,7 @@ def _inside(dataset: Dataset, person_N: Ints, inside: Inside) -> pa.Table:
                 "z": float(far.z[i]),
                 "towards": int(inside.towards_f[i]) if named else None,
                 "towards_cosine": float(inside.towards_cosine_f[i]) if named else None,
+                "suggested": "move" if named and far.elsewhere[i] else "exclude",
             }
         )
     for one in inside.mixed:
