@@ -116,10 +116,10 @@ def _elsewhere(
 ) -> npt.NDArray[np.bool_]:
     """Return which images may be one of another identity, and are nearer to it than to their own.
 
-    cosine_f: to their own. May be: as the judge masks a pair of one image and that identity.
+    cosine_f: to their own. May be: hardly any two people of one image and so many are as alike.
     """
     yes_f, count_C = np.zeros(len(row_f), bool), samples.count_C
-    least_C = np.where(count_C > 0, found.judge.mask_cosine(1, count_C), np.inf)
+    least_C = np.where(count_C > 0, found.judge.rare_cosine(1, count_C), np.inf)
     low = float(least_C.min(initial=np.inf))
     if np.isfinite(low) and len(row_f):
         x_fD = pairs.unit64(emb.sample_ND[row_f]).astype(np.float32)
