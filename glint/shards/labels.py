@@ -18,12 +18,14 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import BusyError, InputError
-from glint.files import atomic, parquet, seal
+from glint.files import atomic, parquet, reads, seal
 from glint.shards import tombstones
 from glint.shards.label_table import LabelTable as LabelTable
 from glint.shards.label_table import checked
 
 Ints = npt.NDArray[np.int64]
+# The last line of the history once more, outside its folder, which may get lost.
+RECORD = "_glint/labels.json"
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:
@@ -147,13 +149,39 @@ def unchecked(root: str | os.PathLike[str], classes: int) -> LabelTable:
 
 
 def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return what was applied, undone and redone, oldest first. Raises InputError GL0304."""
-    return seal.sound_lines(_folder(root) / "history.jsonl")
+    """Return what was applied, undone and redone, oldest first.
+
+    Raises InputError GL0304, also where lines that were written are gone.
+    """
+    path, record = _folder(root) / "history.jsonl", Path(root) / RECORD
+    with reads.reading(record):  # it is written last, so read first
+        last = reads.whole(record) if record.exists() else None
+    lines = seal.sound_lines(path)
+    if last is not None and all(_kept(line) != last for line in reversed(lines)):
+        raise InputError(
+            "GL0304",
+            f"expected the change of the labels that {RECORD} keeps, found {len(lines)} others",
+            where=str(path),
+            hint="bring the folder labels back from a copy; to give up all label versions, "
+            f"remove it and {record}",
+        )
+    return lines
+
+
+def _kept(line: dict[str, Any]) -> bytes:
+    """Return what is noted outside the history of its last line."""
+    return seal.spell({key: line.get(key) for key in ("version", seal.FIELD)})
+
+
+def _record(root: str | os.PathLike[str], last: dict[str, Any]) -> None:
+    path = Path(root) / RECORD
+    atomic.own_dir(path.parent)
+    atomic.write_bytes(path, _kept(last))
 
 
 def _switch(root: str | os.PathLike[str], version: int, entry: dict[str, Any]) -> None:
     """Note a change of the labels, and put a version in force."""
-    seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
+    _record(root, seal.append(_folder(root) / "history.jsonl", entry, "GL0304"))
     value = {"version": version, "file": _name(version) if version else None}
     if _listed(root, version):
         value["images"] = _name(version, ".images")
@@ -287,13 +315,13 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
     them there; None where rows are the same.
     """
     here, there = _folder(root), _folder(out)
-    if not (here / "history.jsonl").exists():
+    if not (lines := history(root)):
         return
     atomic.make_dir(there)
     for path in sorted(here.glob("v*.parquet")):
         atomic.write_bytes(there / path.name, path.read_bytes())
     raw, seen = b"", ""
-    for line in history(root):
+    for line in lines:
         files = line.get("files", ())
         name = _name(int(line["version"]), ".images")
         if new_N is not None and any(one["name"] == name for one in files):
@@ -307,6 +335,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
         one = seal.line(seen, line)
         raw, seen = raw + one, str(json.loads(one)[seal.FIELD])
     atomic.write_bytes(there / "history.jsonl", raw)
+    _record(out, json.loads(one))
     if (here / "current.json").exists():
         atomic.write_bytes(there / "current.json", (here / "current.json").read_bytes())
 
@@ -344,7 +373,7 @@ def undo(root: str | os.PathLike[str], *, based_on: int | None = None) -> int:
     down.
     """
     nothing = _nothing("the labels stand as sharded, nothing was applied", root)
-    if not _folder(root).exists():
+    if not history(root):
         raise nothing
     with changing(root):
         version = _head(root)[0]
@@ -363,7 +392,7 @@ def redo(root: str | os.PathLike[str]) -> int:
     Raises InputError GL0502 where the last change was not an undo, MismatchError GL0308.
     """
     nothing = _nothing("no undone version to put back", root)
-    if not _folder(root).exists():
+    if not history(root):
         raise nothing
     with changing(root):
         undone: list[int] = []
