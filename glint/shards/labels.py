@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -191,14 +191,15 @@ def _switch(root: str | os.PathLike[str], version: int, entry: dict[str, Any]) -
 def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]:
     """Return the history lines that the labels in force rest on, the newest first.
 
-    Raises what `unchecked` raises.
+    `from` is the version below, also where that is not the one that was in force before. Raises
+    what `unchecked` raises.
     """
     version: object = unchecked(root, classes).version
     lines = []
     for line in reversed(history(root)):
         if line.get("op") == "apply" and line.get("version") == version:
-            lines.append(line)
-            version = line.get("from")
+            version = line.get("rests_on", line.get("from"))
+            lines.append(line | {"from": version})
     return lines
 
 
@@ -264,14 +265,15 @@ def settled(
     table: LabelTable,
     where: str = "",
     counts: tuple[int, int] | None = None,
+    more: Sequence[dict[str, Any]] = (),
 ) -> LabelTable:
     """Return a table as it may come in force: checked, and without what was taken down.
 
-    counts: labels and samples, of a dataset without a manifest yet. An identity that lost all its
-    images to others, or to none, is dropped. Raises InputError GL0304.
+    counts: labels and samples, of a dataset without a manifest yet. more: take-downs to come. An
+    identity that lost all its images to others, or to none, is dropped. Raises InputError GL0304.
     """
     table = checked(table, *(counts or _counts(root)), where or str(root))
-    table = tombstones.bury(root, table)
+    table = tombstones.bury(root, table, more)
     if len(table.row):
         table = table.without(table.emptied(tombstones.label_of(root)))
     return table
@@ -284,8 +286,13 @@ def commit(
     *,
     based_on: int | None = None,
     counts: tuple[int, int] | None = None,
+    rests_on: int | None = None,
 ) -> int:
-    """Do what `apply` does; the caller holds the labels (`changing`). counts: as `settled`."""
+    """Do what `apply` does; the caller holds the labels (`changing`).
+
+    counts: as `settled`. rests_on: the version that the new one goes on top of, where that is not
+    the one in force: what came after is undone.
+    """
     folder = _folder(root)
     before = _head(root)[0]
     if based_on is not None and before != based_on:
@@ -304,6 +311,7 @@ def commit(
         parquet.write(folder / _name(version, part), pa.table(arrays, schema=schema))
     files = [seal.entry(folder / _name(version, part)) for part in columns]
     entry = {"op": "apply", "version": version, "from": before, "why": why, "files": files}
+    entry |= {} if rests_on is None else {"rests_on": rests_on}
     _switch(root, version, entry)
     return version
 

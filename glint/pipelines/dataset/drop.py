@@ -120,16 +120,19 @@ def _tombstone(
     }
 
 
-def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) -> int:
+def _put_in_force(
+    root: Path, classes: int, gone: Sequence[int], reason: str, empty: Sequence[int] = ()
+) -> int:
     """Put the absence of all that was taken down in force, where it is not yet; return the version.
 
-    The caller holds the labels.
+    empty: labels without an image since. The caller holds the labels.
     """
     now = labels.unchecked(root, classes)
-    if tombstones.bury(root, now).same(now):
+    then = now.without(empty)
+    if tombstones.bury(root, then).same(now):
         return now.version
     why = {"stage": STAGE, "labels": list(gone), "reason": reason}
-    return labels.commit(root, now, why, based_on=now.version)
+    return labels.commit(root, then, why, based_on=now.version)
 
 
 def _is_number(word: str) -> bool:
@@ -197,12 +200,13 @@ def drop(
         lost |= {"left": left, "left_count": count}
         return results.Erase(**chosen.told | written | lost, dry_run=False)
     if dry_run:
-        then = chosen.table.without(chosen.gone)
-        fall = then.classes < chosen.table.classes or bool(chosen.fresh_keys)
+        line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
+        then = labels.settled(root, chosen.table, more=[line])
+        same = then.same(chosen.table)
         return results.Drop(
             **chosen.told,
             dry_run=True,
-            version=labels.upcoming(root) if fall else chosen.table.version,
+            version=chosen.table.version if same else labels.upcoming(root),
             erased_to=None,
             classes=then.classes,
         )
@@ -291,7 +295,11 @@ class Erasure(Reshard):
             keys |= {*key_N[twin_n].tolist()}
             without = Without(tuple(self.everyone), tuple(sorted(keys)), (reason,))
         super().__init__(dataset, int(dataset.manifest["samples_per_shard"]), without=without)
-        self.count = int(self.gone.rows(dataset).sum())
+        gone_N = self.gone.rows(dataset)
+        self.count = int(gone_N.sum())
+        target_N, target_C = chosen.table.sample_target(dataset.label), chosen.table.target
+        lost = np.setdiff1d(target_N[gone_N], target_N[~gone_N])
+        self.empty = np.flatnonzero(np.isin(target_C, lost[lost >= 0])).tolist()
         self.called = Names(dataset, self.everyone)
 
     @cached_property
@@ -318,6 +326,7 @@ class Erasure(Reshard):
         if fresh or keys:
             line = _tombstone(self.dataset, fresh, keys, self.reason, "erase")
             seal.append(folder / tombstones.FILE, line, "GL0304")
-        if self.everyone:
+        if self.everyone or self.empty:
             with labels.changing(folder):
-                _put_in_force(folder, self.dataset.classes, self.everyone, self.reason)
+                classes = self.dataset.classes
+                _put_in_force(folder, classes, self.everyone, self.reason, self.empty)
