@@ -159,7 +159,13 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | No
 
     plain = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     save_file(plain, path, metadata={"format": "pt", **(metadata or {})})
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # the library spells metadata in another order each time
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -173,19 +173,39 @@ def _kept(line: dict[str, Any]) -> bytes:
     return seal.spell({key: line.get(key) for key in ("version", seal.FIELD)})
 
 
-def _record(root: str | os.PathLike[str], last: dict[str, Any]) -> None:
-    path = Path(root) / RECORD
-    atomic.own_dir(path.parent)
-    atomic.write_bytes(path, _kept(last))
-
-
-def _switch(root: str | os.PathLike[str], version: int, entry: dict[str, Any]) -> None:
-    """Note a change of the labels, and put a version in force."""
-    _record(root, seal.append(_folder(root) / "history.jsonl", entry, "GL0304"))
+def _states(root: str | os.PathLike[str], last: dict[str, Any]) -> dict[Path, bytes]:
+    """Return what the files say that follow the last line of the history."""
+    version = int(last["version"])
     value = {"version": version, "file": _name(version) if version else None}
     if _listed(root, version):
         value["images"] = _name(version, ".images")
-    atomic.write_json(_folder(root) / "current.json", value)
+    return {Path(root) / RECORD: _kept(last), _folder(root) / "current.json": seal.spell(value)}
+
+
+def _switch(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
+    """Note a change of the labels, and put its version in force."""
+    seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
+    _complete(root)
+
+
+def _complete(root: str | os.PathLike[str]) -> None:
+    atomic.own_dir((Path(root) / RECORD).parent)
+    for path, data in _behind(root).items():
+        atomic.write_bytes(path, data)
+
+
+def _behind(root: str | os.PathLike[str]) -> dict[Path, bytes]:
+    lines = history(root)
+    states = _states(root, lines[-1]) if lines else {}
+    return {p: data for p, data in states.items() if not p.is_file() or p.read_bytes() != data}
+
+
+def complete(root: str | os.PathLike[str]) -> None:
+    """Complete a change of the labels that was killed behind its line of the history."""
+    _head(root)
+    if _behind(root):
+        with changing(root):
+            pass
 
 
 def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]:
@@ -204,10 +224,11 @@ def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]
 
 
 def upcoming(root: str | os.PathLike[str]) -> int:
-    """Return the number that the next label version gets; none is given twice."""
-    taken = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
-    taken += [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
-    return max(taken, default=0) + 1
+    """Return the number that the next label version gets; none that was in force is given twice."""
+    made = [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
+    files = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
+    last, most = max(made, default=0), max(files, default=0)
+    return last + 1 if most <= last + 1 else most + 1  # a commit that was killed left one at most
 
 
 def _nothing(what: str, root: str | os.PathLike[str]) -> InputError:
@@ -218,11 +239,16 @@ def _nothing(what: str, root: str | os.PathLike[str]) -> InputError:
 def changing(root: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
     """Hold the labels of a dataset, so that nothing else changes them.
 
-    Raises BusyError GL0005 where another command does and has not ended in `wait` seconds.
+    What a command that was killed left half done is completed, or removed. Raises BusyError GL0005
+    where another command holds them and has not ended in `wait` seconds, InputError GL0304.
     """
-    folder = _folder(root)
+    folder, record = _folder(root), Path(root) / RECORD
     atomic.make_dir(folder)
     with atomic.lock(folder / "lock", wait=wait):
+        atomic.sweep(folder)
+        atomic.sweep(record.parent, record.name)
+        _head(root)
+        _complete(root)
         yield
 
 
@@ -307,12 +333,13 @@ def commit(
     }
     if not len(table.row):
         del columns[".images"]
+        (folder / _name(version, ".images")).unlink(missing_ok=True)  # of a run that was killed
     for part, (arrays, schema) in reversed(columns.items()):
         parquet.write(folder / _name(version, part), pa.table(arrays, schema=schema))
     files = [seal.entry(folder / _name(version, part)) for part in columns]
     entry = {"op": "apply", "version": version, "from": before, "why": why, "files": files}
     entry |= {} if rests_on is None else {"rests_on": rests_on}
-    _switch(root, version, entry)
+    _switch(root, entry)
     return version
 
 
@@ -326,6 +353,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
     if not (lines := history(root)):
         return
     atomic.make_dir(there)
+    atomic.sweep(there)
     for path in sorted(here.glob("v*.parquet")):
         atomic.write_bytes(there / path.name, path.read_bytes())
     raw, seen = b"", ""
@@ -343,9 +371,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
         one = seal.line(seen, line)
         raw, seen = raw + one, str(json.loads(one)[seal.FIELD])
     atomic.write_bytes(there / "history.jsonl", raw)
-    _record(out, json.loads(one))
-    if (here / "current.json").exists():
-        atomic.write_bytes(there / "current.json", (here / "current.json").read_bytes())
+    _complete(out)
 
 
 def stale(root: str | os.PathLike[str], based_on: int, found: int) -> BusyError:
@@ -369,7 +395,7 @@ def refuse_changed(root: str | os.PathLike[str], version: int) -> None:
 def _return(root: str | os.PathLike[str], op: str, version: int, before: int) -> int:
     """Put an older version back in force. Raises MismatchError GL0308."""
     tombstones.refuse_revived(root, load(root, version, _counts(root)[0]))
-    _switch(root, version, {"op": op, "version": version, "from": before})
+    _switch(root, {"op": op, "version": version, "from": before})
     return version
 
 

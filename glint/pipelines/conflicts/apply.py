@@ -316,6 +316,8 @@ def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> 
     then = outcome(report, now)
     stood = _applied(report)
     if stood == then.decided:
+        if not dry_run:
+            labels.complete(dataset.root)
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
     if stood is not None:
         raise MismatchError(
@@ -376,6 +378,7 @@ def undo(folder: Path) -> results.Undo:
     report = read(folder, None)
     dataset = report.dataset
     now = labels.unchecked(dataset.root, dataset.classes)
+    labels.complete(dataset.root)
     before, taken = _before(report, folder)
     if taken:
         table, why = labels.load(dataset.root, before, dataset.classes), {"stage": TAKEN[1]}
