@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,7 @@ def save(
 
     def begin() -> None:
         own_dir(folder)
-        for left in folder.glob(".step-*.partial"):  # of runs that were killed
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(folder)
         partial.mkdir()
 
     def write() -> None:
@@ -138,6 +138,20 @@ def save(
     return final
 
 
+def sweep(folder: Path) -> None:
+    """Remove what runs that were killed left half written, or half removed."""
+    for left in folder.glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; one half removed has its name no more."""
+    left = path.with_name(f".{path.name}.partial")
+    with suppress(OSError):
+        path.rename(left)
+    shutil.rmtree(left, ignore_errors=True)
+
+
 def _prune(folder: Path, made: Path, keep: int) -> None:
     """Remove checkpoints older than the `keep` newest that verify; `made` was read back.
 
@@ -147,7 +161,7 @@ def _prune(folder: Path, made: Path, keep: int) -> None:
     sound, there = 0, all_in(folder)
     for path in reversed(there) if len(there) > keep else ():
         if sound >= keep:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         elif path == made or not (wrong := problem(path)):
             sound += 1
         else:

@@ -52,8 +52,8 @@ def import_weights(
 
     Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
     Returns {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
-    Raises UsageError GL0001/GL0002, BusyError GL0004/GL0005, UnsafeError GL0801 for a pickle that asks
-    for more than tensors, InputError GL0401 for a file that is damaged or of another net.
+    Raises UsageError GL0001/GL0002, BusyError GL0004/GL0005, UnsafeError GL0801 for a pickle that
+    asks for more than tensors, InputError GL0401 for a file that is damaged or of another net.
     """
     weights, out = Path(weights), Path(out)
     _require_empty(out)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -123,7 +124,9 @@ def _refuse_other(root: str | os.PathLike[str], version: int) -> None:
 
 
 def _counts(root: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return how many labels and samples a dataset has."""
+    """Return how many labels and samples a dataset has, of an unfinished one only the samples."""
+    if not (Path(root) / "manifest.json").exists():
+        return 0, parquet.read(Path(root) / "samples.parquet", columns=[]).num_rows
     manifest = atomic.read_json(Path(root) / "manifest.json")
     return int(manifest["identities"]), int(manifest.get("written", 0))
 
@@ -343,6 +346,13 @@ def commit(
     return version
 
 
+def forget(root: str | os.PathLike[str]) -> None:
+    """Remove all label versions of an unfinished dataset, of a run that was killed there."""
+    with atomic.writing(root):
+        shutil.rmtree(_folder(root), ignore_errors=True)
+        (Path(root) / RECORD).unlink(missing_ok=True)
+
+
 def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints | None) -> None:
     """Copy all versions to a dataset of the same labels; the version in force last.
 
@@ -350,10 +360,10 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
     them there; None where rows are the same.
     """
     here, there = _folder(root), _folder(out)
+    forget(out)
     if not (lines := history(root)):
         return
     atomic.make_dir(there)
-    atomic.sweep(there)
     for path in sorted(here.glob("v*.parquet")):
         atomic.write_bytes(there / path.name, path.read_bytes())
     raw, seen = b"", ""

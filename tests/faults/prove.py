@@ -1,8 +1,9 @@
 """Faults on purpose, by the hundred: kills, full disks, races, the order of fsyncs, signals.
 
-    python tests/faults/prove.py [kills disks races order signals truth large stages crashes] [--quick]
+    python tests/faults/prove.py [PART ...] [--quick]
 
-prints one JSON line per figure, adds them to `--out FILE`, and leaves with 1 where one falls short.
+PART is kills, disks, races, order, signals, truth, large, stages or crashes. It prints one JSON
+line per figure, adds them to `--out FILE`, and leaves with 1 where one falls short.
 `--share F` runs that share of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of
 them, from 0 on; `--seed N` is the seed of every draw. The command runs in forks of this process,
 which has imported glint once; `--spawn F` of the runs start their workers as a user's run does (the

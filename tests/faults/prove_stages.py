@@ -7,7 +7,8 @@ ENOSPC and once with EIO; then the same command is given again. It has to end wi
 undisturbed run (SHA-256 of every file and every name of the folder it works in), or refuse by name.
 Each is raced against itself, too. Left out of the comparison: what `LOOSE` names and says why.
 
-The calls are seen by calls.c, preloaded, in all threads; stores into mapped files are not seen.
+The calls are seen by calls.c, preloaded, in all threads. Not seen: stores into mapped files, and
+the rename with which the safetensors library names a file, made past the C library.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def preloaded(script: Path, given: Given, only: Sequence[str]) -> Iterator[Figur
     if library is None:
         return
     told = json.dumps({"place": str(given.place), "share": given.share, "only": [*only],
-                       "part": given.part})  # fmt: skip
+                       "part": given.part, "seed": given.seed})  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, str(script), told],
         stdout=subprocess.PIPE,
@@ -157,12 +158,17 @@ class Stage:
             if now.get(name) != self.files.get(name)
         ]
 
-    def verdict(self, code: int | None, said: str) -> tuple[str, str]:
-        """Judge an end: "same", "refused" with its code, or "wrong" with the reason."""
+    def verdict(self, code: int | None, said: str, lax: bool = False) -> tuple[str, str]:
+        """Judge an end: "same", "refused" with its code, or "wrong" with the reason.
+
+        lax: what a removal that failed left is for the next run to remove.
+        """
         if code is None:
             return "wrong", "no end"
         if code == 0:
             other = self.other()
+            if lax and other and all(one.endswith("is stray") for one in other):
+                return "left over", ""
             return ("wrong", "; ".join(other[:4])) if other else ("same", "")
         found = re.search(r"error (GL\d{4})", said)
         if code in EXITS and found and "Traceback" not in said:
@@ -180,8 +186,9 @@ def road(place: Path, only: Sequence[str]) -> Iterator[Stage]:
     data, run, emb, conf, ids = (work / name for name in ("data", "run", "emb", "conf", "ids"))
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
-    ended(["synth", world, "--identities", "8", "--images", "4", "--conflicts", "2",
-           "--lookalikes", "0", "--unseen", "20", "--pairs", "0", "--seed", "1"], place)  # fmt: skip
+    sizes = {"identities": 8, "images": 4, "conflicts": 2, "lookalikes": 0, "unseen": 20}
+    sizes |= {"pairs": 0, "seed": 1}
+    ended(["synth", world, *(f"--{name}={size}" for name, size in sizes.items())], place)
     (place / "recipe.toml").write_text(RECIPE.format(data=data))
     _weights(place / "net.pt")
     small = ["--samples-per-shard", "20", "--workers", "1"]
@@ -265,7 +272,9 @@ def undisturbed(stage: Stage) -> None:
             raise RuntimeError(f"{stage.name}: exit {code}: {said}")
         made.append(held(stage.work))
     stage.files, stage.calls = made[0], int((stage.work.with_name("count")).read_text())
-    odd = {name for name in made[0].keys() | made[1].keys() if made[0].get(name) != made[1].get(name)}
+    odd = {
+        name for name in made[0].keys() | made[1].keys() if made[0].get(name) != made[1].get(name)
+    }
     if odd:
         raise RuntimeError(f"{stage.name} makes {sorted(odd)} otherwise each time")
 
@@ -316,7 +325,8 @@ def under_fire(stage: Stage, share: float, part: Sequence[int]) -> Iterator[Figu
     for name, error in ERRORS.items():
         for at in points:
             stage.fresh()
-            first.note(f"{name} at {at}", stage.verdict(*stage.ended(stage.run(at, error).go())))
+            end = stage.ended(stage.run(at, error).go())
+            first.note(f"{name} at {at}", stage.verdict(*end, lax=True))
             again.note(f"{name} at {at}", stage.verdict(*stage.ended(stage.run().go())))
     yield first.figure(f"{stage.name}, a call fails", begin, **of)
     yield again.figure(f"{stage.name}, after a call failed", begin, **of)
@@ -335,7 +345,9 @@ def under_fire(stage: Stage, share: float, part: Sequence[int]) -> Iterator[Figu
                 both.note(f"race {number}", stage.verdict(code, said))
         again.note(f"after race {number}", stage.verdict(*stage.ended(stage.run().go())))
         other = stage.other()
-        again.note(f"after race {number}", ("wrong", "; ".join(other[:4])) if other else ("same", ""))
+        again.note(
+            f"after race {number}", ("wrong", "; ".join(other[:4])) if other else ("same", "")
+        )
     yield both.figure(f"{stage.name}, raced against itself", begin, rounds=rounds)
     yield again.figure(f"{stage.name}, after the race", begin, rounds=rounds)
 

@@ -121,18 +121,18 @@ def _tombstone(
 
 
 def _put_in_force(
-    root: Path, classes: int, gone: Sequence[int], reason: str, empty: Sequence[int] = ()
+    root: Path, counts: tuple[int, int], gone: Sequence[int], reason: str, empty: Sequence[int] = ()
 ) -> int:
     """Put the absence of all that was taken down in force, where it is not yet; return the version.
 
-    empty: labels without an image since. The caller holds the labels.
+    counts: labels and samples; empty: labels without an image since. The caller holds the labels.
     """
-    now = labels.unchecked(root, classes)
+    now = labels.unchecked(root, counts[0])
     then = now.without(empty)
     if tombstones.bury(root, then).same(now):
         return now.version
     why = {"stage": STAGE, "labels": list(gone), "reason": reason}
-    return labels.commit(root, then, why, based_on=now.version)
+    return labels.commit(root, then, why, based_on=now.version, counts=counts)
 
 
 def _is_number(word: str) -> bool:
@@ -219,7 +219,8 @@ def drop(
         if chosen.fresh or chosen.fresh_keys:
             line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
             seal.append(dataset.root / tombstones.FILE, line, "GL0304")
-        version = _put_in_force(dataset.root, dataset.classes, chosen.gone, reason)
+        counts = dataset.classes, dataset.n
+        version = _put_in_force(dataset.root, counts, chosen.gone, reason)
     return results.Drop(
         **chosen.told,
         dry_run=False,
@@ -317,16 +318,17 @@ class Erasure(Reshard):
         labels = {said[label] for label in self.gone.labels}
         return cleaned(super().quarantine(), self.called, labels, self.lost)
 
-    def after(self, folder: Path) -> None:
-        """Bury those who are not buried yet, and put their absence in force."""
-        lines = tombstones.read(folder)
+    def _carry(self, out: Path) -> None:
+        """Bury those who are not buried yet, too, and put their absence in force."""
+        super()._carry(out)
+        lines = tombstones.read(out)
         fresh = [label for label in self.everyone if label not in tombstones.buried(lines)]
         done = {key for line in lines if line.get("op") == "erase" for key in line.get("keys", ())}
         keys = [key for key in self.gone.keys if key_name(key) not in done]
         if fresh or keys:
             line = _tombstone(self.dataset, fresh, keys, self.reason, "erase")
-            seal.append(folder / tombstones.FILE, line, "GL0304")
+            seal.append(out / tombstones.FILE, line, "GL0304")
         if self.everyone or self.empty:
-            with labels.changing(folder):
-                classes = self.dataset.classes
-                _put_in_force(folder, classes, self.everyone, self.reason, self.empty)
+            with labels.changing(out):
+                counts = self.dataset.classes, self.dataset.n - self.count
+                _put_in_force(out, counts, self.everyone, self.reason, self.empty)

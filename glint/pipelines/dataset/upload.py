@@ -98,8 +98,6 @@ def _several(call: Callable[[Any], Result], todo: Sequence[Any]) -> list[Result]
 class Staged(Output):
     """A dataset in a store, made in the local `folder`."""
 
-    local = False
-
     def __init__(self, there: Store, folder: Path) -> None:
         super().__init__(folder)
         self.there, self.shown, self.work = there, there.shown, Uploading(there)

@@ -235,7 +235,7 @@ class TestMerge:
             def killed(*_: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(joining.Merge, "after", killed)
+            patch.setattr(Output, "publish", killed)
             with pytest.raises(KeyboardInterrupt):
                 joining.merge(tmp_path / "out", [sources / "b", a])
         assert (tmp_path / "out/manifest.json").exists()
