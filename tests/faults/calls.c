@@ -148,6 +148,7 @@ int truncate(const char *name, off_t size) {
     if (!done) note("truncate", at, "", size, NULL, 0, 0);
     return done;
 }
+int truncate64(const char *name, off_t size) { return truncate(name, size); }
 
 static int synced(int fd, int data) {
     char path[PATH_MAX];

@@ -190,11 +190,9 @@ def road(place: Path, only: Sequence[str]) -> Iterator[Stage]:
     sizes |= {"pairs": 0, "seed": 1}
     ended(["synth", world, *(f"--{name}={size}" for name, size in sizes.items())], place)
     (place / "recipe.toml").write_text(RECIPE.format(data=data))
-    _weights(place / "net.pt")
     small = ["--samples-per-shard", "20", "--workers", "1"]
-    left = {*only}
     found = [emb, "--threshold", "0.1"]
-    for name, needs, args in [
+    steps: list[tuple[str, list[Path], list[object]]] = [
         ("shard", [], ["shard", world, data, *small]),
         ("train", [data], ["train", place / "recipe.toml", "--out", run]),
         ("export", [run], ["export", run, work / "net.onnx", "--crops", 2]),
@@ -219,18 +217,28 @@ def road(place: Path, only: Sequence[str]) -> Iterator[Stage]:
         ("merge", [data, work / "less"], ["merge", work / "both", data, work / "less", *small]),
         ("card", [data], ["card", data, "--license", "MIT", "--consent", "by letter", "--contact",
                           "a@b.example"]),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    made = {data: "shard", run: "train", emb: "embed", conf: "find", ids: "cluster",
+            work / "less": "drop --erase"}  # fmt: skip
+    wanted = {*only} or {name for name, *_ in steps}
+    taken = {*wanted}
+    for name, needs, _ in reversed(steps):
+        if name in taken:
+            taken |= {made[path] for path in needs}
+            taken |= {name.replace("undo", "apply")}
+    if "import" in taken:
+        _weights(place / "net.pt")
+    for name, needs, args in steps:
+        if name not in taken:
+            continue
         stage = Stage(name, [*map(str, args), "--json"], place / "states" / name, work)
         stage.state.mkdir(parents=True)
         for path in needs:
             shutil.copytree(path, stage.state / path.name)
-        if not only or name in only:
+        if name in wanted:
             stage.fresh()
             prove.warm(stage.args)
             yield stage
-            left.discard(name)
-            if only and not left:
-                return
         _go_on(stage, place)
 
 
