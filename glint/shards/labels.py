@@ -336,7 +336,8 @@ def commit(
     }
     if not len(table.row):
         del columns[".images"]
-        (folder / _name(version, ".images")).unlink(missing_ok=True)  # of a run that was killed
+        with atomic.writing(folder):  # of a run that was killed
+            (folder / _name(version, ".images")).unlink(missing_ok=True)
     for part, (arrays, schema) in reversed(columns.items()):
         parquet.write(folder / _name(version, part), pa.table(arrays, schema=schema))
     files = [seal.entry(folder / _name(version, part)) for part in columns]

@@ -215,10 +215,12 @@ def drop(
         atomic.lock(dataset.root / "_glint" / "lock"),
         labels.changing(dataset.root, PATIENCE),
     ):
+        path = dataset.root / tombstones.FILE
+        atomic.sweep(path.parent, path.name)
         chosen = _choose(dataset, named, singly, copies)  # of the labels that are in force now
         if chosen.fresh or chosen.fresh_keys:
             line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
-            seal.append(dataset.root / tombstones.FILE, line, "GL0304")
+            seal.append(path, line, "GL0304")
         counts = dataset.classes, dataset.n
         version = _put_in_force(dataset.root, counts, chosen.gone, reason)
     return results.Drop(
