@@ -88,6 +88,13 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
             f"note         {console.count(result.copies, 'image')} of other identities: the same "
             "bytes, and they stay; glint info --duplicates lists them, --copies takes them out too"
         )
+    if result.alike:
+        others = ", ".join(f"label:{i}" for i in result.alike[:10])
+        others += " ..." if len(result.alike) > 10 else ""
+        lines.append(
+            f"note         {others}: the same name, but for letter case or Unicode form, and "
+            "they stay; take them down, too, if they are the same person"
+        )
     if not isinstance(result, results.Drop):
         lines.append(
             f"{'would write' if would else 'wrote':13s}{result.erased_to}: "

@@ -243,6 +243,22 @@ def test_folders_inside_those_of_whom_she_is_merged_with(
     assert result.left == [] and people.index("Mae (2)/b") in result.identities
 
 
+def test_who_has_the_same_name_in_another_spelling_is_told(
+    tmp_path: Path, jpeg: Callable[[int], bytes]
+) -> None:
+    people = ("Zo\u00eb_Quill", "Zoe\u0308_Quill", "ZO\u00cb_QUILL", "Zoe_Quill", "Eve Lund")
+    write_world(tmp_path / "src", [(p, i, "", False) for i, p in enumerate(people)], jpeg)
+    shard.shard(tmp_path / "src", tmp_path / "set")
+    names = Dataset(tmp_path / "set").identities().column("source_label").to_pylist()
+    found = drop.drop(tmp_path / "set", [f"source-label:{people[0]}"], "asked")
+    assert {names[i] for i in found.alike} == {*people[1:3]}
+    again = drop.drop(tmp_path / "set", [f"source-label:{people[1]}"], "asked")
+    assert {names[i] for i in again.alike} == {people[2]}  # the first is out already
+    assert (
+        drop.drop(tmp_path / "set", ["source-label:Zoe_Quill"], "asked", dry_run=True).alike == []
+    )
+
+
 def test_longer_names_of_others_are_theirs(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
     """Nor is the ending of a file a name, nor a letter with its accent written apart."""
     stays = {

@@ -23,7 +23,7 @@ from glint.errors import UsageError
 from glint.files import atomic, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
-from glint.pipelines.dataset.erase import Lost, Names, below, cleaned, search
+from glint.pipelines.dataset.erase import Lost, Names, alike, below, cleaned, search
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.results import datasets as results
@@ -273,6 +273,7 @@ def _choose(dataset: Dataset, named: list[int], singly: list[int], copies: bool)
         "copies": int(twin_N.sum()),
         "copies_erased": copies,
         "already": sorted(set(gone) - set(fresh)),
+        "alike": [i for i in alike(dataset, gone) if table.target[i] >= 0],
         "version_before": table.version,
     }
     fresh_keys = [key for key in sorted(keys) if key_name(key) not in done]

@@ -88,6 +88,16 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
+def alike(dataset: Dataset, gone: Sequence[int]) -> list[int]:
+    """Return other labels with a name that is one of `gone`'s, in whatever spelling."""
+    table, mine = dataset.identities(), {*gone}
+    columns = [table.column(name).to_pylist() for name in ("name", "source_label")]
+    each = [{fold(cell) for cell in cells if cell and not cell.isdecimal()}
+            for cells in zip(*columns)]  # fmt: skip
+    hers: set[str] = set().union(*(each[i] for i in mine))
+    return [i for i, names in enumerate(each) if i not in mine and names & hers]
+
+
 def _folded(column: pa.Array) -> pa.Array:
     if pc.all(pc.string_is_ascii(column)).as_py() is not False:
         return pc.ascii_lower(column)
