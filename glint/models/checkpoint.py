@@ -117,7 +117,7 @@ def save(
             shutil.rmtree(final)
         partial.rename(final)
         sync_dir(folder)
-        _prune(folder, final, keep)
+        prune(folder, final, keep)
 
     for work in (begin, write, finish):
         wrong: Exception | None = None
@@ -152,7 +152,7 @@ def _remove(path: Path) -> None:
     shutil.rmtree(left, ignore_errors=True)
 
 
-def _prune(folder: Path, made: Path, keep: int) -> None:
+def prune(folder: Path, made: Path, keep: int) -> None:
     """Remove checkpoints older than the `keep` newest that verify; `made` was read back.
 
     What cannot be read is kept, and counts as none. Where one is to go, the others are read, from
