@@ -245,8 +245,9 @@ def road(place: Path, only: Sequence[str]) -> Iterator[Stage]:
 def _go_on(stage: Stage, place: Path) -> None:
     """Make the state behind a stage, with all that was there before."""
     behind = place / "behind"
+    stage.fresh()
     if behind.exists():
-        shutil.rmtree(stage.work, ignore_errors=True)
+        shutil.rmtree(stage.work)
         behind.rename(stage.work)
     ended(stage.args, place)
     shutil.copytree(stage.work, behind)
