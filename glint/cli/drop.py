@@ -67,10 +67,7 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
     would = "would " if result.dry_run else ""
     some = ", ".join(map(str, result.identities[:10]))
     some += " ..." if len(result.identities) > 10 else ""
-    images = console.count(result.images, "image")
-    lines = [f"identities   {len(result.identities)} ({some}), {images}"]
-    if not result.identities:
-        lines = [f"images       {images}"]
+    lines = [f"identities   {len(result.identities)} ({some})"] if result.identities else []
     if result.merged_with:
         lines.append(
             f"             {len(result.merged_with)} of them by the labels in force, "
@@ -80,6 +77,7 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
         lines.append(
             f"             {len(result.below)} of them by their folders, which lie inside another's"
         )
+    lines.append(f"images       {result.images}")
     if result.copies and result.copies_erased:
         lines.append(
             f"             {console.count(result.copies, 'image')} of them under other identities, "
@@ -89,6 +87,13 @@ def _say(result: results.Drop | results.Erase | results.ErasePlan) -> str:
         lines.append(
             f"note         {console.count(result.copies, 'image')} of other identities: the same "
             "bytes, and they stay; glint info --duplicates lists them, --copies takes them out too"
+        )
+    if result.alike:
+        others = ", ".join(f"label:{i}" for i in result.alike[:10])
+        others += " ..." if len(result.alike) > 10 else ""
+        lines.append(
+            f"note         {others}: the same name, but for letter case or Unicode form, and "
+            "they stay; take them down, too, if they are the same person"
         )
     if not isinstance(result, results.Drop):
         lines.append(

@@ -148,18 +148,37 @@ def open_own(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int
     return fd
 
 
-def sweep(folder: Path) -> None:
-    """Remove half files of processes that were killed; whoever calls holds the output alone."""
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove half files of processes that were killed; whoever calls holds the output alone.
+
+    name: only those of this file, which others may be writing: of processes of this machine that
+    are gone.
+    """
     with writing(folder):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if TEMPORARY.fullmatch(path.name):
+            mine = path.name.startswith(f"{name}.tmp.{_host()}.") and _gone(path.name)
+            if TEMPORARY.fullmatch(path.name) and (not name or mine):
                 path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
+
+
+def _gone(name: str) -> bool:
+    """Say whether the process that wrote a temporary file has ended."""
+    try:
+        os.kill(int(name.rpartition(".")[2].partition("-")[0]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, ValueError):
+        pass
+    return False
 
 
 def temporary_name(path: Path) -> Path:
     """Return NAME.tmp.HOST.PID-RANDOM beside `path`: no other process of any machine takes it."""
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())[:32]
-    return path.with_name(f"{path.name}.tmp.{host}.{os.getpid()}-{secrets.token_hex(3)}")
+    return path.with_name(f"{path.name}.tmp.{_host()}.{os.getpid()}-{secrets.token_hex(3)}")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,7 @@ def save(
 
     def begin() -> None:
         own_dir(folder)
-        for left in folder.glob(".step-*.partial"):  # of runs that were killed
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(folder)
         partial.mkdir()
 
     def write() -> None:
@@ -117,7 +117,7 @@ def save(
             shutil.rmtree(final)
         partial.rename(final)
         sync_dir(folder)
-        _prune(folder, final, keep)
+        prune(folder, final, keep)
 
     for work in (begin, write, finish):
         wrong: Exception | None = None
@@ -138,7 +138,21 @@ def save(
     return final
 
 
-def _prune(folder: Path, made: Path, keep: int) -> None:
+def sweep(folder: Path) -> None:
+    """Remove what runs that were killed left half written, or half removed."""
+    for left in folder.glob(".step-*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; one half removed has its name no more."""
+    left = path.with_name(f".{path.name}.partial")
+    with suppress(OSError):
+        path.rename(left)
+    shutil.rmtree(left, ignore_errors=True)
+
+
+def prune(folder: Path, made: Path, keep: int) -> None:
     """Remove checkpoints older than the `keep` newest that verify; `made` was read back.
 
     What cannot be read is kept, and counts as none. Where one is to go, the others are read, from
@@ -147,7 +161,7 @@ def _prune(folder: Path, made: Path, keep: int) -> None:
     sound, there = 0, all_in(folder)
     for path in reversed(there) if len(there) > keep else ():
         if sound >= keep:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
         elif path == made or not (wrong := problem(path)):
             sound += 1
         else:
@@ -159,7 +173,13 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | No
 
     plain = {name: t.detach().contiguous().cpu() for name, t in tensors.items()}
     save_file(plain, path, metadata={"format": "pt", **(metadata or {})})
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # the library spells metadata in another order each time
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -70,6 +70,7 @@ def export_onnx(
         cosine = _agreement(net, opened, crops)
         digest = opened.digest
     progress(2, 3, "write")
+    atomic.sweep(out.parent, out.name)
     with atomic.replacing(out) as file:
         file.write(data)
     progress(3, 3)

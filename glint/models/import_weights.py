@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
+from glint.files import atomic
 from glint.models import checkpoint
 from glint.nn import backbones
 from glint.results import models as results
@@ -51,8 +52,8 @@ def import_weights(
 
     Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
     Returns {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
-    Raises UsageError GL0001/GL0002, BusyError GL0004, UnsafeError GL0801 for a pickle that asks
-    for more than tensors, InputError GL0401 for a file that is damaged or of another net.
+    Raises UsageError GL0001/GL0002, BusyError GL0004/GL0005, UnsafeError GL0801 for a pickle that
+    asks for more than tensors, InputError GL0401 for a file that is damaged or of another net.
     """
     weights, out = Path(weights), Path(out)
     _require_empty(out)
@@ -61,10 +62,13 @@ def import_weights(
                     if t.is_floating_point()})  # fmt: skip
     source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
     made: dict[str, Any] = {"name": name, "embedding": embedding, "options": dict(options or {})}
-    path = checkpoint.save(
-        out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
-        state={"backbone": made, "imported": source}, keep=1,
-    )  # fmt: skip
+    atomic.own_dir(out / "_glint")
+    with atomic.lock(out / "_glint" / "lock"):
+        _require_empty(out)  # nobody else's either, by now
+        path = checkpoint.save(
+            out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
+            state={"backbone": made, "imported": source}, keep=1,
+        )  # fmt: skip
     parameters = sum(p.numel() for p in net.parameters())
     return results.Import(
         checkpoint=str(path), **made, parameters=parameters, tensors=len(state),
@@ -99,9 +103,10 @@ def _require_empty(out: Path) -> None:
     """Refuse a place that holds anything but what a broken import left."""
     if out.exists() and not out.is_dir():
         raise BusyError("GL0004", "is a file, expected a folder or nothing", where=str(out))
-    left = out / "checkpoints"
-    inside = [p for p in out.iterdir() if p != left] if out.is_dir() else []
+    left, own = out / "checkpoints", out / "_glint"
+    inside = [p for p in out.iterdir() if p not in (left, own)] if out.is_dir() else []
     inside += [p for p in left.iterdir() if p.suffix != ".partial"] if left.is_dir() else []
+    inside += [p for p in own.iterdir() if p.name != "lock"] if own.is_dir() else []
     if inside:
         what = f"the folder is not empty, it holds {inside[0].name}"
         raise BusyError("GL0004", what, where=str(out), hint="name a new folder")

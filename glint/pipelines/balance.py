@@ -185,6 +185,7 @@ def balance(
         edge = np.concatenate([[0], np.cumsum(masked_C)]).astype(np.int32)
         rows = pa.ListArray.from_arrays(edge, masked_m.astype(np.int64))
         table = table.append_column(schemas.LEFT_OUT, rows)
+    atomic.sweep(path.parent, path.name)
     parquet.write(path, table)
     if out is None:
         dataset.publish(path.name)

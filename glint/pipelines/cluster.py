@@ -303,6 +303,8 @@ def apply(
     )
     why = {"stage": STAGE, "report": mark, "min": least}
     if _why(dataset) == why or (now.version and table.same(now)):
+        if not dry_run:
+            labels.complete(dataset.root)
         return result(version=now.version, applied=False, already=True)
     if not table.classes:
         raise UsageError("GL0002", f"no identity has {least} faces", where="--min")
@@ -335,6 +337,7 @@ def undo(folder: Path, root: Path) -> results.ClusterUndo:
     """
     dataset = Dataset(root)
     now = labels.unchecked(dataset.root, dataset.classes)
+    labels.complete(dataset.root)
     why = _why(dataset)
     if why.get("stage") != STAGE or why.get("report") != _mark(folder):
         raise InputError(

@@ -162,6 +162,7 @@ class Gone:  # who is taken down
     copies: int  # images of other identities with the same bytes: they stay, but with `--copies`
     copies_erased: bool  # whether the copies go too
     already: list[int]  # taken down before
+    alike: list[int]  # those that stay and have the same name, but for letter case or Unicode form
     version_before: int  # of the labels
 
 

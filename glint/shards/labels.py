@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,14 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import BusyError, InputError
-from glint.files import atomic, parquet, seal
+from glint.files import atomic, parquet, reads, seal
 from glint.shards import tombstones
 from glint.shards.label_table import LabelTable as LabelTable
 from glint.shards.label_table import checked
 
 Ints = npt.NDArray[np.int64]
+# The last line of the history once more, outside its folder, which may get lost.
+RECORD = "_glint/labels.json"
 
 
 def _folder(root: str | os.PathLike[str]) -> Path:
@@ -121,7 +124,9 @@ def _refuse_other(root: str | os.PathLike[str], version: int) -> None:
 
 
 def _counts(root: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return how many labels and samples a dataset has."""
+    """Return how many labels and samples a dataset has, of an unfinished one only the samples."""
+    if not (Path(root) / "manifest.json").exists():
+        return 0, parquet.read(Path(root) / "samples.parquet", columns=[]).num_rows
     manifest = atomic.read_json(Path(root) / "manifest.json")
     return int(manifest["identities"]), int(manifest.get("written", 0))
 
@@ -147,38 +152,86 @@ def unchecked(root: str | os.PathLike[str], classes: int) -> LabelTable:
 
 
 def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return what was applied, undone and redone, oldest first. Raises InputError GL0304."""
-    return seal.sound_lines(_folder(root) / "history.jsonl")
+    """Return what was applied, undone and redone, oldest first.
+
+    Raises InputError GL0304, also where lines that were written are gone.
+    """
+    path, record = _folder(root) / "history.jsonl", Path(root) / RECORD
+    with reads.reading(record):  # it is written last, so read first
+        last = reads.whole(record) if record.exists() else None
+    lines = seal.sound_lines(path)
+    if last is not None and all(_kept(line) != last for line in reversed(lines)):
+        raise InputError(
+            "GL0304",
+            f"expected the change of the labels that {RECORD} keeps, found {len(lines)} others",
+            where=str(path),
+            hint="bring the folder labels back from a copy; to give up all label versions, "
+            f"remove it and {record}",
+        )
+    return lines
 
 
-def _switch(root: str | os.PathLike[str], version: int, entry: dict[str, Any]) -> None:
-    """Note a change of the labels, and put a version in force."""
-    seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
+def _kept(line: dict[str, Any]) -> bytes:
+    """Return what is noted outside the history of its last line."""
+    return seal.spell({key: line.get(key) for key in ("version", seal.FIELD)})
+
+
+def _states(root: str | os.PathLike[str], last: dict[str, Any]) -> dict[Path, bytes]:
+    """Return what the files say that follow the last line of the history."""
+    version = int(last["version"])
     value = {"version": version, "file": _name(version) if version else None}
     if _listed(root, version):
         value["images"] = _name(version, ".images")
-    atomic.write_json(_folder(root) / "current.json", value)
+    return {Path(root) / RECORD: _kept(last), _folder(root) / "current.json": seal.spell(value)}
+
+
+def _switch(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
+    """Note a change of the labels, and put its version in force."""
+    seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
+    _complete(root)
+
+
+def _complete(root: str | os.PathLike[str]) -> None:
+    atomic.own_dir((Path(root) / RECORD).parent)
+    for path, data in _behind(root).items():
+        atomic.write_bytes(path, data)
+
+
+def _behind(root: str | os.PathLike[str]) -> dict[Path, bytes]:
+    lines = history(root)
+    states = _states(root, lines[-1]) if lines else {}
+    return {p: data for p, data in states.items() if not p.is_file() or p.read_bytes() != data}
+
+
+def complete(root: str | os.PathLike[str]) -> None:
+    """Complete a change of the labels that was killed behind its line of the history."""
+    _head(root)
+    if _behind(root):
+        with changing(root):
+            pass
 
 
 def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]:
     """Return the history lines that the labels in force rest on, the newest first.
 
-    Raises what `unchecked` raises.
+    `from` is the version below, also where that is not the one that was in force before. Raises
+    what `unchecked` raises.
     """
     version: object = unchecked(root, classes).version
     lines = []
     for line in reversed(history(root)):
         if line.get("op") == "apply" and line.get("version") == version:
-            lines.append(line)
-            version = line.get("from")
+            version = line.get("rests_on", line.get("from"))
+            lines.append(line | {"from": version})
     return lines
 
 
 def upcoming(root: str | os.PathLike[str]) -> int:
-    """Return the number that the next label version gets; none is given twice."""
-    taken = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
-    taken += [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
-    return max(taken, default=0) + 1
+    """Return the number that the next label version gets; none that was in force is given twice."""
+    made = [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
+    files = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
+    last, most = max(made, default=0), max(files, default=0)
+    return last + 1 if most <= last + 1 else most + 1  # a commit that was killed left one at most
 
 
 def _nothing(what: str, root: str | os.PathLike[str]) -> InputError:
@@ -189,11 +242,16 @@ def _nothing(what: str, root: str | os.PathLike[str]) -> InputError:
 def changing(root: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
     """Hold the labels of a dataset, so that nothing else changes them.
 
-    Raises BusyError GL0005 where another command does and has not ended in `wait` seconds.
+    What a command that was killed left half done is completed, or removed. Raises BusyError GL0005
+    where another command holds them and has not ended in `wait` seconds, InputError GL0304.
     """
-    folder = _folder(root)
+    folder, record = _folder(root), Path(root) / RECORD
     atomic.make_dir(folder)
     with atomic.lock(folder / "lock", wait=wait):
+        atomic.sweep(folder)
+        atomic.sweep(record.parent, record.name)
+        _head(root)
+        _complete(root)
         yield
 
 
@@ -236,14 +294,15 @@ def settled(
     table: LabelTable,
     where: str = "",
     counts: tuple[int, int] | None = None,
+    more: Sequence[dict[str, Any]] = (),
 ) -> LabelTable:
     """Return a table as it may come in force: checked, and without what was taken down.
 
-    counts: labels and samples, of a dataset without a manifest yet. An identity that lost all its
-    images to others, or to none, is dropped. Raises InputError GL0304.
+    counts: labels and samples, of a dataset without a manifest yet. more: take-downs to come. An
+    identity that lost all its images to others, or to none, is dropped. Raises InputError GL0304.
     """
     table = checked(table, *(counts or _counts(root)), where or str(root))
-    table = tombstones.bury(root, table)
+    table = tombstones.bury(root, table, more)
     if len(table.row):
         table = table.without(table.emptied(tombstones.label_of(root)))
     return table
@@ -256,8 +315,13 @@ def commit(
     *,
     based_on: int | None = None,
     counts: tuple[int, int] | None = None,
+    rests_on: int | None = None,
 ) -> int:
-    """Do what `apply` does; the caller holds the labels (`changing`). counts: as `settled`."""
+    """Do what `apply` does; the caller holds the labels (`changing`).
+
+    counts: as `settled`. rests_on: the version that the new one goes on top of, where that is not
+    the one in force: what came after is undone.
+    """
     folder = _folder(root)
     before = _head(root)[0]
     if based_on is not None and before != based_on:
@@ -272,12 +336,22 @@ def commit(
     }
     if not len(table.row):
         del columns[".images"]
+        with atomic.writing(folder):  # of a run that was killed
+            (folder / _name(version, ".images")).unlink(missing_ok=True)
     for part, (arrays, schema) in reversed(columns.items()):
         parquet.write(folder / _name(version, part), pa.table(arrays, schema=schema))
     files = [seal.entry(folder / _name(version, part)) for part in columns]
     entry = {"op": "apply", "version": version, "from": before, "why": why, "files": files}
-    _switch(root, version, entry)
+    entry |= {} if rests_on is None else {"rests_on": rests_on}
+    _switch(root, entry)
     return version
+
+
+def forget(root: str | os.PathLike[str]) -> None:
+    """Remove all label versions of an unfinished dataset, of a run that was killed there."""
+    with atomic.writing(root):
+        shutil.rmtree(_folder(root), ignore_errors=True)
+        (Path(root) / RECORD).unlink(missing_ok=True)
 
 
 def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints | None) -> None:
@@ -287,13 +361,14 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
     them there; None where rows are the same.
     """
     here, there = _folder(root), _folder(out)
-    if not (here / "history.jsonl").exists():
+    forget(out)
+    if not (lines := history(root)):
         return
     atomic.make_dir(there)
     for path in sorted(here.glob("v*.parquet")):
         atomic.write_bytes(there / path.name, path.read_bytes())
     raw, seen = b"", ""
-    for line in history(root):
+    for line in lines:
         files = line.get("files", ())
         name = _name(int(line["version"]), ".images")
         if new_N is not None and any(one["name"] == name for one in files):
@@ -307,8 +382,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
         one = seal.line(seen, line)
         raw, seen = raw + one, str(json.loads(one)[seal.FIELD])
     atomic.write_bytes(there / "history.jsonl", raw)
-    if (here / "current.json").exists():
-        atomic.write_bytes(there / "current.json", (here / "current.json").read_bytes())
+    _complete(out)
 
 
 def stale(root: str | os.PathLike[str], based_on: int, found: int) -> BusyError:
@@ -332,7 +406,7 @@ def refuse_changed(root: str | os.PathLike[str], version: int) -> None:
 def _return(root: str | os.PathLike[str], op: str, version: int, before: int) -> int:
     """Put an older version back in force. Raises MismatchError GL0308."""
     tombstones.refuse_revived(root, load(root, version, _counts(root)[0]))
-    _switch(root, version, {"op": op, "version": version, "from": before})
+    _switch(root, {"op": op, "version": version, "from": before})
     return version
 
 
@@ -344,7 +418,7 @@ def undo(root: str | os.PathLike[str], *, based_on: int | None = None) -> int:
     down.
     """
     nothing = _nothing("the labels stand as sharded, nothing was applied", root)
-    if not _folder(root).exists():
+    if not history(root):
         raise nothing
     with changing(root):
         version = _head(root)[0]
@@ -363,7 +437,7 @@ def redo(root: str | os.PathLike[str]) -> int:
     Raises InputError GL0502 where the last change was not an undo, MismatchError GL0308.
     """
     nothing = _nothing("no undone version to put back", root)
-    if not _folder(root).exists():
+    if not history(root):
         raise nothing
     with changing(root):
         undone: list[int] = []

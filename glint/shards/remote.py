@@ -27,7 +27,10 @@ SIZE = "50GB"
 SIZES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 PATIENCE = 900.0  # seconds to wait for another process that fetches the same file
 # What may stand beside a manifest without being listed in it.
-LOOSE = ("labels/current.json", "sampling.parquet", "_glint/tombstones.jsonl", "README.md")
+LOOSE = (
+    "labels/current.json", "sampling.parquet", "_glint/tombstones.jsonl", "_glint/labels.json",
+    "README.md",
+)  # fmt: skip
 HISTORY = "labels/history.jsonl"
 _TODO = "glint verify --deep names all that is damaged"
 

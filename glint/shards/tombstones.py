@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,16 @@ def _rows(root: str | os.PathLike[str], lines: Iterable[dict[str, Any]]) -> Ints
     return rows
 
 
-def bury(root: str | os.PathLike[str], table: LabelTable) -> LabelTable:
+def bury(
+    root: str | os.PathLike[str], table: LabelTable, more: Sequence[dict[str, Any]] = ()
+) -> LabelTable:
     """Return the table without whom and what was taken down, whatever it says of them.
 
     An identity that was taken down has target -1, and no image that was sharded under it is moved
-    to another; an image that was taken down by its key is left out. Raises InputError GL0304.
+    to another; an image that was taken down by its key is left out. more: lines that are to come.
+    Raises InputError GL0304.
     """
-    lines = read(root)
+    lines = [*read(root), *more]
     if not lines:
         return table
     gone = np.array(sorted(buried(lines)), np.int64)

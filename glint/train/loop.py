@@ -23,6 +23,7 @@ from glint.evals.embed import embed_jpegs
 from glint.evals.pairs import Verification, ten_fold
 from glint.files.atomic import write_bytes
 from glint.log import Progress, logger, silent
+from glint.models.checkpoint import prune
 from glint.nn.heads.partial_fc import PartialFC
 from glint.recipes.load import dump
 from glint.results import models as results
@@ -50,12 +51,15 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
     start = restore.resume(run)
     if start < total and any(_any(run, until.over(start))):
         what = f"--until is past: the run stands at step {start} of {total}"
-        raise Stopped("GL0704", what, where=str(run.out))
+        hint = "give a later --until, or none, to go on"
+        raise Stopped("GL0704", what, where=str(run.out), hint=hint)
     log = metrics.Log(run, start)
     if run.world.rank == 0 and start < total:
         write_bytes(run.out / "recipe.toml", dump(recipe).encode())
         logger.info("%s", run.data.stream.coverage(recipe.schedule.epochs))
     path = run.out / "checkpoints" / f"step-{start:08d}"
+    if run.world.rank == 0 and start >= total:  # killed behind its last save, it had no time to
+        prune(path.parent, path, recipe.run.keep)
     verified: dict[str, Verification] = {}
     result = Step(math.nan, math.nan)
     if start == 0 and run.data.val:

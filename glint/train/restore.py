@@ -81,6 +81,8 @@ def resume(run: Run) -> int:
     Raises MismatchError GL0702 where the run was started with other data, recipe or batch, GL0701
     where the checkpoint matches its manifest and still is not one of this program.
     """
+    if run.world.rank == 0:
+        checkpoint.sweep(run.out / "checkpoints")
     saved = checkpoint.newest(run.out / "checkpoints", cpu_group(run.world))
     if saved is None:
         if run.recipe.run.finetune:

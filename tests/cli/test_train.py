@@ -447,6 +447,7 @@ def test_until_saves_stops_and_goes_on(
     assert len(losses(parts)) == 3
     said = glint(*common, "--until", "3", code=75)
     assert "--until is past: the run stands at step 3 of 5" in said
+    assert "give a later --until, or none, to go on" in said
     run = build(load(path, Recipe, ("schedule.max_steps=5", "data.batch=16")), World(), parts)
     with pytest.raises(Stopped, match=r"--until is past: .* at step 3 of 5"):
         loop.train(run, until=Until(time=time.time() - 1))
@@ -510,10 +511,13 @@ def test_a_finished_run_is_left_as_it_is(glint: Any, small: Any, tmp_path: Path)
     words = ("train", path, "--out", run, "--set", "schedule.max_steps=4")
     glint(*words, "--json")
     record = (run / "recipe.toml").read_bytes()
+    there = run / "checkpoints"
+    shutil.copytree(there / "step-00000004", there / "step-00000001")  # a kill left it no time
     said = glint(
         "train", path, "--out", run, "--set", "schedule.max_steps=2", "--set", "head.block=7",
-        "--json",
+        "--set", "run.keep=1", "--json",
     )  # fmt: skip
+    assert [one.name for one in there.iterdir()] == ["step-00000004"]
     assert (said["steps"], said["images"], said["resumed_from"]) == (4, 64, 4)
     assert (run / "recipe.toml").read_bytes() == record
     said = glint(*words, "--set", "data.block=60", "--set", "data.flip=false", code=7)

@@ -1,13 +1,15 @@
 """Faults on purpose, by the hundred: kills, full disks, races, the order of fsyncs, signals.
 
-    python tests/faults/prove.py [kills disks races order signals truth large] [--quick]
+    python tests/faults/prove.py [PART ...] [--quick]
 
-prints one JSON line per figure, adds them to `--out FILE`, and leaves with 1 where one falls short.
+PART is kills, disks, races, order, signals, truth, large, stages or crashes. It prints one JSON
+line per figure, adds them to `--out FILE`, and leaves with 1 where one falls short.
 `--share F` runs that share of the counts (`--quick` is 0.05), `--part i/N` the i-th of N parts of
 them, from 0 on; `--seed N` is the seed of every draw. The command runs in forks of this process,
 which has imported glint once; `--spawn F` of the runs start their workers as a user's run does (the
-others fork them, which is quicker). `truth` and `large` are those of prove_truth.py. Linux; strace
-for system calls, root for the mounts, which live in a mount namespace of their own.
+others fork them, which is quicker). `truth` and `large` are those of prove_truth.py, `stages` that
+of prove_stages.py, `crashes` of prove_crashes.py. Linux; strace for system calls, a C compiler for
+`stages` and `crashes`, root for the mounts, which live in a mount namespace of their own.
 """
 
 from __future__ import annotations
@@ -267,7 +269,13 @@ class Run:
     """`glint ARGS` in a fork, in a process group of its own, that waits for `go`."""
 
     def __init__(
-        self, args: Sequence[object], place: Path, *, spawn: bool = False, held: bool = False
+        self,
+        args: Sequence[object],
+        place: Path,
+        *,
+        spawn: bool = False,
+        held: bool = False,
+        around: contextlib.AbstractContextManager[object] | None = None,
     ) -> None:
         self.said, self.told = place / f"said-{id(self)}", place / f"told-{id(self)}"
         self.tracer: subprocess.Popen[str] | None = None
@@ -296,7 +304,8 @@ class Run:
                 sys.modules["__main__"] = glint.__main__  # what a spawned worker looks at
                 os.read(gate, 1)
                 os.close(gate)
-                code = _command([str(arg) for arg in args])
+                with around or contextlib.nullcontext():
+                    code = _command([str(arg) for arg in args])
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:
@@ -714,6 +723,7 @@ class Given:
     large: int = 512
     kills: int = 20
     disks: int = 10
+    only: Sequence[str] = ()
 
     def chance(self, name: str) -> random.Random:
         return random.Random(f"{self.seed}/{self.part[0]}/{name}")
@@ -1278,13 +1288,13 @@ def _read_only(given: Given, job: Job) -> Iterator[Figure]:
     yield tally.none("read-only output: changed", "other")
 
 
-def at_rest(name: str) -> Callable[[Given], Iterator[Figure]]:
-    """Return a part of prove_truth.py, which imports this file."""
+def part_of(module: str, name: str) -> Callable[[Given], Iterator[Figure]]:
+    """Return a part of another file, which imports this one."""
 
     def part(given: Given) -> Iterator[Figure]:
         sys.modules.setdefault("prove", sys.modules[__name__])
         sys.path.insert(0, str(Path(__file__).parent))
-        yield from getattr(importlib.import_module("prove_truth"), name)(given)
+        yield from getattr(importlib.import_module(module), name)(given)
 
     return part
 
@@ -1296,7 +1306,9 @@ SECTIONS: dict[str, Callable[[Given], Iterator[Figure]]] = {
     "races": races,
     "order": order,
     "signals": signals,
-    **{name: at_rest(name) for name in ON_DISK},
+    **{name: part_of("prove_truth", name) for name in ON_DISK},
+    "stages": part_of("prove_stages", "stages"),
+    "crashes": part_of("prove_crashes", "crashes"),
 }
 
 
@@ -1315,6 +1327,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=512, help="large: MiB of images")
     parser.add_argument("--kills", type=int, default=20, help="large: workers that are killed")
     parser.add_argument("--disks", type=int, default=10, help="large: disks that are filled")
+    parser.add_argument("--only", nargs="+", default=[], help="stages, crashes: these stages")
     parser.add_argument("--out", type=Path, help="add the lines to this file too")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -1329,7 +1342,7 @@ def main() -> None:
             part = tuple(map(int, given.part.split("/")))
             made = Given(
                 share, (part[0], part[1]), given.seed, given.spawn, given.workers, Path(place),
-                given.gib, given.large, given.kills, given.disks,
+                given.gib, given.large, given.kills, given.disks, given.only,
             )  # fmt: skip
             for figure in SECTIONS[name](made):
                 line = json.dumps(

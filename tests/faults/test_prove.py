@@ -59,7 +59,8 @@ def test_in_short(tmp_path: Path, section: str) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "section", ["kills", "disks", "races", "order", "signals", "truth", "large"]
+    "section",
+    ["kills", "disks", "races", "order", "signals", "truth", "large", "stages", "crashes"],
 )
 def test_at_length(tmp_path: Path, section: str) -> None:
     assert len(run(tmp_path, section, "--quick", "--seed", 1)) >= 4

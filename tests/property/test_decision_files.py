@@ -131,7 +131,7 @@ def laws(report: tuple[Path, list[str]], lines: list, order) -> None:
     """Apply, apply again from other files, undo, apply those; or be refused by name."""
     folder, verdict = report
     root = folder.parent
-    shutil.rmtree(root / "labels", ignore_errors=True)
+    labels.forget(root)
     if (root / "start").exists():
         shutil.copytree(root / "start", root / "labels")
     before = labels.current(root, CLASSES)

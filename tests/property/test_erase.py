@@ -241,3 +241,62 @@ def test_folders_inside_those_of_whom_she_is_merged_with(
     seal.append(tmp_path / "set" / tombstones.FILE, {"op": "drop", "labels": gone}, "GL0304")
     result = drop.drop(tmp_path / "set", [], "asked", erase=tmp_path / "out")
     assert result.left == [] and people.index("Mae (2)/b") in result.identities
+
+
+def test_who_has_the_same_name_in_another_spelling_is_told(
+    tmp_path: Path, jpeg: Callable[[int], bytes]
+) -> None:
+    people = ("Zo\u00eb_Quill", "Zoe\u0308_Quill", "ZO\u00cb_QUILL", "Zoe_Quill", "Eve Lund")
+    write_world(tmp_path / "src", [(p, i, "", False) for i, p in enumerate(people)], jpeg)
+    shard.shard(tmp_path / "src", tmp_path / "set")
+    names = Dataset(tmp_path / "set").identities().column("source_label").to_pylist()
+    found = drop.drop(tmp_path / "set", [f"source-label:{people[0]}"], "asked")
+    assert {names[i] for i in found.alike} == {*people[1:3]}
+    again = drop.drop(tmp_path / "set", [f"source-label:{people[1]}"], "asked")
+    assert {names[i] for i in again.alike} == {people[2]}  # the first is out already
+    assert (
+        drop.drop(tmp_path / "set", ["source-label:Zoe_Quill"], "asked", dry_run=True).alike == []
+    )
+
+
+def test_longer_names_of_others_are_theirs(tmp_path: Path, jpeg: Callable[[int], bytes]) -> None:
+    """Nor is the ending of a file a name, nor a letter with its accent written apart."""
+    stays = {
+        "Ann_Smith": ["Ann_Smith_0001", "party/1", "with Ann and Ann_Smith"],
+        "Anna": ["Anna_0001"],
+        "Bo Ann": ["Bo Ann (Ann)"],
+        "An": ["An Ann Ann", "Ann_Smithers"],
+        "Ann\u0303a": ["1"],
+    }
+    files = [(who, f"{name}.jpg") for who, names in stays.items() for name in names]
+    files += [("Ann", "0001.jpg"), ("jpg", "0001.jpg"), ("Ann_Smith", "jpg of jpg.jpg")]
+    for i, (who, name) in enumerate(files):
+        path = tmp_path / "src" / who / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(i))
+    shard.shard(tmp_path / "src", tmp_path / "set")
+    result = drop.drop(tmp_path / "set", ["Ann", "jpg"], "asked", erase=tmp_path / "out")
+    assert sorted(pq.read_table(tmp_path / "out/samples.parquet")["source"].to_pylist()) == sorted([
+        "Ann_Smith/Ann_Smith_0001.jpg", "Ann_Smith/party/1.jpg",
+        "Ann_Smith/with erased and Ann_Smith.jpg", "Anna/Anna_0001.jpg",
+        "Bo Ann/Bo Ann (erased).jpg", "An/An erased erased.jpg", "An/erased_Smithers.jpg",
+        "Ann\u0303a/1.jpg", "Ann_Smith/erased of erased.jpg",
+    ])  # fmt: skip
+    assert {place.split()[0] for place in result.left} == {"data/train-000000.idx"}  # its word jpg
+
+
+@pytest.mark.parametrize(
+    "spelled", ["ZO\u00cb_QUILL", "zo\u00eb_quill", "Zoe\u0308_Quill", "Zo\u00eb_Qu\uff49ll"]
+)
+def test_other_spellings_are_found_though_not_written_over(
+    spelled: str, tmp_path: Path, jpeg: Callable[[int], bytes]
+) -> None:
+    files = [("Zo\u00eb_Quill", 0, "", False), ("Bo Lund", 1, f"{spelled} and ", False)]
+    write_world(tmp_path / "src", files, jpeg)
+    shard.shard(tmp_path / "src", tmp_path / "set", shard.Options(5, with_json=True))
+    word = "source-label:Zo\u00eb_Quill"
+    result = drop.drop(tmp_path / "set", [word], "asked", erase=tmp_path / "out")
+    there = json.dumps(spelled)[1:-1]
+    assert any(there in v.decode("latin-1") for v in members(tmp_path / "out").values())
+    assert any(place.startswith("samples.parquet source, row") for place in result.left)
+    assert any(place.endswith(".json: a name") for place in result.left)

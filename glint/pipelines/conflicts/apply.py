@@ -1,6 +1,6 @@
 """Apply the verdicts of a conflict report as a new label version, and take them back.
 
-Only DATASET/labels changes; no shard is opened.
+Only labels/ of the dataset changes, and what _glint keeps of it; no shard is opened.
 """
 
 # C labels as sharded, m masked pairs
@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from glint.shards.dataset import Dataset
 
 FORMAT = "glint/conflicts@1"
 STAGE = "dedup-conflicts"
+TAKEN = ("drop", f"{STAGE} undo")  # stages of versions that only leave out
 TABLES = ("pairs.parquet", "groups.parquet")
 REPORT = (*TABLES, "conflicts.json")
 Ints = npt.NDArray[np.int64]
@@ -255,6 +257,23 @@ def _applied(report: Report) -> str | None:
     return None
 
 
+def _before(report: Report, folder: Path) -> tuple[int, bool]:
+    """Return the version that this report went on top of, and whether take-downs came since.
+
+    Raises InputError GL0502 where it is not what is in force, take-downs aside.
+    """
+    dataset = report.dataset
+    lines = labels.in_force(dataset.root, dataset.classes)
+    since = list(takewhile(lambda line: (line.get("why") or {}).get("stage") in TAKEN, lines))
+    for line in lines[len(since) :][:1]:
+        if _is_of(line, {report.digest, report.tables}):
+            return int(line["from"]), bool(since)
+    version = lines[0]["version"] if lines else 0
+    what = f"this report is not in force (the labels stand at version {version})"
+    hint = "what was applied later must be undone first; take-downs (glint drop) stay"
+    raise InputError("GL0502", what, where=str(folder), hint=hint)
+
+
 def _is_of(line: dict[str, Any], marks: set[str]) -> bool:
     """Return whether a history line is about the report of these digests."""
     why = line.get("why") or {}
@@ -334,6 +353,8 @@ def apply(
     then = outcome(report, now)
     stood = _applied(report)
     if stood == then.decided:
+        if not dry_run:
+            labels.complete(dataset.root)
         return _result(folder, dataset, now, now, applied=False, already=True, dry_run=dry_run)
     if stood is not None:
         raise MismatchError(
@@ -387,20 +408,21 @@ def apply(
 def undo(folder: Path) -> results.Undo:
     """Put the label version from before the report back in force, exactly.
 
+    Where take-downs came since, a new version says what that one did, without whom they name.
+
     Raises InputError GL0502 when the report is not what is in force, and what `labels.undo` raises.
     """
     report = read(folder, None)
     dataset = report.dataset
     now = labels.unchecked(dataset.root, dataset.classes)
-    if _applied(report) is None:
-        raise InputError(
-            "GL0502",
-            f"this report is not in force (the labels stand at version {now.version})",
-            where=str(folder),
-            hint="what was applied later must be undone first; a take-down (glint drop) since then "
-            "stays, and so does what it went on top of",
-        )
-    version = labels.undo(dataset.root, based_on=now.version)
+    labels.complete(dataset.root)
+    before, taken = _before(report, folder)
+    if taken:
+        table, why = labels.load(dataset.root, before, dataset.classes), {"stage": TAKEN[1]}
+        with labels.changing(dataset.root):
+            version = labels.commit(dataset.root, table, why, based_on=now.version, rests_on=before)
+    else:
+        version = labels.undo(dataset.root, based_on=now.version)
     then = labels.load(dataset.root, version, dataset.classes)
     result = _result(folder, dataset, now, then, applied=False, already=False, dry_run=False)
     return results.Undo(**vars(result) | {"undone": True})

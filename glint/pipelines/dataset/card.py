@@ -322,6 +322,7 @@ def card(
     values = {**facts(dataset), "title": title or _title(path) or _name(dataset)}
     text = render(told, values)
     if not dry_run:
+        atomic.sweep(path.parent, path.name)
         atomic.write_bytes(path, text.encode())
         dataset.publish("README.md")
     hub, _ = hub_license(told["licence"])

@@ -23,7 +23,7 @@ from glint.errors import UsageError
 from glint.files import atomic, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
-from glint.pipelines.dataset.erase import Lost, Names, below, cleaned, search
+from glint.pipelines.dataset.erase import Lost, Names, alike, below, cleaned, search
 from glint.pipelines.dataset.output import Execution, Output
 from glint.pipelines.dataset.reshard import Reshard, Without
 from glint.results import datasets as results
@@ -120,16 +120,19 @@ def _tombstone(
     }
 
 
-def _put_in_force(root: Path, classes: int, gone: Sequence[int], reason: str) -> int:
+def _put_in_force(
+    root: Path, counts: tuple[int, int], gone: Sequence[int], reason: str, empty: Sequence[int] = ()
+) -> int:
     """Put the absence of all that was taken down in force, where it is not yet; return the version.
 
-    The caller holds the labels.
+    counts: labels and samples; empty: labels without an image since. The caller holds the labels.
     """
-    now = labels.unchecked(root, classes)
-    if tombstones.bury(root, now).same(now):
+    now = labels.unchecked(root, counts[0])
+    then = now.without(empty)
+    if tombstones.bury(root, then).same(now):
         return now.version
     why = {"stage": STAGE, "labels": list(gone), "reason": reason}
-    return labels.commit(root, now, why, based_on=now.version)
+    return labels.commit(root, then, why, based_on=now.version, counts=counts)
 
 
 def _is_number(word: str) -> bool:
@@ -197,12 +200,13 @@ def drop(
         lost |= {"left": left, "left_count": count}
         return results.Erase(**chosen.told | written | lost, dry_run=False)
     if dry_run:
-        then = chosen.table.without(chosen.gone)
-        fall = then.classes < chosen.table.classes or bool(chosen.fresh_keys)
+        line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
+        then = labels.settled(root, chosen.table, more=[line])
+        same = then.same(chosen.table)
         return results.Drop(
             **chosen.told,
             dry_run=True,
-            version=labels.upcoming(root) if fall else chosen.table.version,
+            version=chosen.table.version if same else labels.upcoming(root),
             erased_to=None,
             classes=then.classes,
         )
@@ -211,11 +215,14 @@ def drop(
         atomic.lock(dataset.root / "_glint" / "lock"),
         labels.changing(dataset.root, PATIENCE),
     ):
+        path = dataset.root / tombstones.FILE
+        atomic.sweep(path.parent, path.name)
         chosen = _choose(dataset, named, singly, copies)  # of the labels that are in force now
         if chosen.fresh or chosen.fresh_keys:
             line = _tombstone(dataset, chosen.fresh, chosen.fresh_keys, reason, STAGE)
-            seal.append(dataset.root / tombstones.FILE, line, "GL0304")
-        version = _put_in_force(dataset.root, dataset.classes, chosen.gone, reason)
+            seal.append(path, line, "GL0304")
+        counts = dataset.classes, dataset.n
+        version = _put_in_force(dataset.root, counts, chosen.gone, reason)
     return results.Drop(
         **chosen.told,
         dry_run=False,
@@ -266,6 +273,7 @@ def _choose(dataset: Dataset, named: list[int], singly: list[int], copies: bool)
         "copies": int(twin_N.sum()),
         "copies_erased": copies,
         "already": sorted(set(gone) - set(fresh)),
+        "alike": [i for i in alike(dataset, gone) if table.target[i] >= 0],
         "version_before": table.version,
     }
     fresh_keys = [key for key in sorted(keys) if key_name(key) not in done]
@@ -291,7 +299,11 @@ class Erasure(Reshard):
             keys |= {*key_N[twin_n].tolist()}
             without = Without(tuple(self.everyone), tuple(sorted(keys)), (reason,))
         super().__init__(dataset, int(dataset.manifest["samples_per_shard"]), without=without)
-        self.count = int(self.gone.rows(dataset).sum())
+        gone_N = self.gone.rows(dataset)
+        self.count = int(gone_N.sum())
+        target_N, target_C = chosen.table.sample_target(dataset.label), chosen.table.target
+        lost = np.setdiff1d(target_N[gone_N], target_N[~gone_N])
+        self.empty = np.flatnonzero(np.isin(target_C, lost[lost >= 0])).tolist()
         self.called = Names(dataset, self.everyone)
 
     @cached_property
@@ -309,15 +321,17 @@ class Erasure(Reshard):
         labels = {said[label] for label in self.gone.labels}
         return cleaned(super().quarantine(), self.called, labels, self.lost)
 
-    def after(self, folder: Path) -> None:
-        """Bury those who are not buried yet, and put their absence in force."""
-        lines = tombstones.read(folder)
+    def _carry(self, out: Path) -> None:
+        """Bury those who are not buried yet, too, and put their absence in force."""
+        super()._carry(out)
+        lines = tombstones.read(out)
         fresh = [label for label in self.everyone if label not in tombstones.buried(lines)]
         done = {key for line in lines if line.get("op") == "erase" for key in line.get("keys", ())}
         keys = [key for key in self.gone.keys if key_name(key) not in done]
         if fresh or keys:
             line = _tombstone(self.dataset, fresh, keys, self.reason, "erase")
-            seal.append(folder / tombstones.FILE, line, "GL0304")
-        if self.everyone:
-            with labels.changing(folder):
-                _put_in_force(folder, self.dataset.classes, self.everyone, self.reason)
+            seal.append(out / tombstones.FILE, line, "GL0304")
+        if self.everyone or self.empty:
+            with labels.changing(out):
+                counts = self.dataset.classes, self.dataset.n - self.count
+                _put_in_force(out, counts, self.everyone, self.reason, self.empty)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tarfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +24,9 @@ WORD = "erased"  # what stands where a name stood
 SHOWN = 100  # places that are named
 TEXTS = ("source", "source_label", "note")  # of a row of the quarantine
 ROWS = 1 << 16  # of a table, looked through at a time
-EDGE = r"[^\pL\pN]"  # what a name ends at: an underscore too, as in Ann_Lee_0001.jpg
+EDGE = r"[^\pL\pN\pM]"  # what a name ends at: an underscore too, as in Ann_Lee_0001.jpg
+ENDINGS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "json", "jsonl", "cls"}
+ENDINGS |= {"tar", "parquet", "idx", "rec"}  # of files: somebody may be called so
 
 
 def below(dataset: Dataset, gone: Sequence[int]) -> list[int]:
@@ -35,11 +38,79 @@ def below(dataset: Dataset, gone: Sequence[int]) -> list[int]:
     return [i for i, name in enumerate(said) if name.startswith(tops) and i not in {*gone}]
 
 
+class Words:
+    """Words to find in texts: whole, and not inside longer ones that are kept.
+
+    What stands behind the last dot of a text, as in 1.jpg, is no word where files end so.
+    """
+
+    def __init__(self, words: Iterable[str], kept: Iterable[str] = ()) -> None:
+        self._words = frozenset(words)
+        self._each = sorted({*self._words, *kept}, key=len, reverse=True)
+        some = "|".join(map(re.escape, sorted(self._words)))
+        self._pattern = f"(^|{EDGE})(?:{some})($|{EDGE})"
+        self._begin = re.compile("|".join(map(re.escape, self._each)))
+
+    def _at(self, text: str, start: int) -> str:
+        """Return the longest whole word that begins there, or ''."""
+        for word in self._each:
+            end = start + len(word)
+            before, behind = text[max(0, start - 1) : start], text[end : end + 1]
+            if text.startswith(word, start) and not _inner(before) and not _inner(behind):
+                ending = before == "." and not behind and word.lower() in ENDINGS
+                return "" if ending else word
+        return ""
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where words stand that are not kept."""
+        found, at = [], 0
+        while some := self._begin.search(text, at):
+            word = self._at(text, some.start())
+            at = some.start() + max(1, len(word))
+            found += [(some.start(), at)] if word in self._words else []
+        return found
+
+    def rows(self, column: pa.Array) -> Iterator[int]:
+        """Give the numbers of the texts that hold one."""
+        if self._words:
+            some = pc.fill_null(pc.match_substring_regex(column, self._pattern), False)
+            for row in np.flatnonzero(some.to_numpy(zero_copy_only=False)).tolist():
+                if self.spans(column[row].as_py()):
+                    yield row
+
+
+def _inner(char: str) -> bool:
+    return char.isalnum() or unicodedata.category(char or "/")[0] == "M"
+
+
+def fold(text: str) -> str:
+    """Return a text as its spellings in other letter case and Unicode forms are alike."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def alike(dataset: Dataset, gone: Sequence[int]) -> list[int]:
+    """Return other labels with a name that is one of `gone`'s, in whatever spelling."""
+    table, mine = dataset.identities(), {*gone}
+    columns = [table.column(name).to_pylist() for name in ("name", "source_label")]
+    each = [{fold(cell) for cell in cells if cell and not cell.isdecimal()}
+            for cells in zip(*columns)]  # fmt: skip
+    hers: set[str] = set().union(*(each[i] for i in mine))
+    return [i for i, names in enumerate(each) if i not in mine and names & hers]
+
+
+def _folded(column: pa.Array) -> pa.Array:
+    if pc.all(pc.string_is_ascii(column)).as_py() is not False:
+        return pc.ascii_lower(column)
+    texts = column.to_pylist()
+    return pa.array([None if one is None else fold(one) for one in texts], pa.large_string())
+
+
 class Names:
     """The names of identities, as words of a text.
 
-    All are looked for; those that nobody who stays bears may be written over. A number is no name:
-    it would be found everywhere.
+    Those that nobody who stays bears may be written over, as they are spelled; all are looked for,
+    in any spelling. Longer names of those who stay are theirs. A number is no name: it would be
+    found everywhere.
     """
 
     def __init__(self, dataset: Dataset, gone: Sequence[int]) -> None:
@@ -49,28 +120,28 @@ class Names:
         hers = {name for i in mine for name in each[i] if len(name) > 1 and not name.isdecimal()}
         hers = {name for name in hers if name != WORD and not name.startswith(f"{WORD}:")}
         others = {name for i, names in enumerate(each) if i not in mine for name in names}
-        self._all = sorted(hers, key=len, reverse=True)
-        self._own = sorted(hers - others, key=len, reverse=True)
-
-    @staticmethod
-    def _pattern(words: Sequence[str]) -> str:
-        return f"(^|{EDGE})(?:{'|'.join(map(re.escape, words))})($|{EDGE})"
+        there = pa.array(sorted(others - hers), pa.large_string())
+        longer = there.take(pa.array(Words(map(fold, hers)).rows(_folded(there)), pa.int64()))
+        kept = longer.to_pylist()
+        self._own, self.exactly = Words(hers - others, kept), Words(hers, kept)
+        self._folded = Words(map(fold, hers), map(fold, kept))
 
     def erased(self, column: pa.Array) -> pa.Array:
         """Return texts with her own names written over."""
-        if not self._own:
+        rows = list(self._own.rows(column))
+        if not rows:
             return column
-        pattern = self._pattern(self._own)
-        while pc.any(pc.match_substring_regex(column, pattern)).as_py():  # two may share an edge
-            column = pc.replace_substring_regex(column, pattern, rf"\1{WORD}\2")
-        return column
+        texts = column.take(pa.array(rows)).to_pylist()
+        for i, text in enumerate(texts):
+            for start, end in reversed(self._own.spans(text)):
+                texts[i] = texts[i][:start] + WORD + texts[i][end:]
+        hers = np.zeros(len(column), bool)
+        hers[rows] = True
+        return pc.replace_with_mask(column, pa.array(hers), pa.array(texts, column.type))
 
     def first(self, column: pa.Array) -> int:
         """Return the place of the first text that holds a name of hers, -1 where none does."""
-        if not self._all:
-            return -1
-        hers = pc.match_substring_regex(column, self._pattern(self._all))
-        return int(pc.index(hers, True).as_py())
+        return next(self._folded.rows(_folded(column)), -1)
 
     def within(self, texts: Iterable[str | None]) -> bool:
         """Say whether one of some texts holds a name of hers."""
@@ -78,12 +149,8 @@ class Names:
 
     def places(self, texts: Sequence[tuple[str, str]]) -> list[str]:
         """Return where of (where, text) a name of hers stands: asked for together, it is quick."""
-        if not self._all or not texts:
-            return []
-        column = pa.array([text for _, text in texts], pa.large_string())
-        hers = pc.match_substring_regex(column, self._pattern(self._all))
-        found = np.flatnonzero(hers.to_numpy(zero_copy_only=False)).tolist()
-        return list(dict.fromkeys(texts[at][0] for at in found))
+        column = _folded(pa.array([text for _, text in texts], pa.large_string()))
+        return list(dict.fromkeys(texts[at][0] for at in self._folded.rows(column)))
 
 
 class Lost:
@@ -109,12 +176,12 @@ def cleaned(table: pa.Table, names: Names, labels: set[str], lost: Lost) -> pa.T
     """
     tops = tuple(f"{label}/" for label in labels)
     rows = table.to_pylist()
-    texts = [(str(i), row[name] or "") for i, row in enumerate(rows) for name in TEXTS]
-    named = set(names.places(texts))
+    texts = pa.array([row[name] for row in rows for name in TEXTS], pa.large_string())
+    named = {at // len(TEXTS) for at in names.exactly.rows(texts)}
     for i, row in enumerate(rows):
         said = row["source_label"]
         hers = said is not None and (said in labels or said.startswith(tops))
-        if hers or row["sha256"] in lost.sha256 or str(i) in named:
+        if hers or row["sha256"] in lost.sha256 or i in named:
             row.update(source=WORD, source_label=None, note=None, sha256=None, head=None)
     return pa.Table.from_pylist(rows, schema=table.schema)
 

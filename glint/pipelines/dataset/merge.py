@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,9 +209,9 @@ class Merge(rewrite.Rewrite):
         Before the manifest: a dataset is never there without them.
         """
         table, versions = self._in_force()
-        if not (versions or tombstones.read(folder)) or labels.history(folder):
+        labels.forget(folder)
+        if not (versions or tombstones.read(folder)):
             return
-        shutil.rmtree(folder / "labels", ignore_errors=True)  # of a run that was stopped here
         why = {"stage": STAGE, "from": [dataset.digest for dataset in self.datasets]}
         counts = len(table.target), sum(dataset.n for dataset in self.datasets)
         with labels.changing(folder):

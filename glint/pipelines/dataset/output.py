@@ -43,7 +43,6 @@ class Output:
     `upload.Staged` is one whose dataset goes on to a store.
     """
 
-    local = True
     work: Callable[[Plan, int], dict[str, Any]] = staticmethod(write_shard)
 
     def __init__(self, folder: Path) -> None:
@@ -208,8 +207,6 @@ def complete(
         output.check(manifest, mine, how.progress)
         output.tidy(plan)
         written = Written(len(mine), manifest)
-        if output.local:
-            job.after(output.folder)
     else:
         try:
             written = _write(plan, facts, output, job, how)
@@ -267,7 +264,6 @@ def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: Exe
                 raise
             return Written(resumed, manifest)  # a run elsewhere was quicker
         manifest = job.join(plan, [done[i] for i in range(len(spans))], facts)
-        job.after(output.folder)
         output.publish()
         output.tidy(plan)
     return Written(resumed, manifest)

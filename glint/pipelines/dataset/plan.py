@@ -118,9 +118,6 @@ class Job(ABC):
     def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
         """Join the rows of all shards, write the tables and, last, the manifest; return it."""
 
-    def after(self, folder: Path) -> None:  # noqa: B027 (most have nothing left to do)
-        """Do what is left on the finished folder, still locked; it may run twice."""
-
 
 def load_or_create(out: Path, job: Job) -> tuple[Plan, dict[str, Any]]:
     """Write the plan of a job into `out`, or take up the one there; return it and its facts.

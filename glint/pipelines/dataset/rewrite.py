@@ -31,7 +31,7 @@ from glint.pipelines.dataset.plan import (
     check_workers,
 )
 from glint.results import datasets as results
-from glint.shards import tombstones
+from glint.shards import labels, tombstones
 from glint.shards.dataset import FORMAT, Dataset
 from glint.shards.plan import spans
 from glint.shards.sources.samples import save
@@ -201,8 +201,8 @@ def common_layout(datasets: list[Dataset]) -> tuple[str, bool]:
 def state(dataset: Dataset) -> dict[str, str]:
     """Return what a dataset is now: its digest, its labels, its take-downs."""
     told = {"digest": dataset.digest}
-    for name, path in (("labels", "labels/history.jsonl"), ("tombstones", tombstones.FILE)):
-        lines = seal.sound_lines(dataset.root / path)
+    for name, read in (("labels", labels.history), ("tombstones", tombstones.read)):
+        lines = read(dataset.root)
         told[name] = lines[-1][seal.FIELD] if lines else ""
     return told
 

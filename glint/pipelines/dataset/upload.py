@@ -27,12 +27,12 @@ from glint.log import Progress
 from glint.pipelines.dataset.output import Output
 from glint.pipelines.dataset.plan import Plan, check_same_inputs
 from glint.pipelines.dataset.write import write_shard
-from glint.shards import remote
+from glint.shards import labels, remote, tombstones
 
 Result = TypeVar("Result")
 
 PLAN, MANIFEST = "_glint/plan.json", "manifest.json"
-KEPT = ("_glint/tombstones.jsonl",)  # what a dataset keeps in _glint, besides its plan
+KEPT = (tombstones.FILE, labels.RECORD)  # what a dataset keeps in _glint, besides its plan
 AT_ONCE = 16  # requests about small objects under way
 
 
@@ -97,8 +97,6 @@ def _several(call: Callable[[Any], Result], todo: Sequence[Any]) -> list[Result]
 
 class Staged(Output):
     """A dataset in a store, made in the local `folder`."""
-
-    local = False
 
     def __init__(self, there: Store, folder: Path) -> None:
         super().__init__(folder)

@@ -188,3 +188,16 @@ def test_only_half_files_are_swept(tmp_path: Path) -> None:
         path.touch()
     atomic.sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.tmp.old", "samples.parquet"}
+
+
+def test_half_files_of_one_name_go_when_their_process_is_gone(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    mine = atomic.temporary_name(tmp_path / "a.json")
+    dead = mine.with_name(mine.name.replace(f".{os.getpid()}-", f".{gone.pid}-"))
+    others = [dead.with_name(dead.name.replace("a.json", "b.json")), mine,
+              dead.with_name(f"a.json.tmp.elsewhere.{gone.pid}-abcdef")]  # fmt: skip
+    for path in (dead, *others):
+        path.write_bytes(b"half")
+    atomic.sweep(tmp_path, "a.json")
+    assert sorted(tmp_path.iterdir()) == sorted(others)

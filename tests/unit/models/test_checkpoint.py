@@ -78,6 +78,34 @@ def test_unknown_tensor_and_missing_rows_are_named(tmp_path: Path) -> None:
         fetch("weight", 8, 12)
 
 
+def test_a_half_removed_checkpoint_has_its_name_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, 4, ranks=1, keep=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def killed(path: Path, **_: object) -> None:
+            (path / checkpoint.MANIFEST).unlink()
+            raise KeyboardInterrupt
+
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        write(tmp_path, 2, 4, ranks=1, keep=1)
+    assert [p.name for p in checkpoint.all_in(tmp_path)] == ["step-00000002"]
+    checkpoint.sweep(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_equal_states_are_equal_bytes(tmp_path: Path) -> None:
+    """The library orders metadata by chance: one of six orders each time."""
+    made = []
+    for number in range(8):
+        write(tmp_path / str(number), 1, 9, ranks=2)
+        files = sorted((tmp_path / str(number) / "step-00000001").iterdir())
+        made.append([(path.name, path.read_bytes()) for path in files])
+    assert len(made[0]) == 6 and all(one == made[0] for one in made)
+    assert checkpoint.problem(tmp_path / "0/step-00000001") == ""
+
+
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path, step, 4, ranks=1, keep=2)

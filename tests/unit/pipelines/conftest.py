@@ -94,6 +94,7 @@ def make_dataset(tmp_path: Path) -> Callable[..., Dataset]:
             {
                 "format": FORMAT,
                 "written": sum(counts),
+                "read": sum(counts),
                 "identities": len(counts),
                 "digest": f"sha256:{digest}",
                 "shards": [{"name": path.name}],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from glint.errors import InputError
 from glint.files import atomic, parquet
+from glint.pipelines.dataset.drop import drop
+from glint.pipelines.dataset.reshard import reshard
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.verify import verify
 
 NO_MASKS = np.empty((0, 2), np.int64)
 Make = Callable[..., Dataset]
@@ -56,3 +61,38 @@ def test_tables_of_another_version_are_refused(two: Dataset, part: str) -> None:
         return
     with pytest.raises(InputError, match=r"GL0304.*other bytes than the history names"):
         labels.current(two.root, 6)
+
+
+@pytest.mark.parametrize("gone", ["labels", "labels/history.jsonl", "a line"])
+def test_label_versions_that_got_lost_are_missed(two: Dataset, gone: str, tmp_path: Path) -> None:
+    """A copy without labels/ must not be read as labels as sharded: merges would be undone."""
+    path = two.root / "labels/history.jsonl"
+    if gone == "a line":
+        path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+        atomic.write_json(two.root / "labels/current.json", {"version": 1, "file": "v0001.parquet"})
+    else:
+        shutil.rmtree(two.root / "labels") if gone == "labels" else path.unlink()
+        (two.root / "labels/current.json").unlink(missing_ok=True)
+    actions: list[Callable[[], object]] = [
+        lambda: labels.current(two.root, 6),
+        lambda: labels.apply(two.root, np.arange(6), NO_MASKS, {}),
+        lambda: labels.undo(two.root),
+        lambda: drop(two.root, ["label:0"], "a reason"),
+        lambda: reshard(two.root, tmp_path / "other", 5),
+    ]
+    for action in actions:
+        with pytest.raises(InputError, match=r"GL0304.*that _glint/labels.json keeps"):
+            action()
+    assert not verify(two.root).ok
+    (two.root / labels.RECORD).unlink()  # given up, knowingly
+    assert labels.current(two.root, 6).version == (1 if gone == "a line" else 0)
+
+
+def test_a_record_one_line_behind_is_a_crash(two: Dataset) -> None:
+    lines = labels.history(two.root)
+    for line in (lines[0], None):  # and none: a dataset older than the record
+        path = two.root / labels.RECORD
+        path.unlink()
+        if line is not None:
+            atomic.write_json(path, {"version": line["version"], "seal": line["seal"]})
+        assert labels.current(two.root, 6).version == 2

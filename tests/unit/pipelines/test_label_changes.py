@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +89,49 @@ def test_a_drop_waits_and_takes_whom_the_other_command_merged(
         drop.drop(root, ["label:9"], "now")
 
 
-def test_a_report_undone_after_a_drop_is_refused(root: Path, tmp_path: Path) -> None:
-    found = report(tmp_path / "report", root, [(1, 2)], 0)
-    apply.apply(found)
+def test_a_report_undone_after_a_drop_leaves_the_drop(root: Path, tmp_path: Path) -> None:
+    apply.apply(report(tmp_path / "report", root, [(1, 2)], 0))
     drop.drop(root, ["label:6"], "now")
-    with pytest.raises(InputError, match=r"GL0502.*not in force"):
-        apply.undo(found)
     again = report(tmp_path / "again", root, [(3, 4)], 2)
     apply.apply(again)
+    with pytest.raises(InputError, match=r"GL0502.*not in force"):
+        apply.undo(tmp_path / "report")
     assert apply.undo(again).version == 2
-    assert target(root)[6] == -1
+    assert apply.undo(tmp_path / "report").version == 4
+    assert target(root)[6] == -1 and target(root)[1] != target(root)[2]
+
+
+def test_a_change_that_stops_at_any_write_is_completed_by_the_same_command(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind its line of the history, and before, when files of no version lie there."""
+    found, write = report(tmp_path / "report", root, [(1, 2)], 0), atomic.replacing
+    before = shutil.copytree(root, tmp_path / "before")
+    left = 0
+
+    @contextmanager
+    def stopping(*args: Any, **more: Any) -> Iterator[Any]:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise KeyboardInterrupt
+        with write(*args, **more) as file:
+            yield file
+
+    monkeypatch.setattr(atomic, "replacing", stopping)
+    whole = list[dict[str, bytes]]()
+    for stop in range(6):  # 0: none; the version and its masks, the history, what follows it
+        shutil.rmtree(root)
+        shutil.copytree(before, root)
+        for number, work in enumerate((lambda: apply.apply(found), lambda: apply.undo(found))):
+            left = stop
+            with suppress(KeyboardInterrupt):
+                work()
+            with suppress(InputError):  # undone already
+                work()
+            files = {p.name: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+            whole += [files] if not stop else []
+            assert files == whole[number], (stop, number)
 
 
 def test_labels_that_hold_whom_drop_took_are_refused(root: Path, tmp_path: Path) -> None:

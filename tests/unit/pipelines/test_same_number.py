@@ -60,13 +60,13 @@ def test_a_report_on_other_labels_with_that_number(tmp_path: Path) -> None:
     about = atomic.read_json(found / "conflicts.json")
     about["dataset"]["labels"] = now.digest
     atomic.write_json(found / "conflicts.json", about)
-    shutil.rmtree(root / "labels")
+    labels.forget(root)
     merged(root, 7, 8, 12)
     with pytest.raises(
         MismatchError, match=r"GL0501.*label version 1, in force is 1, which says something else"
     ):
         apply.apply(found)
-    shutil.rmtree(root / "labels")
+    labels.forget(root)
     merged(root, 0, 1, 12)
     assert apply.apply(found).applied
 

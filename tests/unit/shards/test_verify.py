@@ -88,7 +88,7 @@ def test_every_flipped_bit_is_found(made: Path) -> None:
     files = [
         p for p in sorted(made.rglob("*")) if p.is_file() and p.name not in ("lock", "plan.json")
     ]
-    assert len(files) == 17
+    assert len(files) == 18
     for path in files:
         raw = path.read_bytes()
         bits = set(rng.integers(0, 8 * len(raw), 8).tolist())

@@ -14,6 +14,7 @@ from glint import schemas
 from glint.errors import InputError, MismatchError
 from glint.files import atomic, parquet
 from glint.pipelines.conflicts import apply
+from glint.pipelines.dataset.drop import drop
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 
@@ -71,7 +72,7 @@ def outside_labels(root: Path) -> dict[str, str]:
     return {
         str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest()
         for p in root.rglob("*")
-        if p.is_file() and p.parent.name != "labels"
+        if p.is_file() and p.parent.name != "labels" and p != root / labels.RECORD
     }
 
 
@@ -238,6 +239,26 @@ def test_equal_tables_are_not_one_report(dataset: Dataset, tmp_path: Path) -> No
     assert apply.stands(one, dataset)
     assert not apply.stands(two, dataset)
     assert apply.undo(one).version == 0
+
+
+def test_undone_below_a_take_down(dataset: Dataset, tmp_path: Path) -> None:
+    """The merges go, who was taken down stays so, and an earlier report is undone next."""
+    one = report(dataset, tmp_path / "one", [(1, 4, "merge")], [[1, 4]])
+    apply.apply(one)
+    two = report(dataset, tmp_path / "two", VERDICTS, GROUPS, version=1)
+    apply.apply(two)
+    drop(dataset.root, ["label:2"], "asked")
+    drop(dataset.root, ["label:5"], "asked")  # merged with 0 and 3: they are one person
+    with pytest.raises(InputError, match="GL0502"):
+        apply.undo(one)
+    done = apply.undo(two)
+    assert (done.undone, done.version_before, done.version) == (True, 4, 5)
+    assert labels.current(dataset.root, 6).target.tolist() == [-1, 0, -1, -1, 0, -1]
+    with pytest.raises(InputError, match="GL0502"):
+        apply.undo(two)
+    assert not apply.stands(two, dataset) and apply.stands(one, dataset)
+    apply.undo(one)
+    assert labels.current(dataset.root, 6).target.tolist() == [-1, 0, -1, -1, 1, -1]
 
 
 def test_a_report_applied_before_histories_knew_all_of_it(dataset: Dataset, tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ class TestMerge:
             def killed(*_: object) -> None:
                 raise KeyboardInterrupt
 
-            patch.setattr(joining.Merge, "after", killed)
+            patch.setattr(Output, "publish", killed)
             with pytest.raises(KeyboardInterrupt):
                 joining.merge(tmp_path / "out", [sources / "b", a])
         assert (tmp_path / "out/manifest.json").exists()
@@ -306,6 +306,40 @@ class TestDrop:
         result = taking.drop(a, ["2"], "asked again")
         assert (result.already, result.version) == ([2], 1)
         assert files(a) == before and len(tombstones.read(a)) == 1
+
+    @pytest.mark.parametrize("erase", [False, True])
+    def test_all_images_of_an_identity_one_by_one(
+        self, a: Path, tmp_path: Path, erase: bool
+    ) -> None:
+        """It is no class any more, and a dry run says so."""
+        data, none = Dataset(a), np.empty((0, 2), np.int64)
+        own, other = data.rows_of(2), data.rows_of(4)
+        moved = {"row": other[:1], "label": np.array([2])}  # one more that is 2's by now
+        labels.apply(a, np.array([0, 0, 1, 2, 3]), none, {}, **moved)
+        keys = [data.key[int(row)] for row in [*own, other[0]]]
+        some = taking.drop(a, [], "asked", keys=keys[:-1], dry_run=True)
+        assert (some.classes, some.version, some.images) == (4, 2, len(own))
+        plan = taking.drop(a, [], "asked", keys=keys, dry_run=True)
+        out = tmp_path / "out" if erase else a
+        done = taking.drop(a, [], "asked", keys=keys, erase=out if erase else None)
+        assert (plan.classes, plan.version, plan.images) == (3, 2, len(own) + 1)
+        assert (done.classes, done.version, done.images) == (3, 2, len(own) + 1)
+        assert labels.current(out, 5).target.tolist() == [0, 0, -1, 1, 2] and good(out)
+        before = files(out)
+        again = taking.drop(a, [], "asked", keys=keys, erase=out if erase else None)
+        assert again.classes == 3 and files(out) == before
+
+    def test_a_dry_run_knows_whose_images_lie_elsewhere(self, a: Path) -> None:
+        """All images of 2 are 1's by now, and one of 1 is 2's: who goes takes hers along."""
+        data, none = Dataset(a), np.empty((0, 2), np.int64)
+        row = np.sort(np.concatenate([data.rows_of(2), data.rows_of(1)[:1]]))
+        label = np.where(data.label[row] == 2, 1, 2)
+        labels.apply(a, np.arange(5), none, {}, row=row, label=label)
+        for word in ("label:1", "label:2", "label:3"):
+            plan = taking.drop(a, [word], "asked", dry_run=True)
+            done = taking.drop(a, [word], "asked")
+            assert (plan.classes, plan.version) == (done.classes, done.version)
+            labels.apply(a, np.arange(5), none, {})
 
     def test_a_kill_between_tombstone_and_labels(
         self, a: Path, monkeypatch: pytest.MonkeyPatch
