@@ -52,9 +52,18 @@ class Tiles:
 SMALL = Tiles(16, 16, 4, 1, 4, 32, 32)  # for the interpreter
 
 
-def fitting(wide: int, size: int, shared: int, programs: int) -> Tiles:
-    """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory."""
-    fit = [one for one in _SIZES if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
+def fitting(wide: int, size: int, shared: int, programs: int, capability: int) -> Tiles:
+    """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory.
+
+    capability: 90 is 9.0. Below, a tile of 64 rows goes through registers that are not there:
+    Triton then gives `stream` 32 of them and spills 13 kB.
+    """
+    fit = [
+        one
+        for one in _SIZES
+        if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared
+        and (one[0] < 64 or capability >= 90)
+    ]
     side, warps, stages = (fit or _SIZES[-1:])[0]
     gathered = (32 << 20) // (wide * size)  # 32 MiB
     moved = 4 * programs * side  # four rounds of programs
@@ -67,7 +76,9 @@ def _tiles(device: torch.device, wide: int, size: int) -> Tiles:
         return SMALL
     number = torch.cuda.current_device() if device.index is None else device.index
     found = triton.runtime.driver.active.utils.get_device_properties(number)
-    return fitting(wide, size, found["max_shared_mem"], found["multiprocessor_count"])
+    major, minor = torch.cuda.get_device_capability(number)
+    shared, programs = found["max_shared_mem"], found["multiprocessor_count"]
+    return fitting(wide, size, shared, programs, 10 * major + minor)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:

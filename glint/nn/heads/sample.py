@@ -120,7 +120,7 @@ def sampled_classes(
             playing_k = torch.sort(torch.cat([positive_P, hard_h])).values
         if wanted > 0:
             playing_k = torch.cat([playing_k, _first_others(classes, wanted, playing_k, key)])
-    if span is not None:
+    if span is not None and span.size < classes:
         playing_k = playing_k[(playing_k >= span.start) & (playing_k < span.stop)]
     return torch.sort(playing_k).values
 
@@ -137,9 +137,8 @@ def _first_others(classes: int, wanted: int, positive_P: Tensor, key: int) -> Te
         stop = min(start + min(reach, at_once), 1 << bits)
         counter_i = torch.arange(start, stop, device=positive_P.device)
         found_k = permute(counter_i, bits, key)
-        found_k = found_k[found_k < classes]
         near_k = torch.searchsorted(positive_P, found_k).clamp_max(positive_P.numel() - 1)
-        found_k = found_k[positive_P[near_k] != found_k]
+        found_k = found_k[(found_k < classes) & (positive_P[near_k] != found_k)]
         taken.append(found_k)
         kept += found_k.numel()
         start = stop
