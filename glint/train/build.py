@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from glint.dist.collectives import all_gather_rows
 from glint.dist.ddp import data_parallel
+from glint.dist.host import local_ranks
 from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
 from glint.evals.packs import Pairs, read_bin
@@ -149,7 +150,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
 
 def threads(recipe: Recipe, world: World) -> int:
     """Compute threads of this rank: those of the recipe, or the machine's cores shared out."""
-    return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+    return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks(world.size))
 
 
 def head(
@@ -215,6 +216,8 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     were given different recipes or data.
     """
     torch.set_num_threads(threads(recipe, world))
+    if world.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
     data = open_data(recipe, world)
     backbone, model = net(recipe, world)
     dim, teacher = recipe.backbone.embedding, None

@@ -1,4 +1,4 @@
-"""Compile recorded launches of the kernels for a card that is not here, and ask ptxas what it took.
+"""Compile recorded launches for a card that is not here, and ask ptxas what they take.
 
 A child process: reads what record.py printed, prints a line of JSON for each signature.
 """
@@ -86,12 +86,13 @@ def built(
     }  # fmt: skip
 
 
-def main(arch: int, path: str, *cases: str) -> None:
-    for name, types, constants, options, used in json.loads(Path(path).read_text())["signatures"]:
-        if not cases or {*used} & {*cases}:
-            line = {"for": used[0], **built(arch, name, types, constants, options)}
+def main(path: str, arch: str, *names: str) -> None:
+    signatures = json.loads(Path(path).read_text())["signatures"][arch]
+    for name, types, constants, options, used in signatures:
+        if not names or name in names:
+            line = {"for": used[0], **built(int(arch), name, types, constants, options)}
             print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    main(*sys.argv[1:])

@@ -1,7 +1,8 @@
 """Kernels on a pretended card: what a head gives them, how often, and what it waits for.
 
-A child process, as Triton reads TRITON_INTERPRET when it is imported. Prints JSON: the launches of
-a step by case, and every signature that a card would compile.
+A child process, as Triton reads TRITON_INTERPRET when it is imported. `record.py ARCHES CASES`,
+both lists in JSON (no cases: all), prints JSON: the launches of a step by rule and rows, and by architecture every
+signature that a card would compile in these cases.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
+from functools import partial
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -85,22 +87,28 @@ def steps(n: int, classes: int, *, dim: int = 512, masks: Any = None, **options:
         return {"torch": sum(book.launches.values()), "kernels": dict(calls), "waits": waits}
 
 
-def main(arch: int) -> None:
+def main(arches: list[int], cases: list[str]) -> None:
     global case
     InterpretedFunction.run = launched
     fused.Fused.precision, fused.FusedTf32.precision = "ieee", "tf32"  # as on a card
-    shared, programs = CARDS[arch]
-    fused._tiles = lambda device, wide, size: fused.fitting(wide, size, shared, programs, arch)
+    fused._tiles = lambda device, wide, size: fused.fitting(wide, size, 232_448, 132, 90)
     counted = {}
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
         for classes in (20_000, 40_000):
-            counted[f"{rule} {classes}"] = steps(64, classes, dim=16, rule=rule, rate=0.5, gemm="bf16")
-    signatures.clear()
-    for case, options in SIGNED.items():
-        steps(256, 20_000, **options)
-    found = [[*json.loads(key), sorted({*used})] for key, used in signatures.items()]
+            counted[f"{rule} {classes}"] = steps(64, classes, dim=16, rule=rule, block=4096, **WIDE)
+    found = {}
+    for arch in arches:
+        fused._tiles = partial(fitting, arch)
+        signatures.clear()
+        for case in cases or SIGNED:
+            steps(256, 20_000, **SIGNED[case])
+        found[arch] = [[*json.loads(key), sorted({*used})] for key, used in signatures.items()]
     print(json.dumps({"counted": counted, "signatures": found}))
 
 
+def fitting(arch: int, device: torch.device, wide: int, size: int) -> fused.Tiles:
+    return fused.fitting(wide, size, *CARDS[arch], arch)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(json.loads, sys.argv[1:]))

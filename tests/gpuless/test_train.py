@@ -114,7 +114,12 @@ def equal(one: list[Any], other: list[Any]) -> None:
     assert [name for name in one[1] if not torch.equal(one[1][name], other[1][name])] == []
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = {"vit"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in CASES]
+)
 def test_three_steps_are_the_cpu_s_to_the_bit(made: Any, tmp_path: Path, case: str) -> None:
     with card.pretended():
         found = train(made, case, join("cuda"), tmp_path / "card")

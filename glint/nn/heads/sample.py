@@ -109,7 +109,8 @@ def sampled_classes(
     """
     if rate >= 1:
         return None
-    positive_P = torch.unique(label_N)  # sorted
+    # sorted; a bad label, which makes the loss NaN, may not make a row that is not there
+    positive_P = torch.unique(label_N.clamp(0, classes - 1))
     wanted = sample_size(classes, rate, positive_P.numel()) - positive_P.numel()
     playing_k = positive_P
     if wanted > 0:
