@@ -128,6 +128,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
     free |= {"slots"} if kind == "partial_fc" else set()  # and that this kind does not have
     free |= {"gallery"} if kind != "class_queue" else set()
     free |= set() if recipe.head.hard else {"hard"}
+    free |= set() if recipe.head.straight_through else {"straight_through"}
     return {
         "dataset": data.dataset.digest,
         "label_version": data.labels.version,
@@ -171,9 +172,9 @@ def head(
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
     else:
-        shape = margin(table.margin, m=table.m)
+        shape = margin(table.margin, m=table.m, straight_through=table.straight_through)
     optim = {"momentum": recipe.optim.momentum, "weight_decay": recipe.optim.weight_decay}
-    options = head_options.chosen(table.kind, {**table.model_dump(), **optim})
+    options = head_options.chosen(table.kind, {**table.options(), **optim})
     common: dict[str, Any] = {
         "margin": shape,
         "masks": masks if table.masks else None,

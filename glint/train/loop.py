@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -193,7 +194,9 @@ def _micro_batch(
     label = batch.label.to(device, non_blocking=True)
     log.mark("data")
     _reseed(run.recipe.run.seed, number, run.world.rank)
-    compared: dict[str, Tensor] = {}
+    compared: dict[str, Any] = {}
+    if isinstance(run.head, PartialFC):
+        compared["rate"] = run.recipe.head.rate_at(number / (run.steps_per_epoch * count))
     if not isinstance(run.head, PartialFC):
         label = run.head.parts(label)[0]
         image, other = run.head.parts(image)

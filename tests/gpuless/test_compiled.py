@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(
 
 def child(script: str, *words: str, **more: str) -> list[Any]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", **more}
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), env.get("PYTHONPATH", "")])
+    env["PYTHONPATH"] = os.pathsep.join([env.get("PYTHONPATH", ""), str(HERE.parents[1])])
     done = subprocess.run(
         [sys.executable, str(HERE / script), *words], env=env, capture_output=True, text=True
     )

@@ -108,11 +108,18 @@ class PartialFC(nn.Module):
         self._seen: list[Tensor] = []
 
     def forward(
-        self, feature_nD: Tensor, label_n: Tensor, *, step: int, counts: Sequence[int] | None = None
+        self,
+        feature_nD: Tensor,
+        label_n: Tensor,
+        *,
+        step: int,
+        counts: Sequence[int] | None = None,
+        rate: float | None = None,
     ) -> Tensor:
         """Return the mean loss of the global batch, the same on every rank.
 
-        counts: rows per rank where they differ, known to all ranks. Raises InputError (GL0222) for
+        counts: rows per rank where they differ, known to all ranks; rate: the share of classes
+        that plays, where it is not the options'. Raises InputError (GL0222) for
         a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
         """
         batch = gather_batch(
@@ -121,7 +128,7 @@ class PartialFC(nn.Module):
         playing_k = sampled_classes(
             batch.label_N,
             self.classes,
-            self.options.rate,
+            self.options.rate if rate is None else rate,
             seed=self.seed,
             step=step,
             span=self.span,
