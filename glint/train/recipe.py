@@ -280,6 +280,19 @@ class Recipe(Table):
     teacher: Teacher | None = None
     run: Run = Field(default_factory=Run)
 
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, path) of every file or folder that a run reads."""
+        yield "data.path", self.data.path
+        if self.data.sampling not in ("", "auto"):
+            yield "data.sampling", self.data.sampling
+        if self.head.near:
+            yield "head.near", self.head.near
+        if self.teacher is not None:
+            yield "teacher.model", self.teacher.model
+        if self.run.finetune:
+            yield "run.finetune", self.run.finetune
+        yield from (("run.val", path) for path in self.run.val)
+
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield a head that does not go with the optimiser, the precision or the batch."""
         if (self.head.rule == "adamw") != (self.optim.kind == "adamw"):
