@@ -144,9 +144,7 @@ exit $code
 """
 
 
-def k8s(
-    name: str, command: list[str], nodes: int, gpus: int, cpus: int, *, image: str
-) -> str:
+def k8s(name: str, command: list[str], nodes: int, gpus: int, cpus: int, *, image: str) -> str:
     """Return an indexed Job and the headless service through which its pods connect.
 
     Pods work in the shared volume: a relative path, of a dataset or of the run, is there.

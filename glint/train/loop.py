@@ -141,7 +141,9 @@ def train_step(
     seen = forward_backward(run, batches, step, log)
     clip = run.recipe.optim.clip
     run.scaler.unscale_(run.optimizer)
-    seen += [torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip if clip > 0 else math.inf)]
+    seen += [
+        torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip if clip > 0 else math.inf)
+    ]
     # the one time in a step that the host waits for a GPU to end
     loss, distance, norm = torch.stack([one.double() for one in seen]).tolist()
     if run.teacher is None:
@@ -157,9 +159,7 @@ def train_step(
     return result
 
 
-def forward_backward(
-    run: Run, batches: list[Batch], step: int, log: metrics.Log
-) -> list[Tensor]:
+def forward_backward(run: Run, batches: list[Batch], step: int, log: metrics.Log) -> list[Tensor]:
     """Add up the gradients of all micro-batches; return their head's loss and their distance."""
     losses, distances = [], []
     for i, batch in enumerate(batches):

@@ -307,7 +307,10 @@ class Recipe(Table):
                 )
         late = [begin for begin, _ in self.head.stages if begin >= self.schedule.epochs]
         if late:
-            yield "head.rate", f"stages must begin before epoch {self.schedule.epochs}, found {late}"
+            yield (
+                "head.rate",
+                f"stages must begin before epoch {self.schedule.epochs}, found {late}",
+            )
         if self.data.decode == "gpu" and self.run.device == "cpu":
             yield "data.decode", '"gpu" needs a GPU, found run.device = "cpu"'
         if self.run.precision == "float64" and "bf16" in (self.head.gemm, self.head.storage):

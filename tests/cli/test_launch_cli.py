@@ -118,9 +118,7 @@ def test_a_kubernetes_job_has_fields_that_the_api_has() -> None:
     assert mounts["shm"] == "/dev/shm" and box["workingDir"] == mounts["shared"] == "/shared"
     assert box["resources"]["requests"]["cpu"] == 24
     for wrong in ("imagePullPolice: Always", "workdir: /shared"):
-        spoilt = yaml.safe_load(
-            text.split("---")[1].replace("workingDir: /shared", wrong)
-        )
+        spoilt = yaml.safe_load(text.split("---")[1].replace("workingDir: /shared", wrong))
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(spoilt, JOB)
 

@@ -33,7 +33,12 @@ FREE = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "slice", 
         "empty_like", "new_empty", "empty_strided", "new_empty_strided", "lift_fresh",
         "_reshape_alias", "unfold", "diagonal", "chunk", "split_with_sizes", "narrow", "set_",
         "view_as", "is_pinned", "_local_scalar_dense", "resize_", "is_same_size"}  # fmt: skip
-INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}  # their indices may be the host's
+INDEXED = {
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+}  # their indices may be the host's
 TAKING = {"index_select", "index", "gather", "embedding"}  # touch what they give, not the table
 PUTTING = {"index_copy_", "index_put_", "index_add_", "scatter_", "_index_put_impl_"}
 READS = (torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__float__,

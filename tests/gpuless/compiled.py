@@ -27,7 +27,11 @@ def assembled(ptx: str) -> dict[str, int]:
     target = re.search(r"\.target\s+(\w+)", ptx)
     assert target, ptx[:200]
     newer = TOOLS / "ptxas-blackwell"
-    tool = newer if target[1] >= "sm_100" and len(target[1]) > 5 and newer.exists() else TOOLS / "ptxas"
+    tool = (
+        newer
+        if target[1] >= "sm_100" and len(target[1]) > 5 and newer.exists()
+        else TOOLS / "ptxas"
+    )
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()

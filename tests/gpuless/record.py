@@ -94,7 +94,7 @@ def main(arches: list[int], cases: list[str]) -> None:
     fused._tiles = lambda device, wide, size: fused.fitting(wide, size, 232_448, 132, 90)
     counted = {}
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
-        for classes in (20_000, 40_000):
+        for classes in (40_000, 80_000):
             counted[f"{rule} {classes}"] = steps(64, classes, dim=16, rule=rule, block=4096, **WIDE)
     found = {}
     for arch in arches:

@@ -18,9 +18,7 @@ SHARED = {80: 166_912, 89: 101_376, 90: 232_448, 100: 232_448}  # bytes that a p
 # bytes that a thread may spill; with float32 or tf32 operands, rows behind or odd widths, more
 SPILLED = {80: 512, 89: 512, 90: 1024, 100: 1024}
 TABLES = {"weight_cD", "momentum_cD"}  # may have more than 2^31 numbers
-SAMPLED = {"_unique2 nn/heads/sample.py:sampled_classes": 1,
-           "index nn/heads/sample.py:_first_others": 1,
-           "read nn/heads/softmax.py:__init__": 1}  # fmt: skip
+SAMPLED = {"index nn/heads/sample.py:sampled_classes": 1, "read nn/heads/softmax.py:__init__": 1}
 
 
 def release() -> tuple[int, ...]:
@@ -53,12 +51,12 @@ def recorded() -> Any:
 def test_launches_and_waits_of_a_step_do_not_grow_with_the_rows(recorded: Any) -> None:
     counted = recorded["counted"]
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
-        few, many = counted[f"{rule} 20000"], counted[f"{rule} 40000"]
+        few, many = counted[f"{rule} 40000"], counted[f"{rule} 80000"]
         assert few["waits"] == many["waits"] == SAMPLED, rule
         if rule == "adamw":  # moved by torch's operations, a block at a time
-            assert many["torch"] <= 300 and sum(many["kernels"].values()) <= 8, many
+            assert many["torch"] <= 320 and sum(many["kernels"].values()) <= 8, many
             continue
-        assert few == many and few["torch"] <= 200
+        assert few == many and few["torch"] <= 260
         assert few["kernels"] == dict.fromkeys(("gather", "stream", "centre_grad", "move"), 1)
 
 

@@ -57,7 +57,9 @@ def train(made: Any, case: str, world: World, out: Path, *more: str) -> list[Any
     """Do the same; return losses and accuracies, then every tensor of the checkpoint."""
     run(made, case, world, out, *more)
     entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    told = [entry.get("loss", entry.get("accuracy")) for entry in entries if entry["kind"] != "save"]
+    told = [
+        entry.get("loss", entry.get("accuracy")) for entry in entries if entry["kind"] != "save"
+    ]
     saved = checkpoint.newest(out / "checkpoints")
     assert saved is not None
     tensors = {
@@ -68,8 +70,7 @@ def train(made: Any, case: str, world: World, out: Path, *more: str) -> list[Any
     return [told, tensors]
 
 
-SAMPLED = {("_unique2", "nn/heads/sample.py:sampled_classes"): 1,
-           ("index", "nn/heads/sample.py:_first_others"): 1}  # fmt: skip
+SAMPLED = {("index", "nn/heads/sample.py:sampled_classes"): 1}  # how many classes play
 TARGETS = {("read", "nn/heads/softmax.py:__init__"): 1}  # where each block's targets begin
 LOSS = {("read", "train/loop.py:train_step"): 1}  # loss and gradient norm, together
 QUEUED = {("read", "nn/heads/feature_rows.py:cut"): 1,

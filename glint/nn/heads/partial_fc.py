@@ -278,8 +278,8 @@ def pass_type(
 
     "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there (3.3
     or newer: 3.2 ends the process while it compiles them for sm_90), the products are "bf16" or
-    "tf32", rows have 512 numbers at most and the scale is 64 at most. "triton" asks for them; raises UsageError (GL0002)
-    where they cannot run.
+    "tf32", rows have 512 numbers at most and the scale is 64 at most. "triton" asks for them;
+    raises UsageError (GL0002) where they cannot run.
     """
     kernels, gemm = options.kernels, options.gemm
     if kernels == "torch":

@@ -117,7 +117,10 @@ def test_the_resolved_recipe_reads_back() -> None:
             ["head.rate=[[0, 0.1], [10, 1]]"],
             "head.rate: stages must begin before epoch 10, found [10.0]",
         ),
-        (["head.straight_through=true"], 'head.straight_through: only read with margin = "arcface"'),
+        (
+            ["head.straight_through=true"],
+            'head.straight_through: only read with margin = "arcface"',
+        ),
         (
             ["schedule.warmup=10"],
             "schedule.warmup: must end before the run does: 10.0 of 10 epochs",
