@@ -139,11 +139,9 @@ def train_step(
     large.
     """
     seen = forward_backward(run, batches, step, log)
-    clip = run.recipe.optim.clip
+    clip = run.recipe.optim.clip or math.inf
     run.scaler.unscale_(run.optimizer)
-    seen += [
-        torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip if clip > 0 else math.inf)
-    ]
+    seen.append(torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip))
     # the one time in a step that the host waits for a GPU to end
     loss, distance, norm = torch.stack([one.double() for one in seen]).tolist()
     if run.teacher is None:

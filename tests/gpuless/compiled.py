@@ -26,12 +26,9 @@ def assembled(ptx: str) -> dict[str, int]:
     """Return registers of a thread, and bytes spilled, as ptxas says them."""
     target = re.search(r"\.target\s+(\w+)", ptx)
     assert target, ptx[:200]
-    newer = TOOLS / "ptxas-blackwell"
-    tool = (
-        newer
-        if target[1] >= "sm_100" and len(target[1]) > 5 and newer.exists()
-        else TOOLS / "ptxas"
-    )
+    tool, newer = TOOLS / "ptxas", TOOLS / "ptxas-blackwell"
+    if int(re.sub(r"\D", "", target[1])) >= 100 and newer.exists():  # as Triton chooses
+        tool = newer
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
@@ -86,7 +83,8 @@ def built(
     return {
         "kernel": name, **{k: int(v) for k, v in constants.items() if isinstance(v, bool)},
         "D": constants["D"], "tile": constants.get("SAMPLES"), "shared": code.metadata.shared,
-        **assembled(ptx), "wgmma": ptx.count("wgmma.mma_async"), "offsets": offsets(code.asm["ttir"]),
+        **assembled(ptx), "wgmma": ptx.count("wgmma.mma_async"),
+        "offsets": offsets(code.asm["ttir"]),
     }  # fmt: skip
 
 

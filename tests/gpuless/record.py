@@ -1,8 +1,8 @@
 """Kernels on a pretended card: what a head gives them, how often, and what it waits for.
 
 A child process, as Triton reads TRITON_INTERPRET when it is imported. `record.py ARCHES CASES`,
-both lists in JSON (no cases: all), prints JSON: the launches of a step by rule and rows, and by architecture every
-signature that a card would compile in these cases.
+both lists in JSON (no cases: all), prints JSON: the launches of a step by rule and rows, and by
+architecture every signature that a card would compile in these cases.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def main(arches: list[int], cases: list[str]) -> None:
     fused._tiles = lambda device, wide, size: fused.fitting(wide, size, 232_448, 132, 90)
     counted = {}
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
-        for classes in (40_000, 80_000):
+        for classes in (40_000, 60_000, 400_000):
             counted[f"{rule} {classes}"] = steps(64, classes, dim=16, rule=rule, block=4096, **WIDE)
     found = {}
     for arch in arches:

@@ -48,16 +48,18 @@ def recorded() -> Any:
     return child("record.py", "[80, 90]", '["none"]')[0]
 
 
-def test_launches_and_waits_of_a_step_do_not_grow_with_the_rows(recorded: Any) -> None:
+def test_launches_and_waits_of_a_step_hardly_grow_with_the_rows(recorded: Any) -> None:
+    """A run of 33,792 rows is two launches of kernels and what prepares them."""
     counted = recorded["counted"]
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
-        few, many = counted[f"{rule} 40000"], counted[f"{rule} 80000"]
-        assert few["waits"] == many["waits"] == SAMPLED, rule
-        if rule == "adamw":  # moved by torch's operations, a block at a time
-            assert many["torch"] <= 320 and sum(many["kernels"].values()) <= 8, many
-            continue
-        assert few == many and few["torch"] <= 260
-        assert few["kernels"] == dict.fromkeys(("gather", "stream", "centre_grad", "move"), 1)
+        few, more, many = (counted[f"{rule} {rows}000"] for rows in (40, 60, 400))
+        assert few["waits"] == more["waits"] == many["waits"] == SAMPLED, rule
+        assert few == more and few["torch"] <= 300
+        names = ("gather", "stream", "centre_grad", *["move"] * (rule != "adamw"))
+        assert few["kernels"] == dict.fromkeys(names, 1)
+        runs = 200_000 // 33_792  # beside the first
+        assert sum(many["kernels"].values()) <= 4 + 2 * runs
+        assert many["torch"] <= few["torch"] + runs * (20 if rule == "adamw" else 12)
 
 
 def held(tmp_path: Path, recorded: Any, arch: int, *names: str) -> list[Any]:
@@ -72,7 +74,7 @@ def held(tmp_path: Path, recorded: Any, arch: int, *names: str) -> list[Any]:
     for one in built:
         assert one["shared"] <= SHARED[arch], one
         if one["kernel"] in ("stream", "centre_grad"):  # 32: ptxas gave up
-            assert 32 < one["registers"] and one["spilled"] <= SPILLED[arch], one
+            assert one["registers"] > 32 and one["spilled"] <= SPILLED[arch], one
         else:
             assert one["spilled"] == 0, one
         narrow = {name for name, widths in one["offsets"].items() if widths == ["i32"]}

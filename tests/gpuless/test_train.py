@@ -79,7 +79,7 @@ QUEUED = {("read", "nn/heads/feature_rows.py:cut"): 1,
 # all that a step waits for, between two lines of the log, on one rank
 WAITS: dict[str, dict[tuple[str, str], int]] = {
     "float32": SAMPLED | TARGETS | LOSS,
-    "bf16": {key: 2 for key in SAMPLED | TARGETS} | LOSS  # two micro-batches, and joining them
+    "bf16": dict.fromkeys(SAMPLED | TARGETS, 2) | LOSS  # two micro-batches, and joining them
             | {("_unique2", "nn/heads/partial_fc.py:_joined"): 1},
     "fp16": SAMPLED | TARGETS | LOSS | {("read", "train/loop.py:apply"): 1},
     "f2c": {("read", "nn/heads/class_pool.py:forward"): 1,
