@@ -27,7 +27,9 @@ def assembled(ptx: str) -> dict[str, int]:
     target = re.search(r"\.target\s+(\w+)", ptx)
     assert target, ptx[:200]
     tool, newer = TOOLS / "ptxas", TOOLS / "ptxas-blackwell"
-    if int(re.sub(r"\D", "", target[1])) >= 100 and newer.exists():  # as Triton chooses
+    version = re.search(r"\.version\s+(\d+)\.(\d+)", ptx)
+    assert version, ptx[:200]
+    if (int(version[1]), int(version[2])) > (8, 8) and newer.exists():
         tool = newer
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
