@@ -16,6 +16,7 @@ from glint.cli import console
 if TYPE_CHECKING:
     from glint.results import models as results
 
+WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,@+-]*")  # a partition or an account
 TIME = re.compile(r"[0-9]+(:[0-9]+){0,2}|[0-9]+-[0-9]+(:[0-9]+){0,2}")  # as sbatch reads it
 
 
@@ -41,7 +42,12 @@ def launch(
     ),
     change: list[str] = console.SET,
     time: str = typer.Option("24:00:00", "--time", help="Time limit for Slurm."),
-    image: str = typer.Option("glint:latest", "--image", help="Container image for Kubernetes."),
+    cpus: int = typer.Option(8, "--cpus", min=1, help="Cores per GPU: a rank's loaders."),
+    partition: str = typer.Option("", "--partition", help="Partition for Slurm."),
+    account: str = typer.Option("", "--account", help="Account for Slurm."),
+    image: str = typer.Option(
+        "", "--image", help="Container image: Kubernetes' (glint:latest), or Slurm's by pyxis."
+    ),
     print_: bool = typer.Option(True, "--print", help="Print the job (it is never submitted)."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
@@ -62,6 +68,9 @@ def launch(
                 f"expected a time such as 24:00:00 or 2-12, found {time!r}",
                 where="--time",
             )
+        for name, word in (("--partition", partition), ("--account", account)):
+            if word and not WORD.fullmatch(word):
+                raise UsageError("GL0002", f"expected a name, found {word!r}", where=name)
         folder = out or Path("runs") / Path(recipe).stem
         command = ["glint", "train", recipe, "--out", str(folder)]
         for value in change:
@@ -69,8 +78,11 @@ def launch(
         name = "glint-" + "".join(
             c if c.isascii() and c.isalnum() else "-" for c in Path(recipe).stem.lower()
         ).strip("-")
-        made = slurm if kind is Kind.slurm else k8s
-        job = made(name[:50].rstrip("-"), command, nodes, gpus, time if made is slurm else image)
+        shape = name[:50].rstrip("-"), command, nodes, gpus, cpus
+        if kind is Kind.slurm:
+            job = slurm(*shape, time=time, partition=partition, account=account, image=image)
+        else:
+            job = k8s(*shape, image=image or "glint:latest")
         return results.Launch(kind=kind.value, ranks=nodes * gpus, job=job)
 
     console.run(
@@ -99,20 +111,31 @@ def _yaml(text: str) -> str:
     return f'"{"".join(safe)}"'
 
 
-def slurm(name: str, command: list[str], nodes: int, gpus: int, time: str) -> str:
+def slurm(
+    name: str, command: list[str], nodes: int, gpus: int, cpus: int, *, time: str,
+    partition: str = "", account: str = "", image: str = "",
+) -> str:  # fmt: skip
     """Return a script for sbatch: a task per GPU, requeued when the run exits with 75."""
+    more = f"#SBATCH --partition={partition}\n" if partition else ""
+    more += f"#SBATCH --account={account}\n" if account else ""
+    # srun does not take the job's cores per task over
+    step = f"srun --kill-on-bad-exit=1 --cpus-per-task={cpus}"
+    if image:
+        here = '--container-mounts="$PWD:$PWD" --container-workdir="$PWD"'
+        step += f" {_shell([f'--container-image={image}'])} {here}"
     return f"""#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={gpus}
 #SBATCH --gpus-per-node={gpus}
+#SBATCH --cpus-per-task={cpus}
 #SBATCH --time={time}
-#SBATCH --requeue
+{more}#SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=USR1@300
 # Five minutes before the limit, and on preemption, every rank gets a signal, saves and leaves with
 # 75; the job is queued again and continues. The folder must be one that all machines see.
-srun --kill-on-bad-exit=1 {_shell(command)}
+{step} {_shell(command)}
 code=$?
 if [ $code -eq 75 ]; then
   scontrol requeue "$SLURM_JOB_ID"
@@ -121,8 +144,10 @@ exit $code
 """
 
 
-def k8s(name: str, command: list[str], nodes: int, gpus: int, image: str) -> str:
+def k8s(name: str, command: list[str], nodes: int, gpus: int, cpus: int, *, image: str) -> str:
     """Return an indexed Job and the headless service through which its pods connect.
+
+    Pods work in the shared volume: a relative path, of a dataset or of the run, is there.
 
     Kubernetes itself reads `$(NAME)` and `$$` in arguments: a dollar of the command is doubled.
     """
@@ -169,16 +194,25 @@ spec:
       containers:
       - name: train
         image: {_yaml(image)}
+        workingDir: /shared
         command: ["/bin/bash", "-c"]
         args:
         - {_yaml(f"exec {inner}")}
         resources:
+          requests:
+            cpu: {cpus * gpus}
           limits:
             nvidia.com/gpu: {gpus}
         volumeMounts:
         - name: shared
           mountPath: /shared
+        - name: shm
+          mountPath: /dev/shm
       volumes:
+      - name: shm               # NCCL's, between the GPUs of a machine; a pod has 64 MB otherwise
+        emptyDir:
+          medium: Memory
+          sizeLimit: 16Gi
       - name: shared            # datasets and runs: a volume that all pods can write
         persistentVolumeClaim:
           claimName: shared

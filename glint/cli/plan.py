@@ -40,9 +40,12 @@ def plan(
     slots: int = _option("slots"),
     gallery: int = _option("gallery"),
     card: float = typer.Option(0.0, "--card", help="GB per rank available to the head."),
-    tflops: float = typer.Option(0.1, "--tflops", help="TFLOP/s of matrix products on a rank."),
-    gbps: float = typer.Option(8.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
-    link: float = typer.Option(10.0, "--link", help="GB/s at which a rank receives messages."),
+    gpu: str = typer.Option("h100", "--gpu", help="Whose data sheet: a100, h100, h200 or l40s."),
+    tflops: float = typer.Option(
+        0.0, "--tflops", help="TFLOP/s of matrix products on a rank, as measured; 0 = the GPU's."
+    ),
+    gbps: float = typer.Option(0.0, "--gbps", help="GB/s at which a rank reads and writes rows."),
+    link: float = typer.Option(0.0, "--link", help="GB/s at which a rank receives messages."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
@@ -54,8 +57,8 @@ def plan(
         values = {"rate": rate, "rule": rule, "storage": storage, "gemm": gemm, "block": block}
         values |= {"kind": kind, "slots": slots, "gallery": gallery}
         return memory.plan(
-            values, classes, dim=dim, world=world, batch=batch, card=card, tflops=tflops,
-            gbps=gbps, link=link,
+            values, classes, dim=dim, world=world, batch=batch, card=card, gpu=gpu,
+            tflops=tflops, gbps=gbps, link=link,
         )  # fmt: skip
 
     console.run(work, as_json, debug=debug, say=_say)
@@ -76,7 +79,7 @@ def _say(found: results.Plan) -> str:
     lines.append(
         f"  step about {1000 * took['total']:.1f} ms: products "
         f"{1000 * took['products']:.1f}, rows {1000 * took['rows']:.1f}, messages "
-        f"{1000 * took['messages']:.1f}"
+        f"{1000 * took['messages']:.1f} ({found.on}; no launches, no waits)"
     )
     if found.card is not None:
         unit = "slots" if head["slots"] else "classes"

@@ -128,6 +128,7 @@ def _text(name: str) -> results.Cat:
 def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
     import shlex
 
+    from glint.files.store import is_url
     from glint.manifests.card import Card
     from glint.pipelines import recipe as pipelines
     from glint.recipes import load
@@ -147,8 +148,14 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
     recipe = load.load(entry.path, models[kind], change)
     named = str(entry.path) if Path(name).is_file() else name
     commands: list[list[str]] = []
+    missing: list[str] = []
     if isinstance(recipe, train.Recipe):
         _build(recipe.backbone)
+        missing = [
+            f"{key} = {path}"
+            for key, path in recipe.paths()
+            if not is_url(path) and not _there(path)
+        ]
         sets = [word for one in change for word in ("--set", one)]
         commands = [["glint", "train", named, *sets]]
     elif isinstance(recipe, pipelines.Recipe):
@@ -159,7 +166,15 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
         valid=True,
         commands=[shlex.join(one) for one in commands],
         recipe=recipe.model_dump(),
+        missing=missing,
     )
+
+
+def _there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long a name, a zero byte
+        return False
 
 
 def _build(table: Backbone) -> None:
@@ -190,6 +205,7 @@ def _kind(entry: Entry) -> str:
 
 def _say_valid(result: results.Validate) -> str:
     lines = [f"{result.path}: valid"]
+    lines += [f"not there: {what}" for what in result.missing]
     for number, command in enumerate(result.commands):
         lines.append(("Next: " if number == 0 else "      ") + command)
     return "\n".join(lines)

@@ -233,7 +233,9 @@ def _train(settings: Recipe, folder: Path, until: Until, quiet: bool) -> results
 
     from glint.dist.world import join, leave
     from glint.errors import UsageError
+    from glint.files.store import is_url
     from glint.log import silent
+    from glint.stream.loader import REMOTE_DEADLINE
     from glint.train import loop, restore
     from glint.train.build import build
 
@@ -244,7 +246,10 @@ def _train(settings: Recipe, folder: Path, until: Until, quiet: bool) -> results
         raise UsageError(
             "GL0002", "run.device is cuda and no CUDA device is visible", hint="run.device=cpu"
         )
-    world = join(device, timeout=settings.run.timeout)
+    timeout = settings.run.timeout
+    if is_url(settings.data.path):  # a rank may wait that long for a shard: it is not lost
+        timeout = max(timeout, 1.1 * REMOTE_DEADLINE)
+    world = join(device, timeout=timeout)
     try:
         batch = restore.batch_for_world(folder, settings.data.batch, world.size)
         settings = settings.model_copy(

@@ -21,6 +21,11 @@ def ram() -> dict[str, int]:
     return {"total": total, "available": available}
 
 
+def local_ranks(world: int) -> int:
+    """Return the ranks on this machine, of `world`: all of them, where no launcher said."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world))
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()

@@ -50,6 +50,7 @@ class Plan:
     communication: dict[str, int]  # bytes received per step; collectives
     flop: float  # of a step's matrix products
     seconds: dict[str, float]  # of a step by part, and in total
+    on: str  # what the seconds are of: a GPU by its data sheet, or figures given
     card: float | None = None  # with --card: GB
     fits: bool | None = None  # with --card
     largest: int | None = None  # with --card: most classes, or slots, that fit
@@ -238,6 +239,7 @@ class Validate:
     valid: bool  # true
     commands: list[str]  # to run next
     recipe: dict[str, Any]  # with all defaults
+    missing: list[str]  # "key = path" of what a training run reads and is not there
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ import torch
 from glint.errors import UsageError
 from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
+from glint.stream.buffers import Buffers
 from glint.stream.columns import open_columns
 from glint.stream.coverage import Coverage
 from glint.stream.loader import Batch, Stream
@@ -127,6 +128,8 @@ class Paired:
                 "data.sampling: this table groups images, which the pairs of this head do already",
                 hint="a table made without --per-identity",
             )
+        size = single.images.size
+        self._buffers = Buffers((batch, size, size, 3), single.images.pinned)
         self.steps_per_epoch = self.dual.steps_per_epoch
         self.epoch_samples = single.epoch_samples
         self.sampling_digest = single.sampling_digest
@@ -139,8 +142,9 @@ class Paired:
         """Yield this rank's batches of an epoch from a step on. Errors: as Stream.batches."""
         start = self.dual.place(self.dual.start(epoch), start_step)
         for single, pair in self.dual.batches(start):
+            image = torch.cat([pair.image, single.image], out=self._buffers.take())
             yield Batch(
-                torch.cat([pair.image, single.image]),
+                image,
                 torch.cat([pair.flip, single.flip]),
                 torch.cat([pair.label, single.label]),
                 np.concatenate([pair.row, single.row]),

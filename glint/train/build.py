@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from glint.dist.collectives import all_gather_rows
 from glint.dist.ddp import data_parallel
+from glint.dist.host import local_ranks
 from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
 from glint.evals.packs import Pairs, read_bin
@@ -127,6 +128,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
     free |= {"slots"} if kind == "partial_fc" else set()  # and that this kind does not have
     free |= {"gallery"} if kind != "class_queue" else set()
     free |= set() if recipe.head.hard else {"hard"}
+    free |= set() if recipe.head.straight_through else {"straight_through"}
     return {
         "dataset": data.dataset.digest,
         "label_version": data.labels.version,
@@ -149,7 +151,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
 
 def threads(recipe: Recipe, world: World) -> int:
     """Compute threads of this rank: those of the recipe, or the machine's cores shared out."""
-    return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // world.size)
+    return recipe.run.threads or max(1, len(os.sched_getaffinity(0)) // local_ranks(world.size))
 
 
 def head(
@@ -170,9 +172,9 @@ def head(
     if table.margin == "combined":
         shape = margin("combined", m1=table.m1, m2=table.m2, m3=table.m3)
     else:
-        shape = margin(table.margin, m=table.m)
+        shape = margin(table.margin, m=table.m, straight_through=table.straight_through)
     optim = {"momentum": recipe.optim.momentum, "weight_decay": recipe.optim.weight_decay}
-    options = head_options.chosen(table.kind, {**table.model_dump(), **optim})
+    options = head_options.chosen(table.kind, {**table.options(), **optim})
     common: dict[str, Any] = {
         "margin": shape,
         "masks": masks if table.masks else None,
@@ -215,6 +217,8 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     were given different recipes or data.
     """
     torch.set_num_threads(threads(recipe, world))
+    if world.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
     data = open_data(recipe, world)
     backbone, model = net(recipe, world)
     dim, teacher = recipe.backbone.embedding, None

@@ -42,7 +42,7 @@ def run(recipe: Recipe, classes: int, world: int) -> results.TrainPlan:
     if recipe.optim.kind == "sgd" and recipe.optim.momentum == 0:
         states = 0
     head = memory.head(
-        recipe.head.model_dump(),
+        recipe.head.options(),
         classes,
         dim=table.embedding,
         world=world,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,23 +142,27 @@ def train_step(
     raises DivergedError GL0703, or is skipped where the recipe says so or fp16's scale was only too
     large.
     """
-    loss, distance = forward_backward(run, batches, step, log)
-    clip = run.recipe.optim.clip
+    seen = forward_backward(run, batches, step, log)
+    clip = run.recipe.optim.clip or math.inf
     run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip if clip > 0 else math.inf)
-    if math.isfinite(loss) and bool(torch.isfinite(norm)):
+    seen.append(torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip))
+    # the one time in a step that the host waits for a GPU to end
+    loss, distance, norm = torch.stack([one.double() for one in seen]).tolist()
+    if run.teacher is None:
+        distance = math.nan
+    else:
+        loss += run.teacher.weight * distance
+    if math.isfinite(loss) and math.isfinite(norm):
         apply(run, step, lr)
         log.mark("update")
         return Step(loss, distance)
     result = Step(loss, distance, skipped + 1)
-    skip(run, batches, step, result, float(norm), log)
+    skip(run, batches, step, result, norm, log)
     return result
 
 
-def forward_backward(
-    run: Run, batches: list[Batch], step: int, log: metrics.Log
-) -> tuple[float, float]:
-    """Add up the gradients of all micro-batches; return their loss and distance (see `Step`)."""
+def forward_backward(run: Run, batches: list[Batch], step: int, log: metrics.Log) -> list[Tensor]:
+    """Add up the gradients of all micro-batches; return their head's loss and their distance."""
     losses, distances = [], []
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
@@ -166,12 +171,10 @@ def forward_backward(
             loss, distance = _micro_batch(run, batch, step * len(batches) + i, len(batches), log)
         losses.append(loss)
         distances.append(distance)
-    value = float(torch.stack(losses).sum())
-    if run.teacher is None:
-        return value, math.nan
-    # Each rank's gradient is of its own images: DDP averages them.
-    mean = all_reduce_(torch.stack(distances).sum(), run.world) / run.world.size
-    return value + run.teacher.weight * float(mean), float(mean)
+    loss, distance = torch.stack(losses).sum(), torch.stack(distances).sum()
+    if run.teacher is not None:  # each rank's gradient is of its own images: DDP averages them
+        distance = all_reduce_(distance, run.world) / run.world.size
+    return [loss, distance]
 
 
 def _micro_batch(
@@ -193,7 +196,9 @@ def _micro_batch(
     label = batch.label.to(device, non_blocking=True)
     log.mark("data")
     _reseed(run.recipe.run.seed, number, run.world.rank)
-    compared: dict[str, Tensor] = {}
+    compared: dict[str, Any] = {}
+    if isinstance(run.head, PartialFC):
+        compared["rate"] = run.recipe.head.rate_at(number / (run.steps_per_epoch * count))
     if not isinstance(run.head, PartialFC):
         label = run.head.parts(label)[0]
         image, other = run.head.parts(image)
@@ -349,6 +354,8 @@ def _better(run: Run, done: int, verified: dict[str, Verification]) -> bool:
 
 def _any(run: Run, *flags: bool) -> list[bool]:
     """Return, for each flag, whether it is set on any rank."""
+    if run.world.size == 1:
+        return list(flags)
     value: Tensor = torch.tensor([float(flag) for flag in flags], device=run.world.device)
     return [count > 0 for count in all_reduce_(value, run.world).tolist()]
 

@@ -26,6 +26,13 @@ STATE = {
 SIZE = {"float32": 4, "tf32": 4, "bf16": 2}  # bytes of a stored number, or of a product's operand
 INDEX = 4 * 8  # bytes per row that plays: its class, its row, and sorting them
 LENGTHS = 2 * 4  # bytes per row that plays: length and inverse
+# By their data sheets: TFLOP/s of dense products by type, GB/s of memory, GB/s of links out.
+GPUS: dict[str, tuple[dict[str, float], float, float]] = {
+    "a100": ({"float32": 19.5, "tf32": 156.0, "bf16": 312.0}, 2039.0, 300.0),
+    "h100": ({"float32": 67.0, "tf32": 495.0, "bf16": 989.0}, 3350.0, 450.0),
+    "h200": ({"float32": 67.0, "tf32": 495.0, "bf16": 989.0}, 4800.0, 450.0),
+    "l40s": ({"float32": 91.6, "tf32": 183.0, "bf16": 362.0}, 864.0, 32.0),
+}
 # the options that a plan shows, in its order
 PLANNED = ("rate", "rule", "storage", "gemm", "block", "keep", "kind", "slots", "gallery")
 
@@ -241,19 +248,30 @@ def plan(
     classes: int,
     *,
     card: float = 0.0,
-    tflops: float,
-    gbps: float,
-    link: float,
+    gpu: str = "h100",
+    tflops: float = 0.0,
+    gbps: float = 0.0,
+    link: float = 0.0,
     **used_on: int,
 ) -> results.Plan:
     """Return the whole plan; values, classes and used_on as `head` takes them.
 
-    card: GB (1e9 bytes) of memory for the head per rank.
+    card: GB (1e9 bytes) of memory for the head per rank; gpu: a name of `GPUS`, whose figures
+    stand where tflops, gbps or link is 0.
     """
     one = head(values, classes, **used_on)
-    for name, value in (("tflops", tflops), ("gbps", gbps), ("link", link)):
-        if value <= 0:
+    if gpu not in GPUS:
+        raise UsageError("GL0002", f"gpu is {gpu!r}, expected {' or '.join(GPUS)}", where="plan")
+    given = {"tflops": tflops, "gbps": gbps, "link": link}
+    for name, value in given.items():
+        if value < 0:
             raise UsageError("GL0002", f"{name} is {value:g}, expected more than 0", where="plan")
+    products_at, rows_at, links_at = GPUS[gpu]
+    sheet = {"tflops": products_at[one.options.gemm], "gbps": rows_at, "link": links_at}
+    speed = {name: given[name] or sheet[name] for name in sheet}
+    on = ", ".join(f"{name} {value:g}" for name, value in speed.items())
+    if not all(given.values()):
+        on = f"{gpu.upper()} by its data sheet: {on}"
     need = memory(one)
     defaults = {key: option.default for key, option in options.OPTIONS.items()}
     defaults |= {"kind": "partial_fc", "slots": 0}
@@ -271,7 +289,8 @@ def plan(
         reference_memory=reference_memory(one),
         communication=communication(one),
         flop=products(one),
-        seconds=seconds(one, tflops=tflops, gbps=gbps, link=link),
+        seconds=seconds(one, **speed),
+        on=on,
         card=card or None,
         fits=need["total"] <= card * 1e9 if card else None,
         largest=largest(one, card * 1e9) if card else None,

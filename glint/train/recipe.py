@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glint.nn.heads.options import OPTIONS, Gemm, Kernels, Kind, Rule, Storage, keys
 from glint.nn.names import NAMES, TIMM
@@ -76,18 +76,20 @@ _OF_SOME_KINDS = {"near", "lr_scale", *OPTIONS}  # keys that not every kind of h
 class Head(Table):
     """The classifier over identities: its margin, and what its kind reads.
 
-    `rate` is the share of centres that play per step, positives always included. The other kinds
-    have no table of centres but `slots` of features (docs/heads.md).
+    `rate` is the share of centres that play per step, positives always included: one, or stages
+    [epoch at which it begins, share]. The other kinds have no table of centres but `slots` of
+    features (docs/heads.md).
     """
 
     kind: Kind = "partial_fc"
     margin: Literal["cosface", "arcface", "adaface", "combined"]
-    m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4
+    m: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.4  # arcface: 0.5
     m1: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     m2: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     m3: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    straight_through: bool = False  # arcface: a derivative of 1, as in insightface since 2022
     scale: float = _declared("scale")
-    rate: float = _declared("rate")
+    rate: Fraction | list[list[float]] = 1.0
     hard: float = _declared("hard")  # by `near`
     near: str = ""  # the folder of a conflict report: `glint dedup-conflicts find`
     rule: Rule = _declared("rule")
@@ -101,8 +103,35 @@ class Head(Table):
     slots: int = _declared("slots", ge=0)  # 0: not given
     gallery: int = _declared("gallery")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_margin(cls, data: Any) -> Any:
+        """ArcFace's margin is an angle: its default is another."""
+        arcface = isinstance(data, dict) and data.get("margin") == "arcface"
+        return {"m": 0.5, **data} if arcface else data
+
+    @property
+    def stages(self) -> list[list[float]]:
+        """Return the epochs at which a rate begins, each with it."""
+        return self.rate if isinstance(self.rate, list) else [[0.0, self.rate]]
+
+    def rate_at(self, epoch: float) -> float:
+        """Return the share of centres that plays then; epoch: with its fraction."""
+        return [rate for begin, rate in self.stages if begin <= epoch][-1]
+
+    def options(self) -> dict[str, Any]:
+        """Return values by key as the head's options are: of several rates the largest."""
+        return {**self.model_dump(), "rate": max(rate for _, rate in self.stages)}
+
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what the chosen kind of head or of margin does not read."""
+        if any(len(one) != 2 or not 0 <= one[1] <= 1 for one in self.stages):
+            yield "rate", f"expected stages [epoch, share from 0 to 1], found {self.rate}"
+            return
+        begins = [begin for begin, _ in self.stages]
+        if begins[:1] != [0] or begins != sorted({*begins}):
+            yield "rate", f"stages must begin at epoch 0 and rise, found {begins}"
+            return
         table = self.kind == "partial_fc"
         read = keys(self.kind) | ({"near", "lr_scale"} if table else set())
         for name in type(self).model_fields:
@@ -112,10 +141,12 @@ class Head(Table):
                 yield name, f'not read with kind = "{self.kind}"'
         if table and bool(self.hard) != bool(self.near):
             yield "hard", "head.hard and head.near are given together, or neither"
-        elif table and self.hard and not 0 < self.rate < 1:
-            yield "hard", f"only read with a rate between 0 and 1, found {self.rate:g}"
+        elif table and self.hard and not any(0 < rate < 1 for _, rate in self.stages):
+            yield "hard", f"only read with a rate between 0 and 1, found {self.rate}"
         if not table and not self.slots:
             yield "slots", f'kind = "{self.kind}" needs at least 1'
+        if self.straight_through and self.margin != "arcface":
+            yield "straight_through", 'only read with margin = "arcface"'
         combined = {"m1", "m2", "m3"} & self.model_fields_set
         if self.margin != "combined":
             for name in sorted(combined):
@@ -249,6 +280,19 @@ class Recipe(Table):
     teacher: Teacher | None = None
     run: Run = Field(default_factory=Run)
 
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, path) of every file or folder that a run reads."""
+        yield "data.path", self.data.path
+        if self.data.sampling not in ("", "auto"):
+            yield "data.sampling", self.data.sampling
+        if self.head.near:
+            yield "head.near", self.head.near
+        if self.teacher is not None:
+            yield "teacher.model", self.teacher.model
+        if self.run.finetune:
+            yield "run.finetune", self.run.finetune
+        yield from (("run.val", path) for path in self.run.val)
+
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield a head that does not go with the optimiser, the precision or the batch."""
         if (self.head.rule == "adamw") != (self.optim.kind == "adamw"):
@@ -261,6 +305,12 @@ class Recipe(Table):
                         f'"{self.optim.kind}"; "none" goes with both'
                     ),
                 )
+        late = [begin for begin, _ in self.head.stages if begin >= self.schedule.epochs]
+        if late:
+            yield (
+                "head.rate",
+                f"stages must begin before epoch {self.schedule.epochs}, found {late}",
+            )
         if self.data.decode == "gpu" and self.run.device == "cpu":
             yield "data.decode", '"gpu" needs a GPU, found run.device = "cpu"'
         if self.run.precision == "float64" and "bf16" in (self.head.gemm, self.head.storage):

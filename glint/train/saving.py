@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glint.dist.host import ram
+from glint.dist.host import local_ranks, ram
 from glint.dist.world import cpu_group
 from glint.errors import GlintError
 from glint.log import logger
@@ -118,7 +117,7 @@ class Saver:
 
     def _room(self, size: int) -> bool:
         """Whether the copies of this machine's ranks fit into its memory; rank 0 logs it."""
-        free, ranks = ram()["available"], int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free, ranks = ram()["available"], local_ranks(self.run.world.size)
         good = size * ranks <= ROOM * free
         if not good:
             logger.warning(

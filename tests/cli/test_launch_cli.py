@@ -24,15 +24,110 @@ def test_a_slurm_job(glint: Callable[..., Any]) -> None:
     job = glint("launch", "slurm", "synth_tiny", "--nodes", "4", "--gpus", "2", "--out", "a b")
     assert job.startswith("#!/bin/bash\n#SBATCH --job-name=glint-synth-tiny\n")
     assert "--nodes=4" in job and "--ntasks-per-node=2" in job and "--requeue" in job
-    assert "srun --kill-on-bad-exit=1 glint train synth_tiny --out 'a b'" in job
+    step = "srun --kill-on-bad-exit=1 --cpus-per-task=8 glint train synth_tiny --out 'a b'"
+    assert step in job
     done = subprocess.run(["bash", "-n"], input=job, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+# of sbatch's manual, version 23.11: the options a script of ours may hold
+SBATCH = {"job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time",
+          "requeue", "open-mode", "signal", "partition", "account"}  # fmt: skip
+
+
+def test_a_slurm_job_asks_for_what_a_cluster_wants_to_know() -> None:
+    job = launch.slurm("glint-x", ["glint", "train", "r"], 2, 4, 6, time="1-0", partition="gpu",
+                       account="faces", image="a/b:c d")  # fmt: skip
+    options = re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", job, re.MULTILINE)
+    assert {name for name, _ in options} == SBATCH and len(options) == len(SBATCH)
+    assert len(options) == job.count("#SBATCH")
+    told = dict(options)
+    assert told["partition"] == "gpu" and told["account"] == "faces"
+    assert told["cpus-per-task"] == "6" and told["ntasks-per-node"] == told["gpus-per-node"] == "4"
+    body = [line for line in job.splitlines() if line and not line.startswith("#")]
+    assert body[0].startswith("srun ") and "--container-image=a/b:c d" in argv(
+        body[0].replace("srun ", "run ", 1)
+    )
+
+
+def fields(known: dict[str, Any], need: list[str]) -> dict[str, Any]:
+    return {"type": "object", "properties": known, "required": need, "additionalProperties": False}
+
+
+def items(known: dict[str, Any], need: list[str]) -> dict[str, Any]:
+    return {"type": "array", "items": fields(known, need), "minItems": 1}
+
+
+# The fields of Kubernetes' API 1.31 that a job of ours may hold, and no other: a word that the API
+# server does not know is dropped there without a sound, or refused.
+TEXT, COUNT, NAME = {"type": "string"}, {"type": "integer", "minimum": 1}, {
+    "type": "string", "pattern": "^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$"}  # fmt: skip
+META = fields({"name": NAME}, ["name"])
+SERVICE = fields(
+    {"apiVersion": {"const": "v1"}, "kind": {"const": "Service"}, "metadata": META,
+     "spec": fields({"clusterIP": {"const": "None"}, "selector": fields({"job-name": NAME}, [])},
+                    ["clusterIP", "selector"])},
+    ["apiVersion", "kind", "metadata", "spec"],
+)  # fmt: skip
+VOLUME = {
+    "name": NAME,
+    "persistentVolumeClaim": fields({"claimName": NAME}, ["claimName"]),
+    "emptyDir": fields({"medium": {"const": "Memory"},
+                        "sizeLimit": {"type": "string", "pattern": "^[0-9]+[KMGT]i$"}}, []),
+}  # fmt: skip
+BOX = {
+    "name": NAME, "image": TEXT, "workingDir": TEXT,
+    "command": {"type": "array", "items": TEXT}, "args": {"type": "array", "items": TEXT},
+    "resources": fields({"requests": fields({"cpu": COUNT}, []),
+                         "limits": fields({"nvidia.com/gpu": COUNT}, ["nvidia.com/gpu"])}, []),
+    "volumeMounts": items({"name": NAME, "mountPath": TEXT}, ["name", "mountPath"]),
+}  # fmt: skip
+POD = fields(
+    {"restartPolicy": {"const": "Never"}, "subdomain": NAME, "containers": items(BOX, ["name"]),
+     "terminationGracePeriodSeconds": COUNT, "volumes": items(VOLUME, ["name"])},
+    ["restartPolicy", "containers"],
+)  # fmt: skip
+RULE = {
+    "action": {"enum": ["FailJob", "FailIndex", "Ignore", "Count"]},
+    "onExitCodes": fields({"containerName": NAME, "operator": {"enum": ["In", "NotIn"]},
+                           "values": {"type": "array", "items": COUNT, "uniqueItems": True}},
+                          ["operator", "values"]),
+}  # fmt: skip
+JOB = fields(
+    {"apiVersion": {"const": "batch/v1"}, "kind": {"const": "Job"}, "metadata": META,
+     "spec": fields(
+         {"completionMode": {"const": "Indexed"}, "completions": COUNT, "parallelism": COUNT,
+          "backoffLimit": COUNT, "template": fields({"spec": POD}, ["spec"]),
+          "podFailurePolicy": fields({"rules": items(RULE, ["action"])}, ["rules"])},
+         ["template", "completions", "parallelism"])},
+    ["apiVersion", "kind", "metadata", "spec"],
+)  # fmt: skip
+
+
+def test_a_kubernetes_job_has_fields_that_the_api_has() -> None:
+    yaml, jsonschema = pytest.importorskip("yaml"), pytest.importorskip("jsonschema")
+    text = launch.k8s("glint-x", ["glint", "train", "r"], 2, 4, 6, image="glint:1")
+    service, job = yaml.safe_load_all(text)
+    jsonschema.validate(service, SERVICE)
+    jsonschema.validate(job, JOB)
+    pod = job["spec"]["template"]["spec"]
+    (box,) = pod["containers"]
+    mounts = {one["name"]: one["mountPath"] for one in box["volumeMounts"]}
+    assert {one["name"] for one in pod["volumes"]} == {*mounts}
+    # without them NCCL has 64 MB of shared memory, and checkpoints die with the pod
+    assert mounts["shm"] == "/dev/shm" and box["workingDir"] == mounts["shared"] == "/shared"
+    assert box["resources"]["requests"]["cpu"] == 24
+    for wrong in ("imagePullPolice: Always", "workdir: /shared"):
+        spoilt = yaml.safe_load(text.split("---")[1].replace("workingDir: /shared", wrong))
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoilt, JOB)
 
 
 def test_what_a_job_is_made_of_is_quoted_or_refused(glint: Callable[..., Any]) -> None:
     job = glint("launch", "k8s", "synth_tiny", "--image", 'x"y: z')
     assert '        image: "x\\U00000022y: z"\n' in job
-    assert "GL0002" in glint("launch", "slurm", "synth_tiny", "--time", "1; rm -rf /", code=2)
+    for option in ("--time", "--partition", "--account"):
+        assert "GL0002" in glint("launch", "slurm", "synth_tiny", option, "1; rm -rf /", code=2)
 
 
 def test_a_slurm_job_is_requeued_when_the_run_stopped(
@@ -140,11 +235,11 @@ def by_kubernetes(text: str) -> str:
 def test_a_job_runs_the_words_that_were_given(nodes: int) -> None:
     yaml = pytest.importorskip("yaml")
     command = ["glint", "train", *WORDS]
-    script = launch.slurm("glint-x", command, nodes, 2, "1:00")
+    script = launch.slurm("glint-x", command, nodes, 2, 4, time="1:00")
     (line,) = [one for one in script.splitlines() if one.startswith("srun ")]
-    assert argv(line.replace("srun --kill-on-bad-exit=1", "run", 1)) == command
+    assert argv(line.replace("srun --kill-on-bad-exit=1 --cpus-per-task=4", "run", 1)) == command
     assert line.isprintable()
-    text = launch.k8s("glint-x", command, nodes, 2, "x\ny: $$ #z")
+    text = launch.k8s("glint-x", command, nodes, 2, 4, image="x\ny: $$ #z")
     assert all(one.isprintable() for one in text.splitlines())
     _, job = yaml.safe_load_all(text)
     (box,) = job["spec"]["template"]["spec"]["containers"]

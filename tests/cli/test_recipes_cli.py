@@ -81,6 +81,18 @@ def test_validate_tells_every_mistake_and_exits_2(tmp_path: Path) -> None:
     assert call("validate", str(tmp_path / "none.toml"))[0] == 2
 
 
+def test_validate_tells_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    val = f'run.val=["{tmp_path}/a.bin", "{"x" * 300}"]'
+    there = ["--set", f"data.path={tmp_path}/data"]
+    answer = told("validate", "ms1mv3_r50", *there, "--set", val)
+    assert answer["missing"] == [f"run.val = {tmp_path}/a.bin", f"run.val = {'x' * 300}"]
+    assert told("validate", "ms1mv3_r50", *there)["missing"] == []
+    assert "not there: data.path = datasets/ms1mv3\n" in call("validate", "ms1mv3_r50")[1]
+    remote = told("validate", "ms1mv3_r50", "--set", "data.path=s3://bucket/set")
+    assert remote["missing"] == []
+
+
 def test_validate_builds_the_net(tmp_path: Path) -> None:
     for change in ("layerz=3", "layers=[1,1]"):
         code, _, err = call("validate", "synth_tiny", "--set", f"backbone.options.{change}")

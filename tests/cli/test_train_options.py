@@ -146,6 +146,31 @@ def test_too_many_bad_steps_in_a_row_end_the_run(made: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_the_share_that_plays_changes_with_the_epoch_and_for_a_resumed_run(
+    made: Any, tmp_path: Path
+) -> None:
+    counts = {}
+    for name, parts in (("whole", ["18"]), ("parts", ["7", "18"])):
+        counts[name] = list[int]()
+        for steps in parts:
+            run = made(
+                tmp_path / name, "head.rate=[[0, 0.1], [1, 1.0]]", f"schedule.max_steps={steps}",
+                "data.batch=24", "head.rule=dense_exact", "run.accumulate=2",
+            )  # fmt: skip
+            real = run.head._targets
+
+            def noted(label_N: Any, playing_k: Any, name: str = name, real: Any = real) -> Any:
+                counts[name].append(-1 if playing_k is None else len(playing_k))
+                return real(label_N, playing_k)
+
+            run.head._targets = noted  # type: ignore[method-assign]
+            loop.train(run)
+    per_epoch = 2 * run.steps_per_epoch
+    assert counts["parts"] == counts["whole"] and -1 not in counts["whole"][:per_epoch]
+    assert {*counts["whole"][per_epoch:]} == {-1}  # all of them
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 def test_a_compiled_net_has_the_same_losses(made: Any, tmp_path: Path) -> None:
     loop.train(made(tmp_path / "plain", "schedule.max_steps=2"))
     loop.train(made(tmp_path / "made", "schedule.max_steps=2", "run.compile=aot_eager"))

@@ -186,6 +186,24 @@ def test_ranks_of_unequal_batches_and_without_rows(ranks, monkeypatch):
     torch.testing.assert_close(torch.cat(weights), head.weight, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_logits_at_both_ends_of_the_scale(sign):
+    """Every centre the same as every feature, or its opposite: exp(64) and exp(-64), no maximum."""
+    unit = torch.nn.functional.normalize(torch.randn(1, 8, generator=torch.Generator()), dim=1)
+    found = []
+    for kernels, dtype in (("triton", torch.float32), ("torch", torch.float64)):
+        options = PartialFCOptions(kernels=kernels, scale=64.0)
+        head = PartialFC(40, 8, options, margin=CosFace(0.4), dtype=dtype)
+        head.weight.copy_(sign * unit * torch.linspace(0.5, 2, 40)[:, None])
+        feature = (unit * torch.linspace(1, 3, 5)[:, None]).to(dtype).requires_grad_()
+        loss = head(feature, torch.arange(5), step=0)
+        loss.backward()
+        found.append([loss.detach().double(), feature.grad.double(), head.gradient()[1].double()])
+    for fast, truth in zip(*found):
+        assert torch.isfinite(fast).all()
+        torch.testing.assert_close(fast, truth, rtol=1e-5, atol=2e-5)
+
+
 def test_without_gradients_no_gradient_is_made():
     head = PartialFC(9, 4, TRITON, margin=CosFace())
     plain = PartialFC(9, 4, margin=CosFace())
@@ -195,16 +213,18 @@ def test_without_gradients_no_gradient_is_made():
 
 
 def test_tiles_fit_the_memory_of_a_card():
-    def asked(shared, size):
-        tiles = fused.fitting(512, size, shared, 100)
+    def asked(shared, size, capability=90):
+        tiles = fused.fitting(512, size, shared, 100, capability)
         return tiles.samples, tiles.warps, tiles.stages
 
     assert asked(232448, 2) == (64, 8, 2)  # compute capability 9.0
-    assert asked(166912, 2) == (64, 8, 1)  # 8.0
-    assert asked(101376, 2) == (32, 8, 1)  # 8.6, 8.9
+    assert asked(166912, 2, 80) == (32, 8, 1)  # 64 rows are 13 kB of spill there
+    assert asked(101376, 2, 89) == (32, 8, 1)
+    assert asked(101376, 2, 120) == (32, 8, 1)
     assert asked(232448, 4) == (32, 8, 2)
-    assert asked(101376, 4) == (16, 4, 1)
-    tiles = fused.fitting(512, 2, 232448, 132)
+    assert asked(166912, 4, 80) == (32, 8, 1)
+    assert asked(101376, 4, 89) == (16, 4, 1)
+    tiles = fused.fitting(512, 2, 232448, 132, 90)
     assert tiles.moved % tiles.classes == 0 and tiles.gathered == 32768
 
 
@@ -221,4 +241,4 @@ def test_what_kernels_cannot_do_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("options", MANY, ids=str)
 def test_many_shapes(options):
-    close(options, 5e-6)
+    close(options, 6e-6)  # a gradient of 1e-21 among them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,3 +162,19 @@ def test_describing_needs_no_torch(module: str) -> None:
         f"import sys, {module}\nassert not {{'torch', 'faiss', 'insightface'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_image_is_made_of_files_and_extras_that_exist() -> None:
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    words = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    assert {one[0] for one in words} <= {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "CMD"}
+    copied = [name for one in words if one[0] == "COPY" for name in one[1:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    project = (ROOT / "pyproject.toml").read_text()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "glint", "pipelines", "train"):
+        assert name in copied, f"the wheel needs {name}"
+    extras = re.search(r'pip install --no-cache-dir "\.\[([\w,]+)\]"', text)
+    assert extras and all(f"\n{one} = [" in project for one in extras[1].split(","))
+    version = re.search(r"FROM python:3\.(\d+)-", text)
+    assert version and f"Python :: 3.{version[1]}" in project
+    assert " gcc " in text  # Triton's

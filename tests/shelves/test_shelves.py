@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from glint.manifests import card
+from glint.nn.heads.softmax import STEEPEST, WIDEST
 from glint.pipelines.recipe import Recipe as Road
 from glint.pipelines.recipe import commands
 from glint.recipes import shelf
@@ -16,7 +17,7 @@ from glint.train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for one in shelf.SHELVES for path in (ROOT / one).rglob("*.toml"))
-COUNT = {"train": 47, "pipelines": 3, "manifests": 7}
+COUNT = {"train": 48, "pipelines": 3, "manifests": 7}
 
 
 def test_the_count_of_every_shelf() -> None:
@@ -41,6 +42,9 @@ def test_training_runs(path: Path) -> None:
         assert gpus and total
         batch = int(gpus[1]) * recipe.data.batch * recipe.run.accumulate
         assert batch == int(total[1].replace(",", ""))
+        # what kernels = "auto" asks for before it takes the kernels, and few launches without them
+        assert recipe.head.gemm == "bf16" and recipe.head.block >= 8192
+        assert recipe.head.scale <= STEEPEST and recipe.backbone.embedding <= WIDEST
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.toml")), ids=lambda p: p.stem)

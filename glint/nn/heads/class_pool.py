@@ -54,6 +54,7 @@ class ClassPool(feature_rows.FeatureHead):
         self.weight: Tensor
         weight_2cD = torch.zeros((2, self.slots, dim), dtype=self.store.compute)
         self.register_buffer("weight", weight_2cD.to(self.world.device))
+        self.class_c = torch.full((self.slots,), -1, device=self.world.device)  # as the directory
         self._written: list[_Written] = []
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._hits = 0.0
@@ -78,6 +79,9 @@ class ClassPool(feature_rows.FeatureHead):
         unit_nD = F.normalize(gallery_nD.detach().to(self.weight.dtype), dim=1)
         unit_ND, label_N = self._in_order(unit_nD), self._in_order(label_n)
         names = label_N.tolist()
+        own, alone = self.world.rank * paired, self.world.size * paired
+        alone += self.world.rank * self.singles
+        mine = names[own : own + paired] + names[alone : alone + self.singles]
         most = max(len(set(names[0::2])), len(set(names[1::2])))
         self.check_step(names, most, f"half a global batch has {most} identities")
         label_n = label_n.to(self.weight.device, torch.int64)
@@ -87,10 +91,11 @@ class ClassPool(feature_rows.FeatureHead):
         for probe, other in ((0, 1), (1, 0)):
             done = self.directory.done
             written = self._write(unit_ND[other::2], names[other::2])
-            slots = [self.directory.slot(name) >= 0 for name in names[probe::2]]
-            inside = sum(slots)
+            inside = sum(self.directory.slot(name) >= 0 for name in names[probe::2])
+            slots = [self.directory.slot(name) for name in mine[probe::2]]
+            outside = len(names[probe::2]) - inside
             share = share + self._half(
-                feature_nD[probe::2], label_n[probe::2], written.hit_c, inside, len(slots) - inside
+                feature_nD[probe::2], label_n[probe::2], slots, written.hit_c, inside, outside
             )
             hits += inside
             if probe == 0:
@@ -124,6 +129,7 @@ class ClassPool(feature_rows.FeatureHead):
         )
         self._written.clear()
         self.directory.load(label, age, turn)
+        self.class_c.copy_(torch.tensor(self.directory.label))
 
     def tables(self) -> dict[str, Tensor]:
         """Return the two rows of each slot, and its entry of the directory."""
@@ -167,31 +173,39 @@ class ClassPool(feature_rows.FeatureHead):
             if hit:
                 hits.append(slot)
         device = self.weight.device
-        at_w = torch.tensor(list(last), device=device)
-        row_wD = unit_ND[torch.tensor(list(last.values()), device=device)]
-        flat = self.weight.view(-1, self.dim)
-        before_wD = flat[at_w]
-        flat[at_w] = row_wD
-        hit_c = torch.zeros(len(self.directory), dtype=torch.bool, device=device)
-        hit_c[torch.tensor(hits, dtype=torch.int64, device=device)] = True
-        return _Written(at_w, before_wD, hit_c)
+        entries = [*last], [*last.values()], [names[place] for place in last.values()]
+        at_w, place_w, name_w = torch.tensor(entries).to(device)
+        flat, slot_w = self.weight.view(-1, self.dim), at_w % self.slots
+        written = _Written(
+            at_w, flat[at_w], self.class_c[slot_w], torch.zeros_like(self.class_c, dtype=torch.bool)
+        )
+        flat[at_w], self.class_c[slot_w] = unit_ND[place_w], name_w
+        written.hit_c.index_fill_(0, torch.tensor(hits, dtype=torch.int64).to(device), True)
+        return written
 
     def _restore(self, written: _Written) -> None:
         self.weight.view(-1, self.dim)[written.at_w] = written.before_wD
+        self.class_c[written.at_w % self.slots] = written.class_w
 
     def _half(
-        self, feature_hD: Tensor, label_h: Tensor, hit_c: Tensor, inside: int, outside: int
-    ) -> Tensor:
-        """Return this rank's share of a half's loss; inside, outside: samples over all ranks."""
+        self, feature_hD: Tensor, label_h: Tensor, slots: list[int], hit_c: Tensor, inside: int,
+        outside: int,
+    ) -> Tensor:  # fmt: skip
+        """Return this rank's share of a half's loss.
+
+        slots: those of the half's samples here, -1: none; inside, outside: samples over all ranks.
+        """
         device, used = self.weight.device, len(self.directory)
-        slot_h = torch.tensor([self.directory.slot(name) for name in label_h.tolist()]).to(device)
-        class_c = torch.tensor(self.directory.label[:used], device=device)
-        in_h = slot_h >= 0
-        feature_pD, slot_p, feature_oD = feature_hD[in_h], slot_h[in_h], feature_hD[~in_h]
-        masked_p = self._masked(label_h[in_h], class_c)
-        masked_o = self._masked(label_h[~in_h], class_c)
+        order = sorted(range(len(slots)), key=lambda place: slots[place] < 0)
+        at_h = torch.tensor([order, [slots[place] for place in order]]).to(device)
+        split = sum(slot >= 0 for slot in slots)
+        slot_p = at_h[1, :split]
+        feature_pD, feature_oD = feature_hD.index_select(0, at_h[0]).tensor_split([split])
+        label_p, label_o = label_h[at_h[0]].tensor_split([split])
+        class_c = self.class_c[:used]
+        masked_p, masked_o = self._masked(label_p, class_c), self._masked(label_o, class_c)
         first_cD, second_cD = self.weight[:, :used]
-        table = Table(first_cD, {"second": second_cD, "hit": hit_c}, self.store)
+        table = Table(first_cD, {"second": second_cD, "hit": hit_c[:used]}, self.store)
         share = feature_hD.new_zeros((), dtype=self.weight.dtype)
         for number, rule in enumerate((Plain(0.0), _Newer(0.0))):
             active = ActiveRows(rule, table, None, self.options.block)
@@ -228,6 +242,7 @@ class _Written:
 
     at_w: Tensor
     before_wD: Tensor
+    class_w: Tensor
     hit_c: Tensor
 
 

@@ -30,6 +30,7 @@ INTERPRETED = isinstance(kernels.stream, InterpretedFunction)  # TRITON_INTERPRE
 _ROWS = 4  # rows that one program of `gather` or `move` takes
 _SPARE = 24 << 10  # bytes of shared memory for what is not an operand
 _SIZES = ((64, 8, 2), (64, 8, 1), (32, 8, 2), (32, 8, 1), (16, 4, 2), (16, 4, 1))
+_OLDER = ((32, 8, 1), (16, 4, 1))  # below 9.0: more, and ptxas gives `stream` 32 registers
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,14 @@ class Tiles:
 SMALL = Tiles(16, 16, 4, 1, 4, 32, 32)  # for the interpreter
 
 
-def fitting(wide: int, size: int, shared: int, programs: int) -> Tiles:
-    """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory."""
-    fit = [one for one in _SIZES if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
-    side, warps, stages = (fit or _SIZES[-1:])[0]
+def fitting(wide: int, size: int, shared: int, programs: int, capability: int) -> Tiles:
+    """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory.
+
+    capability: 90 is 9.0.
+    """
+    sizes = _SIZES if capability >= 90 else _OLDER
+    fit = [one for one in sizes if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
+    side, warps, stages = (fit or sizes[-1:])[0]
     gathered = (32 << 20) // (wide * size)  # 32 MiB
     moved = 4 * programs * side  # four rounds of programs
     return Tiles(side, side, warps, stages, programs, gathered, moved)
@@ -67,7 +72,9 @@ def _tiles(device: torch.device, wide: int, size: int) -> Tiles:
         return SMALL
     number = torch.cuda.current_device() if device.index is None else device.index
     found = triton.runtime.driver.active.utils.get_device_properties(number)
-    return fitting(wide, size, found["max_shared_mem"], found["multiprocessor_count"])
+    major, minor = torch.cuda.get_device_capability(number)
+    shared, programs = found["max_shared_mem"], found["multiprocessor_count"]
+    return fitting(wide, size, shared, programs, 10 * major + minor)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -143,12 +150,11 @@ class Fused(SoftmaxPass):
                     num_stages=tiles.stages,
                 )
         largest_N = largest_SN.amax(0)
-        from_N = largest_N.masked_fill(largest_N == -torch.inf, 0.0)
-        share_SN = torch.exp(largest_SN - from_N)
+        share_N = torch.exp(-largest_N.masked_fill(largest_N == -torch.inf, 0.0))
         feature_grad_ND = feature_grad_SND[0]
         if learn:
-            feature_grad_ND = feature_grad_SND.mul_(share_SN[:, :, None]).sum(0)
-        return largest_N, (sum_SN * share_SN).sum(0), feature_grad_ND
+            feature_grad_ND = feature_grad_SND.sum(0).mul_(share_N[:, None])
+        return largest_N, sum_SN.sum(0).mul_(share_N), feature_grad_ND
 
     def gradient(self, number: int, centre_bD: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of block `number`'s rows, (b, D), from the rows themselves."""
@@ -163,9 +169,6 @@ class Fused(SoftmaxPass):
     def update(self, weight: Tensor, *, step: int, lr: float) -> None:
         """Move the rows that play by their gradients, some at a time while they are in cache."""
         active, rule, tiles = self.active, self.active.rule, self.tiles
-        if not isinstance(rule, (Plain, Stale, LazyDecay, DenseExact)):
-            super().update(weight, step=step, lr=lr)
-            return
         noise = [part for salt in (0, 1) for part in self._noise(salt, step)]
         targets, masks = self._bounds(self.row_t, 0, active.count), self._masks(0, active.count)
         run = min(tiles.moved, active.count)
@@ -175,6 +178,13 @@ class Fused(SoftmaxPass):
             missed_b4 = self._missed_decay(first, rows)
             self._centre_grad(grad_kD, weight, first, rows, missed_b4, targets[tile:], masks[tile:])
             at = self._at(first, rows)
+            if not isinstance(rule, (Plain, Stale, LazyDecay, DenseExact)):
+                held = rule.read(active.table, at)
+                inverse_b = self.inverse_k[first : first + rows]
+                grad_bD = self._across(grad_kD[:rows], held[0], inverse_b)
+                rule.move(held, active.table, at, grad_bD, step=step, lr=lr)
+                rule.write(held, active.table, at, step=step)
+                continue
             if isinstance(rule, LazyDecay):
                 missed_b4 = rule.missed_decay(active.table, at, step)
             self._move(grad_kD, first, rows, missed_b4, noise, rule, lr)

@@ -31,6 +31,7 @@ from glint.rng import ODD_32
 # whole numbers that differ between launches: not worth a compilation of their own
 _LOOSE = ["samples", "rows", "first", "strip", "offset", "low_w", "high_w", "low_v", "high_v"]
 _TINY = tl.constexpr(1e-12)  # as in softmax.py
+_LOG2_E = tl.constexpr(1.4426950408889634)
 _ODD0 = tl.constexpr(ODD_32[0])
 _ODD1 = tl.constexpr(ODD_32[1])
 
@@ -156,7 +157,11 @@ def stream(
     LEARN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add strip S of this launch's rows to (largest, sum, gradient) of a tile of samples."""
+    """Add strip S of this launch's rows to (largest, sum, gradient) of a tile of samples.
+
+    Nothing is taken off a logit before its exponential, so no running maximum has to be followed:
+    it is at most `scale`, and 2^31 times exp(64) is still a float32 (`softmax.STEEPEST`).
+    """
     sample_n = tl.program_id(0) * SAMPLES + tl.arange(0, SAMPLES)
     live_n = sample_n < samples
     column = tl.arange(0, WIDE)
@@ -165,8 +170,8 @@ def stream(
     unit_nD = tl.load(unit_ND + flat, mask=inside, other=0.0)
     target_n = tl.load(target_N + sample_n, mask=live_n, other=-1) - first
     part = tl.program_id(1) * samples
-    largest_n = tl.load(largest_SN + part + sample_n, mask=live_n, other=-float("inf"))
-    sum_n = tl.load(sum_SN + part + sample_n, mask=live_n, other=0.0)
+    largest_bn = tl.full((CLASSES, SAMPLES), -float("inf"), tl.float32)
+    sum_bn = tl.zeros((CLASSES, SAMPLES), tl.float32)
     feature_grad_SND += part.to(tl.int64) * D
     feature_grad_nD = tl.zeros((SAMPLES, WIDE), tl.float32)
     if LEARN:
@@ -191,18 +196,20 @@ def stream(
         logit_bn = _hidden(logit_bn, row_b[:, None], sample_n[None, :], threshold, mask_row_e,
                            mask_column_e, mask_bounds, at // CLASSES, first,
                            CUT, MASKED)  # fmt: skip
-        before_n = largest_n
-        largest_n = tl.maximum(before_n, tl.max(logit_bn, axis=0))
-        from_n = tl.where(largest_n == -float("inf"), 0.0, largest_n)
-        faded_n = tl.exp(before_n - from_n)
-        exp_bn = tl.exp(logit_bn - from_n[None, :])
-        sum_n = sum_n * faded_n + tl.sum(exp_bn, axis=0)
+        largest_bn = tl.maximum(largest_bn, logit_bn)
+        if centre_bD.dtype == tl.float32:
+            exp_bn = tl.exp(logit_bn)
+        else:  # a rounding more, far below bf16's own, and fewer instructions
+            exp_bn = tl.exp2(logit_bn * _LOG2_E)
+        sum_bn += exp_bn
         if LEARN:
             weighed_bn = (exp_bn * inverse_b[:, None]).to(centre_bD.dtype)
-            feature_grad_nD = feature_grad_nD * faded_n[:, None]
             feature_grad_nD = _product(tl.trans(weighed_bn), centre_bD, feature_grad_nD, PRECISION)
+    largest_n = tl.load(largest_SN + part + sample_n, mask=live_n, other=-float("inf"))
+    largest_n = tl.maximum(largest_n, tl.max(largest_bn, axis=0))
     tl.store(largest_SN + part + sample_n, largest_n, mask=live_n)
-    tl.store(sum_SN + part + sample_n, sum_n, mask=live_n)
+    sum_n = tl.load(sum_SN + part + sample_n, mask=live_n, other=0.0)
+    tl.store(sum_SN + part + sample_n, sum_n + tl.sum(sum_bn, axis=0), mask=live_n)
     if LEARN:
         tl.store(feature_grad_SND + flat, feature_grad_nD, mask=inside)
 

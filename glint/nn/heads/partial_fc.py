@@ -17,9 +17,9 @@ from glint.dist.span import span
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads.masks import KnownPairs
-from glint.nn.heads.options import Gemm, Kernels, PartialFCOptions
+from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.sample import Nearest, sampled_classes
-from glint.nn.heads.softmax import WIDEST, SoftmaxPass, gather_batch, margin_softmax
+from glint.nn.heads.softmax import STEEPEST, WIDEST, SoftmaxPass, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
 from glint.nn.heads.updates import ActiveRows, Table, apply, row_rule
@@ -70,7 +70,7 @@ class PartialFC(nn.Module):
         self.classes, self.dim, self.margin = classes, dim, margin
         self.seed, self.ddp_mean = seed, ddp_mean
         self.world = World() if world is None else world
-        self.pass_type = pass_type(options.kernels, dim, dtype, options.gemm, self.world.device)
+        self.pass_type = pass_type(options, dim, dtype, self.world.device)
         self.span = span(classes, self.world.size, self.world.rank)
         self.rule = row_rule(
             options.rule, momentum=options.momentum, weight_decay=options.weight_decay
@@ -108,11 +108,18 @@ class PartialFC(nn.Module):
         self._seen: list[Tensor] = []
 
     def forward(
-        self, feature_nD: Tensor, label_n: Tensor, *, step: int, counts: Sequence[int] | None = None
+        self,
+        feature_nD: Tensor,
+        label_n: Tensor,
+        *,
+        step: int,
+        counts: Sequence[int] | None = None,
+        rate: float | None = None,
     ) -> Tensor:
         """Return the mean loss of the global batch, the same on every rank.
 
-        counts: rows per rank where they differ, known to all ranks. Raises InputError (GL0222) for
+        counts: rows per rank where they differ, known to all ranks; rate: the share of classes
+        that plays, where it is not the options'. Raises InputError (GL0222) for
         a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
         """
         batch = gather_batch(
@@ -121,7 +128,7 @@ class PartialFC(nn.Module):
         playing_k = sampled_classes(
             batch.label_N,
             self.classes,
-            self.options.rate,
+            self.options.rate if rate is None else rate,
             seed=self.seed,
             step=step,
             span=self.span,
@@ -265,26 +272,29 @@ class PartialFC(nn.Module):
 
 
 def pass_type(
-    kernels: Kernels, dim: int, dtype: torch.dtype, gemm: Gemm, device: torch.device
+    options: PartialFCOptions, dim: int, dtype: torch.dtype, device: torch.device
 ) -> type[SoftmaxPass]:
     """Choose who does the work of a step: torch's operations, or Triton's kernels.
 
     "auto" takes the kernels on a GPU of compute capability 8.0 or more, where Triton is there (3.3
     or newer: 3.2 ends the process while it compiles them for sm_90), the products are "bf16" or
-    "tf32" and rows have 512 numbers at most. "triton" asks for them; raises UsageError (GL0002)
-    where they cannot run.
+    "tf32", rows have 512 numbers at most and the scale is 64 at most. "triton" asks for them;
+    raises UsageError (GL0002) where they cannot run.
     """
+    kernels, gemm = options.kernels, options.gemm
     if kernels == "torch":
         return SoftmaxPass
+    fits = dim <= WIDEST and options.scale <= STEEPEST
     here = _release("triton") >= (3, 3)
     if kernels == "auto":
         suits = here and device.type == "cuda" and dtype == torch.float32 and gemm != "float32"
-        if not suits or dim > WIDEST or torch.cuda.get_device_capability(device) < (8, 0):
+        if not suits or not fits or torch.cuda.get_device_capability(device) < (8, 0):
             return SoftmaxPass
     wants = {
         "the package triton, 3.3 or newer": here,
         "float32 rows": dtype == torch.float32,
         f"at most {WIDEST} numbers per row": dim <= WIDEST,
+        f"a scale of {STEEPEST:g} at most": options.scale <= STEEPEST,
     }
     if here:
         from glint.nn.heads.fused import INTERPRETED, fused

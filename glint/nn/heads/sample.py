@@ -2,8 +2,9 @@
 
 Partial FC (arXiv 2010.05222, section 3): the classes of the batch always play, plus uniformly
 drawn negatives. Here the set is a pure function of (seed, step, labels of the global batch): a
-keyed Feistel network permutes the classes, and the first that are not in the batch are taken. There
-is no generator state to save, and no work proportional to the number of classes.
+keyed Feistel network permutes the classes of each block of 32,768, and the first that are not in
+the batch are taken, so many of each block as is its share. There is no generator state to save, a
+rank draws for its own classes alone, and no work is proportional to the number of classes.
 
 Hard-aware: a share of the negatives are the classes nearest to those of the batch, from a table
 made beforehand, less the known conflicts (`Nearest`); the others are uniform as before.
@@ -11,6 +12,9 @@ made beforehand, less the known conflicts (`Nearest`); the others are uniform as
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +25,10 @@ from glint.errors import InputError
 from glint.rng import hash_31, permute, stream_key
 
 # N samples over all ranks, C classes, P of them in the batch, K neighbours of each,
-# k classes of this rank that play, h hard negatives, i counters, m known pairs
+# k classes of this rank that play, h hard negatives, T classes that play anyway, b blocks,
+# i classes drawn of each, m known pairs
 
-_AT_ONCE = {"cpu": 1 << 15}  # counters hashed together: they stay in cache
-_MANY = 1 << 20  # on a GPU: few launches, and it waits for the device once for so many
+BLOCK = 1 << 15  # classes that are drawn from together; fixed for good, as the hashes are
 
 
 def sample_size(classes: int, rate: float, positives: int) -> int:
@@ -104,43 +108,103 @@ def sampled_classes(
     """Return the classes of `span` that play at this step, sorted, int64 (k); None means all.
 
     label_N: labels of the whole batch over all ranks; hard_ratio: the share of negatives taken
-    from `neighbours`, fewer where the classes of the batch have no more; uniform ones fill up.
-    Costs O(rate * classes) at most.
+    from `neighbours`, fewer where the classes of the batch have no more; uniform ones fill up. A
+    block plays at least its share of S, more where it has more classes of the batch. Waits for the
+    device once; costs O(rate * span).
     """
     if rate >= 1:
         return None
-    positive_P = torch.unique(label_N)  # sorted
-    wanted = sample_size(classes, rate, positive_P.numel()) - positive_P.numel()
-    playing_k = positive_P
-    if wanted > 0:
-        key = stream_key(seed, step)
-        if neighbours is not None and (most := int(hard_ratio * wanted)):
-            hard_h = neighbours.among(positive_P, most, key)
-            wanted -= hard_h.numel()
-            playing_k = torch.sort(torch.cat([positive_P, hard_h])).values
-        if wanted > 0:
-            playing_k = torch.cat([playing_k, _first_others(classes, wanted, playing_k, key)])
-    if span is not None:
-        playing_k = playing_k[(playing_k >= span.start) & (playing_k < span.stop)]
-    return torch.sort(playing_k).values
+    span = Span(0, classes) if span is None else span
+    size, device = sample_size(classes, rate, 0), label_N.device
+    key, most = stream_key(seed, step), label_N.numel() + int(hard_ratio * size)
+    # first what does not depend on labels: the host is ahead of the device meanwhile
+    parts = list(_parts(classes, span)) if size else []
+    drawn = _drawn(parts, classes, most, size / classes, key, device)
+    # a bad label, which makes the loss NaN, may not make a row that is not there
+    taken_T = torch.sort(label_N.clamp(0, classes - 1)).values
+    if neighbours is not None and hard_ratio:
+        positive_P = torch.unique(taken_T)
+        wanted = sample_size(classes, rate, positive_P.numel()) - positive_P.numel()
+        hard_h = neighbours.among(positive_P, int(hard_ratio * wanted), key)
+        taken_T = torch.sort(torch.cat([positive_P, hard_h])).values
+    once_T = torch.ones_like(taken_T, dtype=torch.bool)
+    once_T[1:] = taken_T[1:] != taken_T[:-1]
+    found = [(taken_T, once_T)]
+    for one, class_bi in zip(parts, drawn):
+        plays_bi, short = _first_free(one, class_bi, taken_T, once_T, size, classes)
+        if device.type == "cpu" and bool(short):
+            (class_bi,) = _drawn(parts, classes, BLOCK, size / classes, key, device)
+            plays_bi, _ = _first_free(one, class_bi, taken_T, once_T, size, classes)
+        found.append((class_bi.flatten(), plays_bi.flatten()))
+    class_m, plays_m = (torch.cat(each) for each in zip(*found))
+    plays_m &= (class_m >= span.start) & (class_m < span.stop)
+    return torch.sort(class_m[plays_m]).values
 
 
-def _first_others(classes: int, wanted: int, positive_P: Tensor, key: int) -> Tensor:
-    """Take the first `wanted` classes of the permutation that play not already; those sorted."""
-    bits = max(1, (classes - 1).bit_length())
-    density = classes / (1 << bits)  # values beyond the classes are skipped: at most half
-    at_once = _AT_ONCE.get(positive_P.device.type, _MANY)
-    start, kept, taken = 0, 0, []
-    while kept < wanted and start < 1 << bits:
-        missing = wanted - kept + positive_P.numel()
-        reach = int(missing / density + 4 * (missing / density) ** 0.5) + 16
-        stop = min(start + min(reach, at_once), 1 << bits)
-        counter_i = torch.arange(start, stop, device=positive_P.device)
-        found_k = permute(counter_i, bits, key)
-        found_k = found_k[found_k < classes]
-        near_k = torch.searchsorted(positive_P, found_k).clamp_max(positive_P.numel() - 1)
-        found_k = found_k[positive_P[near_k] != found_k]
-        taken.append(found_k)
-        kept += found_k.numel()
-        start = stop
-    return torch.cat(taken)[:wanted]
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks of classes that are drawn from together: their numbers, and the classes of each."""
+
+    numbers: range
+    wide: int
+
+    def begin(self, device: torch.device) -> Tensor:
+        """Return their first classes, (b, 1)."""
+        return torch.arange(self.numbers.start, self.numbers.stop, device=device)[:, None] * BLOCK
+
+
+def _parts(classes: int, span: Span) -> Iterator[_Blocks]:
+    """Yield the blocks that a span meets: the whole ones, then the last short one."""
+    whole, rest = divmod(classes, BLOCK)
+    numbers = range(span.start // BLOCK, min(whole, -(-span.stop // BLOCK)))
+    if len(numbers):
+        yield _Blocks(numbers, BLOCK)
+    if rest and span.size and span.stop > whole * BLOCK:
+        yield _Blocks(range(whole, whole + 1), rest)
+
+
+def _drawn(
+    parts: Sequence[_Blocks], classes: int, most: int, share: float, key: int, device: torch.device
+) -> list[Tensor]:
+    """Draw classes of blocks in the order of each, (b, i): a share beside `most` that play already.
+
+    One keyed Feistel network permutes the places of a block; where there are several, a hash of the
+    block is xored on. Places past the end of a short block are no classes: `_first_free` knows.
+    """
+    wide = min(BLOCK, classes)
+    bits = max(1, (wide - 1).bit_length())
+    missing = (share * wide + 1 + most) * (1 << bits) / wide
+    if wide < BLOCK and device.type == "cpu":  # enough nearly always
+        missing += 4 * missing**0.5 + 16
+    elif parts and parts[-1].wide < BLOCK:  # a short block: the last of its classes may come last
+        missing = 1 << bits
+    place_i = permute(torch.arange(min(1 << bits, math.ceil(missing)), device=device), bits, key)
+    found = []
+    for one in parts:
+        begin_b1 = one.begin(device)
+        mine_bi = place_i[None]
+        if one.wide == BLOCK:
+            mine_bi = mine_bi[:, : math.ceil(share * BLOCK) + 1 + most]
+        if classes >= BLOCK:
+            mine_bi = mine_bi ^ (hash_31(begin_b1 // BLOCK, key) & BLOCK - 1)
+        found.append(begin_b1 + mine_bi)
+    return found
+
+
+def _first_free(
+    blocks: _Blocks, class_bi: Tensor, taken_T: Tensor, once_T: Tensor, size: int, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Return which drawn classes play, (b, i), and whether too few were drawn.
+
+    taken_T: those that play anyway, sorted; once_T: the first of each.
+    """
+    begin_b1 = blocks.begin(class_bi.device)
+    end_b1 = begin_b1 + blocks.wide
+    near_bi = torch.searchsorted(taken_T, class_bi).clamp_max_(taken_T.numel() - 1)
+    free_bi = (taken_T[near_bi] != class_bi) & (class_bi < end_b1)
+    before_T = torch.nn.functional.pad(once_T.cumsum(0), (1, 0))
+    there_b1, until_b1 = (before_T[torch.searchsorted(taken_T, at)] for at in (begin_b1, end_b1))
+    quota_b1 = size * end_b1 // classes - size * begin_b1 // classes
+    wanted_b1 = quota_b1 - (until_b1 - there_b1)
+    rank_bi = free_bi.cumsum(1)
+    return free_bi & (rank_bi <= wanted_b1), (rank_bi[:, -1:] < wanted_b1).any()

@@ -44,6 +44,7 @@ from glint.nn.margins import Margin
 # t samples whose target is on this rank, in order of its row
 
 WIDEST = 512  # numbers per row that kernels take: the gradient of a tile must fit into registers
+STEEPEST = 64.0  # the largest scale that kernels take: exp(64) * 2^31 rows is still a float32
 _TINY = 1e-12  # a shorter feature or centre counts as zero: no direction, no gradient
 
 

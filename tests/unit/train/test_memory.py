@@ -125,6 +125,19 @@ def test_the_command_prints_one_object():
     found = json.loads(done.stdout)
     assert found["schema"] == "glint/plan-result@1" and found["rows"] == 3_625_000
     assert found["fits"] is True and found["largest"] > 29_000_000
+    assert found["on"].startswith("H100 by its data sheet: tflops 67, gbps 3350")
+
+
+def test_the_step_is_of_a_named_gpu_or_of_what_was_measured():
+    found = {gpu: plan({"gemm": "bf16"}, 10_000_000, gpu=gpu, world=8) for gpu in memory.GPUS}
+    assert "H200 by its data sheet: tflops 989" in found["h200"].on
+    assert found["h200"].seconds["total"] < found["a100"].seconds["total"]
+    measured = plan({}, 1000, **RATES)
+    assert measured.on == "tflops 1, gbps 100, link 10"
+    with pytest.raises(UsageError, match="gpu is 'k80', expected a100 or h100"):
+        plan({}, 1000, gpu="k80")
+    text = command._say(plan({}, 1000, gpu="h200"))
+    assert "(H200 by its data sheet: tflops 67, gbps 4800, link 450; no launches, no waits)" in text
 
 
 def full(head: Head):

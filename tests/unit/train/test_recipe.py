@@ -31,6 +31,21 @@ def test_defaults() -> None:
     assert options["se"] is True
 
 
+def test_arcface_has_a_margin_of_its_own() -> None:
+    assert load(LEAST, Recipe).head.m == 0.4
+    arcface = load(LEAST, Recipe, ["head.margin=arcface"])
+    assert arcface.head.m == 0.5 and load(dump(arcface), Recipe) == arcface
+    assert load(LEAST, Recipe, ["head.margin=arcface", "head.m=0.3"]).head.m == 0.3
+
+
+def test_rates_by_epoch() -> None:
+    recipe = load(LEAST, Recipe, ["head.rate=[[0, 0.1], [8, 1.0]]"])
+    assert [recipe.head.rate_at(epoch) for epoch in (0, 7.99, 8, 9.5)] == [0.1, 0.1, 1.0, 1.0]
+    assert recipe.head.options()["rate"] == 1.0  # what a plan counts
+    assert load(dump(recipe), Recipe) == recipe
+    assert load(LEAST, Recipe, ["head.rate=0.3"]).head.rate_at(5) == 0.3
+
+
 def test_the_resolved_recipe_reads_back() -> None:
     recipe = load(LEAST, Recipe, ["head.margin=combined", "head.m2=0.5"])
     assert load(dump(recipe), Recipe) == recipe
@@ -50,7 +65,7 @@ def test_the_resolved_recipe_reads_back() -> None:
         (["head.near=r"], "head.hard: head.hard and head.near are given together, or neither"),
         (
             ["head.hard=0.3", "head.near=r"],
-            "head.hard: only read with a rate between 0 and 1, found 1",
+            "head.hard: only read with a rate between 0 and 1, found 1.0",
         ),
         (["head.slots=5"], 'head.slots: not read with kind = "partial_fc"'),
         (
@@ -87,7 +102,25 @@ def test_the_resolved_recipe_reads_back() -> None:
             'run.ema: head.kind = "class_queue" compares with the moving average of the net; '
             "0.99 or 0.999",
         ),
-        (["head.rate=1.5"], "head.rate: expected a number <= 1.0, found 1.5"),
+        (["head.rate=1.5"], "head.rate: expected a number <= 1.0 or an array, found 1.5"),
+        (["head.rate=[[1, 0.5]]"], "head.rate: stages must begin at epoch 0 and rise, found [1.0]"),
+        (
+            ["head.rate=[[0, 0.5], [0, 1]]"],
+            "head.rate: stages must begin at epoch 0 and rise, found [0.0, 0.0]",
+        ),
+        (["head.rate=[]"], "head.rate: stages must begin at epoch 0 and rise, found []"),
+        (
+            ["head.rate=[[0, 2]]"],
+            "head.rate: expected stages [epoch, share from 0 to 1], found [[0.0, 2.0]]",
+        ),
+        (
+            ["head.rate=[[0, 0.1], [10, 1]]"],
+            "head.rate: stages must begin before epoch 10, found [10.0]",
+        ),
+        (
+            ["head.straight_through=true"],
+            'head.straight_through: only read with margin = "arcface"',
+        ),
         (
             ["schedule.warmup=10"],
             "schedule.warmup: must end before the run does: 10.0 of 10 epochs",

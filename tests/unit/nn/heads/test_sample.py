@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from glint.dist.span import span
 from glint.errors import InputError
+from glint.nn.heads import sample
 from glint.nn.heads.sample import Nearest, sample_size, sampled_classes
-from glint.rng import permute, stream_key
+from glint.rng import hash_31, permute, stream_key
 
 
 @given(st.integers(1, 12), st.integers(0, 2**64 - 1))
@@ -55,6 +56,77 @@ def test_the_set_does_not_depend_on_the_world(classes, world, rate):
         for rank in range(world)
     ]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def by_hand(labels, classes, rate, seed, step, block):
+    """Give the set one block and one class after the other, in whole numbers."""
+    positives = {*labels}
+    size = 0 if rate <= 0 else max(1, min(classes, int(rate * classes)))
+    key, plays = stream_key(seed, step), {*positives}
+    for begin in range(0, classes if size else 0, block):
+        wide, most = min(block, classes - begin), min(block, classes)
+        bits = max(1, (most - 1).bit_length())
+        turn = hash_31(torch.tensor(begin // block), key).item() & block - 1
+        turn *= classes >= block
+        mine = {one for one in positives if begin <= one < begin + wide}
+        wanted = size * (begin + wide) // classes - size * begin // classes - len(mine)
+        for place in permute(torch.arange(1 << bits), bits, key).tolist():
+            place ^= turn
+            if wanted > 0 and place < wide and begin + place not in mine:
+                plays.add(begin + place)
+                wanted -= 1
+    return sorted(plays)
+
+
+@given(
+    st.integers(1, 400),
+    st.integers(1, 9),
+    st.floats(0, 0.99),
+    st.lists(st.integers(0, 10**6), min_size=1, max_size=60),
+    st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_many_blocks_by_hand_and_on_every_world(classes, world, rate, labels, step):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "BLOCK", 32)
+        label = torch.tensor([value % classes for value in labels])
+        options = {"seed": 3, "step": step}
+        whole = sampled_classes(label, classes, rate, **options)
+        assert whole.tolist() == by_hand(label.tolist(), classes, rate, 3, step, 32)
+        positives = torch.unique(label).numel()
+        assert whole.numel() >= sample_size(classes, rate, positives)
+        parts = [
+            sampled_classes(label, classes, rate, span=span(classes, world, rank), **options)
+            for rank in range(world)
+        ]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_blocks_are_drawn_apart(monkeypatch):
+    """Classes at one place of two blocks play together as often as any two; each as often."""
+    monkeypatch.setattr(sample, "BLOCK", 32)
+    seen = draw(320, 0.25, 1500, torch.tensor([0]))[:, 32:].view(1500, 9, 32).double()
+    assert (seen.sum(2) == 8).all()  # a quarter of each block
+    together = (seen[:, :-1] * seen[:, 1:]).sum()
+    expected = 1500 * 8 * 32 / 16
+    assert abs(float(together) - expected) < 6 * math.sqrt(expected)
+    count = seen.sum(0)
+    assert float((count - 375).abs().max()) < 5 * math.sqrt(1500 * 0.25 * 0.75)
+
+
+def test_a_rank_draws_for_its_own_classes(monkeypatch):
+    """Of a million classes, an eighth is looked at, not all."""
+    looked = []
+    real = sample._first_free
+
+    def noted(blocks, class_bi, *rest):
+        looked.append(class_bi.numel())
+        return real(blocks, class_bi, *rest)
+
+    monkeypatch.setattr(sample, "_first_free", noted)
+    label = torch.arange(64)
+    mine = sampled_classes(label, 1_000_000, 0.1, seed=0, step=0, span=span(1_000_000, 8, 3))
+    assert abs(mine.numel() - 12_500) < 500 and sum(looked) < 20_000
 
 
 def test_rate_0_is_the_positives_and_rate_1_is_all():

@@ -1,0 +1,160 @@
+"""`glint train` on a pretended card: every option, save, resume and evaluation as on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import card
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glint.dist.world import World, join
+from glint.evals.allpairs import all_pairs
+from glint.models import checkpoint
+from glint.models.recogniser import open_model
+from glint.recipes import shelf
+from glint.recipes.load import load
+from glint.search import pairs
+from glint.train import loop
+from glint.train.build import build
+from glint.train.recipe import Recipe
+
+TINY = ["backbone.embedding=32", "backbone.options.widths=[4, 8, 8, 16]"]
+TORCH = ["head.kernels=torch", *TINY]
+QUEUE = ["head.slots=16", "run.ema=0.9", *TINY]
+CASES: dict[str, tuple[str, list[str]]] = {
+    "float32": ("synth_tiny", TORCH),
+    "bf16": ("synth_tiny", [*TORCH, "run.precision=bf16", "run.channels_last=true", "optim.clip=0",
+                            "run.ema=0.99", "run.accumulate=2", "data.batch=6", "head.gemm=bf16",
+                            "head.rule=dense_exact"]),
+    "fp16": ("synth_tiny", [*TORCH, "run.precision=fp16", "head.rule=lazy_decay",
+                            "schedule.max_steps=9"]),
+    "float64": ("synth_tiny", [*TORCH, "run.precision=float64", "optim.nesterov=true"]),
+    "adamw": ("synth_tiny", [*TORCH, "optim.kind=adamw", "head.rule=adamw", "data.threads=1"]),
+    "workers": ("synth_tiny", [*TORCH, "data.workers=1", "data.augment=lowlight", "data.block=40"]),
+    "f2c": ("synth_tiny_f2c", QUEUE),
+    "dcq": ("synth_tiny_dcq", QUEUE),
+    "attfc": ("synth_tiny_attfc", QUEUE),
+    "vit": ("wf42m_vit_t_pfc03_8gpu", ["backbone.options.depth=1", "backbone.options.mask=0.1",
+                                       "data.workers=0", "data.batch=4", "head.kernels=torch"]),
+}  # fmt: skip
+
+
+def run(made: Any, case: str, world: World, out: Path, *more: str) -> None:
+    """Train for three steps."""
+    base, sets = CASES[case]
+    common = [f"data.path={made.data}", "run.device=cuda", "run.tensorboard=false",
+              "data.batch=12", "schedule.max_steps=3", "schedule.warmup=0", "run.log_every=1",
+              "run.save_epochs=false"]  # fmt: skip
+    recipe = load(shelf.find("train", base), Recipe, [*common, *sets, *more])
+    loop.train(build(recipe, world, out))
+
+
+def train(made: Any, case: str, world: World, out: Path, *more: str) -> list[Any]:
+    """Do the same; return losses and accuracies, then every tensor of the checkpoint."""
+    run(made, case, world, out, *more)
+    entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    told = [
+        entry.get("loss", entry.get("accuracy")) for entry in entries if entry["kind"] != "save"
+    ]
+    saved = checkpoint.newest(out / "checkpoints")
+    assert saved is not None
+    tensors = {
+        f"{path.name}/{name}": tensor
+        for path in sorted(saved.path.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+    return [told, tensors]
+
+
+SAMPLED = {("index", "nn/heads/sample.py:sampled_classes"): 1}  # how many classes play
+TARGETS = {("read", "nn/heads/softmax.py:__init__"): 1}  # where each block's targets begin
+LOSS = {("read", "train/loop.py:train_step"): 1}  # loss and gradient norm, together
+QUEUED = {("read", "nn/heads/feature_rows.py:cut"): 1,
+          ("read", "nn/heads/class_queue.py:forward"): 1,
+          ("repeat_interleave", "nn/heads/feature_rows.py:rows_of"): 1}  # fmt: skip
+# all that a step waits for, between two lines of the log, on one rank
+WAITS: dict[str, dict[tuple[str, str], int]] = {
+    "float32": SAMPLED | TARGETS | LOSS,
+    "bf16": dict.fromkeys(SAMPLED | TARGETS, 2) | LOSS  # two micro-batches, and joining them
+            | {("_unique2", "nn/heads/partial_fc.py:_joined"): 1},
+    "fp16": SAMPLED | TARGETS | LOSS | {("read", "train/loop.py:apply"): 1},
+    "f2c": {("read", "nn/heads/class_pool.py:forward"): 1,
+            ("read", "nn/heads/softmax.py:__init__"): 4} | LOSS,
+    "dcq": QUEUED | TARGETS | LOSS,
+}  # fmt: skip
+SMALL = 64 << 10  # bytes: a copy of more from pageable memory waits for the device
+
+
+@pytest.mark.parametrize("case", WAITS)
+def test_what_a_step_waits_for(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    real, seen = loop.train_step, list[Any]()
+
+    def step(*args: Any) -> Any:
+        seen.append([dict(card.BOOK.waits), [*card.BOOK.copies]])
+        card.BOOK.clear()
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with card.pretended():
+        train(made, case, join("cuda"), tmp_path, "run.log_every=100")
+    waits, copies = seen[-1]  # from the begin of the last step but one to that of the last
+    assert {key: n for key, n in waits.items() if n} == WAITS[case]
+    assert [one for one in copies if "pageable" in one[0] and one[1] > SMALL] == []
+    assert {kind for kind, size, _ in copies if size > SMALL} == {"in, pinned"}  # the images
+
+
+def equal(one: list[Any], other: list[Any]) -> None:
+    assert one[0] == other[0] and len(one[0]) >= 3
+    assert one[1].keys() == other[1].keys() and len(one[1]) > 50
+    assert [name for name in one[1] if not torch.equal(one[1][name], other[1][name])] == []
+
+
+SLOW = {"vit"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(one, marks=[pytest.mark.slow] * (one in SLOW)) for one in CASES]
+)
+def test_three_steps_are_the_cpu_s_to_the_bit(made: Any, tmp_path: Path, case: str) -> None:
+    with card.pretended():
+        found = train(made, case, join("cuda"), tmp_path / "card")
+    equal(found, train(made, case, World(), tmp_path / "cpu"))
+
+
+def test_saved_resumed_evaluated_and_used(made: Any, tmp_path: Path) -> None:
+    more = [f"run.val=['{made.pairs}']", "run.eval_every=2", "run.save_every=2"]
+    whole = train(made, "float32", World(), tmp_path / "cpu", *more)
+    with card.pretended():
+        world = join("cuda")
+        train(made, "float32", world, tmp_path / "card", *more, "schedule.max_steps=2")
+        equal(train(made, "float32", world, tmp_path / "card", *more), whole)
+        places = {at for kind, size, at in card.BOOK.copies if "pageable" in kind and size > SMALL}
+        assert places == {"train/loop.py:embed"}  # images to verify on
+        images = torch.randint(0, 256, (3, 112, 112, 3), dtype=torch.uint8).numpy()
+        found = open_model(tmp_path / "card", device="cuda").embed(images)
+        taught = [f"teacher.model={tmp_path / 'card'}", "run.precision=bf16"]
+        student = train(made, "float32", world, tmp_path / "student", *taught)
+    assert (found == open_model(tmp_path / "cpu").embed(images)).all()
+    equal(student, train(made, "float32", World(), tmp_path / "student on the cpu", *taught))
+
+
+def test_search_and_all_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    label_n = torch.arange(140).repeat_interleave(5)
+    face_nD = torch.randn(700, 32, generator=generator)
+    face_nD += 2 * torch.randn(140, 32, generator=generator)[label_n]
+
+    def found(device: str) -> list[Any]:
+        close = pairs.pairs_above(face_nD.numpy(), 0.5, engine="torch", device=device, block=128)
+        rates = all_pairs(face_nD.numpy(), label_n.numpy(), device=device, block=128)
+        return [close.a.tolist(), close.b.tolist(), close.cosine.tolist(), rates.tar_at_far]
+
+    with card.pretended():
+        on_card = found("cuda")
+    assert on_card == found("cpu") and len(on_card[0]) > 100
