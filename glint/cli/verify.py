@@ -28,7 +28,10 @@ def verify(
         "--against",
         metavar="SRC",
         help="Compare every image with the source or dataset it came from; for a merged dataset "
-        "give one for each, in the order of the merge.",
+        "give one for each, in the order of the merge, or of `glint shard SRC...`.",
+    ),
+    labels: str = typer.Option(
+        "", metavar="FILE", help="With --against: the list that the labels came from."
     ),
     workers: int = typer.Option(0, help="Shards to read at a time; 0 = one per core."),
     task: str = parallel.TASK,
@@ -64,7 +67,7 @@ def verify(
                 "GL0002", "cannot be divided into tasks", where="--against", hint="leave out --task"
             )
         if dry_run:
-            return check.survey(dataset, against, deep=deep)
+            return check.survey(dataset, against, deep=deep, labels_file=labels)
         with console.progress("verify") as progress:
             count = workers or parallel.cores()
             result = check.verify(
@@ -75,6 +78,7 @@ def verify(
                 task=(mine.index, mine.of) if mine else (0, 1),
                 pool=where.pool(count) if where else None,
                 sources=against,
+                labels_file=labels,
             )
         bad.extend([] if result.ok else [result])
         return result

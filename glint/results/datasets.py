@@ -35,7 +35,7 @@ class Shard(Output):
     SCHEMA: ClassVar[str] = "glint/shard-result@1"  # a sharded source
     quarantine_reasons: dict[str, int]  # records by reason
     notes: dict[str, int]  # samples written that may surprise, by reason
-    recognised: dict[str, Any]  # layout, images, identities, notes of the source; more by layout
+    recognised: dict[str, Any]  # of the source, see `glint.shards.sources.source.Source.describe`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class Info:
     dataset: str  # the dataset
     source: str  # as manifest.json says it
     layout: str  # as manifest.json says it
+    recognised: dict[str, Any]  # what was found in the source, as manifest.json says it
     read: int  # records of the source
     written: int  # samples
     quarantined: int  # records left out

@@ -27,6 +27,7 @@ from glint.results import datasets as results
 from glint.shards import against, dali, labels, private, tombstones
 from glint.shards.dataset import TABLES, Dataset
 from glint.shards.remote import Remote
+from glint.shards.sources.rule import Rule
 from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, plain_size, walk
 
 OBJECTS = 16  # objects of a store asked for at once
@@ -373,12 +374,14 @@ def verify(
     task: tuple[int, int] = (0, 1),
     pool: AbstractContextManager[Pool] | None = None,
     sources: Sequence[against.Place] = (),
+    labels_file: str = "",
 ) -> results.Verify:
     """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
     labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes.
-    sources: where the dataset came from, see `against`; `progress` is in records.
+    sources: where the dataset came from, see `against`, and `labels_file` the list of its labels if
+    it had one; `progress` is in records.
     Task (i, N) reads the shards with number % N == i, and only task 0 looks at the tables: all is
     well where it is for every task. `pool` reads shards elsewhere than in threads here. Raises
     InputError GL0301 where the folder is no dataset at all, and what `against` raises.
@@ -389,7 +392,9 @@ def verify(
     if any(os.path.realpath(source) == os.path.realpath(root) for source in sources):
         what = "a dataset proves nothing of itself"
         raise UsageError("GL0002", what, where="--against", hint="give what it was made of")
-    origins = [against.Origin(source) for source in sources]
+    rule, together = against.read_as(root, labels_file, len(sources)) if sources else (None, False)
+    groups = [sources] if together else [[source] for source in sources]
+    origins = [against.Origin(group, rule) for group in groups if rule is not None]
     dataset = check.manifest()
     result: dict[str, Any] = {}
     if dataset is not None:
@@ -435,11 +440,19 @@ def verify(
 
 
 def survey(
-    root: against.Place, sources: Sequence[against.Place] = (), *, deep: bool = False
+    root: against.Place,
+    sources: Sequence[against.Place] = (),
+    *,
+    deep: bool = False,
+    labels_file: str = "",
 ) -> results.VerifyPlan:
     """Return what there is to read. Raises InputError GL0301, and what `against` raises."""
     dataset = Dataset(root)
-    kinds = [results.SourceKind(source=os.fspath(s), kind=against.kind_of(s)) for s in sources]
+    rule = against.read_as(root, labels_file, 1)[0] if sources else Rule()
+    kinds = [
+        results.SourceKind(source=os.fspath(one), kind=against.kind_of(one, rule))
+        for one in sources
+    ]
     return results.VerifyPlan(
         dry_run=True, dataset=str(root), deep=deep, against=kinds or None,
         files=len(dataset.manifest.get("files", ())) + 1, shards=len(entries(dataset)),

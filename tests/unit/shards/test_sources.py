@@ -83,7 +83,7 @@ def test_a_source_opens_again_from_its_arrays(tmp_path: Path, jpeg: Jpeg) -> Non
         source = open_source(path)
         saved = tmp_path / f"saved-{path.name}"
         saved.mkdir()
-        source.save(saved, 3)
+        source.save(saved, plan.order(4, 3))
         order = plan.order(4, 3).tolist()
         again = reopen("recordio", str(folder / "train.rec"), saved, 0, 4)
         assert [again.read(i) for i in range(4)] == [source.read(i) for i in order]
@@ -279,7 +279,7 @@ def test_identity_folders(tmp_path: Path, jpeg: Jpeg) -> None:
     ]
     assert source.label.tolist() == [-1, 0, 1, 1, 1, 1, 2, 3]
     assert reasons(source) == {"no-identity": 1, "bad-name": 1}
-    assert source.describe()["notes"] == ["2 hidden or loose files were skipped"]
+    assert source.describe()["left_out"] == {"hidden files and folders": 1, "no images: .txt": 1}
 
 
 def test_folders_with_numbers_sort_as_numbers(tmp_path: Path, jpeg: Jpeg) -> None:
@@ -330,10 +330,11 @@ def test_links_are_read_within_the_source_only(tmp_path: Path, jpeg: Jpeg) -> No
         "b/void.jpg",
     ]
     assert source.read(1) == jpeg(2) and reasons(source) == {"unsafe-member": 3}
-    assert source.describe()["notes"] == [
-        "2 hidden or loose files were skipped",
-        "1 link to a folder was not followed",
-    ]
+    assert source.describe()["left_out"] == {
+        "links that lead nowhere": 2,
+        "links to folders (--follow-links reads them)": 1,
+    }
+    assert "3 links lead out of SRC" in source.describe()["warnings"][0]
     (root / "a/in.jpg").unlink()
     (root / "a/in.jpg").symlink_to(tmp_path / "s2" / "x.jpg")  # since it was listed
     assert reasons(source) == {"unsafe-member": 4}
@@ -342,16 +343,16 @@ def test_links_are_read_within_the_source_only(tmp_path: Path, jpeg: Jpeg) -> No
 def test_empty_folders_are_counted(tmp_path: Path, jpeg: Jpeg) -> None:
     root = tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "c/d/2.jpg": jpeg(2)})
     (root / "b").mkdir()
-    assert open_source(root).describe()["notes"] == ["1 empty folder"]
+    assert open_source(root).describe()["left_out"] == {"empty folders": 1}
     (root / "c" / "e").mkdir()
-    assert open_source(root).describe()["notes"] == ["2 empty folders"]
+    assert open_source(root).describe()["left_out"] == {"empty folders": 2}
 
 
 def test_one_folder_of_images_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
     root = tree(tmp_path / "s" / "person", {"1.jpg": jpeg(1), "2.jpg": jpeg(2), ".x": b""})
     with pytest.raises(InputError, match=r"GL0201 .*person: 2 images in the folder its") as caught:
         open_source(root)
-    assert f"give the folder above: {tmp_path / 's'};" in caught.value.hint
+    assert f"give the folder above: {tmp_path / 's'}" in caught.value.hint
     assert open_source(tmp_path / "s").label.tolist() == [0, 0]
 
 
