@@ -22,7 +22,7 @@ SYSTEM = frozenset(
 ) | {b"system volume information", b"network trash folder", b"temporary items"}
 SYSTEM_ENDINGS = (b"@synoeastream", b"@synoresource", b":zone.identifier")
 IMAGES = tuple(
-    b".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .heic .heif .avif .jp2 .pgm .ppm".split()
+    b".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .heic .heif .avif .jp2 .ppm".split()
 )
 # Files that lie beside images and are none: left out and counted, not held for damaged images.
 OTHERS = frozenset(
@@ -34,8 +34,16 @@ OTHERS = frozenset(
 CONTAINERS = (b".tar", b".zip", b".parquet", b".arrow", b".rec")
 PACKED = tuple(b".tar.gz .tgz .tar.bz2 .tar.xz .tar.zst .7z .rar .gz .bz2 .xz .zst".split())
 # Columns of labels by their names: those that say what they are, and those that may number rows.
-SURE = tuple(
-    ["label", "labels", "identity", "identity_id", "cls", "class", "class_id", "person_id", "celeb_id", "subject_id", "person", "subject", "pid", "identity_name", "person_name"]
+_SURE = ("label", "labels", "identity", "identity_id", "cls", "class", "class_id", "person_id")
+SURE = (
+    *_SURE,
+    "celeb_id",
+    "subject_id",
+    "person",
+    "subject",
+    "pid",
+    "identity_name",
+    "person_name",
 )
 UNSURE = ("celebrity", "name", "target", "id", "y", "folder")
 # The kinds of source for which an option has a meaning.
