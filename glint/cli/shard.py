@@ -51,6 +51,8 @@ def shard(
     size: str = typer.Option("112x112", help="Expected width and height."),
     on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
     on_exif: str = typer.Option("reject", help="Images with an Exif rotation: reject or keep."),
+    decode: bool = source.DECODE,
+    to_jpeg: int = source.TO_JPEG,
     max_bad: float = typer.Option(
         0.001, help="Accepted share of bad records; at least 16 records unless 0, never all."
     ),
@@ -81,7 +83,7 @@ def shard(
         chosen = tuple(f.strip() for f in formats.split(",") if f.strip())
         options = stage.Options(
             samples_per_shard, seed, with_json, chosen, members.replace(" ", ""),
-            size.replace(" ", ""), on_size, on_exif, unlabelled,
+            size.replace(" ", ""), on_size, on_exif, unlabelled, decode, to_jpeg,
         )  # fmt: skip
         if dry_run:
             return stage.survey(src, options, rule, resync=resync, out=folder)
@@ -115,6 +117,8 @@ def _check(
 _NOTES = {
     "exif-rotated": "{} written with an Exif rotation, which glint does not apply",
     "other-size": "{} written with a size other than --size",
+    "not-whole": "{} written of which a part is lost: cut short or overwritten, and grey there",
+    "made-jpeg": "{} were no JPEGs and were encoded anew as such (--to-jpeg): pixels changed",
     "trailing-bytes": "{} written with bytes after the end of the JPEG",
 }
 

@@ -43,6 +43,17 @@ UNLABELLED: bool = typer.Option(
     "--unlabelled",
     help="Look for no labels: every image gets its own, for `glint cluster`.",
 )
+DECODE: bool = typer.Option(
+    False, "--decode", help="Decode every image and quarantine those that give no picture."
+)
+TO_JPEG: int = typer.Option(
+    0,
+    min=0,
+    max=100,
+    metavar="QUALITY",
+    help="Encode what is no JPEG (PNG, WebP, TIFF, BMP, GIF) as one of this quality.",
+    show_default="off",
+)
 REBUILD_IDX: bool = typer.Option(
     False,
     "--rebuild-idx",

@@ -28,6 +28,7 @@ from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
 from glint.results import identities as results
+from glint.shards import pixels
 from glint.shards.embeddings import (
     ARRAYS,
     FORMAT,
@@ -365,8 +366,6 @@ def _decode(dataset: Source, row: int, size: int) -> _Decoded:
     Damaged is what was read whole and is not what was written. Raises GlintError where it could
     not be read whole: that says nothing of the image.
     """
-    import simplejpeg
-
     try:
         data = dataset.read(row)
     except GlintError as error:
@@ -375,10 +374,9 @@ def _decode(dataset: Source, row: int, size: int) -> _Decoded:
         logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
         return STATUS.index("damaged"), None
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        if (height, width) != (size, size):
-            return STATUS.index("wrong-size"), None
-        return 0, simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        found = pixels.rgb(data)
+        good = found.shape[:2] == (size, size)
+        return (0, found) if good else (STATUS.index("wrong-size"), None)
     except ValueError:
         return STATUS.index("not-a-jpeg"), None
 
@@ -403,7 +401,7 @@ def _finish(
             "GL0402",
             f"none of {dataset.n} images could be embedded: {failures}",
             where=str(out),
-            hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
+            hint=f"the model takes images of {plan['size']}x{plan['size']} pixels",
         )
     label_N = dataset.label if table is None else table.sample_label(dataset.label)
     centre_CD = centres(rows.sample_ND, label_N, dataset.classes, trim=bool(plan["trim"]))

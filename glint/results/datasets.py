@@ -243,6 +243,7 @@ class Verify:
     SCHEMA: ClassVar[str] = "glint/verify-result@1"  # what is wrong with a dataset
     ok: bool  # whether nothing is wrong
     deep: bool  # whether every byte was read
+    decoded: bool = False  # whether every image was decoded
     dataset: str  # the dataset
     label_version: int | None = None  # in force
     classes: int | None = None  # identities of that version

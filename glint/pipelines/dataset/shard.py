@@ -51,6 +51,7 @@ from glint.shards.tar import MEMBERS
 
 __all__ = ["Options", "Plan", "check_places", "shard", "survey"]
 
+LATER = ("unlabelled", "decode", "to_jpeg")  # not in plans from before there were these options
 # So many bad records are let pass however small the set is, but never all of them.
 BAD_FLOOR = 16
 
@@ -79,7 +80,7 @@ class Sharding(Job):
         else:
             source = self._source()
             told = source.fingerprint()
-        options = {k: v for k, v in asdict(self.options).items() if v or k != "unlabelled"}
+        options = {k: v for k, v in asdict(self.options).items() if v or k not in LATER}
         options["formats"] = list(self.options.formats)
         rule = {k: v for k, v in self.rule.facts().items() if k != "unlabelled"}
         options |= {"rule": rule} if rule else {}
@@ -91,7 +92,7 @@ class Sharding(Job):
                 raise InputError("GL0201", what, where=str(self.src[0]))
             with atomic.writing(folder):
                 found.save(folder, order(found.n, self.options.seed))
-            return found.n, {**_described(found, self.rule), "bytes": found.bytes()}
+            return found.n, {**_described(found, self.rule, self.options), "bytes": found.bytes()}
 
         return {"dataset": FORMAT, "options": options, "source": told}, save
 
@@ -137,8 +138,9 @@ def _places(src: Src) -> list[Path]:
     return [Path(src)] if isinstance(src, str | os.PathLike) else [Path(one) for one in src]
 
 
-def _described(source: Source, rule: Rule) -> dict[str, Any]:
-    return {**source.describe(), **({"rule": told} if (told := rule.facts()) else {})}
+def _described(source: Source, rule: Rule, options: Options) -> dict[str, Any]:
+    told = {"rule": rule.facts(), "to_jpeg": options.to_jpeg}
+    return {**source.describe(), **{name: what for name, what in told.items() if what}}
 
 
 def survey(
@@ -154,7 +156,7 @@ def survey(
     for one in job.src if isinstance(out, Path) else ():
         check_places(one, Path(out))
     source = job._source()
-    facts = _described(source, job.rule)
+    facts = _described(source, job.rule, options)
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
     return results.ShardPlan(
