@@ -27,6 +27,7 @@ from glint.jobs import tasks
 from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
+from glint.models.onnx_file import Reading
 from glint.results import identities as results
 from glint.shards import pixels
 from glint.shards.embeddings import (
@@ -83,13 +84,14 @@ class Paths:
 
     dataset: str
     model: str
+    reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
     def __call__(self) -> tuple[Source, Recogniser]:
         """Open both; the model computes with one thread, or on the GPU."""
         from glint.models.recogniser import open_model
         from glint.shards.dataset import Dataset
 
-        return Dataset(self.dataset), open_model(self.model, threads=1)
+        return Dataset(self.dataset), open_model(self.model, threads=1, reading=self.reading)
 
 
 def embed(

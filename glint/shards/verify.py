@@ -380,9 +380,8 @@ def verify(
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
     labels fit. Deep: one sequential read of every shard, see `walk`; `progress` is in bytes. Task
-    (i, N) reads the shards with number % N == i, only task 0 the tables: all is well where it is for
-    every task. decode: see `decoded`; sources, labels_file: see `against`. Raises InputError GL0301
-    where the folder is no dataset, and what `against` raises.
+    (i, N) reads the shards with number % N == i, only task 0 the tables: all is well where it is
+    for every task. decode: see `decoded`; sources, labels_file: see `against`. Raises GL0301, too.
     """
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")

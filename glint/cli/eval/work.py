@@ -12,6 +12,7 @@ from glint.results import models as results
 if TYPE_CHECKING:
     from glint.evals.packs import Pairs
     from glint.evals.templates import Faces
+    from glint.models.onnx_file import Reading
 
 
 def pairs(
@@ -23,6 +24,7 @@ def pairs(
     threads: int,
     device: str | None,
     report: Path | None,
+    reading: Reading,
 ) -> results.EvalPairs | results.EvalSets:
     """Verify pairs in ten folds."""
     from glint.errors import UsageError
@@ -34,7 +36,7 @@ def pairs(
     for path in files:
         if not path.is_file():
             raise UsageError("GL0001", "no such pairs file", where=str(path))
-    opened = open_model(model, threads=threads or None, device=device)
+    opened = open_model(model, threads=threads or None, device=device, reading=reading)
     sets: list[results.PairSet] = []
     drawn: list[tuple[str, dict[str, Any]]] = []
     with console.progress("eval") as progress:
