@@ -29,6 +29,7 @@ MODULES: tuple[str, ...] = (
     "reshard",
     "merge",
     "drop",
+    "pack",
     "card",
 )
 

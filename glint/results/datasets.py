@@ -140,6 +140,7 @@ class ReshardPlan(RewritePlan):
 class MergePlan(RewritePlan):
     SCHEMA: ClassVar[str] = "glint/merge-result@1"  # `glint merge --dry-run`
     from_: list[MergeOrigin] = field(metadata={"key": "from"})  # of what
+    same_labels: int | None = None  # with --same-labels: labels that several datasets have
     duplicate_images: int  # images in several datasets
     duplicate_samples: int  # samples that hold them
 
@@ -149,6 +150,7 @@ class Merge(Output):
     SCHEMA: ClassVar[str] = "glint/merge-result@1"  # a merged dataset
     from_: list[MergeOrigin] = field(metadata={"key": "from"})  # of what
     label_version: int  # in force
+    same_labels: int | None = None  # with --same-labels: labels that several datasets have
     duplicate_images: int  # images that several datasets hold
     duplicate_samples: int  # samples that hold them
 

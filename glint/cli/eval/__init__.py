@@ -46,13 +46,18 @@ def register(app: typer.Typer) -> None:
 
 def pairs(
     files: list[Path] = typer.Argument(
-        ..., metavar="PAIRS...", help="Verification .bin files, or PAIRS.tsv with --dataset."
+        ...,
+        metavar="PAIRS...",
+        help="Verification .bin files; or, with --dataset, lists of pairs (LFW's pairs.txt).",
     ),
     model: Path = typer.Option(
         ..., "--model", "-m", help="ONNX file, run directory or checkpoint directory."
     ),
     dataset: Path | None = typer.Option(
-        None, "--dataset", "-d", help="The dataset whose images PAIRS.tsv names by their source."
+        None,
+        "--dataset",
+        "-d",
+        help="The dataset, or folder of images, whose images a text list names.",
     ),
     flip: bool = FLIP,
     batch: int = BATCH,

@@ -34,7 +34,7 @@ def pairs(
 
     _known(device)
     for path in files:
-        if not path.is_file():
+        if not path.exists():
             raise UsageError("GL0001", "no such pairs file", where=str(path))
     opened = open_model(model, threads=threads or None, device=device, reading=reading)
     sets: list[results.PairSet] = []
@@ -227,16 +227,15 @@ def _listed(embeddings: Path, dataset: Path | None, faces: Faces) -> tuple[Any, 
 
 def _read(path: Path, dataset: Path | None) -> Pairs:
     from glint.errors import UsageError
+    from glint.evals.lists import images_of, read_list
     from glint.evals.packs import read_bin
-    from glint.evals.pairs import read_table
-    from glint.shards.dataset import Dataset
 
     if dataset is not None:
-        return read_table(path, Dataset(dataset))
+        return read_list(path, images_of(dataset))
     if path.suffix == ".tsv":
         raise UsageError(
             "GL0002", f"{path.name} names samples of a dataset",
-            hint="add --dataset DATASET, the folder that `glint shard` wrote",
+            hint="add --dataset DATASET, the folder that `glint shard` wrote, or one of images",
         )  # fmt: skip
     return read_bin(path)
 
