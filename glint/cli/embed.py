@@ -91,6 +91,12 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
     if result.failed:
         why = ", ".join(f"{name} {count}" for name, count in result.failures.items())
         lines.append(f"  {result.failed} failed ({why}): rows of NaN, named in samples.parquet")
+        lines.append(
+            f"  glint drop {console.quoted(dataset)} --failed {console.quoted(result.out)} "
+            "--reason 'does not decode' leaves them out of training, and changes no shard"
+        )
+    if result.warning:
+        lines.append(f"  warning: {result.warning}")
     if result.empty_classes:
         lines.append(
             f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"

@@ -149,6 +149,9 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
     commands: list[list[str]] = []
     if isinstance(recipe, train.Recipe):
         _build(recipe.backbone)
+        from glint.train import sense
+
+        sense.require_step(recipe)
         sets = [word for one in change for word in ("--set", one)]
         commands = [["glint", "train", named, *sets]]
     elif isinstance(recipe, pipelines.Recipe):

@@ -39,6 +39,7 @@ from glint.shards.embeddings import (
     centres,
     check_sums,
     checksum,
+    nonsense,
 )
 from glint.shards.label_table import LabelTable
 
@@ -159,6 +160,7 @@ def embed(
     keys = ("images", "dim", "failed", "failures", "empty_classes")
     return results.Embed(
         **{key: about[key] for key in keys},
+        warning=about.get("warning"),
         out=str(out),
         task=None if task is None else str(task),
         left=None if task is None else left,
@@ -359,10 +361,7 @@ def _unit(
     return (raw_nD / norm_n[:, None]).astype(np.float32), norm_n.astype(np.float32)
 
 
-_Decoded = tuple[int, "npt.NDArray[np.uint8] | None"]
-
-
-def _decode(dataset: Source, row: int, size: int) -> _Decoded:
+def _decode(dataset: Source, row: int, size: int) -> tuple[int, pixels.Pixels | None]:
     """Read and decode one image; return (status, RGB image or None).
 
     Damaged is what was read whole and is not what was written. Raises GlintError where it could
@@ -432,6 +431,7 @@ def _finish(
         "failed": failed,
         "failures": failures,
         "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
+        **({"warning": why} if (why := nonsense(rows.sample_ND)) else {}),
         "norm_mean": float(np.nanmean(norm_N)),
         "norm_std": float(np.nanstd(norm_N)),
         "files": {name: checksum(out / name) for name in ARRAYS},

@@ -85,11 +85,11 @@ class Labels:
     def __init__(self) -> None:
         self._codes: dict[bytes, int] = {}
 
-    def code(self, said: object, *, number: bool = False) -> tuple[int, int]:
+    def code(self, said: object) -> tuple[int, int]:
         """Return the number that stands for a label, or -1, and the flaw.
 
-        Integral floats and numbers in quotes are numbers; `number`: 007 is 7. NaN, fractions,
-        numbers below 0 or of over 18 digits are none.
+        Integral floats and numbers in quotes are numbers; NaN, fractions, numbers below 0 or of
+        over 18 digits are none.
         """
         if isinstance(said, list | tuple) and len(said) == 1:
             said = said[0]
@@ -109,13 +109,20 @@ class Labels:
                 good = False
             if not good:
                 return -1, Flaw.label_not_integer
-            if number or not text.isdigit():
+            if not text.isdigit():
                 text = b"%d" % whole
         return self._codes.setdefault(text, len(self._codes)), Flaw.sound
 
-    def settle(self, row_n: Rows) -> list[bytes]:
-        """Return the classes in order, and put their places where the running numbers stood."""
-        return number_classes(row_n, list(self._codes))
+    def settle(self, row_n: Rows, *, numbers: bool = False) -> list[bytes]:
+        """Return the classes in order, and put their places where the running numbers stood.
+
+        numbers: where all are digits, 007 is called 7, unless there is a 7, too: they stay apart.
+        """
+        labels = list(self._codes)
+        if numbers and all(label.isdigit() for label in labels):
+            plain = [b"%d" % int(label) for label in labels]
+            labels = plain if len(set(plain)) == len(plain) else labels
+        return number_classes(row_n, labels)
 
 
 def label(

@@ -97,7 +97,7 @@ class WebDataset(Packed):
             folders = list(self._folders)
             labelled = listed.label(rule, row_n, paths, folders or [b""], self._left, files=files)
         if labelled is None:
-            classes = self._labels.settle(row_n)
+            classes = self._labels.settle(row_n, numbers=True)
             how = ", ".join(name for name, _ in self._how.most_common(3))
             names = [b""] * len(classes) if all(c.isdigit() for c in classes) else classes
             labelled = Labelled(row_n, paths, classes, names, how)
@@ -155,7 +155,7 @@ class WebDataset(Packed):
             flaw = int(Flaw.sound if folder else Flaw.no_identity)
         else:
             said, how = self._found(fd, group)
-            label, flaw = self._labels.code(said, number=how.endswith((".cls", ".txt")))
+            label, flaw = self._labels.code(said)
             self._how[how] += bool(how) and bool(images)
         many = sum(_last(ending) == b"cls" for ending, _ in group) > 1
         if not images:
