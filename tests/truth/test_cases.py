@@ -6,6 +6,7 @@ written down here by hand: its people, as the generators number them, and how ma
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -14,11 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from glint.errors import GlintError
+from glint.evals import embed
 from glint.pipelines.dataset import shard as stage
 from glint.shards.sources import Rule, open_source
+from glint.shards.verify import verify
+from glint.stream.decode import decode_into
 
 CASES = Path(os.environ.get("GLINT_SHARED", "/nowhere")) / "cases"
 ROOT = Path(__file__).parents[2]
@@ -182,3 +188,23 @@ def test_pieces_of_one_label_space(make: Make, tmp_path: Path) -> None:
             stage.Options(samples_per_shard=5), workers=2,
         )  # fmt: skip
         assert again.digest == result.digest
+
+
+WHOLE = ["extraneous", "jfif_major", "sos_params", "adobe_xform"]
+
+
+@pytest.mark.parametrize("name", [*WHOLE, "cut_eoi"])
+def test_jpegs_that_every_viewer_decodes(make: Make, tmp_path: Path, name: str) -> None:
+    src = make("jpegs") / f"wj_{name}"
+    data = (src / "person0" / "web.jpg").read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        viewed = np.asarray(image.convert("RGB")).astype(int)
+    out = np.empty((112, 112, 3), np.uint8)
+    decode_into(data, out)  # the loader's
+    for found in (out, embed.decode(data, 112, "")):  # and the evaluation's
+        assert np.abs(found.astype(int) - viewed).mean() <= 2
+    result = stage.shard(src, tmp_path / "out", stage.Options(decode=True))
+    assert (result.written, result.quarantined) == (65, 0)
+    assert result.notes.get("not-whole", 0) == (name == "cut_eoi")
+    notes = verify(tmp_path / "out", decode=True).notes
+    assert ("a part of 1 images is lost" in "".join(notes)) == (name == "cut_eoi")
