@@ -468,3 +468,18 @@ def test_what_datasets_call_by_one_label_is_one_identity(
     stage.shard(tmp_path / "src-three", tmp_path / "three")
     with pytest.raises(UsageError, match="no label of one dataset stands in another"):
         joining.merge(tmp_path / "no", [roots[0], tmp_path / "three"], same_labels=True)
+
+
+def test_no_name_stays_in_what_was_recognised(tmp_path: Path, jpeg: Jpeg) -> None:
+    for k, person in enumerate(("ann", "bob", "cyd")):
+        for n in range(2):
+            path = tmp_path / "src" / person / f"{n}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(10 * k + n))
+    stage.shard(tmp_path / "src", tmp_path / "data")
+    assert "ann" in (tmp_path / "data" / "manifest.json").read_text()  # an example of a label
+    result = taking.drop(tmp_path / "data", ["ann"], "asked", erase=tmp_path / "out")
+    assert result.left_count == 0, result.left
+    assert "ann" not in (tmp_path / "out" / "manifest.json").read_text()
+    assert reshard(tmp_path / "data", tmp_path / "same", samples_per_shard=2).read == 6
+    assert "ann" in (tmp_path / "same" / "manifest.json").read_text()
