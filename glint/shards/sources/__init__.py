@@ -146,6 +146,9 @@ def open_source(
     Raises what `recognise` and the kinds raise; GL0201 where it is empty.
     """
     if not isinstance(path, str | os.PathLike):
+        real = [os.path.realpath(one) for one in path]
+        if twice := [str(one) for i, one in enumerate(path) if real[i] in real[:i]]:
+            raise UsageError("GL0002", "the source is named twice", where=twice[0])
         parts = [open_source(one, rule, resync=resync) for one in path]
         return parts[0] if len(parts) == 1 else Several(parts)
     kind, found = recognise(path, rule)

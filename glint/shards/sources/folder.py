@@ -71,7 +71,7 @@ class Folder(Listed):
                 if low.endswith(CONTAINERS):
                     self._containers.append(path)
                 elif low.endswith(PACKED):
-                    left[f"packed archives: {shown(path)}"] += 1
+                    left[f"packed archives: .{shown(low.rpartition(b'.')[2])}"] += 1
                 elif other := beside(name):
                     left[f"no images: {other}"] += 1
                 elif not here and not is_image(name):

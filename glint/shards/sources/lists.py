@@ -33,9 +33,8 @@ def by_list(
     that several have, or whose columns do not tell themselves.
     """
     path = Path(rule.labels)
-    table = _read(path)
     names = pa.array(list(texts(row_n, paths, files)), pa.large_binary())
-    column, key, name_n = _match(table, names, path)
+    table, (column, key, name_n) = _matched(_read(path), names, path)
     header = table.pop(0) if not _hits(table[:1], column, key, name_n) else []
     place = _label_column(header, table, column, rule.label_column, path)
     at_m = pc.index_in(pa.array([key(r[column]) for r in table], pa.large_binary()), name_n)
@@ -62,6 +61,19 @@ def by_list(
         notes = [f"{len(missing)} lines of {path.name} name no image here, such as {missing[0]}"]
     kept = paths.filter(pa.array(keep_n))
     return Labelled(row_n, kept, classes, classes, how, notes=notes)
+
+
+def _matched(
+    table: Table, names: pa.Array, path: Path
+) -> tuple[Table, tuple[int, Callable[[str], bytes], Any]]:
+    """Return a table and where its names are; blanks may stand in names, not cut columns."""
+    try:
+        return table, _match(table, names, path)
+    except InputError:
+        whole = [[" ".join(row[:-1]), row[-1]] for row in table]
+        if len(table[0]) < 3:
+            raise
+        return whole, _match(whole, names, path)
 
 
 def _read(path: Path) -> Table:
