@@ -30,6 +30,7 @@ MODULES: tuple[str, ...] = (
     "reshard",
     "merge",
     "drop",
+    "pack",
     "card",
 )
 

@@ -209,3 +209,11 @@ def progress(title: str) -> Iterator[Progress]:
             tell(f"{title} {done}/{total} {note}".rstrip() + left)
 
     yield line
+
+
+OUTPUT: str = typer.Option("", metavar="NAME", help="ONNX with several outputs: the one to take.")
+MEAN: float | None = typer.Option(
+    None, "--mean", help="ONNX: subtract this from pixels 0..255, whatever the file says."
+)
+STD: float | None = typer.Option(None, "--std", help="ONNX: divide pixels by this then.")
+BGR: bool = typer.Option(False, "--bgr", help="ONNX: the model takes blue before red.")

@@ -22,6 +22,12 @@ def drop(
     dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
     identity: list[str] = typer.Option([], "--identity", "--id", help="LABEL or NAME; repeatable."),
     key: list[str] = typer.Option([], "--key", help="Key of a single image; repeatable."),
+    failed: Path | None = typer.Option(
+        None,
+        "--failed",
+        metavar="EMBEDDINGS",
+        help="The images that `glint embed` could not decode, as masks: no shard changes.",
+    ),
     reason: str = typer.Option(..., "--reason", help="The reason, kept in the tombstone."),
     erase: Path | None = typer.Option(
         None,
@@ -45,12 +51,13 @@ def drop(
 
         from glint.pipelines.dataset import drop as stage
 
+        keys = [*key, *(stage.failed_keys(dataset, failed) if failed else ())]
         with console.progress("drop") as progress:
             return stage.drop(
                 dataset,
                 identity,
                 reason,
-                keys=key,
+                keys=keys,
                 erase=erase,
                 copies=copies,
                 workers=workers or len(os.sched_getaffinity(0)),

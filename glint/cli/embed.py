@@ -35,6 +35,10 @@ def embed(
         False, "--trim/--no-trim", help="Leave images over 75 degrees from a centre out of it."
     ),
     workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
+    output: str = console.OUTPUT,
+    mean: float | None = console.MEAN,
+    std: float | None = console.STD,
+    bgr: bool = console.BGR,
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
@@ -45,6 +49,7 @@ def embed(
 
     def work() -> results.Embed | results.EmbedShare:
         from glint.jobs.workers import ending
+        from glint.models.onnx_file import Reading
         from glint.models.recogniser import open_model
         from glint.pipelines import embed as stage
         from glint.shards import labels
@@ -55,11 +60,12 @@ def embed(
         where = parallel.engine(engine, ray_address, actors=True)
         data = Dataset(dataset)
         table = labels.current(data.root, data.classes)
+        reading = Reading(output, mean, std, bgr)
         stage.check_out(folder)  # before the model is opened, which takes seconds
         with console.progress("embed") as progress, ending():
             return stage.embed(
                 data,
-                open_model(model),
+                open_model(model, reading=reading),
                 folder,
                 batch=batch,
                 flip=flip,
@@ -69,7 +75,7 @@ def embed(
                 progress=progress,
                 task=mine,
                 engine=where,
-                opener=stage.Paths(str(dataset), str(model)),
+                opener=stage.Paths(str(dataset), str(model), reading),
                 table=table,
             )
 
@@ -85,6 +91,12 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
     if result.failed:
         why = ", ".join(f"{name} {count}" for name, count in result.failures.items())
         lines.append(f"  {result.failed} failed ({why}): rows of NaN, named in samples.parquet")
+        lines.append(
+            f"  glint drop {console.quoted(dataset)} --failed {console.quoted(result.out)} "
+            "--reason 'does not decode' leaves them out of training, and changes no shard"
+        )
+    if result.warning:
+        lines.append(f"  warning: {result.warning}")
     if result.empty_classes:
         lines.append(
             f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"

@@ -31,6 +31,12 @@ def merge(
     samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
     seed: int = typer.Option(0, help="Seed of the permutation of all samples."),
     workers: int = console.WORKERS,
+    same_labels: bool = typer.Option(
+        False,
+        "--same-labels",
+        help="What datasets call by one label is one identity: by source label, or by name where "
+        "that is a number.",
+    ),
     dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
@@ -49,6 +55,7 @@ def merge(
                 samples_per_shard=samples_per_shard,
                 seed=seed,
                 workers=workers or len(os.sched_getaffinity(0)),
+                same_labels=same_labels,
                 dry_run=dry_run,
                 progress=progress,
             )
@@ -64,6 +71,8 @@ def _say(result: results.Merge | results.MergePlan) -> str:
         f"{console.count(one.identities, 'identity')} from label {one.first_label}"
         for one in result.from_
     ]
+    if result.same_labels:
+        lines.append(f"same labels  {result.same_labels} of one dataset stand in another: one each")
     lines.append(
         f"duplicates   {result.duplicate_images} images are in more than one "
         f"dataset ({console.count(result.duplicate_samples, 'sample')})"

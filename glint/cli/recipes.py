@@ -156,6 +156,9 @@ def _validate(name: str, change: list[str], shelf: str) -> results.Validate:
             for key, path in recipe.paths()
             if not is_url(path) and not _there(path)
         ]
+        from glint.train import sense
+
+        sense.require_step(recipe)
         sets = [word for one in change for word in ("--set", one)]
         commands = [["glint", "train", named, *sets]]
     elif isinstance(recipe, pipelines.Recipe):

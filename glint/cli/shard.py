@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console, parallel
+from glint.cli import console, parallel, source
 
 if TYPE_CHECKING:
     from glint.results import datasets as results
+    from glint.shards.sources import Rule
 
 
 def register(app: typer.Typer) -> None:
@@ -20,15 +21,25 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    src: Path = typer.Argument(
+    src: list[Path] = typer.Argument(
         ...,
         parser=console.local,
-        metavar="SRC",
-        help="A .rec file, or a folder of images, tars, zips or Parquet files.",
+        metavar="SRC...",
+        help="A .rec file, or a folder of images, tars, zips or tables; several are of one "
+        "label space.",
     ),
     out: str = typer.Argument(
         ..., help="The dataset: a new folder or URL, or an unfinished one to continue."
     ),
+    label_depth: int = source.LABEL_DEPTH,
+    label_from: str = source.LABEL_FROM,
+    labels: str = source.LABELS,
+    label_column: str = source.LABEL_COLUMN,
+    image_column: str = source.IMAGE_COLUMN,
+    label_member: str = source.LABEL_MEMBER,
+    exclude: list[str] = source.EXCLUDE,
+    follow_links: bool = source.FOLLOW_LINKS,
+    unlabelled: bool = source.UNLABELLED,
     samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
     workers: int = console.WORKERS,
     seed: int = typer.Option(0, help="Seed of the permutation of all records."),
@@ -40,18 +51,13 @@ def shard(
     size: str = typer.Option("112x112", help="Expected width and height."),
     on_size: str = typer.Option("keep", help="Images of another size: keep or reject."),
     on_exif: str = typer.Option("reject", help="Images with an Exif rotation: reject or keep."),
-    unlabelled: bool = typer.Option(
-        False, "--unlabelled", help="Give every image a label of its own, for `glint cluster`."
-    ),
+    decode: bool = source.DECODE,
+    to_jpeg: int = source.TO_JPEG,
     max_bad: float = typer.Option(
         0.001, help="Accepted share of bad records; at least 16 records unless 0, never all."
     ),
     resync: bool = typer.Option(False, "--resync", help="RecordIO: skip damage and continue."),
-    rebuild_idx: bool = typer.Option(
-        False,
-        "--rebuild-idx",
-        help="RecordIO: rebuild the .idx first; the old one is kept as .idx.old.",
-    ),
+    rebuild_idx: bool = source.REBUILD_IDX,
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
     ray_address: str = parallel.RAY_ADDRESS,
@@ -67,38 +73,35 @@ def shard(
         from glint.shards import sources
 
         folder = console.place(out, "OUT")
-        _check(src, folder, staging, resync)
+        rule = sources.Rule(
+            label_depth, label_from, labels, label_column, image_column, label_member,
+            tuple(exclude), follow_links, unlabelled,
+        )  # fmt: skip
+        _check(src, folder, staging, resync, rule)
         mine = parallel.task(task)
         where = parallel.engine(engine, ray_address, workers)
         chosen = tuple(f.strip() for f in formats.split(",") if f.strip())
         options = stage.Options(
             samples_per_shard, seed, with_json, chosen, members.replace(" ", ""),
-            size.replace(" ", ""), on_size, on_exif, unlabelled,
+            size.replace(" ", ""), on_size, on_exif, unlabelled, decode, to_jpeg,
         )  # fmt: skip
         if dry_run:
-            if isinstance(folder, Path):
-                stage.check_places(Path(src), folder)
-            return stage.survey(src, options, resync=resync)
-        if rebuild_idx:
-            sources.rebuild_idx(sources.recognise(src)[1], resync)
+            return stage.survey(src, options, rule, resync=resync, out=folder)
+        for one in src if rebuild_idx else ():
+            sources.rebuild_idx(sources.recognise(one)[1], resync)
         with console.progress("shard") as progress:
             return stage.shard(
-                src,
-                folder,
-                options,
-                workers=workers or parallel.cores(),
-                max_bad=max_bad,
-                progress=progress,
-                task=mine,
-                engine=where,
-                staging=staging,
+                src, folder, options, rule, workers=workers or parallel.cores(),
+                max_bad=max_bad, progress=progress, task=mine, engine=where, staging=staging,
                 resync=resync,
-            )
+            )  # fmt: skip
 
     console.run(work, as_json, debug=debug, say=_say)
 
 
-def _check(src: Path, folder: Path | str, staging: Path | None, resync: bool) -> None:
+def _check(
+    src: list[Path], folder: Path | str, staging: Path | None, resync: bool, rule: Rule
+) -> None:
     """Raise UsageError GL0002 for options that do not fit together."""
     from glint.errors import UsageError
     from glint.shards import sources
@@ -107,25 +110,15 @@ def _check(src: Path, folder: Path | str, staging: Path | None, resync: bool) ->
         raise UsageError("GL0002", "only a dataset in a store is staged", where="--staging")
     if str(folder).startswith("memory:"):
         raise UsageError("GL0002", "a dataset in memory is lost with this process", where="OUT")
-    if resync and sources.recognise(src)[0] != "recordio":
+    if resync and any(sources.recognise(one, rule)[0] != "recordio" for one in src):
         raise UsageError("GL0002", "SRC is not a RecordIO file", where="--resync")
-
-
-def _facts(facts: dict[str, Any]) -> list[str]:
-    lines = [
-        f"recognised   {facts['layout']}: {console.count(facts['images'], 'image')}, "
-        f"{console.count(facts['identities'], 'identity')}"
-    ]
-    if "idx" in facts:
-        lines.append(
-            f"             {facts['source']} with {facts['records']} records, .idx {facts['idx']}"
-        )
-    return lines + [f"note         {note}" for note in facts["notes"]]
 
 
 _NOTES = {
     "exif-rotated": "{} written with an Exif rotation, which glint does not apply",
     "other-size": "{} written with a size other than --size",
+    "not-whole": "{} written of which a part is lost: cut short or overwritten, and grey there",
+    "made-jpeg": "{} were no JPEGs and were encoded anew as such (--to-jpeg): pixels changed",
     "trailing-bytes": "{} written with bytes after the end of the JPEG",
 }
 
@@ -133,7 +126,7 @@ _NOTES = {
 def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
     from glint.results import datasets as results
 
-    lines = _facts(result.recognised)
+    lines = source.say(result.recognised)
     if isinstance(result, results.ShardShare):
         return "\n".join([*lines, parallel.left(result, result.shards)])
     size = f"{result.bytes / 1e6:.1f} MB"
@@ -199,6 +192,7 @@ def _info(dataset: str, equals: bool, out: str | None) -> results.Info:
         dataset=data.name,
         source=manifest["source"],
         layout=manifest["layout"],
+        recognised=manifest.get("recognised", {}),
         read=manifest["read"],
         written=data.n,
         quarantined=manifest["quarantined"],
@@ -237,6 +231,7 @@ def _say_info(result: results.Info) -> str:
     return "\n".join(
         [
             f"dataset      {result.dataset}, from {result.source} ({result.layout})",
+            *(source.say(result.recognised)[1:] if "label" in result.recognised else []),
             f"samples      {result.written} in {console.count(result.shards, 'shard')}, "
             f"{result.bytes / 1e6:.1f} MB; {result.quarantined} of {result.read} "
             "quarantined",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -53,6 +54,12 @@ def train(
         help="Save, and stop with exit 75, after steps (5000) or a duration (90m, 3.5h), or at a "
         "time (@SECONDS since 1970).",
     ),
+    allow: list[str] = typer.Option(
+        [],
+        "--allow",
+        metavar="NAME",
+        help="Go on with what an error calls nonsense, by the name it gives; repeatable.",
+    ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print what every rank would hold; allocate and write nothing."
     ),
@@ -63,6 +70,8 @@ def train(
     debug: bool = console.DEBUG,
 ) -> None:
     """Train a recipe with DDP and a sharded head; run it again to resume."""
+    if allow:
+        change = [*change, f"run.allow={json.dumps(allow)}"]
     if dry_run:
         from glint.cli import plan
 
@@ -148,9 +157,12 @@ def _start(
     from glint.train.pace import Until
     from glint.train.recipe import Recipe
 
-    load(
-        shelf.find("train", recipe), Recipe, change
-    )  # a mistake is printed once, not by every rank
+    settings = load(shelf.find("train", recipe), Recipe, change)  # told once, not by every rank
+    from glint.train import restore, sense
+
+    batch = restore.batch_for_world(folder, settings.data.batch, nproc * nodes[0])
+    data = settings.data.model_copy(update={"batch": batch})
+    sense.require_step(settings.model_copy(update={"data": data}), nproc * nodes[0])
 
     from glint.dist.launch import Nodes, run_ranks
 

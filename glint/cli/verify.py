@@ -20,6 +20,9 @@ def register(app: typer.Typer) -> None:
 def verify(
     dataset: str = console.DATASET,
     deep: bool = typer.Option(False, "--deep", help="Read every byte of every shard."),
+    decode: bool = typer.Option(
+        False, "--decode", help="Decode every image: which give no picture, or a part of one?"
+    ),
     sha256: bool = typer.Option(
         False, "--sha256", help="No effect: --deep always checks the SHA-256 of every shard."
     ),
@@ -28,7 +31,10 @@ def verify(
         "--against",
         metavar="SRC",
         help="Compare every image with the source or dataset it came from; for a merged dataset "
-        "give one for each, in the order of the merge.",
+        "give one for each, in the order of the merge, or of `glint shard SRC...`.",
+    ),
+    labels: str = typer.Option(
+        "", metavar="FILE", help="With --against: the list that the labels came from."
     ),
     workers: int = typer.Option(0, help="Shards to read at a time; 0 = one per core."),
     task: str = parallel.TASK,
@@ -59,9 +65,10 @@ def verify(
             raise UsageError(
                 "GL0002", "shards are read only with --deep", where="--sha256", hint="add --deep"
             )
-        if against and mine:
+        if (against or decode) and mine:
+            option = "--against" if against else "--decode"
             raise UsageError(
-                "GL0002", "cannot be divided into tasks", where="--against", hint="leave out --task"
+                "GL0002", "cannot be divided into tasks", where=option, hint="leave out --task"
             )
         if dry_run:
             return check.survey(dataset, against, deep=deep)
@@ -75,6 +82,8 @@ def verify(
                 task=(mine.index, mine.of) if mine else (0, 1),
                 pool=where.pool(count) if where else None,
                 sources=against,
+                labels_file=labels,
+                decode=decode,
             )
         bad.extend([] if result.ok else [result])
         return result
@@ -124,7 +133,7 @@ def _say(result: results.Verify | results.VerifyPlan) -> str:
             f"compared, {told.other_bytes} with other bytes, {told.other_label} with another "
             f"label, {told.missing} missing, {told.unknown} of unknown origin"
         )
-    looked = result.deep or result.against is not None
+    looked = result.deep or result.against is not None or result.decoded
     share = f" in the share of task {result.task}" if result.task is not None else ""
     lines.append(
         "result       "

@@ -13,6 +13,7 @@ from glint.errors import InputError
 from glint.evals.packs import Pairs
 from glint.evals.pairs import Verification, ten_fold
 from glint.log import Progress, silent
+from glint.shards import pixels
 
 if TYPE_CHECKING:
     from glint.models.recogniser import Recogniser
@@ -31,7 +32,7 @@ def verify(
     """Embed the images of `pairs` and verify them in ten folds.
 
     flip: add the embedding of the mirrored image, as the field does. Raises InputError GL0802 for
-    an image that is no JPEG or of another size than the model takes.
+    an image that gives no picture or is of another size than the model takes.
     """
     a_nD, b_nD = embed_pairs(model, pairs, flip=flip, batch=batch, progress=progress)
     return ten_fold(a_nD, b_nD, pairs.same, pairs.folds)
@@ -63,7 +64,7 @@ def embed_jpegs(
     name: str = "images",
     labels: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Embed JPEGs, the mirrored image's embedding added where `flip`: float64 (n, D), raw.
+    """Embed images, the mirrored image's embedding added where `flip`: float64 (n, D), raw.
 
     Images of a list that repeat are embedded once. Raises as `verify` does.
     """
@@ -90,18 +91,18 @@ def embed_jpegs(
 
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
-    """Decode a JPEG to RGB (size, size, 3); the size is read from its header first.
+    """Decode a JPEG, PNG or WebP to RGB (size, size, 3).
 
     Nothing is resized: another size is an InputError GL0802.
     """
-    import simplejpeg
-
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if (height, width) == (size, size):
-            return np.asarray(simplejpeg.decode_jpeg(data, colorspace="RGB"))
+        found = pixels.rgb(data)
     except ValueError as error:
-        raise InputError("GL0802", f"expected a JPEG, found {error}", where=where) from None
+        what = f"expected a JPEG, PNG or WebP, found {error}"
+        raise InputError("GL0802", what, where=where) from None
+    height, width = found.shape[:2]
+    if (height, width) == (size, size):
+        return found
     raise InputError(
         "GL0802",
         f"expected {size}x{size} pixels, found {width}x{height}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from glint.errors import InputError, UsageError
 from glint.evals import safe_pickle
 from glint.evals.safe_pickle import PlainArray
-from glint.files import atomic
+from glint.files import atomic, reads
 
 MAX_FILE = 1 << 31  # bytes; the largest packs in use are below 100 MB
 MAX_IMAGE = 16 << 20  # bytes of one encoded image
@@ -58,8 +59,42 @@ def read_bin(path: str | Path) -> Pairs:
         raise InputError(
             "GL0802", f"{path.stat().st_size} bytes, expected at most {MAX_FILE}", where=str(path)
         )
+    if why := reads.stand_in(path):
+        raise InputError("GL0802", f"expected a pack, found {why}", where=str(path))
+    if _is_text(path):
+        raise UsageError(
+            "GL0002", f"{path.name} is a text list of pairs, not a pack", where=str(path),
+            hint="add --dataset with the dataset or folder of its images; glint pack makes a .bin",
+        )  # fmt: skip
     loaded = safe_pickle.load(path.read_bytes(), str(path), max_item=MAX_IMAGE)
     return _pairs(loaded, path)
+
+
+def _is_text(path: Path) -> bool:
+    with reads.open_plain(path) as file:
+        head = file.read(4096)
+    lines = head.split(b"\n")
+    plain = not re.search(rb"[^\t\r\n\x20-\x7e\x80-\xff]", head) and len(lines) > 1
+    return plain and len(lines[0].split()) >= 2 and lines[0].strip()[:1] not in (b"(", b"c")
+
+
+def nonsense(pairs: Pairs) -> str:
+    """Say why an accuracy of these pairs would say nothing, "" where nothing is seen."""
+    if len(pairs) > 1 and pairs.same.all():
+        return f"all {len(pairs)} pairs are of one person: nothing is told apart"
+    if len(pairs) > 1 and not pairs.same.any():
+        return f"none of {len(pairs)} pairs is of one person"
+    if isinstance(pairs.images, list):
+        equal = [pairs.images[a] == pairs.images[b] for a, b in zip(pairs.first, pairs.second)]
+        equal_n = np.array(equal, dtype=bool)
+        if (equal_n & ~pairs.same).any():
+            count = int((equal_n & ~pairs.same).sum())
+            return (
+                f"{count} pairs of two people hold one image twice: flags and images do not match"
+            )
+        if len(pairs) > 1 and equal_n[pairs.same].all():
+            return "every pair of one person holds one image twice"
+    return ""
 
 
 def write_bin(path: str | Path, images: Sequence[bytes], same: Sequence[bool]) -> None:
@@ -86,8 +121,8 @@ def _pairs(loaded: object, path: Path) -> Pairs:
     if not isinstance(loaded, tuple | list) or len(loaded) != 2:
         raise _malformed(f"expected a pair of lists, found {type(loaded).__name__}", path)
     images, flags = loaded
-    if isinstance(flags, PlainArray) and flags.code == "b1":
-        flags = [byte != 0 for byte in flags.raw]
+    if isinstance(flags, PlainArray):
+        flags = flags.numbers()
     if not isinstance(images, list | tuple) or not isinstance(flags, list | tuple):
         found = f"{type(images).__name__} and {type(flags).__name__}"
         raise _malformed(f"expected two lists, found {found}", path)
@@ -98,11 +133,12 @@ def _pairs(loaded: object, path: Path) -> Pairs:
     if not flags:
         raise _malformed("no pairs", path)
     for i, flag in enumerate(flags):
-        if not isinstance(flag, bool):
-            raise _malformed(f"pair {i}: expected True or False, found {type(flag).__name__}", path)
+        if not isinstance(flag, bool | int | float) or flag not in (0, 1):
+            found = str(flag) if isinstance(flag, int | float) else type(flag).__name__
+            raise _malformed(f"pair {i}: expected True or False, found {found}", path)
     return Pairs(
         [_image(item, i, path) for i, item in enumerate(images)],
-        np.array(flags, dtype=bool),
+        np.array([bool(flag) for flag in flags], dtype=bool),
         name=path.stem,
     )
 
@@ -110,6 +146,7 @@ def _pairs(loaded: object, path: Path) -> Pairs:
 def _image(item: object, number: int, path: Path) -> bytes:
     if isinstance(item, PlainArray) and item.code == "u1":
         item = item.raw
+    item = bytes(item) if isinstance(item, bytearray) else item
     if not isinstance(item, bytes) or not item:
         found = "nothing" if item == b"" else type(item).__name__
         raise _malformed(f"image {number}: expected encoded bytes, found {found}", path)

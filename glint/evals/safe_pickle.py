@@ -1,7 +1,7 @@
 """Pickles of plain data, read without running a line of what is in them.
 
 An unpickler that imports nothing builds bytes, text, bool, small whole numbers, lists, tuples and
-one-byte numpy arrays. One look at the opcodes comes first: alone, it takes whatever memory a few
+numpy arrays of numbers. One look at the opcodes comes first: alone, it takes whatever memory a few
 bytes ask for.
 """
 
@@ -13,6 +13,8 @@ import pickle
 import pickletools
 from collections.abc import Callable
 from typing import Any, NoReturn
+
+import numpy as np
 
 from glint.errors import InputError, UnsafeError
 
@@ -78,6 +80,8 @@ class _PlainData(pickle.Unpickler):
         copies = _Copies(len(data))
         self._names: dict[str, Callable[..., object]] = {
             "_codecs encode": copies.encode,
+            "builtins bytearray": copies.bytearray,
+            "__builtin__ bytearray": copies.bytearray,
             "numpy dtype": _Type,
             "numpy ndarray": _ndarray,
             "numpy.core.multiarray _reconstruct": _reconstruct,
@@ -107,10 +111,10 @@ class _Name:
 
 
 class _Copies:
-    """Calls that make bytes; all of them together no more than the file has."""
+    """Calls that make bytes; all of them together at most twice what the file has."""
 
     def __init__(self, size: int) -> None:
-        self.left = size
+        self.left = 2 * size  # text, and the bytes that are made of it
 
     def _counted(self, made: bytes) -> bytes:
         self.left -= len(made)
@@ -124,30 +128,48 @@ class _Copies:
             raise _unsafe("text in another encoding than latin1")
         return self._counted(text.encode("latin1"))
 
+    def bytearray(self, text: object = b"", encoding: object = "latin-1") -> bytes:
+        """Return the bytes of a bytearray, as protocols 0 to 4 store it."""
+        return self._counted(text) if isinstance(text, bytes) else self.encode(text, encoding)
+
     def frombuffer(self, raw: object, kind: object, shape: object, _: object = "C") -> PlainArray:
         """Return an array as protocol 5 stores it."""
         own = self._counted(bytes(raw)) if isinstance(raw, bytearray) else raw
         return PlainArray().fill(kind, shape, own)
 
 
+CODES = ("u1", "b1", "i1", "i2", "i4", "i8", "u2", "u4", "u8", "f4", "f8")
+
+
 class _Type:
-    """A numpy dtype; only bytes and bools are let through."""
+    """A numpy dtype; only bytes, bools and plain numbers are let through."""
+
+    order = "<"
 
     def __init__(self, code: object = None, *_: object) -> None:
         name = code.decode("latin1") if isinstance(code, bytes) else code
-        if name not in ("u1", "b1", "|u1", "|b1"):
-            raise _unsafe("a numpy array of something else than bytes or bools")
-        self.code = str(name)[-2:]
+        if not isinstance(name, str) or name.lstrip("|<>") not in CODES:
+            raise _unsafe("a numpy array of something else than bytes, bools or numbers")
+        self.code = name.lstrip("|<>")
 
     def __setstate__(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("|", b"|"):
-            raise _unsafe("a numpy dtype of more than one byte")
+        orders = ("|", "<", ">", b"|", b"<", b">")
+        if not isinstance(state, tuple) or len(state) < 2 or state[1] not in orders:
+            raise _unsafe("a numpy dtype of an unknown order of bytes")
+        if any(part is not None for part in state[2:5]):
+            raise _unsafe("a numpy dtype of several fields")
+        self.order = ">" if state[1] in (">", b">") else "<"
 
 
 class PlainArray:
-    """An array of bytes or bools (code u1 or b1), as raw bytes."""
+    """An array of bytes, bools or numbers (code u1, b1, i8...), as raw bytes."""
 
-    code, raw = "", b""
+    code, order, raw = "", "<", b""
+
+    def numbers(self) -> list[int | float]:
+        """Return its numbers."""
+        made: list[int | float] = np.frombuffer(self.raw, self.order + self.code).tolist()
+        return made
 
     def fill(self, kind: object, shape: object, raw: object) -> PlainArray:
         """Take type, shape and content. Raises UnsafeError GL0801 for any others than ours."""
@@ -155,9 +177,9 @@ class PlainArray:
             raise _unsafe("a numpy array of something else than bytes")
         if not isinstance(shape, tuple) or len(shape) > 2 or any(type(n) is not int for n in shape):
             raise _unsafe("a numpy array of more than two dimensions")
-        if math.prod(shape) != len(raw):
+        if math.prod(shape) * int(kind.code[1]) != len(raw):
             raise ValueError(f"a numpy array of shape {shape} with {len(raw)} bytes")
-        self.code, self.raw = kind.code, raw
+        self.code, self.order, self.raw = kind.code, kind.order, raw
         return self
 
     def __setstate__(self, state: object) -> None:
@@ -176,8 +198,5 @@ def _reconstruct(kind: object, *_: object) -> PlainArray:
     return PlainArray()
 
 
-def _scalar(kind: object, raw: object = None) -> bool:
-    made = PlainArray().fill(kind, (1,), raw)
-    if made.code != "b1":
-        raise ValueError("a number where a bool was expected")
-    return made.raw != b"\x00"
+def _scalar(kind: object, raw: object = None) -> int | float:
+    return PlainArray().fill(kind, (1,), raw).numbers()[0]

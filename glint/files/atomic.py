@@ -76,8 +76,11 @@ def sync_dir(folder: str | os.PathLike[str]) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Make every file of `folder` last."""
+    """Make every file of `folder` last, and of the folders in it."""
     for path in folder.iterdir():
+        if path.is_dir():
+            sync_files(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_dir(folder)

@@ -71,6 +71,17 @@ def whole(path: str | os.PathLike[str]) -> bytes:
         return file.read()
 
 
+def stand_in(path: str | os.PathLike[str]) -> str:
+    """Say what stands in place of a file: a pointer, a web page, nothing; "" for the file."""
+    with open_plain(path) as file:
+        head = file.read(512).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: the file itself was not fetched (git lfs pull)"
+    if head[:1] == b"<" and b"html" in head.lower():
+        return "a web page: the download stopped at a warning or a login; open the address yourself"
+    return "" if head else "an empty file"
+
+
 def pread(fd: int, size: int, offset: int) -> bytes:
     """Return `size` bytes at an offset of an open file, less only where it ends."""
     data = os.pread(fd, size, offset)

@@ -53,7 +53,7 @@ def checksummed(path: Path) -> Iterator[atomic.Hashed]:
 def checksums_hold(folder: Path) -> bool:
     """Say whether the files that `checksummed` wrote into a folder are as they were given to it."""
     try:
-        sums = {path: path.read_text() for path in folder.glob("*" + SUM)}
+        sums = {path: path.read_text() for path in folder.rglob("*" + SUM)}
         return bool(sums) and all(atomic.xxh3_of(p.with_suffix("")) == s for p, s in sums.items())
     except (OSError, ValueError):
         return False

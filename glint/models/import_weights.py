@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
-from glint.files import atomic
+from glint.files import atomic, reads
+from glint.log import logger
 from glint.models import checkpoint
 from glint.nn import backbones
 from glint.results import models as results
@@ -27,8 +30,11 @@ NAMES = {
     "vit_b_dp005_mask_005": "vit_b",
     "vit_l_dp005_mask_005": "vit_l",
 }
-INSIDE = ("state_dict_backbone", "state_dict", "backbone", "model")  # of whole checkpoints
-PREFIX = "module."  # of a net inside DistributedDataParallel
+INSIDE = (  # of whole checkpoints
+    "state_dict_backbone", "state_dict", "model_state_dict", "backbone", "model", "net", "network",
+    "backbone_state_dict", "net_state_dict", "model_state", "ema_state_dict", "state_dict_ema",
+    "model_ema", "ema", "params", "weights", "module", "encoder",
+)  # fmt: skip
 COUNTER = "num_batches_tracked"  # of norms; older files lack it, and nothing computes with it
 SHOWN = 5  # names and shapes listed in a message
 LEGACY = 4  # pickles at the start of a file of torch before 1.6; bare numbers follow
@@ -37,6 +43,13 @@ CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"}
 TENSORS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
     r"|torch(\.cuda)? \w+Storage|torch\.nn\.parameter Parameter|torch (Size|device|[a-z]+\d+)"
+)
+# objects that training scripts keep beside tensors: they are left out, and never made
+BESIDE = re.compile(
+    r"argparse Namespace|types SimpleNamespace|numpy(\._?core)?(\.multiarray)? \w+|_codecs encode"
+    r"|pathlib \w+|collections (defaultdict|Counter)|__builtin__ (set|complex|slice|bytearray)"
+    r"|builtins (set|complex|slice|bytearray)|datetime \w+|easydict EasyDict|yacs\.config CfgNode"
+    r"|omegaconf\.[\w.]+ \w+|(pytorch_)?lightning[\w.]* \w+"
 )
 
 
@@ -50,7 +63,8 @@ def import_weights(
 ) -> results.Import:
     """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
 
-    Numbers become float32; a `module.` before every name goes. `out` must not exist or be empty.
+    Numbers become float32; one prefix that all names share goes, a head beside the net is left out.
+    `out` must not exist or be empty.
     Returns {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
     Raises UsageError GL0001/GL0002, BusyError GL0004/GL0005, UnsafeError GL0801 for a pickle that
     asks for more than tensors, InputError GL0401 for a file that is damaged or of another net.
@@ -95,7 +109,7 @@ def _taken(
     name = NAMES.get(backbone, backbone)
     with torch.device("meta"):
         net = backbones.create(name, embedding, **(options or {}))
-    found = _read(weights)
+    found = _renamed(_read(weights), net.state_dict(), weights)
     return name, net, found, _fitted(found, net, f"{name} with embedding {embedding}", weights)
 
 
@@ -114,12 +128,23 @@ def _require_empty(out: Path) -> None:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Load a file of tensors; a pickle may hold nothing but them."""
+    if why := reads.stand_in(path):
+        raise _damaged(why, path)
     try:
         if path.suffix == ".safetensors":
             return _named(checkpoint.read_tensors(path), path)
         with path.open("rb") as file:
-            _require_tensors(file, path)
-        return _named(torch.load(path, map_location="cpu", weights_only=True), path)
+            more = _require_tensors(file, path)
+        if not more:
+            return _named(torch.load(path, map_location="cpu", weights_only=True), path)
+        logger.info("%s: beside the tensors, not read: %s", path.name, ", ".join(sorted(more)))
+        inert: Any = ModuleType("inert")
+        inert.Unpickler, inert.load = _Inert, lambda file, **_: _Inert(file).load()
+        state = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
+        try:
+            return _named(state, path)
+        except InputError:  # then these stand where tensors should
+            raise _unsafe(min(more), path) from None
     except GlintError:
         raise
     except Exception as error:  # a file can be damaged in any way; none of it ran code
@@ -127,9 +152,32 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise _damaged(text[:160], path) from None
 
 
-def _require_tensors(file: IO[bytes], path: Path) -> None:
+class _Nothing:
+    """Stands for an object beside the tensors: whatever is done to it does nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+    def __setstate__(self, _: object) -> None: ...
+    def __setitem__(self, _: object, __: object) -> None: ...
+    def append(self, _: object) -> None: ...
+    def extend(self, _: object) -> None: ...
+
+
+class _Inert(pickle.Unpickler):
+    """An unpickler that knows tensors, and for which `BESIDE` are nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name. Raises UnsafeError GL0801."""
+        if BESIDE.fullmatch(f"{module} {name}"):
+            return _Nothing
+        if TENSORS.fullmatch(f"{module} {name}"):
+            return super().find_class(module, name)
+        raise UnsafeError("GL0801", f"expected tensors and their names, found {module} {name}")
+
+
+def _require_tensors(file: IO[bytes], path: Path) -> set[str]:
     """Refuse pickles that name more than tensors, and archives that unpack to more than they are.
 
+    Returns the names of harmless objects beside the tensors, which are not to be made.
     torch's reader runs no code either, but lets through what makes memory out of nothing
     (`torch.Tensor(n)`, `_codecs.encode` over and over) or tensors that no net holds (sparse, fp8).
     """
@@ -137,6 +185,14 @@ def _require_tensors(file: IO[bytes], path: Path) -> None:
     if file.read(4) == b"PK\x03\x04":
         archive = zipfile.ZipFile(file)
         members = archive.infolist()
+        if any("/code/" in m.filename or m.filename.endswith("/constants.pkl") for m in members):
+            hint = "where it was made: torch.save(torch.jit.load(FILE).state_dict(), 'net.pth')"
+            what = "a TorchScript program, whose code is not run here"
+            raise InputError("GL0401", what, where=str(path), hint=hint)
+        inner = [m.filename for m in members if m.filename.endswith((".pth", ".pt", ".ckpt"))]
+        if inner and not any(m.filename.endswith(".pkl") for m in members):
+            hint = f"unzip {path}"
+            raise InputError("GL0401", f"a zip that holds {inner[0]}", where=str(path), hint=hint)
         packed = any(m.compress_type != zipfile.ZIP_STORED for m in members)
         if packed or sum(m.file_size for m in members) > path.stat().st_size:
             raise _damaged("its members are packed or overlap", path)
@@ -145,31 +201,64 @@ def _require_tensors(file: IO[bytes], path: Path) -> None:
         pickles = [archive.open(m) for m in members if m.filename.endswith(".pkl")]
     else:
         file.seek(0)
+    beside = set[str]()
     for opcode, argument, _ in chain.from_iterable(map(pickletools.genops, pickles)):
         name = str(argument) if opcode.name == "GLOBAL" else opcode.name
-        if opcode.name in CALLS and not TENSORS.fullmatch(name):
-            raise UnsafeError(
-                "GL0801", f"expected tensors and their names, found {name[:80]!r}",
-                where=str(path), hint="nothing of it was run; save net.state_dict() alone",
-            )  # fmt: skip
+        if opcode.name in CALLS and BESIDE.fullmatch(name):
+            beside.add(name.replace(" ", "."))
+        elif opcode.name in CALLS and not TENSORS.fullmatch(name):
+            raise _unsafe(name, path)
+    return beside
 
 
 def _named(found: object, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of that inside a whole checkpoint, by plain name."""
-    for key in INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+    """Return the tensors of a state dict, or of that inside a whole checkpoint, by name."""
+    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
+        inner = next((found[k] for k in INSIDE if isinstance(found.get(k), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
     if not isinstance(found, Mapping) or not found:
         raise _other(f"expected tensors by name, found {type(found).__name__}", path)
-    state = {}
-    for name, value in found.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise _other(f"expected tensors by name, found {name!r}: {type(value).__name__}", path)
-        name = name.removeprefix(PREFIX)
-        if name in state:
-            raise _other(f"two tensors are called {name}, one of them {PREFIX}{name}", path)
-        state[name] = value
+    state = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if not state or not all(isinstance(name, str) for name in state):
+        some = ", ".join(
+            f"{name!r}: {type(value).__name__}" for name, value in [*found.items()][:5]
+        )
+        raise _other(f"expected tensors by name, found {some}", path)
     return state
+
+
+def _renamed(found: dict[str, Tensor], own: Iterable[str], path: Path) -> dict[str, Tensor]:
+    """Return the tensors by the names of the net: one prefix that its names share goes.
+
+    What stands beside the net (a head, say) is left out, with a line of the log. Raises InputError
+    GL0401 where the net is there under two prefixes.
+    """
+    known, names = {*own}, [name for name in own if not name.endswith(COUNTER)]
+    count: dict[str, int] = {}
+    for name in found:
+        parts = name.split(".")
+        for at in range(len(parts)):
+            if (rest := ".".join(parts[at:])) in known and not rest.endswith(COUNTER):
+                prefix = name[: len(name) - len(rest)]
+                count[prefix] = count.get(prefix, 0) + 1
+                break
+    best = max(count, key=lambda p: (count[p], -len(p)), default="")
+    if count.get(best, 0) < len(names):
+        return {name.removeprefix(best): value for name, value in found.items()}
+    for prefix in count:
+        twins = [f"{prefix}{name}" for name in names if f"{prefix}{name}" in found]
+        if prefix != best and twins:
+            name = twins[0][len(prefix) :]
+            raise _other(f"two tensors are called {name}, one of them {twins[0]}", path)
+    taken = {f"{best}{name}": name for name in own if f"{best}{name}" in found}
+    if beside := [name for name in found if name not in taken]:
+        some = ", ".join(beside[:SHOWN]) + (", ..." if beside[SHOWN:] else "")
+        logger.warning("%s: left out, no part of the net: %s", path.name, some)
+    if best:
+        logger.info("%s: the net stands under %s", path.name, best)
+    return {name: found[full] for full, name in taken.items()}
 
 
 def _fitted(found: dict[str, Tensor], net: nn.Module, what: str, path: Path) -> dict[str, Tensor]:
@@ -205,6 +294,11 @@ def _fitted(found: dict[str, Tensor], net: nn.Module, what: str, path: Path) -> 
         if not bool(state[name].isfinite().all()):
             raise _other(f"{name} holds numbers too large for {like.dtype}", path)
     return state
+
+
+def _unsafe(name: str, path: Path) -> GlintError:
+    what, hint = f"expected tensors and their names, found {name[:80]!r}", "nothing of it was run; "
+    return UnsafeError("GL0801", what, where=str(path), hint=hint + "save net.state_dict() alone")
 
 
 def _damaged(what: str, path: Path) -> GlintError:

@@ -1,8 +1,8 @@
 """Recognisers: anything that turns face crops into embeddings, opened by path.
 
-The only door to insightface and onnxruntime. An ONNX file goes through insightface's model zoo
-where that is installed, so that what is measured is what its users get; else through onnxruntime
-with the same rule for the pixel range. A run or checkpoint directory is evaluated in torch.
+The only door to insightface and onnxruntime. An ONNX file is opened by insightface's model zoo
+where that is installed and takes it, else by onnxruntime; how its pixels are scaled is read in its
+nodes. A run or checkpoint directory is evaluated in torch.
 """
 
 # n images, H W height and width, D embedding
@@ -10,9 +10,7 @@ with the same rule for the pixel range. A run or checkpoint directory is evaluat
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +20,13 @@ from typing import Any
 import numpy as np
 
 from glint.errors import GlintError, InputError, UsageError
-from glint.models import checkpoint, stored
+from glint.log import logger
+from glint.models import onnx_file, stored
+from glint.models.onnx_file import Reading
 
+TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+}  # fmt: skip
 EXTRA = "pip install 'glint-faces[export]' (onnx, onnxruntime) or 'glint-faces[insightface]'"
 
 
@@ -59,24 +62,34 @@ class Recogniser:
 
 
 def open_model(
-    path: str | Path, *, threads: int | None = None, device: str | None = None
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    reading: Reading = Reading(),  # noqa: B008
 ) -> Recogniser:
     """Open an ONNX recogniser, or the net of a run or checkpoint directory.
 
     threads: compute threads of this process, None = the engine's own choice. device: cpu, cuda or
-    cuda:N, None = cuda where the engine has one.
-    Raises UsageError GL0001 for a missing path and GL0003 for a missing engine, InputError GL0401
-    for a file that is no recogniser, GL0701 for a damaged checkpoint.
+    cuda:N, None = cuda where the engine has one. reading: of an ONNX file, over what it says.
+    A folder of insightface is read as its manifest says. Raises UsageError GL0001 for a missing
+    path, GL0002 for outputs to choose among and GL0003 for a missing engine, InputError GL0401 for
+    a file that is no recogniser, GL0701 for a damaged checkpoint.
     """
     path = Path(path)
     if path.is_dir():
+        if (found := onnx_file.package(path)) is not None:
+            return _open_onnx(found[0], threads, device, onnx_file.over(reading, found[1]))
+        if reading.given:
+            where = "--output, --mean, --std, --bgr"
+            raise UsageError("GL0002", "only an ONNX file is read otherwise", where=where)
         return _open_stored(path, threads, device)
     if not path.is_file():
         raise UsageError(
             "GL0001", "no such model", where=str(path),
             hint="--model takes an .onnx file, a run directory or a checkpoint directory",
         )  # fmt: skip
-    return _open_onnx(path, threads, device)
+    return _open_onnx(path, threads, device, reading)
 
 
 def has_insightface() -> bool:
@@ -97,23 +110,71 @@ def zoo_model(path: Path, session_options: Any = None, providers: list[Any] | No
     return model if isinstance(model, ArcFaceONNX) else None
 
 
-def pixel_range(path: Path) -> tuple[float, float]:
-    """Return (mean, std) that a recogniser wants, by insightface's rule.
-
-    (0, 1) where the names of its first eight nodes show a subtraction and a multiplication of its
-    own, else (127.5, 127.5).
-    """
-    import onnx
-
-    names = [node.name for node in onnx.load(str(path), load_external_data=False).graph.node[:8]]
-    subtracts = any(name.startswith(("Sub", "_minus")) for name in names)
-    multiplies = any(name.startswith(("Mul", "_mul")) for name in names)
-    return (0.0, 1.0) if subtracts and multiplies else (127.5, 127.5)
-
-
-def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recogniser:
+def _open_onnx(path: Path, threads: int | None, device: str | None, reading: Reading) -> Recogniser:
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
         raise UsageError("GL0003", "an ONNX model needs onnx and onnxruntime", hint=EXTRA)
+    model = onnx_file.loaded(path)
+    session, engine = _session(path, model, threads, device)
+    taken = session.get_inputs()
+    shape = taken[0].shape if taken else []
+    rows = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # height, width, colours
+    sides = (shape[1:3] if rows else shape[2:4]) if len(shape) == 4 else []
+    size = sides[0] if sides and isinstance(sides[0], int) else 112
+    colours = [shape[0], shape[3], *sides] if rows else shape
+    if len(taken) != 1 or not _takes_crops(colours, size) or taken[0].type not in TYPES:
+        inputs = ", ".join(f"{i.name} {i.shape} {i.type}" for i in taken)
+        raise _bad(path, f"expected one input (n, 3, 112, 112), found inputs {inputs}")
+    name_out = _output([one.name for one in session.get_outputs()], reading.output, path)
+    kind = TYPES[taken[0].type]
+    found = onnx_file.pixel_range(model, path)
+    mean, std, why = onnx_file.settled(reading, found, kind is np.uint8)
+    order = "BGR" if reading.bgr else "RGB"
+    said = f"{order}, (pixel - {mean:g}) / {std:g} ({why}), output {name_out}"
+    logger.info("model %s: %d x %d pixels, %s", path.name, size, size, said)
+    fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
+    name_in = taken[0].name
+
+    def run(image_nHWC: np.ndarray) -> np.ndarray:
+        image_nHWC = image_nHWC[..., ::-1] if reading.bgr else image_nHWC
+        image = image_nHWC if rows else image_nHWC.transpose(0, 3, 1, 2)
+        if kind is np.uint8:
+            image = np.ascontiguousarray(image)
+        else:
+            image = np.ascontiguousarray(image, dtype=np.float32)
+            image -= np.float32(mean)
+            image /= np.float32(std)
+            image = image.astype(kind, copy=False)
+        count = len(image)
+        step = fixed or count
+        parts = []
+        for at in range(0, count, step):
+            part = image[at : at + step]
+            if len(part) < step:
+                part = np.concatenate([part, np.zeros((step - len(part), *part.shape[1:]), kind)])
+            parts.append(session.run([name_out], {name_in: part})[0])
+        made = np.asarray(np.concatenate(parts)[:count], dtype=np.float32)
+        return made[:, :, 0, 0] if made.ndim == 4 and made.shape[2:] == (1, 1) else made
+
+    try:
+        probe = run(np.zeros((1, size, size, 3), np.uint8))
+    except Exception as error:
+        raise _bad(path, f"it does not run on one crop: {str(error)[:300]}") from None
+    if probe.ndim != 2:
+        raise _bad(path, f"expected an output (n, D), found {probe.shape} for one crop")
+    return Recogniser(
+        name=path.name,
+        dim=probe.shape[1],
+        size=size,
+        digest=onnx_file.digest(path, onnx_file.beside(model), reading),
+        engine=engine,
+        mean=mean,
+        std=std,
+        _run=run,
+    )
+
+
+def _session(path: Path, model: Any, threads: int | None, device: str | None) -> tuple[Any, str]:
+    """Return an open session, and what opened it: insightface where it takes the file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -127,85 +188,29 @@ def _open_onnx(path: Path, threads: int | None, device: str | None) -> Recognise
     first = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
     providers: list[Any] = [first] * cuda + ["CPUExecutionProvider"]
     # insightface tells a file by its suffix; anything else would be looked up under its home
-    zoo = has_insightface() and path.suffix == ".onnx"
+    if has_insightface() and path.suffix == ".onnx":
+        with contextlib.suppress(Exception):  # it asserts what a recogniser need not be
+            if (found := zoo_model(path, options, providers)) is not None:
+                return found.session, "insightface"
     try:
-        model = zoo_model(path, options, providers) if zoo else None
-        if model is not None:
-            session, mean, std = model.session, model.input_mean, model.input_std
-        else:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-            mean, std = pixel_range(path)
-    except Exception as error:  # onnx, protobuf and onnxruntime share no base class
+        return onnxruntime.InferenceSession(str(path), options, providers=providers), "onnxruntime"
+    except Exception as error:  # onnxruntime's errors share no base class
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if path.suffix in (".safetensors", ".pt", ".toml"):
-            text = f"a file of {path.suffix}: give a run's or checkpoint's folder, or export it"
-        raise _bad(path, f"expected an ONNX recogniser, found {text[:300]}") from None
-    taken, given = session.get_inputs(), session.get_outputs()
-    shape = taken[0].shape if taken else []
-    size = shape[2] if len(shape) == 4 and isinstance(shape[2], int) else 112
-    if len(taken) != 1 or len(given) != 1 or not _takes_crops(shape, size):
-        inputs = ", ".join(f"{i.name} {i.shape}" for i in taken)
-        outputs = ", ".join(f"{o.name} {o.shape}" for o in given)
-        raise _bad(
-            path,
-            "expected one input (n, 3, 112, 112) and one output (n, D), "
-            f"found inputs {inputs}; outputs {outputs}",
-        )
-    fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
-    name_in, name_out = taken[0].name, given[0].name
-
-    def run(image_nHWC: np.ndarray) -> np.ndarray:
-        image_nCHW = np.ascontiguousarray(image_nHWC.transpose(0, 3, 1, 2), dtype=np.float32)
-        image_nCHW -= np.float32(mean)
-        image_nCHW /= np.float32(std)
-        count = len(image_nCHW)
-        step = fixed or count
-        parts = []
-        for at in range(0, count, step):
-            part = image_nCHW[at : at + step]
-            if len(part) < step:
-                rest = np.zeros((step - len(part), *part.shape[1:]), np.float32)
-                part = np.concatenate([part, rest])
-            parts.append(session.run([name_out], {name_in: part})[0])
-        return np.asarray(np.concatenate(parts)[:count], dtype=np.float32)
-
-    try:
-        probe = run(np.zeros((1, size, size, 3), np.uint8))
-    except Exception as error:
-        raise _bad(path, f"it does not run on one crop: {str(error)[:300]}") from None
-    if probe.ndim != 2:
-        raise _bad(path, f"expected an output (n, D), found {probe.shape} for one crop")
-    return Recogniser(
-        name=path.name,
-        dim=probe.shape[1],
-        size=size,
-        digest=file_digest(path),
-        engine="insightface" if model is not None else "onnxruntime",
-        mean=mean,
-        std=std,
-        _run=run,
-    )
+        made = ", ".join(f"{one.domain or 'onnx'} {one.version}" for one in model.opset_import)
+        what = f"this onnxruntime ({onnxruntime.__version__}) does not load it; it was written for "
+        what += f"IR {model.ir_version}, operators {made}: {text[:200]}"
+        raise _bad(path, what) from None
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of an ONNX file, and of the files that it keeps weights in if there are.
-
-    Those stand in it as `location` entries of its tensors (onnx.proto, `external_data`).
-    """
-    own = checkpoint.sha256(path)
-    beside = {
-        data[found.end() : found.end() + _varint(found.group(1))].decode(errors="replace")
-        for data in [path.read_bytes()]
-        for found in re.finditer(rb"\x0a\x08location\x12([\x80-\xff]?[\x01-\x7f])", data)
-    }
-    if not beside:
-        return own
-    lines = [own, *(f"{checkpoint.sha256(path.parent / name)} {name}" for name in sorted(beside))]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _varint(data: bytes) -> int:
-    return data[0] & 127 | (data[1] << 7 if len(data) > 1 else 0)
+def _output(names: list[str], wanted: str, path: Path) -> str:
+    """Return the output to take. Raises UsageError GL0002 where that is not said."""
+    if wanted in names or (not wanted and len(names) == 1):
+        return wanted or names[0]
+    what = f"no output {wanted}" if wanted else f"{len(names)} outputs"
+    raise UsageError(
+        "GL0002", f"{what}; the model has {', '.join(names)}", where=str(path),
+        hint=f"--output {names[0]} takes one" if names else "",
+    )  # fmt: skip
 
 
 def _takes_crops(shape: list[Any], size: int) -> bool:

@@ -27,7 +27,9 @@ from glint.jobs import tasks
 from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
+from glint.models.onnx_file import Reading
 from glint.results import identities as results
+from glint.shards import pixels
 from glint.shards.embeddings import (
     ARRAYS,
     FORMAT,
@@ -37,6 +39,7 @@ from glint.shards.embeddings import (
     centres,
     check_sums,
     checksum,
+    nonsense,
 )
 from glint.shards.label_table import LabelTable
 
@@ -82,13 +85,14 @@ class Paths:
 
     dataset: str
     model: str
+    reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
     def __call__(self) -> tuple[Source, Recogniser]:
         """Open both; the model computes with one thread, or on the GPU."""
         from glint.models.recogniser import open_model
         from glint.shards.dataset import Dataset
 
-        return Dataset(self.dataset), open_model(self.model, threads=1)
+        return Dataset(self.dataset), open_model(self.model, threads=1, reading=self.reading)
 
 
 def embed(
@@ -156,6 +160,7 @@ def embed(
     keys = ("images", "dim", "failed", "failures", "empty_classes")
     return results.Embed(
         **{key: about[key] for key in keys},
+        warning=about.get("warning"),
         out=str(out),
         task=None if task is None else str(task),
         left=None if task is None else left,
@@ -356,17 +361,12 @@ def _unit(
     return (raw_nD / norm_n[:, None]).astype(np.float32), norm_n.astype(np.float32)
 
 
-_Decoded = tuple[int, "npt.NDArray[np.uint8] | None"]
-
-
-def _decode(dataset: Source, row: int, size: int) -> _Decoded:
+def _decode(dataset: Source, row: int, size: int) -> tuple[int, pixels.Pixels | None]:
     """Read and decode one image; return (status, RGB image or None).
 
     Damaged is what was read whole and is not what was written. Raises GlintError where it could
     not be read whole: that says nothing of the image.
     """
-    import simplejpeg
-
     try:
         data = dataset.read(row)
     except GlintError as error:
@@ -375,10 +375,9 @@ def _decode(dataset: Source, row: int, size: int) -> _Decoded:
         logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
         return STATUS.index("damaged"), None
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        if (height, width) != (size, size):
-            return STATUS.index("wrong-size"), None
-        return 0, simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+        found = pixels.rgb(data)
+        good = found.shape[:2] == (size, size)
+        return (0, found) if good else (STATUS.index("wrong-size"), None)
     except ValueError:
         return STATUS.index("not-a-jpeg"), None
 
@@ -403,7 +402,7 @@ def _finish(
             "GL0402",
             f"none of {dataset.n} images could be embedded: {failures}",
             where=str(out),
-            hint=f"the model takes JPEGs of {plan['size']}x{plan['size']} pixels",
+            hint=f"the model takes images of {plan['size']}x{plan['size']} pixels",
         )
     label_N = dataset.label if table is None else table.sample_label(dataset.label)
     centre_CD = centres(rows.sample_ND, label_N, dataset.classes, trim=bool(plan["trim"]))
@@ -432,6 +431,7 @@ def _finish(
         "failed": failed,
         "failures": failures,
         "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
+        **({"warning": why} if (why := nonsense(rows.sample_ND)) else {}),
         "norm_mean": float(np.nanmean(norm_N)),
         "norm_std": float(np.nanstd(norm_N)),
         "files": {name: checksum(out / name) for name in ARRAYS},

@@ -35,7 +35,7 @@ class Shard(Output):
     SCHEMA: ClassVar[str] = "glint/shard-result@1"  # a sharded source
     quarantine_reasons: dict[str, int]  # records by reason
     notes: dict[str, int]  # samples written that may surprise, by reason
-    recognised: dict[str, Any]  # layout, images, identities, notes of the source; more by layout
+    recognised: dict[str, Any]  # of the source, see `glint.shards.sources.source.Source.describe`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class Info:
     dataset: str  # the dataset
     source: str  # as manifest.json says it
     layout: str  # as manifest.json says it
+    recognised: dict[str, Any]  # what was found in the source, as manifest.json says it
     read: int  # records of the source
     written: int  # samples
     quarantined: int  # records left out
@@ -139,6 +140,7 @@ class ReshardPlan(RewritePlan):
 class MergePlan(RewritePlan):
     SCHEMA: ClassVar[str] = "glint/merge-result@1"  # `glint merge --dry-run`
     from_: list[MergeOrigin] = field(metadata={"key": "from"})  # of what
+    same_labels: int | None = None  # with --same-labels: labels that several datasets have
     duplicate_images: int  # images in several datasets
     duplicate_samples: int  # samples that hold them
 
@@ -148,6 +150,7 @@ class Merge(Output):
     SCHEMA: ClassVar[str] = "glint/merge-result@1"  # a merged dataset
     from_: list[MergeOrigin] = field(metadata={"key": "from"})  # of what
     label_version: int  # in force
+    same_labels: int | None = None  # with --same-labels: labels that several datasets have
     duplicate_images: int  # images that several datasets hold
     duplicate_samples: int  # samples that hold them
 
@@ -243,6 +246,7 @@ class Verify:
     SCHEMA: ClassVar[str] = "glint/verify-result@1"  # what is wrong with a dataset
     ok: bool  # whether nothing is wrong
     deep: bool  # whether every byte was read
+    decoded: bool = False  # whether every image was decoded
     dataset: str  # the dataset
     label_version: int | None = None  # in force
     classes: int | None = None  # identities of that version

@@ -105,6 +105,16 @@ class Import:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pack:
+    SCHEMA: ClassVar[str] = "glint/pack@1"  # a verification pack made of a list of pairs
+    out: str  # where it was written
+    pairs: int  # pairs
+    same: int  # of one person
+    images: int  # different ones
+    warnings: list[str]  # why an accuracy of them would say nothing
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairSet:  # a verification set
     set: str  # its name
     accuracy: float  # mean of the folds

@@ -22,9 +22,10 @@ from glint.files import parquet
 from glint.files.store import is_url
 from glint.files.strings import text
 from glint.log import Progress
+from glint.shards import pixels
 from glint.shards.dataset import Dataset
 from glint.shards.image import Rejected
-from glint.shards.sources import Source, open_source, recognise
+from glint.shards.sources import Rule, Source, open_source, recognise
 from glint.shards.walk import Findings, Problem, plain_size
 
 BLOCK = 1 << 14  # rows read at a time
@@ -38,24 +39,29 @@ _CAME = schemas.PROVENANCE.names  # the columns of a merged dataset
 
 
 class Origin:
-    """What a dataset was made of: a source, or another dataset. Raises what opening them raises."""
+    """What a dataset was made of: a source, several together, or another dataset.
 
-    def __init__(self, path: Place) -> None:
-        self.path, self.data = os.fspath(path), self._open(path)
+    rule: how the source was read; to_jpeg: the quality of JPEGs that were made of its other images.
+    Raises what opening them raises.
+    """
+
+    def __init__(self, paths: Sequence[Place], rule: Rule, to_jpeg: int = 0) -> None:
+        self.to_jpeg = to_jpeg
+        self.path, self.data = ", ".join(str(one) for one in paths), self._open(paths, rule)
         self.is_dataset = isinstance(self.data, Dataset)
         self.merged = isinstance(self.data, Dataset) and self.data.is_merged
 
     @staticmethod
-    def _open(path: Place) -> Dataset | Source:
-        if kind_of(path) == "dataset":
-            return Dataset(path)
+    def _open(paths: Sequence[Place], rule: Rule) -> Dataset | Source:
+        if len(paths) == 1 and kind_of(paths[0], rule) == "dataset":
+            return Dataset(paths[0])
         try:
-            return open_source(path)
+            return open_source(paths, rule)
         except InputError as error:
             if error.code != "GL0213":
                 raise
             # What was sharded so is here again; what is lost since is missed.
-            return open_source(path, resync=True)
+            return open_source(paths, rule, resync=True)
 
     def records(self, whole: bool) -> Iterator[tuple[str, str | None, bytes | Rejected]]:
         """Give name, label and image of every record; `whole`: what was merged has longer names."""
@@ -74,8 +80,10 @@ class Origin:
             yield name, label, data
 
     def _read(self, i: int) -> bytes:
-        data = self.data
-        return data.read(i, verify=False) if isinstance(data, Dataset) else data.read(i)
+        if isinstance(self.data, Dataset):
+            return self.data.read(i, verify=False)
+        data = self.data.read(i)
+        return pixels.as_jpeg(data, self.to_jpeg, Counter()) if self.to_jpeg else data
 
     def _names(self, whole: bool) -> Iterator[tuple[str, str | None]]:
         if isinstance(self.data, Dataset):
@@ -252,9 +260,25 @@ def _merged_names(dataset: Dataset, count: int) -> list[str]:
     return names if names[0] else []
 
 
-def kind_of(path: Place) -> str:
+def kind_of(path: Place, rule: Rule = Rule()) -> str:  # noqa: B008
     """Name the kind of what a dataset was made of. Raises what `recognise` raises."""
-    return "dataset" if is_url(path) or (Path(path) / INDEX).is_file() else recognise(path)[0]
+    known = is_url(path) or (Path(path) / INDEX).is_file()
+    return "dataset" if known else recognise(path, rule)[0]
+
+
+def read_as(root: Place, sources: Sequence[Place], labels: str) -> list[Origin]:
+    """Open what a dataset came from as its manifest says that it was read.
+
+    labels: where the list of its labels lies now. Raises UsageError GL0002.
+    """
+    try:
+        told = Dataset(root).manifest.get("recognised", {})
+    except InputError:  # told by those who check it
+        told = {}
+    rule, to_jpeg = Rule.of(told.get("rule"), labels), int(told.get("to_jpeg", 0))
+    together = len(sources) > 1 and len(told.get("sources", ())) == len(sources)
+    groups = [sources] if together else [[source] for source in sources]
+    return [Origin(group, rule, to_jpeg) for group in groups]
 
 
 def compare(

@@ -103,6 +103,16 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
     return Embeddings(root, sample_ND, centre_CD, about)
 
 
+def nonsense(sample_ND: npt.NDArray[Any]) -> str:
+    """Say that all embeddings are nearly one, by some of them; "" where they are not."""
+    some_nD = np.asarray(sample_ND[:: max(1, len(sample_ND) // 256)][:256], np.float64)
+    some_nD = some_nD[np.isfinite(some_nD).all(1)]
+    if len(some_nD) < 8 or (mean := float(np.linalg.norm(some_nD.mean(0)) ** 2)) < 0.98:
+        return ""
+    text = "the model says the same of all: are its pixels scaled otherwise (--mean, --std)?"
+    return f"the mean cosine of any two images is {mean:.3f}: {text}"
+
+
 def check_sums(root: Path, about: dict[str, Any]) -> None:
     """Read both arrays and compare with what was written. Raises InputError GL0402."""
     written = about.get("files")

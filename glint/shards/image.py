@@ -90,12 +90,17 @@ def jpeg_size(data: bytes, turned: bool = False) -> tuple[int, int]:
     """Return (width, height) from the frame header of a JPEG.
 
     A JPEG whose end marker is missing is truncated: entropy-coded data never contains it.
-    Bytes behind the end marker are let pass. Raises Rejected.
+    Bytes behind the end marker, and between segments, are let pass, as libjpeg does. Raises
+    Rejected.
     """
-    at, end, orientation = 2, len(data), 1
+    at, end, orientation, junk = 2, len(data), 1, -1
     while at + 9 <= end:
-        if data[at] != 0xFF:
-            raise Rejected("jpeg-damaged", f"expected a marker at byte {at}")
+        if data[at] != 0xFF or not data[at + 1]:
+            junk = at if junk < 0 else junk
+            at = data.find(b"\xff", at + 1)
+            if at < 0:
+                break
+            continue
         marker = data[at + 1]
         if marker in _FRAMES:
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
@@ -110,13 +115,15 @@ def jpeg_size(data: bytes, turned: bool = False) -> tuple[int, int]:
             at += 1
         elif marker in _ALONE:
             at += 2
-        elif marker in (0xDA, 0xD9, 0xD8, 0x00):
+        elif marker in (0xDA, 0xD9, 0xD8):
             raise Rejected("jpeg-damaged", f"marker 0x{marker:02x} before the frame header")
         else:
             size = data[at + 2] << 8 | data[at + 3]
             if marker == 0xE1 and orientation == 1:
                 orientation = jpeg_orientation(data[at + 4 : at + 2 + size])
             at += 2 + size
+    if junk >= 0:
+        raise Rejected("jpeg-damaged", f"expected a marker at byte {junk}")
     raise Rejected("jpeg-truncated", "ends before the frame header")
 
 

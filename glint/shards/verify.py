@@ -24,7 +24,7 @@ from glint.files import atomic, parquet, seal
 from glint.files.store import is_url
 from glint.log import Progress
 from glint.results import datasets as results
-from glint.shards import against, dali, labels, private, tombstones
+from glint.shards import against, dali, decoded, labels, private, tombstones
 from glint.shards.dataset import TABLES, Dataset
 from glint.shards.remote import Remote
 from glint.shards.walk import Entry, Findings, Problem, Rows, entries, index, none, plain_size, walk
@@ -373,23 +373,23 @@ def verify(
     task: tuple[int, int] = (0, 1),
     pool: AbstractContextManager[Pool] | None = None,
     sources: Sequence[against.Place] = (),
+    labels_file: str = "",
+    decode: bool = False,
 ) -> results.Verify:
-    """Check a dataset and return what is wrong with it: `ok`, `problems`, `problem_count`.
+    """Check a dataset and return what is wrong with it.
 
     Shallow: every file is there with its size, every table has its digest, all counts add up, the
-    labels fit. Deep: also one sequential read of every shard, see `walk`; `progress` is in bytes.
-    sources: where the dataset came from, see `against`; `progress` is in records.
-    Task (i, N) reads the shards with number % N == i, and only task 0 looks at the tables: all is
-    well where it is for every task. `pool` reads shards elsewhere than in threads here. Raises
-    InputError GL0301 where the folder is no dataset at all, and what `against` raises.
+    labels fit. Deep: one sequential read of every shard, see `walk`; `progress` is in bytes. Task
+    (i, N) reads the shards with number % N == i, only task 0 the tables: all is well where it is
+    for every task. decode: see `decoded`; sources, labels_file: see `against`. Raises GL0301, too.
     """
     if workers < 1:
         raise UsageError("GL0002", f"expected 1 or more, found {workers}", where="--workers")
     started, check = time.perf_counter(), _Check(root)
-    if any(os.path.realpath(source) == os.path.realpath(root) for source in sources):
-        what = "a dataset proves nothing of itself"
-        raise UsageError("GL0002", what, where="--against", hint="give what it was made of")
-    origins = [against.Origin(source) for source in sources]
+    if os.path.realpath(root) in map(os.path.realpath, sources):
+        what, hint = "a dataset proves nothing of itself", "give what it was made of"
+        raise UsageError("GL0002", what, where="--against", hint=hint)
+    origins = against.read_as(root, sources, labels_file) if sources else []
     dataset = check.manifest()
     result: dict[str, Any] = {}
     if dataset is not None:
@@ -424,6 +424,9 @@ def verify(
             found, told = against.compare(root, origins, lost, progress)
             check.found.join(found)
             result["against"] = results.Against(**told)
+        if decode and not check.found.count:
+            check.notes += decoded.check(dataset, check.found, workers, progress)
+            result["decoded"] = True
     return results.Verify(
         **result, ok=not check.found.count, deep=deep, dataset=str(root),
         problem_count=check.found.count,

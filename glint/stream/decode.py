@@ -1,4 +1,4 @@
-"""Decode JPEG bytes straight into the batch."""
+"""Decode images straight into the batch."""
 
 # H height, W width
 
@@ -8,34 +8,41 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import simplejpeg
 
 from glint.errors import InputError, UsageError
+from glint.shards import pixels
 
 if TYPE_CHECKING:
     import torch
 
 # (stored bytes of n images, (height, width), names image i in an error) -> uint8 nHW3
+LEAVE_OUT = "glint verify DATASET --decode lists all; glint drop DATASET --key KEY leaves one out"
 Decoder = Callable[[Sequence[bytes], tuple[int, int], Callable[[int], str]], "torch.Tensor"]
 
 
-def decode_into(jpeg: bytes | memoryview, out_HW3: npt.NDArray[np.uint8], where: str = "") -> None:
-    """Decode a JPEG as RGB into contiguous uint8 memory of exactly its size.
+def decode_into(data: bytes | memoryview, out_HW3: pixels.Pixels, where: str = "") -> None:
+    """Decode an image as RGB into contiguous uint8 memory of exactly its size.
 
-    Raises InputError GL0303 with `where` for bytes that are no whole JPEG and for another size.
+    Raises InputError GL0303 with `where` for bytes that give no picture and for another size.
     """
-    try:
-        found = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=out_HW3)
-    except ValueError as error:
-        size = _size(jpeg)
-        if size is not None and size != out_HW3.shape[:2]:
-            raise _wrong_size(size, out_HW3.shape, where) from None
-        raise InputError(
-            "GL0303", f"not a decodable JPEG ({len(jpeg)} bytes): {error}", where=where
-        ) from None
+    found = _decoded(data, where, out_HW3)
     if found.shape != out_HW3.shape:
         raise _wrong_size(found.shape, out_HW3.shape, where)
+    if not np.may_share_memory(found, out_HW3):
+        out_HW3[:] = found
+
+
+def _decoded(
+    data: bytes | memoryview, where: str, out_HW3: pixels.Pixels | None = None
+) -> pixels.Pixels:
+    try:
+        return pixels.rgb(data, out_HW3)
+    except ValueError as error:
+        size = pixels.size(data) if out_HW3 is not None else None
+        if out_HW3 is not None and size is not None and size != out_HW3.shape[:2]:
+            raise _wrong_size(size, out_HW3.shape, where) from None
+        what = f"not a decodable JPEG, PNG or WebP ({len(data)} bytes): {error}"
+        raise InputError("GL0303", what, where=where, hint=LEAVE_OUT) from None
 
 
 def on_gpu(device: torch.device) -> Decoder:
@@ -60,18 +67,18 @@ def on_gpu(device: torch.device) -> Decoder:
     def decode(
         data: Sequence[bytes], size: tuple[int, int], where: Callable[[int], str]
     ) -> torch.Tensor:
+        rgb = ImageReadMode.RGB
         stored = [torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in data]
         try:
-            found = decode_jpeg(stored, mode=ImageReadMode.RGB, device=device)
-        except RuntimeError as error:
-            for i, one in enumerate(stored):  # which one?
+            found = decode_jpeg(stored, mode=rgb, device=device)
+        except RuntimeError:  # PNG, WebP, or a JPEG with a warning: those the processor decodes
+            found = []
+            for i, one in enumerate(stored):
                 try:
-                    decode_jpeg([one], mode=ImageReadMode.RGB, device=device)
-                except RuntimeError as its:
-                    what = f"not a decodable JPEG ({len(data[i])} bytes): {its}"
-                    raise InputError("GL0303", what, where=where(i)) from None
-            what = f"these {len(data)} JPEGs do not decode together, each alone does: {error}"
-            raise InputError("GL0303", what, where=where(0), hint="data.decode=cpu") from None
+                    found += decode_jpeg([one], mode=rgb, device=device)
+                except RuntimeError:
+                    image = torch.from_numpy(_decoded(data[i], where(i)).copy())
+                    found.append(image.permute(2, 0, 1).to(found[0].device if found else device))
         for i, image in enumerate(found):
             if tuple(image.shape[1:]) != size:
                 raise _wrong_size(tuple(image.shape[1:]), size, where(i))
@@ -87,11 +94,3 @@ def _wrong_size(found: tuple[int, ...], expected: tuple[int, ...], where: str) -
         where=where,
         hint="align and crop the faces before sharding",
     )
-
-
-def _size(jpeg: bytes | memoryview) -> tuple[int, int] | None:
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError:
-        return None
-    return int(height), int(width)

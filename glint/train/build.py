@@ -33,7 +33,7 @@ from glint.stream.decode import on_gpu
 from glint.stream.dual import Paired
 from glint.stream.loader import Images, Stream
 from glint.stream.order import Order
-from glint.train import hard_negatives, optim
+from glint.train import hard_negatives, optim, sense
 from glint.train.recipe import Head, Recipe
 from glint.train.teacher import Frozen
 
@@ -219,6 +219,7 @@ def build(recipe: Recipe, world: World, out: Path) -> Run:
     torch.set_num_threads(threads(recipe, world))
     if world.device.type == "cuda":
         torch.backends.cudnn.benchmark = True  # every batch has the same shape
+    sense.require_step(recipe, world.size)
     data = open_data(recipe, world)
     backbone, model = net(recipe, world)
     dim, teacher = recipe.backbone.embedding, None
@@ -271,6 +272,7 @@ def open_data(recipe: Recipe, world: World) -> Data:
         if not Path(path).is_file():
             raise UsageError("GL0001", f"run.val: no such file: {path}")
         val[Path(path).stem] = read_bin(path)
+    sense.check(recipe, dataset, table, val)
     kind = Paired if recipe.head.kind == "class_pool" else Stream
     stream: Stream | Paired = kind(
         dataset,

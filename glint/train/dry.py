@@ -14,7 +14,7 @@ from glint.errors import UsageError
 from glint.nn import backbones
 from glint.nn.backbones.parts import SIZE
 from glint.results import models as results
-from glint.train import memory
+from glint.train import memory, sense
 from glint.train.recipe import Recipe
 from glint.train.teacher import weight_bytes
 
@@ -32,6 +32,7 @@ def run(recipe: Recipe, classes: int, world: int) -> results.TrainPlan:
     """
     if classes < 1:
         raise UsageError("GL0002", f"--classes must be at least 1, found {classes}")
+    sense.require_step(recipe, world)
     table, size = recipe.backbone, 8 if recipe.run.precision == "float64" else 4
     with torch.device("meta"):
         net = backbones.create(table.name, table.embedding, **table.options)

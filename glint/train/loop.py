@@ -30,7 +30,7 @@ from glint.recipes.load import dump
 from glint.results import models as results
 from glint.stream.augment import to_input
 from glint.stream.loader import Batch
-from glint.train import metrics, report, restore
+from glint.train import metrics, report, restore, sense
 from glint.train.build import Run, norms
 from glint.train.pace import NEVER, Pace, Until
 from glint.train.restore import BEST
@@ -71,6 +71,8 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
             epoch = step // spe
             lr = learning_rate(recipe.schedule, recipe.optim.lr, step, spe)
             result = train_step(run, batches, step, lr, log, result.skipped)
+            if step == 0:
+                sense.first_loss(recipe, result.loss)
             log.step(step, epoch, lr, result.loss, result.distance)
             done = step + 1
             progress(done, total, log.note(epoch, result.loss, lr, result.distance))

@@ -257,6 +257,10 @@ class Run(Table):
     compile: str = ""  # a backend of torch.compile, as in "inductor"; "" = none
     on_nan: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does
     max_skips: AtLeastOne = 20  # more skipped steps in a row end the run
+    # nonsense to go on with
+    allow: list[Literal["one-identity", "image-labels", "one-large", "pairs", "zero-loss"]] = Field(
+        default_factory=list
+    )
     timeout: Positive = 120.0  # seconds a rank waits for the others before it gives up
 
     def mistakes(self) -> Iterator[tuple[str, str]]:

@@ -62,7 +62,7 @@ def test_dry_run(glint: Glint, faces: Path, tmp_path: Path) -> None:
         (["faces", "out", "--formats", "gif"], 2, "expected some of jpg, png, webp, found gif"),
         (["faces", "faces/out"], 2, "the output lies in the source"),
         (["faces", ""], 2, "GL0002 bad-option: OUT: expected a path, found"),
-        (["faces/person 0", "out"], 3, "hint: if it holds one person, give the folder above"),
+        (["faces/person 0", "out"], 3, "if it holds one person, give the folder above"),
         (["faces", "."], 4, "GL0004 output-exists"),
         (["empty", "out"], 3, "GL0201 unknown-source"),
         (["bad.rec", "out"], 3, "GL0213 corrupt-record: bad.rec @ 0x0"),

@@ -46,13 +46,18 @@ def register(app: typer.Typer) -> None:
 
 def pairs(
     files: list[Path] = typer.Argument(
-        ..., metavar="PAIRS...", help="Verification .bin files, or PAIRS.tsv with --dataset."
+        ...,
+        metavar="PAIRS...",
+        help="Verification .bin files; or, with --dataset, lists of pairs (LFW's pairs.txt).",
     ),
     model: Path = typer.Option(
         ..., "--model", "-m", help="ONNX file, run directory or checkpoint directory."
     ),
     dataset: Path | None = typer.Option(
-        None, "--dataset", "-d", help="The dataset whose images PAIRS.tsv names by their source."
+        None,
+        "--dataset",
+        "-d",
+        help="The dataset, or folder of images, whose images a text list names.",
     ),
     flip: bool = FLIP,
     batch: int = BATCH,
@@ -61,12 +66,18 @@ def pairs(
     report: Path | None = REPORT,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
+    output: str = console.OUTPUT,
+    mean: float | None = console.MEAN,
+    std: float | None = console.STD,
+    bgr: bool = console.BGR,
 ) -> None:
     """Verify pairs of faces in ten folds, the protocol of LFW."""
     from glint.cli.eval import text, work
+    from glint.models.onnx_file import Reading
 
+    reading = Reading(output, mean, std, bgr)
     console.run(
-        lambda: work.pairs(files, model, dataset, flip, batch, threads, device, report),
+        lambda: work.pairs(files, model, dataset, flip, batch, threads, device, report, reading),
         as_json,
         debug=debug,
         say=text.pairs,
@@ -184,7 +195,10 @@ def options(
         f"`glint eval {named[0][2:]}`"
     )
     if model and files:
-        pairs(files, model, dataset, flip, batch, threads, device, report, as_json, debug)
+        pairs(
+            files, model, dataset, flip, batch, threads, device, report, as_json, debug,
+            "", None, None, False,
+        )  # fmt: skip
     elif every and embeddings:
         all_pairs(every, embeddings, work, threads, device, report, as_json, debug)
     elif lists and embeddings:

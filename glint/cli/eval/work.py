@@ -12,6 +12,7 @@ from glint.results import models as results
 if TYPE_CHECKING:
     from glint.evals.packs import Pairs
     from glint.evals.templates import Faces
+    from glint.models.onnx_file import Reading
 
 
 def pairs(
@@ -23,6 +24,7 @@ def pairs(
     threads: int,
     device: str | None,
     report: Path | None,
+    reading: Reading,
 ) -> results.EvalPairs | results.EvalSets:
     """Verify pairs in ten folds."""
     from glint.errors import UsageError
@@ -32,9 +34,9 @@ def pairs(
 
     _known(device)
     for path in files:
-        if not path.is_file():
+        if not path.exists():
             raise UsageError("GL0001", "no such pairs file", where=str(path))
-    opened = open_model(model, threads=threads or None, device=device)
+    opened = open_model(model, threads=threads or None, device=device, reading=reading)
     sets: list[results.PairSet] = []
     drawn: list[tuple[str, dict[str, Any]]] = []
     with console.progress("eval") as progress:
@@ -225,16 +227,15 @@ def _listed(embeddings: Path, dataset: Path | None, faces: Faces) -> tuple[Any, 
 
 def _read(path: Path, dataset: Path | None) -> Pairs:
     from glint.errors import UsageError
+    from glint.evals.lists import images_of, read_list
     from glint.evals.packs import read_bin
-    from glint.evals.pairs import read_table
-    from glint.shards.dataset import Dataset
 
     if dataset is not None:
-        return read_table(path, Dataset(dataset))
+        return read_list(path, images_of(dataset))
     if path.suffix == ".tsv":
         raise UsageError(
             "GL0002", f"{path.name} names samples of a dataset",
-            hint="add --dataset DATASET, the folder that `glint shard` wrote",
+            hint="add --dataset DATASET, the folder that `glint shard` wrote, or one of images",
         )  # fmt: skip
     return read_bin(path)
 

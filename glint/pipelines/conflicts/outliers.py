@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from glint.errors import GlintError
 from glint.files import parquet
 from glint.log import Progress
 from glint.search import cross, pairs
-from glint.shards import duplicates
+from glint.shards import duplicates, pixels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings
 from glint.shards.labels import LabelTable
@@ -206,14 +207,21 @@ def _small(dataset: Dataset, row: int) -> npt.NDArray[np.float32] | None:
     import simplejpeg
 
     try:
-        grey_HW1 = simplejpeg.decode_jpeg(
-            dataset.read(row), "GRAY", fastdct=True, min_height=SMALLEST, min_width=SMALLEST
-        )
-    except (GlintError, ValueError) as error:
-        if isinstance(error, GlintError) and error.code != "GL0303":
+        data = dataset.read(row)
+    except GlintError as error:
+        if error.code != "GL0303":
             raise
         return None
-    return image_hash.shrunk(grey_HW1[..., 0])
+    try:
+        grey_HW1 = simplejpeg.decode_jpeg(
+            data, "GRAY", fastdct=True, min_height=SMALLEST, min_width=SMALLEST
+        )
+        return image_hash.shrunk(grey_HW1[..., 0])
+    except ValueError:  # no JPEG, or one with a warning
+        with suppress(ValueError):
+            grey_HW = pixels.rgb(data) @ np.array([0.299, 0.587, 0.114])
+            return image_hash.shrunk(np.rint(grey_HW).astype(np.uint8))
+    return None
 
 
 def write(out: Path, dataset: Dataset, person_N: Ints, inside: Inside) -> None:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from glint import log
-from glint.errors import UsageError
-from glint.files import atomic, seal, store
+from glint import log, schemas
+from glint.errors import InputError, UsageError
+from glint.files import atomic, parquet, seal, store
 from glint.log import Progress
 from glint.pipelines.dataset import rewrite
 from glint.pipelines.dataset.erase import Lost, Names, alike, below, cleaned, search
@@ -145,6 +145,21 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
         if not _is_number(word) or int(word) not in there:
             raise UsageError("GL0002", f"no sample has the key {word!r}", where="--key")
     return sorted({int(word) for word in wanted})
+
+
+def failed_keys(root: str | os.PathLike[str], folder: Path) -> list[str]:
+    """Return the keys of images that `embed` could not decode, or found of another size.
+
+    Raises InputError GL0402 for embeddings of another dataset.
+    """
+    about = atomic.read_json(folder / "embeddings.json", "GL0402")
+    if about.get("dataset") != Dataset(root).digest:
+        what = "they are not of this dataset"
+        raise InputError("GL0402", what, where=str(folder), hint="glint embed makes them")
+    table = parquet.read(folder / "samples.parquet", schemas.EMBEDDED, code="GL0402")
+    bad = pc.is_in(table.column("status"), pa.array(["damaged", "not-a-jpeg", "wrong-size"]))
+    keys: list[str] = table.column("key").filter(bad).to_pylist()
+    return keys
 
 
 def _copies(dataset: Dataset, gone_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

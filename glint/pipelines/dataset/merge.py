@@ -71,7 +71,9 @@ class Merge(rewrite.Rewrite):
         *,
         samples_per_shard: int = 10_000,
         seed: int = 0,
+        same_labels: bool = False,
     ) -> None:
+        self.same_labels = same_labels
         if len(roots) < 2:
             what = f"expected two datasets or more, found {len(roots)}"
             raise UsageError("GL0002", what, where="SRC")
@@ -86,7 +88,8 @@ class Merge(rewrite.Rewrite):
             raise InputError("GL0301", what, where=str(roots[-1]))
         members, with_json = rewrite.common_layout(datasets)
         options = Options(samples_per_shard, seed, with_json, members=members)
-        super().__init__(STAGE, datasets, names, options, {})
+        also = {"same_labels": True} if same_labels else {}
+        super().__init__(STAGE, datasets, names, options, {}, also)
         came = [
             {
                 "name": name,
@@ -110,6 +113,7 @@ class Merge(rewrite.Rewrite):
             },
             "derived": [{"by": STAGE, "from": came}],
         }
+        self.shared = self._shared() if same_labels else None
         if erased := sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets):
             self.facts["erased"] = erased
 
@@ -195,13 +199,34 @@ class Merge(rewrite.Rewrite):
         row = np.concatenate([key_N[at + part.row] for at, part in zip(start, parts)])
         label = [_later(part.label, more) for part, more in zip(parts, self.base)]
         order = np.argsort(row)
-        table = labels.given(
-            np.concatenate([_later(part.target, more) for part, more in zip(parts, first)]),
-            np.concatenate([part.masks + more for part, more in zip(parts, first)]),
-            row[order],
-            np.concatenate(label)[order],
-        )
-        return table, sum(part.version > 0 for part in parts)
+        target = np.concatenate([_later(part.target, more) for part, more in zip(parts, first)])
+        masks = np.concatenate([part.masks + more for part, more in zip(parts, first)])
+        if self.same_labels:
+            one_T = united(target, self._known(), int(target.max(initial=-1)) + 1)
+            target, masks = np.where(target < 0, -1, one_T[target]), one_T[masks]
+            masks = masks[masks[:, 0] != masks[:, 1]]  # kept apart until they are one
+        table = labels.given(target, masks, row[order], np.concatenate(label)[order])
+        return table, sum(part.version > 0 for part in parts) + self.same_labels
+
+    def _known(self) -> list[str]:
+        """Return what every label is known by: its source label, a number by its name if it has."""
+        known = []
+        for dataset in self.datasets:
+            table = dataset.identities()
+            said, names = (table.column(c).to_pylist() for c in ("source_label", "name"))
+            known += [n if n and s.isdigit() else s for s, n in zip(said, names)]
+        return known
+
+    def _shared(self) -> int:
+        """Count the labels that stand in more than one dataset. Raises UsageError GL0002."""
+        known = self._known()
+        if not (count := len(known) - len(set(known))):
+            what = "no label of one dataset stands in another"
+            hint = (
+                "leave it out: labels are then renumbered, and glint dedup-conflicts looks at faces"
+            )
+            raise UsageError("GL0002", what, where="--same-labels", hint=hint)
+        return count
 
     def _labels(self, folder: Path) -> None:
         """Put the labels in force as version 1, where there are any or somebody was taken down.
@@ -216,6 +241,24 @@ class Merge(rewrite.Rewrite):
         counts = len(table.target), sum(dataset.n for dataset in self.datasets)
         with labels.changing(folder):
             labels.commit(folder, table, why, based_on=0, counts=counts)
+
+
+def united(target_C: Ints, known: Sequence[str], targets: int) -> Ints:
+    """Return the target, from 0, that each becomes where labels of one word are one person."""
+    one_T = np.arange(targets)
+
+    def top(target: int) -> int:
+        while one_T[target] != target:
+            target = one_T[target]
+        return target
+
+    first: dict[str, int] = {}
+    for word, target in zip(known, target_C.tolist()):
+        if target >= 0:
+            a, b = top(first.setdefault(word, target)), top(target)
+            one_T[max(a, b)] = min(a, b)
+    every = np.array([top(target) for target in range(targets)], np.int64)
+    return np.unique(every, return_inverse=True)[1].reshape(-1)
 
 
 def _later(number_n: Ints, more: int) -> Ints:
@@ -233,6 +276,7 @@ def merge(
     samples_per_shard: int = 10_000,
     seed: int = 0,
     workers: int = 1,
+    same_labels: bool = False,
     dry_run: bool = False,
     progress: Progress = log.silent,
 ) -> results.Merge | results.MergePlan:
@@ -240,10 +284,11 @@ def merge(
 
     Labels of a dataset follow those of the one before (merge.parquet says which became which);
     label versions in force become version 1; take-downs stay in force. Images that stand in more
-    than one dataset are counted and listed (duplicates.parquet), not removed. Raises what
+    than one dataset are counted and listed (duplicates.parquet), not removed. same_labels: labels
+    of one source label (or name, where that is a number) are one identity of version 1. Raises what
     `Rewrite.write` raises.
     """
-    job = Merge(roots, samples_per_shard=samples_per_shard, seed=seed)
+    job = Merge(roots, samples_per_shard=samples_per_shard, seed=seed, same_labels=same_labels)
     came = [
         results.MergeOrigin(
             **{key: one[key] for key in ("name", "digest", "samples", "identities", "first_label")}
@@ -255,6 +300,7 @@ def merge(
         groups = shared_images(digest_Nk, job.end)
         return results.MergePlan(
             **job.survey(out) | {"from_": came},
+            same_labels=job.shared,
             duplicate_images=len(groups),
             duplicate_samples=sum(map(len, groups)),
         )
@@ -263,6 +309,7 @@ def merge(
     return results.Merge(
         **result,
         from_=came,
+        same_labels=job.shared,
         label_version=labels.current(out, result["identities"]).version,
         duplicate_images=len(set(table.column("digest").to_pylist())),
         duplicate_samples=table.num_rows,

@@ -41,6 +41,8 @@ class Options:
     on_size: str = image.KEEP
     on_exif: str = image.REJECT
     unlabelled: bool = False  # every image is an identity of its own: its label is its key
+    decode: bool = False  # images that give no picture are quarantined
+    to_jpeg: int = 0  # what is no JPEG becomes one, of this quality
 
     def __post_init__(self) -> None:
         known = bool(self.formats) and set(self.formats) <= {*image.FORMATS}
@@ -54,6 +56,9 @@ class Options:
             if not good:
                 what = f"expected {expected}, found {found}"
                 raise UsageError("GL0002", what, where=f"--{option}")
+        if not 0 <= self.to_jpeg <= 100:
+            what = f"expected 1 to 100, found {self.to_jpeg}"
+            raise UsageError("GL0002", what, where="--to-jpeg")
         if self.with_json and self.members != MEMBERS[0]:
             what, hint = (
                 "a layout of one member has no KEY.json",

@@ -54,6 +54,12 @@ class Without:
         return self.found(dataset.label, rewrite.keys(dataset))
 
 
+def _told(recognised: dict[str, Any], gone: Without | None) -> dict[str, Any]:
+    """Return what a source was recognised as; without names of people where some are erased."""
+    named = ("examples", "notes", "warnings") if gone else ()
+    return {key: [] if key in named else value for key, value in recognised.items()}
+
+
 class Reshard(rewrite.Rewrite):
     """A dataset in other shards, or, with `without`, lacking what must be gone.
 
@@ -82,7 +88,7 @@ class Reshard(rewrite.Rewrite):
         facts = {
             "source": said["source"],
             "layout": said["layout"],
-            "recognised": said.get("recognised", {}),
+            "recognised": _told(said.get("recognised", {}), without),
             "derived": [*said.get("derived", []), step],
         }
         if without or said.get("erased"):

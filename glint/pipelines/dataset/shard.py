@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,44 +41,58 @@ from glint.pipelines.dataset.plan import (
 )
 from glint.results import datasets as results
 from glint.shards.dataset import FORMAT
-from glint.shards.plan import key_name, spans
+from glint.shards.plan import key_name, order, spans
 from glint.shards.sources import open_source, recognise
 from glint.shards.sources.recordio import RecordIO
+from glint.shards.sources.rule import Rule
+from glint.shards.sources.several import Several
 from glint.shards.sources.source import Source
 from glint.shards.tar import MEMBERS
 
 __all__ = ["Options", "Plan", "check_places", "shard", "survey"]
 
+LATER = ("unlabelled", "decode", "to_jpeg")  # not in plans from before there were these options
 # So many bad records are let pass however small the set is, but never all of them.
 BAD_FLOOR = 16
 
 
-class Sharding(Job):
-    """A source to be sharded. Raises what recognising it raises."""
+Src = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-    def __init__(self, src: Path, options: Options, *, resync: bool = False) -> None:
-        self.src, self.options, self.resync = src, options, resync
-        self.kind, path = recognise(src)
-        self.path = str(path)
+
+class Sharding(Job):
+    """A source, or several of one label space, to be sharded. Raises what recognising it raises."""
+
+    def __init__(self, src: Src, options: Options, rule: Rule, *, resync: bool = False) -> None:
+        self.src, self.options, self.resync = _places(src), options, resync
+        self.rule = replace(rule, unlabelled=True) if options.unlabelled else rule
+        found = [recognise(one, self.rule) for one in self.src]
+        self.kind, self.path = found[0][0], str(found[0][1])
+        if len(found) > 1:
+            self.kind = Several.kind
+
+    def _source(self) -> Source:
+        return open_source(self.src, self.rule, resync=self.resync)
 
     def inputs(self) -> tuple[dict[str, Any], Save]:
         source: Source | None = None
         if self.kind == RecordIO.kind:  # not listed again where the plan is there
             told = RecordIO.fingerprint_of(Path(self.path), self.resync)
         else:
-            source = open_source(self.src)
+            source = self._source()
             told = source.fingerprint()
-        options = {k: v for k, v in asdict(self.options).items() if v or k != "unlabelled"}
+        options = {k: v for k, v in asdict(self.options).items() if v or k not in LATER}
         options["formats"] = list(self.options.formats)
+        rule = {k: v for k, v in self.rule.facts().items() if k != "unlabelled"}
+        options |= {"rule": rule} if rule else {}
 
         def save(folder: Path) -> tuple[int, dict[str, Any]]:
-            found = source or open_source(self.src, resync=self.resync)
+            found = source or self._source()
             if found.n > 10**9:
                 what = f"{found.n} records, nine-digit keys allow 10^9"
-                raise InputError("GL0201", what, where=str(self.src))
+                raise InputError("GL0201", what, where=str(self.src[0]))
             with atomic.writing(folder):
-                found.save(folder, self.options.seed)
-            return found.n, {**found.describe(), "bytes": found.bytes()}
+                found.save(folder, order(found.n, self.options.seed))
+            return found.n, {**_described(found, self.rule, self.options), "bytes": found.bytes()}
 
         return {"dataset": FORMAT, "options": options, "source": told}, save
 
@@ -119,12 +134,29 @@ def _check_budget(result: results.Shard, max_bad: float) -> None:
         raise error
 
 
+def _places(src: Src) -> list[Path]:
+    return [Path(src)] if isinstance(src, str | os.PathLike) else [Path(one) for one in src]
+
+
+def _described(source: Source, rule: Rule, options: Options) -> dict[str, Any]:
+    told = {"rule": rule.facts(), "to_jpeg": options.to_jpeg}
+    return {**source.describe(), **{name: what for name, what in told.items() if what}}
+
+
 def survey(
-    src: str | os.PathLike[str], options: Options, *, resync: bool = False
+    src: Src,
+    options: Options,
+    rule: Rule = Rule(),  # noqa: B008
+    *,
+    resync: bool = False,
+    out: Path | str = "",
 ) -> results.ShardPlan:
-    """Say what sharding would do, and write nothing."""
-    source = open_source(src, resync=resync)
-    facts = source.describe()
+    """Say what sharding would do, into `out` where that is a path, and write nothing."""
+    job = Sharding(src, options, rule, resync=resync)
+    for one in job.src if isinstance(out, Path) else ():
+        check_places(one, Path(out))
+    source = job._source()
+    facts = _described(source, job.rule, options)
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
     return results.ShardPlan(
@@ -138,9 +170,10 @@ def survey(
 
 
 def shard(
-    src: str | os.PathLike[str],
+    src: Src,
     out: str | os.PathLike[str],
     options: Options | None = None,
+    rule: Rule = Rule(),  # noqa: B008
     *,
     workers: int = 1,
     max_bad: float = 0.001,
@@ -150,7 +183,9 @@ def shard(
     staging: str | os.PathLike[str] | None = None,
     resync: bool = False,
 ) -> results.Shard | results.ShardShare:
-    """Shard a source into `out`, a folder or the URL of one in a store, and return the counts.
+    """Shard a source, or several of one label space, into a folder or the URL of one in a store.
+
+    Returns the counts. rule: how labels are found, and what is left out.
 
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
     A task writes its share, and what it returns says how many shards are `left` to others: the
@@ -158,15 +193,16 @@ def shard(
     Raises InputError for sources, BusyError GL0004/GL0005, MismatchError GL0006, ResourceError,
     BudgetError GL0221 (all is written), Stopped GL0704.
     """
-    options, src = options or Options(), Path(src)
+    options = options or Options()
     check_workers(workers)
     if not 0 <= max_bad <= 1:
         what = f"expected a share from 0 to 1, found {max_bad}"
         raise UsageError("GL0002", what, where="--max-bad")
     how = Execution(workers, progress, task, engine)
     with ending(), upload.output(out, staging) as output:
-        job = Sharding(src, options, resync=resync)
-        check_places(src, output.folder)
+        job = Sharding(src, options, rule, resync=resync)
+        for one in job.src:
+            check_places(one, output.folder)
         made, manifest, facts = make(output, job, how)
     made["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
     if manifest is None:

@@ -15,7 +15,7 @@ import xxhash
 from glint.files import atomic, parquet
 from glint.files.strings import load_names, text
 from glint.pipelines.dataset.plan import SAMPLES, Plan
-from glint.shards import dali, image
+from glint.shards import dali, image, pixels
 from glint.shards.image import Rejected
 from glint.shards.plan import key_name, shard_name
 from glint.shards.sources import reopen
@@ -96,8 +96,12 @@ def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str
         said = said_n[i] if label >= 0 else None
         try:
             data = source.read(i)
+            if options.to_jpeg:
+                data = pixels.as_jpeg(data, options.to_jpeg, notes)
             digest = xxhash.xxh3_128_digest(data)
             seen = rule.look(data, notes)
+            if options.decode:
+                pixels.require_picture(data, notes)
             if options.unlabelled:
                 label, said = key, key_name(key)
             if label < 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ from glint.errors import InputError, UsageError
 from glint.shards.sources.archive import Archive
 from glint.shards.sources.folder import Folder
 from glint.shards.sources.packed import find_files, place
-from glint.shards.sources.parquet import Parquet
+from glint.shards.sources.parquet import Parquet, holds_images
 from glint.shards.sources.recordio import RecordIO, rebuild_idx
+from glint.shards.sources.rule import CONTAINERS, PACKED, Rule, is_image
+from glint.shards.sources.several import Several
 from glint.shards.sources.source import Source
+from glint.shards.sources.tree import Tree
 from glint.shards.sources.webdataset import WebDataset, is_webdataset
 
 KINDS: dict[str, Any] = {
@@ -22,10 +27,12 @@ KINDS: dict[str, Any] = {
     "archive": Archive,
     "webdataset": WebDataset,
     "parquet": Parquet,
+    "several": Several,
 }
+Place = str | os.PathLike[str]
 READS = (
     "glint reads a .rec file, folders of images (one per identity), tars and zips of such "
-    "folders, webdataset tars, Parquet files, and a folder that holds one of these"
+    "folders, webdataset tars, Parquet and Arrow tables, and a folder that holds one of these"
 )
 _PACKED = (
     (b"\x1f\x8b", "gzip", "gunzip"),
@@ -49,27 +56,38 @@ def _kind_of(path: Path) -> str:
             raise _unread(what, path, f"unpack it first: {tool}")
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
-    if head[:4] == b"PAR1":
+    if head[:4] == b"PAR1" or path.suffix == ".arrow":
         return "parquet"
     if head[257:262] == b"ustar" or path.suffix == ".tar":
         return "webdataset" if is_webdataset(path) else "archive"
     hint = READS
+    if is_image(os.fsencode(path.name)):
+        hint = "one image is no source: give the folder of identity folders above it"
+    if path.suffix in (".txt", ".csv", ".lst", ".jsonl"):
+        hint = f"a list of labels? glint shard FOLDER_OF_IMAGES OUT --labels {path}"
     if path.suffix == ".idx":
         hint = f"give {path.with_suffix('.rec').name}: the .idx next to it is read as well"
     raise _unread(f"a file of kind {path.suffix or 'without suffix'}", path, hint)
 
 
-def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
+def recognise(path: Place, rule: Rule = Rule()) -> tuple[str, Path]:  # noqa: B008
     """Return the kind of a source and the path to open.
 
-    Raises UsageError GL0001 where nothing is there, InputError GL0201 where glint reads no such
-    layout, GL0214 for a damaged archive.
+    Raises UsageError GL0001 where nothing is there, GL0002 where `rule` does not fit the kind,
+    InputError GL0201 where glint reads no such layout, GL0214 for a damaged archive.
     """
-    path = Path(path)
+    kind, found = _recognised(Path(path), rule)
+    rule.check(kind)
+    return kind, found
+
+
+def _recognised(path: Path, rule: Rule) -> tuple[str, Path]:
     if not path.exists():
         raise UsageError("GL0001", "no such file or folder", where=str(path))
     if path.is_file():
         return ("recordio" if path.suffix == ".rec" else _kind_of(path)), path
+    if _is_dataset(path):
+        raise _unread("a dataset of glint's own", path, "glint reshard deals its samples anew")
     records = sorted(p for p in path.glob("*.rec") if p.is_file())
     if len(records) > 1:
         records = [p for p in records if p.name == "train.rec"] or records
@@ -77,9 +95,7 @@ def recognise(path: str | os.PathLike[str]) -> tuple[str, Path]:
         raise _unread("several .rec files: " + ", ".join(p.name for p in records[:5]), path)
     if records:
         return "recordio", records[0]
-    if _is_dataset(path):
-        raise _unread("a dataset of glint's own", path, "glint reshard deals its samples anew")
-    return _of_folder(path), path
+    return _of_folder(path, rule)
 
 
 def _is_dataset(path: Path) -> bool:
@@ -91,34 +107,58 @@ def _is_dataset(path: Path) -> bool:
     return isinstance(said, dict) and str(said.get("format", "")).startswith("glint/dataset")
 
 
-def _of_folder(path: Path) -> str:
-    """Tell a folder of archives or tables from a tree of identity folders."""
-    if any(p.is_dir() and p.name != "data" and not p.name.startswith(".") for p in path.iterdir()):
-        return "folder"
-    archives, tables = find_files(path, (".tar", ".zip")), find_files(path, (".parquet",))
+def _of_folder(path: Path, rule: Rule) -> tuple[str, Path]:
+    """Tell a tree of images from a folder of containers, by the first that is met."""
+    first = Tree(path, rule).first()
+    if first.lower().endswith(PACKED):
+        return _kind_of(place(path, first)), path
+    if not first.lower().endswith(CONTAINERS):
+        return "folder", path
+    if first.lower().endswith(b".rec"):
+        hint = f"give the file: {place(path, first)}"
+        raise _unread(f"a .rec file in a folder below: {os.fsdecode(first)}", path, hint)
+    found = find_files(path, CONTAINERS, rule, Counter())
+    tables = [name for name in found if name.lower().endswith((b".parquet", b".arrow"))]
+    archives = [name for name in found if name not in set(tables)]
     if archives and tables:
-        raise _unread("both Parquet files and archives", path)
-    if not archives and not tables:
-        packed = find_files(path, (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"))
-        return _kind_of(place(path, packed[0])) if packed else "folder"
+        with_images = [name for name in tables[:1] if holds_images(place(path, name))]
+        if with_images:
+            what = f"both {os.fsdecode(archives[0])} and {os.fsdecode(with_images[0])} hold images"
+            raise _unread(what, path, "--exclude '*.parquet' or --exclude '*.tar' leaves one out")
+        tables = []  # img2dataset's, of addresses and captions
     told: dict[str, str] = {}
     for name in archives or tables:
         told.setdefault(_kind_of(place(path, name)), os.fsdecode(name))
     if len(told) > 1:
         several = ", ".join(f"{name} ({kind})" for kind, name in told.items())
-        raise _unread(f"files of several kinds: {several}", path)
-    return next(iter(told))
+        raise _unread(f"files of several kinds: {several}", path, "leave one out with --exclude")
+    return next(iter(told)), path
 
 
-def open_source(path: str | os.PathLike[str], *, resync: bool = False) -> Source:
-    """List a source; with `resync`, go past damage in a .rec file.
+def open_source(
+    path: Place | Sequence[Place],
+    rule: Rule = Rule(),  # noqa: B008
+    *,
+    resync: bool = False,
+) -> Source:
+    """List a source, or several of one label space; with `resync`, go past damage in a .rec file.
 
     Raises what `recognise` and the kinds raise; GL0201 where it is empty.
     """
-    kind, found = recognise(path)
-    source: Source = RecordIO(found, resync=resync) if kind == RecordIO.kind else KINDS[kind](found)
+    if not isinstance(path, str | os.PathLike):
+        real = [os.path.realpath(one) for one in path]
+        if twice := [str(one) for i, one in enumerate(path) if real[i] in real[:i]]:
+            raise UsageError("GL0002", "the source is named twice", where=twice[0])
+        parts = [open_source(one, rule, resync=resync) for one in path]
+        return parts[0] if len(parts) == 1 else Several(parts)
+    kind, found = recognise(path, rule)
+    more = {"resync": resync} if kind == RecordIO.kind else {}
+    source: Source = KINDS[kind](found, rule, **more)
     if source.n == 0:
-        raise InputError("GL0201", "no image was found", where=str(path), hint=READS)
+        left = source.describe()["left_out"]
+        why = ", ".join(f"{count} {what}" for what, count in left.items())
+        what = "no image was found" + (f"; left out: {why}" if why else "")
+        raise InputError("GL0201", what, where=str(path), hint=READS)
     return source
 
 
@@ -128,4 +168,4 @@ def reopen(kind: str, path: str, folder: Path, start: int, stop: int) -> Source:
     return source
 
 
-__all__ = ["KINDS", "READS", "Source", "open_source", "rebuild_idx", "recognise", "reopen"]
+__all__ = ["KINDS", "READS", "Rule", "Source", "open_source", "rebuild_idx", "recognise", "reopen"]

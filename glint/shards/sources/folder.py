@@ -14,108 +14,77 @@ import numpy as np
 from glint.errors import InputError, ResourceError
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
-from glint.shards.sources.listed import Flaw, Found, Listed, count_note
+from glint.shards.sources.listed import Flaw, Found, Listed
+from glint.shards.sources.rule import CONTAINERS, PACKED, Rule, beside, is_image
 from glint.shards.sources.source import read_retrying, shown
+from glint.shards.sources.tree import OUTSIDE, Tree, leads_out
 
-ROW = np.dtype([("label", np.int64), ("size", np.int64), ("flaw", np.uint8)])
+# link: a link may lead out of the source
+ROW = np.dtype([("label", "i8"), ("size", "i8"), ("flaw", "u1"), ("link", "u1")])
 
 
 class Folder(Listed):
     """A tree of identity folders, listed in order of names.
 
     The label of an image is the folder it lies in (its path below the source; in WebFace's tree,
-    D/D_N_NNNNNNN, its name). Hidden files, and files of the top folder that are no images, are
-    counted as skipped; any other file is a record. Links to folders are counted and not followed;
-    links to files are read where these lie in the source. Raises InputError GL0201 where all images
-    lie in the top folder, ResourceError GL0903.
+    D/D_N_NNNNNNN, its name), or what `rule` says. What is left out is counted: hidden and system
+    files, files that are no images by their suffix; any other file is a record. Links to folders
+    are followed and links out of the source read only where the rule says so. Raises InputError
+    GL0201 where all images lie in the top folder, or containers among images; ResourceError GL0903.
     """
 
     kind = "folder"
 
-    def __init__(self, root: Path) -> None:
-        self.root, self._folders = root, list[bytes]()
-        self._skipped = self._linked = self._empty = 0
+    def __init__(self, root: Path, rule: Rule = Rule()) -> None:  # noqa: B008
+        self.root, self._tree, self._folders = root, Tree(root, rule), list[bytes]()
+        self._containers: list[bytes] = []
         row_n, paths = listed.collect(self._walk(), ROW)
-        if len(row_n) and not self._folders:
+        if self._containers and len(row_n):
+            raise listed.mixed(root, self._containers, paths[0].as_py())
+        left, outside = self._tree.left, self._tree.left.pop(OUTSIDE, 0)
+        warnings = listed.count_note(
+            outside, "links lead out of SRC and are refused; --follow-links reads them"
+        )
+        labelled = listed.label(rule, row_n, paths, self._folders, left)
+        if labelled is None:
             raise InputError(
                 "GL0201",
                 f"{len(row_n)} images in the folder itself, and no folder with images in it",
                 where=str(root),
-                hint=f"if it holds one person, give the folder above: {root.absolute().parent}; "
-                "else sort the images into one folder per identity",
+                hint="--labels FILE takes a list of names and labels, --label-from REGEX the "
+                "label out of a file name, --unlabelled none; if it holds one person, give the "
+                f"folder above: {root.absolute().parent}",
             )
-        webface, classes = listed.label_by_folder(row_n, self._folders)
-        notes = count_note(self._skipped, "hidden or loose files were skipped")
-        notes += count_note(self._empty, "empty folders", "empty folder")
-        links = "links to folders were not followed", "link to a folder was not followed"
-        notes += count_note(self._linked, *links)
-        notes += listed.unicode_twins(classes)
-        layout = "folder/webface" if webface else "folder"
         depth = max((folder.count(b"/") for folder in self._folders), default=0) + 1
-        names = listed.base_names(classes)
-        super().__init__(root, row_n, paths, classes, names, layout, depth=depth, notes=notes)
+        super().__init__(
+            root, labelled, "folder", left_out=left, depth=depth, warnings=warnings,
+        )  # fmt: skip
 
     def _walk(self) -> Found:
         """Yield path and row of every file; its label is a place in `_folders`, for now."""
-        todo = [b""]
-        while todo:
-            here = todo.pop()
-            files, below = self._list(here)
-            todo += reversed(below)
-            kept = [(name, size) for name, size in files if here or listed.is_image(name)]
-            self._skipped += len(files) - len(kept)
-            if not kept:
-                self._empty += bool(here) and not below
-                continue
-            for name, size in kept:
+        left = self._tree.left
+        for here, files, below in self._tree.walk():
+            code = len(self._folders)
+            for name, size in files:
                 path = here + b"/" + name if here else name
-                flaw = Flaw.sound if here else Flaw.no_identity
-                flaw = Flaw.bad_name if listed.has_control(path) else flaw
-                yield path, (len(self._folders) if here else -1, size, flaw)
-            if here:
-                self._folders.append(here)
-
-    def _list(self, here: bytes) -> tuple[list[tuple[bytes, int]], list[bytes]]:
-        """Return (name, size) of the files and the paths of the folders of one folder, sorted."""
-        files: list[tuple[bytes, int]] = []
-        below: list[bytes] = []
-        folder = os.fsencode(self.root) + b"/" + here
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    kind = "hidden" if entry.name.startswith(b".") else self._kind(entry)
-                    if kind == "folder":
-                        below.append(here + b"/" + entry.name if here else entry.name)
-                    elif kind in ("file", "outside"):
-                        size = entry.stat().st_size if kind == "file" else 0
-                        files.append((entry.name, size))
-                    else:
-                        self._linked += kind == "linked"
-                        self._skipped += kind != "linked"
-        except OSError as error:
-            raise ResourceError(
-                "GL0903", f"cannot be listed: {error.strerror}", where=shown(folder)
-            ) from error
-        return sorted(files), sorted(below)
-
-    def _kind(self, entry: os.DirEntry[bytes]) -> str:
-        """Say folder, file, linked (a link to a folder), outside (to a file elsewhere) or other."""
-        link = entry.is_symlink()
-        try:
-            if entry.is_dir():
-                return "linked" if link else "folder"
-            if link and self._leads_out(entry.path):
-                return "outside"
-            return "file" if entry.is_file() else "other"
-        except OSError:
-            if not link:
-                raise
-            return "other"  # a link that leads to itself
-
-    def _leads_out(self, link: bytes) -> bool:
-        """Say whether a link ends outside of the source."""
-        inside = os.path.realpath(os.fsencode(self.root))
-        return not os.path.realpath(link).startswith(inside.rstrip(b"/") + b"/")
+                low = name.lower()
+                if low.endswith(CONTAINERS):
+                    self._containers.append(path)
+                elif low.endswith(PACKED):
+                    left[f"packed archives: .{shown(low.rpartition(b'.')[2])}"] += 1
+                elif other := beside(name):
+                    left[f"no images: {other}"] += 1
+                elif not here and not is_image(name):
+                    left["loose files"] += 1
+                else:
+                    if here and len(self._folders) == code:
+                        self._folders.append(here)
+                    left[OUTSIDE] += size < 0
+                    flaw = Flaw.bad_name if listed.has_control(path) else Flaw.sound
+                    flaw = flaw if here or flaw else Flaw.no_identity
+                    links = self._tree.rule.follow_links
+                    yield path, (code if here else -1, max(size, 0), flaw, links)
+            left["empty folders"] += bool(here) and not files and not below
 
     def fingerprint(self) -> dict[str, Any]:
         _, ends, blob = self.paths.buffers()
@@ -126,12 +95,12 @@ class Folder(Listed):
         return {"kind": self.kind, "files": self.n, "names_and_sizes": hasher.hexdigest()}
 
     def read(self, i: int) -> bytes:
-        size = self._sound(i)["size"]
-        if size > MAX_BYTES:
-            raise Rejected("too-large", f"{size} bytes")
-        path = os.fsencode(self.root) + b"/" + self.paths[i].as_py()
-        if os.path.islink(path) and self._leads_out(path):  # noqa: PTH114
-            raise Rejected("unsafe-member", "a link that leads out of the source")
+        row = self._sound(i)
+        if row["size"] > MAX_BYTES:
+            raise Rejected("too-large", f"{row['size']} bytes")
+        path, root = os.fsencode(self.root) + b"/" + self.paths[i].as_py(), os.fsencode(self.root)
+        if not row["link"] and os.path.islink(path) and leads_out(path, root):  # noqa: PTH114
+            raise Rejected("unsafe-member", OUTSIDE)
 
         def whole() -> bytes:
             with open(path, "rb") as file:

@@ -6,20 +6,23 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from glint.errors import InputError
 from glint.files.strings import BLOCK, packed
 from glint.shards.image import Rejected
+from glint.shards.sources.rule import Rule
 from glint.shards.sources.source import Rows, Source, shown
 
-_IMAGES = (b".jpg", b".jpeg", b".png", b".webp", b".bmp", b".gif", b".tif", b".tiff")
+_NUMBER = re.compile(rb"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|nan|[+-]?inf")
 _WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
 
 # What a listing finds wrong with a record; its name, with hyphens, is the reason that is told.
@@ -32,24 +35,30 @@ Flaw = IntEnum(
 Found = Iterator[tuple[bytes, tuple[int, ...]]]  # name and row of each record
 
 
+class Labelled(NamedTuple):
+    """Records with their labels, and how these were found, in words."""
+
+    row_n: Rows
+    paths: pa.Array
+    classes: Sequence[bytes]
+    names: Sequence[bytes]
+    how: str
+    tree: str = ""
+    notes: Sequence[str] = ()
+
+
 class Listed(Source):
     """Records with names, in Arrow as classes are."""
 
     by_row = ("paths",)
 
-    def __init__(
-        self,
-        root: Path,
-        row_n: Rows,
-        paths: pa.Array,
-        classes: Sequence[bytes],
-        names: Sequence[bytes],
-        layout: str = "",
-        **facts: Any,
-    ) -> None:
+    def __init__(self, root: Path, found: Labelled, layout: str, **facts: Any) -> None:
+        row_n, self.paths, classes, names, how, tree, notes = found
         counts = {"images": len(row_n), "identities": len(classes)}
-        super().__init__(root, row_n, {"layout": layout, **counts, **facts})
-        self.paths, self.classes, self.names = paths, packed(classes), packed(names)
+        notes = [*notes, *unicode_twins(classes)]
+        facts = {"label": how, **counts, "notes": notes, **facts}
+        super().__init__(root, row_n, {"layout": layout + tree, **facts})
+        self.classes, self.names = packed(classes), packed(names)
 
     def name(self, i: int) -> str:
         return shown(self.paths[i].as_py())
@@ -68,6 +77,162 @@ def collect(found: Found, dtype: np.dtype[Any]) -> tuple[Rows, pa.Array]:
         rows.append(np.array([row for _, row in piece], dtype))
         names.append(packed(name for name, _ in piece))
     return np.concatenate(rows), pa.concat_arrays(names)
+
+
+class Labels:
+    """Labels as they are met, each under a running number: names, and numbers however written."""
+
+    def __init__(self) -> None:
+        self._codes: dict[bytes, int] = {}
+
+    def code(self, said: object) -> tuple[int, int]:
+        """Return the number that stands for a label, or -1, and the flaw.
+
+        Integral floats and numbers in quotes are numbers; NaN, fractions, numbers below 0 or of
+        over 18 digits are none.
+        """
+        if isinstance(said, list | tuple) and len(said) == 1:
+            said = said[0]
+        if said is None or said in ("", b""):
+            return -1, Flaw.no_label
+        if isinstance(said, bool) or not isinstance(said, str | bytes | int | float):
+            return -1, Flaw.label_not_integer
+        text = said if isinstance(said, bytes) else str(said).encode("utf-8", "surrogatepass")
+        text = text.strip()
+        if has_control(text) or not text:
+            return -1, Flaw.no_label if not text else Flaw.bad_name
+        if plain := _NUMBER.fullmatch(text):
+            try:
+                whole = int(text) if plain[1] is plain[2] is None else int(float(text))
+                good = 0 <= whole < 10**18 and float(text) == float(whole)
+            except (ValueError, OverflowError):
+                good = False
+            if not good:
+                return -1, Flaw.label_not_integer
+            if not text.isdigit():
+                text = b"%d" % whole
+        return self._codes.setdefault(text, len(self._codes)), Flaw.sound
+
+    def settle(self, row_n: Rows, *, numbers: bool = False) -> list[bytes]:
+        """Return the classes in order, and put their places where the running numbers stood.
+
+        numbers: where all are digits, 007 is called 7, unless there is a 7, too: they stay apart.
+        """
+        labels = list(self._codes)
+        if numbers and all(label.isdigit() for label in labels):
+            plain = [b"%d" % int(label) for label in labels]
+            labels = plain if len(set(plain)) == len(plain) else labels
+        return number_classes(row_n, labels)
+
+
+def label(
+    rule: Rule,
+    row_n: Rows,
+    paths: pa.Array,
+    folders: Sequence[bytes],
+    left: Counter[str],
+    *,
+    files: Sequence[bytes] = (),
+    common: bool = False,
+) -> Labelled | None:
+    """Label records by what `rule` says, by their folders where it says nothing.
+
+    row_n["label"]: place in `folders`. files: names of the containers, which stand before a path
+    where there are several. None where all lie in no folder and nothing says what labels are.
+    """
+    if rule.unlabelled:
+        row_n["label"] = -1
+        row_n["flaw"][row_n["flaw"] == Flaw.no_identity] = Flaw.sound
+        return Labelled(row_n, paths, [], [], "none: every image gets its own (--unlabelled)")
+    if rule.labels:
+        from glint.shards.sources.lists import by_list  # imports this module
+
+        return by_list(rule, row_n, paths, left, files)
+    if rule.label_from:
+        labels, pattern = Labels(), re.compile(rule.label_from)
+        for i, path in enumerate(texts(row_n, paths, files)):
+            part = pattern.search(path.decode("utf-8", "surrogateescape"))
+            said = part and (part[1] if pattern.groups else part[0])
+            code, flaw = labels.code(said and said.encode("utf-8", "surrogateescape"))
+            relabel(row_n, i, code, flaw)
+        classes = labels.settle(row_n)
+        how = f"what --label-from {rule.label_from!r} finds in the path of the image"
+        return Labelled(row_n, paths, classes, classes, how)
+    if len(row_n) and not folders:
+        return None
+    if depth := rule.label_depth:
+        return _by_depth(depth, row_n, paths, folders)
+    webface, classes = label_by_folder(row_n, folders, common=common)
+    how = f"the {'name of the ' * webface}folder that the image lies in"
+    notes = [] if webface else _tree_notes(classes)
+    tree = "/webface" if webface else ""
+    return Labelled(row_n, paths, classes, base_names(classes), how, tree, notes)
+
+
+def relabel(row_n: Rows, i: int, code: int, flaw: int) -> None:
+    """Give record i a label, or the flaw of having none; other flaws stay."""
+    row_n["label"][i] = code
+    if row_n["flaw"][i] in (Flaw.sound, Flaw.no_identity, Flaw.no_label, Flaw.label_not_integer):
+        row_n["flaw"][i] = flaw
+
+
+def texts(row_n: Rows, paths: pa.Array, files: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the paths of records; that of their container before it where there are several."""
+    for at in range(0, len(paths), BLOCK):
+        piece = paths.slice(at, BLOCK).to_pylist()
+        if len(files) < 2:
+            yield from piece
+        else:
+            numbers = row_n["file"][at : at + BLOCK].tolist()
+            yield from (files[n] + b"/" + path for n, path in zip(numbers, piece))
+
+
+def _by_depth(depth: int, row_n: Rows, paths: pa.Array, folders: Sequence[bytes]) -> Labelled:
+    parts = [folder.split(b"/") for folder in folders]
+    place = depth - 1 if depth > 0 else depth
+    said = [p[place] if -len(p) <= place < len(p) else b"" for p in parts]
+    row_n["label"][~np.isin(row_n["label"], [i for i, one in enumerate(said) if one])] = -1
+    row_n["flaw"][(row_n["label"] < 0) & (row_n["flaw"] == Flaw.sound)] = Flaw.no_identity
+    classes = number_classes(row_n, said, {one for one in said if one})
+    where = f"folder {depth} below SRC" if depth > 0 else f"folder {-depth} above the image"
+    above: dict[bytes, set[bytes]] = {}
+    for one, p in zip(said, parts):
+        above.setdefault(one, set()).add(b"/".join(p[:place]))
+    several = [one for one in classes if len(above[one]) > 1]
+    notes = []
+    if several:
+        some = ", ".join(
+            shown(above_ + b"/" + several[0]) for above_ in sorted(above[several[0]])[:3]
+        )
+        notes = [f"{len(several)} names stand in several folders and are one identity each: {some}"]
+    how = f"the name of {where} (--label-depth {depth})"
+    return Labelled(row_n, paths, classes, classes, how, notes=notes)
+
+
+def _tree_notes(labels: Sequence[bytes]) -> list[str]:
+    """Say where folders do not look as if each were an identity."""
+    known, notes = set(labels), []
+    inner = [one for one in labels if one.rpartition(b"/")[0] in known]
+    if inner:
+        some, outer = shown(inner[0]), shown(inner[0].rpartition(b"/")[0])
+        notes.append(
+            f"{len(inner)} identities are folders inside others: {outer} and {some} are two; if "
+            f"they are one person: --label-depth {outer.count('/') + 1}"
+        )
+    elif len(depths := sorted({one.count(b"/") + 1 for one in labels})) > 1:
+        notes.append(f"images lie {depths[0]} to {depths[-1]} folders deep: look at the labels")
+    first: dict[bytes, bytes] = {}
+    deep = [one for one in labels if b"/" in one]
+    twins = [one for one in deep if first.setdefault(one.rpartition(b"/")[2], one) != one]
+    if twins and not inner:
+        other = shown(twins[0])
+        top, name = other.split("/")[0], other.rpartition("/")[2]
+        one = shown(first[twins[0].rpartition(b"/")[2]])
+        notes.append(
+            f"a name in several folders is an identity in each ({one}, {other}): if {name} is one "
+            f"person, --label-depth {other.count('/') + 1}; if {top} is one, --label-depth 1"
+        )
+    return notes
 
 
 def label_by_folder(
@@ -92,16 +257,19 @@ def label_by_folder(
     return webface, number_classes(row_n, labels)
 
 
-def number_classes(row_n: Rows, labels: Sequence[bytes]) -> list[bytes]:
+def number_classes(
+    row_n: Rows, labels: Sequence[bytes], known: set[bytes] | None = None
+) -> list[bytes]:
     """Return the classes in order, and put their places where those in `labels` were; -1 stays.
 
-    They are in the order of numbers where all are integers, else of bytes.
+    They are in the order of numbers where all are integers, else of bytes. known: those that
+    count; no record has another.
     """
-    classes = sorted(set(labels))
+    classes = sorted(set(labels) if known is None else known)
     if all(label.isdigit() for label in classes):
         classes.sort(key=lambda label: (len(label.lstrip(b"0")), label.lstrip(b"0")))
     place = {label: i for i, label in enumerate(classes)}
-    rank = np.array([*(place[label] for label in labels), -1], np.int64)
+    rank = np.array([*(place.get(label, -1) for label in labels), -1], np.int64)
     row_n["label"] = rank[row_n["label"]]
     return classes
 
@@ -111,9 +279,13 @@ def base_names(folders: Iterable[bytes]) -> list[bytes]:
     return [folder.rsplit(b"/", 1)[-1] for folder in folders]
 
 
-def is_image(name: bytes) -> bool:
-    """Say whether a name ends as one of an image does."""
-    return name.lower().endswith(_IMAGES)
+def mixed(root: Path, containers: Sequence[bytes], image: bytes) -> InputError:
+    """Return the error of a folder that holds images and containers of images."""
+    some, suffix = ", ".join(map(shown, containers[:3])), shown(containers[0]).rpartition(".")[2]
+    top = shown(image).split("/")[0]
+    what = f"{len(containers)} containers ({some}) and images ({shown(image)}) side by side"
+    hint = f"give what is meant, or leave the other out: --exclude '*.{suffix}' or --exclude {top}"
+    return InputError("GL0201", what, where=str(root), hint=hint)
 
 
 def has_control(name: bytes) -> bool:

@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -23,7 +24,9 @@ from glint.files import reads
 from glint.shards.image import MAX_BYTES, Rejected
 from glint.shards.sources import listed
 from glint.shards.sources.listed import Flaw, Found, Listed
+from glint.shards.sources.rule import Rule, is_image
 from glint.shards.sources.source import Rows, fingerprint, read_retrying, shown
+from glint.shards.sources.tree import Tree
 
 RAW, STORED, DEFLATED = 0, 1, 2  # bytes as they are; a zip member, not packed or packed
 SLACK = 1 << 16  # what deflate may add to bytes that it cannot pack
@@ -151,19 +154,39 @@ def unsafe(name: bytes) -> bool:
     return bool(outside) or b".." in _PARTS.split(name)
 
 
-def find_files(root: Path, suffixes: tuple[str, ...]) -> list[bytes]:
-    """Return the files of a folder with such a suffix, in order; [b""] for a file."""
+def find_files(
+    root: Path, suffixes: tuple[bytes, ...], rule: Rule, left: Counter[str]
+) -> list[bytes]:
+    """Return the files of a folder with such a suffix, in order; [b""] for a file.
+
+    What else lies there is counted in `left`. Raises InputError GL0201 where they lie in several
+    folders, and where images lie beside them.
+    """
     if root.is_file():
         return [b""]
-    for folder in (root, root / "data"):
-        found = sorted(
-            os.fsencode(p.relative_to(root))
-            for p in (folder.iterdir() if folder.is_dir() else ())
-            if p.is_file() and p.name.lower().endswith(suffixes) and not p.name.startswith(".")
-        )
-        if found:
-            return found
-    return []
+    tree, found = Tree(root, rule), list[bytes]()
+    images: list[bytes] = []
+    for here, files, _ in tree.walk():
+        for name, _ in files:
+            path = here + b"/" + name if here else name
+            if name.lower().endswith(suffixes):
+                found.append(path)
+            elif is_image(name):
+                images.append(path)
+            else:
+                left[f"other files: {shown(name.rpartition(b'.')[2])[:20]}"] += 1
+    left.update(tree.left)
+    if images and found:
+        raise listed.mixed(root, found, images[0])
+    folders = Counter(path.rpartition(b"/")[0] for path in found)
+    if len(folders) > 1:
+        some = ", ".join(f"{shown(name) or '.'} ({n})" for name, n in [*folders.items()][:5])
+        what = f"{len(found)} containers in {len(folders)} folders: {some}"
+        each = " ".join(str(root / os.fsdecode(name)) for name in [*folders][:3])
+        each += " ..." if len(folders) > 3 else ""
+        hint = f"if one label is one person in all of them: glint shard {each} OUT; else give one"
+        raise InputError("GL0201", what, where=str(root), hint=hint)
+    return found
 
 
 def place(root: Path, file: bytes) -> Path:

@@ -1,4 +1,4 @@
-"""Parquet with image bytes as a source, as Hugging Face writes it: an image column, a label column.
+"""Tables with image bytes as a source, as Hugging Face writes them: Parquet, and Arrow of its disk.
 
 Parquet can only be read forwards, and records are dealt in a random order: `save` copies the
 images once, page by page, into one file beside the plan, which `load` reads from.
@@ -9,8 +9,11 @@ images once, page by page, into one file beside the plan, which `load` reads fro
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,15 +26,20 @@ from glint.errors import GlintError, InputError, ResourceError
 from glint.files import reads
 from glint.files.strings import packed
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources.listed import Flaw, Found, number_classes
+from glint.shards.sources.listed import Flaw, Found, Labelled, Labels
 from glint.shards.sources.packed import Member, Packed, collect, damaged, find_files, numbered_paths
-from glint.shards.sources.source import Source, dense
+from glint.shards.sources.rule import SURE, UNSURE, Rule
+from glint.shards.sources.source import Ints, Source
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
-LABELS: tuple[str, ...] = ("label", "labels", "identity", "identity_id", "cls", "class")
-LABELS += ("class_id", "person_id", "id")
+INDEX = re.compile(  # columns that number rows or describe images
+    r"__index_level_\d+__|index|idx|unnamed: ?\d+|row(_?id)?|image_?id|key|uid|uuid|url|caption|"
+    r"text|(file|image|img)_?(path|name)|path|md5|sha256|width|height|original_width|"
+    r"original_height|status|split|exif|size|error_message"
+)
 ROWS = 64  # images read together
 SPOOL = "images.bin"
+SPLIT = re.compile(rb"(?:.*/)?([A-Za-z_]+)-[0-9]{5}-of-[0-9]{5}.*", re.DOTALL)
 
 
 @contextmanager
@@ -47,17 +55,52 @@ def _reading(path: Path) -> Iterator[None]:
         raise damaged(f"the table is damaged: {what}", path) from None
 
 
-def _file(path: Path) -> Any:
-    # Mapped, a length that lies gives the bytes there are; read, it would be allocated first.
-    return pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
+class Table:
+    """A Parquet file, or Arrow's stream or file: its schema, and its rows a few at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            head = file.read(6)
+        self._arrow, self._whole = head[:4] != b"PAR1", head == b"ARROW1"
+        file = self._open()
+        self.schema = file.schema if self._arrow else file.schema_arrow
+
+    def _open(self) -> Any:
+        if not self._arrow:
+            # Mapped, a length that lies gives the bytes there are; read, it would be allocated.
+            return pq.ParquetFile(
+                self._path, memory_map=True, pre_buffer=False, page_checksum_verification=True
+            )
+        data = pa.memory_map(os.fsencode(self._path))
+        return pa.ipc.open_file(data) if self._whole else pa.ipc.open_stream(data)
+
+    def batches(self, columns: list[str], rows: int) -> Iterator[Any]:
+        """Yield the rows of some columns, `rows` at a time at most."""
+        file = self._open()
+        if not self._arrow:
+            yield from file.iter_batches(rows, columns=columns, use_threads=False)
+            return
+        whole = range(file.num_record_batches) if self._whole else ()
+        for batch in map(file.get_batch, whole) if self._whole else file:
+            chosen = batch.select(columns)
+            chosen.validate(full=True)
+            for at in range(0, chosen.num_rows, rows):
+                yield chosen.slice(at, rows)
 
 
 def _is_binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _is_text(kind: Any) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+def _labels(kind: Any) -> str:
+    """Name what a column's values are as labels: number, name, or "" for none."""
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _labels(kind.value_type)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return "name" if text or pa.types.is_string_view(kind) else ""
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -66,24 +109,56 @@ def _holds_bytes(kind: Any) -> bool:
     return at >= 0 and _is_binary(kind.field(at).type)
 
 
-def columns(schema: Any, path: Path) -> tuple[str, str, bool]:
-    """Return the names of image and label column, and whether images lie in a struct.
+def holds_images(path: Path) -> bool:
+    """Say whether a table has a column of bytes. Raises InputError GL0214."""
+    with _reading(path):
+        return any(_is_binary(f.type) or _holds_bytes(f.type) for f in Table(path).schema)
 
-    Raises InputError GL0214 where there is no one column for either.
-    """
 
-    def chosen(what: str, names: tuple[str, ...], good: list[str]) -> str:
-        named = [name for name in names if name in good]
-        if not named and len(good) != 1:
-            told = f"named {', '.join(names[:4])}; found {', '.join(schema.names[:20])}"
-            raise InputError("GL0214", f"expected one column of {what}, {told}", where=str(path))
-        return named[0] if named else good[0]
-
+def image_column(schema: Any, path: Path, given: str) -> tuple[str, bool]:
+    """Return the column of images, and whether they lie in a struct. Raises InputError GL0214."""
     inner = [f.name for f in schema if _holds_bytes(f.type)]
-    plain = [f.name for f in schema if _is_binary(f.type)]
-    image = chosen("image bytes", IMAGES, inner + plain)
-    good = [f.name for f in schema if pa.types.is_integer(f.type) or _is_text(f.type)]
-    return image, chosen("labels", LABELS, good), image in inner
+    good = inner + [f.name for f in schema if _is_binary(f.type)]
+    named = [name for name in ((given,) if given else IMAGES) if name in good]
+    if not named and (given or len(good) != 1):
+        told = f"named {given or ', '.join(IMAGES[:4])}; found {', '.join(schema.names[:20])}"
+        raise InputError(
+            "GL0214",
+            f"expected one column of image bytes, {told}",
+            where=str(path),
+            hint=f"--image-column takes one of {', '.join(good)}" if good else "",
+        )
+    name = named[0] if named else good[0]
+    return name, name in inner
+
+
+def label_column(table: Table, path: Path, given: str, part: bool = False) -> str:
+    """Return the column of labels; one that numbers the rows is none, unless it was named.
+
+    part: a part of its text is the label, so that the only column of text is it.
+    Raises InputError GL0214.
+    """
+    good = [f.name for f in table.schema if _labels(f.type)]
+    text: list[str] = [f.name for f in table.schema if _labels(f.type) == "name"]
+    if part and not given and len(text) == 1:
+        return text[0]
+    sure = [name for name in ((given,) if given else SURE) if name in good]
+    if sure:
+        return sure[0]
+    left = [name for name in good if not INDEX.fullmatch(name.lower()) and not given]
+    left = [name for name in left if not _all_differ(table, name)]
+    if named := [name for name in UNSURE if name in left] or (left if len(left) == 1 else []):
+        return named[0]
+    told = f"named {given or ', '.join(SURE[:4])}; found {', '.join(table.schema.names[:20])}"
+    hint = f"--label-column takes one of {', '.join(good)}; " if good else ""
+    hint += "--label-from REGEX a part of its text, such as '^([^/]+)/'; --unlabelled needs none"
+    raise InputError("GL0214", f"expected one column of labels, {told}", where=str(path), hint=hint)
+
+
+def _all_differ(table: Table, name: str) -> bool:
+    batch = next(table.batches([name], 1 << 16), None)
+    said = [] if batch is None else [str(one) for one in batch.column(0).to_pylist()]
+    return len(said) > 1 and len(set(said)) == len(said)
 
 
 def _class_names(schema: Any, label: str) -> list[bytes]:
@@ -102,63 +177,93 @@ def _bytes(name: str) -> bytes:
 
 
 class Parquet(Packed):
-    """Parquet files with a column of image bytes and one of labels, in the order of their rows.
+    """Tables with a column of image bytes and one of labels, in the order of their rows.
 
-    Integers are class numbers (with Hugging Face's names where there are any), strings are names.
-    Raises InputError GL0214.
+    Numbers are class numbers (with Hugging Face's names where there are any), strings are names.
+    `rule` may name the columns. Raises InputError GL0214.
     """
 
     kind = "parquet"
 
-    def __init__(self, root: Path) -> None:
-        files = find_files(root, (".parquet",))
-        self.image, self.struct = "", False
+    def __init__(self, root: Path, rule: Rule = Rule()) -> None:  # noqa: B008
+        self._rule, left = rule, Counter[str]()
+        files = find_files(root, (b".parquet", b".arrow"), rule, left)
+        self.image, self.said, self.struct = "", "", False
         self._at: tuple[int, int, Iterator[bytes | None]] = (-1, -1, iter(()))  # file, row
-        self._bytes, self._start = 0, [0]
-        self._told: dict[str, int] = {}  # labels that are names
-        self._known: list[bytes] = []
-        self._kinds: set[bool] = set()
+        self._bytes, self._start, self._labels = 0, [0], Labels()
+        self._known: list[bytes] | None = None
+        self._kinds: set[str] = set()
         self.files = packed(files)
         row_n, paths = collect(self._listed(root, files))
         if len(self._kinds) > 1:
             raise damaged("labels are numbers in some files and names in others", root)
-        if self._told:
-            classes = people = number_classes(row_n, [_bytes(name) for name in self._told])
-        else:
-            row_n["label"], numbers = dense(row_n["label"])
-            classes, known = numbers.to_pylist(), dict(enumerate(self._known))
-            people = [known.get(int(label), b"") for label in classes]
-        facts = {"files": len(files), "image_column": self.image, "notes": []}
-        super().__init__(root, row_n, paths, classes, people, "parquet", **facts)
+        classes = self._labels.settle(row_n)
+        known: dict[int, bytes] = dict(enumerate(self._known or []))
+        people = [known.get(int(c), b"") if c.isdigit() else c for c in classes]
+        how = (
+            f"column {self.said}" if self.said else "none: every image gets its own (--unlabelled)"
+        )
+        how += f", what --label-from {rule.label_from!r} finds there" if rule.label_from else ""
+        splits = sorted({found[1].decode() for f in files if (found := SPLIT.fullmatch(f))})
+        notes = []
+        if len(splits) > 1:
+            several = f"files of {len(splits)} splits ({', '.join(splits)}) are taken together"
+            notes = [f"{several}; --exclude '{splits[0]}-*' leaves one out"]
+        facts = {"files": len(files), "image_column": self.image, "left_out": left}
+        found_ = Labelled(row_n, paths, classes, people, how, notes=notes)
+        super().__init__(root, found_, "parquet", **facts)
 
     def _listed(self, root: Path, files: Sequence[bytes]) -> Found:
-        """Yield number and row of every row of the tables; a label that is a name is counted."""
+        """Yield number and row of every row of the tables."""
+        rule = self._rule
+        pattern = re.compile(rule.label_from) if rule.label_from else None
         for number, path in numbered_paths(root, files):
             with _reading(path):
-                file = _file(path)
-                image, label, struct = columns(file.schema_arrow, path)
+                table = Table(path)
+                image, struct = image_column(table.schema, path, rule.image_column)
                 if self.image and image != self.image:
                     what = f"the images are in {image!r}, in other files in {self.image!r}"
                     raise damaged(what, path)
                 self.image, self.struct = image, struct
-                self._kinds.add(pa.types.is_integer(file.schema_arrow.field(label).type))
-                self._known = self._known or _class_names(file.schema_arrow, label)
+                self._look(table, path)
                 self._bytes += path.stat().st_size
                 row = 0
-                for batch in file.iter_batches(1 << 16, columns=[label], use_threads=False):
-                    for said in batch.column(0).to_pylist():
-                        code, flaw = self._code(said)
+                column = image if rule.unlabelled else self.said
+                for batch in table.batches([column], 1 << 16 if self.said else ROWS):
+                    said = (
+                        [None] * batch.num_rows if rule.unlabelled else batch.column(0).to_pylist()
+                    )
+                    for one in said:
+                        if pattern is not None and one is not None:
+                            part = pattern.search(str(one))
+                            one = part and (part[1] if pattern.groups else part[0])
+                        code, flaw = self._labels.code(one)
+                        flaw = Flaw.sound if rule.unlabelled else flaw
                         yield b"%d" % row, Member(b"").row(code, number, flaw)
                         row += 1
                 self._start.append(self._start[-1] + row)
 
-    def _code(self, said: str | int | None) -> tuple[int, int]:
-        """Return the number that stands for a label, or -1, and the flaw."""
-        if said is None:
-            return -1, Flaw.no_label
-        if isinstance(said, str):
-            return self._told.setdefault(said, len(self._told)), Flaw.sound
-        return (said, Flaw.sound) if 0 <= said < 1 << 62 else (-1, Flaw.label_not_integer)
+    def _look(self, table: Table, path: Path) -> None:
+        """Choose the column of labels, and refuse a table whose images lie elsewhere."""
+        if not self._rule.unlabelled:
+            said = label_column(table, path, self._rule.label_column, bool(self._rule.label_from))
+            if self.said and said != self.said:
+                what = f"the labels are in {said!r}, in other files in {self.said!r}"
+                raise damaged(what, path, hint="--label-column names the one that is meant")
+            self.said = said
+            self._kinds.add(_labels(table.schema.field(said).type))
+            known = _class_names(table.schema, said)
+            if self._known not in (None, known):
+                raise damaged("a label has other names in other files", path)
+            self._known = known
+        batch = next(table.batches([self.image], ROWS), None)
+        if batch is None or not self.struct or not batch.num_rows:
+            return
+        rows = batch.column(0).to_pylist()
+        if all(row is not None and row["bytes"] is None and row.get("path") for row in rows):
+            what = f"its images are paths ({rows[0]['path']}), not bytes: they lie elsewhere"
+            hint = "give the folder of these files, with --labels LIST for their labels"
+            raise InputError("GL0214", what, where=str(path), hint=hint)
 
     def offset(self, i: int) -> int | None:
         return None
@@ -167,7 +272,7 @@ class Parquet(Packed):
         """Yield the image bytes of one file, a few rows in memory at a time."""
         path = self._path(number)
         with _reading(path):
-            for batch in _file(path).iter_batches(ROWS, columns=[self.image], use_threads=False):
+            for batch in Table(path).batches([self.image], ROWS):
                 column = batch.column(0)
                 if self.struct:
                     column = pa.StructArray.flatten(column)[column.type.get_field_index("bytes")]
@@ -189,7 +294,7 @@ class Parquet(Packed):
             raise Rejected("no-image")
         return data
 
-    def save(self, folder: Path, seed: int) -> None:
+    def save(self, folder: Path, order_n: Ints) -> None:
         """Copy the images beside the plan, in the order of the rows.
 
         Raises InputError GL0214, ResourceError GL0901.
@@ -214,7 +319,7 @@ class Parquet(Packed):
                 if found != stop - start:
                     what = f"{stop - start} labels, {found} images"
                     raise damaged(what, self._path(number))
-        self._save(folder, seed, row_n)
+        self._save(folder, order_n, row_n)
 
     @classmethod
     def load(cls, path: Path, folder: Path, start: int, stop: int) -> Source:

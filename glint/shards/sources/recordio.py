@@ -18,6 +18,7 @@ from glint.files.strings import packed
 from glint.shards import recordio
 from glint.shards.image import Rejected
 from glint.shards.recordio import LIMIT, MAGIC, MAGIC_BYTES, MAX_LENGTH, Row, damaged
+from glint.shards.sources.rule import Rule
 from glint.shards.sources.source import Ints, Source, dense, fingerprint, read_retrying
 
 EXACT = 1 << 24  # above it float32 skips integers
@@ -317,7 +318,7 @@ class RecordIO(Source):
 
     kind = "recordio"
 
-    def __init__(self, rec: Path, *, resync: bool = False) -> None:
+    def __init__(self, rec: Path, rule: Rule = Rule(), *, resync: bool = False) -> None:  # noqa: B008
         self.resync = resync
         idx = rec.with_suffix(".idx")
         notes: list[str] = []
@@ -325,6 +326,9 @@ class RecordIO(Source):
         row_n, value_n, facts = _images(head_r, notes)
         del head_r  # the larger part of the memory
         number_n = _numbers(value_n, row_n["flaw"])
+        if rule.unlabelled:
+            number_n[:] = -1
+            row_n["flaw"][row_n["flaw"] == NO_LABEL] = 0
         row_n["label"], self.classes = dense(number_n)
         self.names = packed(b"" for _ in range(len(self.classes)))
         if len(lost):
@@ -339,6 +343,8 @@ class RecordIO(Source):
                 f"{beyond} labels are 2^24 or more: the file's float32 cannot tell "
                 "neighbours apart, so identities may have been merged before glint"
             )
+        told = "none: every image gets its own (--unlabelled)"
+        facts["label"] = told if rule.unlabelled else "the record's number"
         facts["images"], facts["identities"] = len(row_n), len(self.classes)
         facts["idx"] = idx.name if idx.exists() else "absent, found by scanning"
         facts["notes"] = notes + _property_notes(rec, len(self.classes))

@@ -16,7 +16,6 @@ import xxhash
 from glint.errors import InputError, ResourceError
 from glint.files import atomic
 from glint.files.strings import checksummed, load_array, load_names, packed, save_names
-from glint.shards.plan import order
 
 Ints = npt.NDArray[np.int64]
 Rows = npt.NDArray[Any]  # of a structured type
@@ -48,8 +47,41 @@ class Source(ABC):
         return len(self.row)
 
     def describe(self) -> dict[str, Any]:
-        """Return what was recognised, for people and for the manifest."""
-        return {"source": shown(os.fsencode(self.root.name)), **self._facts}
+        """Return what was recognised, for people and for the manifest.
+
+        {source, layout, images, identities, label: which rule makes it, examples, left_out,
+        notes, warnings}, and more by kind.
+        """
+        facts = {"source": shown(os.fsencode(self.root.name)), **self._facts}
+        left = {why: count for why, count in facts.get("left_out", {}).items() if count}
+        warnings = [*facts.get("warnings", ()), *self._nonsense()]
+        return {**facts, "examples": self._examples(), "left_out": left, "warnings": warnings}
+
+    def _examples(self) -> list[list[str]]:
+        """Return name and label of three images, of three identities where there are."""
+        some_m = self.label[: 1 << 16]
+        first = np.sort(np.unique(some_m, return_index=True)[1])
+        rows = [*first[some_m[first] >= 0][:3], *np.flatnonzero(some_m >= 0)[:3]]
+        said = [(i, int(self.label[i])) for i in [*dict.fromkeys(map(int, rows))][:3]]
+        return [[self.name(i), shown(self.classes[label].as_py())] for i, label in said]
+
+    def _nonsense(self) -> list[str]:
+        """Say where labels look as if they were none."""
+        label_n = self.label[self.label >= 0]
+        if len(label_n) < 2:
+            return []
+        count_C = np.bincount(label_n, minlength=len(self.classes))
+        most, n = int(count_C.argmax()), len(label_n)
+        look = "look at the examples; --label-depth, --label-from and --labels take others"
+        if (count_C > 0).sum() == 1:
+            return [f"all {n} images are under one identity: nothing can be learnt; {look}"]
+        if count_C.max() == 1:
+            text = "labels seem to be numbers of rows or names of images, not of people"
+            return [f"as many identities as images ({n}): {text}; {look}"]
+        if n >= 20 and count_C[most] >= 0.9 * n:
+            share, name = f"{100 * count_C[most] / n:.0f} %", shown(self.classes[most].as_py())
+            return [f"{share} of the images are under one identity, {name}; {look}"]
+        return []
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -71,15 +103,14 @@ class Source(ABC):
     def bytes(self) -> int:
         """Return about how many bytes the images take."""
 
-    def save(self, folder: Path, seed: int) -> None:
-        """Write what `load` needs, records in the order of `plan.order`.
+    def save(self, folder: Path, order_n: Ints) -> None:
+        """Write what `load` needs, records in the order of a plan: position -> record.
 
         A worker then opens positions [start, stop) of the plan without listing the source.
         """
-        self._save(folder, seed, self.row)
+        self._save(folder, order_n, self.row)
 
-    def _save(self, folder: Path, seed: int, row_n: Rows) -> None:
-        order_n = order(len(row_n), seed)
+    def _save(self, folder: Path, order_n: Ints, row_n: Rows) -> None:
         pieces = (row_n[order_n[at : at + PIECE]] for at in range(0, len(order_n), PIECE))
         write_rows(folder, pieces, row_n.dtype, len(order_n))
         for name in self.by_row:

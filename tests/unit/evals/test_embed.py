@@ -64,7 +64,7 @@ def test_other_sizes_and_other_formats_are_named(jpeg: Jpeg) -> None:
     assert str(caught.value) == (
         "GL0802 bad-pairs: mine: image 1: expected 112x112 pixels, found 96x96"
     )
-    with pytest.raises(InputError, match="mine: image 0: expected a JPEG, found"):
+    with pytest.raises(InputError, match="mine: image 0: expected a JPEG, PNG or WebP, found"):
         verify(left_and_right, Pairs([b"\x89PNG"] * 4, np.array([True, False]), name="mine"))
 
 

@@ -171,7 +171,7 @@ def test_a_flipped_bit_is_told(weights: dict[str, Tensor], tmp_path: Path) -> No
 
 def test_names_that_hide_what_a_mapping_does(tmp_path: Path) -> None:
     found = collections.OrderedDict(weight=torch.zeros(1))
-    found.get = 1  # type: ignore[method-assign,assignment]
+    found.values = 1  # type: ignore[method-assign,assignment]
     with pytest.raises(InputError, match=r"GL0401.*not a whole file of weights"):
         take(torch_file(tmp_path / "w.pt", found))
 

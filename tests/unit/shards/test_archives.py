@@ -77,7 +77,7 @@ def reasons(source: Source) -> Counter[str]:
 def through_disk(source: Source, folder: Path, path: Path) -> Source:
     """Save a source and open it again: its records are in the order of a plan."""
     folder.mkdir()
-    source.save(folder, SEED)
+    source.save(folder, plan.order(source.n, SEED))
     return reopen(source.kind, str(path), folder, 0, source.n)
 
 

@@ -161,14 +161,23 @@ def test_golden_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    "data, expected",
     [
-        plain("I;16", 30_000, "PNG"),
-        plain("RGBA", (1, 2, 3, 128), "PNG"),
-        plain("LA", (1, 128), "PNG"),
-        plain("RGBA", (1, 2, 3, 128), "WEBP"),
+        (plain("I;16", 30_000, "PNG"), (117, 117, 117)),
+        (plain("RGBA", (1, 2, 3, 128), "PNG"), (1, 2, 3)),
+        (plain("LA", (1, 128), "PNG"), (1, 1, 1)),
+        (plain("1", 1, "PNG"), (255, 255, 255)),
+        (plain("RGB", (9, 90, 200), "WEBP", lossless=True), (9, 90, 200)),
+        (plain("RGBA", (1, 2, 3, 128), "WEBP", lossless=True), (1, 2, 3)),
     ],
-    ids=["16 bit", "alpha", "grey with alpha", "webp with alpha"],
+    ids=["16 bit", "alpha", "grey with alpha", "one bit", "webp", "webp with alpha"],
+)
+def test_png_and_webp_are_decoded(data: bytes, expected: tuple[int, ...]) -> None:
+    assert decoded(data)[5, 7].tolist() == list(expected)
+
+
+@pytest.mark.parametrize(
+    "data", [plain("RGB", 0, "GIF"), plain("RGB", 0, "TIFF"), plain("RGB", 0, "PNG")[:48]]
 )
 def test_what_the_reader_of_training_refuses(data: bytes) -> None:
     with pytest.raises(InputError, match="GL0303"):

@@ -12,6 +12,7 @@ import pytest
 
 from glint.errors import InputError
 from glint.shards import recordio
+from glint.shards.plan import order
 from glint.shards.sources.recordio import RecordIO
 
 TINY = b"\xff\xd8\xff\xc0\x00\x0b\x08\x00\x70\x00\x70\x01\x01\x11\x00\xff\xd9"
@@ -93,7 +94,7 @@ def test_a_record_takes_some_hundred_bytes_of_memory(
             path.with_suffix(".idx").unlink()
         tracemalloc.start()
         source = RecordIO(path, resync=way == "resync")
-        source.save(path.parent, 0)
+        source.save(path.parent, order(source.n, 0))
         used.append(tracemalloc.get_traced_memory())
         tracemalloc.stop()
     held, peak = (int(more) / 50_000 for more in np.diff(used, axis=0)[0])

@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from glint.errors import InputError, UsageError
 from glint.shards import plan, recordio
 from glint.shards.image import Rejected
-from glint.shards.sources import open_source, reopen
+from glint.shards.sources import Rule, open_source, reopen
 from glint.shards.sources.source import Source
 
 Jpeg = Callable[[int], bytes]
@@ -83,7 +84,7 @@ def test_a_source_opens_again_from_its_arrays(tmp_path: Path, jpeg: Jpeg) -> Non
         source = open_source(path)
         saved = tmp_path / f"saved-{path.name}"
         saved.mkdir()
-        source.save(saved, 3)
+        source.save(saved, plan.order(4, 3))
         order = plan.order(4, 3).tolist()
         again = reopen("recordio", str(folder / "train.rec"), saved, 0, 4)
         assert [again.read(i) for i in range(4)] == [source.read(i) for i in order]
@@ -279,7 +280,7 @@ def test_identity_folders(tmp_path: Path, jpeg: Jpeg) -> None:
     ]
     assert source.label.tolist() == [-1, 0, 1, 1, 1, 1, 2, 3]
     assert reasons(source) == {"no-identity": 1, "bad-name": 1}
-    assert source.describe()["notes"] == ["2 hidden or loose files were skipped"]
+    assert source.describe()["left_out"] == {"hidden files and folders": 1, "no images: .txt": 1}
 
 
 def test_folders_with_numbers_sort_as_numbers(tmp_path: Path, jpeg: Jpeg) -> None:
@@ -330,10 +331,11 @@ def test_links_are_read_within_the_source_only(tmp_path: Path, jpeg: Jpeg) -> No
         "b/void.jpg",
     ]
     assert source.read(1) == jpeg(2) and reasons(source) == {"unsafe-member": 3}
-    assert source.describe()["notes"] == [
-        "2 hidden or loose files were skipped",
-        "1 link to a folder was not followed",
-    ]
+    assert source.describe()["left_out"] == {
+        "links that lead nowhere": 2,
+        "links to folders (--follow-links reads them)": 1,
+    }
+    assert "3 links lead out of SRC" in source.describe()["warnings"][0]
     (root / "a/in.jpg").unlink()
     (root / "a/in.jpg").symlink_to(tmp_path / "s2" / "x.jpg")  # since it was listed
     assert reasons(source) == {"unsafe-member": 4}
@@ -342,16 +344,16 @@ def test_links_are_read_within_the_source_only(tmp_path: Path, jpeg: Jpeg) -> No
 def test_empty_folders_are_counted(tmp_path: Path, jpeg: Jpeg) -> None:
     root = tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "c/d/2.jpg": jpeg(2)})
     (root / "b").mkdir()
-    assert open_source(root).describe()["notes"] == ["1 empty folder"]
+    assert open_source(root).describe()["left_out"] == {"empty folders": 1}
     (root / "c" / "e").mkdir()
-    assert open_source(root).describe()["notes"] == ["2 empty folders"]
+    assert open_source(root).describe()["left_out"] == {"empty folders": 2}
 
 
 def test_one_folder_of_images_is_refused(tmp_path: Path, jpeg: Jpeg) -> None:
     root = tree(tmp_path / "s" / "person", {"1.jpg": jpeg(1), "2.jpg": jpeg(2), ".x": b""})
     with pytest.raises(InputError, match=r"GL0201 .*person: 2 images in the folder its") as caught:
         open_source(root)
-    assert f"give the folder above: {tmp_path / 's'};" in caught.value.hint
+    assert f"give the folder above: {tmp_path / 's'}" in caught.value.hint
     assert open_source(tmp_path / "s").label.tolist() == [0, 0]
 
 
@@ -373,3 +375,67 @@ def test_an_idx_is_no_source(tmp_path: Path, jpeg: Jpeg) -> None:
     with pytest.raises(InputError, match=r"GL0201 .*a file of kind \.idx") as caught:
         open_source(folder / "train.idx")
     assert caught.value.hint.startswith("give train.rec")
+
+
+def test_lists_of_labels(tmp_path: Path, jpeg: Jpeg) -> None:
+    """Blanks in names, part of a path, no suffix; one name for two images is refused."""
+    names = ["a b/1 x.jpg", "a b/2 x.jpg", "c d/1 y.jpg"]
+    root = tree(tmp_path / "s", {name: jpeg(i) for i, name in enumerate(names)})
+    path = tmp_path / "list.txt"
+    for lines in (
+        [f"{name} {i % 2}" for i, name in enumerate(names)],
+        [f"/data/s/{name}\t{i % 2}" for i, name in enumerate(names)],
+        [f"{name[4:-4]},{i % 2}.0" for i, name in enumerate(names)],
+        ["image_id,who,identity", *(f"{name},x,{i % 2}" for i, name in enumerate(names))],
+        [f"{i}\t{i % 2}.000000\t{name}" for i, name in enumerate(names)],
+        ["3", *(f"{name} {i % 2}" for i, name in enumerate(names))],
+    ):
+        path.write_text("\n".join(lines) + "\n")
+        assert labels(open_source(root, Rule(labels=str(path)))) == ["0", "1", "0"], lines
+    path.write_text("a b/1 x.jpg ann\nno/such.jpg bob\n")
+    source = open_source(root, Rule(labels=str(path)))
+    assert (labels(source), source.n) == (["ann"], 1)
+    assert source.describe()["left_out"] == {"not in list.txt": 2}
+    assert "1 lines of list.txt name no image here" in source.describe()["notes"][0]
+    for text, said in (
+        ("a b/1 x.jpg ann\na b/1 x.jpg bob\n", "is under two labels, ann and bob"),
+        ("nothing.jpg ann\n", "it names no image here"),
+        ("a b/1 x.jpg,q,r\nc d/1 y.jpg,s,t\n", "which column holds the labels?"),
+        ("", "an empty list"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError) as caught:
+            open_source(root, Rule(labels=str(path)))
+        assert said in str(caught.value), text
+    tree(root, {"e/1 x.jpg": jpeg(9)})
+    path.write_text("1 x.jpg ann\n1 y.jpg bob\n")
+    with pytest.raises(InputError, match="one name of it means several images"):
+        open_source(root, Rule(labels=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ({"label_depth": 1, "unlabelled": True}, "each say what a label is"),
+        ({"label_from": "("}, "--label-from: not a regular expression"),
+        ({"labels": "/no/such"}, "GL0001 .*no such file of labels"),
+        ({"label_member": "txt"}, "--label-member: means nothing for a source of kind folder"),
+        ({"image_column": "x"}, "--image-column: means nothing for a source of kind folder"),
+    ],
+)
+def test_options_that_do_not_fit(
+    tmp_path: Path, jpeg: Jpeg, rule: dict[str, Any], said: str
+) -> None:
+    root = tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2)})
+    with pytest.raises(UsageError, match=said):
+        open_source(root, Rule(**rule))
+
+
+def test_images_beside_containers_are_refused(tmp_path: Path, jpeg: Jpeg) -> None:
+    root = tree(tmp_path / "s", {"a/1.jpg": jpeg(1), "b/2.jpg": jpeg(2), "old.zip": b"PK"})
+    with pytest.raises(InputError, match=r"1 containers \(old.zip\) and images") as caught:
+        open_source(root)
+    assert "--exclude '*.zip'" in caught.value.hint
+    assert open_source(root, Rule(exclude=("*.zip",))).n == 2
+    with pytest.raises(UsageError, match="the source is named twice"):
+        open_source([root, root / "."], Rule(exclude=("*.zip",)))

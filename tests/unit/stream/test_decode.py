@@ -49,7 +49,7 @@ def test_wrong_size(size, text):
 
 @pytest.mark.parametrize("data", [b"", b"not a jpeg", jpeg()[:400], jpeg()[:-40]])
 def test_undecodable(data):
-    with pytest.raises(InputError, match="not a decodable JPEG") as caught:
+    with pytest.raises(InputError, match="not a decodable JPEG, PNG or WebP") as caught:
         decode_into(data, np.empty((112, 112, 3), dtype=np.uint8))
     assert caught.value.code == "GL0303"
 

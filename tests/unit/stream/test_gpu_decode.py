@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from PIL import Image
 
 from glint.errors import InputError, UsageError
 from glint.shards import labels
@@ -76,9 +78,14 @@ def test_the_gpu_s_decoder_gives_rows_of_pixels(vision: ModuleType) -> None:
     assert np.array_equal(found[1].numpy(), simplejpeg.decode_jpeg(data[1], "RGB"))
     with pytest.raises(InputError, match=r"GL0303.*1: expected 96x112 pixels, found 112x112"):
         decode(data, (112, 96), lambda i: str(i + 1))
+    png = io.BytesIO()
+    Image.fromarray(image[0]).save(png, "PNG")
+    assert np.array_equal(decode([data[0], png.getvalue()], (112, 112), str)[1].numpy(), image[0])
     with pytest.raises(InputError, match="0: not a decodable JPEG"):
         decode([b"no JPEG"], (112, 112), str)
-    with pytest.raises(InputError, match=r"GL0303.*2: not a decodable JPEG \(7 bytes\)"):
+    with pytest.raises(
+        InputError, match=r"GL0303.*2: not a decodable JPEG, PNG or WebP \(7 bytes\)"
+    ):
         decode([*data, b"no JPEG", data[0]], (112, 112), str)
 
 

@@ -469,3 +469,51 @@ def test_content_does_not_depend_on_shards_and_does_on_samples(a: Path) -> None:
     pq.write_table(table.set_column(place, "source", [told]), a / "samples.parquet")
     assert content(Dataset(a)) != before
     assert atomic.read_json(a / "manifest.json")["written"] == 24
+
+
+def test_what_datasets_call_by_one_label_is_one_identity(
+    tmp_path: Path, jpeg: Callable[[int], bytes]
+) -> None:
+    """Ann and Bo stand in both; whose images stand under whom is counted by their own bytes."""
+    people = {"one": ["Ann", "Bo"], "two": ["Bo", "Cy", "Ann"]}
+    who: dict[bytes, str] = {}
+    for number, (name, names) in enumerate(people.items()):
+        for k, person in enumerate(names):
+            for n in range(2):
+                data = jpeg(100 * number + 10 * k + n)
+                who[data] = person
+                path = tmp_path / f"src-{name}" / person / f"{n}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        stage.shard(tmp_path / f"src-{name}", tmp_path / name)
+    roots = [tmp_path / name for name in people]
+    result = joining.merge(tmp_path / "all", roots, same_labels=True)
+    assert (result.identities, result.same_labels, result.label_version) == (5, 2, 1)
+    data = Dataset(tmp_path / "all")
+    target_n = labels.current(data.root, data.classes).sample_target(data.label)
+    found: dict[int, set[str]] = {}
+    for row, target in enumerate(target_n.tolist()):
+        found.setdefault(target, set()).add(who[data.read(row)])
+    assert sorted(map(sorted, found.values())) == [["Ann"], ["Bo"], ["Cy"]]
+    with pytest.raises(MismatchError, match="GL0006"):
+        joining.merge(tmp_path / "all", roots)
+    (tmp_path / "src-three" / "Di").mkdir(parents=True)
+    (tmp_path / "src-three" / "Di" / "1.jpg").write_bytes(jpeg(7))
+    stage.shard(tmp_path / "src-three", tmp_path / "three")
+    with pytest.raises(UsageError, match="no label of one dataset stands in another"):
+        joining.merge(tmp_path / "no", [roots[0], tmp_path / "three"], same_labels=True)
+
+
+def test_no_name_stays_in_what_was_recognised(tmp_path: Path, jpeg: Jpeg) -> None:
+    for k, person in enumerate(("ann", "bob", "cyd")):
+        for n in range(2):
+            path = tmp_path / "src" / person / f"{n}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(10 * k + n))
+    stage.shard(tmp_path / "src", tmp_path / "data")
+    assert "ann" in (tmp_path / "data" / "manifest.json").read_text()  # an example of a label
+    result = taking.drop(tmp_path / "data", ["ann"], "asked", erase=tmp_path / "out")
+    assert result.left_count == 0, result.left
+    assert "ann" not in (tmp_path / "out" / "manifest.json").read_text()
+    assert reshard(tmp_path / "data", tmp_path / "same", samples_per_shard=2).read == 6
+    assert "ann" in (tmp_path / "same" / "manifest.json").read_text()

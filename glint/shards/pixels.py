@@ -1,0 +1,111 @@
+"""Pixels of an encoded image: JPEG by libjpeg-turbo, PNG, WebP and odd JPEGs by Pillow."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from glint.shards.image import MAX_PIXELS, Rejected, kind
+
+Pixels = npt.NDArray[np.uint8]  # RGB, (height, width, 3)
+READ = ("JPEG", "PNG", "WEBP")  # what embed, eval and train decode
+OTHERS = (*READ, "TIFF", "BMP", "GIF", "PPM", "JPEG2000")  # what can be made a JPEG
+_HARMLESS = "extraneous bytes before marker"  # a warning of libjpeg that costs no pixel
+
+
+def rgb(data: bytes | memoryview, out_HW3: Pixels | None = None) -> Pixels:
+    """Decode a JPEG, PNG or WebP as it is stored, into `out_HW3` where that has its size.
+
+    Grey is repeated, alpha left out, 16 bits are cut to 8, Exif is not applied; what libjpeg only
+    warns of is decoded. Raises ValueError where no picture comes out.
+    """
+    return look(data, out_HW3)[0]
+
+
+def look(data: bytes | memoryview, out_HW3: Pixels | None = None) -> tuple[Pixels, str]:
+    """Decode as `rgb` does; return what libjpeg says of a picture that is not whole, too."""
+    import simplejpeg
+
+    said = ""
+    if bytes(data[:3]) == b"\xff\xd8\xff":
+        try:
+            return simplejpeg.decode_jpeg(data, "RGB", buffer=out_HW3), ""
+        except ValueError as error:
+            said = str(error)
+    try:
+        pixels_HW3 = by_pillow(data, READ)
+    except ValueError as error:
+        raise ValueError(said or error) from None
+    lost = "premature end" in said or ("Corrupt JPEG" in said and _HARMLESS not in said)
+    return pixels_HW3, said if lost else ""
+
+
+def by_pillow(data: bytes | memoryview, formats: tuple[str, ...]) -> Pixels:
+    """Decode one of some formats by Pillow. Raises ValueError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of what is refused here
+            image: Any = Image.open(io.BytesIO(data), formats=formats)
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            if image.mode.startswith("I"):  # 16 bits of grey
+                grey_HW = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+                return np.repeat(grey_HW.astype(np.uint8)[..., None], 3, axis=2)
+            return np.asarray(image.convert("RGB"))
+    except ValueError:
+        raise
+    except UnidentifiedImageError:
+        found = kind(bytes(data[:32])) or "no image"
+        raise ValueError(f"{found} of {len(data)} bytes") from None
+    except Exception as error:  # decoders share no base class; they run no code of the data
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
+def as_jpeg(data: bytes, quality: int, notes: Counter[str]) -> bytes:
+    """Return a JPEG as it is, and any other image as one, its colours not subsampled.
+
+    Note: made-jpeg. Raises Rejected undecodable.
+    """
+    import simplejpeg
+
+    if kind(data) == "jpg":
+        return data
+    try:
+        pixels = np.ascontiguousarray(by_pillow(data, OTHERS))
+    except ValueError as error:
+        raise Rejected("undecodable", str(error)) from None
+    notes["made-jpeg"] += 1
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
+    return encoded
+
+
+def require_picture(data: bytes, notes: Counter[str]) -> None:
+    """Decode an image. Note: not-whole, a part of it is lost. Raises Rejected undecodable."""
+    try:
+        notes["not-whole"] += bool(look(data)[1])
+    except ValueError as error:
+        raise Rejected("undecodable", str(error)) from None
+
+
+def size(data: bytes | memoryview) -> tuple[int, int] | None:
+    """Return (height, width), None where no header says them."""
+    import simplejpeg
+    from PIL import Image
+
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        return int(height), int(width)
+    except ValueError:
+        pass
+    try:
+        image = Image.open(io.BytesIO(data), formats=READ)
+    except Exception:
+        return None
+    return image.height, image.width
