@@ -75,7 +75,12 @@ def _odd(
 
 
 def first_loss(recipe: Recipe, loss: float) -> None:
-    """Raise UsageError GL0002 where the first step has nothing to learn."""
+    """Raise UsageError GL0002 where the first step has nothing to learn.
+
+    A head whose negatives come with the steps has none yet, and a finetuned one may know them all.
+    """
+    if recipe.head.kind != "partial_fc" or recipe.run.finetune:
+        return
     if loss < 1e-7 and not {"zero-loss", "one-identity"} & {*recipe.run.allow}:
         what = f"the loss of the first step is {loss:.3g}: the head tells nobody apart"
         hint = "look at the labels (glint info); --allow zero-loss goes on with it"

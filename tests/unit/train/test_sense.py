@@ -62,6 +62,8 @@ def test_a_loss_of_nothing() -> None:
     with pytest.raises(UsageError, match="the loss of the first step is 0"):
         sense.first_loss(recipe(), 0.0)
     sense.first_loss(recipe('run.allow=["zero-loss"]'), 0.0)
+    sense.first_loss(load(shelf.find("train", "synth_tiny_attfc"), Recipe), 0.0)  # no negatives yet
+    sense.first_loss(recipe("run.finetune=RUN"), 0.0)
 
 
 def test_a_batch_of_one_is_told_before_the_start() -> None:
