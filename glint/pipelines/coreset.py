@@ -17,7 +17,7 @@ import numpy.typing as npt
 import glint
 from glint import log, schemas
 from glint.errors import UsageError
-from glint.files import parquet
+from glint.files import atomic, parquet
 from glint.jobs.workspace import Workspace
 from glint.log import Progress
 from glint.pipelines import balance
@@ -189,4 +189,5 @@ def _write(
         left_N = ~np.asarray(chosen.kept_N)
         balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=left_N)
         space.finish(about, ["coreset.parquet"])
-        space.plan.unlink()
+        with atomic.writing(out):
+            space.plan.unlink()
