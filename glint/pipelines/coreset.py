@@ -169,7 +169,8 @@ def _write(
     space = Workspace(out, "coreset")
     with space.held():
         space.begin({"format": FORMAT})
-        space.result.unlink(missing_ok=True)
+        with atomic.writing(out):
+            space.result.unlink(missing_ok=True)
         keys = parquet.read(dataset.root / "samples.parquet", schemas.SAMPLES, columns=["key"])
         none_N = chosen.killer_N < 0
         reason = pa.DictionaryArray.from_arrays(chosen.reason_N, pa.array(nms.REASONS))
