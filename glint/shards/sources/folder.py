@@ -13,7 +13,7 @@ import numpy as np
 
 from glint.errors import InputError, ResourceError
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources import listed
+from glint.shards.sources import labelling, listed
 from glint.shards.sources.listed import Flaw, Found, Listed
 from glint.shards.sources.rule import CONTAINERS, PACKED, Rule, beside, is_image
 from glint.shards.sources.source import read_retrying, shown
@@ -45,7 +45,7 @@ class Folder(Listed):
         warnings = listed.count_note(
             outside, "links lead out of SRC and are refused; --follow-links reads them"
         )
-        labelled = listed.label(rule, row_n, paths, self._folders, left)
+        labelled = labelling.label(rule, row_n, paths, self._folders, left)
         if labelled is None:
             raise InputError(
                 "GL0201",

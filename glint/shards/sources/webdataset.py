@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from glint.errors import InputError
 from glint.files import reads
 from glint.files.strings import packed
-from glint.shards.sources import listed, tarball
+from glint.shards.sources import labelling, tarball
 from glint.shards.sources.archive import part_left_out
 from glint.shards.sources.listed import Flaw, Found, Labelled, Labels, has_control
 from glint.shards.sources.packed import (
@@ -95,7 +95,9 @@ class WebDataset(Packed):
         labelled = None
         if self._named:
             folders = list(self._folders)
-            labelled = listed.label(rule, row_n, paths, folders or [b""], self._left, files=files)
+            labelled = labelling.label(
+                rule, row_n, paths, folders or [b""], self._left, files=files
+            )
         if labelled is None:
             classes = self._labels.settle(row_n, numbers=True)
             how = ", ".join(name for name, _ in self._how.most_common(3))

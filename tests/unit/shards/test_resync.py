@@ -104,7 +104,7 @@ def test_lost_bytes_are_quarantined_with_offset_and_length(tmp_path: Path, jpeg:
     path.write_bytes(data)
     result = stage.shard(path, tmp_path / "out", resync=True)
     assert result.written == 4  # the third is as long as it says, and damaged
-    assert result.quarantine_reasons == {"jpeg-damaged": 1, "lost-bytes": 1}
+    assert result.quarantine_reasons == {"jpeg-truncated": 1, "lost-bytes": 1}
     row = next(
         row
         for row in pq.read_table(tmp_path / "out/quarantine.parquet").to_pylist()
