@@ -12,14 +12,12 @@ if TYPE_CHECKING:
     from glint.results import datasets as results
 
 
-AGAINST = (
-    typer.Option(
-        [],
-        "--against",
-        metavar="SRC",
-        help="Compare every image with the source or dataset it came from; for a merged dataset "
-        "give one for each, in the order of the merge, or of `glint shard SRC...`.",
-    ),
+AGAINST: list[str] = typer.Option(
+    [],
+    "--against",
+    metavar="SRC",
+    help="Compare every image with the source or dataset it came from; for a merged dataset "
+    "give one for each, in the order of the merge, or of `glint shard SRC...`.",
 )
 
 
