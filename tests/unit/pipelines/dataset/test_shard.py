@@ -421,7 +421,7 @@ def test_the_budget(tmp_path: Path, jpeg: Jpeg) -> None:
     (tmp_path / "five" / "a").mkdir(parents=True)
     for k in range(5):
         (tmp_path / "five" / "a" / f"{k}.jpg").write_bytes(b"no" if k < 3 else jpeg(k))
-    with pytest.raises(BudgetError, match="3 of 5 .*2 are let pass"):  # over half are never few
+    with pytest.raises(BudgetError, match=r"3 of 5 .*2 are let pass"):  # over half are never few
         stage.shard(tmp_path / "five", tmp_path / "two")
     assert stage.shard(tmp_path / "five", tmp_path / "one", max_bad=0.6).written == 2
     for k in range(17, 40):
