@@ -66,31 +66,38 @@ class Folder(Listed):
 
     def _walk(self) -> Found:
         """Yield path and row of every file; its label is a place in `_folders`, for now."""
-        left = self._tree.left
+        left, links = self._tree.left, self._tree.rule.follow_links
         for here, files, below in self._tree.walk():
             code = len(self._folders)
             for name, size in files:
                 path = here + b"/" + name if here else name
-                low = name.lower()
-                if low.endswith(CONTAINERS):
-                    self._containers.append(path)
-                elif low.endswith(PACKED):
-                    left[f"packed archives: .{shown(low.rpartition(b'.')[2])}"] += 1
-                elif other := beside(name):
-                    left[f"no images: {other}"] += 1
-                    if other in LISTS and here.count(b"/") < 1 and len(self._lists) < 3:
-                        self._lists.append(path)
-                elif not here and not is_image(name):
-                    left["loose files"] += 1
-                else:
-                    if here and len(self._folders) == code:
-                        self._folders.append(here)
-                    left[OUTSIDE] += size < 0
-                    flaw = Flaw.bad_name if listed.has_control(path) else Flaw.sound
-                    flaw = flaw if here or flaw else Flaw.no_identity
-                    links = self._tree.rule.follow_links
-                    yield path, (code if here else -1, max(size, 0), flaw, links)
+                if not is_image(name) and self._left_out(path, name, here):
+                    continue
+                if here and len(self._folders) == code:
+                    self._folders.append(here)
+                if size < 0:
+                    left[OUTSIDE] += 1
+                flaw = Flaw.bad_name if listed.has_control(path) else Flaw.sound
+                flaw = flaw if here or flaw else Flaw.no_identity
+                yield path, (code if here else -1, max(size, 0), flaw, links)
             left["empty folders"] += bool(here) and not files and not below
+
+    def _left_out(self, path: bytes, name: bytes, here: bytes) -> bool:
+        """Count a file that is no image by its name; a container of images is remembered."""
+        low, left = name.lower(), self._tree.left
+        if low.endswith(CONTAINERS):
+            self._containers.append(path)
+        elif low.endswith(PACKED):
+            left[f"packed archives: .{shown(low.rpartition(b'.')[2])}"] += 1
+        elif other := beside(name):
+            left[f"no images: {other}"] += 1
+            if other in LISTS and here.count(b"/") < 1 and len(self._lists) < 3:
+                self._lists.append(path)
+        elif not here:
+            left["loose files"] += 1
+        else:
+            return False
+        return True
 
     def fingerprint(self) -> dict[str, Any]:
         _, ends, blob = self.paths.buffers()
