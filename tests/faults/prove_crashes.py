@@ -281,6 +281,7 @@ READERS: dict[str, Callable[[Path], str]] = {
     "apply": of_labels,
     "undo": of_labels,
     "cluster apply": of_labels,
+    "cluster undo": of_labels,
     "drop": of_labels,
     "drop --key": of_labels,
     "reshard": of_dataset("re"),

@@ -172,7 +172,7 @@ class Stage:
             return ("wrong", "; ".join(other[:4])) if other else ("same", "")
         found = re.search(r"error (GL\d{4})", said)
         if code in EXITS and found and "Traceback" not in said:
-            return "refused", found[1]
+            return "refused", found[1] + ("" if self.other() else ", done already")
         return "wrong", f"exit {code}: {said[-300:]}"
 
 
@@ -209,7 +209,8 @@ def road(place: Path, only: Sequence[str]) -> Iterator[Stage]:
                                 "--keep-ratio", 0.7]),
         ("balance", [data], ["balance", data]),
         ("drop", [data], ["drop", data, "--id", "label:3", "--reason", "asked"]),
-        ("drop --key", [data], ["drop", data, "--key", 0, "--reason", "asked"]),
+        ("drop --key", [data], ["drop", data, "--key=0", "--key=9", "--key=18", "--reason",
+                                "asked"]),
         ("reshard", [data], ["reshard", data, work / "re", "--samples-per-shard", 16,
                              "--workers", 1]),
         ("drop --erase", [data], ["drop", data, "--id", "label:5", "--reason", "asked", "--erase",

@@ -132,5 +132,7 @@ def test_a_run_that_ends_otherwise_is_wrong(tmp_path: Path) -> None:
     (work / "a").write_bytes(b"b")
     assert stage.verdict(0, "", lax=True)[0] == "wrong"
     assert stage.verdict(4, "error GL0005 busy: held") == ("refused", "GL0005")
+    (work / "a").write_bytes(b"a"), (work / "b.tmp").unlink()
+    assert stage.verdict(4, "error GL0005 busy: held")[1] == "GL0005, done already"
     for code, said in ((1, "error GL0005"), (6, "Traceback"), (None, ""), (-11, ""), (6, "no")):
         assert stage.verdict(code, said)[0] == "wrong"
