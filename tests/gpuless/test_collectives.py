@@ -30,5 +30,5 @@ def test_two_ranks_call_the_same_collectives_with_the_right_tensors(
     one, other = (json.loads(out.splitlines()[-1]) for out, _ in done)
     assert one == other and {*one} == {"nccl", "gloo"}
     nccl, gloo = one["nccl"], one["gloo"]
-    assert len(nccl) > 60 and len(gloo) > 10  # gloo: of the threads that write checkpoints
+    assert len(nccl) > 40 and len(gloo) > 8  # gloo: of the threads that write checkpoints
     assert {call[-1].split(":")[0] for call in gloo} <= {"dist/collectives.py"}
