@@ -28,9 +28,12 @@ def release() -> tuple[int, ...]:
         return (0, 0)
 
 
-pytestmark = pytest.mark.skipif(
-    release() < (3, 7), reason="the head's kernels are not tested: pip install 'triton>=3.7'"
-)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        release() < (3, 7), reason="the head's kernels are not tested: pip install 'triton>=3.7'"
+    ),
+]
 
 
 def child(script: str, *words: str, **more: str) -> list[Any]:
