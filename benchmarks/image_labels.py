@@ -4,9 +4,8 @@
 
 People of LFW's DevTrain list with two images or more and `data/bollywood` (not part of this
 project); a tenth of the images is put under the name of somebody else, drawn at random. glint's
-own commands shard, embed (a published 1 M-parameter recogniser) and search; a reviewer who believes
-the page decides in decisions.jsonl, written here by the documented format: a flagged image whose
-nearest other identity has a cosine of 0.5 or more is moved there, others are left out; `apply`.
+own commands shard, embed (a published 1 M-parameter recogniser) and search; `apply --flagged` moves
+and leaves out as the report suggests, what a reviewer does who believes the page.
 A narrow net is trained on the labels as they came, as decided, and as they were, with the same
 steps; DevTest's 1,000 pairs of people never seen are verified. `undo` must give the labels back.
 One JSON line a figure; exit 1 where one falls short. Nothing of the images is kept.
@@ -15,7 +14,6 @@ One JSON line a figure; exit 1 where one falls short. Nothing of the images is k
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
@@ -30,7 +28,6 @@ from real_training import lay_out, write_pairs, write_recipe
 
 MODEL = "mobilefacenet_y1_128d.onnx"
 SHARE = 0.1  # of the images, under another name
-NEAR = 0.5  # cosine from which a flagged image is moved, not left out
 STEPS = 700  # of 32 images
 
 
@@ -50,26 +47,16 @@ def misfile(people: Path, rng: np.random.Generator) -> dict[str, str]:
     return came
 
 
-def decide(report: Path, data: Path) -> dict[int, int]:
-    """Write a reviewer's decisions on the flagged images; give row -> label, -1 = left out."""
+def suggested(report: Path, data: Path) -> dict[int, int]:
+    """Give what the report suggests: row -> label, -1 = left out."""
     row_of = {
         key: i for i, key in enumerate(pq.read_table(data / "samples.parquet")["key"].to_pylist())
     }
-    mark = "sha256:" + hashlib.sha256((report / "conflicts.json").read_bytes()).hexdigest()
-    decided: dict[int, int] = {}
-    with (report / "decisions.jsonl").open("w") as file:
-        for one in pq.read_table(report / "inside.parquet").to_pylist():
-            if one["kind"] != "outlier":
-                continue
-            near = one["towards"] is not None and (one["towards_cosine"] or 0.0) >= NEAR
-            row = row_of[one["key"]]
-            decided[row] = one["towards"] if near else -1
-            line: dict[str, Any] = {
-                "schema": "glint/image-decision@1", "report": mark, "image": row,
-                "action": "move" if near else "exclude", "by": "benchmark", "seq": len(decided),
-            }  # fmt: skip
-            file.write(json.dumps(line | ({"to": one["towards"]} if near else {})) + "\n")
-    return decided
+    return {
+        row_of[one["key"]]: one["towards"] if one["suggested"] == "move" else -1
+        for one in pq.read_table(report / "inside.parquet").to_pylist()
+        if one["kind"] == "outlier"
+    }
 
 
 def main() -> int:
@@ -112,7 +99,7 @@ def main() -> int:
         source = ["/".join(Path(one).parts[-2:]) for one in samples["source"].to_pylist()]
         said = pq.read_table(data / "identities.parquet")["source_label"].to_pylist()
         wrong = {i for i, one in enumerate(source) if one in came}
-        decided = decide(report, data)
+        decided = suggested(report, data)
         found = wrong & decided.keys()
         home = {i for i in found if decided[i] >= 0 and said[decided[i]] == came[source[i]]}
         moved = [i for i in decided if decided[i] >= 0]
@@ -125,7 +112,7 @@ def main() -> int:
         say(floor("of the moved, to who it is (or was right before)",
                   len(home) / max(len(moved), 1), 0.9))  # fmt: skip
         before = run_glint("info", data)["label_version"]
-        applied = run_glint("dedup-conflicts", "apply", report)
+        applied = run_glint("dedup-conflicts", "apply", report, "--flagged")
         say(told("label version", applied["version"]))
         scores: dict[str, list[float]] = {"as they came": [], "as decided": [], "as they were": []}
         steps = 20 if args.quick else STEPS

@@ -49,8 +49,11 @@ def world(model: str, share: float, least: int, seed: int) -> tuple[Any, Any, An
     return x_ND, label_N, who_N
 
 
-def flagged(x_ND: Any, label_N: Any, people: int) -> Any:
-    """Return what glint flags as outliers, bool [N]; images of mixed identities are not in it."""
+def flagged(x_ND: Any, label_N: Any, people: int) -> tuple[Any, Any]:
+    """Return what glint flags as outliers, bool [N], and where `apply --flagged` moves them, or -1.
+
+    Images of mixed identities are not in it.
+    """
     samples, centre_CD = Samples(x_ND, label_N, people), centres(x_ND, label_N, people)
     found = find(centre_CD, samples, np.arange(people), ConflictOptions())
     emb: Any = SimpleNamespace(sample_ND=x_ND, centre_CD=centre_CD)
@@ -60,9 +63,12 @@ def flagged(x_ND: Any, label_N: Any, people: int) -> Any:
 
     prior = found.calibration.prior
     mixed = outliers.find_mixed(samples, prior)
-    out_N = np.zeros(len(label_N), bool)
-    out_N[outliers.find_outliers(samples, prior, elsewhere=elsewhere, mixed=mixed).row] = True
-    return out_N
+    far = outliers.find_outliers(samples, prior, elsewhere=elsewhere, mixed=mixed)
+    towards_f, _ = stage._towards(emb, label_N, far.row)
+    out_N, to_N = np.zeros(len(label_N), bool), np.full(len(label_N), -1)
+    out_N[far.row] = True
+    to_N[far.row] = np.where(far.elsewhere, towards_f, -1)
+    return out_N, to_N
 
 
 def baseline(x_ND: Any, label_N: Any, people: int) -> Any:
@@ -111,8 +117,13 @@ def main() -> int:
         wrong_N, people = label_N != who_N, int(who_N.max()) + 1
         name = f"{model}, people of {least} images or more, {share:.0%} wrong, draw {draw}"
         rates = {}
-        for kind, out_N in (("glint", flagged(x_ND, label_N, people)),
-                            ("baseline", baseline(x_ND, label_N, people))):  # fmt: skip
+        ours_N, to_N = flagged(x_ND, label_N, people)
+        if share:
+            moved_N = to_N >= 0
+            say(told(f"{name}: suggested moves, share of the flagged",
+                     int(moved_N.sum()) / max(int(ours_N.sum()), 1)))  # fmt: skip
+            say(told(f"{name}: of them to who it is", float((to_N == who_N)[moved_N].mean())))
+        for kind, out_N in (("glint", ours_N), ("baseline", baseline(x_ND, label_N, people))):
             hits = int((out_N & wrong_N).sum())
             rates[kind] = hits / max(int(wrong_N.sum()), 1), hits / max(int(out_N.sum()), 1)
             say(told(f"{name}: {kind}, flagged of {len(label_N)}", int(out_N.sum())))

@@ -96,6 +96,7 @@ INSIDE = pa.schema(
         ("z", pa.float64()),  # spreads below what the dataset's own images or cuts show
         ("towards", pa.int64()),  # outlier: the nearest other identity; null where not looked for
         ("towards_cosine", pa.float64()),
+        ("suggested", pa.string()),  # outlier: move (to `towards`) or exclude; mixed: null
     ]
 )
 

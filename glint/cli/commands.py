@@ -23,6 +23,7 @@ MODULES: tuple[str, ...] = (
     "conflicts",
     "cluster",
     "coreset",
+    "labels",
     "balance",
     "plan",
     "verify",

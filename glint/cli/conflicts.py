@@ -191,6 +191,11 @@ def apply(
         help="A decisions.jsonl downloaded from the report; repeatable. FOLDER/decisions.jsonl is "
         "always read.",
     ),
+    flagged: bool = typer.Option(
+        False,
+        "--flagged",
+        help="Also move or leave out every flagged image that no reviewer decided on.",
+    ),
     dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
@@ -200,13 +205,13 @@ def apply(
     def work() -> results.Apply:
         from glint.pipelines.conflicts import apply as stage
 
-        return stage.apply(folder, more=decisions_files, dry_run=dry_run)
+        return stage.apply(folder, more=decisions_files, flagged=flagged, dry_run=dry_run)
 
     console.run(
         work,
         as_json,
         debug=debug,
-        say=lambda r: _say_applied(r, decisions_files),
+        say=lambda r: _say_applied(r, decisions_files, flagged),
     )
 
 
@@ -273,7 +278,7 @@ def _say_reviewed(r: results.Review) -> str:
     )
 
 
-def _say_applied(r: results.Apply, files: Sequence[Path] = ()) -> str:
+def _say_applied(r: results.Apply, files: Sequence[Path] = (), flagged: bool = False) -> str:
     if r.already:
         return (
             f"nothing to do: this report is already in force, as label version "
@@ -299,6 +304,7 @@ def _say_applied(r: results.Apply, files: Sequence[Path] = ()) -> str:
     if r.dry_run:
         lines.append(f"the labels of {r.dataset} {verb} a new version (--dry-run: nothing written)")
         words = [str(word) for path in files for word in ("--decisions", path)]
+        words += ["--flagged"] if flagged else []
         lines.append(
             "Next: " + shlex.join(["glint", "dedup-conflicts", "apply", str(r.report), *words])
         )
@@ -310,6 +316,6 @@ def _say_applied(r: results.Apply, files: Sequence[Path] = ()) -> str:
             f"Next: glint balance {console.quoted(r.dataset)}"
             if r.applied
             else f"Next: glint dedup-conflicts apply {console.quoted(r.report)}   "
-            "(to put it back; with the --decisions that it had)"
+            "(to put it back; with the options that it had)"
         )
     return "\n".join(lines)

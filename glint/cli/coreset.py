@@ -38,6 +38,9 @@ def coreset(
     centres: int = typer.Option(
         1, "--sub-centres", help="Measure --outliers from the largest of this many sub-centres."
     ),
+    apply: bool = typer.Option(
+        False, "--apply", help="Leave outliers out in a new label version too; `labels` undoes it."
+    ),
     dry_run: bool = console.DRY_RUN,
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
@@ -56,7 +59,9 @@ def coreset(
         rows = console.path(embeddings, "--embeddings")
         emb = load(rows, data.digest, images=data.n, classes=data.classes)
         with console.progress("coreset") as progress:
-            return stage.run(data, emb, folder, options, dry_run=dry_run, progress=progress)
+            return stage.run(
+                data, emb, folder, options, apply=apply, dry_run=dry_run, progress=progress
+            )
 
     console.run(work, as_json, debug=debug, say=_say)
 
@@ -77,6 +82,8 @@ def _say(r: results.Coreset) -> str:
         lines.append(
             f"  {size:>21} {one.identities:>12} {one.images:>10} {one.kept:>10} {share:>6}"
         )
+    if r.label_version != r.label_version_before:
+        lines.append(f"labels are now at version {r.label_version}, which leaves the outliers out")
     if r.dry_run:
         return "\n".join([*lines, "--dry-run: nothing written"])
     change = console.quoted(f"data.sampling={r.sampling}")

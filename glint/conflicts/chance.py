@@ -185,6 +185,10 @@ class Likeness:
         """Return the same of pairs that may be one person."""
         return np.asarray(np.maximum(self._alike(self.mask_cut, n, m), 0.0))
 
+    def rare_from(self, n: Any, m: Any) -> Reals:
+        """Return the same of pairs as strong as hardly any two people's are."""
+        return self._alike(self.tail.stop, n, m)
+
     def _alike(self, strength: float, n: Any, m: Any) -> Reals:
         """Return the likeness of a pair of n and m images of this strength."""
         halves = Compared(halves_cosine(self.rho, n, m), np.asarray(n), np.asarray(m))

@@ -293,6 +293,12 @@ def standing(decisions: Iterable[Said]) -> dict[Pair, dict[str, str]]:
     return {pair: {by: one.verdict for by, one in said.items()} for pair, said in pairs.items()}
 
 
+def unspoken(decisions: Iterable[Said], row_k: Ints) -> npt.NDArray[np.bool_]:
+    """Return which images, by row, no reviewer decided on. Raises what `standing` does."""
+    said = _last(one for one in decisions if isinstance(one, ImageDecision))
+    return ~np.isin(row_k, np.fromiter(said, np.int64, len(said)))
+
+
 def settle_images(decisions: Iterable[Said], images: int, target_C: Ints) -> tuple[Ints, Ints]:
     """Return the images that reviewers changed, ascending, and the label of each, or -1.
 

@@ -62,12 +62,16 @@ class Judge:
         halves = halves_cosine(self.likeness.rho, n, m)
         return np.asarray(self.likeness.merge_from(n, m) * halves)
 
-    def mask_cosine(self, n: Any, m: Any) -> Reals:
-        """Return the centre cosine from which n and m images may be one person; else infinite."""
+    def rare_cosine(self, n: Any, m: Any) -> Reals:
+        """Return the centre cosine from which two people of n and m images are rare; or infinite.
+
+        However few pairs of one person a set holds: it is where the law of two people was fitted
+        up to, less where pairs merge already.
+        """
         if self.likeness is None:
             return self.merge_cosine(n, m)
         halves = halves_cosine(self.likeness.rho, n, m)
-        return np.minimum(self.likeness.mask_from(n, m) * halves, self.merge_cosine(n, m))
+        return np.minimum(self.likeness.rare_from(n, m) * halves, self.merge_cosine(n, m))
 
     @property
     def note(self) -> str:

@@ -35,7 +35,8 @@ STRANGER_SETS = 3.09  # 99.9 % of pairs of identities do
 ROBUST = ((0.841, 1.0),)  # the tail that shows a spread, of the half that nothing spoils
 
 Ints = npt.NDArray[np.int64]
-Elsewhere = Callable[[Ints, Reals], npt.NDArray[np.bool_]]
+Flags = npt.NDArray[np.bool_]
+Elsewhere = Callable[[Ints, Reals], Flags]
 Units = npt.NDArray[np.float32]
 
 
@@ -44,13 +45,14 @@ class Outliers:
     """f images far from their identity's other images, the farthest first.
 
     cosine: to the trimmed mean of the others; score: that over what one person shows; z: spreads
-    below the dataset's own images.
+    below the dataset's own images; elsewhere: may be one of another identity, and is nearer to it.
     """
 
     row: Ints
     cosine: Reals
     score: Reals
     z: Reals
+    elsewhere: Flags
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,21 @@ def find_outliers(
         progress(done, len(many))
     if len(strange) < calibrate.ENOUGH:
         none = np.empty(0, np.float64)
-        return Outliers(np.empty(0, np.int64), none, none, none)
+        return Outliers(np.empty(0, np.int64), none, none, none, np.empty(0, bool))
     x_S, score_S, cosine_S = (np.concatenate(each) for each in (x, score, cosine))
     own = calibrate.fit(x_S, score_S, upper=True, tails=ROBUST)
     foe = calibrate.fit(*np.array(strange).T, upper=True, tails=ROBUST)
     z_S = (own.location(x_S) - score_S) / own.spread(x_S)
     far = score_S <= foe.location(x_S) + STRANGERS * foe.spread(x_S)
     flagged_S = (z_S >= far_from(z_S)) & far & (x_S < 2.0)  # of two images neither is alone
+    other_S = np.zeros(len(far), bool)
     if elsewhere is not None:
         look = np.flatnonzero(far)
-        flagged_S[look] |= elsewhere(np.concatenate(rows)[look], cosine_S[look])
-    found = np.flatnonzero(flagged_S)
+        other_S[look] = elsewhere(np.concatenate(rows)[look], cosine_S[look])
+    found = np.flatnonzero(flagged_S | other_S)
     found = found[np.lexsort((np.concatenate(rows)[found], -z_S[found]))]
-    return Outliers(np.concatenate(rows)[found], cosine_S[found], score_S[found], z_S[found])
+    row_f, other_f = np.concatenate(rows)[found], other_S[found]
+    return Outliers(row_f, cosine_S[found], score_S[found], z_S[found], other_f)
 
 
 def far_from(z_S: Reals) -> float:

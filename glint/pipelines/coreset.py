@@ -7,7 +7,7 @@ Writes an auditable table and a sampling table that masks the rest; no shard is 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,26 @@ def run(
     out: Path,
     options: Options,
     *,
+    apply: bool = False,
     dry_run: bool = False,
     progress: Progress = log.silent,
 ) -> results.Coreset:
     """Choose faces; write coreset.parquet, sampling.parquet and, last, coreset.json into `out`.
 
-    Raises BusyError when `out` holds something else, UsageError when a ratio cannot be reached.
+    apply: first leave the outliers out in a new label version, which everything follows; where this
+    very command made the one in force, that stands. Raises BusyError when `out` holds something
+    else or labels change meanwhile, UsageError when a ratio cannot be reached.
     """
     check_out(out)
-    version = labels.current(dataset.root, dataset.classes)
+    now = version = labels.current(dataset.root, dataset.classes)
+    why = {
+        "stage": "coreset",
+        "embeddings": emb.about.get("model"),
+        "options": {name: getattr(options, name) for name in ("least", "degrees", "centres")},
+    }
+    made = labels.in_force(dataset.root, dataset.classes)[:1]
+    if apply and made and made[0]["why"] == why:  # the same once more: not on top of itself
+        version = labels.load(dataset.root, int(made[0]["from"]), dataset.classes)
     target_N = version.sample_target(dataset.label)
     ranking = nms.rank(
         emb.sample_ND,
@@ -104,6 +115,9 @@ def run(
     result = _counts(chosen, target_N, version.classes)
     if not result["kept"]:
         raise UsageError("GL0002", "no face is left to train on", where=str(emb.root))
+    if apply:
+        version = _leave_out(dataset, version, now, chosen, why, dry_run)
+        target_N = version.sample_target(dataset.label)
     about = {
         "format": FORMAT,
         "glint": glint.__version__,
@@ -121,10 +135,34 @@ def run(
         **{name.replace("-", "_"): value for name, value in result.items()},
         by_size=rows,
         label_version=version.version,
+        label_version_before=now.version,
         dry_run=dry_run,
         sampling=str(out / "sampling.parquet"),
         out=str(out),
     )
+
+
+def _leave_out(
+    dataset: Dataset,
+    base: labels.LabelTable,
+    now: labels.LabelTable,
+    chosen: nms.Selection,
+    why: dict[str, Any],
+    dry_run: bool,
+) -> labels.LabelTable:
+    """Leave the outliers out in a new label version, of `base`; give what is in force then.
+
+    Nothing is written where that is `now` already. Targets stay as they are, as every identity
+    keeps a face.
+    """
+    row = np.flatnonzero(np.asarray(chosen.reason_N) == nms.REASONS.index("outlier"))
+    table = base.moved(row, np.full(len(row), -1, np.int64), dataset.label)
+    table = labels.settled(dataset.root, replace(table, version=now.version))
+    if table.same(now) or dry_run:
+        return table
+    with labels.changing(dataset.root):
+        version = labels.commit(dataset.root, table, why, based_on=now.version)
+    return labels.load(dataset.root, version, dataset.classes)
 
 
 def check_out(out: Path) -> None:

@@ -183,9 +183,30 @@ class Coreset:
     identities_uncleaned: int  # too few faces would have been left
     by_size: list[SizeRow]  # by the number of images of an identity
     label_version: int  # of the labels in force
+    label_version_before: int  # another one where --apply left outliers out
     dry_run: bool  # whether nothing was written
     sampling: str  # path of the sampling table
     out: str  # where it was written
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelVersion:  # of a dataset
+    version: int  # its number; 0 as sharded
+    made_from: int | None  # the version that it was made of
+    made_by: str  # the command
+    classes: int  # identities
+    dropped: int  # labels as sharded that are no identity
+    masks: int  # masked pairs
+    images_left_out: int  # single images
+    images_moved: int  # single images of another label than as sharded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    SCHEMA: ClassVar[str] = "glint/labels-result@1"  # the label versions of a dataset
+    dataset: str  # the dataset
+    version: int  # in force
+    versions: list[LabelVersion]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from glint import schemas
 from glint.conflicts import decisions
@@ -79,11 +80,12 @@ def relabel(
     return renew[target_C].astype(np.int64), np.unique(fresh_m2, axis=0).astype(np.int64)
 
 
-def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
+def read(folder: Path, more: Sequence[Path] | None = (), *, flagged: bool = False) -> Report:
     """Read a report folder and check it against itself and its dataset.
 
     Verdicts of reviewers, in decisions.jsonl of the folder and in the files `more`, go before the
-    report's; more = None leaves them all out. Raises InputError GL0501 for contradictions, by
+    report's; more = None leaves them all out. flagged: what inside.parquet suggests of single
+    images holds where no reviewer spoke of them. Raises InputError GL0501 for contradictions, by
     name, and MismatchError for another dataset.
     """
     path = folder / "conflicts.json"
@@ -115,6 +117,8 @@ def read(folder: Path, more: Sequence[Path] | None = ()) -> Report:
             groups = components(a[after == "merge"], b[after == "merge"])
             lines = sorted(zip(a[other].tolist(), b[other].tolist(), after[other].tolist()))
             verdict = after
+    if flagged:
+        reviewed += _suggested(folder / "inside.parquet", dataset, reviewed)
     mask_m2 = np.stack([a[verdict == "mask"], b[verdict == "mask"]], axis=1).astype(np.int64)
     whole, both = _digest(folder, REPORT), _digest(folder, TABLES)
     return Report(dataset, groups, mask_m2, version, said, whole, both, lines, reviewed)
@@ -128,6 +132,36 @@ def _decided(folder: Path, more: Sequence[Path]) -> list[decisions.Said]:
     report = decisions.report_id(folder)
     return [
         one for path in (folder / decisions.NAME, *more) for one in decisions.read(path, report)
+    ]
+
+
+def _suggested(
+    path: Path, dataset: Dataset, said: Sequence[decisions.Said]
+) -> list[decisions.ImageDecision]:
+    """Return what a report suggests of outliers, but of those that a reviewer spoke of."""
+    table = parquet.read(path, schemas.INSIDE, code="GL0501")
+    table = table.filter(pc.equal(table.column("kind"), "outlier"))
+    key = parquet.read(dataset.root / "samples.parquet", schemas.SAMPLES, columns=["key"])
+    row_k = pc.index_in(table.column("key"), key.column("key").combine_chunks())
+    wrong = ~np.isin(table.column("suggested").to_pylist(), ("move", "exclude"))
+    wrong |= row_k.is_null().to_numpy()
+    if wrong.any():
+        raise InputError(
+            "GL0501",
+            "expected an image of the dataset to move or to exclude, found "
+            f"{table.slice(int(np.argmax(wrong)), 1).to_pylist()[0]}",
+            where=str(path),
+        )
+    rows = row_k.to_numpy().astype(np.int64)
+    return [
+        decisions.ImageDecision(row, how, to if how == "move" else -1, "suggested", 0)
+        for row, how, to, free in zip(
+            rows.tolist(),
+            table.column("suggested").to_pylist(),
+            table.column("towards").to_pylist(),
+            decisions.unspoken(said, rows).tolist(),
+        )
+        if free
     ]
 
 
@@ -282,16 +316,19 @@ def outcome(report: Report, now: labels.LabelTable) -> Outcome:
     return Outcome(table, mark, len(report.verdicts), out, len(row) - out)
 
 
-def apply(folder: Path, *, more: Sequence[Path] = (), dry_run: bool = False) -> results.Apply:
+def apply(
+    folder: Path, *, more: Sequence[Path] = (), flagged: bool = False, dry_run: bool = False
+) -> results.Apply:
     """Put the report's verdicts, as reviewers changed them, in force as a new label version.
 
-    more: files of decisions beside the folder's own decisions.jsonl.
+    more: files of decisions beside the folder's own decisions.jsonl. flagged: also move or leave
+    out every image that inside.parquet says so of, but those that a reviewer spoke of.
 
     Applying a report that is in force already, or that would change nothing, makes no version and
     says so. Raises MismatchError when the labels changed after the report was made, BusyError
     GL0309 where they change meanwhile.
     """
-    report = read(folder, more)
+    report = read(folder, more, flagged=flagged)
     dataset = report.dataset
     now = labels.unchecked(dataset.root, dataset.classes)
     then = outcome(report, now)

@@ -1,6 +1,6 @@
 """Part of stage `conflicts`: outliers and mixed identities, and images that repeat.
 
-Listed, not applied: labels are of identities, so taking images out is `glint drop --key --erase`.
+Listed, not applied: reviewers decide, or `apply --flagged` does what is suggested of outliers.
 """
 
 # N samples, f outliers, m samples of a group of repeats, K pairs
@@ -116,10 +116,10 @@ def _elsewhere(
 ) -> npt.NDArray[np.bool_]:
     """Return which images may be one of another identity, and are nearer to it than to their own.
 
-    cosine_f: to their own. May be: as the judge masks a pair of one image and that identity.
+    cosine_f: to their own. May be: hardly any two people of one image and so many are as alike.
     """
     yes_f, count_C = np.zeros(len(row_f), bool), samples.count_C
-    least_C = np.where(count_C > 0, found.judge.mask_cosine(1, count_C), np.inf)
+    least_C = np.where(count_C > 0, found.judge.rare_cosine(1, count_C), np.inf)
     low = float(least_C.min(initial=np.inf))
     if np.isfinite(low) and len(row_f):
         x_fD = pairs.unit64(emb.sample_ND[row_f]).astype(np.float32)
@@ -258,6 +258,7 @@ def _inside(dataset: Dataset, person_N: Ints, inside: Inside) -> pa.Table:
                 "z": float(far.z[i]),
                 "towards": int(inside.towards_f[i]) if named else None,
                 "towards_cosine": float(inside.towards_cosine_f[i]) if named else None,
+                "suggested": "move" if named and far.elsewhere[i] else "exclude",
             }
         )
     for one in inside.mixed:

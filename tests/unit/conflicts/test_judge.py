@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,13 @@ def test_without_a_model_nothing_merges_but_by_a_threshold() -> None:
     assert np.isinf(none.merge_cosine(PAIRS.n_K, PAIRS.m_K)).all() and none.note == ""
     verdict, _ = Judge(None, 0.3, 0.7).judge(PAIRS)
     assert set(verdict.tolist()) == {"merge", "keep"}
+
+
+def test_what_is_rare_among_two_people_does_not_depend_on_who_else_is_one_person() -> None:
+    some, none = likeness(), likeness()
+    none = dataclasses.replace(none, probability_B=np.zeros_like(none.probability_B), cut=np.inf)
+    n, m = np.ones(3, np.int64), np.array([1, 5, 40])
+    rare = Judge(none, 0.3).rare_cosine(n, m)
+    np.testing.assert_array_equal(rare, Judge(some, 0.3).rare_cosine(n, m))
+    strength = none.strength(Compared(rare, n, m))
+    np.testing.assert_allclose(strength, none.tail.stop)

@@ -143,7 +143,7 @@ def test_images_under_the_name_of_somebody_else(share: float, least: float) -> N
         seen = stage._elsewhere(emb, samples, label, found, row_f, cosine_f)  # type: ignore[arg-type]
         cosine_fC = x_ND[row_f] @ centre_CD.T  # and as a loop sees it
         cosine_fC[np.arange(len(row_f)), label[row_f]] = -1
-        cut_C = found.judge.mask_cosine(1, samples.count_C)
+        cut_C = found.judge.rare_cosine(1, samples.count_C)
         more = np.maximum(cut_C, cosine_f[:, None] + outliers.MORE)
         assert np.array_equal(seen, (cosine_fC >= more).any(axis=1))
         return seen

@@ -9,14 +9,17 @@ from html import unescape
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
 from glint import schemas
+from glint.conflicts import decisions
 from glint.conflicts.verdicts import ConflictOptions
+from glint.errors import InputError, MismatchError
 from glint.pipelines import embed
-from glint.pipelines.conflicts import find
+from glint.pipelines.conflicts import apply, find
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import Embeddings, load
@@ -103,6 +106,56 @@ def test_what_was_planted_is_found(dataset: Dataset, emb: Embeddings, tmp_path: 
     assert "first set" in page and "set 1 of label" not in page
 
 
+def test_what_is_suggested_is_applied_and_taken_back(
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
+) -> None:
+    """Both are left out in so small a set; a table that says so moves one; undo is exact."""
+    out = tmp_path / "conf"
+    find.run(dataset, emb, out, ConflictOptions())
+    table = pq.read_table(out / "inside.parquet")
+    rows = table.to_pylist()
+    stranger, visitor = row_of(*STRANGER), row_of(*TWICE[1])
+    assert {row["key"]: row["suggested"] for row in rows if row["kind"] == "outlier"} == {
+        dataset.key[stranger]: "exclude", dataset.key[visitor]: "exclude"
+    }  # fmt: skip
+    for row in rows:
+        row["suggested"] = "move" if row["key"] == dataset.key[visitor] else row["suggested"]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), out / "inside.parquet")
+    got = apply.apply(out, flagged=True)
+    assert (got.images_left_out, got.images_moved) == (1, 1)
+    table = pq.read_table(dataset.root / "labels/v0001.images.parquet")
+    assert dict(zip(*table.to_pydict().values())) == {stranger: -1, visitor: 12}
+    assert apply.apply(out, flagged=True).already
+    with pytest.raises(MismatchError, match="in force with other decisions"):
+        apply.apply(out)
+    apply.undo(out)
+    assert labels.current(dataset.root, dataset.classes).version == 0
+
+    line = {"schema": decisions.IMAGE_SCHEMA, "report": decisions.report_id(out), "by": "ann",
+            "image": visitor, "action": "keep", "seq": 1}  # fmt: skip
+    (out / "decisions.jsonl").write_text(json.dumps(line) + "\n")
+    got = apply.apply(out, flagged=True)
+    assert (got.images_left_out, got.images_moved) == (1, 0)
+    table = pq.read_table(dataset.root / f"labels/v{got.version:04d}.images.parquet")
+    assert table.to_pylist() == [{"row": stranger, "label": -1}]
+
+
+def test_a_suggestion_that_is_none_is_refused(
+    dataset: Dataset, emb: Embeddings, tmp_path: Path
+) -> None:
+    out = tmp_path / "conf"
+    find.run(dataset, emb, out, ConflictOptions())
+    table = pq.read_table(out / "inside.parquet")
+    place = table.schema.get_field_index("suggested")
+    for column, value in (("suggested", "erase"), ("key", "no-such-image")):
+        place = table.schema.get_field_index(column)
+        odd = table.set_column(place, column, [[value] * table.num_rows])
+        pq.write_table(odd.cast(table.schema), out / "inside.parquet")
+        with pytest.raises(InputError, match="expected an image of the dataset to move"):
+            apply.apply(out, flagged=True)
+    assert not (dataset.root / "labels/current.json").exists()
+
+
 def test_repeats_stand_by_the_identities_that_share_them(dataset: Dataset, emb: Embeddings) -> None:
     """Many repeats under two labels are one exhibit, each image beside the one it repeats."""
     from glint.conflicts.evidence import Samples
@@ -118,7 +171,7 @@ def test_repeats_stand_by_the_identities_that_share_them(dataset: Dataset, emb: 
     none = np.empty(0)
     exact = shared(((4, 0), (4, 1)), ((20, 0), (12, 1)), ((9, 0), (15, 0)), ((12, 3), (20, 2)))
     repeats = outliers.Repeats(exact, shared(), none.astype(np.int64), none)
-    far = Outliers(none.astype(np.int64), none, none, none)
+    far = Outliers(none.astype(np.int64), none, none, none, none.astype(bool))
     samples = Samples(emb.sample_ND, dataset.label, dataset.classes)
     faces = exhibits.Faces(dataset, emb, samples, dataset.label, True)
     inside = outliers.Inside(far, none.astype(np.int64), none, [], repeats)
