@@ -95,7 +95,7 @@ def main(arches: list[int], cases: list[str]) -> None:
     fused._tiles = partial(fitting, 90)
     counted = {}
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
-        for classes in (40_000, 60_000, 400_000):
+        for classes in (40_000, 60_000, 200_000):
             counted[f"{rule} {classes}"] = steps(64, classes, dim=16, rule=rule, block=4096, **WIDE)
     found = {}
     for arch in arches:

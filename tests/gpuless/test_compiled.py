@@ -28,9 +28,12 @@ def release() -> tuple[int, ...]:
         return (0, 0)
 
 
-pytestmark = pytest.mark.skipif(
-    release() < (3, 7), reason="the head's kernels are not tested: pip install 'triton>=3.7'"
-)
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(
+        release() < (3, 7), reason="the head's kernels are not tested: pip install 'triton>=3.7'"
+    ),
+]
 
 
 def child(script: str, *words: str, **more: str) -> list[Any]:
@@ -52,12 +55,12 @@ def test_launches_and_waits_of_a_step_hardly_grow_with_the_rows(recorded: Any) -
     """A run of 33,792 rows is two launches of kernels and what prepares them."""
     counted = recorded["counted"]
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
-        few, more, many = (counted[f"{rule} {rows}000"] for rows in (40, 60, 400))
+        few, more, many = (counted[f"{rule} {rows}000"] for rows in (40, 60, 200))
         assert few["waits"] == more["waits"] == many["waits"] == SAMPLED, rule
         assert few == more and few["torch"] <= 300
         names = ("gather", "stream", "centre_grad", *["move"] * (rule != "adamw"))
         assert few["kernels"] == dict.fromkeys(names, 1)
-        runs = 200_000 // 33_792  # beside the first
+        runs = 100_000 // 33_792  # beside the first
         assert sum(many["kernels"].values()) <= 4 + 2 * runs
         assert many["torch"] <= few["torch"] + runs * (20 if rule == "adamw" else 12)
 

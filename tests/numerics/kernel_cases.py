@@ -6,6 +6,7 @@ other test of a process may be exposed to. `tests/gpu` uses the same comparison 
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 import pytest
@@ -17,7 +18,9 @@ from glint.errors import UsageError
 from glint.nn.heads import fused
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.softmax import SoftmaxPass
+from glint.nn.heads.softmax import SoftmaxPass, gather_batch, margin_softmax
+from glint.nn.heads.storage import Store
+from glint.nn.heads.updates import ActiveRows, Table, row_rule
 from glint.nn.margins import AdaFace, ArcFace, Combined, CosFace
 
 CPU = torch.device("cpu")
@@ -184,6 +187,53 @@ def test_ranks_of_unequal_batches_and_without_rows(ranks, monkeypatch):
     torch.testing.assert_close(losses[0], loss.detach(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(torch.cat(grads), whole.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.cat(weights), head.weight, rtol=1e-5, atol=1e-6)
+
+
+def virtual(rows, dim):
+    """Give a table that takes memory only where it is written."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    return torch.frombuffer(mmap.mmap(-1, 4 * rows * dim, flags=flags), dtype=torch.float32).view(
+        rows, dim
+    )
+
+
+@pytest.mark.parametrize("rule_name", ["none", "v1_stale", "lazy_decay", "dense_exact"])
+def test_rows_beyond_two_to_the_31_numbers(rule_name):
+    """20 GB of centres, and as much momentum: rows on both sides of element 2^31 and at the end."""
+    classes, dim = 10_000_000, 512
+    index_k = torch.tensor([0, 1, 4_194_303, 4_194_304, 4_194_305, 8_388_608, 9_999_999])
+    generator = torch.Generator().manual_seed(0)
+    rows_kD = torch.randn(len(index_k), dim, generator=generator) * 0.05
+    feature_nD = torch.randn(5, dim, generator=generator)
+    target_n = torch.tensor([0, 3, 6, 4, 2])
+    found = []
+    for pass_type in (SoftmaxPass, fused.Fused):
+        rule, weight_cD = row_rule(rule_name), virtual(classes, dim)
+        weight_cD[index_k], state = rows_kD, {}
+        if rule_name != "none":
+            state["momentum"] = virtual(classes, dim)
+            state["momentum"][index_k] = rows_kD.flip(0) / 5
+        if rule_name in ("lazy_decay", "dense_exact"):
+            state["last"] = torch.zeros(classes, dtype=torch.int32)
+        table = Table(weight_cD, state, Store(torch.float32))
+        if rule_name == "dense_exact":
+            rule.done(table, lr=0.1)  # all rows are one step behind
+        leaf_nD, passed = feature_nD.clone().requires_grad_(), []
+        loss, *_ = margin_softmax(
+            leaf_nD, ActiveRows(rule, table, index_k, 4),
+            gather_batch(leaf_nD, target_n, World(), len(index_k), dtype=torch.float32), target_n,
+            margin=CosFace(), scale=32.0, world=World(), pass_type=pass_type,
+            on_backward=lambda *one, passed=passed: passed.append(one),
+        )  # fmt: skip
+        loss.backward()
+        softmax_pass, weight = passed[0]
+        with torch.no_grad():
+            softmax_pass.update(weight, step=4, lr=0.1)
+        moved = [one[index_k].clone() for one in (weight_cD, *state.values())]
+        found.append([loss.detach(), leaf_nD.grad, *moved])
+    assert not torch.equal(found[0][2], rows_kD)
+    for plain, fast in zip(*found):
+        torch.testing.assert_close(fast, plain, rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
