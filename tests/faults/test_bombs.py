@@ -49,7 +49,7 @@ shard.shard(root / "good", root / "warm", options)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20),) * 2)
 before = peak()
-result = shard.shard(root / "bad", root / "out", options)
+result = shard.shard(root / "bad", root / "out", options, max_bad=0.999)
 print(json.dumps([result.written, result.quarantine_reasons, peak() - before]))
 """
 
