@@ -1,18 +1,19 @@
-"""The head on one GPU: speed against floor and reference, memory, real steps, share of training.
+"""The head on one GPU: right first, then speed against floor and reference, memory, share.
 
     python benchmarks/gpu_suite.py [--peer CHECKOUT/recognition/arcface_torch] [--out FILE]
     python benchmarks/gpu_suite.py --dry          # small, on the CPU: shows that the code runs
 
 One JSON line a figure: {"figure", "value", "target", "holds"}; exit 1 where one falls short or a
-case failed. Without a CUDA device it says so and exits 0. Needs torch and Triton, no other package
-of glint's. Each case is a process of its own, one after another; all end within --minutes, cases
-that no longer fit are named and left out. Times are medians over steps between CUDA events, after
-warm-up; each step has new features. Memory is what torch allocated at most above what it held
-before the head was made. The floor is four matrix products per step (8 B S D operations: cosines
-twice, feature gradient, centre gradient) at the rate of a large bf16 product measured first on the
-same card. The reference is the peer's own partial_fc_v2.py with torch's SGD, or without `--peer`
-our dense code of its semantics (benchmarks/head.py). Centres are drawn on the card here, which is
-not glint's rule for initial values (that takes the host 4 s per million).
+case failed. Without a CUDA device it says so and exits 0. Needs torch and Triton; steps of a toy
+recipe, a save and a resume besides are left out where glint's other packages are not. Each case is
+a process of its own, one after another; all end within --minutes, cases that no longer fit are
+named and left out. Times are medians over steps between CUDA events, after warm-up; each step has
+new features. Memory is what torch allocated at most above what it held before the head was made.
+The floor is four matrix products per step (8 B S D operations: cosines twice, feature gradient,
+centre gradient) at the rate of a large bf16 product measured first on the same card. The reference
+is the peer's own partial_fc_v2.py with torch's SGD, or without `--peer` our dense code of its
+semantics (benchmarks/head.py). Centres are drawn on the card here, which is not glint's rule for
+initial values (that takes the host 4 s per million).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -298,12 +300,54 @@ def trunk(case: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def toy(case: dict[str, Any]) -> dict[str, Any]:
+    """Train a toy recipe on the device, on the CPU, and on the device with a stop in between."""
+    import tempfile
+
+    import torch
+
+    from glint.dist.world import World
+    from glint.pipelines.dataset import shard
+    from glint.recipes.load import load
+    from glint.synth import world as synth
+    from glint.train import loop
+    from glint.train.build import build
+    from glint.train.recipe import Recipe
+
+    root, steps = Path(tempfile.mkdtemp()), case["steps"]
+    people = synth.World(identities=40, images=4, conflicts=0, lookalikes=0, damaged=0, pairs=0)
+    synth.make(people, root / "world")
+    shard.shard(root / "world", root / "data", shard.Options(100))
+
+    def losses(place: Any, name: str, *stops: int) -> list[float]:
+        for stop in stops:
+            sets = [
+                f"data.path={root}/data", "data.batch=16", "run.device=cuda", "run.log_every=1",
+                "run.tensorboard=false", "head.rule=dense_exact", "backbone.embedding=32",
+                "backbone.options.widths=[4, 8, 8, 16]", f"schedule.max_steps={stop}",
+            ]  # fmt: skip
+            recipe = load(ROOT / "train" / "synth_tiny.toml", Recipe, sets)
+            loop.train(build(recipe, World(device=place), root / name))
+        lines = map(json.loads, (root / name / "log.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if line["kind"] == "step"]
+
+    card, host = losses(device(), "card", steps), losses(torch.device("cpu"), "cpu", steps)
+    parts = losses(device(), "parts", steps // 2, steps)
+
+    def apart(one: list[float], other: list[float]) -> float:
+        assert len(one) == len(other) == steps
+        return max(abs(a - b) / b for a, b in zip(one, other))
+
+    return {"cpu": apart(card, host), "resumed": apart(parts, card)}
+
+
 WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "ceilings": ceilings,
     "head": head,
     "reference": reference,
     "error": error,
     "trunk": trunk,
+    "toy": toy,
 }
 
 
@@ -386,6 +430,14 @@ def suite(options: argparse.Namespace) -> bool:
     for part, value in wrong["errors"].items() if wrong else ():
         name = f"bf16 products: relative error of the {part} against float64"
         run.figure(ceiling(name, value, 2e-2), by=wrong["by"])
+
+    needs = [name for name in ("pyarrow", "simplejpeg", "pydantic") if find_spec(name) is None]
+    if needs:
+        run.show({"left_out": "toy", "why": f"not installed: {', '.join(needs)}"})
+    elif (found := run.run("toy", steps=2 if dry else 20)) is not None:
+        name = "toy recipe: largest relative difference of a loss"
+        run.figure(ceiling(f"{name} to the CPU's", found["cpu"], 5e-2))
+        run.figure(ceiling(f"{name} after a save and a resume", found["resumed"], 5e-2))
 
     classes, rate = 10_000_000 // small, 0.1
     ten = {**shape, "classes": classes, "rate": rate}

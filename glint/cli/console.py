@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from glint.results.models import Error
 
 PAGES = ("text", "job")  # fields that hold many lines
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # errors that only a disk has
 
 Answer = TypeVar("Answer", bound=Result | None)
 
@@ -156,6 +157,10 @@ def run(
         try:
             result = work()
         except OSError as error:
+            if not debug and error.errno in DISK:  # of a call that nobody named
+                from glint.files.atomic import disk_error
+
+                raise disk_error(error, error.filename or "") from None
             if debug or error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
                 raise
             name = str(error.filename)

@@ -76,6 +76,7 @@ PARTS = (
     Part("webdataset", ("webdataset",)),
     Part("pyarrow", ("pyarrow",)),
     Part("simplejpeg", ("simplejpeg",)),
+    Part("PIL", ("pillow",)),
     Part("xxhash", ("xxhash",)),
     Part("safetensors", ("safetensors",)),
     Part("scipy", ("scipy",)),

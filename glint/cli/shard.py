@@ -54,7 +54,7 @@ def shard(
     decode: bool = source.DECODE,
     to_jpeg: int = source.TO_JPEG,
     max_bad: float = typer.Option(
-        0.001, help="Accepted share of bad records; at least 16 records unless 0, never all."
+        0.001, help="Accepted share of bad records; at least 16 records, or half, unless 0."
     ),
     resync: bool = typer.Option(False, "--resync", help="RecordIO: skip damage and continue."),
     rebuild_idx: bool = source.REBUILD_IDX,

@@ -61,6 +61,12 @@ REBUILD_IDX: bool = typer.Option(
 )
 
 
+KINDS = {  # reasons for leaving out, in full
+    "system": "files and folders of servers and systems",
+    "no images": "files that are no images by their suffix",
+}
+
+
 def say(facts: dict[str, Any]) -> list[str]:
     """Return what was found in a source, which rule makes labels, and what was left out."""
     lines = [
@@ -79,12 +85,12 @@ def say(facts: dict[str, Any]) -> list[str]:
         column = f"; image: column {facts['image_column']}" if "image_column" in facts else ""
         lines.append(f"label        {facts['label']}{column}")
     lines += [f"             {name} -> {label}" for name, label in facts.get("examples", ())]
-    left = facts.get("left_out", {})
-    system = {why.partition(": ")[2]: n for why, n in left.items() if why.startswith("system: ")}
-    told = {why: n for why, n in left.items() if not why.startswith("system: ")}
-    if system:
-        names = ", ".join(f"{name} {n}" for name, n in system.items())
-        told[f"files and folders of servers and systems ({names})"] = sum(system.values())
-    lines += [f"left out     {count} {why}" for why, count in told.items()]
+    groups: dict[str, dict[str, int]] = {}
+    for why, count in facts.get("left_out", {}).items():
+        kind, _, one = why.partition(": ")
+        groups.setdefault(KINDS.get(kind, kind), {})[one] = count
+    for kind, each in groups.items():
+        names = ", ".join(f"{one} {count}" for one, count in each.items() if one)
+        lines.append(f"left out     {sum(each.values())} {kind}" + (f" ({names})" if names else ""))
     lines += [f"note         {note}" for note in facts.get("notes", ())]
     return lines + [f"warning      {one}" for one in facts.get("warnings", ())]

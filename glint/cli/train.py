@@ -25,6 +25,14 @@ GONE = re.compile(
 NCCL = re.compile(r"NCCL|nccl[A-Z]")
 
 
+ALLOW = typer.Option(
+    [],
+    "--allow",
+    metavar="NAME",
+    help="Go on with what an error calls nonsense, by the name it gives; repeatable.",
+)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("train")(train)
@@ -54,12 +62,7 @@ def train(
         help="Save, and stop with exit 75, after steps (5000) or a duration (90m, 3.5h), or at a "
         "time (@SECONDS since 1970).",
     ),
-    allow: list[str] = typer.Option(
-        [],
-        "--allow",
-        metavar="NAME",
-        help="Go on with what an error calls nonsense, by the name it gives; repeatable.",
-    ),
+    allow: list[str] = ALLOW,
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print what every rank would hold; allocate and write nothing."
     ),

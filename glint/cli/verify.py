@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from glint.results import datasets as results
 
 
+AGAINST: list[str] = typer.Option(
+    [],
+    "--against",
+    metavar="SRC",
+    help="Compare every image with the source or dataset it came from; for a merged dataset "
+    "give one for each, in the order of the merge, or of `glint shard SRC...`.",
+)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("verify")(verify)
@@ -26,13 +35,7 @@ def verify(
     sha256: bool = typer.Option(
         False, "--sha256", help="No effect: --deep always checks the SHA-256 of every shard."
     ),
-    against: list[str] = typer.Option(
-        [],
-        "--against",
-        metavar="SRC",
-        help="Compare every image with the source or dataset it came from; for a merged dataset "
-        "give one for each, in the order of the merge, or of `glint shard SRC...`.",
-    ),
+    against: list[str] = AGAINST,
     labels: str = typer.Option(
         "", metavar="FILE", help="With --against: the list that the labels came from."
     ),

@@ -91,18 +91,17 @@ def embed_jpegs(
 
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
-    """Decode a JPEG, PNG or WebP to RGB (size, size, 3).
+    """Decode a JPEG, PNG or WebP to RGB (size, size, 3); its size is read in its header first.
 
     Nothing is resized: another size is an InputError GL0802.
     """
-    try:
-        found = pixels.rgb(data)
-    except ValueError as error:
-        what = f"expected a JPEG, PNG or WebP, found {error}"
-        raise InputError("GL0802", what, where=where) from None
-    height, width = found.shape[:2]
+    height, width = pixels.size(data) or (size, size)
     if (height, width) == (size, size):
-        return found
+        try:
+            return pixels.rgb(data)
+        except ValueError as error:
+            what = f"expected a JPEG, PNG or WebP, found {error}"
+            raise InputError("GL0802", what, where=where) from None
     raise InputError(
         "GL0802",
         f"expected {size}x{size} pixels, found {width}x{height}",

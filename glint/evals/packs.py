@@ -121,7 +121,10 @@ def _pairs(loaded: object, path: Path) -> Pairs:
     if not isinstance(loaded, tuple | list) or len(loaded) != 2:
         raise _malformed(f"expected a pair of lists, found {type(loaded).__name__}", path)
     images, flags = loaded
-    if isinstance(flags, PlainArray):
+    if isinstance(flags, PlainArray) and isinstance(images, list | tuple):
+        if 2 * flags.count != len(images):
+            what = f"{len(images)} images for {flags.count} pairs, expected two each"
+            raise _malformed(what, path)
         flags = flags.numbers()
     if not isinstance(images, list | tuple) or not isinstance(flags, list | tuple):
         found = f"{type(images).__name__} and {type(flags).__name__}"

@@ -166,6 +166,11 @@ class PlainArray:
 
     code, order, raw = "", "<", b""
 
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return len(self.raw) // int(self.code[1])
+
     def numbers(self) -> list[int | float]:
         """Return its numbers."""
         made: list[int | float] = np.frombuffer(self.raw, self.order + self.code).tolist()

@@ -214,7 +214,10 @@ def _require_tensors(file: IO[bytes], path: Path) -> set[str]:
 def _named(found: object, path: Path) -> dict[str, Tensor]:
     """Return the tensors of a state dict, or of that inside a whole checkpoint, by name."""
     while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
-        inner = next((found[k] for k in INSIDE if isinstance(found.get(k), Mapping)), None)
+        parts = {key: one for key, one in found.items() if isinstance(one, Mapping)}
+        inner = next((parts[key] for key in INSIDE if key in parts), None)
+        if inner is None and len(parts) == 1:
+            inner = next(iter(parts.values()))
         if inner is None:
             break
         found = inner

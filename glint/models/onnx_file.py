@@ -128,9 +128,10 @@ def pixel_range(model: Any, path: Path) -> tuple[float, float] | None:
 
     graph = model.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            known |= {name: a.t for name in node.output for a in node.attribute if a.HasField("t")}
+    for node in (node for node in graph.node if node.op_type == "Constant"):
+        for one in node.attribute:
+            value = one.t if one.name == "value" else onnx.numpy_helper.from_array(np.array(one.f))
+            known[node.output[0]] = value
     data = next((i.name for i in graph.input if i.name not in known), "")
     scale, shift, steps = 1.0, 0.0, 0
     while True:

@@ -26,6 +26,7 @@ from glint.models.onnx_file import Reading
 
 TYPES: dict[str, Any] = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
+    "tensor(double)": np.float64,
 }  # fmt: skip
 EXTRA = "pip install 'glint-faces[export]' (onnx, onnxruntime) or 'glint-faces[insightface]'"
 

@@ -230,7 +230,8 @@ def _write(out: Path, found: list[Embeddings], shot: Any) -> None:
         "rho": pa.array(shot.rho_k, mask=np.isnan(shot.rho_k)),
     }
     edges = {"a": shot.edge_m2[:, 0], "b": shot.edge_m2[:, 1]}
-    (out / "identities.json").unlink(missing_ok=True)
+    with atomic.writing(out):
+        (out / "identities.json").unlink(missing_ok=True)
     parquet.write(out / "faces.parquet", pa.table(faces, schema=schemas.FACES))
     parquet.write(out / "clusters.parquet", pa.table(clusters, schema=schemas.CLUSTERS))
     parquet.write(out / "edges.parquet", pa.table(edges, schema=schemas.EDGES))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import glint
 from glint import log, schemas
 from glint.errors import UsageError
-from glint.files import parquet
+from glint.files import atomic, parquet
 from glint.jobs.workspace import Workspace
 from glint.log import Progress
 from glint.pipelines import balance
@@ -207,7 +207,8 @@ def _write(
     space = Workspace(out, "coreset")
     with space.held():
         space.begin({"format": FORMAT})
-        space.result.unlink(missing_ok=True)
+        with atomic.writing(out):
+            space.result.unlink(missing_ok=True)
         keys = parquet.read(dataset.root / "samples.parquet", schemas.SAMPLES, columns=["key"])
         none_N = chosen.killer_N < 0
         reason = pa.DictionaryArray.from_arrays(chosen.reason_N, pa.array(nms.REASONS))
@@ -227,4 +228,5 @@ def _write(
         left_N = ~np.asarray(chosen.kept_N)
         balance.balance(dataset, balance.Options(), out / "sampling.parquet", coreset=left_N)
         space.finish(about, ["coreset.parquet"])
-        space.plan.unlink()
+        with atomic.writing(out):
+            space.plan.unlink()

@@ -375,9 +375,9 @@ def _decode(dataset: Source, row: int, size: int) -> tuple[int, pixels.Pixels | 
         logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
         return STATUS.index("damaged"), None
     try:
-        found = pixels.rgb(data)
-        good = found.shape[:2] == (size, size)
-        return (0, found) if good else (STATUS.index("wrong-size"), None)
+        if (pixels.size(data) or (size, size)) != (size, size):
+            return STATUS.index("wrong-size"), None
+        return 0, pixels.rgb(data)
     except ValueError:
         return STATUS.index("not-a-jpeg"), None
 

@@ -26,7 +26,9 @@ def check(dataset: Dataset, found: Findings, workers: int, progress: Progress) -
             if why:
                 file = f"data/{dataset.shards[dataset.shard[row - 1]]}"
                 at = int(dataset.offset[row - 1])
-                what = f"it gives no picture: {why}; glint drop --key leaves it out"
+                what = (
+                    f"it gives no picture: {why}; glint drop --key KEY --reason WHY leaves it out"
+                )
                 found.add(Problem("GL0303", what, file, key, at))
             lost += bool(warning)
             part += [f"{key} ({warning})"] if warning and len(part) < 5 else []

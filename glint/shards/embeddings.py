@@ -20,6 +20,7 @@ import xxhash
 from glint.errors import InputError, MismatchError
 from glint.files import atomic, reads
 from glint.files.strings import load_arrays, new_array, take_room
+from glint.log import logger
 from glint.shards.label_table import LabelTable
 
 FORMAT = "glint/embeddings@2"  # 1 had no checksums
@@ -100,17 +101,19 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
             where=str(root),
         )
     check_sums(root, about)
+    if why := about.get("warning") or nonsense(centre_CD, "centres"):
+        logger.warning("%s: %s", root, why)
     return Embeddings(root, sample_ND, centre_CD, about)
 
 
-def nonsense(sample_ND: npt.NDArray[Any]) -> str:
+def nonsense(sample_ND: npt.NDArray[Any], what: str = "images") -> str:
     """Say that all embeddings are nearly one, by some of them; "" where they are not."""
     some_nD = np.asarray(sample_ND[:: max(1, len(sample_ND) // 256)][:256], np.float64)
     some_nD = some_nD[np.isfinite(some_nD).all(1)]
     if len(some_nD) < 8 or (mean := float(np.linalg.norm(some_nD.mean(0)) ** 2)) < 0.98:
         return ""
     text = "the model says the same of all: are its pixels scaled otherwise (--mean, --std)?"
-    return f"the mean cosine of any two images is {mean:.3f}: {text}"
+    return f"the mean cosine of any two {what} is {mean:.3f}: {text}"
 
 
 def check_sums(root: Path, about: dict[str, Any]) -> None:

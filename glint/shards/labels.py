@@ -19,18 +19,15 @@ import pyarrow as pa
 
 from glint import schemas
 from glint.errors import BusyError, InputError
-from glint.files import atomic, parquet, reads, seal
+from glint.files import atomic, parquet, seal
 from glint.shards import tombstones
+from glint.shards.label_log import RECORD as RECORD
+from glint.shards.label_log import append, behind, folder_of, follow, listed, name_of
+from glint.shards.label_log import history as history
 from glint.shards.label_table import LabelTable as LabelTable
 from glint.shards.label_table import checked
 
 Ints = npt.NDArray[np.int64]
-# The last line of the history once more, outside its folder, which may get lost.
-RECORD = "_glint/labels.json"
-
-
-def _folder(root: str | os.PathLike[str]) -> Path:
-    return Path(root) / "labels"
 
 
 def _bad(what: str, where: str) -> InputError:
@@ -42,19 +39,19 @@ def _head(root: str | os.PathLike[str]) -> tuple[int, bool]:
 
     It is that of the last line of the history; a crash may have left current.json one line behind.
     """
-    path = _folder(root) / "current.json"
+    path = folder_of(root) / "current.json"
+    value: dict[str, Any] = {"version": 0}
+    if path.exists():  # read first: it is written after the history
+        value = atomic.read_json(path, "GL0304")
     last = (history(root) or [{"version": 0, "from": 0}])[-1]
     then, before = last.get("version"), last.get("from")
-    value: dict[str, Any] = {"version": 0}
-    if path.exists():
-        value = atomic.read_json(path, "GL0304")
     version, file, images = value.get("version"), value.get("file") or "", value.get("images")
     if (
         type(version) is not int
         or type(then) is not int
         or version < 0
-        or file != (_name(version) if version else "")
-        or images not in (None, _name(version, ".images"))
+        or file != (name_of(version) if version else "")
+        or images not in (None, name_of(version, ".images"))
     ):
         raise _bad(f"expected a version and its file, found {value}", str(path))
     if version not in (then, before):
@@ -63,21 +60,9 @@ def _head(root: str | os.PathLike[str]) -> tuple[int, bool]:
     return then, images is not None and version == then
 
 
-def _name(version: int, part: str = "") -> str:
-    return f"v{version:04d}{part}.parquet"
-
-
 def load(root: str | os.PathLike[str], version: int, classes: int) -> LabelTable:
     """Return a version by its number, whether in force or not. Raises InputError GL0304."""
-    return _load(root, version, _listed(root, version), classes)
-
-
-def _listed(root: str | os.PathLike[str], version: int) -> bool:
-    """Return whether the history says that a version speaks of single images."""
-    name = _name(version, ".images")
-    made = [line.get("files") for line in history(root) if line.get("version") == version]
-    files = [one for files in made if isinstance(files, list) for one in files]
-    return any(isinstance(one, dict) and one.get("name") == name for one in files)
+    return _load(root, version, listed(root, version), classes)
 
 
 def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int) -> LabelTable:
@@ -85,7 +70,7 @@ def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int
         return LabelTable(
             0, np.arange(classes, dtype=np.int64), classes, np.empty((0, 2), np.int64)
         )
-    path = _folder(root) / _name(version)
+    path = folder_of(root) / name_of(version)
     _refuse_other(root, version)
     table = parquet.read(path, schemas.LABELS, code="GL0304")
     label_C = table.column("label").to_numpy()
@@ -93,13 +78,13 @@ def _load(root: str | os.PathLike[str], version: int, images: bool, classes: int
         raise _bad(
             f"expected the labels 0..{classes - 1} in order, found {len(label_C)} rows", str(path)
         )
-    masks = parquet.read(path.with_name(_name(version, ".masks")), schemas.MASKS, code="GL0304")
+    masks = parquet.read(path.with_name(name_of(version, ".masks")), schemas.MASKS, code="GL0304")
     for held in (table, masks):
         _refuse_nulls(held, path)
     mask_m2 = np.stack([masks.column("a").to_numpy(), masks.column("b").to_numpy()], axis=1)
     read = LabelTable(version, table.column("target").to_numpy(), 0, mask_m2)
     if images:
-        path = path.with_name(_name(version, ".images"))
+        path = path.with_name(name_of(version, ".images"))
         own = parquet.read(path, schemas.LABEL_IMAGES, code="GL0304")
         _refuse_nulls(own, path)
         row, label = (own.column(name).to_numpy() for name in ("row", "label"))
@@ -118,7 +103,7 @@ def _refuse_other(root: str | os.PathLike[str], version: int) -> None:
     for line in history(root):
         made = line.get("files") if line.get("version") == version else None
         for one in made if isinstance(made, list) else ():
-            path = _folder(root) / str(one["name"])
+            path = folder_of(root) / str(one["name"])
             if path.is_file() and atomic.sha256_of(path) != one["sha256"]:
                 raise _bad("these are other bytes than the history names", str(path))
 
@@ -148,65 +133,13 @@ def unchecked(root: str | os.PathLike[str], classes: int) -> LabelTable:
     Raises InputError GL0304.
     """
     version, images = _head(root)
-    return _load(root, version, images or (version > 0 and _listed(root, version)), classes)
-
-
-def history(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return what was applied, undone and redone, oldest first.
-
-    Raises InputError GL0304, also where lines that were written are gone.
-    """
-    path, record = _folder(root) / "history.jsonl", Path(root) / RECORD
-    with reads.reading(record):  # it is written last, so read first
-        last = reads.whole(record) if record.exists() else None
-    lines = seal.sound_lines(path)
-    if last is not None and all(_kept(line) != last for line in reversed(lines)):
-        raise InputError(
-            "GL0304",
-            f"expected the change of the labels that {RECORD} keeps, found {len(lines)} others",
-            where=str(path),
-            hint="bring the folder labels back from a copy; to give up all label versions, "
-            f"remove it and {record}",
-        )
-    return lines
-
-
-def _kept(line: dict[str, Any]) -> bytes:
-    """Return what is noted outside the history of its last line."""
-    return seal.spell({key: line.get(key) for key in ("version", seal.FIELD)})
-
-
-def _states(root: str | os.PathLike[str], last: dict[str, Any]) -> dict[Path, bytes]:
-    """Return what the files say that follow the last line of the history."""
-    version = int(last["version"])
-    value = {"version": version, "file": _name(version) if version else None}
-    if _listed(root, version):
-        value["images"] = _name(version, ".images")
-    return {Path(root) / RECORD: _kept(last), _folder(root) / "current.json": seal.spell(value)}
-
-
-def _switch(root: str | os.PathLike[str], entry: dict[str, Any]) -> None:
-    """Note a change of the labels, and put its version in force."""
-    seal.append(_folder(root) / "history.jsonl", entry, "GL0304")
-    _complete(root)
-
-
-def _complete(root: str | os.PathLike[str]) -> None:
-    atomic.own_dir((Path(root) / RECORD).parent)
-    for path, data in _behind(root).items():
-        atomic.write_bytes(path, data)
-
-
-def _behind(root: str | os.PathLike[str]) -> dict[Path, bytes]:
-    lines = history(root)
-    states = _states(root, lines[-1]) if lines else {}
-    return {p: data for p, data in states.items() if not p.is_file() or p.read_bytes() != data}
+    return _load(root, version, images or (version > 0 and listed(root, version)), classes)
 
 
 def complete(root: str | os.PathLike[str]) -> None:
     """Complete a change of the labels that was killed behind its line of the history."""
     _head(root)
-    if _behind(root):
+    if behind(root):
         with changing(root):
             pass
 
@@ -229,7 +162,7 @@ def in_force(root: str | os.PathLike[str], classes: int) -> list[dict[str, Any]]
 def upcoming(root: str | os.PathLike[str]) -> int:
     """Return the number that the next label version gets; none that was in force is given twice."""
     made = [int(line["version"]) for line in history(root) if line.get("op") == "apply"]
-    files = [int(p.name[1:5]) for p in _folder(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
+    files = [int(p.name[1:5]) for p in folder_of(root).glob("v[0-9][0-9][0-9][0-9].parquet")]
     last, most = max(made, default=0), max(files, default=0)
     return last + 1 if most <= last + 1 else most + 1  # a commit that was killed left one at most
 
@@ -245,13 +178,13 @@ def changing(root: str | os.PathLike[str], wait: float = 0.0) -> Iterator[None]:
     What a command that was killed left half done is completed, or removed. Raises BusyError GL0005
     where another command holds them and has not ended in `wait` seconds, InputError GL0304.
     """
-    folder, record = _folder(root), Path(root) / RECORD
+    folder, record = folder_of(root), Path(root) / RECORD
     atomic.make_dir(folder)
     with atomic.lock(folder / "lock", wait=wait):
         atomic.sweep(folder)
         atomic.sweep(record.parent, record.name)
         _head(root)
-        _complete(root)
+        follow(root)
         yield
 
 
@@ -322,12 +255,12 @@ def commit(
     counts: as `settled`. rests_on: the version that the new one goes on top of, where that is not
     the one in force: what came after is undone.
     """
-    folder = _folder(root)
+    folder = folder_of(root)
     before = _head(root)[0]
     if based_on is not None and before != based_on:
         raise stale(root, based_on, before)
     version = upcoming(root)
-    table = settled(root, table, str(folder / _name(version)), counts)
+    table = settled(root, table, str(folder / name_of(version)), counts)
     label_C = np.arange(len(table.target), dtype=np.int64)
     columns = {
         "": ([label_C, table.target], schemas.LABELS),
@@ -337,20 +270,20 @@ def commit(
     if not len(table.row):
         del columns[".images"]
         with atomic.writing(folder):  # of a run that was killed
-            (folder / _name(version, ".images")).unlink(missing_ok=True)
+            (folder / name_of(version, ".images")).unlink(missing_ok=True)
     for part, (arrays, schema) in reversed(columns.items()):
-        parquet.write(folder / _name(version, part), pa.table(arrays, schema=schema))
-    files = [seal.entry(folder / _name(version, part)) for part in columns]
+        parquet.write(folder / name_of(version, part), pa.table(arrays, schema=schema))
+    files = [seal.entry(folder / name_of(version, part)) for part in columns]
     entry = {"op": "apply", "version": version, "from": before, "why": why, "files": files}
     entry |= {} if rests_on is None else {"rests_on": rests_on}
-    _switch(root, entry)
+    append(root, entry)
     return version
 
 
 def forget(root: str | os.PathLike[str]) -> None:
     """Remove all label versions of an unfinished dataset, of a run that was killed there."""
     with atomic.writing(root):
-        shutil.rmtree(_folder(root), ignore_errors=True)
+        shutil.rmtree(folder_of(root), ignore_errors=True)
         (Path(root) / RECORD).unlink(missing_ok=True)
 
 
@@ -360,7 +293,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
     new_N: the row there of every sample, -1 = gone, so that what is said of single images names
     them there; None where rows are the same.
     """
-    here, there = _folder(root), _folder(out)
+    here, there = folder_of(root), folder_of(out)
     forget(out)
     if not (lines := history(root)):
         return
@@ -370,7 +303,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
     raw, seen = b"", ""
     for line in lines:
         files = line.get("files", ())
-        name = _name(int(line["version"]), ".images")
+        name = name_of(int(line["version"]), ".images")
         if new_N is not None and any(one["name"] == name for one in files):
             own = parquet.read(here / name, schemas.LABEL_IMAGES, code="GL0304")
             row, label = new_N[own.column("row").to_numpy()], own.column("label").to_numpy()
@@ -382,7 +315,7 @@ def carry(root: str | os.PathLike[str], out: str | os.PathLike[str], new_N: Ints
         one = seal.line(seen, line)
         raw, seen = raw + one, str(json.loads(one)[seal.FIELD])
     atomic.write_bytes(there / "history.jsonl", raw)
-    _complete(out)
+    follow(out)
 
 
 def stale(root: str | os.PathLike[str], based_on: int, found: int) -> BusyError:
@@ -406,7 +339,7 @@ def refuse_changed(root: str | os.PathLike[str], version: int) -> None:
 def _return(root: str | os.PathLike[str], op: str, version: int, before: int) -> int:
     """Put an older version back in force. Raises MismatchError GL0308."""
     tombstones.refuse_revived(root, load(root, version, _counts(root)[0]))
-    _switch(root, {"op": op, "version": version, "from": before})
+    append(root, {"op": op, "version": version, "from": before})
     return version
 
 

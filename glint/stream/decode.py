@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 # (stored bytes of n images, (height, width), names image i in an error) -> uint8 nHW3
-LEAVE_OUT = "glint verify DATASET --decode lists all; glint drop DATASET --key KEY leaves one out"
+LEAVE_OUT = "glint drop DATASET --key KEY --reason WHY leaves it out; verify --decode lists all"
 Decoder = Callable[[Sequence[bytes], tuple[int, int], Callable[[int], str]], "torch.Tensor"]
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -299,10 +300,35 @@ def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]
     step = start
     while step < total:
         epoch, within = divmod(step, spe)
-        batches = run.data.stream.batches(epoch, start_step=within * micro)
+        batches = ahead(run.data.stream.batches(epoch, start_step=within * micro), run.world.device)
         for _ in range(min(spe - within, total - step)):
             yield step, [next(batches) for _ in range(micro)]
             step += 1
+
+
+def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy a batch's images to a GPU, on a stream of their own, while the one before is used."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting: deque[tuple[Batch, torch.cuda.Event]] = deque()
+
+    def first() -> Batch:
+        batch, copied = waiting.popleft()
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied)
+        batch.image.record_stream(stream)  # its memory is free when that one is done with it
+        return batch
+
+    for batch in batches:
+        with torch.cuda.stream(side):
+            image = batch.image.to(device, non_blocking=True)
+            waiting.append((replace(batch, image=image), side.record_event()))
+        if len(waiting) > 1:
+            yield first()
+    while waiting:
+        yield first()
 
 
 def evaluate(run: Run) -> dict[str, Verification]:

@@ -61,9 +61,10 @@ class Ledger:
     copies: list[tuple[str, int, str]] = field(default_factory=list)  # kind, bytes, where
     launches: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)
+    held: list[Tensor] = field(default_factory=list)  # by another stream than made them
 
     def clear(self) -> None:
-        for one in (self.waits, self.copies, self.launches, self.bytes):
+        for one in (self.waits, self.copies, self.launches, self.bytes, self.held):
             one.clear()
 
 
@@ -353,6 +354,20 @@ class _Event:
         return 1000 * (other.at - self.at)
 
 
+class _Stream:
+    """A queue of work; `waited` lists the moments that a stream waited for."""
+
+    waited: ClassVar[list[_Event]] = []
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def record_event(self) -> _Event:
+        return _Event()
+
+    def wait_event(self, event: _Event) -> None:
+        self.waited.append(event)
+
+
 class _Autocast(torch.autocast):
     def __init__(
         self, device_type: str, dtype: torch.dtype | None = None, enabled: bool = True,
@@ -383,6 +398,9 @@ def _patches(capability: tuple[int, int]) -> Iterator[tuple[Any, str, Any]]:
         "current_device": lambda: 0,
         "synchronize": lambda *_: BOOK.waits.update([("synchronize", where())]),
         "Event": _Event,
+        "Stream": _Stream,
+        "current_stream": _Stream,
+        "stream": lambda stream: nullcontext(),
         "get_device_capability": lambda *_: capability,
         "is_bf16_supported": lambda *_, **__: True,
         "manual_seed_all": lambda seed: None,
@@ -391,6 +409,7 @@ def _patches(capability: tuple[int, int]) -> Iterator[tuple[Any, str, Any]]:
     }
     for name, value in cuda.items():
         yield torch.cuda, name, value
+    yield torch.Tensor, "record_stream", lambda tensor, stream: BOOK.held.append(tensor)
     yield torch.cuda.amp.common, "amp_definitely_not_available", lambda: False
     yield torch, "autocast", _Autocast
     yield torch.amp, "autocast", _Autocast

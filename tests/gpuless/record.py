@@ -38,6 +38,7 @@ SIGNED: dict[str, dict[str, Any]] = {
     "masked, cut, bf16": {**WIDE, "threshold": 0.4, "storage": "bf16", "rule": "dense_exact",
                           "masks": [(i, i + 1) for i in range(0, 2000, 2)]},
     "tf32": {**WIDE, "gemm": "tf32"},
+    "float32": {**WIDE, "gemm": "float32"},
     "128 numbers": {**WIDE, "dim": 128},
     "500 numbers": {**WIDE, "dim": 500},
 }  # fmt: skip
@@ -91,7 +92,7 @@ def main(arches: list[int], cases: list[str]) -> None:
     global case
     InterpretedFunction.run = launched
     fused.Fused.precision, fused.FusedTf32.precision = "ieee", "tf32"  # as on a card
-    fused._tiles = lambda device, wide, size: fused.fitting(wide, size, 232_448, 132, 90)
+    fused._tiles = partial(fitting, 90)
     counted = {}
     for rule in ("none", "v1_stale", "lazy_decay", "dense_exact", "adamw"):
         for classes in (40_000, 60_000, 400_000):
@@ -106,8 +107,8 @@ def main(arches: list[int], cases: list[str]) -> None:
     print(json.dumps({"counted": counted, "signatures": found}))
 
 
-def fitting(arch: int, device: torch.device, wide: int, size: int) -> fused.Tiles:
-    return fused.fitting(wide, size, *CARDS[arch], arch)
+def fitting(arch: int, device: torch.device, wide: int, size: int, exact: bool) -> fused.Tiles:
+    return fused.fitting(wide, size, *CARDS[arch], arch, exact)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ LEAST = 0.9  # of the mutants
 # file, what stands there, what is put in its place, where it must show: a test file and a name
 MUTANTS = [
     ("nn/heads/updates.py", "torch.eye(2, device=gap_b.device)", "torch.eye(2)", "compiled launch"),
-    ("nn/heads/sample.py", "permute(torch.arange(reach, device=device), bits, key)",
-     "permute(torch.arange(reach), bits, key)", "head none"),
+    ("nn/heads/sample.py", "math.ceil(missing)), device=device)", "math.ceil(missing)))",
+     "head none"),
     ("nn/heads/softmax.py", "unit_ND.new_full((self.batch.size,), -torch.inf).index_copy_(",
      "torch.full((self.batch.size,), -torch.inf).index_copy_(", "head none"),
     ("nn/heads/masks.py", "dtype=torch.int64, device=device)", "dtype=torch.int64)", "head masks"),
@@ -29,7 +29,9 @@ MUTANTS = [
      "train dcq"),
     ("nn/heads/class_pool.py", "[slots[place] for place in order]]).to(device)",
      "[slots[place] for place in order]])", "train f2c"),
-    ("train/loop.py", "batch.image.to(device, non_blocking=True)", "batch.image", "train float32"),
+    ("train/loop.py", "image = batch.image.to(device, non_blocking=True)", "image = batch.image",
+     "train images"),
+    ("train/loop.py", "stream.wait_event(copied)", "stream.priority = copied", "train images"),
     ("train/loop.py", "np.asarray(out.float().cpu())", "np.asarray(out.float())", "train saved"),
     ("train/teacher.py", ".requires_grad_(False).to(world.device)", ".requires_grad_(False)",
      "train saved"),

@@ -18,6 +18,7 @@ from glint.models.recogniser import open_model
 from glint.recipes import shelf
 from glint.recipes.load import load
 from glint.search import pairs
+from glint.stream.loader import Batch
 from glint.train import loop
 from glint.train.build import build
 from glint.train.recipe import Recipe
@@ -142,6 +143,25 @@ def test_saved_resumed_evaluated_and_used(made: Any, tmp_path: Path) -> None:
         student = train(made, "float32", world, tmp_path / "student", *taught)
     assert (found == open_model(tmp_path / "cpu").embed(images)).all()
     equal(student, train(made, "float32", World(), tmp_path / "student on the cpu", *taught))
+
+
+def test_images_are_copied_while_the_batch_before_is_used() -> None:
+    batches = [
+        Batch(torch.full((2, 4, 4, 3), i, dtype=torch.uint8), *[None] * 6)  # type: ignore[arg-type]
+        for i in range(3)
+    ]
+    assert list(loop.ahead(iter(batches), torch.device("cpu"))) == batches
+    with card.pretended() as book:
+        card._Stream.waited.clear()
+        found = loop.ahead(iter(batches), card.CUDA)
+        for number, copied in enumerate((2, 3, 3)):
+            batch = next(found)
+            assert len(book.copies) == copied and card.on_card(batch.image)
+            assert int(batch.image[0, 0, 0, 0]) == number
+            # its stream waited for the copy, and its memory for its stream
+            assert len(card._Stream.waited) == number + 1 and book.held[-1] is batch.image
+        assert next(found, None) is None
+        assert {at for _, _, at in book.copies} == {"train/loop.py:ahead"}
 
 
 def test_search_and_all_pairs() -> None:

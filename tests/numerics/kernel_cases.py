@@ -224,6 +224,8 @@ def test_tiles_fit_the_memory_of_a_card():
     assert asked(232448, 4) == (32, 8, 2)
     assert asked(166912, 4, 80) == (32, 8, 1)
     assert asked(101376, 4, 89) == (16, 4, 1)
+    exact = fused.fitting(512, 4, 232448, 132, 90, exact=True)  # 32 rows are 23 kB of spill
+    assert (exact.samples, exact.warps, exact.stages) == (16, 8, 1)
     tiles = fused.fitting(512, 2, 232448, 132, 90)
     assert tiles.moved % tiles.classes == 0 and tiles.gathered == 32768
 

@@ -31,7 +31,7 @@ def test_dry_run_shows_every_figure(tmp_path):
         "TFLOP/s", "GB/s", "against float64", "none: ms a step", "dense_exact: ms a step",
         "times as fast as the reference", "share of the bf16 product's rate",
         "peak over 1.05 (weights + state) + 256 MB", "last loss over first", "images/s",
-        "share of the head",
+        "share of the head", "to the CPU's", "after a save and a resume",
     ):  # fmt: skip
         assert any(part in name for name in figures), part
     for line in figures.values():

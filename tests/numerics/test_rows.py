@@ -135,7 +135,7 @@ def test_rows_that_did_not_play_keep_every_bit(name):
 
 @pytest.mark.parametrize("name", ["none", "v1_stale", "lazy_decay", "dense_exact", "adamw"])
 def test_all_rows_at_once_equals_all_rows_by_index(name, monkeypatch):
-    monkeypatch.setattr("glint.nn.heads.updates._BLOCK", 4)
+    monkeypatch.setattr("glint.nn.heads.updates._BLOCK", {"cpu": 4})
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(10, 3, dtype=F64, generator=generator)
     ends = []

@@ -26,7 +26,7 @@ FORMS = {"both": (), "json": ("--with-json",), "jpg": ("--members", "jpg")}  # a
 # What a finished dataset consists of, beside its shards.
 PLACES = re.compile(
     r"(samples|identities|quarantine|merge|duplicates)\.parquet|manifest\.json"
-    r"|_glint/(lock|plan\.json|tombstones\.jsonl)|labels/(current\.json|history\.jsonl|lock)"
+    r"|_glint/(lock|plan\.json|tombstones\.jsonl|labels\.json)|labels/(current\.json|history\.jsonl|lock)"
     r"|labels/v\d{4}\.(masks\.)?parquet"
 )
 NOTHING = ("", b"", 0)

@@ -61,6 +61,7 @@ save_every = 2
 keep = 3
 ema = 0.9
 tensorboard = false
+allow = ["image-labels"]
 """
 
 

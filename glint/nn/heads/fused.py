@@ -31,6 +31,7 @@ _ROWS = 4  # rows that one program of `gather` or `move` takes
 _SPARE = 24 << 10  # bytes of shared memory for what is not an operand
 _SIZES = ((64, 8, 2), (64, 8, 1), (32, 8, 2), (32, 8, 1), (16, 4, 2), (16, 4, 1))
 _OLDER = ((32, 8, 1), (16, 4, 1))  # below 9.0: more, and ptxas gives `stream` 32 registers
+_EXACT = ((16, 8, 1),)  # float32 without tensor cores: the same
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,14 @@ class Tiles:
 SMALL = Tiles(16, 16, 4, 1, 4, 32, 32)  # for the interpreter
 
 
-def fitting(wide: int, size: int, shared: int, programs: int, capability: int) -> Tiles:
+def fitting(
+    wide: int, size: int, shared: int, programs: int, capability: int, exact: bool = False
+) -> Tiles:
     """Choose tiles for rows of `wide` numbers of `size` bytes and `shared` bytes of memory.
 
-    capability: 90 is 9.0.
+    capability: 90 is 9.0; exact: products are of float32, by no tensor core.
     """
-    sizes = _SIZES if capability >= 90 else _OLDER
+    sizes = _EXACT if exact else _SIZES if capability >= 90 else _OLDER
     fit = [one for one in sizes if one[0] * wide * size * (1 + one[2]) + _SPARE <= shared]
     side, warps, stages = (fit or sizes[-1:])[0]
     gathered = (32 << 20) // (wide * size)  # 32 MiB
@@ -67,14 +70,14 @@ def fitting(wide: int, size: int, shared: int, programs: int, capability: int) -
 
 
 @lru_cache
-def _tiles(device: torch.device, wide: int, size: int) -> Tiles:
+def _tiles(device: torch.device, wide: int, size: int, exact: bool) -> Tiles:
     if device.type != "cuda":
         return SMALL
     number = torch.cuda.current_device() if device.index is None else device.index
     found = triton.runtime.driver.active.utils.get_device_properties(number)
     major, minor = torch.cuda.get_device_capability(number)
     shared, programs = found["max_shared_mem"], found["multiprocessor_count"]
-    return fitting(wide, size, shared, programs, 10 * major + minor)
+    return fitting(wide, size, shared, programs, 10 * major + minor, exact)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -93,7 +96,9 @@ class Fused(SoftmaxPass):
         self.dim = unit_ND.shape[1]
         self.wide = max(16, triton.next_power_of_2(self.dim))
         self.operand_ND = self._operand(unit_ND)
-        self.tiles = _tiles(unit_ND.device, self.wide, self.operand_ND.element_size())
+        size = self.operand_ND.element_size()
+        exact = size == 4 and self.precision == "ieee"
+        self.tiles = _tiles(unit_ND.device, self.wide, size, exact)
         self.target_N = self.target_N.to(torch.int32)
         self.sample_t32, self.row_t32 = self.sample_t.to(torch.int32), self.row_t.to(torch.int32)
         self.masked_row_e = self.masked_column_e = self.length_k  # not read

@@ -79,6 +79,12 @@ def _centres(weight_cD, momentum_cD, matrix_k4, row_b, live_b, place, inside,
 
 
 @triton.jit
+def _exp(logit, EXACT: tl.constexpr):
+    """Return exp; where products are rounded, with a rounding more and fewer instructions."""
+    return tl.exp(logit) if EXACT else tl.exp2(logit * _LOG2_E)
+
+
+@triton.jit
 def _hidden(logit, row, sample, threshold, mask_row_e, mask_column_e, mask_bounds, tile, first,
             CUT: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
     """Take entries out of the denominator; row and sample broadcast against the logits."""
@@ -197,10 +203,7 @@ def stream(
                            mask_column_e, mask_bounds, at // CLASSES, first,
                            CUT, MASKED)  # fmt: skip
         largest_bn = tl.maximum(largest_bn, logit_bn)
-        if centre_bD.dtype == tl.float32:
-            exp_bn = tl.exp(logit_bn)
-        else:  # a rounding more, far below bf16's own, and fewer instructions
-            exp_bn = tl.exp2(logit_bn * _LOG2_E)
+        exp_bn = _exp(logit_bn, centre_bD.dtype == tl.float32)
         sum_bn += exp_bn
         if LEARN:
             weighed_bn = (exp_bn * inverse_b[:, None]).to(centre_bD.dtype)

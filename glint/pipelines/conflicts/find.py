@@ -104,7 +104,7 @@ def run(
         page.write(out / "report.html", faces, found, about, odd, both)
         with atomic.writing(out):
             shutil.rmtree(out / SEARCH)
-        space.plan.unlink()  # there while a run is under way, or was stopped
+            space.plan.unlink()  # there while a run is under way, or was stopped
     return results.Conflicts(
         **counts,
         calibrated=found.calibration.calibrated,

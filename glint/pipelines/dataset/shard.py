@@ -52,7 +52,7 @@ from glint.shards.tar import MEMBERS
 __all__ = ["Options", "Plan", "check_places", "shard", "survey"]
 
 LATER = ("unlabelled", "decode", "to_jpeg")  # not in plans from before there were these options
-# So many bad records are let pass however small the set is, but never all of them.
+# So many bad records are let pass however small the set is, but not over half of them.
 BAD_FLOOR = 16
 
 
@@ -120,7 +120,7 @@ class Sharding(Job):
 
 def _check_budget(result: results.Shard, max_bad: float) -> None:
     bad, read = result.quarantined, result.read
-    allowed = max(int(max_bad * read), BAD_FLOOR) if max_bad else 0
+    allowed = max(int(max_bad * read), min(BAD_FLOOR, read // 2)) if max_bad else 0
     if bad > allowed or bad == read:
         reasons = ", ".join(f"{k} {v}" for k, v in result.quarantine_reasons.items())
         what = f"{bad} of {read} records were not usable ({reasons}); "
@@ -129,6 +129,8 @@ def _check_budget(result: results.Shard, max_bad: float) -> None:
         if bad < read:
             hint = "the dataset is complete without them; quarantine.parquet lists each; "
             hint += "--max-bad raises the budget"
+        if "unexpected-format" in result.quarantine_reasons:
+            hint += "; --formats jpg,png,webp takes PNG and WebP, --to-jpeg 95 makes JPEGs of all"
         error = BudgetError("GL0221", what, where=result.out, hint=hint)
         error.result = result
         raise error

@@ -164,6 +164,8 @@ def open_source(
 
 def reopen(kind: str, path: str, folder: Path, start: int, stop: int) -> Source:
     """Open positions [start, stop) of what a source's `save` wrote into `folder`."""
+    if kind == Several.kind:
+        return Several.opened(Path(path), folder, start, stop, reopen)
     source: Source = KINDS[kind].load(Path(path), folder, start, stop)
     return source
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from glint.errors import InputError
 from glint.files.strings import packed
-from glint.shards.sources import listed, tarball, zipped
+from glint.shards.sources import labelling, listed, tarball, zipped
 from glint.shards.sources.listed import Flaw, Found, count_note
 from glint.shards.sources.packed import Member, Packed, collect, find_files, numbered_paths, unsafe
 from glint.shards.sources.rule import CONTAINERS, PACKED, Rule, beside, is_image
@@ -69,7 +69,7 @@ class Archive(Packed):
                 f"unpack the outer one: mkdir DIR; tar -xf {root} -C DIR (or unzip), then give DIR"
             )
             raise InputError("GL0201", what, where=str(root), hint=hint)
-        labelled = listed.label(
+        labelled = labelling.label(
             rule, row_n, paths, list(self._folders), self._left, files=files, common=True
         )
         if labelled is None:

@@ -13,12 +13,13 @@ import numpy as np
 
 from glint.errors import InputError, ResourceError
 from glint.shards.image import MAX_BYTES, Rejected
-from glint.shards.sources import listed
+from glint.shards.sources import labelling, listed
 from glint.shards.sources.listed import Flaw, Found, Listed
 from glint.shards.sources.rule import CONTAINERS, PACKED, Rule, beside, is_image
 from glint.shards.sources.source import read_retrying, shown
 from glint.shards.sources.tree import OUTSIDE, Tree, leads_out
 
+LISTS = (".txt", ".csv", ".tsv", ".lst", ".jsonl")
 # link: a link may lead out of the source
 ROW = np.dtype([("label", "i8"), ("size", "i8"), ("flaw", "u1"), ("link", "u1")])
 
@@ -37,7 +38,7 @@ class Folder(Listed):
 
     def __init__(self, root: Path, rule: Rule = Rule()) -> None:  # noqa: B008
         self.root, self._tree, self._folders = root, Tree(root, rule), list[bytes]()
-        self._containers: list[bytes] = []
+        self._containers, self._lists = list[bytes](), list[bytes]()
         row_n, paths = listed.collect(self._walk(), ROW)
         if self._containers and len(row_n):
             raise listed.mixed(root, self._containers, paths[0].as_py())
@@ -45,16 +46,19 @@ class Folder(Listed):
         warnings = listed.count_note(
             outside, "links lead out of SRC and are refused; --follow-links reads them"
         )
-        labelled = listed.label(rule, row_n, paths, self._folders, left)
+        some = ", ".join(str(root / os.fsdecode(path)) for path in self._lists)
+        labelled = labelling.label(rule, row_n, paths, self._folders, left)
         if labelled is None:
             raise InputError(
                 "GL0201",
                 f"{len(row_n)} images in the folder itself, and no folder with images in it",
                 where=str(root),
-                hint="--labels FILE takes a list of names and labels, --label-from REGEX the "
+                hint=f"--labels FILE{some and f' ({some})'} takes a list, --label-from REGEX the "
                 "label out of a file name, --unlabelled none; if it holds one person, give the "
                 f"folder above: {root.absolute().parent}",
             )
+        if some and len(labelled.classes) == 1 and not rule.labels:
+            warnings += [f"a list of labels? --labels takes it: {some}"]
         depth = max((folder.count(b"/") for folder in self._folders), default=0) + 1
         super().__init__(
             root, labelled, "folder", left_out=left, depth=depth, warnings=warnings,
@@ -62,29 +66,38 @@ class Folder(Listed):
 
     def _walk(self) -> Found:
         """Yield path and row of every file; its label is a place in `_folders`, for now."""
-        left = self._tree.left
+        left, links = self._tree.left, self._tree.rule.follow_links
         for here, files, below in self._tree.walk():
             code = len(self._folders)
             for name, size in files:
                 path = here + b"/" + name if here else name
-                low = name.lower()
-                if low.endswith(CONTAINERS):
-                    self._containers.append(path)
-                elif low.endswith(PACKED):
-                    left[f"packed archives: .{shown(low.rpartition(b'.')[2])}"] += 1
-                elif other := beside(name):
-                    left[f"no images: {other}"] += 1
-                elif not here and not is_image(name):
-                    left["loose files"] += 1
-                else:
-                    if here and len(self._folders) == code:
-                        self._folders.append(here)
-                    left[OUTSIDE] += size < 0
-                    flaw = Flaw.bad_name if listed.has_control(path) else Flaw.sound
-                    flaw = flaw if here or flaw else Flaw.no_identity
-                    links = self._tree.rule.follow_links
-                    yield path, (code if here else -1, max(size, 0), flaw, links)
+                if not is_image(name) and self._left_out(path, name, here):
+                    continue
+                if here and len(self._folders) == code:
+                    self._folders.append(here)
+                if size < 0:
+                    left[OUTSIDE] += 1
+                flaw = Flaw.bad_name if listed.has_control(path) else Flaw.sound
+                flaw = flaw if here or flaw else Flaw.no_identity
+                yield path, (code if here else -1, max(size, 0), flaw, links)
             left["empty folders"] += bool(here) and not files and not below
+
+    def _left_out(self, path: bytes, name: bytes, here: bytes) -> bool:
+        """Count a file that is no image by its name; a container of images is remembered."""
+        low, left = name.lower(), self._tree.left
+        if low.endswith(CONTAINERS):
+            self._containers.append(path)
+        elif low.endswith(PACKED):
+            left[f"packed archives: .{shown(low.rpartition(b'.')[2])}"] += 1
+        elif other := beside(name):
+            left[f"no images: {other}"] += 1
+            if other in LISTS and here.count(b"/") < 1 and len(self._lists) < 3:
+                self._lists.append(path)
+        elif not here:
+            left["loose files"] += 1
+        else:
+            return False
+        return True
 
     def fingerprint(self) -> dict[str, Any]:
         _, ends, blob = self.paths.buffers()

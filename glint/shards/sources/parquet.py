@@ -126,7 +126,9 @@ def image_column(schema: Any, path: Path, given: str) -> tuple[str, bool]:
             "GL0214",
             f"expected one column of image bytes, {told}",
             where=str(path),
-            hint=f"--image-column takes one of {', '.join(good)}" if good else "",
+            hint=f"--image-column takes one of {', '.join(good)}"
+            if good
+            else "images are encoded bytes, in a column of binary or of {bytes, path}",
         )
     name = named[0] if named else good[0]
     return name, name in inner
@@ -142,12 +144,14 @@ def label_column(table: Table, path: Path, given: str, part: bool = False) -> st
     text: list[str] = [f.name for f in table.schema if _labels(f.type) == "name"]
     if part and not given and len(text) == 1:
         return text[0]
-    sure = [name for name in ((given,) if given else SURE) if name in good]
+    known: dict[str, str] = {name.lower(): name for name in good} | {name: name for name in good}
+    sure = [known[name] for name in ((given,) if given else SURE) if name in known]
     if sure:
         return sure[0]
     left = [name for name in good if not INDEX.fullmatch(name.lower()) and not given]
     left = [name for name in left if not _all_differ(table, name)]
-    if named := [name for name in UNSURE if name in left] or (left if len(left) == 1 else []):
+    named = [known[name] for name in UNSURE if known.get(name) in left]
+    if named := named or (left if len(left) == 1 else []):
         return named[0]
     told = f"named {given or ', '.join(SURE[:4])}; found {', '.join(table.schema.names[:20])}"
     hint = f"--label-column takes one of {', '.join(good)}; " if good else ""
@@ -253,9 +257,9 @@ class Parquet(Packed):
             self.said = said
             self._kinds.add(_labels(table.schema.field(said).type))
             known = _class_names(table.schema, said)
-            if self._known not in (None, known):
+            if self._known and known and self._known != known:
                 raise damaged("a label has other names in other files", path)
-            self._known = known
+            self._known = self._known or known
         batch = next(table.batches([self.image], ROWS), None)
         if batch is None or not self.struct or not batch.num_rows:
             return

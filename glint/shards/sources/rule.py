@@ -17,10 +17,10 @@ from glint.files import atomic
 # What file servers, operating systems and viewers leave among images: names in lower case.
 SYSTEM = frozenset(
     b"@eadir @tmp @recycle #recycle #snapshot $recycle.bin recycler __macosx lost+found "
-    b"@appstore @database @sharebin @synoresource __pycache__ thumbs.db ehthumbs.db "
+    b"@__thumb @appstore @database @sharebin @synoresource __pycache__ thumbs.db ehthumbs.db "
     b"ehthumbs_vista.db desktop.ini picasa.ini zbthumbnail.info pspbrwse.jbf folder.htt".split()
 ) | {b"system volume information", b"network trash folder", b"temporary items"}
-SYSTEM_ENDINGS = (b"@synoeastream", b"@synoresource", b":zone.identifier")
+SYSTEM_ENDINGS = (b"@synoeastream", b"@synoresource", b":zone.identifier", b":encryptable")
 IMAGES = tuple(
     b".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .heic .heif .avif .jp2 .ppm".split()
 )
@@ -29,7 +29,7 @@ OTHERS = frozenset(
     b"json jsonl txt csv tsv xml yaml yml toml ini cfg md rst pdf doc docx xls xlsx log "
     b"db sqlite lst idx npy npz mat pts landmarks h5 hdf5 pkl pickle pt pth bin onnx py ipynb sh "
     b"bat mp4 avi mov mkv webm wav mp3 m4a flac srt lnk url torrent part crdownload tmp bak "
-    b"md5 sha1 sha256 sha512 license".split()
+    b"xmp aae thm svg ithmb mdb exe dll mod def m md5 sha1 sha256 sha512 license".split()
 )
 CONTAINERS = (b".tar", b".zip", b".parquet", b".arrow", b".rec")
 PACKED = tuple(b".tar.gz .tgz .tar.bz2 .tar.xz .tar.zst .7z .rar .gz .bz2 .xz .zst".split())

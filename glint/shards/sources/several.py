@@ -15,7 +15,7 @@ import numpy as np
 from glint.files import atomic
 from glint.files.strings import packed
 from glint.shards.sources.listed import number_classes
-from glint.shards.sources.source import Ints, Source, load_rows, shown
+from glint.shards.sources.source import Ints, Source, shown
 
 ROW = np.dtype([("label", "i8"), ("part", "i4"), ("at", "i8"), ("flaw", "u1")])
 PARTS = "parts.json"
@@ -108,19 +108,17 @@ class Several(Source):
         self._save(folder, order_n, row_n)
 
     @classmethod
-    def load(cls, path: Path, folder: Path, start: int, stop: int) -> Source:
-        from glint.shards.sources import reopen  # which imports this module
-
+    def opened(cls, path: Path, folder: Path, start: int, stop: int, opener: Open) -> Source:
+        """Do what `load` does; opener: what opens the sources of it."""
         source = super().load(path, folder, start, stop)
         assert isinstance(source, Several)
-        source.row = load_rows(folder, start, stop)
         told, parts = atomic.read_json(folder / PARTS, "GL0006")["parts"], []
         for number, part in enumerate(told):
             mine_n = source.row["part"] == number
             at_n = source.row["at"][mine_n]
             first, last = (int(at_n.min()), int(at_n.max()) + 1) if len(at_n) else (0, 0)
             inner = folder / f"part{number}"
-            parts.append(reopen(part["kind"], part["path"], inner, first, last))
+            parts.append(opener(part["kind"], part["path"], inner, first, last))
             source.row["at"][mine_n] -= first
         source.parts = parts
         return source

@@ -20,7 +20,8 @@ class Tree:
     def __init__(self, root: Path, rule: Rule) -> None:
         self.root, self.rule = os.fsencode(root), rule
         self.left: Counter[str] = Counter()
-        self._seen: set[tuple[int, int]] = set()
+        top = root.stat()
+        self._seen = {(top.st_dev, top.st_ino)}  # folders, where links are followed
 
     def walk(self) -> Iterator[tuple[bytes, list[tuple[bytes, int]], list[bytes]]]:
         """Yield each folder's path, the (name, size) of its files, and the paths of its folders.

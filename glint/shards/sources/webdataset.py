@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from glint.errors import InputError
 from glint.files import reads
 from glint.files.strings import packed
-from glint.shards.sources import listed, tarball
+from glint.shards.sources import labelling, tarball
 from glint.shards.sources.archive import part_left_out
 from glint.shards.sources.listed import Flaw, Found, Labelled, Labels, has_control
 from glint.shards.sources.packed import (
@@ -35,6 +35,15 @@ from glint.shards.sources.source import Rows, shown
 IMAGES = (b"jpg", b"jpeg", b"jpe", b"jfif", b"png", b"webp", b"bmp", b"gif", b"tif", b"tiff")
 CLS, TEXT, JSON = 64, 256, 1 << 20  # bytes that a label, a text or a JSON member may take
 LABELS = ("label", "cls", *SURE)  # where JSON keeps one
+TEXTS = (
+    b"cls",
+    b"label",
+    b"txt",
+    b"json",
+    b"csv",
+    b"md",
+)  # not wanted where labels come from elsewhere
+CLASSES = (b"cls", b"label", b"identity", b"class")  # members that hold a label alone
 PEEK = 64  # samples by which the members that hold labels are chosen
 NAMES = (
     "--label-member txt or json:FIELD names what holds the label; --labels FILE takes a list, "
@@ -63,7 +72,7 @@ def is_webdataset(path: Path) -> bool:
     flat = images = 0
     for member in islice(tarball.members(path), PEEK + 1):
         key, ending = split(member.name.removeprefix(b"./"))
-        if _last(ending) == b"cls" or ending == b"__key__":
+        if _last(ending) in CLASSES or ending == b"__key__":
             return True
         images += _last(ending) in IMAGES
         flat += _last(ending) in IMAGES and b"/" not in key
@@ -95,7 +104,9 @@ class WebDataset(Packed):
         labelled = None
         if self._named:
             folders = list(self._folders)
-            labelled = listed.label(rule, row_n, paths, folders or [b""], self._left, files=files)
+            labelled = labelling.label(
+                rule, row_n, paths, folders or [b""], self._left, files=files
+            )
         if labelled is None:
             classes = self._labels.settle(row_n, numbers=True)
             how = ", ".join(name for name, _ in self._how.most_common(3))
@@ -140,12 +151,16 @@ class WebDataset(Packed):
         for number, path in numbered_paths(root, files):
             with path.open("rb") as file:
                 for key, group in self._samples(path):
+                    if self._named and all(_last(ending) in TEXTS for ending, _ in group):
+                        self._left["members beside images"] += 1
+                        continue
                     member, label, flaw = self._judged(file.fileno(), key, group)
                     yield key, member.row(label, number, flaw)
 
     def _judged(self, fd: int, key: bytes, group: Group) -> tuple[Member, int, int]:
         """Return the image of a sample, its label or -1, and its flaw."""
-        images = [member for ending, member in group if _last(ending) in IMAGES]
+        images = [member for ending, member in group if ending in IMAGES]
+        images = images or [member for ending, member in group if _last(ending) in IMAGES]
         member = (images or [group[0][1]])[0]
         if member.flaw:
             return member, -1, member.flaw
@@ -157,7 +172,7 @@ class WebDataset(Packed):
             said, how = self._found(fd, group)
             label, flaw = self._labels.code(said)
             self._how[how] += bool(how) and bool(images)
-        many = sum(_last(ending) == b"cls" for ending, _ in group) > 1
+        many = sum(_last(ending) in CLASSES for ending, _ in group) > 1
         if not images:
             flaw = Flaw.no_image
         elif len(images) > 1 or (many and not self._named and not self._member):
@@ -173,13 +188,16 @@ class WebDataset(Packed):
         for ending, member in group:
             if ending == wanted and wanted and _last(ending) != b"json":
                 return _text(fd, member), f"KEY.{ending.decode(errors='replace')}"
-            if not wanted and _last(ending) == b"cls" and member.size <= CLS:
+            if not wanted and _last(ending) in CLASSES and member.size <= CLS:
                 return _text(fd, member), f"KEY.{ending.decode(errors='replace')}"
         for ending, member in group:
             if _last(ending) == b"json" and member.size <= JSON and wanted in (b"", ending):
                 inner = _in_json(reads.pread(fd, member.size, member.at))
+                while field and len(fields[0].split(".")) > 1 and fields[0] not in inner:
+                    first, _, rest = fields[0].partition(".")
+                    inner, fields = _fields(inner.get(first)), (rest,)
                 if name := next((name for name in fields if name in inner), None):
-                    return inner[name], f"{name} in KEY.json"
+                    return inner[name], f"{field.decode() or name} in KEY.json"
         return None, ""
 
     def _refuse(self, root: Path, files: Sequence[bytes], row_n: Rows, paths: Any) -> None:
@@ -210,7 +228,11 @@ def _in_json(data: bytes) -> dict[str, Any]:
         fields = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    return fields if isinstance(fields, dict) else {}
+    return _fields(fields)
+
+
+def _fields(said: object) -> dict[str, Any]:
+    return said if isinstance(said, dict) else {}
 
 
 def _require_together(row_n: Rows, paths: Any, root: Path) -> None:

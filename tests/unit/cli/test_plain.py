@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import subprocess
@@ -100,3 +101,20 @@ def test_commands_on_a_dataset_with_such_names(
         assert code is None or done.returncode == code, told
         assert "Traceback" not in told
         assert [char for char in told if not char.isprintable() and char not in "\n\t"] == [], args
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [(errno.ENOSPC, "GL0901"), (errno.EIO, "GL0007"), (errno.EROFS, "GL0007"), (errno.EBADF, "")],
+)
+def test_a_disk_that_fails_is_named_wherever_it_does(
+    capsys: pytest.CaptureFixture[str], code: int, said: str
+) -> None:
+    def fail() -> None:
+        raise OSError(code, os.strerror(code), "/disk/file")
+
+    with pytest.raises(SystemExit if said else OSError) as left:
+        console.run(fail, False)
+    if said:
+        assert left.value.code == 6
+        assert f"error {said}" in (told := capsys.readouterr().err) and "/disk/file" in told

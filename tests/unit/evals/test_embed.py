@@ -155,3 +155,18 @@ def test_missing_and_binary_tables(jpeg: Jpeg, tmp_path: Path) -> None:
     (tmp_path / "mine.tsv").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(InputError, match="not a text table"):
         read_table(tmp_path / "mine.tsv", Faces(jpeg, []))
+
+
+def test_a_bomb_is_told_by_its_header(jpeg: Jpeg) -> None:
+    import tracemalloc
+
+    data = jpeg(0)
+    at = data.index(b"\xff\xc0")
+    bomb = data[: at + 5] + b"\xff\xdc\xff\xdc" + data[at + 9 :]
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"expected 112x112 pixels, found 65500x65500"):
+            decode(bomb, 112, "")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import collections
 import io
@@ -14,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -275,3 +277,34 @@ def test_two_tensors_of_one_name_are_told(weights: dict[str, Tensor], tmp_path: 
     given = {**weights, f"module.{name}": torch.zeros_like(weights[name])}
     with pytest.raises(InputError, match=rf"GL0401.*two tensors are called {name}"):
         take(torch_file(tmp_path / "w.pt", given))
+
+
+WRITERS: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    "lightning": lambda w: {
+        "state_dict": {**{f"model.{k}": v for k, v in w.items()}, "head.kernel": torch.ones(2, 3)},
+        "callbacks": {}, "epoch": 3, "hyper_parameters": argparse.Namespace(lr=0.1),
+    },
+    "compiled in ddp": lambda w: {f"module._orig_mod.{k}": v for k, v in w.items()},
+    "backbone of a module": lambda w: {f"student.backbone.{k}": v for k, v in w.items()},
+    "a head beside it": lambda w: {**w, "fc.weight": torch.ones(3, 16), "fc.bias": torch.ones(3)},
+    "a model in a model": lambda w: {"model": {"backbone": w, "head": {"w": torch.ones(2)}}},
+    "a key of its own": lambda w: {"resnet_weights": w, "acc": 0.99},
+    "numpy beside it": lambda w: {"net": w, "best": np.float64(0.5), "step": np.int64(3)},
+    "paths and sets": lambda w: {"net": w, "from": Path("x"), "ids": {1, 2}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_training_programs_write(
+    weights: dict[str, Tensor], tmp_path: Path, writer: str
+) -> None:
+    found = take(torch_file(tmp_path / "w.pt", WRITERS[writer](weights)))
+    back = load_file(Path(found.checkpoint) / "backbone.safetensors")
+    assert set(back) == set(weights)
+    assert all(torch.equal(back[name], value) for name, value in weights.items())
+
+
+def test_a_net_that_is_there_twice_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    both = {f"{side}.{k}": v for side in ("student", "teacher") for k, v in weights.items()}
+    with pytest.raises(InputError, match=r"GL0401.*two tensors are called"):
+        take(torch_file(tmp_path / "w.pt", both))

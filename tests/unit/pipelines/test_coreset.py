@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from glint import schemas
-from glint.errors import BusyError, GlintError, InputError, UsageError
+from glint.errors import BusyError, GlintError, InputError, ResourceError, UsageError
 from glint.files import parquet
 from glint.pipelines import balance, coreset
 from glint.shards import labels
@@ -197,3 +198,18 @@ def test_the_json_is_written_last(dataset, tmp_path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(dataset, tmp_path)
     assert not (tmp_path / "core/coreset.json").exists()
+
+
+def test_a_plan_that_cannot_be_removed_is_told(dataset, tmp_path, monkeypatch) -> None:
+    real = Path.unlink
+
+    def unlink(path: Path, **more: bool) -> None:
+        if path.name == "plan.json":
+            raise OSError(5, "Input/output error", str(path))
+        real(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(ResourceError, match=r"GL0007.*plan.json: the disk failed"):
+            run(dataset, tmp_path)
+    assert run(dataset, tmp_path).kept == 16

@@ -116,7 +116,7 @@ def test_policies(faces: Path, tmp_path: Path, workers: int) -> None:
     }
     assert result.notes == {"trailing-bytes": 1}
     options = stage.Options(2, on_size="reject", on_exif="keep", size="24x16")
-    result = stage.shard(faces, tmp_path / "small", options, workers=workers)
+    result = stage.shard(faces, tmp_path / "small", options, workers=workers, max_bad=0.9)
     assert (result.written, result.notes) == (1, {"exif-rotated": 1})
 
 

@@ -420,8 +420,10 @@ def test_the_budget(tmp_path: Path, jpeg: Jpeg) -> None:
     assert stage.shard(source, tmp_path / "out", max_bad=0.5).written == 23
     (tmp_path / "five" / "a").mkdir(parents=True)
     for k in range(5):
-        (tmp_path / "five" / "a" / f"{k}.jpg").write_bytes(b"no" if k else jpeg(0))
-    assert stage.shard(tmp_path / "five", tmp_path / "one").written == 1  # 4 of 5 pass
+        (tmp_path / "five" / "a" / f"{k}.jpg").write_bytes(b"no" if k < 3 else jpeg(k))
+    with pytest.raises(BudgetError, match=r"3 of 5 .*2 are let pass"):  # over half are never few
+        stage.shard(tmp_path / "five", tmp_path / "two")
+    assert stage.shard(tmp_path / "five", tmp_path / "one", max_bad=0.6).written == 2
     for k in range(17, 40):
         (source / "a" / f"{k:02d}.jpg").unlink()
     (source / "a" / "16.jpg").unlink()
