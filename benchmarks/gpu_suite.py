@@ -159,7 +159,9 @@ def head(case: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     before = held()
     module = made(case, rate=case["rate"], **case["options"])
-    table = sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())
+    table = sum(
+        buffer.numel() * buffer.element_size() for buffer in module.state_rows()[2].values()
+    )
     draw, label_n = people(case)
     losses = []
 

@@ -43,6 +43,10 @@ class World:
     group: dist.ProcessGroup | None = None
     waited: Waited = field(default_factory=Waited, compare=False, repr=False)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> World:
+        """Return itself: a copy of a head is among the same ranks."""
+        return self
+
 
 def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> World:
     """Join the ranks that the environment names: RANK, WORLD_SIZE, LOCAL_RANK.
@@ -92,6 +96,24 @@ def join(device: str | torch.device = "cpu", *, timeout: float = TIMEOUT) -> Wor
             hint="is every rank started, and can they reach each other?",
         ) from error
     return World(rank, size, place)
+
+
+def present(given: World | dist.ProcessGroup | None = None) -> World:
+    """Return the world that is meant: as given, of a process group, or of the one that is live.
+
+    Without a process group it is one rank on the CPU. With "nccl" rows live on the current GPU.
+    Raises UsageError (GL0002) for a group that this process is not in.
+    """
+    if isinstance(given, World):
+        return given
+    if given is None and not (dist.is_available() and dist.is_initialized()):
+        return World()
+    rank, size = dist.get_rank(given), dist.get_world_size(given)
+    if rank < 0:
+        raise UsageError("GL0002", "this process is not in it", where="process group")
+    on_gpu = "nccl" in str(dist.get_backend(given)) and torch.cuda.is_available()
+    place = torch.device("cuda", torch.cuda.current_device()) if on_gpu else CPU
+    return World(rank, size, place, given) if size > 1 else World(device=place)
 
 
 def cpu_group(world: World) -> World:

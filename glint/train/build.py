@@ -190,7 +190,9 @@ def head(
         _check_slots(options.slots, written, classes, world)
         return ClassPool(classes, dim, options, singles=recipe.data.batch // 3, **common)
     seed = recipe.run.seed
-    return PartialFC(classes, dim, options, neighbours=neighbours_CK, seed=seed, **common)
+    made = PartialFC(classes, dim, options, neighbours=neighbours_CK, seed=seed, **common)
+    made.passes = recipe.run.accumulate
+    return made
 
 
 def _check_slots(slots: int, written: int, classes: int, world: World) -> None:

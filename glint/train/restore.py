@@ -196,7 +196,7 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
             hint="run.finetune_head = false starts with centres of its own",
         )
     fetch = checkpoint.head_fetch(weights)
-    own = dict(head.named_buffers())
+    own = head.state_rows()[2]
     head.load_rows(lambda name, a, b: fetch(name, a, b) if name == "weight" else own[name].clone())
     logger.info("centres from %s", weights.path)
 

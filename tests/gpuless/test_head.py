@@ -49,7 +49,7 @@ def steps(
         neighbours=None if neighbours is None else neighbours.clone(),
         world=World(device=device), tally=tally,
     )  # fmt: skip
-    found = []
+    head.passes, found = passes, []
     for step in range(3):
         for _ in range(passes):
             leaf_nD = feature_nD.clone().to(device).requires_grad_()

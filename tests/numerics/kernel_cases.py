@@ -56,6 +56,7 @@ def train(
         dtype=dtype,
         seed=3,
     )
+    head.passes = passes
     found = {}
     for step in range(steps):
         for turn in range(passes):

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from glint.dist.collectives import all_gather_rows
 from glint.dist.span import Span, span
-from glint.dist.world import World
+from glint.dist.world import World, present
 from glint.errors import InputError, MismatchError, UsageError
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.options import ClassPoolOptions, ClassQueueOptions
@@ -55,7 +55,7 @@ class FeatureHead(nn.Module):
         options.check(classes, dim, dtype)
         self.classes, self.dim, self.margin, self.ddp_mean = classes, dim, margin, ddp_mean
         self.options, self.slots = options, options.slots
-        self.world = World() if world is None else world
+        self.world = present(world)
         self.alone = World(device=self.world.device)  # a rank looks at its own samples only
         self.known = Known(masks, classes, self.world.device)
         self.store = Store(dtype)

@@ -45,6 +45,10 @@ class KnownPairs:
         self.label_d, self.other_d = directed_d2[:, 0].contiguous(), directed_d2[:, 1].contiguous()
         self.span = span
 
+    def to(self, device: torch.device) -> None:
+        """Move the pairs."""
+        self.label_d, self.other_d = self.label_d.to(device), self.other_d.to(device)
+
     def entries(self, label_N: Tensor, playing_k: Tensor | None, block: int) -> Masked | None:
         """Return the entries of (sample, class row) to mask, cut into blocks; None where none are.
 

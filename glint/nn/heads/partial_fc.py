@@ -6,23 +6,27 @@ move: `updates`; how they are kept: `storage`; who must not repel whom: `masks`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from glint.dist.collectives import all_gather_rows
 from glint.dist.span import span
-from glint.dist.world import World
-from glint.errors import UsageError
+from glint.dist.world import World, present
+from glint.errors import MismatchError, UsageError
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.sample import Nearest, sampled_classes
 from glint.nn.heads.softmax import STEEPEST, WIDEST, SoftmaxPass, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import ActiveRows, Table, apply, row_rule
+from glint.nn.heads.updates import ActiveRows, State, Table, apply, row_rule
 from glint.nn.margins import Margin
 from glint.rng import stream_key
 
@@ -35,11 +39,16 @@ _INIT_BLOCK = 1024  # classes that share one generator
 class PartialFC(nn.Module):
     """A margin softmax head over `classes` identities, their centres split over the ranks.
 
-    A step is `loss = head(feature, label, step=s); loss.backward(); head.update(step=s, lr=...)`.
-    Centres are a buffer, not a parameter: no optimiser and no DDP sees them. The head must not lie
-    inside a module that DDP wraps. What a step does is a function of (seed, step, global batch):
-    the same for every world size.
+    A step is `loss = head(feature, label); loss.backward(); head.update(lr=...)`. Centres are no
+    parameter and no buffer: no optimiser sees them, and DDP does not overwrite those of one rank by
+    another's, also where the head lies inside the module that it wraps. `state_dict` holds this
+    rank's rows and the count of steps; `.to` moves them and keeps their type. What a step does is a
+    function of (seed, step, global batch): the same for every world size.
+
+    passes: forward passes with a gradient that an update follows. One more is an error.
     """
+
+    weight: Tensor
 
     def __init__(
         self,
@@ -50,7 +59,7 @@ class PartialFC(nn.Module):
         margin: Margin,
         masks: Any = None,
         neighbours: Any = None,
-        world: World | None = None,
+        world: World | dist.ProcessGroup | None = None,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         ddp_mean: bool = True,
@@ -59,7 +68,8 @@ class PartialFC(nn.Module):
         """Make the head; classes and dim are those of the whole table.
 
         masks: (m, 2) labels known to be one person; neighbours: a table of nearest classes
-        (`sample.Nearest`) for `hard_ratio` of the negatives, known pairs left out; dtype: what is
+        (`sample.Nearest`) for `hard_ratio` of the negatives, known pairs left out; world: the ranks
+        that share the table, those of the live process group unless said; dtype: what is
         computed in; ddp_mean: multiply feature gradients by the world size (see `softmax`); tally:
         count each row's steps (`statistics.Tally`). Raises UsageError (GL0002) for an option out
         of range, InputError (GL0304) for bad masks or neighbours.
@@ -69,28 +79,23 @@ class PartialFC(nn.Module):
         options.check(classes, dim, dtype)
         self.classes, self.dim, self.margin = classes, dim, margin
         self.seed, self.ddp_mean = seed, ddp_mean
-        self.world = World() if world is None else world
+        self.world, self._found, self._met = present(world), world is None, False
+        self.passes, self.steps = 1, 0
         self.pass_type = pass_type(options, dim, dtype, self.world.device)
         self.span = span(classes, self.world.size, self.world.rank)
         self.rule = row_rule(
             options.rule, momentum=options.momentum, weight_decay=options.weight_decay
         )
-        self.weight: Tensor
-        self.register_buffer(
-            "weight",
-            initial_centres(
-                self.span.start,
-                self.span.stop,
-                dim,
-                seed=seed,
-                dtype=torch.bfloat16 if options.storage == "bf16" else dtype,
-                device=self.world.device,
-            ),
+        weight_cD = initial_centres(
+            self.span.start,
+            self.span.stop,
+            dim,
+            seed=seed,
+            dtype=torch.bfloat16 if options.storage == "bf16" else dtype,
+            device=self.world.device,
         )
         self.store = Store(dtype, seed=seed, first=self.span.start)
-        self._names = tuple(state := self.rule.state(self.weight))
-        for name in self._names:
-            self.register_buffer(name, state[name])
+        self._rows: State = {"weight": weight_cD, **self.rule.state(weight_cD)}
         self._pairs = None
         if masks is not None and len(masks):
             self._pairs = KnownPairs(masks, classes, self.span, self.world.device)
@@ -112,16 +117,21 @@ class PartialFC(nn.Module):
         feature_nD: Tensor,
         label_n: Tensor,
         *,
-        step: int,
+        step: int | None = None,
         counts: Sequence[int] | None = None,
         rate: float | None = None,
     ) -> Tensor:
         """Return the mean loss of the global batch, the same on every rank.
 
-        counts: rows per rank where they differ, known to all ranks; rate: the share of classes
-        that plays, where it is not the options'. Raises InputError (GL0222) for
-        a label outside [0, classes). The backward pass keeps the centre gradients for `update`.
+        step: what the sampled classes are drawn for, by default one more for each pass; counts:
+        rows per rank where they differ, known to all ranks; rate: the share of classes that plays,
+        where it is not the options'. The backward pass keeps the centre gradients for `update`.
+        Raises InputError (GL0222) for a label outside [0, classes), UsageError (GL0002) where
+        `passes` passes wait for an update, MismatchError (GL0602) at the first pass where ranks
+        were made with other classes, options or seeds.
         """
+        self._ready()
+        step = self.steps * self.passes + len(self._pending) if step is None else step
         batch = gather_batch(
             feature_nD, label_n, self.world, self.classes, dtype=self.store.compute, counts=counts
         )
@@ -163,12 +173,14 @@ class PartialFC(nn.Module):
         return loss
 
     @torch.no_grad()
-    def update(self, *, step: int, lr: float, divide: float = 1.0) -> None:
+    def update(self, *, step: int | None = None, lr: float, divide: float = 1.0) -> None:
         """Move the rows of all backward passes since the last update.
 
-        divide: what their gradients were multiplied by (passes accumulated, loss scale). Call it
-        once per optimiser step, with steps that rise.
+        step: of the optimiser, counted by default; where it is given it must rise. divide: what
+        gradients were multiplied by (passes accumulated, loss scale). Call it once per step.
         """
+        step = self.steps if step is None else step
+        self.steps = step + 1
         pending, self._pending = self._pending, []
         if len(pending) == 1:
             softmax_pass, weight = pending[0]
@@ -198,13 +210,13 @@ class PartialFC(nn.Module):
         two runs are equal to the bit when they save at the same steps.
         """
         self.rule.flush(self._table())
-        return self.span.start, self.span.stop, {"weight": self.weight, **self._state()}
+        return self.span.start, self.span.stop, dict(self._rows)
 
     @torch.no_grad()
     def load_rows(self, fetch: Callable[[str, int, int], Tensor]) -> None:
         """Fill this rank's rows; fetch(name, start, stop) gives rows of the global table."""
-        for name in ("weight", *self._names):
-            getattr(self, name).copy_(fetch(name, self.span.start, self.span.stop))
+        for name, rows in self._rows.items():
+            rows.copy_(fetch(name, self.span.start, self.span.stop))
         self.drop()
         self.rule.restart()
 
@@ -230,8 +242,87 @@ class PartialFC(nn.Module):
     def _table(self) -> Table:
         return Table(self.weight, self._state(), self.store)
 
-    def _state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self._names}
+    def _state(self) -> State:
+        return {name: rows for name, rows in self._rows.items() if name != "weight"}
+
+    def __getattr__(self, name: str) -> Any:
+        """Find rows by their names: weight, and what its rule keeps beside it."""
+        rows = self.__dict__.get("_rows", {})
+        return rows[name] if name in rows else super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: all but gradients that wait."""
+        return {**self.__dict__, "_pending": [], "_seen": []}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = fn(torch.empty(0, device=self.weight.device)).device
+        self._rows = {name: rows.to(device) for name, rows in self._rows.items()}
+        for part in (self._pairs, self.tally):
+            if part is not None:
+                part.to(device)
+        if device != self.world.device:
+            self.world = replace(self.world, device=device)
+            self.pass_type = pass_type(self.options, self.dim, self.store.compute, device)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        start, stop, rows = self.state_rows()
+        destination.update({prefix + name: one for name, one in rows.items()})
+        destination[prefix + "place"] = torch.tensor([start, stop, self.classes, self.steps])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        _, _, missing, unexpected, *_ = rest
+        names = [*self._rows, "place"]
+        lost = [prefix + name for name in names if prefix + name not in state_dict]
+        known = {prefix + name for name in names}
+        unexpected += [k for k in state_dict if k.startswith(prefix) and k not in known]
+        if lost:
+            missing += lost
+            return
+        start, stop, classes, self.steps = state_dict[prefix + "place"].tolist()
+        if (start, stop, classes) != (self.span.start, self.span.stop, self.classes):
+            raise MismatchError(
+                "GL0702",
+                f"expected the rows {self.span.start} to {self.span.stop} of {self.classes} "
+                f"classes, found {start} to {stop} of {classes}",
+                where="state of the head",
+                hint="each rank loads its own rows; for another number of ranks put them together "
+                "and give them to load_rows",
+            )
+        self.load_rows(lambda name, first, last: state_dict[prefix + name])
+
+    def _ready(self) -> None:
+        """Make sure that no update was forgotten, and once that ranks are of one table."""
+        if torch.is_grad_enabled() and len(self._pending) >= self.passes:
+            raise UsageError(
+                "GL0002",
+                f"gradients of {len(self._pending)} passes wait, and no update came",
+                where="head",
+                hint="call head.update(lr=...) after each optimiser step (head.drop() where it is "
+                "skipped), or set head.passes to the passes that one step adds up",
+            )
+        if self._met:
+            return
+        if self._found and self.world.size == 1 and present().size > 1:
+            raise UsageError(
+                "GL0002",
+                "it was made before the process group: every rank would train a whole head",
+                where="head",
+                hint="make it after init_process_group, or pass world=",
+            )
+        said = repr((self.classes, self.dim, self.seed, self.options, self.margin))
+        mark = int.from_bytes(hashlib.sha256(said.encode()).digest()[:7], "little")
+        if bool((all_gather_rows(torch.tensor([mark], device=self.world.device), self.world)
+                 != mark).any()):  # fmt: skip
+            raise MismatchError(
+                "GL0602",
+                f"ranks were made with other classes, options, margins or seeds: {said}",
+                where=f"head of rank {self.world.rank}",
+            )
+        self._met = True
 
     def _joined(
         self, pending: Sequence[tuple[SoftmaxPass, Tensor]]

@@ -20,6 +20,10 @@ class Tally:
         self.played_c = torch.zeros(rows, dtype=torch.int32, device=device)
         self.active_c = torch.zeros(rows, dtype=torch.int32, device=device)
 
+    def to(self, device: torch.device) -> None:
+        """Move the counts."""
+        self.played_c, self.active_c = self.played_c.to(device), self.active_c.to(device)
+
     def note(self, index_k: Tensor | None, row_t: Tensor) -> None:
         """Count a step: the rows that played (None: all), and those of the batch, repeats or not.
 

@@ -50,7 +50,9 @@ def measured(head: Head, steps=2):
             label = torch.randint(0, head.classes, (head.batch,))
             model(feature, label, step=step).backward()
             model.update(step=step, lr=0.1)
-    tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    tables = sum(
+        buffer.numel() * buffer.element_size() for buffer in model.state_rows()[2].values()
+    )
     return tables, most_alive(found)
 
 

@@ -100,7 +100,7 @@ def test_bf16_learns_as_float32_does_and_resumes_to_the_bit(rule):
         return PartialFC(120, 16, options, margin=CosFace(0.2))
 
     whole = made("bf16")
-    tables = [name for name, value in whole.named_buffers() if value.is_floating_point()]
+    tables = [name for name, value in whole.state_rows()[2].items() if value.is_floating_point()]
     assert all(getattr(whole, name).dtype == torch.bfloat16 for name in tables)
     losses = steps(whole, 0, 30, lr)
     saved = {name: value.clone() for name, value in whole.state_rows()[2].items()}
