@@ -95,6 +95,11 @@ class Archive(Packed):
                     why = "archives inside"
                 if not why and (other := beside(parts[-1])):
                     why = f"no images: {other}"
+                if parts[-1].endswith(b".cls"):
+                    what = f"labels ({shown(member.name)}) that do not stand beside their images"
+                    hint = "pack KEY.jpg and KEY.cls together: tar --sort=name -cf NEW.tar *; or, "
+                    hint += "if the folders are the labels: --exclude '*.cls'"
+                    raise InputError("GL0214", what, where=str(path), hint=hint)
                 if why or (not folder and not is_image(member.name)):
                     self._left[why or "loose files"] += 1
                     continue

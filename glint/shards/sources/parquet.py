@@ -180,6 +180,33 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
+def _saved(root: Path, files: list[bytes], left: Counter[str]) -> list[bytes]:
+    """Leave out what the library `datasets` keeps beside its data: caches, indices.
+
+    Raises InputError GL0201 where the set is a selection of rows that lies in a file of indices.
+    """
+    folder = root / os.fsdecode(files[0].rpartition(b"/")[0]) if files and files[0] else root
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        kept = {one["filename"] for one in state.get("_data_files", ())}
+        indices = any(state[key] for key in state if key.startswith("_indices"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        kept, indices = set[str](), False
+    if indices:
+        what = "a selection of rows: its state.json names a file of indices"
+        hint = "save it flat: load_from_disk(SRC).flatten_indices().save_to_disk(NEW)"
+        raise InputError("GL0201", what, where=str(folder), hint=hint)
+    base = [os.fsdecode(f.rpartition(b"/")[2]) for f in files]
+    if missing := sorted(kept - set(base)):
+        what = f"state.json names files of data that are not there, such as {missing[0]}"
+        raise damaged(what, folder)
+    cache = re.compile(r"cache-.*\.arrow")
+    good = [f for f, b in zip(files, base) if (b in kept if kept else not cache.fullmatch(b))]
+    good = good or files
+    left["Arrow files of a cache"] += len(files) - len(good)
+    return good
+
+
 class Parquet(Packed):
     """Tables with a column of image bytes and one of labels, in the order of their rows.
 
@@ -191,7 +218,7 @@ class Parquet(Packed):
 
     def __init__(self, root: Path, rule: Rule = Rule()) -> None:  # noqa: B008
         self._rule, left = rule, Counter[str]()
-        files = find_files(root, (b".parquet", b".arrow"), rule, left)
+        files = _saved(root, find_files(root, (b".parquet", b".arrow"), rule, left), left)
         self.image, self.said, self.struct = "", "", False
         self._at: tuple[int, int, Iterator[bytes | None]] = (-1, -1, iter(()))  # file, row
         self._bytes, self._start, self._labels = 0, [0], Labels()

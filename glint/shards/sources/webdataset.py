@@ -67,16 +67,36 @@ def _last(ending: bytes) -> bytes:
 def is_webdataset(path: Path) -> bool:
     """Say whether a tar begins as webdataset's do, or with images in no folder.
 
-    Raises InputError GL0214.
+    In folders it is one, too, where images of one folder have several labels in KEY.json or
+    KEY.txt. Raises InputError GL0214.
     """
     flat = images = 0
-    for member in islice(tarball.members(path), PEEK + 1):
-        key, ending = split(member.name.removeprefix(b"./"))
-        if _last(ending) in CLASSES or ending == b"__key__":
-            return True
-        images += _last(ending) in IMAGES
-        flat += _last(ending) in IMAGES and b"/" not in key
+    of: dict[bytes, object] = {}  # the label that a folder's first image has
+    with path.open("rb") as file:
+        for number, member in enumerate(tarball.members(path)):
+            if number > PEEK and not of:
+                break
+            key, ending = split(member.name.removeprefix(b"./"))
+            if number <= PEEK and (_last(ending) in CLASSES or ending == b"__key__"):
+                return True
+            images += _last(ending) in IMAGES
+            flat += _last(ending) in IMAGES and b"/" not in key
+            said = _beside(file.fileno(), ending, member)
+            if said is not None and of.setdefault(key.rpartition(b"/")[0], said) != said:
+                return True
     return 2 * flat > images
+
+
+def _beside(fd: int, ending: bytes, member: Member) -> object:
+    """Return the label that a member KEY.json or KEY.txt holds, None for none."""
+    if member.flaw or member.size > TEXT * 64:
+        return None
+    if ending == b"json":
+        inner = _in_json(reads.pread(fd, member.size, member.at))
+        good = (inner[name] for name in LABELS if isinstance(inner.get(name), int | str))
+        return next(good, None)
+    said = _text(fd, member) if ending == b"txt" else None
+    return said if said and said.isdigit() else None
 
 
 class WebDataset(Packed):
