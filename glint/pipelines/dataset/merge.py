@@ -253,7 +253,7 @@ def _without_labels(dataset: Dataset) -> bool:
     count_C = np.bincount(dataset.label, minlength=dataset.classes)
     said = dataset.identities().column("source_label").to_pylist()
     keys = sum(len(one) == 9 and one.isdigit() for one, n in zip(said, count_C) if n < 2)
-    return 2 * keys > len(said)
+    return bool(2 * keys > len(said))
 
 
 def united(target_C: Ints, known: Sequence[str], targets: int) -> Ints:

@@ -186,7 +186,7 @@ def has_control(name: bytes) -> bool:
 
 
 def twins(labels: Sequence[bytes]) -> list[str]:
-    """Return a note on labels that case, blanks or the form of their Unicode tells apart, if any."""
+    """Return a note on labels that only case, blanks or Unicode's form tells apart, if any."""
 
     def form(label: bytes) -> str:
         plain = unicodedata.normalize("NFC", shown(label)).casefold()
@@ -194,10 +194,10 @@ def twins(labels: Sequence[bytes]) -> list[str]:
 
     form_n = np.fromiter((hash(form(one)) for one in labels), np.int64, len(labels))
     _, back_n, count_m = np.unique(form_n, return_inverse=True, return_counts=True)
-    same = np.flatnonzero(count_m[back_n.reshape(-1)] > 1)
-    if not len(same):
+    twin_k = np.flatnonzero(count_m[back_n.reshape(-1)] > 1).tolist()
+    if not twin_k:
         return []
-    same = sorted(same.tolist(), key=lambda i: form(labels[i]))
+    same = sorted(twin_k, key=lambda i: form(labels[i]))
     some = ", ".join(repr(shown(labels[i])) for i in same[:4]) + (", ..." if len(same) > 4 else "")
     return [
         f"{len(same)} identities are apart only by case, blanks or the Unicode form (NFC, NFD) of "

@@ -236,3 +236,145 @@ def test_a_depth_counts_the_folders_that_all_share(tmp_path: Path, jpeg: Jpeg) -
     path = tar(tmp_path / "t.tar", members)
     assert "--label-depth 2" in open_source(path).describe()["notes"][0]
     assert groups(open_source(path, Rule(label_depth=2))) == truth(jpeg)
+
+
+def by_list(tmp_path: Path, jpeg: Jpeg, text: str | bytes, column: str = "") -> Source:
+    """Open a flat folder WHO_N.jpg by a list."""
+    for who, n, i in EVERY:
+        put(tmp_path / "s" / f"{who}_{n}.jpg", jpeg(i))
+    put(tmp_path / "list.txt", text if isinstance(text, bytes) else text.encode())
+    rule = Rule(labels=str(tmp_path / "list.txt"), label_column=column)
+    return open_source(tmp_path / "s", rule)
+
+
+def lines(form: str, head: str = "") -> str:
+    return head + "".join(
+        form.format(f=f"{who}_{n}.jpg", w=who, n=n, k=k) + "\n"
+        for k, (who, n, _) in enumerate(EVERY)
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lines('{f}\t"{w} Lee').replace("bob", "bo").replace("bo_", "bob_"),  # quotes are text
+        lines('"{f}"\t"{w}"'),
+        lines("{f} {w}", "".join(f"gone_{n}.jpg nobody\n" for n in range(9000))),
+        lines("{k}\t{w}\t{f}", "77\tgone\tgone.jpg\n"),
+        lines("{k}\t{w}\t{n}\t0.{k}\t{f}"),  # several labels in a .lst
+        lines("{f},{w},{n}", "file,who,gender\n"),
+        lines('{{"path": "{f}", "label": "face", "identity": "{w}"}}'),
+        lines('{{"path": "{f}", "identity": ["{w}"]}}', '{"path": "gone.jpg", "caption": "x"}\n'),
+        lines("{f},{w}", "file,label\n").encode("utf-16"),
+        json.dumps([{"file": f"{w}_{n}.jpg", "label": w} for w, n, _ in EVERY]),
+        json.dumps({f"{w}_{n}.jpg": w for w, n, _ in EVERY}),
+        lines("{f} {w} Lee").replace("bob Lee", "bob van der Lee"),
+    ],
+)
+def test_lists_that_were_misread(tmp_path: Path, jpeg: Jpeg, text: str | bytes) -> None:
+    assert groups(by_list(tmp_path, jpeg, text)) == truth(jpeg)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (lines("{f},{k},{n}"), "which column holds the labels"),
+        (lines("{k},{f},{w}", "id,filename,who\n"), "which column holds the labels"),
+        (lines("{f},{f},{w}", "path,name,who\n"), "which column holds the labels"),
+        (lines("{f},{n}", "path,gender\n"), "which column holds the labels"),
+        (lines("{f},{n},{w}", "path,label,identity\n"), "which column holds the labels"),
+        (lines('{f},"{w}'), "no sound CSV"),
+        (lines('{{"path": "{f}", "label": {{"id": {k}}}}}'), "label is no number or text"),
+    ],
+)
+def test_lists_that_do_not_say_it(tmp_path: Path, jpeg: Jpeg, text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        by_list(tmp_path, jpeg, text)
+
+
+def test_one_image_each_keeps_its_column(tmp_path: Path, jpeg: Jpeg) -> None:
+    source = by_list(tmp_path, jpeg, lines("{f},w{k},{n}", "path,who,split\n"))
+    assert len(source.classes) == len(EVERY)
+    source = by_list(tmp_path, jpeg, lines("{k}\t{w}\t{f}", "77\tgone\tgone.jpg\n"), "2")
+    assert groups(source) == truth(jpeg)
+
+
+def test_a_list_of_another_tree_is_told(tmp_path: Path, jpeg: Jpeg) -> None:
+    for who, n, i in EVERY:
+        put(tmp_path / "s" / "train" / who / f"{n}.jpg", jpeg(i))
+    for top, notes in (("val", 1), ("/data/s/train", 0), ("train", 0)):
+        text = "".join(f"{top}/{who}/{n}.jpg {who}\n" for who, n, _ in EVERY)
+        (tmp_path / "list.txt").write_text(text)
+        source = open_source(tmp_path / "s", Rule(labels=str(tmp_path / "list.txt")))
+        assert groups(source) == truth(jpeg)
+        assert len(source.describe()["notes"]) == notes
+
+
+def test_columns_of_tables_that_are_no_labels(tmp_path: Path, jpeg: Jpeg) -> None:
+    who, part = [who for who, _, _ in EVERY], [n for _, n, _ in EVERY]
+    for name, columns, said in (
+        ("gender", {"gender": part}, "expected one column of labels"),
+        ("other", {"emotions": part}, "expected one column of labels"),
+        ("both", {"label": part, "identity": who}, "tell people apart in different ways"),
+    ):
+        with pytest.raises(InputError, match=said):
+            open_source(table(tmp_path / f"{name}.parquet", jpeg, **columns))
+    names = [1] * len(who)
+    lone = pa.FixedSizeListArray.from_arrays(pa.array([WHO.index(one) for one in who]), 1)
+    for number, columns in enumerate(
+        (
+            {"label": names, "identity": who},
+            {"label": [WHO.index(one) for one in who], "identity_name": who},
+            {"label": [one.encode() for one in who]},
+            {"label": lone},
+        )
+    ):
+        source = open_source(table(tmp_path / f"{number}.parquet", jpeg, **columns))
+        assert groups(source) == truth(jpeg), columns
+
+
+@pytest.mark.parametrize("label", ["null", '"face"', '""'])
+def test_a_field_that_says_nothing(tmp_path: Path, jpeg: Jpeg, label: str) -> None:
+    said = {who: f'{{"label": {label}, "identity": "{who}"}}'.encode() for who in WHO}
+    source = open_source(tar(tmp_path / "w.tar", [*samples("json", said.__getitem__, jpeg)]))
+    assert groups(source) == truth(jpeg)
+    assert source.describe()["label"] == "identity in KEY.json"
+
+
+def test_dots_in_the_names_of_a_flat_tar(tmp_path: Path, jpeg: Jpeg) -> None:
+    path = tar(tmp_path / "t.tar", [(f"{who}.{n}.v2.JPG", jpeg(i)) for who, n, i in EVERY])
+    assert groups(open_source(path, Rule(label_from="^([a-z]+)"))) == truth(jpeg)
+    assert open_source(path, Rule(unlabelled=True)).row["flaw"].tolist() == [0] * 6
+    (tmp_path / "l.txt").write_text("".join(f"{w}.{n}.v2.JPG {w}\n" for w, n, _ in EVERY))
+    assert groups(open_source(path, Rule(labels=str(tmp_path / "l.txt")))) == truth(jpeg)
+
+
+def test_what_systems_and_editors_leave(tmp_path: Path, jpeg: Jpeg) -> None:
+    for who, n, i in EVERY:
+        put(tmp_path / "s" / who / f"{n}.jpg", jpeg(i))
+        for name in ("README", f"{n}.jpg~", "Thumbs", "Thumbs.db:encryptable", "Icon\r"):
+            put(tmp_path / "s" / who / name, b"x")
+    source = open_source(tmp_path / "s")
+    assert source.n == len(EVERY) and groups(source) == truth(jpeg)
+    assert sum(source.describe()["left_out"].values()) == 3 * 4 + 6
+
+
+def test_one_name_in_two_code_pages_of_zips(tmp_path: Path, jpeg: Jpeg) -> None:
+    for part, name in enumerate(("Ren\u00e9e", "Ren#e")):
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as archive:
+            for who, n, i in EVERY:
+                if n == part:
+                    archive.writestr(f"{name} {who}/{n}.jpg", jpeg(i))
+    old = (tmp_path / "1.zip").read_bytes()  # as old programs write it: no flag, one byte
+    (tmp_path / "1.zip").write_bytes(old.replace(b"Ren#e", b"Ren\x82e"))
+    assert len(open_source(tmp_path).classes) == 3
+
+
+def test_a_container_for_each_person_is_guessed_at(tmp_path: Path, jpeg: Jpeg) -> None:
+    for who in WHO:
+        tar(
+            tmp_path / f"{who}.tar", [(f"images/{n}.jpg", jpeg(i)) for w, n, i in EVERY if w == who]
+        )
+    (first, *_) = open_source(tmp_path).describe()["warnings"]
+    assert r"--label-from '([^/]+)\.tar/'" in first
+    assert groups(open_source(tmp_path, Rule(label_from=r"([^/]+)\.tar/"))) == truth(jpeg)
