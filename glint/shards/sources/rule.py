@@ -152,8 +152,8 @@ class Rule:
 
 def beside(name: bytes) -> str:
     """Return the suffix of a file that lies beside images and is none; "" for any other."""
-    if name.endswith(b"~") or name.lower() in PLAIN:
-        return name.lower().decode() if name[-1:] != b"~" else "~"
+    if name.lower() in PLAIN:
+        return name.lower().decode()
     last = name.rpartition(b".")
     return f".{last[2].lower().decode()}" if last[1] and last[2].lower() in OTHERS else ""
 

@@ -217,7 +217,8 @@ class WebDataset(Packed):
         else:
             said, how = self._found(fd, group)
             label, flaw = self._labels.code(said)
-            self._how[how] += bool(how) and bool(images)
+            if how and images:
+                self._how[how] += 1
         many = sum(_last(ending) in CLASSES for ending, _ in group) > 1
         if not images:
             flaw = Flaw.no_image
