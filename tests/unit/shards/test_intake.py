@@ -378,3 +378,13 @@ def test_a_container_for_each_person_is_guessed_at(tmp_path: Path, jpeg: Jpeg) -
     (first, *_) = open_source(tmp_path).describe()["warnings"]
     assert r"--label-from '([^/]+)\.tar/'" in first
     assert groups(open_source(tmp_path, Rule(label_from=r"([^/]+)\.tar/"))) == truth(jpeg)
+
+
+def test_info_names_all_sources(tmp_path: Path, jpeg: Jpeg) -> None:
+    from glint.cli.shard import _info, _say_info
+
+    for name in ("one", "two"):
+        for who, n, i in EVERY:
+            put(tmp_path / name / who / f"{n}.jpg", jpeg(i + 40 * (name == "two")))
+    stage.shard([tmp_path / "one", tmp_path / "two"], tmp_path / "out")
+    assert "from one + two (folder)" in _say_info(_info(str(tmp_path / "out"), False, None))
