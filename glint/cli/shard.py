@@ -227,10 +227,11 @@ def _say_images(result: results.Info) -> str:
 
 def _say_info(result: results.Info) -> str:
     per = result.images_per_identity
+    places = [one["source"] for one in result.recognised.get("sources", ())] or [result.source]
     spread = f", {per['least']} to {per['most']} images each" if per else ""
     return "\n".join(
         [
-            f"dataset      {result.dataset}, from {result.source} ({result.layout})",
+            f"dataset      {result.dataset}, from {' + '.join(places)} ({result.layout})",
             *(source.say(result.recognised)[1:] if "label" in result.recognised else []),
             f"samples      {result.written} in {console.count(result.shards, 'shard')}, "
             f"{result.bytes / 1e6:.1f} MB; {result.quarantined} of {result.read} "

@@ -219,6 +219,11 @@ class Merge(rewrite.Rewrite):
 
     def _shared(self) -> int:
         """Count the labels that stand in more than one dataset. Raises UsageError GL0002."""
+        for root, dataset in zip(self.names, self.datasets):
+            if _without_labels(dataset):
+                what = f"{root} was sharded with --unlabelled: a key of it is nobody's label"
+                hint = "merge the others with --same-labels, then that with this one without it"
+                raise UsageError("GL0002", what, where="--same-labels", hint=hint)
         known = self._known()
         if not (count := len(known) - len(set(known))):
             what = "no label of one dataset stands in another"
@@ -241,6 +246,14 @@ class Merge(rewrite.Rewrite):
         counts = len(table.target), sum(dataset.n for dataset in self.datasets)
         with labels.changing(folder):
             labels.commit(folder, table, why, based_on=0, counts=counts)
+
+
+def _without_labels(dataset: Dataset) -> bool:
+    """Say whether labels are keys: most have one image and are written as glint writes keys."""
+    count_C = np.bincount(dataset.label, minlength=dataset.classes)
+    said = dataset.identities().column("source_label").to_pylist()
+    keys = sum(len(one) == 9 and one.isdigit() for one, n in zip(said, count_C) if n < 2)
+    return bool(2 * keys > len(said))
 
 
 def united(target_C: Ints, known: Sequence[str], targets: int) -> Ints:

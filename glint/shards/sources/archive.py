@@ -78,7 +78,13 @@ class Archive(Packed):
         refused = int((row_n["flaw"] == Flaw.unsafe_member).sum())
         notes = count_note(refused, "members are no regular files inside the archive: refused")
         labelled = labelled._replace(notes=[*notes, *labelled.notes])
-        super().__init__(root, labelled, "archive", files=len(files), left_out=self._left)
+        more = []
+        if len(labelled.classes) == 1 and len(files) > 1 and not rule.label_from:
+            suffix = shown(files[0].rpartition(b".")[2])
+            more = [f"is each {suffix} a person? --label-from '([^/]+)\\.{suffix}/' takes its name"]
+        super().__init__(
+            root, labelled, "archive", files=len(files), left_out=self._left, warnings=more
+        )
 
     def _walk(self, root: Path, files: Sequence[bytes]) -> Found:
         """Yield name and row of every member; its label is a place in `_folders`, for now."""
@@ -95,6 +101,11 @@ class Archive(Packed):
                     why = "archives inside"
                 if not why and (other := beside(parts[-1])):
                     why = f"no images: {other}"
+                if parts[-1].endswith(b".cls"):
+                    what = f"labels ({shown(member.name)}) that do not stand beside their images"
+                    hint = "pack KEY.jpg and KEY.cls together: tar --sort=name -cf NEW.tar *; or, "
+                    hint += "if the folders are the labels: --exclude '*.cls'"
+                    raise InputError("GL0214", what, where=str(path), hint=hint)
                 if why or (not folder and not is_image(member.name)):
                     self._left[why or "loose files"] += 1
                     continue

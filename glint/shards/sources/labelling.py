@@ -14,6 +14,7 @@ from glint.shards.sources.listed import (
     Labelled,
     Labels,
     base_names,
+    count_note,
     number_classes,
     relabel,
     texts,
@@ -23,6 +24,7 @@ from glint.shards.sources.rule import Rule
 from glint.shards.sources.source import Rows, shown
 
 _WEBFACE = re.compile(rb"(?:.*/)?([0-9])/(\1_[0-9]+_[0-9]+)|([0-9]_[0-9]+_[0-9]+)", re.DOTALL)
+_CONTAINER = re.compile(r"\.\W*(?:tar|zip)\b")  # in a pattern: it asks for a container's name
 
 
 def label(
@@ -47,24 +49,45 @@ def label(
     if rule.labels:
         return by_list(rule, row_n, paths, left, files)
     if rule.label_from:
-        labels, pattern = Labels(), re.compile(rule.label_from)
-        for i, path in enumerate(texts(row_n, paths, files)):
-            part = pattern.search(path.decode("utf-8", "surrogateescape"))
-            said = part and (part[1] if pattern.groups else part[0])
-            code, flaw = labels.code(said and said.encode("utf-8", "surrogateescape"))
-            relabel(row_n, i, code, flaw)
-        classes = labels.settle(row_n)
-        how = f"what --label-from {rule.label_from!r} finds in the path of the image"
-        return Labelled(row_n, paths, classes, classes, how)
+        return _by_pattern(rule.label_from, row_n, paths, files)
     if len(row_n) and not folders:
         return None
     if depth := rule.label_depth:
         return _by_depth(depth, row_n, paths, folders)
     webface, classes = label_by_folder(row_n, folders, common=common)
     how = f"the {'name of the ' * webface}folder that the image lies in"
-    notes = [] if webface else _tree_notes(classes)
+    cut = max((one.count(b"/") for one in folders), default=0)
+    cut -= max((one.count(b"/") for one in classes), default=0)
+    notes = [] if webface else _tree_notes(classes, cut)
     tree = "/webface" if webface else ""
     return Labelled(row_n, paths, classes, base_names(classes), how, tree, notes)
+
+
+def _by_pattern(text: str, row_n: Rows, paths: pa.Array, files: Sequence[bytes]) -> Labelled:
+    """Label by what a pattern finds in a path: that inside the container.
+
+    The container's name stands before it where the pattern names .tar or .zip, and where several
+    have their names and nothing is found without them.
+    """
+    pattern, empty = re.compile(text), 0
+    named = [1] if _CONTAINER.search(text) else [len(files) + 1, 2]
+    for least in named:
+        labels, empty = Labels(), 0
+        for i, path in enumerate(texts(row_n, paths, files, least)):
+            part = pattern.search(path.decode("utf-8", "surrogateescape"))
+            said = part and (part[1] if pattern.groups else part[0])
+            empty += bool(part and not said)
+            code, flaw = labels.code(said and said.encode("utf-8", "surrogateescape"))
+            relabel(row_n, i, code, flaw)
+        if (row_n["label"] >= 0).any() or len(files) < 2:
+            break
+    classes = labels.settle(row_n)
+    how = f"what --label-from {text!r} finds in the path of the image"
+    how += ", after the name of its container" * (least < 3 and len(files) >= least)
+    notes = count_note(
+        empty, "paths match with nothing in the first group, which is the label: (?:...) is none"
+    )
+    return Labelled(row_n, paths, classes, classes, how, notes=notes)
 
 
 def _by_depth(depth: int, row_n: Rows, paths: pa.Array, folders: Sequence[bytes]) -> Labelled:
@@ -89,15 +112,18 @@ def _by_depth(depth: int, row_n: Rows, paths: pa.Array, folders: Sequence[bytes]
     return Labelled(row_n, paths, classes, classes, how, notes=notes)
 
 
-def _tree_notes(labels: Sequence[bytes]) -> list[str]:
-    """Say where folders do not look as if each were an identity."""
+def _tree_notes(labels: Sequence[bytes], cut: int = 0) -> list[str]:
+    """Say where folders do not look as if each were an identity.
+
+    cut: folders that all have in common, which labels are without and --label-depth counts.
+    """
     known, notes = set(labels), []
     inner = [one for one in labels if one.rpartition(b"/")[0] in known]
     if inner:
         some, outer = shown(inner[0]), shown(inner[0].rpartition(b"/")[0])
         notes.append(
             f"{len(inner)} identities are folders inside others: {outer} and {some} are two; if "
-            f"they are one person: --label-depth {outer.count('/') + 1}"
+            f"they are one person: --label-depth {outer.count('/') + 1 + cut}"
         )
     elif len(depths := sorted({one.count(b"/") + 1 for one in labels})) > 1:
         notes.append(f"images lie {depths[0]} to {depths[-1]} folders deep: look at the labels")
@@ -110,7 +136,8 @@ def _tree_notes(labels: Sequence[bytes]) -> list[str]:
         one = shown(first[twins[0].rpartition(b"/")[2]])
         notes.append(
             f"a name in several folders is an identity in each ({one}, {other}): if {name} is one "
-            f"person, --label-depth {other.count('/') + 1}; if {top} is one, --label-depth 1"
+            f"person, --label-depth {other.count('/') + 1 + cut}; if {top} is one, "
+            f"--label-depth {1 + cut}"
         )
     return notes
 

@@ -20,7 +20,8 @@ from glint.files.strings import BLOCK, packed
 from glint.shards.image import Rejected
 from glint.shards.sources.source import Rows, Source, shown
 
-_NUMBER = re.compile(rb"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|nan|[+-]?inf")
+_NUMBER = re.compile(rb"[+-]?[0-9]+(\.[0-9]*)?")  # in text: 01e3, nan and inf are names there
+_NONE = frozenset((b"nan", b"inf", b"+inf", b"-inf"))  # among numbers: no labels
 
 # What a listing finds wrong with a record; its name, with hyphens, is the reason that is told.
 Flaw = IntEnum(
@@ -52,7 +53,7 @@ class Listed(Source):
     def __init__(self, root: Path, found: Labelled, layout: str, **facts: Any) -> None:
         row_n, self.paths, classes, names, how, tree, notes = found
         counts = {"images": len(row_n), "identities": len(classes)}
-        notes = [*notes, *unicode_twins(classes)]
+        notes = [*notes, *twins(classes)]
         facts = {"label": how, **counts, "notes": notes, **facts}
         super().__init__(root, row_n, {"layout": layout + tree, **facts})
         self.classes, self.names = packed(classes), packed(names)
@@ -86,7 +87,7 @@ class Labels:
         """Return the number that stands for a label, or -1, and the flaw.
 
         Integral floats and numbers in quotes are numbers; NaN, fractions, numbers below 0 or of
-        over 18 digits are none.
+        over 18 digits are none. Text with an exponent is a name.
         """
         if isinstance(said, list | tuple) and len(said) == 1:
             said = said[0]
@@ -94,28 +95,36 @@ class Labels:
             return -1, Flaw.no_label
         if isinstance(said, bool) or not isinstance(said, str | bytes | int | float):
             return -1, Flaw.label_not_integer
+        if isinstance(said, float):
+            if not said.is_integer():
+                return -1, Flaw.label_not_integer
+            said = int(said)
         text = said if isinstance(said, bytes) else str(said).encode("utf-8", "surrogatepass")
         text = text.strip()
         if has_control(text) or not text:
             return -1, Flaw.no_label if not text else Flaw.bad_name
-        if plain := _NUMBER.fullmatch(text):
-            try:
-                whole = int(text) if plain[1] is plain[2] is None else int(float(text))
-                good = 0 <= whole < 10**18 and float(text) == float(whole)
-            except (ValueError, OverflowError):
-                good = False
-            if not good:
+        if _NUMBER.fullmatch(text):
+            whole, _, part = text.partition(b".")
+            digits = whole.lstrip(b"+-0")
+            if part.strip(b"0") or len(digits) > 18 or (digits and whole[:1] == b"-"):
                 return -1, Flaw.label_not_integer
             if not text.isdigit():
-                text = b"%d" % whole
+                text = digits or b"0"
         return self._codes.setdefault(text, len(self._codes)), Flaw.sound
 
     def settle(self, row_n: Rows, *, numbers: bool = False) -> list[bytes]:
         """Return the classes in order, and put their places where the running numbers stood.
 
         numbers: where all are digits, 007 is called 7, unless there is a 7, too: they stay apart.
+        nan and inf are names among names, and no labels where all others are digits.
         """
         labels = list(self._codes)
+        none = [code for code, label in enumerate(labels) if label in _NONE]
+        known = set(labels) - _NONE
+        if none and known and all(map(bytes.isdigit, known)):
+            none_n = np.isin(row_n["label"], none)
+            row_n["flaw"][none_n & (row_n["flaw"] == Flaw.sound)] = Flaw.label_not_integer
+            return number_classes(row_n, labels, known)
         if numbers and all(label.isdigit() for label in labels):
             plain = [b"%d" % int(label) for label in labels]
             labels = plain if len(set(plain)) == len(plain) else labels
@@ -129,11 +138,11 @@ def relabel(row_n: Rows, i: int, code: int, flaw: int) -> None:
         row_n["flaw"][i] = flaw
 
 
-def texts(row_n: Rows, paths: pa.Array, files: Sequence[bytes]) -> Iterator[bytes]:
-    """Yield the paths of records; that of their container before it where there are several."""
+def texts(row_n: Rows, paths: pa.Array, files: Sequence[bytes], least: int = 2) -> Iterator[bytes]:
+    """Yield the paths of records; that of their container before it where there are `least`."""
     for at in range(0, len(paths), BLOCK):
         piece = paths.slice(at, BLOCK).to_pylist()
-        if len(files) < 2:
+        if len(files) < least or files[0] == b"":
             yield from piece
         else:
             numbers = row_n["file"][at : at + BLOCK].tolist()
@@ -176,20 +185,23 @@ def has_control(name: bytes) -> bool:
     return any(byte < 32 or byte == 127 for byte in name)
 
 
-def unicode_twins(labels: Iterable[bytes]) -> list[str]:
-    """Return a note on labels that only the form of their Unicode tells apart, if any."""
-    seen: dict[str, int] = {}
-    for label in labels:
-        if not label.isascii():
-            form = unicodedata.normalize("NFC", shown(label))
-            seen[form] = seen.get(form, 0) + 1
-    same = [form for form, count in seen.items() if count > 1]
-    if not same:
+def twins(labels: Sequence[bytes]) -> list[str]:
+    """Return a note on labels that only case, blanks or Unicode's form tells apart, if any."""
+
+    def form(label: bytes) -> str:
+        plain = unicodedata.normalize("NFC", shown(label)).casefold()
+        return "/".join(" ".join(part.split()) for part in plain.split("/"))
+
+    form_n = np.fromiter((hash(form(one)) for one in labels), np.int64, len(labels))
+    _, back_n, count_m = np.unique(form_n, return_inverse=True, return_counts=True)
+    twin_k = np.flatnonzero(count_m[back_n.reshape(-1)] > 1).tolist()
+    if not twin_k:
         return []
-    some = ", ".join(same[:3]) + (", ..." if len(same) > 3 else "")
+    same = sorted(twin_k, key=lambda i: form(labels[i]))
+    some = ", ".join(repr(shown(labels[i])) for i in same[:4]) + (", ..." if len(same) > 4 else "")
     return [
-        f"{sum(seen[form] for form in same)} identities are apart only by the Unicode form of "
-        f"their names (NFC, NFD): {some}; rename them alike if they are the same person"
+        f"{len(same)} identities are apart only by case, blanks or the Unicode form (NFC, NFD) of "
+        f"their names: {some}; rename them alike if they are the same person"
     ]
 
 

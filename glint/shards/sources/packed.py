@@ -120,7 +120,7 @@ def collect(found: Found) -> tuple[Rows, pa.Array]:
     def hashed() -> Found:
         for name, row in found:
             file = row[_FIELDS.index("file")]
-            hashes.append(xxhash.xxh3_64_intdigest(b"%d/%s" % (file, name)))
+            hashes.append(xxhash.xxh3_64_intdigest(b"%d/%s" % (file, _plain(name))))
             yield name, row
 
     row_n, names = listed.collect(hashed(), ROW)
@@ -128,6 +128,14 @@ def collect(found: Found) -> tuple[Rows, pa.Array]:
     again_n[np.unique(np.frombuffer(hashes, np.uint64), return_index=True)[1]] = False
     row_n["flaw"][again_n] = Flaw.duplicate_name
     return row_n, names
+
+
+def _plain(name: bytes) -> bytes:
+    """Return a name without the parts that lead nowhere, as ./ does."""
+    if b"./" not in name and b"//" not in name:
+        return name
+    root = b"/" if name[:1] == b"/" else b""
+    return root + b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
 
 
 def extract(data: bytes, size: int, crc: int, method: int) -> bytes:

@@ -26,17 +26,13 @@ from glint.errors import GlintError, InputError, ResourceError
 from glint.files import reads
 from glint.files.strings import packed
 from glint.shards.image import MAX_BYTES, Rejected
+from glint.shards.sources import columns
 from glint.shards.sources.listed import Flaw, Found, Labelled, Labels
 from glint.shards.sources.packed import Member, Packed, collect, damaged, find_files, numbered_paths
 from glint.shards.sources.rule import SURE, UNSURE, Rule
 from glint.shards.sources.source import Ints, Source
 
 IMAGES = ("image", "img", "jpg", "jpeg", "image_bytes", "bytes", "face")
-INDEX = re.compile(  # columns that number rows or describe images
-    r"__index_level_\d+__|index|idx|unnamed: ?\d+|row(_?id)?|image_?id|key|uid|uuid|url|caption|"
-    r"text|(file|image|img)_?(path|name)|path|md5|sha256|width|height|original_width|"
-    r"original_height|status|split|exif|size|error_message"
-)
 ROWS = 64  # images read together
 SPOOL = "images.bin"
 SPLIT = re.compile(rb"(?:.*/)?([A-Za-z_]+)-[0-9]{5}-of-[0-9]{5}.*", re.DOTALL)
@@ -93,9 +89,13 @@ def _is_binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
+_INNER = (pa.types.is_dictionary, pa.types.is_list, pa.types.is_large_list)
+
+
 def _labels(kind: Any) -> str:
     """Name what a column's values are as labels: number, name, or "" for none."""
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    one = pa.types.is_fixed_size_list(kind) and kind.list_size == 1
+    if one or any(is_(kind) for is_ in _INNER):
         return _labels(kind.value_type)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return "number"
@@ -140,29 +140,44 @@ def label_column(table: Table, path: Path, given: str, part: bool = False) -> st
     part: a part of its text is the label, so that the only column of text is it.
     Raises InputError GL0214.
     """
-    good = [f.name for f in table.schema if _labels(f.type)]
+    named = {given.lower(), *SURE}
+    good = [
+        f.name
+        for f in table.schema
+        if _labels(f.type) or (_is_binary(f.type) and f.name.lower() in named)
+    ]
     text: list[str] = [f.name for f in table.schema if _labels(f.type) == "name"]
     if part and not given and len(text) == 1:
         return text[0]
     known: dict[str, str] = {name.lower(): name for name in good} | {name: name for name in good}
-    sure = [known[name] for name in ((given,) if given else SURE) if name in known]
-    if sure:
-        return sure[0]
-    left = [name for name in good if not INDEX.fullmatch(name.lower()) and not given]
-    left = [name for name in left if not _all_differ(table, name)]
-    named = [known[name] for name in UNSURE if known.get(name) in left]
-    if named := named or (left if len(left) == 1 else []):
-        return named[0]
+    if given in known:
+        return known[given]
+    sure = [] if given else [*dict.fromkeys(known[name] for name in SURE if name in known)]
+    if sure and (name := columns.one_of(_rows(table, sure)) if sure[1:] else sure[0]):
+        return name
+    left = [name for name in known if not columns.OTHER.fullmatch(name.lower())]
+    for name in UNSURE:
+        if name not in left or given or sure:
+            continue
+        if not columns.all_differ(_rows(table, [known[name]])[known[name]]):
+            return known[name]
     told = f"named {given or ', '.join(SURE[:4])}; found {', '.join(table.schema.names[:20])}"
+    if sure:
+        told = f"{' and '.join(sure)} tell people apart in different ways"
     hint = f"--label-column takes one of {', '.join(good)}; " if good else ""
     hint += "--label-from REGEX a part of its text, such as '^([^/]+)/'; --unlabelled needs none"
     raise InputError("GL0214", f"expected one column of labels, {told}", where=str(path), hint=hint)
 
 
-def _all_differ(table: Table, name: str) -> bool:
-    batch = next(table.batches([name], 1 << 16), None)
-    said = [] if batch is None else [str(one) for one in batch.column(0).to_pylist()]
-    return len(said) > 1 and len(set(said)) == len(said)
+def _rows(table: Table, names: list[str], count: int = 1 << 16) -> dict[str, Sequence[object]]:
+    """Return what the first rows have in some columns."""
+    said: dict[str, list[object]] = {name: [] for name in names}
+    for batch in table.batches(names, count):
+        for name in names:
+            said[name] += map(str, batch.column(batch.schema.get_field_index(name)).to_pylist())
+        if len(said[names[0]]) >= count:
+            break
+    return dict(said)
 
 
 def _class_names(schema: Any, label: str) -> list[bytes]:
@@ -180,6 +195,33 @@ def _bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogatepass")
 
 
+def _saved(root: Path, files: list[bytes], left: Counter[str]) -> list[bytes]:
+    """Leave out what the library `datasets` keeps beside its data: caches, indices.
+
+    Raises InputError GL0201 where the set is a selection of rows that lies in a file of indices.
+    """
+    folder = root / os.fsdecode(files[0].rpartition(b"/")[0]) if files and files[0] else root
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        kept = {one["filename"] for one in state.get("_data_files", ())}
+        indices = any(state[key] for key in state if key.startswith("_indices"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        kept, indices = set[str](), False
+    if indices:
+        what = "a selection of rows: its state.json names a file of indices"
+        hint = "save it flat: load_from_disk(SRC).flatten_indices().save_to_disk(NEW)"
+        raise InputError("GL0201", what, where=str(folder), hint=hint)
+    base = [os.fsdecode(f.rpartition(b"/")[2]) for f in files]
+    if missing := sorted(kept - set(base)):
+        what = f"state.json names files of data that are not there, such as {missing[0]}"
+        raise damaged(what, folder)
+    cache = re.compile(r"cache-.*\.arrow")
+    good = [f for f, b in zip(files, base) if (b in kept if kept else not cache.fullmatch(b))]
+    good = good or files
+    left["Arrow files of a cache"] += len(files) - len(good)
+    return good
+
+
 class Parquet(Packed):
     """Tables with a column of image bytes and one of labels, in the order of their rows.
 
@@ -191,7 +233,7 @@ class Parquet(Packed):
 
     def __init__(self, root: Path, rule: Rule = Rule()) -> None:  # noqa: B008
         self._rule, left = rule, Counter[str]()
-        files = find_files(root, (b".parquet", b".arrow"), rule, left)
+        files = _saved(root, find_files(root, (b".parquet", b".arrow"), rule, left), left)
         self.image, self.said, self.struct = "", "", False
         self._at: tuple[int, int, Iterator[bytes | None]] = (-1, -1, iter(()))  # file, row
         self._bytes, self._start, self._labels = 0, [0], Labels()
@@ -255,7 +297,7 @@ class Parquet(Packed):
                 what = f"the labels are in {said!r}, in other files in {self.said!r}"
                 raise damaged(what, path, hint="--label-column names the one that is meant")
             self.said = said
-            self._kinds.add(_labels(table.schema.field(said).type))
+            self._kinds.add(_labels(table.schema.field(said).type) or "name")
             known = _class_names(table.schema, said)
             if self._known and known and self._known != known:
                 raise damaged("a label has other names in other files", path)

@@ -19,7 +19,7 @@ SYSTEM = frozenset(
     b"@eadir @tmp @recycle #recycle #snapshot $recycle.bin recycler __macosx lost+found "
     b"@__thumb @appstore @database @sharebin @synoresource __pycache__ thumbs.db ehthumbs.db "
     b"ehthumbs_vista.db desktop.ini picasa.ini zbthumbnail.info pspbrwse.jbf folder.htt".split()
-) | {b"system volume information", b"network trash folder", b"temporary items"}
+) | {b"system volume information", b"network trash folder", b"temporary items", b"icon\r"}
 SYSTEM_ENDINGS = (b"@synoeastream", b"@synoresource", b":zone.identifier", b":encryptable")
 IMAGES = tuple(
     b".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .heic .heif .avif .jp2 .ppm".split()
@@ -31,6 +31,7 @@ OTHERS = frozenset(
     b"bat mp4 avi mov mkv webm wav mp3 m4a flac srt lnk url torrent part crdownload tmp bak "
     b"xmp aae thm svg ithmb mdb exe dll mod def m md5 sha1 sha256 sha512 license".split()
 )
+PLAIN = frozenset(b"readme license licence copying changelog makefile thumbs".split())
 CONTAINERS = (b".tar", b".zip", b".parquet", b".arrow", b".rec")
 PACKED = tuple(b".tar.gz .tgz .tar.bz2 .tar.xz .tar.zst .7z .rar .gz .bz2 .xz .zst".split())
 # Columns of labels by their names: those that say what they are, and those that may number rows.
@@ -142,7 +143,7 @@ class Rule:
             return "hidden files and folders"
         low = name.lower()
         if low in SYSTEM or low.endswith(SYSTEM_ENDINGS):
-            return f"system: {os.fsdecode(name)}"
+            return f"system: {os.fsdecode(name).strip()}"
         for glob, whole, match in self._patterns:
             if match(path if whole else name):
                 return f"--exclude {glob}"
@@ -151,6 +152,8 @@ class Rule:
 
 def beside(name: bytes) -> str:
     """Return the suffix of a file that lies beside images and is none; "" for any other."""
+    if name.lower() in PLAIN:
+        return name.lower().decode()
     last = name.rpartition(b".")
     return f".{last[2].lower().decode()}" if last[1] and last[2].lower() in OTHERS else ""
 

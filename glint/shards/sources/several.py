@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from glint.errors import InputError
 from glint.files import atomic
 from glint.files.strings import packed
 from glint.shards.sources.listed import number_classes
@@ -39,14 +40,15 @@ class Several(Source):
             row_m["part"], row_m["at"], row_m["flaw"] = number, np.arange(part.n), 0
             row_m["label"] = np.where(part.label < 0, -1, part.label + base)
             base, start = base + len(part.classes), start + part.n
+        labels, padded = _plain(classes, labels)
         merged = number_classes(row_n, labels)
-        names = {
-            n: p for part in parts for n, p in zip(part.classes.to_pylist(), part.names.to_pylist())
-        }
+        names = _names(labels, [name for part in parts for name in part.names.to_pylist()])
         self.classes, self.names = packed(merged), packed(names[one] for one in merged)
-        super().__init__(parts[0].root, row_n, self._told(classes, len(merged)))
+        super().__init__(parts[0].root, row_n, self._told(classes, len(merged), padded))
 
-    def _told(self, classes: Sequence[Sequence[bytes]], count: int) -> dict[str, Any]:
+    def _told(
+        self, classes: Sequence[Sequence[bytes]], count: int, padded: Sequence[str]
+    ) -> dict[str, Any]:
         told = [part.describe() for part in self.parts]
         shared = sum(map(len, classes)) - count
         notes = [
@@ -54,6 +56,7 @@ class Several(Source):
         ]
         digits = {all(map(bytes.isdigit, one)) for one in classes if one}
         warnings = ["labels are numbers in some sources and names in others"] * (len(digits) > 1)
+        warnings += padded
         left: dict[str, int] = {}
         for part in told:
             warnings += [f"{part['source']}: {one}" for one in part["warnings"]]
@@ -122,3 +125,46 @@ class Several(Source):
             source.row["at"][mine_n] -= first
         source.parts = parts
         return source
+
+
+def _plain(
+    classes: Sequence[Sequence[bytes]], labels: list[bytes]
+) -> tuple[list[bytes], list[str]]:
+    """Return labels so that 007 of one source is 7 of another, or what to warn of.
+
+    They stay apart where names are among them, and where one source has both.
+    """
+    short = [one.lstrip(b"0") or b"0" if one.isdigit() else one for one in labels]
+    same = len(set(labels)) - len(set(short))
+    if not same:
+        return labels, []
+    numbers = all(map(bytes.isdigit, labels))
+    if numbers and all(len({one.lstrip(b"0") for one in part}) == len(part) for part in classes):
+        return short, []
+    some = next(shown(a) for a, b in zip(labels, short) if a != b and b in labels)
+    what = f"{same} labels are other numbers only by zeros before them ({some}) and stay apart"
+    return labels, [what]
+
+
+def _names(labels: Sequence[bytes], people: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return what each label is called; numbers that mean other people elsewhere are refused."""
+    names: dict[bytes, bytes] = {}
+    number: dict[bytes, bytes] = {}
+    for label, name in zip(labels, people):
+        told = names.setdefault(label, name)
+        if not label.isdigit() or not name or name.isdigit():
+            continue
+        if (told and not told.isdigit() and told != name) or number.setdefault(
+            name, label
+        ) != label:
+            other = f"{shown(told)} and {shown(name)}"
+            if told == name:
+                other = f"{shown(name)}, who is {shown(number[name])} elsewhere"
+            raise InputError(
+                "GL0201",
+                f"numbers mean other people in other sources: {shown(label)} is {other}",
+                where="SRC",
+                hint="shard each alone, then join them by name: glint merge --same-labels OUT A B",
+            )
+        names[label] = name
+    return names

@@ -67,16 +67,36 @@ def _last(ending: bytes) -> bytes:
 def is_webdataset(path: Path) -> bool:
     """Say whether a tar begins as webdataset's do, or with images in no folder.
 
-    Raises InputError GL0214.
+    In folders it is one, too, where images of one folder have several labels in KEY.json or
+    KEY.txt. Raises InputError GL0214.
     """
     flat = images = 0
-    for member in islice(tarball.members(path), PEEK + 1):
-        key, ending = split(member.name.removeprefix(b"./"))
-        if _last(ending) in CLASSES or ending == b"__key__":
-            return True
-        images += _last(ending) in IMAGES
-        flat += _last(ending) in IMAGES and b"/" not in key
+    of: dict[bytes, object] = {}  # the label that a folder's first image has
+    with path.open("rb") as file:
+        for number, member in enumerate(tarball.members(path)):
+            if number > PEEK and not of:
+                break
+            key, ending = split(member.name.removeprefix(b"./"))
+            if number <= PEEK and (_last(ending) in CLASSES or ending == b"__key__"):
+                return True
+            images += _last(ending) in IMAGES
+            flat += _last(ending) in IMAGES and b"/" not in key
+            said = _beside(file.fileno(), ending, member)
+            if said is not None and of.setdefault(key.rpartition(b"/")[0], said) != said:
+                return True
     return 2 * flat > images
+
+
+def _beside(fd: int, ending: bytes, member: Member) -> object:
+    """Return the label that a member KEY.json or KEY.txt holds, None for none."""
+    if member.flaw or member.size > TEXT * 64:
+        return None
+    if ending == b"json":
+        inner = _in_json(reads.pread(fd, member.size, member.at))
+        good = (inner[name] for name in LABELS if isinstance(inner.get(name), int | str))
+        return next(good, None)
+    said = _text(fd, member) if ending == b"txt" else None
+    return said if said and said.isdigit() else None
 
 
 class WebDataset(Packed):
@@ -97,9 +117,16 @@ class WebDataset(Packed):
         self._named = bool(rule.labels or rule.label_from or rule.label_depth or rule.unlabelled)
         self._member = rule.label_member.removeprefix("KEY.").encode()
         self._how = Counter[str]()
+        self._said: dict[str, set[str]] = {}  # of fields that might be it, two values
         if not self._named and not self._member and files and self._in_text(place(root, files[0])):
             self._member = b"txt"
         row_n, paths = collect(self._listed(root, files))
+        if better := self._better():
+            self._member, self._labels = b"json:" + better.encode(), Labels()
+            self._left.clear()
+            self._how.clear()
+            find_files(root, (b".tar",), rule, self._left)
+            row_n, paths = collect(self._listed(root, files))
         _require_together(row_n, paths, root)
         labelled = None
         if self._named:
@@ -115,6 +142,15 @@ class WebDataset(Packed):
             if not classes:
                 self._refuse(root, files, row_n, paths)
         super().__init__(root, labelled, "webdataset", files=len(files), left_out=self._left)
+
+    def _better(self) -> str:
+        """Name the field of KEY.json that is the label where the one taken says always the same."""
+        if len(self._how) != 1 or not self._said:
+            return ""
+        taken = next(iter(self._how)).removesuffix(" in KEY.json")
+        if len(self._said.get(taken, "..")) > 1:
+            return ""
+        return next((name for name in LABELS if len(self._said.get(name, "")) > 1), "")
 
     def _in_text(self, path: Path) -> bool:
         """Say whether labels can only be in KEY.txt, and numbers stand there."""
@@ -146,11 +182,21 @@ class WebDataset(Packed):
         if last is not None:
             yield last, group
 
+    def _alone(self, path: Path) -> Iterator[tuple[bytes, Group]]:
+        """Yield samples; where labels come from elsewhere, images ann.1.jpg, ann.2.jpg are two."""
+        for key, group in self._samples(path):
+            alone = all(_last(one) in IMAGES and one not in IMAGES for one, _ in group)
+            if not self._named or not alone:
+                yield key, group
+                continue
+            for _, member in group:
+                yield member.name.rpartition(b".")[0], [(_last(member.name).lower(), member)]
+
     def _listed(self, root: Path, files: Sequence[bytes]) -> Found:
         """Yield key and row of every sample."""
         for number, path in numbered_paths(root, files):
             with path.open("rb") as file:
-                for key, group in self._samples(path):
+                for key, group in self._alone(path):
                     if self._named and all(_last(ending) in TEXTS for ending, _ in group):
                         self._left["members beside images"] += 1
                         continue
@@ -171,7 +217,8 @@ class WebDataset(Packed):
         else:
             said, how = self._found(fd, group)
             label, flaw = self._labels.code(said)
-            self._how[how] += bool(how) and bool(images)
+            if how and images:
+                self._how[how] += 1
         many = sum(_last(ending) in CLASSES for ending, _ in group) > 1
         if not images:
             flaw = Flaw.no_image
@@ -196,8 +243,13 @@ class WebDataset(Packed):
                 while field and len(fields[0].split(".")) > 1 and fields[0] not in inner:
                     first, _, rest = fields[0].partition(".")
                     inner, fields = _fields(inner.get(first)), (rest,)
-                if name := next((name for name in fields if name in inner), None):
-                    return inner[name], f"{field.decode() or name} in KEY.json"
+                good = [name for name in fields if inner.get(name) not in (None, "")]
+                for name in good if len(good) > 1 else ():
+                    said = self._said.setdefault(name, set())
+                    if len(said) < 2:
+                        said.add(str(inner[name]))
+                if good:
+                    return inner[good[0]], f"{field.decode() or good[0]} in KEY.json"
         return None, ""
 
     def _refuse(self, root: Path, files: Sequence[bytes], row_n: Rows, paths: Any) -> None:

@@ -43,7 +43,7 @@ def members(path: Path) -> Iterator[Member]:
             raise damaged(what, path, size) from None
         _check(archive, file.fileno(), size, path)
         for info in archive.infolist():
-            name = _name(info)
+            name = _read(_name(info))
             if not name.endswith((b"/", b"\\")):
                 method = STORED if info.compress_type == zipfile.ZIP_STORED else DEFLATED
                 numbers = info.header_offset, info.file_size, info.compress_size
@@ -53,6 +53,15 @@ def members(path: Path) -> Iterator[Member]:
 def _name(info: zipfile.ZipInfo) -> bytes:
     """Return the name as it stands in the zip."""
     return info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
+
+
+def _read(name: bytes) -> bytes:
+    """Return a name in UTF-8: without the flag it is that, or of code page 437."""
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return name.decode("cp437").encode()
+    return name
 
 
 def _flaw(info: zipfile.ZipInfo) -> int:
