@@ -151,7 +151,7 @@ def _before_layers(graph: Any) -> tuple[list[str], dict[str, Any]]:
     """
     known = {tensor.name: tensor for tensor in graph.initializer}
     pixels = {next(one.name for one in graph.input if one.name not in known)}
-    constant, by_name, taps = {*known, ""}, {}, list[str]()
+    constant, by_name, taps = {*known, ""}, dict[str, Any](), list[str]()
     for node in graph.node:
         taken = pixels.intersection(node.input)
         if node.op_type in ("Shape", "Size") or constant.issuperset(node.input):

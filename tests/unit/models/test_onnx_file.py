@@ -93,10 +93,12 @@ def test_pixels_are_scaled_once(tmp_path: Path, name: str, rows: bool, constants
 
 C = np.float32(127.5)
 BATCH = {"g": np.ones(3, "f"), "b": np.zeros(3, "f"), "m": np.full(3, C), "v": np.full(3, C**2)}
-NORM = ("BatchNormalization", "x g b m v", "z", {})
-SUB, DIV = ("Sub", "i C", "d", {}), ("Div", "d C", "z", {})
+Step = tuple[str, str, str, dict[str, Any]]
+NORM: Step = ("BatchNormalization", "x g b m v", "z", {})
+SUB: Step = ("Sub", "i C", "d", {})
+DIV: Step = ("Div", "d C", "z", {})
 # nodes (op, inputs, outputs, attributes), constants, and what a user of the file gives it
-FORMS: dict[str, tuple[list[tuple[str, str, str, dict[str, Any]]], dict[str, Any], Array]] = {
+FORMS: dict[str, tuple[list[Step], dict[str, Any], Array]] = {
     "batch norm": ([NORM], BATCH, CROPS),
     "colours turned by gather": (
         [("Gather", "x k", "i", {"axis": 1}), SUB, DIV], {"k": np.array([2, 1, 0])}, CROPS,
