@@ -23,6 +23,9 @@ def import_(
     out: Path = typer.Argument(..., help="A new or empty folder."),
     backbone: str = typer.Option(..., "--backbone", help="The net: r50, mbf, vit_b, ..."),
     embedding: int = typer.Option(512, "--embedding", help="Length of an embedding."),
+    inside: str = typer.Option(
+        "", "--inside", metavar="NAME", help="Of several states in WEIGHTS: ema, ema.shadow, ..."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
@@ -36,6 +39,7 @@ def import_(
             backbone,
             console.path(str(out), "OUT"),
             embedding=embedding,
+            inside=inside,
         )
 
     console.run(work, as_json, debug=debug, say=_say)

@@ -8,6 +8,7 @@ Protocol/Split/FP or FF), and plain `a b 1`.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -26,10 +27,14 @@ from glint.shards.sources.tree import Tree
 
 _TRUTH = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
 _TRUTH |= {"-1": False, "diff": False}
+# names of columns: of the truth, of what is neither image nor truth, of what may be its opposite
+_SAME = {"same", "issame", "is_same", "label", "truth", "match", "target", "y", "genuine"}
+_ASIDE = {"", "fold", "id", "index", "no", "pair", "pair_id"}
+_TURNED = {"dist", "distance", "different", "diff", "impostor", "imposter"}
 FORMS = (
     "glint reads LFW's and XQLFW's pairs.txt (name i j; name i name j), CALFW's and CPLFW's (two "
-    "lines a pair, image and fold or 0), CFP's folder Split/FP, lines `a b 1`, and its own table "
-    "(fold, a, b, same)"
+    "lines a pair, image and fold or 0), CFP's folder Split/FP, lines `a b 1` or CSV, and its own "
+    "table (fold, a, b, same)"
 )
 
 
@@ -113,38 +118,96 @@ def _lines(path: Path) -> list[str]:
 
 
 def _pairs(lines: Sequence[str], path: Path) -> list[Listed]:
-    rows = [[cell for cell in re.split(r"[\t,; ]+", line) if cell] for line in lines]
-    head = rows[0] if rows else []
-    if len(head) <= 2 and all(cell.isdigit() for cell in head):  # folds, pairs of each kind
-        each = int(head[-1]) if len(head) == 2 else 0
-        return [_lfw(row, i // (2 * each) if each else -1, path)
-                for i, row in enumerate(rows[1:])]  # fmt: skip
-    if head and _is_header(head, rows[1:2]):
-        rows = rows[1:]
-    if rows and all(len(row) == 2 for row in rows) and len(rows) % 2 == 0:
+    rows, head = _cells(lines), re.split(r"[\t,; ]+", lines[0]) if lines else []
+    counts = len(head) <= 2 and all(cell.isdecimal() for cell in head)  # folds, pairs of each kind
+    each = int(head[-1]) if counts and len(head) == 2 else 0
+    named = not counts and bool(rows) and _is_header(rows[0], rows[1:2])
+    columns = _columns(rows[0], path) if named else None
+    rows, width = rows[counts or named :], len(rows[0]) if rows else 0
+    if not rows:
+        return []
+    if columns is not None:
+        return [_plain(row, columns, width, path) for row in rows]
+    if all(len(row) == 2 for row in rows) and len(rows) % 2 == 0:
         return [_two_lines(a, b, path) for a, b in zip(rows[::2], rows[1::2])]
-    return [_lfw(row, -1, path) for row in rows]
+    forms = {  # what all lines must fit, as a number alone may be a name, a truth or an image's
+        "name i j": all(map(_is_lfw, rows))
+        and (counts or any(len(row) == 4 or not row[0].isdecimal() for row in rows)),
+        "a b 1": all(len(row) == 3 and row[2].lower() in _TRUTH for row in rows),
+        "1 a b": all(len(row) == 3 and row[0].lower() in _TRUTH for row in rows),
+    }
+    fit = [form for form, fits in forms.items() if fits]
+    if len(fit) > 1:
+        what = f"its lines can be read as `{'` and as `'.join(fit)}`: {' '.join(rows[0])}"
+        hint = "begin it with a line that names the columns: a b same, or same a b"
+        raise InputError("GL0802", what[:200], where=str(path), hint=hint)
+    if fit == ["name i j"]:
+        return [_lfw(row, i // (2 * each) if each else -1) for i, row in enumerate(rows)]
+    if fit:
+        columns = (0, 1, 2, -1) if fit == ["a b 1"] else (1, 2, 0, -1)
+        return [_plain(row, columns, 3, path) for row in rows]
+    odd = next((row for row in rows if len(row) != 3 and not _is_lfw(row)), rows[0])
+    raise _no_pair(odd, path)
+
+
+def _cells(lines: Sequence[str]) -> list[list[str]]:
+    """Split lines at what stands in all but the first: tabs, commas (quoted cells), or blanks."""
+    by = next((by for by in "\t,;" if all(by in line for line in lines[1:] or lines)), " ")
+    if by in " \t":
+        parts = [re.split(r"\t+" if by == "\t" else r"[\t,; ]+", line) for line in lines]
+    else:  # a line at a time: a quote that is not closed swallows no other line
+        parts = [next(csv.reader([line], delimiter=by, skipinitialspace=True)) for line in lines]
+    rows = [[cell.strip() for cell in row] for row in parts]
+    for row in rows:
+        while row and not row[-1]:
+            row.pop()
+    return rows
 
 
 def _is_header(head: Sequence[str], following: Sequence[Sequence[str]]) -> bool:
     """Say whether a line names columns: it has no number, no path, and no truth as the next has."""
-    if any(cell.isdigit() or {*cell} & {".", "/"} for cell in head):
+    if any(cell.isdecimal() or {*cell} & {".", "/"} for cell in head):
         return False
-    words = [row[-1].lower() for row in (head, *following)]
+    words = [row[-1].lower() for row in (head, *following) if row]
     return not any({*words} <= kind for kind in ({"true", "false"}, {"same", "different", "diff"}))
 
 
-def _lfw(row: Sequence[str], fold: int, path: Path) -> Listed:
-    numbers = [cell.isdigit() for cell in row]
-    if numbers == [False, True, True]:
-        name, i, j = row
-        return Listed(_numbered(name, i), _numbered(name, j), True, fold)
-    if numbers == [False, True, False, True]:
-        return Listed(_numbered(row[0], row[1]), _numbered(row[2], row[3]), False, fold)
-    for truth, a, b in ((row[-1], 0, 1), (row[0], 1, 2)):
-        if len(row) == 3 and truth.lower() in _TRUTH:
-            return Listed(row[a], row[b], _TRUTH[truth.lower()], fold)
-    raise InputError("GL0802", f"no pair: {' '.join(row)}"[:120], where=str(path), hint=FORMS)
+def _columns(head: Sequence[str], path: Path) -> tuple[int, int, int, int] | None:
+    """Return where a, b, the truth and the fold (or -1) stand; None where the names leave it."""
+    names = [cell.lower() for cell in head]
+    if odd := _TURNED.intersection(names):
+        what = f"the column {min(odd)} does not say whether 1 is one person or two"
+        hint = "name it same, with 1 for one person"
+        raise InputError("GL0802", what, where=str(path), hint=hint)
+    truth = [i for i, name in enumerate(names) if name in _SAME]
+    rest = [i for i, name in enumerate(names) if name not in _SAME and name not in _ASIDE]
+    if len(truth) != 1 or len(rest) != 2:
+        return None
+    return rest[0], rest[1], truth[0], names.index("fold") if "fold" in names else -1
+
+
+def _plain(
+    row: Sequence[str], columns: tuple[int, int, int, int], width: int, path: Path
+) -> Listed:
+    a, b, truth, fold = columns
+    sound = len(row) == width and row[truth].lower() in _TRUTH
+    if not sound or (fold >= 0 and not row[fold].isdecimal()):
+        raise _no_pair(row, path)
+    number = int(row[fold]) if fold >= 0 else -1
+    return Listed(row[a], row[b], _TRUTH[row[truth].lower()], number)
+
+
+def _no_pair(row: Sequence[str], path: Path) -> InputError:
+    return InputError("GL0802", f"no pair: {' '.join(row)}"[:120], where=str(path), hint=FORMS)
+
+
+def _is_lfw(row: Sequence[str]) -> bool:
+    return len(row) in (3, 4) and row[1].isdecimal() and row[-1].isdecimal()
+
+
+def _lfw(row: Sequence[str], fold: int) -> Listed:
+    name, other = row[0], row[-2] if len(row) == 4 else row[0]
+    return Listed(_numbered(name, row[1]), _numbered(other, row[-1]), len(row) == 3, fold)
 
 
 def _numbered(name: str, number: str) -> str:
@@ -152,7 +215,7 @@ def _numbered(name: str, number: str) -> str:
 
 
 def _two_lines(a: Sequence[str], b: Sequence[str], path: Path) -> Listed:
-    if a[1] != b[1] or not a[1].isdigit():
+    if a[1] != b[1] or not a[1].isdecimal():
         what = f"two lines of a pair have unlike marks: {' '.join(a)} / {' '.join(b)}"
         raise InputError("GL0802", what, where=str(path), hint=FORMS)
     return Listed(a[0], b[0], a[1] != "0", -1)

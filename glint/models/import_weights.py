@@ -6,7 +6,8 @@ import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -60,10 +61,12 @@ def import_weights(
     *,
     embedding: int = 512,
     options: Mapping[str, Any] | None = None,
+    inside: str = "",
 ) -> results.Import:
     """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
 
     Numbers become float32; one prefix that all names share goes, a head beside the net is left out.
+    inside: the place in the file of the state to take (`ema.shadow`), where it holds several.
     `out` must not exist or be empty.
     Returns {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
     Raises UsageError GL0001/GL0002, BusyError GL0004/GL0005, UnsafeError GL0801 for a pickle that
@@ -71,7 +74,7 @@ def import_weights(
     """
     weights, out = Path(weights), Path(out)
     _require_empty(out)
-    name, net, found, state = _taken(weights, backbone, embedding, options)
+    name, net, found, state = _taken(weights, backbone, embedding, options, inside)
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
                     if t.is_floating_point()})  # fmt: skip
     source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
@@ -101,15 +104,16 @@ def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:
 
 
 def _taken(
-    weights: Path, backbone: str, embedding: int, options: Mapping[str, Any] | None = None
-) -> tuple[str, nn.Module, dict[str, Tensor], dict[str, Tensor]]:
+    weights: Path, backbone: str, embedding: int, options: Mapping[str, Any] | None = None,
+    inside: str = "",
+) -> tuple[str, nn.Module, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
     """Return glint's name of a net, the net without data, the file's tensors, the net's state."""
     if not weights.is_file():
         raise UsageError("GL0001", "no such file of weights", where=str(weights))
     name = NAMES.get(backbone, backbone)
     with torch.device("meta"):
         net = backbones.create(name, embedding, **(options or {}))
-    found = _renamed(_read(weights), net.state_dict(), weights)
+    found = _renamed(_read(weights, inside), net.state_dict(), weights)
     return name, net, found, _fitted(found, net, f"{name} with embedding {embedding}", weights)
 
 
@@ -126,23 +130,23 @@ def _require_empty(out: Path) -> None:
         raise BusyError("GL0004", what, where=str(out), hint="name a new folder")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(path: Path, inside: str) -> dict[str, Tensor]:
     """Load a file of tensors; a pickle may hold nothing but them."""
     if why := reads.stand_in(path):
         raise _damaged(why, path)
     try:
         if path.suffix == ".safetensors":
-            return _named(checkpoint.read_tensors(path), path)
+            return _named(checkpoint.read_tensors(path), path, inside)
         with path.open("rb") as file:
             more = _require_tensors(file, path)
         if not more:
-            return _named(torch.load(path, map_location="cpu", weights_only=True), path)
+            return _named(torch.load(path, map_location="cpu", weights_only=True), path, inside)
         logger.info("%s: beside the tensors, not read: %s", path.name, ", ".join(sorted(more)))
         inert: Any = ModuleType("inert")
         inert.Unpickler, inert.load = _Inert, lambda file, **_: _Inert(file).load()
         state = torch.load(path, map_location="cpu", weights_only=False, pickle_module=inert)
         try:
-            return _named(state, path)
+            return _named(state, path, inside)
         except InputError:  # then these stand where tensors should
             raise _unsafe(min(more), path) from None
     except GlintError:
@@ -211,16 +215,24 @@ def _require_tensors(file: IO[bytes], path: Path) -> set[str]:
     return beside
 
 
-def _named(found: object, path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of that inside a whole checkpoint, by name."""
+def _named(whole: object, path: Path, inside: str) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, or of that inside a whole checkpoint, by name.
+
+    Of several states one is taken, and the others are named in the log.
+    """
+    found, taken = whole, [part for part in inside.split(".") if part]
+    for part in taken:
+        if not isinstance(found, Mapping) or part not in found:
+            there = ", ".join(map(str, found)) if isinstance(found, Mapping) else "tensors"
+            what = f"the file has no {inside}; there is {there[:200]}"
+            raise UsageError("GL0002", what, where="--inside")
+        found = found[part]
     while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
         parts = {key: one for key, one in found.items() if isinstance(one, Mapping)}
-        inner = next((parts[key] for key in INSIDE if key in parts), None)
-        if inner is None and len(parts) == 1:
-            inner = next(iter(parts.values()))
-        if inner is None:
+        key = next((key for key in (*INSIDE, *parts) if key in parts), None)
+        if key is None or (key not in INSIDE and len(parts) > 1):
             break
-        found = inner
+        found, taken = parts[key], [*taken, str(key)]
     if not isinstance(found, Mapping) or not found:
         raise _other(f"expected tensors by name, found {type(found).__name__}", path)
     state = {name: value for name, value in found.items() if isinstance(value, Tensor)}
@@ -229,7 +241,25 @@ def _named(found: object, path: Path) -> dict[str, Tensor]:
             f"{name!r}: {type(value).__name__}" for name, value in [*found.items()][:5]
         )
         raise _other(f"expected tensors by name, found {some}", path)
+    if not inside and (others := [*_others(whole, [*state.values()])]):
+        text = "%s: taken is %s; another state of such a net was left: %s (--inside takes it)"
+        logger.warning(text, path.name, ".".join(taken) or "the top", ", ".join(others[:SHOWN]))
     return state
+
+
+def _others(found: object, taken: list[Tensor], at: str = "") -> Iterator[str]:
+    """Give the places of other states: half of the tensors taken by their shapes, not they."""
+    found = dict(enumerate(found)) if isinstance(found, (list, tuple)) else found
+    tensors = list[Tensor]()
+    for key, value in found.items() if isinstance(found, Mapping) else ():
+        tensors += [value] if isinstance(value, Tensor) else []
+        yield from _others(value, taken, f"{at}.{key}" if at else str(key))
+    common = Counter(t.shape for t in tensors) & Counter(t.shape for t in taken)
+    if 2 * common.total() >= len(taken) and not (
+        len(tensors) == len(taken)
+        and all(a.data_ptr() == b.data_ptr() for a, b in zip(tensors, taken))
+    ):
+        yield at or "the top"
 
 
 def _renamed(found: dict[str, Tensor], own: Iterable[str], path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,19 @@ from glint.files import reads
 from glint.models import checkpoint
 
 PIXELS = (127.5, 127.5)  # mean and std where a file says nothing, as in the field
-_SAME = ("Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Resize", "Pad")
+ITSELF = "the net scales them itself"
+UNKNOWN = "assumed: its first nodes do not tell what pixels it takes; --mean and --std overrule it"
+MOST_NUMBERS = 1 << 18  # of constants before the first layer: an image of means, say
+_SAME = {
+    "Cast", "Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Resize",
+    "Upsample", "Pad", "Gather", "Slice", "Split", "Concat", "Clip", "Min", "Max", "Dropout",
+    "QuantizeLinear", "DequantizeLinear", "DepthToSpace", "SpaceToDepth",
+}  # fmt: skip
+_LAYERS = {
+    "Conv", "ConvInteger", "QLinearConv", "DynamicQuantizeLinear", "FusedConv", "Einsum",
+    "MatMul", "MatMulInteger", "Gemm", "AveragePool", "MaxPool", "GlobalAveragePool", "LpPool",
+}  # fmt: skip
+_SCALES = {"Sub", "Add", "Mul", "Div", "Neg", "BatchNormalization"}
 
 
 @dataclass(frozen=True)
@@ -118,64 +130,122 @@ def digest(path: Path, names: set[str], reading: Reading = Reading()) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest() if len(lines) > 1 else own
 
 
-def pixel_range(model: Any, path: Path) -> tuple[float, float] | None:
-    """Return (mean, std) that pixels 0..255 need before a net that scales them itself, or None.
+def pixel_range(model: Any, path: Path) -> tuple[float, float, str]:
+    """Return (mean, std) that pixels 0..255 need before a net, and in words how that is known.
 
-    By what the first nodes do to the input: constants added, subtracted, multiplied, divided.
-    (0, 1) where they take pixels 0..255, (0, 255) where they take 0..1.
+    What stands before the first real layer is run on even images: (0, 1) where it takes pixels
+    0..255, (0, 255) where it takes 0..1. The words are UNKNOWN where that tells neither.
     """
+    try:
+        taps, by_name = _before_layers(model.graph)
+        told = {_judged(_response(model, tap, by_name, path)) for tap in taps}
+    except Exception:  # odd graphs fail in many ways; the net itself is opened and tried anyway
+        told = set()
+    return told.pop() if len(told) == 1 else (*PIXELS, UNKNOWN)
+
+
+def _before_layers(graph: Any) -> tuple[list[str], dict[str, Any]]:
+    """Return the tensors that the first layers take, and by its outputs each node before them.
+
+    What comes before layers: nodes that move, clip, quantise, scale or shift single pixels.
+    """
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    pixels = {next(one.name for one in graph.input if one.name not in known)}
+    constant, by_name, taps = {*known, ""}, dict[str, Any](), list[str]()
+    for node in graph.node:
+        taken = pixels.intersection(node.input)
+        if node.op_type in ("Shape", "Size") or constant.issuperset(node.input):
+            constant.update(node.output)
+        elif taken and _moves(node, pixels, constant, known):
+            pixels.update(node.output)
+        elif taken and node.op_type not in _LAYERS:
+            raise ValueError(f"{node.op_type} before the first layer")
+        else:
+            taps += taken
+            continue
+        by_name |= dict.fromkeys(node.output, node)
+    ends = pixels.intersection(one.name for one in graph.output)
+    return list(dict.fromkeys([*taps, *ends])), by_name
+
+
+def _moves(node: Any, pixels: set[str], constant: set[str], known: dict[str, Any]) -> bool:
+    """Say whether a node does the same to each pixel, or moves pixels, by constants alone."""
+    if not (pixels | constant).issuperset(node.input):
+        return False
+    if node.op_type == "Conv":  # colours weighed, or each one alone
+        shape = [*known[node.input[1]].dims] if node.input[1] in known else []
+        return shape in ([3, 3, 1, 1], [3, 1, 1, 1])
+    if node.op_type in _SCALES:
+        return sum(name in pixels for name in node.input) == 1
+    return node.op_type in _SAME
+
+
+def _response(model: Any, tap: str, by_name: dict[str, Any], path: Path) -> list[float]:
+    """Run what stands between the input and a tensor on images of -1, 0, 1 and 255 everywhere."""
     import onnx
+    import onnxruntime
 
     graph = model.graph
     known = {tensor.name: tensor for tensor in graph.initializer}
-    for node in (node for node in graph.node if node.op_type == "Constant"):
-        for one in node.attribute:
-            value = one.t if one.name == "value" else onnx.numpy_helper.from_array(np.array(one.f))
-            known[node.output[0]] = value
-    data = next((i.name for i in graph.input if i.name not in known), "")
-    scale, shift, steps = 1.0, 0.0, 0
-    while True:
-        after = [node for node in graph.node if data in node.input]
-        if len(after) != 1:
-            break
-        node = after[0]
-        if node.op_type not in (*_SAME, "Sub", "Add", "Mul", "Div"):
-            break
-        if node.op_type in _SAME:
-            data = node.output[0]
-            continue
-        other = next((name for name in node.input if name != data), "")
-        if other not in known or known[other].ByteSize() > 1 << 16:
-            break
-        tensor = known[other]
-        value = float(np.mean(onnx.numpy_helper.to_array(tensor, str(path.parent))))
-        first = node.input[0] == data
-        if node.op_type == "Sub":
-            scale, shift = (scale, shift - value) if first else (-scale, value - shift)
-        elif node.op_type == "Add":
-            shift += value
-        elif node.op_type == "Mul" or (first and value):
-            by = value if node.op_type == "Mul" else 1 / value
-            scale, shift = scale * by, shift * by
-        else:
-            break
-        data, steps = node.output[0], steps + 1
-    if not steps or not scale:
-        return None
-    middle = -shift / scale  # the input that becomes 0
-    if middle > 2 or abs(scale) < 0.1:
-        return 0.0, 1.0
-    return (0.0, 255.0) if 0.2 < middle <= 1 else None
+    data = next(one for one in graph.input if one.name not in known)
+    wanted, names = [tap], {tap}
+    for name in wanted:
+        for other in by_name[name].input if name in by_name else ():
+            wanted += [] if other in names else [other]
+            names.add(other)
+    nodes = [node for node in graph.node if names.intersection(node.output)]
+    values = [known[name] for name in names if name in known]
+    if sum(np.prod(one.dims) for one in values) > MOST_NUMBERS:
+        raise ValueError("more numbers than a scaling needs")
+    load, save = onnx.numpy_helper.to_array, onnx.numpy_helper.from_array
+    values = [save(load(one, str(path.parent)), one.name) for one in values]
+    sizes = [one.dim_value for one in data.type.tensor_type.shape.dim]
+    usual = (1, 112, 112, 3) if sizes[3] == 3 and sizes[1] != 3 else (1, 3, 112, 112)
+    shape = [size if size > 0 else other for size, other in zip(sizes, usual, strict=True)]
+    kind = onnx.helper.tensor_dtype_to_np_dtype(data.type.tensor_type.elem_type)
+    if not nodes:
+        return [-1.0, 0.0, 1.0, 255.0]
+    given = onnx.helper.make_graph(nodes, "before", [data], [onnx.ValueInfoProto(name=tap)], values)
+    inner = onnx.helper.make_model(given, opset_imports=model.opset_import)
+    inner.ir_version = model.ir_version
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 4, 1
+    session = onnxruntime.InferenceSession(
+        inner.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return [
+        float(np.median(session.run([tap], {data.name: np.full(shape, value, kind)})[0]))
+        for value in (-1, 0, 1, 255)
+    ]
+
+
+def _judged(response: list[float]) -> tuple[float, float, str]:
+    """Judge by what -1, 0, 1 and 255 become which numbers a net takes, as `pixel_range` returns."""
+    below, zero, one, white = response
+    floor, ceiling = below == zero, abs(white - zero) < 2 * abs(one - zero)  # what is clipped
+    scale = (one - zero) if ceiling else (white - zero) / 255
+    if not scale:
+        return *PIXELS, UNKNOWN
+    middle, steep = -zero / scale, abs(scale)  # the input that becomes 0
+    if not ceiling and (floor or 50 < middle < 205 or (not zero and 0.9 < abs(white) < 1.1)):
+        return 0.0, 1.0, ITSELF
+    if floor or (0.2 < middle <= 1 <= steep) or (abs(middle) < 0.01 and 250 < steep < 260):
+        return 0.0, 255.0, ITSELF
+    if (abs(middle) <= 0.2 and (ceiling or 0.5 <= steep <= 10)) or -1.1 < middle < -0.9:
+        return *PIXELS, "as usual"  # -1..1
+    if middle > 2 or steep < 0.1:
+        return 0.0, 1.0, UNKNOWN
+    return (0.0, 255.0, UNKNOWN) if 0.2 < middle <= 1 else (*PIXELS, UNKNOWN)
 
 
 def settled(
-    reading: Reading, found: tuple[float, float] | None, raw: bool
+    reading: Reading, found: tuple[float, float, str], raw: bool
 ) -> tuple[float, float, str]:
     """Return mean and std of the pixels, and in words who says so.
 
     found: what `pixel_range` returns; raw: the net takes bytes. Raises UsageError GL0002.
     """
-    mean, std, why = (*(found or PIXELS), "the net scales them itself" if found else "as usual")
+    mean, std, why = found
     if raw:
         mean, std, why = 0.0, 1.0, "it takes bytes"
     if reading.mean is not None or reading.std is not None:

@@ -1,6 +1,6 @@
 """Recognisers: anything that turns face crops into embeddings, opened by path.
 
-The only door to insightface and onnxruntime. An ONNX file is opened by insightface's model zoo
+The only door to insightface. An ONNX file is opened by insightface's model zoo
 where that is installed and takes it, else by onnxruntime; how its pixels are scaled is read in its
 nodes. A run or checkpoint directory is evaluated in torch.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,7 +132,8 @@ def _open_onnx(path: Path, threads: int | None, device: str | None, reading: Rea
     mean, std, why = onnx_file.settled(reading, found, kind is np.uint8)
     order = "BGR" if reading.bgr else "RGB"
     said = f"{order}, (pixel - {mean:g}) / {std:g} ({why}), output {name_out}"
-    logger.info("model %s: %d x %d pixels, %s", path.name, size, size, said)
+    level = logging.WARNING if why == onnx_file.UNKNOWN else logging.INFO
+    logger.log(level, "model %s: %d x %d pixels, %s", path.name, size, size, said)
     fixed = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 0
     name_in = taken[0].name
 

@@ -55,6 +55,8 @@ def by_pillow(data: bytes | memoryview, formats: tuple[str, ...]) -> Pixels:
             image: Any = Image.open(io.BytesIO(data), formats=formats)
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
+            if image.format == "TIFF" and image.mode[0] in "IF":
+                _require_16_bits(image.tag_v2)
             if image.mode.startswith("I"):  # 16 bits of grey
                 grey_HW = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
                 return np.repeat(grey_HW.astype(np.uint8)[..., None], 3, axis=2)
@@ -68,20 +70,46 @@ def by_pillow(data: bytes | memoryview, formats: tuple[str, ...]) -> Pixels:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
-def as_jpeg(data: bytes, quality: int, notes: Counter[str]) -> bytes:
+def _require_16_bits(tags: Any) -> None:
+    """Refuse grey whose numbers do not say what is white: floats, 32 or 12 bits, or signed."""
+    bits, sign, zero = tags.get(258, (1,)), tags.get(339, (1,)), tags.get(262, 1)
+    if (bits, sign, zero) != ((16,), (1,), 1):
+        kinds = {2: "signed integers", 3: "floats"}
+        said = kinds.get(sign[0], "integers") + ("" if zero else ", 0 for white")
+        raise ValueError(f"grey of {bits[0]} bits, {said}: make it one of 8 bits")
+
+
+def _orientation(data: bytes) -> int:
+    """Return the Exif orientation of an image that Pillow opens; 1 for as it is stored."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return int(Image.open(io.BytesIO(data), formats=OTHERS).getexif().get(0x0112, 1))
+    except Exception:  # that it does not open is told by the decoder
+        return 1
+
+
+def as_jpeg(data: bytes, quality: int, notes: Counter[str], turned: bool = True) -> bytes:
     """Return a JPEG as it is, and any other image as one, its colours not subsampled.
 
-    Note: made-jpeg. Raises Rejected undecodable.
+    turned: let in images that their Exif record asks to turn, as they are stored; no TIFF, which
+    Pillow turns. Notes: made-jpeg, exif-rotated. Raises Rejected undecodable, exif-rotated.
     """
     import simplejpeg
 
     if kind(data) == "jpg":
         return data
+    asked = _orientation(data)
+    if asked in range(2, 9) and not (turned and kind(data) in ("png", "webp")):
+        raise Rejected("exif-rotated", f"orientation {asked}")
     try:
         pixels = np.ascontiguousarray(by_pillow(data, OTHERS))
     except ValueError as error:
         raise Rejected("undecodable", str(error)) from None
     notes["made-jpeg"] += 1
+    notes["exif-rotated"] += asked in range(2, 9)
     encoded: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", "444")
     return encoded
 

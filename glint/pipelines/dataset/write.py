@@ -97,7 +97,8 @@ def _pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str
         try:
             data = source.read(i)
             if options.to_jpeg:
-                data = pixels.as_jpeg(data, options.to_jpeg, notes)
+                turned = options.on_exif == image.KEEP
+                data = pixels.as_jpeg(data, options.to_jpeg, notes, turned)
             digest = xxhash.xxh3_128_digest(data)
             seen = rule.look(data, notes)
             if options.decode:

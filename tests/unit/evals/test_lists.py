@@ -83,6 +83,11 @@ def test_the_folder_of_cfp(tmp_path: Path) -> None:
     [
         ("1\t2\nAl_Bo\t1\t9\n", "images are not there: Al_Bo/Al_Bo_0009"),
         ("a b c d 5\n", "no pair: a b c d 5"),
+        ("0 3 1\n1 4 0\n", "its lines can be read as `a b 1` and as `1 a b`"),
+        ("1\n2 3 1\n4 5 0\n", "its lines can be read as `name i j` and as `a b 1`"),
+        ("a,b,dist\nx.jpg,y.jpg,0\n", "the column dist does not say whether 1 is one person"),
+        ("a,b,same\nx.jpg,y.jpg,1\nx.jpg,1\n", "no pair: x.jpg 1"),
+        ("a,b,label\n", "no pairs"),
         ("Al_Bo_0001.jpg 3\nCy_0001.jpg 0\n", "two lines of a pair have unlike marks"),
     ],
 )
@@ -91,6 +96,47 @@ def test_what_is_no_list_is_told(tmp_path: Path, folder: Path, text: str, said: 
     with pytest.raises(InputError, match="GL0802") as caught:
         read_list(tmp_path / "pairs.txt", FolderImages(folder))
     assert said in str(caught.value)
+
+
+# the same pairs of images whose names are numbers, blanks in paths, in every form
+ROWS = [("1", "2", True), ("3", "4", True), ("1", "0", False), ("0", "5", False)]
+NUMBERS = {
+    "1 a b": "".join(f"{int(s)} {a} {b}\n" for a, b, s in ROWS),
+    "a b 1": "".join(f"{a} {b} {int(s)}\n" for a, b, s in ROWS),
+    "same,a,b": "same,a,b\n" + "".join(f"{int(s)},{a},{b}\n" for a, b, s in ROWS),
+    "a b same": "a b same\n" + "".join(f"{a} {b} {int(s)}\n" for a, b, s in ROWS),
+    "id,a,b,label": "id,a,b,label\n"
+    + "".join(f"{i},{a}.jpg,{b}.jpg,{s}\n" for i, (a, b, s) in enumerate(ROWS)),
+    "a,b,issame,fold": "a,b,issame,fold\n"
+    + "".join(f"{a},{b},{int(s)},{i % 2}\n" for i, (a, b, s) in enumerate(ROWS)),
+    "tabs": "".join(f"x y/{a}.jpg\tx y/{b}.jpg\t{int(s)}\n" for a, b, s in ROWS),
+    "csv": "a,b,same\n" + "".join(f'"x y/{a}.jpg","x y/{b}.jpg",{s}\n' for a, b, s in ROWS),
+    "commas": "".join(f"x y/{a}.jpg, x y/{b}.jpg, {int(s)}\n" for a, b, s in ROWS),
+}
+
+
+@pytest.mark.parametrize("form", NUMBERS)
+def test_numbers_and_blanks_in_names(tmp_path: Path, form: str) -> None:
+    (tmp_path / "x y").mkdir()
+    for name in "012345":
+        (tmp_path / "x y" / f"{name}.jpg").write_bytes(name.encode())
+    (tmp_path / "list").write_text(NUMBERS[form])
+    found = read_list(tmp_path / "list", FolderImages(tmp_path / "x y" / ".."))
+    ends = zip(found.first.tolist(), found.second.tolist(), found.same.tolist())
+    assert [(found.images[a].decode(), found.images[b].decode(), s) for a, b, s in ends] == ROWS
+    assert (found.folds is not None) == ("fold" in form)
+
+
+def test_lfw_of_people_called_by_numbers(tmp_path: Path) -> None:
+    for name in ("1/1_0001", "1/1_0002", "2/2_0002"):
+        (tmp_path / name[0]).mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+    (tmp_path / "pairs.txt").write_text("1\t1\n1\t1\t2\n1\t1\t2\t2\n")
+    found = read_list(tmp_path / "pairs.txt", FolderImages(tmp_path))
+    ends = zip(found.first.tolist(), found.second.tolist(), found.same.tolist())
+    assert [(found.images[a], found.images[b], s) for a, b, s in ends] == [
+        (b"1/1_0001", b"1/1_0002", True), (b"1/1_0001", b"2/2_0002", False),
+    ]  # fmt: skip
 
 
 def test_pairs_that_say_nothing() -> None:

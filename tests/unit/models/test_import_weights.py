@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
+from glint.log import logger
 from glint.models import checkpoint, stored
 from glint.models.import_weights import NAMES, import_weights
 from glint.nn.backbones import create
@@ -75,6 +76,31 @@ def test_every_form_gives_the_same_net(
         assert torch.equal(value, expected), name
     state = json.loads((net.path / "state.json").read_text())
     assert state["imported"] == asdict(found.source)
+
+
+@pytest.mark.parametrize("place", ["ema", "model_ema", "ema.shadow"])
+def test_another_state_is_named_and_taken(
+    weights: dict[str, Tensor], tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warning", lambda text, *rest: said.append(text % rest))
+    given: Any = {f"module.{k}": v + v.is_floating_point() for k, v in weights.items()}
+    for part in reversed(place.split(".")):
+        given = {part: given}
+    moments = [{"exp_avg": value} for value in weights.values()]
+    path = torch_file(tmp_path / "w.pt", {"optimizer": moments, "model": weights, **given})
+    found = load_file(Path(take(path).checkpoint) / "backbone.safetensors")
+    assert torch.equal(found["conv_sep.layers.1.weight"], weights["conv_sep.layers.1.weight"])
+    assert len(said) == 1
+    assert f"taken is model; another state of such a net was left: {place} (--in" in said[0]
+    other = import_weights(path, "mobilefacenet", tmp_path / "ema", inside=place, **TINY)
+    found = load_file(Path(other.checkpoint) / "backbone.safetensors")
+    assert torch.equal(found["conv_sep.layers.1.weight"], weights["conv_sep.layers.1.weight"] + 1)
+    torch_file(path, {"model": weights, "ema": dict(weights)})  # the same numbers twice
+    import_weights(path, "mobilefacenet", tmp_path / "same", **TINY)
+    assert len(said) == 1
+    with pytest.raises(UsageError, match="the file has no swa; there is model, ema"):
+        import_weights(path, "mobilefacenet", tmp_path / "none", inside="swa", **TINY)
 
 
 def test_safetensors_too_and_counters_may_be_missing(

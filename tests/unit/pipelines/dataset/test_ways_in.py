@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from glint.pipelines.dataset import drop as taking
 from glint.pipelines.dataset import shard as stage
 from glint.shards import labels
 from glint.shards.dataset import Dataset
+from glint.shards.image import Rejected
+from glint.shards.pixels import as_jpeg
 from glint.shards.sources import Rule
 from glint.shards.verify import verify
 
@@ -107,6 +110,47 @@ def test_what_is_no_jpeg_becomes_one(tmp_path: Path) -> None:
         assert np.abs(both[0] - both[1]).mean() < 4
         assert (kept == source) == data.source[i].endswith("JPEG")
     assert compared(tmp_path / "out", root)["compared"] == 8
+
+
+@pytest.mark.parametrize("on_exif", ["reject", "keep"])
+def test_what_is_turned_is_no_upright_jpeg(tmp_path: Path, on_exif: str) -> None:
+    turn = Image.Exif()
+    turn[0x0112] = 6
+    forms: dict[str, dict[str, Any]] = {"png": {}, "webp": {"lossless": True}, "tiff": {}}
+    files = {f"a/1.{k}": encoded(k, 1, exif=turn, **more) for k, more in forms.items()}
+    files["a/big.tiff"] = encoded("TIFF", 1, exif=turn, big_tiff=True)
+    files |= {f"b/{n}.png": encoded("PNG", n) for n in range(2, 8)}
+    root = tree(tmp_path / "s", files)
+    options = stage.Options(to_jpeg=95, on_exif=on_exif)
+    result = stage.shard(root, tmp_path / "out", options)
+    kept = on_exif == "keep"  # but for TIFF, which the decoder turns
+    assert (result.written, result.quarantined) == ((8, 2) if kept else (6, 4))
+    assert result.notes == {"made-jpeg": result.written, **({"exif-rotated": 2} if kept else {})}
+    assert compared(tmp_path / "out", root)["compared"] == result.written
+    data, stored = Dataset(tmp_path / "out"), np.asarray(Image.open(io.BytesIO(encoded("PNG", 1))))
+    for i in range(data.n if kept else 0):
+        if data.source[i] in ("a/1.png", "a/1.webp"):
+            made = np.asarray(Image.open(io.BytesIO(data.read(i)))).astype(int)
+            assert np.abs(made - stored).mean() < 4
+
+
+def test_grey_whose_white_is_unknown_is_no_jpeg() -> None:
+    ramp = np.linspace(0, 1, 64).reshape(8, 8)
+
+    def tiff(array: np.ndarray, **more: Any) -> bytes:
+        Image.fromarray(array).save(out := io.BytesIO(), "TIFF", **more)
+        return out.getvalue()
+
+    made = as_jpeg(tiff((ramp * 65535).astype(np.uint16)), 100, Counter())
+    made_HW = np.asarray(Image.open(io.BytesIO(made)).convert("L"))
+    assert np.abs(made_HW - ramp * 255).max() < 4
+    inverted = {"tiffinfo": {262: 0}}
+    for data in (
+        tiff(ramp.astype(np.float32)), tiff((ramp * 255).astype(np.int32)),
+        tiff((ramp * 65535).astype(np.uint16), **inverted),
+    ):  # fmt: skip
+        with pytest.raises(Rejected, match=r"undecodable.*grey of"):
+            as_jpeg(data, 100, Counter())
 
 
 class Plain:
