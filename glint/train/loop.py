@@ -53,8 +53,7 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
     start = restore.resume(run)
     if start < total and any(_any(run, until.over(start))):
         what = f"--until is past: the run stands at step {start} of {total}"
-        hint = "give a later --until, or none, to go on"
-        raise Stopped("GL0704", what, where=str(run.out), hint=hint)
+        raise Stopped("GL0704", what, where=str(run.out), hint="give a later --until, or none")
     log = metrics.Log(run, start)
     if run.world.rank == 0 and start < total:
         write_bytes(run.out / "recipe.toml", dump(recipe).encode())

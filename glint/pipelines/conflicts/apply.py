@@ -363,15 +363,8 @@ def apply(
             where=str(folder),
             hint=f"first run: glint dedup-conflicts undo {folder}",
         )
-    if not report.labels and now.version != report.label_version:
-        raise MismatchError(
-            "GL0501",
-            f"the report was made on label version "
-            f"{report.label_version}, in force is {now.version}",
-            where=str(dataset.root),
-            hint="undo what was applied since, or run glint dedup-conflicts again",
-        )
-    if report.labels not in ("", now.digest):
+    other = report.labels != now.digest if report.labels else report.label_version != now.version
+    if other:
         raise MismatchError(
             "GL0501",
             f"the report was made on label version {report.label_version}, "
