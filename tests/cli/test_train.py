@@ -447,7 +447,7 @@ def test_until_saves_stops_and_goes_on(
     assert len(losses(parts)) == 3
     said = glint(*common, "--until", "3", code=75)
     assert "--until is past: the run stands at step 3 of 5" in said
-    assert "give a later --until, or none, to go on" in said
+    assert "give a later --until, or none" in said
     run = build(load(path, Recipe, ("schedule.max_steps=5", "data.batch=16")), World(), parts)
     with pytest.raises(Stopped, match=r"--until is past: .* at step 3 of 5"):
         loop.train(run, until=Until(time=time.time() - 1))
