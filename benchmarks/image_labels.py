@@ -28,7 +28,7 @@ from real_training import lay_out, write_pairs, write_recipe
 
 MODEL = "mobilefacenet_y1_128d.onnx"
 SHARE = 0.1  # of the images, under another name
-STEPS = 300  # of 32 images
+STEPS = 200  # of 32 images
 
 
 def misfile(people: Path, rng: np.random.Generator) -> dict[str, str]:
