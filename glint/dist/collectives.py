@@ -5,6 +5,7 @@ At world size 1 each is the identity and needs no process group.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,6 +55,15 @@ def all_gather_rows(x_n: Tensor, world: World, counts: Sequence[int] | None = No
     if min(counts) == p:
         return out
     return torch.cat([out[r * p : r * p + count] for r, count in enumerate(counts)])
+
+
+def differing(said: str, world: World) -> list[int]:
+    """Return the ranks that say something else than rank 0, the same list on every rank."""
+    digest = hashlib.sha256(said.encode()).digest()
+    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(world.device)
+    seen = all_gather_rows(mine[None], world)
+    ranks: list[int] = (seen != seen[:1]).any(1).nonzero().flatten().tolist()
+    return ranks
 
 
 def reduce_scatter_rows(x_N: Tensor, world: World, counts: Sequence[int] | None = None) -> Tensor:

@@ -22,7 +22,7 @@ from glint.errors import InputError, UsageError
 from glint.evals.packs import Pairs
 from glint.evals.pairs import SampleImages, Samples, read_table
 from glint.shards.dataset import Dataset
-from glint.shards.sources.rule import Rule, is_image
+from glint.shards.sources.rule import Rule, is_image, parts_of, tail
 from glint.shards.sources.tree import Tree
 
 _TRUTH = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}
@@ -247,32 +247,24 @@ def _below(path: str) -> str:
     return "/".join(parts[-3:])
 
 
-def _tail(name: str, count: int) -> str:
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
-    last = parts[-1] if parts else ""
-    if is_image(os.fsencode(last)):
-        last = last[: last.rfind(".")]
-    return "/".join([*parts[-count:-1], last])
-
-
 def _rows(sources: Iterable[str], wanted: Sequence[str], path: Path) -> np.ndarray:
     """Return the row of each wanted name, by as many of its last parts as tell images apart."""
     names = list(sources)
     lost: list[str] = []
     for count in (3, 2, 1):
-        known: dict[str, int] = {}
-        twice = set[str]()
+        known: dict[bytes, int] = {}
+        twice = set[bytes]()
         for row, name in enumerate(names):
-            tail = _tail(name, count)
-            twice |= {tail} if tail in known else set()
-            known.setdefault(tail, row)
-        tails = [_tail(name, count) for name in wanted]
-        lost = [name for name, tail in zip(wanted, tails) if tail not in known]
+            end = tail(parts_of(name), count, stem=True)
+            twice |= {end} if end in known else set()
+            known.setdefault(end, row)
+        ends = [tail(parts_of(name), count, stem=True) for name in wanted]
+        lost = [name for name, end in zip(wanted, ends) if end not in known]
         if not lost:
-            if several := [tail for tail in tails if tail in twice]:
+            if several := [name for name, end in zip(wanted, ends) if end in twice]:
                 what = f"{several[0]} is the name of several images"
                 raise InputError("GL0802", what, where=str(path))
-            return np.array([known[tail] for tail in tails], np.int64)
+            return np.array([known[end] for end in ends], np.int64)
     some, there = ", ".join(lost[:3]), names[0] if names else "nothing"
     what = f"{len(lost)} of {len(wanted)} images are not there: {some}; there is {there}"
     raise InputError("GL0802", what, where=str(path), hint=FORMS)

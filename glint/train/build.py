@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from glint.dist.collectives import all_gather_rows
+from glint.dist.collectives import differing
 from glint.dist.ddp import data_parallel
 from glint.dist.host import local_ranks
 from glint.dist.world import World
@@ -349,11 +348,7 @@ def handshake(run: Run) -> None:
     Raises MismatchError GL0602 on every rank where they differ.
     """
     text = json.dumps([run.past.fingerprint, run.recipe.model_dump(mode="json")], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).digest()
-    mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(run.world.device)
-    seen = all_gather_rows(mine[None], run.world)
-    different = (seen != seen[:1]).any(1).nonzero().flatten().tolist()
-    if different:
+    if different := differing(text, run.world):
         raise MismatchError(
             "GL0602",
             f"rank {different[0]} was started with another recipe or dataset than rank 0",

@@ -6,7 +6,6 @@ move: `updates`; how they are kept: `storage`; who must not repel whom: `masks`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from glint.dist.collectives import all_gather_rows
+from glint.dist.collectives import differing
 from glint.dist.span import span
 from glint.dist.world import World, present
 from glint.errors import MismatchError, UsageError
@@ -314,12 +313,11 @@ class PartialFC(nn.Module):
                 hint="make it after init_process_group, or pass world=",
             )
         said = repr((self.classes, self.dim, self.seed, self.options, self.margin))
-        mark = int.from_bytes(hashlib.sha256(said.encode()).digest()[:7], "little")
-        if bool((all_gather_rows(torch.tensor([mark], device=self.world.device), self.world)
-                 != mark).any()):  # fmt: skip
+        if other := differing(said, self.world):
             raise MismatchError(
                 "GL0602",
-                f"ranks were made with other classes, options, margins or seeds: {said}",
+                f"ranks were made with other classes, options, margins or seeds, such as rank "
+                f"{other[0]} and rank 0; this one: {said}",
                 where=f"head of rank {self.world.rank}",
             )
         self._met = True

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from glint import log, schemas
+from glint.conflicts.groups import components
 from glint.errors import InputError, UsageError
 from glint.files import atomic, parquet, seal
 from glint.log import Progress
@@ -202,7 +203,7 @@ class Merge(rewrite.Rewrite):
         target = np.concatenate([_later(part.target, more) for part, more in zip(parts, first)])
         masks = np.concatenate([part.masks + more for part, more in zip(parts, first)])
         if self.same_labels:
-            one_T = united(target, self._known(), int(target.max(initial=-1)) + 1)
+            one_T = _united(target, self._known(), int(target.max(initial=-1)) + 1)
             target, masks = np.where(target < 0, -1, one_T[target]), one_T[masks]
             masks = masks[masks[:, 0] != masks[:, 1]]  # kept apart until they are one
         table = labels.given(target, masks, row[order], np.concatenate(label)[order])
@@ -256,22 +257,14 @@ def _without_labels(dataset: Dataset) -> bool:
     return bool(2 * keys > len(said))
 
 
-def united(target_C: Ints, known: Sequence[str], targets: int) -> Ints:
+def _united(target_C: Ints, known: Sequence[str], targets: int) -> Ints:
     """Return the target, from 0, that each becomes where labels of one word are one person."""
-    one_T = np.arange(targets)
-
-    def top(target: int) -> int:
-        while one_T[target] != target:
-            target = one_T[target]
-        return target
-
     first: dict[str, int] = {}
-    for word, target in zip(known, target_C.tolist()):
-        if target >= 0:
-            a, b = top(first.setdefault(word, target)), top(target)
-            one_T[max(a, b)] = min(a, b)
-    every = np.array([top(target) for target in range(targets)], np.int64)
-    return np.unique(every, return_inverse=True)[1].reshape(-1)
+    pairs = [(first.setdefault(w, t), t) for w, t in zip(known, target_C.tolist()) if t >= 0]
+    one_T = np.arange(targets)
+    for piece in components(*np.array(pairs, np.int64).reshape(-1, 2).T):
+        one_T[piece] = piece[0]
+    return np.unique(one_T, return_inverse=True)[1].reshape(-1)
 
 
 def _later(number_n: Ints, more: int) -> Ints:

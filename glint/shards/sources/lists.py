@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from glint.errors import InputError
 from glint.shards.sources import columns
 from glint.shards.sources.listed import Labelled, Labels, relabel, texts
-from glint.shards.sources.rule import SURE, UNSURE, Rule, is_image
+from glint.shards.sources.rule import SURE, UNSURE, Rule, is_image, parts_of, tail
 from glint.shards.sources.source import Rows, shown
 
 SAMPLE = 256  # lines by which columns are recognised
@@ -78,7 +78,7 @@ def _by_tail(
     """Return a note where a line and its image lie in different folders: ends were compared."""
     for row, at in zip(table[:SAMPLE], at_m.to_pylist()):
         here = os_name(names[at].as_py()) if at is not None else ""
-        two, parts = [_clean(row[column]), _clean(here)], key(row[column]).count(b"/") + 1
+        two, parts = [parts_of(row[column]), parts_of(here)], key(row[column]).count(b"/") + 1
         if at is not None and min(map(len, two)) > parts:
             what = f"the last {parts} parts of names are compared: the list has {row[column]}, "
             return [what + f"here is {here}; is it the list of these images?"]
@@ -198,20 +198,6 @@ def _lone(said: Any) -> Any:
     return said[0] if isinstance(said, list) and len(said) == 1 else said
 
 
-def _clean(text: str) -> list[bytes]:
-    parts = text.replace("\\", "/").encode("utf-8", "surrogateescape").split(b"/")
-    return [part for part in parts if part not in (b"", b".")]
-
-
-def _stem(name: bytes) -> bytes:
-    return name[: name.rfind(b".")] if is_image(name) else name
-
-
-def _tail(parts: list[bytes], count: int, stem: bool) -> bytes:
-    name = b"/".join(parts[-count:])
-    return _stem(name) if stem else name
-
-
 def _match(
     table: Table, names: pa.Array, path: Path
 ) -> tuple[float, int, Callable[[str], bytes], Any]:
@@ -221,7 +207,7 @@ def _match(
     Names are compared whole, then by their last parts, then without suffix; in more lines where
     the first ones name few images: a list may be of more than there is.
     """
-    split = [_clean(os_name(name)) for name in names.to_pylist()]
+    split = [parts_of(os_name(name)) for name in names.to_pylist()]
     best: tuple[float, int, Callable[[str], bytes], Any] = (0, 0, lambda text: b"", names)
     for step in (0, -(-len(table) // (16 * SAMPLE)), 1):
         sample = table[::step] if step else table[: SAMPLE + 1]
@@ -241,13 +227,13 @@ def _hit(sample: Table, split: list[list[bytes]]) -> tuple[float, int, Callable[
     """Do what `_match` does, for some lines."""
     best: tuple[float, int, Callable[[str], bytes], Any] = (0, 0, lambda text: b"", None)
     deep = max(max((len(p) for p in split[:SAMPLE]), default=1),
-               max(len(_clean(cell)) for row in sample[:SAMPLE] for cell in row))  # fmt: skip
+               max(len(parts_of(cell)) for row in sample[:SAMPLE] for cell in row))  # fmt: skip
     for stem, count in [(stem, count) for stem in (False, True) for count in range(deep, 0, -1)]:
 
         def key(text: str, count: int = count, stem: bool = stem) -> bytes:
-            return _tail(_clean(text), count, stem)
+            return tail(parts_of(text), count, stem)
 
-        known = pa.array([_tail(parts, count, stem) for parts in split], pa.large_binary())
+        known = pa.array([tail(parts, count, stem) for parts in split], pa.large_binary())
         for column in range(len(sample[0])):
             if (share := _hits(sample, column, key, known) / len(sample)) > best[0]:
                 best = share, column, key, known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -161,6 +161,18 @@ def beside(name: bytes) -> str:
 def is_image(name: bytes) -> bool:
     """Say whether a name ends as one of an image does."""
     return name.lower().endswith(IMAGES)
+
+
+def parts_of(name: str) -> list[bytes]:
+    """Cut a path, of whatever system, into its parts."""
+    parts = name.replace("\\", "/").encode("utf-8", "surrogateescape").split(b"/")
+    return [part for part in parts if part not in (b"", b".")]
+
+
+def tail(parts: Sequence[bytes], count: int, stem: bool) -> bytes:
+    """Return the last parts of a path, by which lists name images; stem: without the suffix."""
+    name = b"/".join(parts[-count:])
+    return name[: name.rfind(b".")] if stem and is_image(name) else name
 
 
 def _option(name: str) -> str:
