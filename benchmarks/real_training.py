@@ -1,14 +1,15 @@
 """Real faces, `glint train` and two cores: what is learned about people that were never seen?
 
-    GLINT_SHARED=../shared python benchmarks/real_training.py [--quick] [--minutes 8] [--out FILE]
+    GLINT_SHARED=../shared python benchmarks/real_training.py [--quick] [--seeds 3] [--minutes 4]
+        [--out FILE] [--picture FILE]
 
 Trains a narrow MobileFaceNet on people of LFW's DevTrain list with two images or more and on
-`data/bollywood` (both under GLINT_SHARED, not part of this project), half of the steps in one
-process of two threads and, resumed, half in two ranks of one, and verifies the 1,000 pairs of
-DevTest as it goes. Beside it: the net untrained, and a plain loop (DataLoader over files, all
-classes, autograd, AdamW over everything) for as many CPU seconds, verified as often. On both sides
-all that their processes spend counts, start-up and verification too. One JSON line a figure; exit 1
-where one falls short. Nothing of the images is kept.
+`data/bollywood` (both under GLINT_SHARED, not part of this project), in one process and in two
+ranks, and verifies the 1,000 pairs of DevTest as it goes. Beside each run a plain loop (DataLoader
+over files, all classes, autograd, AdamW over everything, one process) of the same seed, for as many
+CPU seconds, verified as often. On both sides all that their processes spend counts, start-up and
+verification too. One JSON line a figure; exit 1 where one falls short. Nothing of the images is
+kept.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from figures import ROOT, floor, machine, spent, told
 from real_faces import SHARED, reader, run_glint
 
 BATCH, DIM, SCALE, MARGIN, LR, DECAY = 32, 128, 32.0, 0.35, 0.004, 0.05
 NET: dict[str, Any] = {"width": 0.25, "blocks": [1, 2, 3, 1]}
-CHECKS = 6  # verifications on the way
+CHECKS = 3  # verifications on the way
 RECIPE = """
 [data]
 path = "{data}"
@@ -135,43 +137,36 @@ def spent_below() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def glint_side(place: Path, images: int, minutes: float) -> dict[str, Any]:
-    """Train with glint, the second half on two ranks; give the curve and the CPU seconds.
-
-    minutes: of two cores; 0 is one epoch.
-    """
-    steps = images // BATCH
+def epochs_of(place: Path, images: int, minutes: float) -> int:
+    """Give the epochs that so many minutes of CPU pay for here, start-up included."""
 
     def probe(count: int) -> float:
         before = spent_below()
-        path = write_recipe(place / "probe.toml", place, epochs=1, threads=2)
+        path = write_recipe(place / "probe.toml", place, epochs=1)
         run_glint("train", path, "--out", place / f"probe{count}", "--set", "run.val=[]", "--set",
                   f"schedule.max_steps={count}")  # fmt: skip
         return spent_below() - before
 
-    epochs = 1
-    if minutes:  # how fast is it here?
-        first = probe(5)
-        a_step = max(1e-3, (probe(25) - first) / 20)
-        epochs = max(1, round((minutes * 120 - 2 * first) / a_step / steps))
-    half, run = epochs * steps // 2, place / "run"
-    path = write_recipe(
-        place / "glint.toml", place, epochs=epochs, warmup=epochs / 10, threads=2,
-        every=max(5, -(-epochs * steps // CHECKS)),
-    )  # fmt: skip
+    first = probe(5)
+    a_step = max(1e-3, (probe(45) - first) / 40)
+    return max(1, round((minutes * 60 - first) / a_step / (images // BATCH)))
+
+
+def glint_side(place: Path, images: int, epochs: int, seed: int, ranks: int) -> dict[str, Any]:
+    """Train with glint on so many ranks; give the curve and the CPU seconds."""
+    steps, run = epochs * (images // BATCH), place / f"run {seed} {ranks}"
+    path = write_recipe(place / "glint.toml", place, epochs=epochs, warmup=epochs / 10,
+                        every=max(5, -(-steps // CHECKS)))  # fmt: skip
     before = spent_below()
-    run_glint("train", path, "--out", run, "--set", f"schedule.max_steps={half}")
-    result = run_glint("train", path, "--out", run, "--nproc", "2", "--set", "run.threads=1")
+    more = ["--nproc", str(ranks)] if ranks > 1 else []
+    run_glint("train", path, "--out", run, *more, "--set", f"run.seed={seed}",
+              "--set", f"data.batch={BATCH // ranks}")  # fmt: skip
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    found = [e for e in entries if e["kind"] == "verification"]
-    curve = {e["step"] * BATCH: e["accuracy"] for e in found}  # the halves may end on the same
-    return {
-        "curve": sorted(curve.items()), "seconds": spent_below() - before, "half": half,
-        "resumed": result["resumed_from"], "world": result["world"], "epochs": epochs,
-    }  # fmt: skip
+    curve = [[e["step"] * BATCH, e["accuracy"]] for e in entries if e["kind"] == "verification"]
+    return {"curve": curve, "seconds": spent_below() - before}
 
 
-def plain_side(place: Path, seconds: float) -> dict[str, Any]:
+def plain_side(place: Path, seconds: float, seed: int) -> dict[str, Any]:
     """Train the same net for so many CPU seconds in a plain loop; give its curve."""
     import torch
     import torch.nn.functional as F
@@ -181,8 +176,8 @@ def plain_side(place: Path, seconds: float) -> dict[str, Any]:
     from glint.evals.packs import read_bin
     from glint.nn import backbones
 
-    torch.set_num_threads(2)
-    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
     folders = sorted((place / "people").iterdir())
     files = [(path, i) for i, folder in enumerate(folders) for path in sorted(folder.iterdir())]
     pairs = read_bin(place / "pairs.bin")
@@ -244,16 +239,17 @@ def plain_side(place: Path, seconds: float) -> dict[str, Any]:
     return {"curve": curve}
 
 
-def plot(ours: list[Any], plain: list[Any]) -> str:
-    """Draw both curves: accuracy over images seen."""
+def plot(curves: dict[str, list[list[Any]]]) -> str:
+    """Draw accuracy over images seen, a line for each run."""
     wide, tall, left, top = 480, 200, 50, 30
-    most = max(x for x, _ in [*ours, *plain])
-    low = min(y for _, y in [*ours, *plain]) // 0.05 * 0.05
-    high = -(-max(y for _, y in [*ours, *plain]) // 0.05) * 0.05
+    points = [point for some in curves.values() for curve in some for point in curve]
+    most = max(x for x, _ in points)
+    low = min(y for _, y in points) // 0.05 * 0.05
+    high = -(-max(y for _, y in points) // 0.05) * 0.05
 
-    def at(x: float, y: float) -> tuple[float, float]:
+    def at(x: float, y: float) -> str:
         across, up = wide * x / most, tall * (high - y) / (high - low)
-        return round(left + across, 1), round(top + up, 1)
+        return f"{round(left + across, 1)} {round(top + up, 1)}"
 
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 20} 286" '
@@ -263,20 +259,18 @@ def plot(ours: list[Any], plain: list[Any]) -> str:
         f'<rect x="{left}" y="{top}" width="{wide}" height="{tall}" fill="none" stroke="#999"/>',
     ]
     for mark in range(round(low * 20), round(high * 20) + 1):
-        y = at(0, mark / 20)[1]
+        y = float(at(0, mark / 20).split()[1])
         out.append(
             f'<path d="M{left} {y}h{wide}" stroke="#e4e4e4"/>'
             f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{5 * mark} %</text>'
         )
-    for number, (name, colour, curve) in enumerate(
-        (("glint train, resumed half-way on two ranks", "#1b6ca8", ours),
-         ("a plain loop, as many CPU seconds", "#d1781d", plain))
-    ):  # fmt: skip
-        points = [at(x, y) for x, y in curve]
-        line = "L".join(f"{x} {y}" for x, y in points)
-        out.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        out += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in points]
-        x = left + 250 * number
+    for number, (name, colour) in enumerate(
+        (("glint, one rank", "#1b6ca8"), ("glint, two ranks", "#5aa469"), ("plain loop", "#d1781d"))
+    ):
+        for curve in curves[name]:
+            line = "L".join(at(x, y) for x, y in curve)
+            out.append(f'<path d="M{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        x = left + 160 * number
         out.append(f'<path d="M{x} 274h18" stroke="{colour}" stroke-width="3"/>'
                    f'<text x="{x + 24}" y="278">{name}</text>')  # fmt: skip
     words = f"images seen, 0 to {most:,}"
@@ -284,11 +278,33 @@ def plot(ours: list[Any], plain: list[Any]) -> str:
     return "\n".join([*out, "</svg>\n"])
 
 
+def compared(ranks: int, ours: list[Any], plain: list[Any]) -> list[dict[str, Any]]:
+    """Give the figures of some runs and of the plain loops beside them, one of each a seed."""
+    name = "one rank" if ranks == 1 else "two ranks"
+    last = {"glint": np.array([one["curve"][-1] for one in ours]),
+            "plain loop": np.array([one["curve"][-1] for one in plain])}  # fmt: skip
+    figures = [told(f"{name}: CPU seconds of each", float(np.mean([o["seconds"] for o in ours])))]
+    for side, runs in (("glint", ours), ("plain loop", plain)):
+        figures += [
+            {**told(f"{name}: accuracy, {side}, mean", float(last[side][:, 1].mean())),
+             "curves": [one["curve"] for one in runs]},
+            told(f"{name}: images seen, {side}, mean", float(last[side][:, 0].mean())),
+        ]  # fmt: skip
+    ahead = last["glint"][:, 1] - last["plain loop"][:, 1]
+    if len(ahead) > 1:  # the standard error of the mean difference, seeds paired
+        error = float(ahead.std(ddof=1) / len(ahead) ** 0.5)
+        figures.append(told(f"{name}: standard error of the difference", error))
+        least = -max(error, 0.005)
+        figures.append(floor(f"{name}: glint above the plain loop", float(ahead.mean()), least))
+    return figures
+
+
 def main() -> int:
     """Make the material, train both ways, print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="1,000 images, a minute or two in all")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of two cores, for each side")
+    parser.add_argument("--quick", action="store_true", help="1,000 images, one seed, one epoch")
+    parser.add_argument("--minutes", type=float, default=4.0, help="of CPU, for each run")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the figures, with the machine's name")
     parser.add_argument("--picture", type=Path, help="draw the curves as an SVG")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
@@ -296,47 +312,47 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     if args.plain:
         case = json.loads(args.plain)
-        print(json.dumps(plain_side(Path(case["place"]), case["seconds"])))
+        print(json.dumps(plain_side(Path(case["place"]), case["seconds"], case["seed"])))
         return 0
     if not (SHARED / "data" / "lfw").is_dir():
         print(f"no real faces under {SHARED}: set GLINT_SHARED", file=sys.stderr)
         return 2
     os.environ["OMP_WAIT_POLICY"] = "passive"  # a thread that waits spends no CPU seconds
-    minutes = 0.0 if args.quick else args.minutes
+    figures: list[dict[str, Any]] = []
+
+    def say(some: list[dict[str, Any]]) -> None:
+        figures.extend(some)
+        for figure in some:
+            print(json.dumps(figure), flush=True)
+
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         shard = material(place, 1000 if args.quick else 0)
-        ours = glint_side(place, shard["written"], minutes)
-        case_ = json.dumps({"place": temporary, "seconds": ours["seconds"]})
-        done = subprocess.run(
-            [sys.executable, __file__, "--plain", case_], stdout=subprocess.PIPE, check=True
-        )
-        plain = json.loads(done.stdout)["curve"]
-    untrained, (seen, last) = ours["curve"][0][1], ours["curve"][-1]
-    figures = [
-        told("real faces: images", shard["written"]),
-        told("real faces: people", shard["identities"]),
-        told("real faces: accuracy on unseen people, untrained", untrained),
-        {**told("real faces: accuracy, glint train", last), "curve": ours["curve"]},
-        {**told("real faces: accuracy, plain loop", plain[-1][1]), "curve": plain},
-        told("real faces: CPU seconds of each", ours["seconds"]),
-        told("real faces: images seen, glint", seen),
-        told("real faces: images seen, plain loop", plain[-1][0]),
-        {"figure": "real faces: resumed half-way, on two ranks", "value": ours["resumed"],
-         "target": f"step {ours['half']}, 2 ranks",
-         "holds": ours["resumed"] == ours["half"] and ours["world"] == 2},
-    ]  # fmt: skip
-    if not args.quick:  # half a minute teaches nothing; 0.01 is a standard error of 1,000 pairs
-        figures.append(floor("real faces: glint above untrained", last - untrained, 0.10))
-        ahead = last - plain[-1][1]
-        figures.append(floor("real faces: glint above the plain loop", ahead, -0.01))
-    where = {**machine("torch"), "epochs": ours["epochs"]}
-    for figure in figures:
-        print(json.dumps(figure), flush=True)
+        images = shard["written"]
+        epochs = 1 if args.quick else epochs_of(place, images, args.minutes)
+        say([told("images", images), told("people", shard["identities"]), told("epochs", epochs)])
+        runs: dict[int, tuple[list[Any], list[Any]]] = {1: ([], []), 2: ([], [])}
+        for seed in range(1 if args.quick else args.seeds):
+            for ranks, (ours, plain) in runs.items():  # in turns: the machine's mood meets both
+                ours.append(glint_side(place, images, epochs, seed, ranks))
+                given = {"place": temporary, "seconds": ours[-1]["seconds"], "seed": seed}
+                command = [sys.executable, __file__, "--plain", json.dumps(given)]
+                done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+                plain.append(json.loads(done.stdout))
+                print(seed, ranks, ours[-1], plain[-1], file=sys.stderr, flush=True)
+        say([told("accuracy on unseen people, untrained", runs[1][0][0]["curve"][0][1])])
+        for ranks, (ours, plain) in runs.items():
+            say(compared(ranks, ours, plain))
+    head = {"benchmark": "real_training", "quick": args.quick, **machine("torch")}
     if args.out:
-        args.out.write_text("".join(json.dumps({**f, **where}) + "\n" for f in figures))
+        args.out.write_text("".join(json.dumps(line) + "\n" for line in [head, *figures]))
     if args.picture:
-        args.picture.write_text(plot(ours["curve"], plain))
+        drawn = {
+            "glint, one rank": [one["curve"] for one in runs[1][0]],
+            "glint, two ranks": [one["curve"] for one in runs[2][0]],
+            "plain loop": [one["curve"] for some in (1, 2) for one in runs[some][1]],
+        }
+        args.picture.write_text(plot(drawn))
     return 1 if any(figure["holds"] is False for figure in figures) else 0
 
 

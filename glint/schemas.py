@@ -199,6 +199,9 @@ CLUSTERS = pa.schema(
 # Connected clusters (a < b).
 EDGES = pa.schema([("a", pa.int64()), ("b", pa.int64())])
 
+# One row per sample of a dataset: what `glint quality` says of its image; null for none.
+QUALITY = pa.schema([("key", pa.string()), ("quality", pa.float32())])
+
 # One row per embedded sample.
 EMBEDDED = pa.schema(
     [

@@ -39,6 +39,8 @@ def balance(
     coreset: str | None = typer.Option(
         None, "--coreset", metavar="FOLDER", help="Draw only what `glint coreset` kept there."
     ),
+    quality: str | None = console.QUALITY,
+    least_quality: str | None = console.MIN_QUALITY,
     out: str | None = typer.Option(
         None, "--out", "-o", metavar="FILE", help="Default: DATASET/sampling.parquet"
     ),
@@ -56,7 +58,9 @@ def balance(
         )
         file = None if out is None else console.path(out, "--out")
         chosen = None if coreset is None else console.path(coreset, "--coreset")
-        return stage.balance(Dataset(dataset), options, file, chosen)
+        data = Dataset(dataset)
+        poor_N = console.poor(data, quality, least_quality)
+        return stage.balance(data, options, file, chosen, poor_N)
 
     console.run(work, as_json, debug=debug, say=lambda r: _say(r, dataset))
 

@@ -20,6 +20,7 @@ MODULES: tuple[str, ...] = (
     "report",
     "demo",
     "embed",
+    "quality",
     "conflicts",
     "cluster",
     "coreset",

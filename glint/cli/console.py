@@ -26,7 +26,11 @@ from glint.log import Progress
 from glint.results import Result, to_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from glint.results.models import Error
+    from glint.shards.dataset import Dataset
 
 PAGES = ("text", "job")  # fields that hold many lines
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # errors that only a disk has
@@ -54,6 +58,22 @@ class Bare(TyperGroup):
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
             args = [self.bare, *args]
         return super().parse_args(ctx, args)
+
+
+def poor(data: Dataset, folder: str | None, least: str | None) -> npt.NDArray[np.bool_] | None:
+    """Return which images --quality and --min-quality leave out, None without them.
+
+    Raises UsageError where one is given without the other.
+    """
+    if folder is None and least is None:
+        return None
+    if folder is None or least is None:
+        missing = "--quality" if folder is None else "--min-quality"
+        other = "--min-quality" if folder is None else "--quality"
+        raise UsageError("GL0002", f"goes with {missing}", where=other)
+    from glint.pipelines import quality
+
+    return quality.below(path(folder, "--quality"), data, least)
 
 
 def path(text: str, option: str) -> Path:
@@ -216,6 +236,12 @@ def progress(title: str) -> Iterator[Progress]:
     yield line
 
 
+QUALITY: str | None = typer.Option(
+    None, "--quality", metavar="FOLDER", help="From `glint quality`, for --min-quality."
+)
+MIN_QUALITY: str | None = typer.Option(
+    None, "--min-quality", metavar="LEAST", help="Leave out images below: a number, or 5% of all."
+)
 OUTPUT: str = typer.Option("", metavar="NAME", help="ONNX with several outputs: the one to take.")
 MEAN: float | None = typer.Option(
     None, "--mean", help="ONNX: subtract this from pixels 0..255, whatever the file says."

@@ -38,6 +38,8 @@ def coreset(
     centres: int = typer.Option(
         1, "--sub-centres", help="Measure --outliers from the largest of this many sub-centres."
     ),
+    quality: str | None = console.QUALITY,
+    least_quality: str | None = console.MIN_QUALITY,
     apply: bool = typer.Option(
         False, "--apply", help="Leave outliers out in a new label version too; `labels` undoes it."
     ),
@@ -58,9 +60,17 @@ def coreset(
         data = Dataset(dataset)
         rows = console.path(embeddings, "--embeddings")
         emb = load(rows, data.digest, images=data.n, classes=data.classes)
+        poor_N = console.poor(data, quality, least_quality)
         with console.progress("coreset") as progress:
             return stage.run(
-                data, emb, folder, options, apply=apply, dry_run=dry_run, progress=progress
+                data,
+                emb,
+                folder,
+                options,
+                poor_N=poor_N,
+                apply=apply,
+                dry_run=dry_run,
+                progress=progress,
             )
 
     console.run(work, as_json, debug=debug, say=_say)
@@ -73,7 +83,8 @@ def _say(r: results.Coreset) -> str:
         f"{r.label_version})",
         f"  threshold {r.threshold:.4f}: {r.similar} more similar than that to a kept face, "
         f"{r.restored} restored",
-        f"  {r.outlier} outliers, {r.no_embedding} without an embedding",
+        f"  {r.outlier} outliers, {r.no_embedding} without an embedding, "
+        f"{r.low_quality} of low quality",
         "  images of an identity   identities     images       kept",
     ]
     for one in r.by_size:

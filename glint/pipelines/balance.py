@@ -131,13 +131,14 @@ def balance(
     options: Options,
     out: Path | None = None,
     coreset: Path | npt.NDArray[np.bool_] | None = None,
+    poor_N: npt.NDArray[np.bool_] | None = None,
 ) -> results.Balance:
     """Write the sampling table of the label version in force.
 
     coreset: a folder of `glint coreset`, whose faces alone are counted and drawn, or which samples
-    it leaves out. Raises UsageError
-    when the options leave nothing to draw or `out` cannot name a file, BusyError when something
-    else has that name, InputError and MismatchError GL0305 for a coreset that does not fit.
+    it leaves out. poor_N: samples to leave out as their quality is low. Raises UsageError when the
+    options leave nothing to draw or `out` cannot name a file, BusyError when something else has
+    that name, InputError and MismatchError GL0305 for a coreset that does not fit.
     """
     import pyarrow as pa
 
@@ -149,7 +150,10 @@ def balance(
     if coreset is not None:
         if isinstance(coreset, Path):
             coreset = _left_out(coreset, dataset, version)
-        left_n = coreset & (target_n >= 0)
+        left_n |= coreset
+    if poor_N is not None:
+        left_n |= poor_N
+    left_n &= target_n >= 0
     masked_m = np.flatnonzero(left_n)
     masked_m = masked_m[np.argsort(target_n[masked_m], kind="stable")]
     masked_C = np.bincount(target_n[masked_m], minlength=version.classes)
@@ -181,7 +185,7 @@ def balance(
         },
         schema=schemas.SAMPLING.with_metadata(about),
     )
-    if coreset is not None:
+    if coreset is not None or poor_N is not None:
         edge = np.concatenate([[0], np.cumsum(masked_C)]).astype(np.int32)
         rows = pa.ListArray.from_arrays(edge, masked_m.astype(np.int64))
         table = table.append_column(schemas.LEFT_OUT, rows)

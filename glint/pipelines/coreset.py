@@ -8,6 +8,7 @@ Writes an auditable table and a sampling table that masks the rest; no shard is 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -69,49 +70,33 @@ def run(
     out: Path,
     options: Options,
     *,
+    poor_N: npt.NDArray[np.bool_] | None = None,
     apply: bool = False,
     dry_run: bool = False,
     progress: Progress = log.silent,
 ) -> results.Coreset:
     """Choose faces; write coreset.parquet, sampling.parquet and, last, coreset.json into `out`.
 
+    poor_N: samples that take no part, as their quality is low.
     apply: first leave the outliers out in a new label version, which everything follows; where this
     very command made the one in force, that stands. Raises BusyError when `out` holds something
     else or labels change meanwhile, UsageError when a ratio cannot be reached.
     """
     check_out(out)
     now = version = labels.current(dataset.root, dataset.classes)
-    why = {
+    why: dict[str, Any] = {
         "stage": "coreset",
         "embeddings": emb.about.get("model"),
         "options": {name: getattr(options, name) for name in ("least", "degrees", "centres")},
     }
+    poor_N = np.zeros(dataset.n, np.bool_) if poor_N is None else poor_N
+    if poor_N.any():
+        why["poor"] = sha256(np.packbits(poor_N)).hexdigest()
     made = labels.in_force(dataset.root, dataset.classes)[:1]
     if apply and made and made[0]["why"] == why:  # the same once more: not on top of itself
         version = labels.load(dataset.root, int(made[0]["from"]), dataset.classes)
     target_N = version.sample_target(dataset.label)
-    ranking = nms.rank(
-        emb.sample_ND,
-        target_N,
-        version.classes,
-        degrees=options.degrees,
-        centres=options.centres,
-        least=options.least,
-        progress=progress,
-    )
-    if options.threshold is not None:
-        chosen = nms.select(
-            emb.sample_ND, ranking, options.threshold, least=options.least, progress=progress
-        )
-    else:
-        images = int((target_N >= 0).sum())
-        chosen = nms.select_count(
-            emb.sample_ND,
-            ranking,
-            round((options.ratio or 0) * images),
-            least=options.least,
-            progress=progress,
-        )
+    chosen = _choose(emb, target_N, version.classes, options, poor_N & (target_N >= 0), progress)
     result = _counts(chosen, target_N, version.classes)
     if not result["kept"]:
         raise UsageError("GL0002", "no face is left to train on", where=str(emb.root))
@@ -140,6 +125,33 @@ def run(
         sampling=str(out / "sampling.parquet"),
         out=str(out),
     )
+
+
+def _choose(
+    emb: Embeddings,
+    target_N: Ints,
+    classes: int,
+    options: Options,
+    poor_N: npt.NDArray[np.bool_],
+    progress: Progress,
+) -> nms.Selection:
+    """Choose among the faces that are not poor."""
+    row_ND, least = emb.sample_ND, options.least
+    ranking = nms.rank(
+        row_ND,
+        np.where(poor_N, -1, target_N),
+        classes,
+        degrees=options.degrees,
+        centres=options.centres,
+        least=least,
+        progress=progress,
+    )
+    if options.threshold is not None:
+        chosen = nms.select(row_ND, ranking, options.threshold, least=least, progress=progress)
+    else:
+        keep = round((options.ratio or 0) * int((target_N >= 0).sum()))
+        chosen = nms.select_count(row_ND, ranking, keep, least=least, progress=progress)
+    return replace(chosen, reason_N=np.where(poor_N, np.uint8(nms.POOR), chosen.reason_N))
 
 
 def _leave_out(
@@ -181,7 +193,7 @@ def _counts(chosen: nms.Selection, target_N: Ints, classes: int) -> dict[str, An
         "kept": int(kept_C.sum()),
         "ratio": round(int(kept_C.sum()) / max(images, 1), 6),
         "threshold": round(chosen.threshold, 6),
-        **{name: int(n) for name, n in zip(nms.REASONS[1:5], reason[1:5])},
+        **{nms.REASONS[i]: int(reason[i]) for i in (1, 2, 3, 4, nms.POOR)},
         "identities": int((count_C > 0).sum()),
         "identities_kept": int((kept_C > 0).sum()),
         "identities_uncleaned": chosen.ranking.uncleaned,

@@ -31,6 +31,19 @@ class EmbedShare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quality:
+    SCHEMA: ClassVar[str] = "glint/quality-result@1"  # how well a face can be told from each image
+    method: str  # "norm", "steady" or "net"
+    images: int  # of the dataset
+    scored: int  # of them
+    mean: float
+    quantiles: dict[str, float]  # by the share of images below
+    curve: dict[str, Any] | None  # errors over images discarded; null without embeddings
+    page: str  # its path
+    out: str  # where it was written
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
     SCHEMA: ClassVar[str] = "glint/cluster-result@1"  # identities found among unlabelled faces
     faces: int  # faces with an embedding
@@ -179,6 +192,7 @@ class Coreset:
     similar: int  # left out as similar to a kept face
     outlier: int  # left out as unlike their identity
     no_embedding: int = field(metadata={"key": "no-embedding"})  # left out
+    low_quality: int = field(metadata={"key": "low-quality"})  # left out
     identities: int  # labels
     identities_kept: int  # with an image left
     identities_uncleaned: int  # too few faces would have been left

@@ -25,8 +25,8 @@ TRIES = 32  # thresholds tried in one pass over the samples
 PASSES = 4  # each narrows the threshold by TRIES: to 2e-6 of cosine
 ROUNDS = 10  # of moving sub-centres to the mean of the faces nearest to them
 
-KEPT, RESTORED, SIMILAR, OUTLIER, NO_EMBEDDING, NO_IDENTITY = range(6)
-REASONS = ("kept", "restored", "similar", "outlier", "no-embedding", "no-identity")
+KEPT, RESTORED, SIMILAR, OUTLIER, NO_EMBEDDING, NO_IDENTITY, POOR = range(7)
+REASONS = ("kept", "restored", "similar", "outlier", "no-embedding", "no-identity", "low-quality")
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
