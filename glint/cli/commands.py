@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "cluster",
     "coreset",
     "labels",
+    "look",
     "balance",
     "plan",
     "verify",

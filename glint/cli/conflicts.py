@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,6 @@ from glint.errors import UsageError
 
 if TYPE_CHECKING:
     from glint.results import identities as results
-    from glint.review.server import Review
 
 
 def register(app: typer.Typer) -> None:
@@ -162,24 +159,11 @@ def review(
             console.tell(
                 "the link works once; the page can make more links; Ctrl-C ends the review"
             )
-            _serve(server)
+            console.serve(server)
             new = len(server.book.decisions) - before
         return replace(stage.audited(folder, drawn), new=new)
 
     console.run(work, as_json, debug=debug, say=_say_reviewed)
-
-
-def _serve(server: Review) -> None:
-    """Serve until Ctrl-C. A signal handler, as a KeyboardInterrupt may be swallowed."""
-
-    def stop(number: int, frame: object) -> None:
-        threading.Thread(target=server.shutdown, daemon=True).start()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        server.serve_forever()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def apply(

@@ -7,7 +7,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from glint.results.models import Error
+    from glint.review.local import Local
     from glint.shards.dataset import Dataset
 
 PAGES = ("text", "job")  # fields that hold many lines
@@ -74,6 +77,19 @@ def poor(data: Dataset, folder: str | None, least: str | None) -> npt.NDArray[np
     from glint.pipelines import quality
 
     return quality.below(path(folder, "--quality"), data, least)
+
+
+def serve(server: Local) -> None:
+    """Serve until Ctrl-C. A signal handler, as a KeyboardInterrupt may be swallowed."""
+
+    def stop(number: int, frame: object) -> None:
+        threading.Thread(target=server.shutdown, daemon=True).start()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        server.serve_forever()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def path(text: str, option: str) -> Path:

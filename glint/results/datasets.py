@@ -282,3 +282,13 @@ class VerifyPlan:
     files: int  # tables
     shards: int  # shards of the dataset
     bytes: int  # of all shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    SCHEMA: ClassVar[str] = "glint/look-result@1"  # a dataset that was looked at
+    images: int  # of the dataset
+    identities: int  # in force, with an image
+    shown: int  # images in the page; all where it was served
+    columns: list[str]  # what images could be sorted by
+    page: str | None  # its path; null where it was served

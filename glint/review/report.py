@@ -153,7 +153,7 @@ class Page:
 
 def data_uri(image: bytes) -> str:
     """Embed an image; empty where the bytes are of no kind that a page may show."""
-    for magic, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n", "png")):
+    for magic, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n", "png"), (b"RIFF", "webp")):
         if image.startswith(magic):
             return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
     return ""
@@ -272,6 +272,11 @@ def html(page: Page) -> str:
 
 def write(path: Path, page: Page) -> None:
     """Write the page, readable by its owner only. Raises ResourceError."""
+    write_private(path, html(page))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a page of faces, readable by its owner only. Raises ResourceError."""
     with atomic.replacing(path) as file:
         os.fchmod(file.fileno(), MODE)
-        file.write(html(page).encode(errors="backslashreplace"))  # a name that is not UTF-8
+        file.write(text.encode(errors="backslashreplace"))  # a name that is not UTF-8

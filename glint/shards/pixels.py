@@ -70,6 +70,28 @@ def by_pillow(data: bytes | memoryview, formats: tuple[str, ...]) -> Pixels:
         raise ValueError(str(error) or type(error).__name__) from None
 
 
+def thumbnail(data: bytes, side: int) -> bytes:
+    """Make a small JPEG of an image of any kind, upright. Raises ValueError."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Any = Image.open(io.BytesIO(data), formats=OTHERS)
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
+            image.draft("RGB", (side, side))  # a JPEG is decoded smaller
+            image = ImageOps.exif_transpose(image).convert("RGB")
+            image.thumbnail((side, side))
+            made = io.BytesIO()
+            image.save(made, "JPEG", quality=85)
+            return made.getvalue()
+    except ValueError:
+        raise
+    except Exception as error:  # decoders share no base class; they run no code of the data
+        raise ValueError(str(error) or type(error).__name__) from None
+
+
 def _require_16_bits(tags: Any) -> None:
     """Refuse grey whose numbers do not say what is white: floats, 32 or 12 bits, or signed."""
     bits, sign, zero = tags.get(258, (1,)), tags.get(339, (1,)), tags.get(262, 1)
