@@ -357,7 +357,7 @@ def _picture(data: bytes) -> tuple[str, bytes]:
 
 def _sizes(count_C: Ints) -> chart.Chart:
     top = max(2.0, float(np.quantile(count_C, 0.99)) if len(count_C) else 2.0)
-    values = [("own", "identities", count_C.astype(np.float64), True)]
+    values = [("pairs", "identities", count_C.astype(np.float64), True)]
     return chart.chart(
         "Images of an identity", "images", values, [], start=0, stop=top, step=max(1.0, top / 80),
         note="How many identities have so many images; the largest hundredth stands in the last "
@@ -370,7 +370,7 @@ def _chart(column: Column) -> chart.Chart:
     ends = np.quantile(value_n, [0.001, 0.999]) if len(value_n) else np.array([0.0, 1.0])
     start, stop = float(ends[0]), float(max(ends[1], ends[0] + 1e-6))
     return chart.chart(
-        column.name, column.name, [("own", "images", value_n, True)], [], start=start, stop=stop,
+        column.name, column.name, [("pairs", "images", value_n, True)], [], start=start, stop=stop,
         step=(stop - start) / 80,
         note=f"How many images have each {column.name}; the rarest stand in the outermost bars.",
     )  # fmt: skip

@@ -295,7 +295,7 @@ def _page(dataset: Dataset, score_n: npt.NDArray[np.float64], about: dict[str, A
     quantiles = about["quantiles"]
     marks = [(value, f"worst {100 * float(q):g} %") for q, value in quantiles.items()]
     drawn = chart.chart(
-        "Quality", about["method"], [("own", "images", score_n, True)], marks,
+        "Quality", about["method"], [("pairs", "images", score_n, True)], marks,
         start=start, stop=stop, step=(stop - start) / 80,
         note="How many images have each quality; the few worst and best stand in the outermost "
         "bars.",

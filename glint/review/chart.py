@@ -76,6 +76,17 @@ class Chart:
     frame: Frame = FRAME
 
 
+def ticks(start: float, stop: float, most: int = 6) -> list[float]:
+    """Return round values (1, 2 or 5 times a power of ten apart) within [start, stop]."""
+    if not stop > start:
+        return [start]
+    raw = (stop - start) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
+    first = math.ceil(start / step - 1e-9)
+    return [round(step * k, 12) for k in range(first, int(math.floor(stop / step + 1e-9)) + 1)]
+
+
 def chart(
     title: str,
     axis: str,
@@ -123,10 +134,7 @@ def chart(
         steps.append((x(stop), float(FRAME.floor)))
         points = " ".join(f"{a:g},{b:g}" for a, b in steps)
         series.append(Series(kind, f"{words} ({int(count.sum())})", points, filled))
-    across = [
-        Tick(x(value), f"{value:.1f}")
-        for value in np.arange(np.ceil(start * 10) / 10, stop + 1e-9, 0.1)
-    ]
+    across = [Tick(x(value), f"{value:.7g}") for value in ticks(start, stop, 10)]
     marks = range(0, decades + 1, 1 if decades <= 7 else 2)
     up = [Tick(y(10.0**d), f"{10**d}" if d < 5 else f"1e{d}") for d in marks]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from glint.review.chart import FRAME, Frame, Tick
+from glint.review.chart import FRAME, Frame, Tick, ticks
 
 MOST = 400  # points drawn of a curve; more are averaged
 
@@ -39,17 +39,6 @@ class Lines:
     across: Sequence[Tick]
     up: Sequence[Tick]
     frame: Frame = FRAME
-
-
-def ticks(start: float, stop: float, most: int = 6) -> list[float]:
-    """Return round values (1, 2 or 5 times a power of ten apart) within [start, stop]."""
-    if not stop > start:
-        return [start]
-    raw = (stop - start) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
-    first = math.ceil(start / step - 1e-9)
-    return [round(step * k, 12) for k in range(first, int(math.floor(stop / step + 1e-9)) + 1)]
 
 
 def lines(

@@ -4,7 +4,8 @@ const held = JSON.parse(document.getElementById("data").textContent);
 const meta = held.meta, one = (id) => document.getElementById(id);
 const COUNT = { identities: 20, images: 96, quarantine: 50 };
 const state = { view: "identities", who: null, name: "", start: 0, total: 0 };
-const wish = { identities: { sort: "images", down: true }, images: { sort: meta.columns[0] || "", down: false } };
+const wish = { identities: { sort: "images", down: true }, images: { sort: meta.columns[0] || "", down: false }, one: { sort: "", down: false } };
+const wished = () => (state.who !== null ? wish.one : wish[state.view]);
 
 const element = (tag, words, className) => {
   const made = document.createElement(tag);
@@ -139,9 +140,9 @@ const draw = {
 
 let turn = 0;
 const show = async () => {
-  const mine = ++turn, view = state.view, sorting = wish[view] || { sort: "", down: false };
+  const mine = ++turn, view = state.view, sorting = wished() || { sort: "", down: false };
   const asked = {
-    sort: view === "quarantine" || (view === "images" && state.who !== null && !one("sort").value) ? "" : one("sort").value,
+    sort: sorting.sort,
     down: sorting.down, text: view === "identities" ? one("text").value : view === "quarantine" ? one("reason").value : "",
     column: one("column").value, low: one("low").value, high: one("high").value, who: state.who, start: state.start, count: COUNT[view],
   };
@@ -182,9 +183,9 @@ const go = (change) => {
     const columns = meta.columns.map((name) => [name, state.view === "identities" ? `lowest ${name}` : name]);
     const first = state.view === "identities" ? [["images", "number of images"]] : state.who === null ? [["", "order of the shards"]] : [["", "outliers first"]];
     options(one("sort"), [...first, ...columns]);
-    const sorting = wish[state.view];
+    if (state.who !== null) wish.one = { sort: "", down: false };
+    const sorting = wished();
     if (sorting) {
-      if (state.who !== null) Object.assign(sorting, { sort: "", down: false });
       one("sort").value = sorting.sort;
       one("down").checked = sorting.down;
     }
@@ -202,8 +203,8 @@ const page = (by) => {
 options(one("column"), [["", "all images"], ...meta.columns.map((name) => [name, name])]);
 options(one("reason"), [["", "all"], ...Object.entries(meta.reasons).map(([name, count]) => [name, `${name} (${count})`])]);
 for (const tab of document.querySelectorAll("[data-view]")) tab.addEventListener("click", () => go({ view: tab.dataset.view, who: null, name: "", start: 0 }));
-one("sort").addEventListener("change", () => { wish[state.view].sort = one("sort").value; go({ start: 0 }); });
-one("down").addEventListener("change", () => { wish[state.view].down = one("down").checked; go({ start: 0 }); });
+one("sort").addEventListener("change", () => { wished().sort = one("sort").value; go({ start: 0 }); });
+one("down").addEventListener("change", () => { wished().down = one("down").checked; go({ start: 0 }); });
 for (const id of ["text", "low", "high"]) one(id).addEventListener("input", () => go({ start: 0 }));
 for (const id of ["column", "reason"]) one(id).addEventListener("change", () => go({ start: 0 }));
 one("before").addEventListener("click", () => page(-1));

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from glint.review.lines import MOST, lines, thinned, ticks
+from glint.review.chart import ticks
+from glint.review.lines import MOST, lines, thinned
 
 
 def places(piece: str) -> list[tuple[float, float]]:
