@@ -12,6 +12,7 @@ MODULES: tuple[str, ...] = (
     "export",
     "import_",
     "recipes",
+    "run",
     "synth",
     "shard",
     "doctor",

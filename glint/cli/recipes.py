@@ -201,7 +201,7 @@ def _kind(entry: Entry) -> str:
 
     text, where = load.read(entry.path)
     tables = set(load.parse(text, where))
-    if tables & {"shard", "embed", "conflicts", "balance"}:
+    if tables & {"shard", "align", "embed", "conflicts", "balance"}:
         return "pipelines"
     return "manifests" if tables & {"identities", "licence"} else "train"
 

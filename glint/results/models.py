@@ -315,6 +315,21 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoadStep:  # a command that ended
+    command: str  # as typed
+    seconds: float  # wall time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Road:
+    SCHEMA: ClassVar[str] = "glint/road-result@1"  # every stage of a pipeline recipe
+    steps: list[RoadStep]  # in order
+    accuracy: list[float]  # on each set of pairs
+    page: str  # the summary
+    out: str  # where it was written
+
+
+@dataclass(frozen=True, kw_only=True)
 class Error:
     SCHEMA: ClassVar[str] = "glint/error@1"  # any command that fails; docs/errors.md
     error: str  # code

@@ -1,0 +1,151 @@
+"""`glint run`: a dataset's road, one command after the other, from where it stopped."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from glint.cli import console
+
+if TYPE_CHECKING:
+    from glint.results import models as results
+
+STEPS, PAGE = "steps.json", "summary.html"
+FORMAT = "glint/road@1"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run)
+
+
+def run(
+    recipe: str = typer.Argument(..., help="A recipe of pipelines/: its name, or a file."),
+    out: Path | None = typer.Option(
+        None, "--out", "-o", help="Folder for the summary and what was done; default: run-RECIPE."
+    ),
+    change: list[str] = console.SET,
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
+) -> None:
+    """Run every stage of a pipeline recipe; the same command goes on where it stopped."""
+
+    def work() -> results.Road:
+        from glint.files import atomic
+        from glint.pipelines import recipe as pipelines
+        from glint.recipes import load, shelf
+
+        entry = shelf.locate(recipe, "pipelines")
+        road = pipelines.commands(load.load(entry.path, pipelines.Recipe, change))
+        folder = out or Path(f"run-{entry.path.stem}")
+        atomic.own_dir(folder)
+        with atomic.lock(folder / "lock"):
+            return walk(folder, road)
+
+    console.run(work, as_json, debug=debug, say=_say)
+
+
+def walk(folder: Path, road: list[list[str]]) -> results.Road:
+    """Run the commands that are not done; write steps.json after each, and the page.
+
+    A command is done where this folder says that the very same one ended, and all before it are.
+    The first runs each time: it looks at its source, and where it made other data all run again.
+    Raises SystemExit with the exit code of a command that fails.
+    """
+    from glint.files import atomic
+    from glint.results import models as results
+
+    path = folder / STEPS
+    held: list[dict[str, Any]] = []
+    if path.is_file():
+        found = atomic.read_json(path, "GL0006")
+        held = found["steps"] if found.get("format") == FORMAT else []
+    steps: list[dict[str, Any]] = []
+    fresh = False  # whether a command before this one did something
+    for number, command in enumerate(road):
+        known = held[number] if number < len(held) else {}
+        same = known.get("command") == command and not fresh
+        if same and number > 0:
+            console.tell(f"done before: {shlex.join(command)}")
+            steps.append(known)
+            continue
+        began = time.monotonic()
+        result = command_result(command)
+        seconds = round(time.monotonic() - began, 1)
+        fresh = not (same and known["result"].get("digest") == result.get("digest"))
+        steps.append({"command": command, "result": result, "seconds": seconds} if fresh else known)
+        later = [] if fresh else held[number + 1 :]
+        atomic.write_json(path, {"format": FORMAT, "steps": steps + later})
+        _write_page(folder, steps, road)
+    _write_page(folder, steps, road)
+    return results.Road(
+        steps=[
+            results.RoadStep(command=shlex.join(one["command"]), seconds=one["seconds"])
+            for one in steps
+        ],
+        accuracy=[
+            one["result"]["accuracy"] for one in steps if one["command"][1:3] == ["eval", "pairs"]
+        ],
+        page=str(folder / PAGE),
+        out=str(folder),
+    )
+
+
+def command_result(command: list[str]) -> dict[str, Any]:
+    """Run a command of glint; return its JSON. Raises SystemExit with its exit code."""
+    console.tell(f"\n$ {shlex.join(command)}")
+    done = subprocess.run(
+        [sys.executable, "-m", "glint", *command[1:], "--json"], stdout=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        console.tell(f"stopped: exit code {done.returncode} of {shlex.join(command)}")
+        console.tell("mend what it says, then run the same `glint run` again: it goes on here")
+        raise SystemExit(done.returncode)
+    result: dict[str, Any] = json.loads(done.stdout)
+    console.tell(f"  {_short(result)}")
+    return result
+
+
+def _short(result: dict[str, Any]) -> str:
+    shown = {
+        name: f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in result.items()
+        if not isinstance(value, dict | list) and value is not None and name != "schema"
+    }
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
+
+
+def _write_page(folder: Path, steps: list[dict[str, Any]], road: list[list[str]]) -> None:
+    from glint.review import plots
+
+    rows = [
+        [shlex.join(one["command"]), f"{one['seconds']:.1f} s", _short(one["result"])]
+        for one in steps
+    ]
+    rows += [[shlex.join(command), "", "not yet"] for command in road[len(steps) :]]
+    spent = sum(one["seconds"] for one in steps)
+    counts = [(f"{len(steps)} of {len(road)}", "stages done"), (f"{spent:.0f} s", "spent")]
+    for one in steps:
+        if one["command"][1:3] == ["eval", "pairs"]:
+            name = Path(one["command"][3]).stem
+            counts.append((f"{100 * one['result']['accuracy']:.2f} %", f"accuracy on {name}"))
+    plots.write(
+        folder / PAGE,
+        plots.Plots(
+            f"Road: {folder.name}", counts, [("folder", str(folder))],
+            tables=[plots.Table("Stages", ["command", "took", "result"], rows)],
+        ),
+    )  # fmt: skip
+
+
+def _say(r: results.Road) -> str:
+    lines = [f"{len(r.steps)} stages done, {sum(one.seconds for one in r.steps):.0f} s"]
+    lines += [f"accuracy     {100 * value:.2f} %" for value in r.accuracy]
+    return "\n".join([*lines, f"open         {r.page}"])
