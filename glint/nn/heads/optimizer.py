@@ -116,9 +116,9 @@ class CentreOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Move the rows of all backward passes since the last step; without any, do nothing.
 
-        Raises UsageError (GL0002) where their gradients were clipped, DivergedError (GL0703) where the
-        loss was not finite, MismatchError (GL0702) where the optimiser's state was loaded, and the
-        head's was not.
+        Raises UsageError (GL0002) where their gradients were clipped, DivergedError (GL0703) where
+        the loss was not finite, MismatchError (GL0702) where the optimiser's state was loaded, and
+        the head's was not.
         """
         loss = None
         if closure is not None:
