@@ -47,10 +47,11 @@ def main() -> None:
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     optimizers = [sgd, head.optimizer(lr=0.1)]
     total = args.epochs * len(stream)
+    parts = {"head": head.sharded(), "stream": stream}
     if args.state and args.state.exists():
-        both = get_state_dict(net, sgd)
-        dcp.load({"both": both, "head": head.sharded(), "stream": stream}, checkpoint_id=args.state)
-        set_state_dict(net, sgd, model_state_dict=both[0], optim_state_dict=both[1])
+        parts["net"], parts["sgd"] = get_state_dict(net, sgd)
+        dcp.load(parts, checkpoint_id=args.state)
+        set_state_dict(net, sgd, model_state_dict=parts["net"], optim_state_dict=parts["sgd"])
 
     losses: list[float] = []
     while head.steps < min(args.steps, total):
@@ -67,7 +68,7 @@ def main() -> None:
             if head.steps == args.steps:
                 break
     if args.state:
-        parts = {"both": get_state_dict(net, sgd), "head": head.sharded(), "stream": stream}
+        parts["net"], parts["sgd"] = get_state_dict(net, sgd)
         dcp.save(parts, checkpoint_id=args.state)
     if dist.get_rank() == 0:
         print(json.dumps({"losses": losses}))
