@@ -80,14 +80,18 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        for word in names.split():
-            public, _, own = word.partition("=")
-            if public == name:
-                found = globals()[name] = getattr(import_module(f"glint.{module}"), own or public)
-                return found
-    raise AttributeError(f"module 'glint' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker no other name is there
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _HOMES.items():
+            for word in names.split():
+                public, _, own = word.partition("=")
+                if public == name:
+                    found = globals()[name] = getattr(
+                        import_module(f"glint.{module}"), own or public
+                    )
+                    return found
+        raise AttributeError(f"module 'glint' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
