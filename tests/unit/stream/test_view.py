@@ -6,16 +6,18 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from glint.errors import MismatchError, UsageError
+from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.stream.loader import Batch, Order, Stream
 
@@ -204,6 +206,26 @@ def test_what_would_be_wrong_in_silence_is_named(
     with caplog.at_level(logging.WARNING, "glint"):
         assert ids(loader) == ids(loader)
     assert "epoch 0 begins again" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_dataset_gives_images_and_labels_in_force(
+    make: Callable[..., Dataset], workers: int
+) -> None:
+    root = make([row % 5 for row in range(40)], per_shard=7).root
+    none = np.empty((0, 2), np.int64)
+    moved = {"row": np.array([3, 8]), "label": np.array([-1, 4])}  # one left out, one another's
+    labels.apply(root, np.array([0, 0, -1, 1, 2]), none, {}, **moved)
+    data = Dataset(root)
+    expected = [[0, 0, -1, 1, 2][row % 5] for row in range(40)]
+    expected[3], expected[8] = -1, 2
+    rows = np.random.default_rng(0).permutation(40).tolist()
+    loader: Any = DataLoader(data, batch_size=9, sampler=rows, num_workers=workers)
+    image_N, label_N = (torch.cat(part) for part in zip(*loader))
+    assert label_N.tolist() == [expected[row] for row in rows]
+    assert data.target.tolist() == expected == [label for _, label in data]
+    for row, image in zip(rows, image_N):
+        assert np.array_equal(image, simplejpeg.decode_jpeg(data.read(row)))
 
 
 RANK = """
