@@ -21,9 +21,7 @@ def main() -> None:
     embeddings = np.load(args.embeddings, mmap_mode="r")  # may be larger than memory
     found = find_pairs(embeddings, args.threshold)
     np.savez(args.out, a=found.a, b=found.b, cosine=found.cosine)
-    print(
-        f"{len(found.a)} pairs of {len(embeddings)} rows; {found.excluded} rows have no direction"
-    )
+    print(f"{len(found.a)} pairs of {len(embeddings)} rows, {found.excluded} without direction")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from glint.search.pairs import pairs_above as find_pairs
     from glint.shards.dataset import Dataset
     from glint.stream.augment import to_input
-    from glint.stream.loader import Batch, Images, Order, Stream
+    from glint.stream.loader import Batch, Images, Stream
+    from glint.stream.order import Order
 
 __all__ = [
     "AdaFace",
@@ -76,7 +77,8 @@ _HOMES = {
     "search.pairs": "find_pairs=pairs_above",
     "shards.dataset": "Dataset",
     "stream.augment": "to_input",
-    "stream.loader": "Batch Images Order Stream",
+    "stream.loader": "Batch Images Stream",
+    "stream.order": "Order",
 }
 
 

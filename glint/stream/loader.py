@@ -165,13 +165,7 @@ class Stream:
         global batch. Errors while reading: InputError GL0302, GL0303 (the sample by shard and key),
         GL0903; LostError GL0902 (a loader process died or stuck).
         """
-        if self._found and self.world == 1 and present().size > 1:
-            raise UsageError(
-                "GL0002",
-                "it was made before the process group: every rank would read the same samples",
-                where="stream",
-                hint="make it after init_process_group, or pass rank= and world=",
-            )
+        self._require_share()
         part = self._from(origin)
         steps = range(start_step, part.steps)
         self.plan.rows_at(epoch, np.zeros(1, dtype=np.int64))  # the epoch's counts, before a fork
@@ -256,7 +250,17 @@ class Stream:
 
     def batch_at(self, epoch: int, step: int, origin: int = 0, stride: int = 1) -> Batch:
         """Return one batch, made by this process. stride: it makes every stride-th one."""
+        self._require_share()
         return self._make(epoch, self._from(origin), step, stride)
+
+    def _require_share(self) -> None:
+        if self._found and self.world == 1 and present().size > 1:
+            raise UsageError(
+                "GL0002",
+                "it was made before the process group: every rank would read the same samples",
+                where="stream",
+                hint="make it after init_process_group, or pass rank= and world=",
+            )
 
     def stored(
         self, epoch: int, start_step: int = 0, origin: int = 0

@@ -39,7 +39,8 @@ class View(Dataset[Batch]):
 
     def __init__(self, stream: Steps) -> None:
         self.stream = stream
-        self._shared = torch.tensor([stream.place.epoch, -1]).share_memory_()  # the last one begun
+        self._shared = torch.tensor([stream.place.epoch, -1])  # the epoch, the last one begun
+        self._shared.share_memory_()  # type: ignore[no-untyped-call]
         self._last: int | None = None
 
     def __len__(self) -> int:

@@ -84,14 +84,14 @@ def made() -> object:
     return module
 
 
-def call(name: str, value: object) -> str:
+def call(value: object) -> str:
     words, star = [], False
     for one in inspect.signature(value).parameters.values():  # type: ignore[arg-type]
         if one.kind is one.KEYWORD_ONLY and not star:
             words, star = [*words, "*"], True
         default = "" if one.default is one.empty else f"={value_of(one.default)}"
         words.append(("**" if one.kind is one.VAR_KEYWORD else "") + one.name + default)
-    return " ".join(words[1:] if "." in name else words)
+    return " ".join(words[words[:1] == ["self"] :])
 
 
 def value_of(default: object) -> str:
@@ -107,7 +107,7 @@ def test_names_and_signatures_are_frozen() -> None:
         value: object = glint
         for part in name.split("."):
             value = getattr(value, part)
-        found[name] = call(name, value)
+        found[name] = call(value)
     assert found == CALLS
     assert set(glint.__all__) <= set(dir(glint))
     with pytest.raises(AttributeError, match="no attribute 'PartialFc'"):
@@ -182,7 +182,7 @@ def train(path: str) -> Iterator[float]:
         torch.optim.SGD(net.parameters(), lr=0.1), head.optimizer(lr=0.1)
     ]
     for batch in stream.loader(num_workers=2):
-        loss: torch.Tensor = head(net(to_input(batch.image, flip=batch.flip)), batch.label)
+        loss = head(net(to_input(batch.image, flip=batch.flip)), batch.label)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()

@@ -37,7 +37,7 @@ class Handle:
             before = self._upstream
             self._upstream = factor if before is None else before + factor
 
-        loss.register_hook(note)
+        loss.register_hook(note)  # type: ignore[no-untyped-call]
 
     def factor(self) -> float:
         """Return what gradients were multiplied by since backward; waits for the device.
@@ -113,7 +113,7 @@ class CentreOptimizer(torch.optim.Optimizer):
             raise UsageError("GL0002", "centres are its only group", where="head.optimizer")
         super().add_param_group(param_group)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Move the rows of all backward passes since the last step; without any, do nothing.
 
         Raises UsageError (GL0002) where their gradients were clipped, DivergedError (GL0703) where
