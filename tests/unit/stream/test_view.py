@@ -208,6 +208,19 @@ def test_what_would_be_wrong_in_silence_is_named(
     assert "epoch 0 begins again" in caplog.text
 
 
+def test_accelerate_saves_the_place_too(data: Dataset, tmp_path: Path) -> None:
+    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True)
+    made = stream(data)
+    loader = accelerator.prepare(made.loader(num_workers=2))
+    loop = iter(loader)
+    begun = [np.asarray(next(loop).row).tolist() for _ in range(3)]
+    accelerator.save_state(tmp_path / "state")
+    assert begun + ids(loop) == truth(data, 0)
+    made.set_epoch(5)
+    accelerator.load_state(tmp_path / "state")
+    assert made.epoch == 0 and begun + ids(loader) == truth(data, 0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataset_gives_images_and_labels_in_force(
     make: Callable[..., Dataset], workers: int
