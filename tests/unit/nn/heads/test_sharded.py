@@ -82,6 +82,7 @@ def ranks(size: int, folder: Path) -> list[dict[str, list[float]]]:
     return [json.loads(one.communicate(timeout=100)[0]) for one in started]
 
 
+@pytest.mark.slow
 def test_it_goes_on_at_another_world_size(tmp_path: Path) -> None:
     here: dict[str, object] = {}
     exec(LOOP, here)
