@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from glint.errors import InputError
 from glint.evals.roc import allowed
 
 FINE = np.arange(0, 4, 0.001)  # thresholds of VAL@FAR
@@ -73,9 +74,21 @@ def threshold_at(accepted_t: np.ndarray, negatives: int, far: float, grid_t: np.
 def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float | str) -> float | None:
     """Return the share of same pairs accepted where at most `far` of the different pairs are.
 
-    Conservative: the loosest threshold whose measured false accept rate does not exceed `far`,
-    ties refused. None where there are no same or no different pairs.
+    distance_n: squared distances of unit vectors, 2 - 2 cosine; same_n: whether each pair is one
+    person. Conservative: the loosest threshold whose measured false accept rate does not exceed
+    `far`, ties refused. None where there are no same or no different pairs. Raises InputError
+    (GL0802) for a distance that is none, such as a cosine below 0, and for shapes that differ.
     """
+    distance_n, same_n = np.asarray(distance_n), np.asarray(same_n, dtype=bool)
+    if distance_n.shape != same_n.shape:
+        what = f"found {distance_n.shape} distances and {same_n.shape} answers"
+        raise InputError("GL0802", what)
+    if not (distance_n >= 0).all():
+        raise InputError(
+            "GL0802",
+            f"expected squared distances from 0 to 4, found {distance_n.min()}",
+            hint="of cosines: 2 - 2 * cosine",
+        )
     genuine, impostor = distance_n[same_n], distance_n[~same_n]
     if not len(genuine) or not len(impostor):
         return None

@@ -20,7 +20,7 @@ import xxhash
 from glint import schemas
 from glint.errors import InputError, ResourceError
 from glint.files import atomic, parquet, reads, store
-from glint.shards import plan, remote
+from glint.shards import labels, pixels, plan, remote
 
 FORMAT = "glint/dataset@1"
 # Tables without which a folder is no dataset.
@@ -176,6 +176,25 @@ class Dataset:
 
     def __len__(self) -> int:
         return self.n
+
+    def __getitem__(self, row: int) -> tuple[pixels.Pixels, int]:
+        """Return (RGB uint8 (H, W, 3), label in force) of a sample; -1 where it is left out.
+
+        So torch's DataLoader takes it. Raises as `read`, and InputError GL0303 for what is no
+        picture.
+        """
+        if not 0 <= row < self.n:
+            raise IndexError(f"sample {row} of {self.n}")
+        try:
+            return pixels.rgb(self.read(row)), int(self.target[row])
+        except ValueError as error:
+            where = f"data/{self.shards[self.shard[row]]} key {self.key[row]}"
+            raise InputError("GL0303", f"expected an image, found {error}", where=where) from None
+
+    @cached_property
+    def target(self) -> npt.NDArray[np.int64]:
+        """Labels in force, 0 to classes - 1, int64 [n]; -1 where a sample is left out."""
+        return labels.current(self.root, self.classes).sample_target(self.label)
 
     @property
     def is_merged(self) -> bool:

@@ -140,7 +140,7 @@ class Windows:
 
     def __init__(self, shards: Shards, plan: Plan) -> None:
         self.shards, self.plan = shards, plan
-        self.held: OrderedDict[tuple[int, Slice, int, int], Window] = OrderedDict()
+        self.held: OrderedDict[tuple[int, Slice, int, int, int, int], Window] = OrderedDict()
         self._lock = threading.Lock()
 
     def at(
@@ -155,7 +155,7 @@ class Windows:
         if position >= plan.length:
             return None, part.length + part.batch
         start, stop = plan.window_at(epoch, position)
-        name = (epoch, part, start, stop)
+        name = (epoch, part, start, stop, stride, step % stride)
         with self._lock:
             window = self.held.get(name)
             if window is None:

@@ -12,13 +12,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
-from glint.errors import UsageError
+from glint.dist.world import present
+from glint.errors import MismatchError, UsageError
 from glint.log import logger
 from glint.rng import I64
+from glint.shards import labels as label_versions
 from glint.shards.dataset import Dataset
 from glint.shards.labels import LabelTable
 from glint.stream import prefetch
@@ -32,31 +35,14 @@ from glint.stream.files import Shards, Windows
 from glint.stream.identities import IdentityPlan
 from glint.stream.order import Order, select
 from glint.stream.plan import Plan, Slice
+from glint.stream.position import Batch as Batch
+from glint.stream.position import Place
 from glint.stream.reader import Reader
+from glint.stream.view import Loader, View
 from glint.stream.workers import DEADLINE, Workers
 
 GROUP = 16  # steps planned in one call
 REMOTE_DEADLINE = 1200.0  # seconds without a batch where shards are fetched first
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's share of a global batch.
-
-    image: uint8 nHW3, as decoded (and degraded, where that was asked for); flip: bool n, the images
-    to mirror, which `augment.to_input` does on the device; label: int64 n, targets of the label
-    table; row: int64 n, rows of samples.parquet; position: int64 n, places in the epoch (at or past
-    its length: a repeat that fills the last batch, `repeats` of them, at the end).
-    """
-
-    image: torch.Tensor
-    flip: torch.Tensor
-    label: torch.Tensor
-    row: I64
-    position: I64
-    epoch: int
-    step: int
-    repeats: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,10 +65,14 @@ class Images:
 class Stream:
     """The training samples of one rank.
 
-    batch: images per rank and step; the global batch is batch * world. workers: loader processes; 0
-    loads in this process. threads: without workers, threads that make batches ahead (0: none, each
-    batch is made when asked for); with workers, decoding threads in each. columns: those of the
-    dataset, where they are open already.
+    `for batch in stream` yields the steps of an epoch, and the next time those of the next one;
+    `len` counts them; `state_dict` says what was handed out. `loader()` gives them through torch's
+    DataLoader, `view()` as a data set of steps.
+    labels: a label version, by default the one in force. batch: images per rank and step; the
+    global batch is batch * world. rank, world: those of the live process group unless said.
+    workers: loader processes; 0 loads in this process. threads: without workers, threads that make
+    batches ahead (0: none, each batch is made when asked for); with workers, decoding threads in
+    each. columns: those of the dataset, where they are open already.
     The samples of a (epoch, step) do not depend on workers, threads, pinned or verify.
     Errors: UsageError GL0001, GL0002; InputError GL0301, GL0304, GL0305.
     """
@@ -91,10 +81,10 @@ class Stream:
         self,
         dataset: Dataset,
         *,
-        labels: LabelTable,
+        labels: LabelTable | None = None,
         batch: int,
-        rank: int = 0,
-        world: int = 1,
+        rank: int | None = None,
+        world: int | None = None,
         seed: int = 0,
         workers: int = 0,
         threads: int = 0,
@@ -105,8 +95,17 @@ class Stream:
     ) -> None:
         order, images = order or Order(), images or Images()
         _check(batch, workers, threads, images)
-        self.dataset, self.seed, self.images = dataset, seed, images
-        self.batch, self.rank, self.world = batch, rank, world
+        self.dataset, self.seed, self.images, self.order = dataset, seed, images, order
+        if (rank is None) != (world is None):
+            raise UsageError("GL0002", f"rank is {rank} and world {world}: give both or none")
+        live = present()
+        self.batch, self._found = batch, rank is None
+        self.rank = live.rank if rank is None else rank
+        self.world = live.size if world is None else world
+        if labels is None:
+            labels = label_versions.current(dataset.root, dataset.classes)
+        self.labels = labels
+        self.place = Place()
         self.workers, self.threads, self.drop_last = workers, threads, drop_last
         columns = open_columns(dataset) if columns is None else columns
         self.selection = select(dataset, labels, order, columns, seed, batch)
@@ -166,6 +165,7 @@ class Stream:
         global batch. Errors while reading: InputError GL0302, GL0303 (the sample by shard and key),
         GL0903; LostError GL0902 (a loader process died or stuck).
         """
+        self._require_share()
         part = self._from(origin)
         steps = range(start_step, part.steps)
         self.plan.rows_at(epoch, np.zeros(1, dtype=np.int64))  # the epoch's counts, before a fork
@@ -174,6 +174,93 @@ class Stream:
         if self.threads:
             return self._from_threads(epoch, part, steps)
         return self._one_by_one(epoch, part, steps)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, step, origin = self.place.begin()
+        yield from self.place.handing(self.batches(epoch, step, origin), epoch, origin)
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise UsageError(
+            "GL0002",
+            "a stream has no items, and its order is its own",
+            where="stream",
+            hint="a loop takes stream.loader(num_workers=...) or "
+            "DataLoader(stream.view(), batch_size=None, num_workers=...)",
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch that the next iteration yields."""
+        return self.place.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; within the one at hand nothing changes."""
+        self.place.to(epoch)
+
+    def loader(self, num_workers: int = 0, **options: Any) -> Loader:
+        """Return torch's DataLoader over the steps; options: of it, but those that order or batch.
+
+        Neither accelerate nor Fabric cuts it up again. Raises UsageError (GL0002).
+        """
+        return Loader(self, num_workers, **options)
+
+    def view(self) -> View:
+        """Return the steps of an epoch as a map-style data set, one item a step."""
+        return View(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loop stands: what was handed out, not what was read ahead.
+
+        The same on every rank; it loads on any number of them, and with another batch.
+        """
+        place = self.place.state(self._from(self.place.origin))
+        return {**place, "stream": self.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there. Raises MismatchError (GL0702) for a stream of other samples."""
+        self.require(state_dict["stream"])
+        self.place.load(state_dict, self._from(0))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what the samples of a position depend on."""
+        order = self.order
+        return {
+            "dataset": self.dataset.digest,
+            "labels": self.labels.digest,
+            "sampling": self.sampling_digest,
+            "order": f"{order.block} {order.each} {order.endless} {order.positives}",
+            "seed": self.seed,
+            "samples": self.plan.length,
+        }
+
+    def require(self, fingerprint: dict[str, Any]) -> None:
+        """Raise MismatchError (GL0702) where a state is of other samples."""
+        for name, own in self.fingerprint().items():
+            if (found := fingerprint.get(name)) != own:
+                raise MismatchError(
+                    "GL0702", f"{name} was {found!r}, is {own!r}", where="state of the stream"
+                )
+
+    def steps_from(self, origin: int) -> int:
+        """Return the steps from a position of the epoch to its end."""
+        return self._from(origin).steps
+
+    def batch_at(self, epoch: int, step: int, origin: int = 0, stride: int = 1) -> Batch:
+        """Return one batch, made by this process. stride: it makes every stride-th one."""
+        self._require_share()
+        return self._make(epoch, self._from(origin), step, stride)
+
+    def _require_share(self) -> None:
+        if self._found and self.world == 1 and present().size > 1:
+            raise UsageError(
+                "GL0002",
+                "it was made before the process group: every rank would read the same samples",
+                where="stream",
+                hint="make it after init_process_group, or pass rank= and world=",
+            )
 
     def stored(
         self, epoch: int, start_step: int = 0, origin: int = 0
@@ -245,14 +332,15 @@ class Stream:
     def _labels(self, row_n: I64) -> torch.Tensor:
         return torch.from_numpy(self.selection.target_L[self.columns.label[row_n]])
 
-    def _make(self, epoch: int, part: Slice, step: int) -> Batch:
+    def _make(self, epoch: int, part: Slice, step: int, stride: int = 1) -> Batch:
         if self.images.decoder is not None:
             row_n, frame = self._rows(epoch, part, step), (self.images.size, self.images.size)
             data = [self._shards.read(sample) for sample in self._shards.samples(row_n)]
             image = self.images.decoder(data, frame, lambda i: self._shards.where(int(row_n[i])))
             return self._batch(image, row_n, part.positions(step), epoch, step)
         image = self._buffers.take()
-        return self._batch(image, *self._fill(epoch, part, step, image.numpy()), epoch, step)
+        filled = self._fill(epoch, part, step, image.numpy(), stride=stride)
+        return self._batch(image, *filled, epoch, step)
 
     @contextmanager
     def _prefetch(self, epoch: int, part: Slice, steps: range) -> Iterator[Callable[[int], None]]:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -323,7 +323,7 @@ def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
     for batch in batches:
         with torch.cuda.stream(side):
             image = batch.image.to(device, non_blocking=True)
-            waiting.append((replace(batch, image=image), side.record_event()))
+            waiting.append((batch._replace(image=image), side.record_event()))
         if len(waiting) > 1:
             yield first()
     while waiting:

@@ -1,8 +1,9 @@
 """The documentation runs: every fence marked `bash run` or `python run`, page by page, in order.
 
-A page's blocks share one empty folder. $WORLD is a small synthetic world and $DATA the dataset that
-`glint shard` makes of it, both made only for pages that name them. All other fences say what they
-are: text, console, toml, json, python, bash.
+A page's blocks share one empty folder; Python blocks that follow one another share a process, but
+no names. $WORLD is a small synthetic world and $DATA the dataset that `glint shard` makes of it,
+both made only for pages that name them. All other fences say what they are: text, console, toml,
+json, python, bash.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,11 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 SHOWN = {"text", "console", "toml", "json", "python", "bash", "make", "html"}
-RUN = {"bash run": ["bash", "-euo", "pipefail", "-c"], "python run": [sys.executable, "-c"]}
+EACH = """import sys
+for body in sys.argv[1:]:
+    exec(compile(body, body, "exec"), {"__name__": "__main__"})
+"""
+RUN = {"bash run": ["bash", "-euo", "pipefail", "-c"], "python run": [sys.executable, "-c", EACH]}
 BIN = Path(sys.executable).parent
 
 
@@ -71,8 +77,9 @@ def test_pages_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -
             there = tmp_path / "given" / name  # a copy: a page may change what it is given
             shutil.copytree(request.getfixturevalue(name), there)
             env[name.upper()] = str(there)
-    for kind, body in todo:
+    for kind, group in groupby(todo, key=lambda one: (one[0], one[0] == "bash run" and one)):
+        run = [*RUN[kind[0]], *(body for _, body in group)]
         done = subprocess.run(
-            [*RUN[kind], body], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+            run, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"{page.name}:\n{body}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"{page.name}:\n{run[-1]}\n{done.stdout}\n{done.stderr}"

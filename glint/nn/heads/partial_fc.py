@@ -20,8 +20,10 @@ from glint.dist.span import span
 from glint.dist.world import World, present
 from glint.errors import MismatchError, UsageError
 from glint.nn.heads.masks import KnownPairs
+from glint.nn.heads.optimizer import CentreOptimizer, Handle
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.sample import Nearest, sampled_classes
+from glint.nn.heads.sharded import Sharded
 from glint.nn.heads.softmax import STEEPEST, WIDEST, SoftmaxPass, gather_batch, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
@@ -38,11 +40,12 @@ _INIT_BLOCK = 1024  # classes that share one generator
 class PartialFC(nn.Module):
     """A margin softmax head over `classes` identities, their centres split over the ranks.
 
-    A step is `loss = head(feature, label); loss.backward(); head.update(lr=...)`. Centres are no
-    parameter and no buffer: no optimiser sees them, and DDP does not overwrite those of one rank by
-    another's, also where the head lies inside the module that it wraps. `state_dict` holds this
-    rank's rows and the count of steps; `.to` moves them and keeps their type. What a step does is a
-    function of (seed, step, global batch): the same for every world size.
+    A step is `loss = head(feature, label); loss.backward(); head.update(lr=...)`, or the `step` of
+    `head.optimizer(lr=...)`. Centres are no parameter and no buffer: no other optimiser sees them,
+    and DDP does not overwrite those of one rank by another's, also where the head lies inside the
+    module that it wraps. `state_dict` holds this rank's rows and the count of steps, `sharded()`
+    gives pieces that any number of ranks loads; `.to` moves rows and keeps their type. What a step
+    does is a function of (seed, step, global batch): the same for every world size.
 
     passes: forward passes with a gradient that an update follows. One more is an error.
     """
@@ -110,6 +113,24 @@ class PartialFC(nn.Module):
         self.tally = Tally(self.span.size, self.world.device) if tally else None
         self._pending: list[tuple[SoftmaxPass, Tensor]] = []  # with their weights
         self._seen: list[Tensor] = []
+        self._handle: Handle | None = None
+
+    def optimizer(self, lr: float) -> CentreOptimizer:
+        """Return a torch optimiser whose `step` is `update`, for loops, schedulers and GradScaler.
+
+        lr: learning rate, at least 0. Raises UsageError (GL0002).
+        """
+        self._handle = self._handle or Handle(self.world.device)
+        return CentreOptimizer(self, self._handle, lr)
+
+    def sharded(self) -> Sharded:
+        """Return the state for `torch.distributed.checkpoint`, for any number of ranks."""
+        return Sharded(self)
+
+    @property
+    def pending(self) -> int:
+        """Return the backward passes that no update followed yet."""
+        return len(self._pending)
 
     def forward(
         self,
@@ -169,6 +190,8 @@ class PartialFC(nn.Module):
             keep=self.options.keep,
             pass_type=self.pass_type,
         )
+        if self._handle is not None and loss.requires_grad:
+            self._handle.watch(loss)
         return loss
 
     @torch.no_grad()
@@ -180,7 +203,8 @@ class PartialFC(nn.Module):
         """
         step = self.steps if step is None else step
         self.steps = step + 1
-        pending, self._pending = self._pending, []
+        pending = [*self._pending]
+        self.drop()
         if len(pending) == 1:
             softmax_pass, weight = pending[0]
             softmax_pass.update(weight / divide, step=step, lr=lr)
@@ -200,6 +224,8 @@ class PartialFC(nn.Module):
     def drop(self) -> None:
         """Forget the gradients since the last update: the step is skipped."""
         self._pending.clear()
+        if self._handle is not None:
+            self._handle.clear()
 
     @torch.no_grad()
     def state_rows(self) -> tuple[int, int, dict[str, Tensor]]:
@@ -250,14 +276,14 @@ class PartialFC(nn.Module):
         return rows[name] if name in rows else super().__getattr__(name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy is made of: all but gradients that wait."""
-        return {**self.__dict__, "_pending": [], "_seen": []}
+        """Return what a copy is made of: all but gradients that wait, and its optimiser."""
+        return {**self.__dict__, "_pending": [], "_seen": [], "_handle": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = fn(torch.empty(0, device=self.weight.device)).device
         self._rows = {name: rows.to(device) for name, rows in self._rows.items()}
-        for part in (self._pairs, self.tally):
+        for part in (self._pairs, self.tally, self._handle):
             if part is not None:
                 part.to(device)
         if device != self.world.device:
@@ -300,8 +326,9 @@ class PartialFC(nn.Module):
                 "GL0002",
                 f"gradients of {len(self._pending)} passes wait, and no update came",
                 where="head",
-                hint="call head.update(lr=...) after each optimiser step (head.drop() where it is "
-                "skipped), or set head.passes to the passes that one step adds up",
+                hint="call the step of head.optimizer(lr=...), or head.update(lr=...), after each "
+                "backward pass (head.drop() to skip one), or set head.passes to the passes that "
+                "one step adds up",
             )
         if self._met:
             return

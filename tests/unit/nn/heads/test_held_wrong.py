@@ -143,6 +143,7 @@ def loop(head, how):
     if size > 1:
         model = DDP(model) if how == "inside" else Both(DDP(net), head)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    centres = head.optimizer(lr=0.1)
     for step in range(5):
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(8, 6, generator=generator, dtype=torch.float64)
@@ -150,7 +151,8 @@ def loop(head, how):
         mine = slice(rank * 8 // size, (rank + 1) * 8 // size)
         loss = model(x[mine], y[mine])
         loss.backward()
-        sgd.step(); sgd.zero_grad(); head.update(lr=0.1)
+        sgd.step(); sgd.zero_grad()
+        centres.step() if how == "inside" else head.update(lr=0.1)
         losses.append(loss.item())
     return losses
 
