@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -130,15 +131,20 @@ def sampled_classes(
     once_T = torch.ones_like(taken_T, dtype=torch.bool)
     once_T[1:] = taken_T[1:] != taken_T[:-1]
     found = [(taken_T, once_T)]
+    marks = _marks(parts, taken_T)
     for one, class_bi in zip(parts, drawn):
-        plays_bi, short = _first_free(one, class_bi, taken_T, once_T, size, classes)
+        plays_bi, short = _first_free(one, class_bi, taken_T, once_T, marks, size, classes)
         if device.type == "cpu" and bool(short):
             (class_bi,) = _drawn(parts, classes, BLOCK, size / classes, key, device)
-            plays_bi, _ = _first_free(one, class_bi, taken_T, once_T, size, classes)
+            plays_bi, _ = _first_free(one, class_bi, taken_T, once_T, marks, size, classes)
         found.append((class_bi.flatten(), plays_bi.flatten()))
     class_m, plays_m = (torch.cat(each) for each in zip(*found))
-    plays_m &= (class_m >= span.start) & (class_m < span.stop)
-    return torch.sort(class_m[plays_m]).values
+    if span.size < classes:
+        plays_m &= (class_m >= span.start) & (class_m < span.stop)
+    playing_k = class_m[plays_m]
+    if device.type == "cpu":  # numpy sorts with the processor's vectors: five times as fast
+        return torch.from_numpy(np.sort(playing_k.numpy()))
+    return torch.sort(playing_k).values
 
 
 @dataclass(frozen=True)
@@ -191,17 +197,39 @@ def _drawn(
     return found
 
 
+def _marks(parts: Sequence[_Blocks], taken_T: Tensor) -> tuple[int, Tensor]:
+    """Mark the classes that play anyway: (first class, a byte a class of these blocks, and one).
+
+    The one is for classes outside. A byte a class is less than what searches would read.
+    """
+    first = parts[0].numbers.start * BLOCK if parts else 0
+    count = sum(len(one.numbers) for one in parts) * BLOCK
+    at_T = taken_T - first
+    marks_c = torch.zeros(count + 1, dtype=torch.bool, device=taken_T.device)
+    marks_c[torch.where((at_T >= 0) & (at_T < count), at_T, count)] = True
+    return first, marks_c
+
+
 def _first_free(
-    blocks: _Blocks, class_bi: Tensor, taken_T: Tensor, once_T: Tensor, size: int, classes: int
+    blocks: _Blocks,
+    class_bi: Tensor,
+    taken_T: Tensor,
+    once_T: Tensor,
+    marks: tuple[int, Tensor],
+    size: int,
+    classes: int,
 ) -> tuple[Tensor, Tensor]:
     """Return which drawn classes play, (b, i), and whether too few were drawn.
 
-    taken_T: those that play anyway, sorted; once_T: the first of each.
+    taken_T: those that play anyway, sorted; once_T: the first of each; marks: see `_marks`.
     """
     begin_b1 = blocks.begin(class_bi.device)
     end_b1 = begin_b1 + blocks.wide
-    near_bi = torch.searchsorted(taken_T, class_bi).clamp_max_(taken_T.numel() - 1)
-    free_bi = (taken_T[near_bi] != class_bi) & (class_bi < end_b1)
+    first, marks_c = marks
+    taken_bi = marks_c.index_select(0, (class_bi - first).flatten()).view(class_bi.shape)
+    free_bi = ~taken_bi
+    if blocks.wide < BLOCK:
+        free_bi &= class_bi < end_b1
     before_T = torch.nn.functional.pad(once_T.cumsum(0), (1, 0))
     there_b1, until_b1 = (before_T[torch.searchsorted(taken_T, at)] for at in (begin_b1, end_b1))
     quota_b1 = size * end_b1 // classes - size * begin_b1 // classes
