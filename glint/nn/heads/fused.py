@@ -21,7 +21,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from glint.nn.heads import kernels
 from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.heads.storage import At, column_hashes
-from glint.nn.heads.updates import DenseExact, LazyDecay, Plain, Stale
+from glint.nn.heads.updates import DenseExact, Gradient, LazyDecay, Plain, Stale
 
 # N samples over all ranks, S strips of classes, k class rows that play, b rows of one launch,
 # e masked entries, t samples whose target is on this rank, in order of its row, D embedding
@@ -187,7 +187,7 @@ class Fused(SoftmaxPass):
                 held = rule.read(active.table, at)
                 inverse_b = self.inverse_k[first : first + rows]
                 grad_bD = self._across(grad_kD[:rows], held[0], inverse_b)
-                rule.move(held, active.table, at, grad_bD, step=step, lr=lr)
+                rule.move(held, active.table, at, Gradient(grad_bD), step=step, lr=lr)
                 rule.write(held, active.table, at, step=step)
                 continue
             if isinstance(rule, LazyDecay):
