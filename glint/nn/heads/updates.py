@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glint.errors import UsageError
 from glint.nn.heads.options import RULES
-from glint.nn.heads.storage import At, Space, Store
+from glint.nn.heads.storage import At, Space, Store, rows_at
 
 # c class rows of this rank, k rows that play, b rows of one block, D embedding
 
@@ -175,7 +175,8 @@ class LazyDecay(Stale):
         return torch.pow(self.momentum, self._gap(table, at, step) + 1).to(dtype)[:, None]
 
     def _gap(self, table: Table, at: At, step: int) -> Tensor:
-        return (step - 1 - table.state["last"][at]).clamp_min(0).to(torch.float64)
+        last_b = rows_at(table.state["last"], at)
+        return (step - 1 - last_b).clamp_min(0).to(torch.float64)
 
 
 class DenseExact(Stale):
@@ -229,11 +230,11 @@ class DenseExact(Stale):
 
     def missed_decay(self, table: Table, at: At, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return each row's product of missed matrices, (b, 4)."""
-        gap_b = self.now - table.state["last"][at]
+        gap_b = self.now - rows_at(table.state["last"], at)
         placed_g4 = self._placed
         if placed_g4 is None or placed_g4.dtype != dtype or placed_g4.device != gap_b.device:
             placed_g4 = self._placed = self.missed_g4.to(gap_b.device, dtype)
-        return placed_g4[gap_b.to(torch.int64)]
+        return placed_g4.index_select(0, gap_b)
 
     def done(self, table: Table, *, lr: float) -> None:
         """Count the update for all rows that did not play."""
