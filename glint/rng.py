@@ -2,8 +2,8 @@
 
 Three families, whose values are fixed for good. 64 bits in numpy, for the order of samples: m
 numbers asked for, every argument a scalar or an array that broadcasts to m, all arithmetic in
-uint64 and identical on every machine. 31 and 32 bits for the heads, on int64 and int32 tensors;
-the import of this file needs no torch.
+uint64 and identical on every machine. 31 and 32 bits for the heads, on int64 and int32 tensors:
+they use operators alone, so this file needs no torch. The heads' permutation is in `nn.heads.sample`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _MASK = (1 << 64) - 1
 _MASK31, _MASK32 = (1 << 31) - 1, (1 << 32) - 1
 _ODD_31 = (0x6C8E9CF5, 0x45D9F3B3)  # 31-bit odd multipliers: a 31 x 31 bit product fits int64
 ODD_32 = (0x2C1B3C6D, 0x297A2D39)  # odd multipliers of a 32-bit finaliser
-_ROUNDS_31 = 6
 
 
 def mix(x: Any) -> U64:
@@ -138,30 +137,6 @@ def _walk(index_m: Any, n: Any, key: Any, *, backward: bool) -> I64:
         out[outside] = again
         outside = outside[again >= (size_u if uniform else size_u[outside])]
     return out.astype(np.int64).reshape(shape)
-
-
-def permute(counter_i: Whole, bits: int, key: int) -> Whole:
-    """Permute [0, 2^bits) by a keyed unbalanced Feistel network; int64 tensor (i) in and out.
-
-    Each round xors one half with a keyed hash of the other, so every round is a bijection. A half
-    has few values: their hashes are made once, on the host, and looked up.
-    """
-    if not 1 <= bits <= 34:
-        raise ValueError(f"bits is {bits}, expected 1 to 34")
-    import torch
-
-    low_bits = bits - bits // 2
-    half_h = np.arange(1 << low_bits)
-    hash_rh = np.stack([hash_31(half_h, stream_key(key, number)) for number in range(_ROUNDS_31)])
-    hash_rh[1::2] &= (1 << low_bits) - 1
-    hash_rh[::2] &= (1 << bits // 2) - 1
-    # not blocking: a copy of this size need not wait for the device
-    table_rh = torch.from_numpy(hash_rh).to(counter_i.device, non_blocking=True)
-    low_i, high_i = counter_i & ((1 << low_bits) - 1), counter_i >> low_bits
-    for number in range(0, _ROUNDS_31, 2):
-        high_i ^= table_rh[number].index_select(0, low_i)
-        low_i ^= table_rh[number + 1].index_select(0, high_i)
-    return (high_i << low_bits) | low_i
 
 
 def hash_31(value_i: Whole, key: int) -> Whole:

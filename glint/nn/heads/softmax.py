@@ -1,11 +1,12 @@
 """Margin softmax cross-entropy over class rows that lie on many ranks; the logit matrix never is.
 
 One autograd function works on blocks of class rows. Forward reads each block once: logits, a
-streamed log-sum-exp, and the feature gradient, which accumulates beside it and is rescaled when the
-running maximum moves (as in FlashAttention, arXiv 2205.14135). Centre gradients are made block by
-block where they are used (`SoftmaxPass.gradient`, called by the row update), so no (k, D) gradient
-and no (k, D) copy of the rows exists. Exponentials are kept between the two while all of them fit
-into `keep` bytes, and computed again otherwise. Three collectives a step, at any world size:
+streamed log-sum-exp, and the feature gradient, which accumulates beside it (FlashAttention, arXiv
+2205.14135, without its running maximum: logits are bounded by the scale). Centre gradients are made
+block by block where they are used (`SoftmaxPass.gradient`, called by the row update), so no (k, D)
+gradient and no (k, D) copy of the rows exists. Exponentials are kept between the two while all of
+them fit into `keep` bytes, and computed again otherwise. Logits are (b, N), classes down: that is
+the order in which a CPU multiplies fastest. Three collectives a step, at any world size:
 
 1. `gather_batch`: all_gather of unit features, their lengths and labels, packed into one buffer;
 2. forward: all_gather of (largest negative, its sum of exponents, target cosine) per sample;
@@ -25,7 +26,7 @@ a product are float32); targets, maxima, exponentials and sums stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +34,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glint.dist.collectives import all_gather_rows, even, reduce_scatter_rows
+from glint.dist.collectives import all_gather_rows, reduce_scatter_rows
 from glint.dist.world import World
-from glint.errors import InputError
+from glint.nn.heads.batch import Batch, inverse
 from glint.nn.heads.storage import Space
 from glint.nn.heads.updates import ActiveRows, Gradient
 from glint.nn.margins import Margin
@@ -46,23 +47,6 @@ from glint.nn.margins import Margin
 
 WIDEST = 512  # numbers per row that kernels take: the gradient of a tile must fit into registers
 STEEPEST = 64.0  # the largest scale that kernels take: exp(64) * 2^31 rows is still a float32
-_TINY = 1e-12  # a shorter feature or centre counts as zero: no direction, no gradient
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The global batch, the same on every rank: unit features, lengths, labels, rows per rank."""
-
-    unit_ND: Tensor
-    norm_N: Tensor
-    label_N: Tensor
-    counts: tuple[int, ...]
-    start: int  # this rank's first row
-
-    @property
-    def size(self) -> int:
-        """Count the samples over all ranks."""
-        return self.label_N.shape[0]
 
 
 @dataclass(frozen=True)
@@ -77,43 +61,6 @@ class Masked:
     column_e: Tensor
     block: int
     bounds: tuple[int, ...]
-
-
-@torch.no_grad()
-def gather_batch(
-    feature_nD: Tensor,
-    label_n: Tensor,
-    world: World,
-    classes: int,
-    *,
-    dtype: torch.dtype,
-    counts: Sequence[int] | None = None,
-) -> Batch:
-    """Normalise this rank's features and gather everybody's, with their labels: one collective.
-
-    counts: rows on each rank, known to all; None says that all hold n. Raises InputError (GL0222)
-    for a label outside [0, classes); every rank raises the same. On a GPU labels are not looked at
-    (that would wait for the device): there a bad label makes the loss NaN.
-    """
-    if feature_nD.ndim != 2 or label_n.shape != feature_nD.shape[:1]:
-        raise ValueError(
-            f"expected features (n, D) and labels (n), found "
-            f"{tuple(feature_nD.shape)} and {tuple(label_n.shape)}"
-        )
-    counts = even(feature_nD.shape[0], world) if counts is None else tuple(counts)
-    if sum(counts) == 0:
-        raise ValueError("the batch is empty on every rank")
-    unit_nD = feature_nD.detach().to(dtype)
-    norm_n = torch.linalg.vector_norm(unit_nD, dim=1)
-    unit_nD = unit_nD * _inverse(norm_n)[:, None]
-    label_n = label_n.detach().to(unit_nD.device, torch.int64)
-    if world.size > 1:
-        unit_ND, norm_N, label_N = _gather(unit_nD, norm_n, label_n, world, counts)
-    else:
-        unit_ND, norm_N, label_N = unit_nD, norm_n, label_n
-    if label_N.device.type == "cpu":
-        _check_labels(label_N, classes, counts)
-    return Batch(unit_ND, norm_N, label_N, counts, sum(counts[: world.rank]))
 
 
 def margin_softmax(
@@ -222,7 +169,7 @@ class _MarginSoftmax(torch.autograd.Function):
             rows = slice(batch.start, batch.start + batch.counts[world.rank])
             unit_nD = batch.unit_ND[rows]
             along_n1 = (unit_grad_nD * unit_nD).sum(1, keepdim=True)
-            feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * _inverse(batch.norm_N[rows])[
+            feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * inverse(batch.norm_N[rows])[
                 :, None
             ]
         on_backward(softmax_pass, weight)
@@ -265,7 +212,7 @@ class SoftmaxPass:
         self.sample_t = order_N[bounds[0] : bounds[-1]]
         self.row_t, self.target_N = target_N[self.sample_t], target_N
         own_tD = active.pick(self.row_t)
-        self.own_tD = own_tD.mul_(_inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
+        self.own_tD = own_tD.mul_(inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
         self._reserve(keep)
         if own_centre_ND is not None:  # not moved: `gradient` knows the rows that play only
             self.sample_t = torch.arange(batch.size, device=own_centre_ND.device)
@@ -288,7 +235,7 @@ class SoftmaxPass:
         (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0. Nothing is taken off a
         logit before its exponential, unless the scale is so large that the sum could leave float32.
         """
-        unit_ND, active = self.batch.unit_ND, self.active
+        unit_ND = self.batch.unit_ND
         largest_N = unit_ND.new_full((self.batch.size,), -torch.inf)
         sum_N, feature_grad_ND = torch.zeros_like(largest_N), torch.zeros_like(unit_ND)
         if steep := self.scale > STEEPEST:
@@ -318,7 +265,7 @@ class SoftmaxPass:
         for number in range(len(self.active)):
             rows, centre_bD = self.active.rows(number), self.active.take(number, space.begin())
             length_b = torch.linalg.vector_norm(centre_bD, dim=1, out=self.length_k[rows])
-            self.inverse_k[rows] = _inverse(length_b)
+            self.inverse_k[rows] = inverse(length_b)
             operand_bD = self._operand(centre_bD)
             yield number, operand_bD, self._logits(number, operand_bD)
 
@@ -399,12 +346,6 @@ class SoftmaxPass:
         self.exp_kN = self.logit_bN = self.length_k.new_empty(0)
         self.upstream = None
 
-    @staticmethod
-    def _across(grad_bD: Tensor, centre_bD: Tensor, inverse_b: Tensor) -> Tensor:
-        """Take the part along each row out of its gradient, in place: lengths have none."""
-        along_b = (grad_bD * centre_bD).sum(1).mul_(inverse_b).mul_(inverse_b)
-        return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
-
     def _operand(self, rows_D: Tensor) -> Tensor:
         """Return rows as the matrix products take them."""
         return rows_D.bfloat16() if self.half else rows_D
@@ -446,7 +387,7 @@ class SoftmaxPass:
 
 @dataclass(frozen=True)
 class _Upstream:
-    """A weight (see `SoftmaxPass`), and what it was multiplied with: samples' and targets' parts."""
+    """A weight (see `SoftmaxPass`), and samples' and targets' parts times it."""
 
     weight: Tensor
     unit_ND: Tensor
@@ -457,38 +398,6 @@ def _joined(largest_WN: Tensor, sum_WN: Tensor) -> tuple[Tensor, Tensor]:
     """Join the ranks' streams, in rank order on every rank."""
     largest_N = largest_WN.amax(0)
     return largest_N, (sum_WN * torch.exp(largest_WN - _finite(largest_N))).sum(0)
-
-
-def _gather(
-    unit_nD: Tensor, norm_n: Tensor, label_n: Tensor, world: World, counts: tuple[int, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather features, lengths and labels in one buffer; the labels' bits ride as floats."""
-    packed_n = torch.cat([unit_nD, norm_n[:, None], label_n[:, None].view(unit_nD.dtype)], 1)
-    packed_N = all_gather_rows(packed_n, world, counts)
-    width = unit_nD.shape[1]
-    label_N = packed_N[:, width + 1 :].contiguous().view(torch.int64)[:, 0]
-    return packed_N[:, :width].contiguous(), packed_N[:, width].contiguous(), label_N
-
-
-def _check_labels(label_N: Tensor, classes: int, counts: tuple[int, ...]) -> None:
-    bad_N = (label_N < 0) | (label_N >= classes)
-    if not bool(bad_N.any()):
-        return
-    first = int(bad_N.nonzero()[0, 0])
-    rank, row = 0, first
-    while row >= counts[rank]:
-        rank, row = rank + 1, row - counts[rank]
-    raise InputError(
-        "GL0222",
-        f"expected a label from 0 to {classes - 1}, found {int(label_N[first])}",
-        where=f"row {row} of the batch of rank {rank}",
-        hint="does the head have as many classes as the label table?",
-    )
-
-
-def _inverse(length: Tensor) -> Tensor:
-    """Return 1 / length, and 0 for a vector without direction."""
-    return torch.where(length > _TINY, 1 / length, torch.zeros_like(length))
 
 
 def _finite(largest_N: Tensor) -> Tensor:
