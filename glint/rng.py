@@ -3,7 +3,7 @@
 Three families, whose values are fixed for good. 64 bits in numpy, for the order of samples: m
 numbers asked for, every argument a scalar or an array that broadcasts to m, all arithmetic in
 uint64 and identical on every machine. 31 and 32 bits for the heads, on int64 and int32 tensors:
-they use operators alone, so this file needs no torch. The heads' permutation is in `nn.heads.sample`.
+they use operators alone, so this file needs no torch. The heads' permutation: `sample`.
 """
 
 from __future__ import annotations
