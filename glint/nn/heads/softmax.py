@@ -288,11 +288,10 @@ class SoftmaxPass:
 
     def gradient(self, number: int, centre_bD: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of block `number`'s rows, (b, D), from the rows themselves."""
-        return self._gradient(number, centre_bD, weight, None).whole(centre_bD)
+        space = self.active.space()
+        return self._gradient(number, centre_bD, weight, space).whole(centre_bD)
 
-    def _gradient(
-        self, number: int, centre_bD: Tensor, weight: Tensor, space: Space | None
-    ) -> Gradient:
+    def _gradient(self, number: int, centre_bD: Tensor, weight: Tensor, space: Space) -> Gradient:
         rows = self.active.rows(number)
         inverse_b1 = self.inverse_k[rows, None]
         if self.upstream is None or self.upstream.weight is not weight:
@@ -303,21 +302,16 @@ class SoftmaxPass:
         else:
             logit_bN = self._logits(number, self._operand(centre_bD))
             weighed_bN = self._weighed(number, self._exp(logit_bN, self.logsum_N))
-        grad_bD = torch.mm(
-            weighed_bN, upstream.unit_ND, out=None if self.half else space and space(len(centre_bD))
-        )
+        grad_bD = space(len(centre_bD))
         if self.half:
-            grad_bD = (
-                centre_bD.new_empty(centre_bD.shape).copy_(grad_bD)
-                if space is None
-                else space(len(centre_bD)).copy_(grad_bD)
-            )
+            grad_bD.copy_(torch.mm(weighed_bN, upstream.unit_ND))
+        else:
+            torch.mm(weighed_bN, upstream.unit_ND, out=grad_bD)
         here = slice(self.bounds[number], self.bounds[number + 1])
         if here.stop > here.start:
             grad_bD.index_add_(0, self.row_t[here] - rows.start, upstream.target_tD[here])
-        along_b1 = torch.mul(grad_bD, centre_bD, out=space and space(len(centre_bD))).sum(
-            1, keepdim=True
-        )
+        along_bD = torch.mul(grad_bD, centre_bD, out=space(len(centre_bD)))
+        along_b1 = along_bD.sum(1, keepdim=True)
         return Gradient(grad_bD, along_b1.mul_(inverse_b1).mul_(inverse_b1))
 
     def _ready(self, weight: Tensor) -> _Upstream:

@@ -211,7 +211,7 @@ class DenseExact(Stale):
         if self.now == 0:
             return weight_bD
         ww_b1, wv_b1, _, _ = self._missed(table, at)
-        now_bD = torch.mul(weight_bD, ww_b1, out=space and space(weight_bD.shape[0]))
+        now_bD = torch.mul(weight_bD, ww_b1, out=None if space is None else space(len(weight_bD)))
         return now_bD.addcmul_(table.take("momentum", at, space), wv_b1)
 
     def read(self, table: Table, at: At, space: Space | None = None) -> Rows:
@@ -220,7 +220,7 @@ class DenseExact(Stale):
         if self.now == 0:
             return [weight_bD, momentum_bD]
         ww_b1, wv_b1, vw_b1, vv_b1 = self._missed(table, at)
-        now_bD = torch.mul(weight_bD, ww_b1, out=space and space(weight_bD.shape[0]))
+        now_bD = torch.mul(weight_bD, ww_b1, out=None if space is None else space(len(weight_bD)))
         now_bD.addcmul_(momentum_bD, wv_b1)
         return [now_bD, momentum_bD.mul_(vv_b1).addcmul_(weight_bD, vw_b1)]
 
