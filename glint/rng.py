@@ -3,7 +3,7 @@
 Three families, whose values are fixed for good. 64 bits in numpy, for the order of samples: m
 numbers asked for, every argument a scalar or an array that broadcasts to m, all arithmetic in
 uint64 and identical on every machine. 31 and 32 bits for the heads, on int64 and int32 tensors:
-they use operators alone, so this file needs no torch.
+they use operators alone, so this file needs no torch. The heads' permutation: `sample`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ _MASK = (1 << 64) - 1
 _MASK31, _MASK32 = (1 << 31) - 1, (1 << 32) - 1
 _ODD_31 = (0x6C8E9CF5, 0x45D9F3B3)  # 31-bit odd multipliers: a 31 x 31 bit product fits int64
 ODD_32 = (0x2C1B3C6D, 0x297A2D39)  # odd multipliers of a 32-bit finaliser
-_ROUNDS_31 = 6
 
 
 def mix(x: Any) -> U64:
@@ -138,25 +137,6 @@ def _walk(index_m: Any, n: Any, key: Any, *, backward: bool) -> I64:
         out[outside] = again
         outside = outside[again >= (size_u if uniform else size_u[outside])]
     return out.astype(np.int64).reshape(shape)
-
-
-def permute(counter_i: Whole, bits: int, key: int) -> Whole:
-    """Permute [0, 2^bits) by a keyed unbalanced Feistel network; int64 (i) in, int64 (i) out.
-
-    Each round xors one half with a keyed hash of the other, so every round is a bijection.
-    """
-    if not 1 <= bits <= 60:
-        raise ValueError(f"bits is {bits}, expected 1 to 60")
-    low_bits = bits - bits // 2
-    low_mask, high_mask = (1 << low_bits) - 1, (1 << bits // 2) - 1
-    low_i, high_i = counter_i & low_mask, counter_i >> low_bits
-    for number in range(_ROUNDS_31):
-        round_key = stream_key(key, number)
-        if number % 2:
-            low_i = low_i ^ (hash_31(high_i, round_key) & low_mask)
-        else:
-            high_i = high_i ^ (hash_31(low_i, round_key) & high_mask)
-    return (high_i << low_bits) | low_i
 
 
 def hash_31(value_i: Whole, key: int) -> Whole:

@@ -16,9 +16,10 @@ from triton.runtime.interpreter import InterpretedFunction
 from glint.dist.world import World
 from glint.errors import UsageError
 from glint.nn.heads import fused
+from glint.nn.heads.batch import gather_batch
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC
-from glint.nn.heads.softmax import SoftmaxPass, gather_batch, margin_softmax
+from glint.nn.heads.softmax import SoftmaxPass, margin_softmax
 from glint.nn.heads.storage import Store
 from glint.nn.heads.updates import ActiveRows, Table, row_rule
 from glint.nn.margins import AdaFace, ArcFace, Combined, CosFace

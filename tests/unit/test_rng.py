@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from glint.nn.heads.sample import permute
 from glint.nn.heads.storage import column_hashes, noise
 from glint.rng import (
     hash_31,
@@ -16,7 +17,6 @@ from glint.rng import (
     hash_at,
     key_of,
     mix,
-    permute,
     shuffle,
     stream_key,
     uniform_at,

@@ -24,7 +24,7 @@ from glint.nn.heads import feature_rows
 from glint.nn.heads.lru import Directory
 from glint.nn.heads.options import ClassPoolOptions
 from glint.nn.heads.softmax import Masked
-from glint.nn.heads.storage import At
+from glint.nn.heads.storage import At, Space
 from glint.nn.heads.updates import ActiveRows, Plain, Table
 
 # n images on this rank, N over all ranks, h of one half on this rank, p with a slot, o without,
@@ -252,7 +252,7 @@ class _Newer(Plain):
     Elsewhere the second row may still be that of an identity that left.
     """
 
-    def current(self, table: Table, at: At) -> Tensor:
+    def current(self, table: Table, at: At, space: Space | None = None) -> Tensor:
         """Read one block of rows, or single ones."""
         hit_b = table.state["hit"][at][:, None]
         return torch.where(hit_b, table.take("second", at), table.take("", at))

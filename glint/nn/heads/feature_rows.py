@@ -18,9 +18,10 @@ from glint.dist.collectives import all_gather_rows
 from glint.dist.span import Span, span
 from glint.dist.world import World, present
 from glint.errors import InputError, MismatchError, UsageError
+from glint.nn.heads.batch import gather_batch
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.options import ClassPoolOptions, ClassQueueOptions
-from glint.nn.heads.softmax import Masked, SoftmaxPass, gather_batch, margin_softmax
+from glint.nn.heads.softmax import Masked, SoftmaxPass, margin_softmax
 from glint.nn.heads.storage import Store
 from glint.nn.heads.updates import ActiveRows
 from glint.nn.margins import Margin

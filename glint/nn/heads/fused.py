@@ -21,7 +21,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from glint.nn.heads import kernels
 from glint.nn.heads.softmax import SoftmaxPass
 from glint.nn.heads.storage import At, column_hashes
-from glint.nn.heads.updates import DenseExact, LazyDecay, Plain, Stale
+from glint.nn.heads.updates import ActiveRows, DenseExact, Gradient, LazyDecay, Plain, Stale
 
 # N samples over all ranks, S strips of classes, k class rows that play, b rows of one launch,
 # e masked entries, t samples whose target is on this rank, in order of its row, D embedding
@@ -99,6 +99,9 @@ class Fused(SoftmaxPass):
         size = self.operand_ND.element_size()
         exact = size == 4 and self.precision == "ieee"
         self.tiles = _tiles(unit_ND.device, self.wide, size, exact)
+        # where gradients are asked for by block (several passes a step), few launches make them
+        rows, block = self.active, max(self.active.block, self.tiles.moved)
+        self.active = ActiveRows(rows.rule, rows.table, rows.index_k, block)
         self.target_N = self.target_N.to(torch.int32)
         self.sample_t32, self.row_t32 = self.sample_t.to(torch.int32), self.row_t.to(torch.int32)
         self.masked_row_e = self.masked_column_e = self.length_k  # not read
@@ -169,7 +172,7 @@ class Fused(SoftmaxPass):
         bounds = self._bounds(self.row_t, rows.start, count), self._masks(rows.start, count)
         missed_b4 = self._missed_decay(rows.start, count)
         self._centre_grad(grad_bD, weight, rows.start, count, missed_b4, *bounds)
-        return self._across(grad_bD, centre_bD, self.inverse_k[rows])
+        return _across(grad_bD, centre_bD, self.inverse_k[rows])
 
     def update(self, weight: Tensor, *, step: int, lr: float) -> None:
         """Move the rows that play by their gradients, some at a time while they are in cache."""
@@ -186,8 +189,8 @@ class Fused(SoftmaxPass):
             if not isinstance(rule, (Plain, Stale, LazyDecay, DenseExact)):
                 held = rule.read(active.table, at)
                 inverse_b = self.inverse_k[first : first + rows]
-                grad_bD = self._across(grad_kD[:rows], held[0], inverse_b)
-                rule.move(held, active.table, at, grad_bD, step=step, lr=lr)
+                grad_bD = _across(grad_kD[:rows], held[0], inverse_b)
+                rule.move(held, active.table, at, Gradient(grad_bD), step=step, lr=lr)
                 rule.write(held, active.table, at, step=step)
                 continue
             if isinstance(rule, LazyDecay):
@@ -346,6 +349,12 @@ class Fused(SoftmaxPass):
         high = key >> 31 & 0xFFFFFFFF
         hashes = column_hashes(self.dim, key, self.length_k.device)
         return key & 0x7FFFFFFF, high - (high >> 31 << 32), hashes
+
+
+def _across(grad_bD: Tensor, centre_bD: Tensor, inverse_b: Tensor) -> Tensor:
+    """Take the part along each row out of its gradient, in place: lengths have none."""
+    along_b = (grad_bD * centre_bD).sum(1).mul_(inverse_b).mul_(inverse_b)
+    return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
 
 
 class FusedTf32(Fused):

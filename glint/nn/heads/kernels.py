@@ -30,7 +30,7 @@ from glint.rng import ODD_32
 
 # whole numbers that differ between launches: not worth a compilation of their own
 _LOOSE = ["samples", "rows", "first", "strip", "offset", "low_w", "high_w", "low_v", "high_v"]
-_TINY = tl.constexpr(1e-12)  # as in softmax.py
+_TINY = tl.constexpr(1e-12)  # as in batch.py
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _ODD0 = tl.constexpr(ODD_32[0])
 _ODD1 = tl.constexpr(ODD_32[1])

@@ -19,12 +19,13 @@ from glint.dist.collectives import differing
 from glint.dist.span import span
 from glint.dist.world import World, present
 from glint.errors import MismatchError, UsageError
+from glint.nn.heads.batch import gather_batch
 from glint.nn.heads.masks import KnownPairs
 from glint.nn.heads.optimizer import CentreOptimizer, Handle
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.sample import Nearest, sampled_classes
 from glint.nn.heads.sharded import Sharded
-from glint.nn.heads.softmax import STEEPEST, WIDEST, SoftmaxPass, gather_batch, margin_softmax
+from glint.nn.heads.softmax import STEEPEST, WIDEST, SoftmaxPass, margin_softmax
 from glint.nn.heads.statistics import Tally
 from glint.nn.heads.storage import Store
 from glint.nn.heads.updates import ActiveRows, State, Table, apply, row_rule

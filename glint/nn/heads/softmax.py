@@ -1,11 +1,12 @@
 """Margin softmax cross-entropy over class rows that lie on many ranks; the logit matrix never is.
 
 One autograd function works on blocks of class rows. Forward reads each block once: logits, a
-streamed log-sum-exp, and the feature gradient, which accumulates beside it and is rescaled when the
-running maximum moves (as in FlashAttention, arXiv 2205.14135). Centre gradients are made block by
-block where they are used (`SoftmaxPass.gradient`, called by the row update), so no (k, D) gradient
-and no (k, D) copy of the rows exists. Exponentials are kept between the two while all of them fit
-into `keep` bytes, and computed again otherwise. Three collectives a step, at any world size:
+streamed log-sum-exp, and the feature gradient, which accumulates beside it (FlashAttention, arXiv
+2205.14135, without its running maximum: logits are bounded by the scale). Centre gradients are made
+block by block where they are used (`SoftmaxPass.gradient`, called by the row update), so no (k, D)
+gradient and no (k, D) copy of the rows exists. Exponentials are kept between the two while all of
+them fit into `keep` bytes, and computed again otherwise. Logits are (b, N), classes down: that is
+the order in which a CPU multiplies fastest. Three collectives a step, at any world size:
 
 1. `gather_batch`: all_gather of unit features, their lengths and labels, packed into one buffer;
 2. forward: all_gather of (largest negative, its sum of exponents, target cosine) per sample;
@@ -25,7 +26,7 @@ a product are float32); targets, maxima, exponentials and sums stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +34,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glint.dist.collectives import all_gather_rows, even, reduce_scatter_rows
+from glint.dist.collectives import all_gather_rows, reduce_scatter_rows
 from glint.dist.world import World
-from glint.errors import InputError
-from glint.nn.heads.updates import ActiveRows
+from glint.nn.heads.batch import Batch, inverse
+from glint.nn.heads.storage import Space
+from glint.nn.heads.updates import ActiveRows, Gradient
 from glint.nn.margins import Margin
 
 # n samples on this rank, N over all ranks, W ranks, D embedding,
@@ -45,23 +47,6 @@ from glint.nn.margins import Margin
 
 WIDEST = 512  # numbers per row that kernels take: the gradient of a tile must fit into registers
 STEEPEST = 64.0  # the largest scale that kernels take: exp(64) * 2^31 rows is still a float32
-_TINY = 1e-12  # a shorter feature or centre counts as zero: no direction, no gradient
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The global batch, the same on every rank: unit features, lengths, labels, rows per rank."""
-
-    unit_ND: Tensor
-    norm_N: Tensor
-    label_N: Tensor
-    counts: tuple[int, ...]
-    start: int  # this rank's first row
-
-    @property
-    def size(self) -> int:
-        """Count the samples over all ranks."""
-        return self.label_N.shape[0]
 
 
 @dataclass(frozen=True)
@@ -76,43 +61,6 @@ class Masked:
     column_e: Tensor
     block: int
     bounds: tuple[int, ...]
-
-
-@torch.no_grad()
-def gather_batch(
-    feature_nD: Tensor,
-    label_n: Tensor,
-    world: World,
-    classes: int,
-    *,
-    dtype: torch.dtype,
-    counts: Sequence[int] | None = None,
-) -> Batch:
-    """Normalise this rank's features and gather everybody's, with their labels: one collective.
-
-    counts: rows on each rank, known to all; None says that all hold n. Raises InputError (GL0222)
-    for a label outside [0, classes); every rank raises the same. On a GPU labels are not looked at
-    (that would wait for the device): there a bad label makes the loss NaN.
-    """
-    if feature_nD.ndim != 2 or label_n.shape != feature_nD.shape[:1]:
-        raise ValueError(
-            f"expected features (n, D) and labels (n), found "
-            f"{tuple(feature_nD.shape)} and {tuple(label_n.shape)}"
-        )
-    counts = even(feature_nD.shape[0], world) if counts is None else tuple(counts)
-    if sum(counts) == 0:
-        raise ValueError("the batch is empty on every rank")
-    unit_nD = feature_nD.detach().to(dtype)
-    norm_n = torch.linalg.vector_norm(unit_nD, dim=1)
-    unit_nD = unit_nD * _inverse(norm_n)[:, None]
-    label_n = label_n.detach().to(unit_nD.device, torch.int64)
-    if world.size > 1:
-        unit_ND, norm_N, label_N = _gather(unit_nD, norm_n, label_n, world, counts)
-    else:
-        unit_ND, norm_N, label_N = unit_nD, norm_n, label_n
-    if label_N.device.type == "cpu":
-        _check_labels(label_N, classes, counts)
-    return Batch(unit_ND, norm_N, label_N, counts, sum(counts[: world.rank]))
 
 
 def margin_softmax(
@@ -221,7 +169,7 @@ class _MarginSoftmax(torch.autograd.Function):
             rows = slice(batch.start, batch.start + batch.counts[world.rank])
             unit_nD = batch.unit_ND[rows]
             along_n1 = (unit_grad_nD * unit_nD).sum(1, keepdim=True)
-            feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * _inverse(batch.norm_N[rows])[
+            feature_grad_nD = (unit_grad_nD - along_n1 * unit_nD) * inverse(batch.norm_N[rows])[
                 :, None
             ]
         on_backward(softmax_pass, weight)
@@ -264,7 +212,7 @@ class SoftmaxPass:
         self.sample_t = order_N[bounds[0] : bounds[-1]]
         self.row_t, self.target_N = target_N[self.sample_t], target_N
         own_tD = active.pick(self.row_t)
-        self.own_tD = own_tD.mul_(_inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
+        self.own_tD = own_tD.mul_(inverse(torch.linalg.vector_norm(own_tD, dim=1))[:, None])
         self._reserve(keep)
         if own_centre_ND is not None:  # not moved: `gradient` knows the rows that play only
             self.sample_t = torch.arange(batch.size, device=own_centre_ND.device)
@@ -272,43 +220,54 @@ class SoftmaxPass:
 
     def _reserve(self, keep: int) -> None:
         """Take the buffers of blocks, and of all exponentials where they fit into `keep` bytes."""
-        everything = self.batch.size * self.active.count
-        widest = self._widest()
-        self.kept = everything * self.operand_ND.element_size() <= keep
-        self.exp_buffer = self.operand_ND.new_empty(everything if self.kept else widest)
-        self.logit_buffer = self.length_k.new_empty(widest) if self.half else self.exp_buffer
-        self.from_N: list[Tensor] = []  # of block i: what its exponentials are relative to
+        samples, count = self.batch.size, self.active.count
+        widest = min(self.active.block, count)
+        self.kept = samples * count * self.operand_ND.element_size() <= keep
+        self.exp_kN = self.operand_ND.new_empty((count if self.kept else widest, samples))
+        self.logit_bN = self.length_k.new_empty((widest if self.half else 0, samples))
+        self.at_t = self.row_t * samples + self.sample_t  # targets in a flat (k, N)
+        self.from_N: Tensor | None = None  # what is taken off logits before their exponentials
+        self.upstream: _Upstream | None = None
 
     def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return largest negative logit, sum of exp(logit - largest), and sum of exp * centres.
 
-        (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0.
+        (N), (N), (N, D). Where this rank has no negative: -inf, 0 and 0. Nothing is taken off a
+        logit before its exponential, unless the scale is so large that the sum could leave float32.
         """
-        unit_ND, active = self.batch.unit_ND, self.active
+        unit_ND = self.batch.unit_ND
         largest_N = unit_ND.new_full((self.batch.size,), -torch.inf)
         sum_N, feature_grad_ND = torch.zeros_like(largest_N), torch.zeros_like(unit_ND)
-        for number in range(len(active)):
-            centre_bD = active.take(number)
-            length_b = torch.linalg.vector_norm(centre_bD, dim=1)
-            self.length_k[active.rows(number)] = length_b
-            self.inverse_k[active.rows(number)] = _inverse(length_b)
-            operand_bD = self._operand(centre_bD)
-            logit_Nb = self._logits(number, operand_bD)
-            before_N = largest_N
-            largest_N = torch.maximum(before_N, logit_Nb.amax(1))
-            from_N = _finite(largest_N)
-            faded_N = torch.exp(before_N - from_N)
-            exp_Nb = logit_Nb.sub_(from_N[:, None]).exp_()
-            sum_N = sum_N.mul_(faded_N).add_(exp_Nb.sum(1))
-            if learn:
-                weighed_Nb = self._weighed(number, exp_Nb)
-                feature_grad_ND.mul_(faded_N[:, None])
-                if self.half:
-                    feature_grad_ND.add_(torch.mm(weighed_Nb, operand_bD).to(feature_grad_ND.dtype))
-                else:
-                    feature_grad_ND.addmm_(weighed_Nb, operand_bD)
-                self.from_N.append(largest_N)
+        if steep := self.scale > STEEPEST:
+            for _, _, logit_bN in self._blocks():
+                largest_N = torch.maximum(largest_N, logit_bN.amax(0))
+            self.from_N = _finite(largest_N)
+        for number, operand_bD, logit_bN in self._blocks():
+            if not steep:
+                largest_N = torch.maximum(largest_N, logit_bN.amax(0))
+            exp_bN = self._exp(logit_bN, self.from_N)
+            sum_N += exp_bN.sum(0)
+            if not learn:
+                continue
+            weighed_Nb = self._weighed(number, exp_bN).t()
+            if self.half:
+                feature_grad_ND += torch.mm(weighed_Nb, operand_bD)
+            else:
+                feature_grad_ND.addmm_(weighed_Nb, operand_bD)
+        if not steep:
+            share_N = torch.exp(-_finite(largest_N))
+            sum_N, feature_grad_ND = sum_N * share_N, feature_grad_ND.mul_(share_N[:, None])
         return largest_N, sum_N, feature_grad_ND
+
+    def _blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yield each block's number, its rows as products take them, and its logits (b, N)."""
+        space = self.active.space()
+        for number in range(len(self.active)):
+            rows, centre_bD = self.active.rows(number), self.active.take(number, space.begin())
+            length_b = torch.linalg.vector_norm(centre_bD, dim=1, out=self.length_k[rows])
+            self.inverse_k[rows] = inverse(length_b)
+            operand_bD = self._operand(centre_bD)
+            yield number, operand_bD, self._logits(number, operand_bD)
 
     def target_cosine(self) -> Tensor:
         """Return each sample's cosine to its own class, (N), -inf where another rank has it."""
@@ -329,119 +288,110 @@ class SoftmaxPass:
 
     def gradient(self, number: int, centre_bD: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of block `number`'s rows, (b, D), from the rows themselves."""
-        unit_ND = self.batch.unit_ND
+        space = self.active.space()
+        return self._gradient(number, centre_bD, weight, space).whole(centre_bD)
+
+    def _gradient(self, number: int, centre_bD: Tensor, weight: Tensor, space: Space) -> Gradient:
         rows = self.active.rows(number)
-        inverse_b = self.inverse_k[rows]
+        inverse_b1 = self.inverse_k[rows, None]
+        if self.upstream is None or self.upstream.weight is not weight:
+            self.upstream = self._ready(weight)
+        upstream = self.upstream
         if self.kept:
-            weighed_Nb, from_N = self._place(self.exp_buffer, rows), self.from_N[number]
+            weighed_bN = self.exp_kN[rows]
         else:
-            from_N = self.logsum_N
-            logit_Nb = self._logits(number, self._operand(centre_bD))
-            weighed_Nb = self._weighed(number, logit_Nb.sub_(from_N[:, None]).exp_())
-        factor_N = torch.exp(from_N - self.logsum_N) * weight
-        weighed_ND = (unit_ND * factor_N[:, None]).to(weighed_Nb.dtype)
-        grad_bD = torch.mm(weighed_Nb.t(), weighed_ND).to(unit_ND.dtype)
+            logit_bN = self._logits(number, self._operand(centre_bD))
+            weighed_bN = self._weighed(number, self._exp(logit_bN, self.logsum_N))
+        grad_bD = space(len(centre_bD))
+        if self.half:
+            grad_bD.copy_(torch.mm(weighed_bN, upstream.unit_ND))
+        else:
+            torch.mm(weighed_bN, upstream.unit_ND, out=grad_bD)
         here = slice(self.bounds[number], self.bounds[number + 1])
         if here.stop > here.start:
-            sample_t = self.sample_t[here]
-            column_t = self.row_t[here] - rows.start
-            factor_t = self.at_target_N[sample_t] * weight * inverse_b[column_t]
-            grad_bD.index_add_(0, column_t, unit_ND[sample_t] * factor_t[:, None])
-        return self._across(grad_bD, centre_bD, inverse_b)
+            grad_bD.index_add_(0, self.row_t[here] - rows.start, upstream.target_tD[here])
+        along_bD = torch.mul(grad_bD, centre_bD, out=space(len(centre_bD)))
+        along_b1 = along_bD.sum(1, keepdim=True)
+        return Gradient(grad_bD, along_b1.mul_(inverse_b1).mul_(inverse_b1))
+
+    def _ready(self, weight: Tensor) -> _Upstream:
+        """Multiply what all blocks' gradients are made of."""
+        unit_ND = self.batch.unit_ND
+        factor_N = weight
+        if self.kept:
+            factor_N = weight * torch.exp(
+                (0.0 if self.from_N is None else self.from_N) - self.logsum_N
+            )
+        weighed_ND = self._operand(unit_ND * factor_N.expand(self.batch.size)[:, None])
+        sample_t = self.sample_t[: self.bounds[-1]]
+        factor_t = self.at_target_N[sample_t] * weight * self.inverse_k[self.row_t]
+        return _Upstream(weight, weighed_ND, unit_ND[sample_t] * factor_t[:, None])
 
     def update(self, weight: Tensor, *, step: int, lr: float) -> None:
         """Move the rows that play by their gradients, block by block."""
         self.active.update(
-            lambda number, rows_bD: self.gradient(number, rows_bD, weight), step=step, lr=lr
+            lambda number, rows_bD, space: self._gradient(number, rows_bD, weight, space),
+            step=step,
+            lr=lr,
         )
 
     def release(self) -> None:
         """Let go of the buffers: the row update is done."""
-        self.exp_buffer = self.logit_buffer = self.length_k.new_empty(0)
-        self.from_N.clear()
-
-    @staticmethod
-    def _across(grad_bD: Tensor, centre_bD: Tensor, inverse_b: Tensor) -> Tensor:
-        """Take the part along each row out of its gradient, in place: lengths have none."""
-        along_b = (grad_bD * centre_bD).sum(1).mul_(inverse_b).mul_(inverse_b)
-        return grad_bD.addcmul_(centre_bD, along_b[:, None], value=-1)
+        self.exp_kN = self.logit_bN = self.length_k.new_empty(0)
+        self.upstream = None
 
     def _operand(self, rows_D: Tensor) -> Tensor:
         """Return rows as the matrix products take them."""
         return rows_D.bfloat16() if self.half else rows_D
 
-    def _place(self, buffer: Tensor, rows: slice) -> Tensor:
-        """Return the part of a buffer that holds a block, (N, b)."""
-        n, first = self.batch.size, rows.start if buffer.numel() > self._widest() else 0
-        return buffer[n * first : n * (first + rows.stop - rows.start)].view(n, -1)
+    def _place(self, rows: slice) -> Tensor:
+        """Return where a block's exponentials are put, (b, N), as products take them."""
+        return self.exp_kN[rows] if self.kept else self.exp_kN[: rows.stop - rows.start]
 
     def _logits(self, number: int, operand_bD: Tensor) -> Tensor:
-        """Compute a block of logits (N, b), -inf at targets and at entries that leave."""
+        """Compute a block of logits (b, N), -inf at targets and at entries that leave."""
         rows = self.active.rows(number)
-        logit_Nb = self._place(self.logit_buffer, rows)
+        logit_bN = torch.mm(operand_bD, self.operand_ND.t(), out=self._place(rows))
         if self.half:  # copied first: operations on mixed types are slow
-            logit_Nb.copy_(torch.mm(self.operand_ND, operand_bD.t()))
-        else:
-            torch.mm(self.operand_ND, operand_bD.t(), out=logit_Nb)
-        logit_Nb.mul_(self.inverse_k[rows])
+            logit_bN = self.logit_bN[: rows.stop - rows.start].copy_(logit_bN)
+        logit_bN.mul_(self.inverse_k[rows, None])
         if self.cut is not None:
-            logit_Nb.masked_fill_(logit_Nb > self.cut, -torch.inf)
+            logit_bN.masked_fill_(logit_bN > self.cut, -torch.inf)
         here = slice(self.bounds[number], self.bounds[number + 1])
         if here.stop > here.start:
-            logit_Nb[self.sample_t[here], self.row_t[here] - rows.start] = -torch.inf
+            first = rows.start * self.batch.size
+            logit_bN.view(-1).index_fill_(0, self.at_t[here] - first, -torch.inf)
         if self.masked is not None:
             entries = slice(*self.masked.bounds[number : number + 2])
-            logit_Nb[
-                self.masked.row_e[entries], self.masked.column_e[entries] - rows.start
-            ] = -torch.inf
-        return logit_Nb
+            column_e, row_e = self.masked.column_e[entries], self.masked.row_e[entries]
+            logit_bN[column_e - rows.start, row_e] = -torch.inf
+        return logit_bN
 
-    def _weighed(self, number: int, exp_Nb: Tensor) -> Tensor:
+    @staticmethod
+    def _exp(logit_bN: Tensor, from_N: Tensor | None) -> Tensor:
+        """Return exp(logit - from), in place."""
+        return (logit_bN if from_N is None else logit_bN.sub_(from_N)).exp_()
+
+    def _weighed(self, number: int, exp_bN: Tensor) -> Tensor:
         """Divide exponentials by their centres' lengths, as the matrix products take them."""
         rows = self.active.rows(number)
-        exp_Nb.mul_(self.inverse_k[rows])
-        return self._place(self.exp_buffer, rows).copy_(exp_Nb) if self.half else exp_Nb
+        exp_bN.mul_(self.inverse_k[rows, None])
+        return self._place(rows).copy_(exp_bN) if self.half else exp_bN
 
-    def _widest(self) -> int:
-        return self.batch.size * min(self.active.block, self.active.count)
+
+@dataclass(frozen=True)
+class _Upstream:
+    """A weight (see `SoftmaxPass`), and samples' and targets' parts times it."""
+
+    weight: Tensor
+    unit_ND: Tensor
+    target_tD: Tensor
 
 
 def _joined(largest_WN: Tensor, sum_WN: Tensor) -> tuple[Tensor, Tensor]:
     """Join the ranks' streams, in rank order on every rank."""
     largest_N = largest_WN.amax(0)
     return largest_N, (sum_WN * torch.exp(largest_WN - _finite(largest_N))).sum(0)
-
-
-def _gather(
-    unit_nD: Tensor, norm_n: Tensor, label_n: Tensor, world: World, counts: tuple[int, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gather features, lengths and labels in one buffer; the labels' bits ride as floats."""
-    packed_n = torch.cat([unit_nD, norm_n[:, None], label_n[:, None].view(unit_nD.dtype)], 1)
-    packed_N = all_gather_rows(packed_n, world, counts)
-    width = unit_nD.shape[1]
-    label_N = packed_N[:, width + 1 :].contiguous().view(torch.int64)[:, 0]
-    return packed_N[:, :width].contiguous(), packed_N[:, width].contiguous(), label_N
-
-
-def _check_labels(label_N: Tensor, classes: int, counts: tuple[int, ...]) -> None:
-    bad_N = (label_N < 0) | (label_N >= classes)
-    if not bool(bad_N.any()):
-        return
-    first = int(bad_N.nonzero()[0, 0])
-    rank, row = 0, first
-    while row >= counts[rank]:
-        rank, row = rank + 1, row - counts[rank]
-    raise InputError(
-        "GL0222",
-        f"expected a label from 0 to {classes - 1}, found {int(label_N[first])}",
-        where=f"row {row} of the batch of rank {rank}",
-        hint="does the head have as many classes as the label table?",
-    )
-
-
-def _inverse(length: Tensor) -> Tensor:
-    """Return 1 / length, and 0 for a vector without direction."""
-    return torch.where(length > _TINY, 1 / length, torch.zeros_like(length))
 
 
 def _finite(largest_N: Tensor) -> Tensor:

@@ -18,6 +18,33 @@ from glint.rng import hash_32, scramble_32, stream_key
 At = slice | Tensor  # rows of a table: a slice, or an index of int64
 
 
+def rows_at(table_c: Tensor, at: At) -> Tensor:
+    """Read rows of a table: a view of a slice, otherwise a copy."""
+    return table_c[at] if isinstance(at, slice) else table_c.index_select(0, at)
+
+
+class Space:
+    """Memory for the rows of one block after another, so that it stays in cache."""
+
+    def __init__(self, like_cD: Tensor, block: int, dtype: torch.dtype) -> None:
+        self._like_cD, self._block, self._dtype = like_cD, block, dtype
+        self._made: list[Tensor] = []
+        self._used = 0
+
+    def begin(self) -> Space:
+        """Begin a block: what was handed out is free again."""
+        self._used = 0
+        return self
+
+    def __call__(self, rows: int) -> Tensor:
+        """Hand out memory for rows of a block, (rows, D), with any content."""
+        if self._used == len(self._made):
+            shape = self._block, self._like_cD.shape[1]
+            self._made.append(self._like_cD.new_empty(shape, dtype=self._dtype))
+        self._used += 1
+        return self._made[self._used - 1][:rows]
+
+
 class Store:
     """Read rows in the type that is computed in, and write them in the type that is kept.
 
@@ -27,10 +54,11 @@ class Store:
     def __init__(self, compute: torch.dtype, *, seed: int = 0, first: int = 0) -> None:
         self.compute, self.seed, self.first = compute, seed, first
 
-    def take(self, table_cD: Tensor, at: At) -> Tensor:
+    def take(self, table_cD: Tensor, at: At, space: Space | None = None) -> Tensor:
         """Read rows: a view where a slice is kept as it is computed in, otherwise a copy."""
-        rows_bD = table_cD[at] if isinstance(at, slice) else table_cD.index_select(0, at)
-        return rows_bD.to(self.compute)
+        if space is None or isinstance(at, slice) or table_cD.dtype != self.compute:
+            return rows_at(table_cD, at).to(self.compute)
+        return torch.index_select(table_cD, 0, at, out=space(at.numel()))
 
     def put(self, table_cD: Tensor, at: At, rows_bD: Tensor, *, salt: int, step: int) -> None:
         """Write rows that `take` read and that were changed; salt: another for each table."""
@@ -40,8 +68,16 @@ class Store:
             place_bD = table_cD[at]
             if place_bD.data_ptr() != rows_bD.data_ptr():
                 place_bD.copy_(rows_bD)
+        elif self._by_numpy(table_cD):
+            table_cD.numpy()[at.numpy()] = rows_bD.numpy()
         else:
             table_cD.index_copy_(0, at, rows_bD)
+
+    @staticmethod
+    def _by_numpy(table_cD: Tensor) -> bool:
+        """Say whether numpy writes faster: row by row on one thread; torch on all, by number."""
+        few = table_cD.device.type == "cpu" and torch.get_num_threads() <= 2
+        return few and table_cD.dtype != torch.bfloat16
 
     def rounding_key(self, salt: int, step: int) -> int:
         """Return the key that draws the rounding of a table at a step."""

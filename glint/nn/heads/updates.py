@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glint.errors import UsageError
 from glint.nn.heads.options import RULES
-from glint.nn.heads.storage import At, Store
+from glint.nn.heads.storage import At, Space, Store, rows_at
 
 # c class rows of this rank, k rows that play, b rows of one block, D embedding
 
@@ -33,14 +33,35 @@ class Table:
     state: State
     store: Store
 
-    def take(self, name: str, at: At) -> Tensor:
-        """Read rows of the weights ("") or of a state."""
-        return self.store.take(self.state[name] if name else self.weight_cD, at)
+    def take(self, name: str, at: At, space: Space | None = None) -> Tensor:
+        """Read rows of the weights ("") or of a state; space: where copies may be put."""
+        return self.store.take(self.state[name] if name else self.weight_cD, at, space)
 
     def put(self, name: str, at: At, rows_bD: Tensor, *, salt: int, step: int) -> None:
         """Write rows of the weights ("") or of a state; salt and step draw the rounding."""
         table_cD = self.state[name] if name else self.weight_cD
         self.store.put(table_cD, at, rows_bD, salt=salt, step=step)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of a block of rows: grad_bD less along_b1 times the row, if it is there.
+
+    The second part lies along each row, as a weight decay does; rules add the two up.
+    """
+
+    grad_bD: Tensor
+    along_b1: Tensor | None = None
+
+    def decay(self, weight_decay: float) -> Tensor | float:
+        """Return what of each row is to be added to grad_bD."""
+        return weight_decay if self.along_b1 is None else weight_decay - self.along_b1
+
+    def whole(self, weight_bD: Tensor) -> Tensor:
+        """Return the two parts as one, in the memory of the first."""
+        if self.along_b1 is None:
+            return self.grad_bD
+        return self.grad_bD.addcmul_(weight_bD, self.along_b1, value=-1)
 
 
 class RowRule:
@@ -55,16 +76,16 @@ class RowRule:
         """Make the per-row tensors to keep beside the weights."""
         return {name: torch.zeros_like(weight_cD) for name in self.names}
 
-    def current(self, table: Table, at: At) -> Tensor:
+    def current(self, table: Table, at: At, space: Space | None = None) -> Tensor:
         """Read one block of rows as they are now."""
-        return table.take("", at)
+        return table.take("", at, space)
 
-    def read(self, table: Table, at: At) -> Rows:
+    def read(self, table: Table, at: At, space: Space | None = None) -> Rows:
         """Read one block of rows and their state as they are now."""
-        return [table.take(name, at) for name in ("", *self.names)]
+        return [table.take(name, at, space) for name in ("", *self.names)]
 
     def move(
-        self, rows: Rows, table: Table, at: At, grad_bD: Tensor, *, step: int, lr: float
+        self, rows: Rows, table: Table, at: At, grad: Gradient, *, step: int, lr: float
     ) -> None:
         """Move what `read` returned, in place; may use up the gradient."""
         raise NotImplementedError
@@ -91,10 +112,10 @@ class Plain(RowRule):
     """SGD without momentum: w -= lr (g + wd w), on the rows that played and on no other."""
 
     def move(
-        self, rows: Rows, table: Table, at: At, grad_bD: Tensor, *, step: int, lr: float
+        self, rows: Rows, table: Table, at: At, grad: Gradient, *, step: int, lr: float
     ) -> None:
         """Move the rows."""
-        rows[0].mul_(1 - lr * self.weight_decay).add_(grad_bD, alpha=-lr)
+        rows[0].mul_(1 - lr * grad.decay(self.weight_decay)).add_(grad.grad_bD, alpha=-lr)
 
 
 class Stale(RowRule):
@@ -110,12 +131,16 @@ class Stale(RowRule):
         self.momentum = momentum
 
     def move(
-        self, rows: Rows, table: Table, at: At, grad_bD: Tensor, *, step: int, lr: float
+        self, rows: Rows, table: Table, at: At, grad: Gradient, *, step: int, lr: float
     ) -> None:
         """Move the rows as torch's SGD does, dampening 0."""
         weight_bD, momentum_bD = rows
-        momentum_bD.mul_(self._fade(table, at, step, grad_bD.dtype))
-        momentum_bD.add_(grad_bD).add_(weight_bD, alpha=self.weight_decay)
+        momentum_bD.mul_(self._fade(table, at, step, weight_bD.dtype)).add_(grad.grad_bD)
+        decay = grad.decay(self.weight_decay)
+        if isinstance(decay, Tensor):
+            momentum_bD.addcmul_(weight_bD, decay)
+        else:
+            momentum_bD.add_(weight_bD, alpha=decay)
         weight_bD.add_(momentum_bD, alpha=-lr)
         self.note(table, at, step)
 
@@ -150,7 +175,8 @@ class LazyDecay(Stale):
         return torch.pow(self.momentum, self._gap(table, at, step) + 1).to(dtype)[:, None]
 
     def _gap(self, table: Table, at: At, step: int) -> Tensor:
-        return (step - 1 - table.state["last"][at]).clamp_min(0).to(torch.float64)
+        last_b = rows_at(table.state["last"], at)
+        return (step - 1 - last_b).clamp_min(0).to(torch.float64)
 
 
 class DenseExact(Stale):
@@ -179,21 +205,23 @@ class DenseExact(Stale):
         last_c = torch.zeros(weight_cD.shape[0], dtype=torch.int32, device=weight_cD.device)
         return {**super().state(weight_cD), "last": last_c}
 
-    def current(self, table: Table, at: At) -> Tensor:
+    def current(self, table: Table, at: At, space: Space | None = None) -> Tensor:
         """Return the rows as they are now; what is stored stays behind."""
-        weight_bD = table.take("", at)
+        weight_bD = table.take("", at, space)
         if self.now == 0:
             return weight_bD
         ww_b1, wv_b1, _, _ = self._missed(table, at)
-        return (weight_bD * ww_b1).addcmul_(table.take("momentum", at), wv_b1)
+        now_bD = torch.mul(weight_bD, ww_b1, out=None if space is None else space(len(weight_bD)))
+        return now_bD.addcmul_(table.take("momentum", at, space), wv_b1)
 
-    def read(self, table: Table, at: At) -> Rows:
+    def read(self, table: Table, at: At, space: Space | None = None) -> Rows:
         """Return the rows and their momentum as they are now; what is stored stays behind."""
-        weight_bD, momentum_bD = super().read(table, at)
+        weight_bD, momentum_bD = super().read(table, at, space)
         if self.now == 0:
             return [weight_bD, momentum_bD]
         ww_b1, wv_b1, vw_b1, vv_b1 = self._missed(table, at)
-        now_bD = (weight_bD * ww_b1).addcmul_(momentum_bD, wv_b1)
+        now_bD = torch.mul(weight_bD, ww_b1, out=None if space is None else space(len(weight_bD)))
+        now_bD.addcmul_(momentum_bD, wv_b1)
         return [now_bD, momentum_bD.mul_(vv_b1).addcmul_(weight_bD, vw_b1)]
 
     def note(self, table: Table, at: At, step: int) -> None:
@@ -202,11 +230,11 @@ class DenseExact(Stale):
 
     def missed_decay(self, table: Table, at: At, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return each row's product of missed matrices, (b, 4)."""
-        gap_b = self.now - table.state["last"][at]
+        gap_b = self.now - rows_at(table.state["last"], at)
         placed_g4 = self._placed
         if placed_g4 is None or placed_g4.dtype != dtype or placed_g4.device != gap_b.device:
             placed_g4 = self._placed = self.missed_g4.to(gap_b.device, dtype)
-        return placed_g4[gap_b.to(torch.int64)]
+        return placed_g4.index_select(0, gap_b)
 
     def done(self, table: Table, *, lr: float) -> None:
         """Count the update for all rows that did not play."""
@@ -255,11 +283,12 @@ class LazyAdamW(RowRule):
         self.betas, self.eps = betas, eps
 
     def move(
-        self, rows: Rows, table: Table, at: At, grad_bD: Tensor, *, step: int, lr: float
+        self, rows: Rows, table: Table, at: At, grad: Gradient, *, step: int, lr: float
     ) -> None:
         """Move the rows and their moments."""
         weight_bD, first_bD, second_bD = rows
         (beta1, beta2), time = self.betas, step + 1
+        grad_bD = grad.whole(weight_bD)
         first_bD.mul_(beta1).add_(grad_bD, alpha=1 - beta1)
         second_bD.mul_(beta2).addcmul_(grad_bD, grad_bD, value=1 - beta2)
         below_bD = (second_bD / (1 - beta2**time)).sqrt_().add_(self.eps)
@@ -308,25 +337,34 @@ class ActiveRows:
         """Return where blocks begin and the last one ends, (blocks + 1)."""
         return torch.arange(0, (len(self) + 1) * self.block, self.block, device=device)
 
-    def take(self, number: int) -> Tensor:
+    def space(self) -> Space:
+        """Make memory for one block after another, in the type that is computed in."""
+        block = min(self.block, self.count)
+        return Space(self.table.weight_cD, block, self.table.store.compute)
+
+    def take(self, number: int, space: Space | None = None) -> Tensor:
         """Read block `number`, (b, D)."""
-        return self.rule.current(self.table, self.at(number))
+        return self.rule.current(self.table, self.at(number), space)
 
     def pick(self, row_t: Tensor) -> Tensor:
         """Read single rows by their place among those that play, (t, D), a copy."""
         at = row_t if self.index_k is None else self.index_k[row_t]
         return self.rule.current(self.table, at)
 
-    def update(self, gradient: Callable[[int, Tensor], Tensor], *, step: int, lr: float) -> None:
+    def update(
+        self, gradient: Callable[[int, Tensor, Space], Gradient], *, step: int, lr: float
+    ) -> None:
         """Move all rows that play, block by block while a block is in cache.
 
-        gradient(number, rows (b, D)) returns the gradient of a block and may not change the rows.
+        gradient(number, rows (b, D), space) returns the gradient of a block and may not change the
+        rows.
         """
+        space = self.space()
         for number in range(len(self)):
             at = self.at(number)
-            rows = self.rule.read(self.table, at)
-            grad_bD = gradient(number, rows[0])
-            self.rule.move(rows, self.table, at, grad_bD, step=step, lr=lr)
+            rows = self.rule.read(self.table, at, space.begin())
+            grad = gradient(number, rows[0], space)
+            self.rule.move(rows, self.table, at, grad, step=step, lr=lr)
             self.rule.write(rows, self.table, at, step=step)
         self.rule.done(self.table, lr=lr)
 
@@ -336,4 +374,4 @@ def apply(
 ) -> None:
     """Move the rows `index_k` (None: all) by their gradient, one update in blocks."""
     active = ActiveRows(rule, table, index_k, _BLOCK[table.weight_cD.device.type])
-    active.update(lambda number, _: grad_kD[active.rows(number)], step=step, lr=lr)
+    active.update(lambda number, *_: Gradient(grad_kD[active.rows(number)]), step=step, lr=lr)

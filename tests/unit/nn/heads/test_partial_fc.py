@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glint.dist import collectives
 from glint.dist.span import span
 from glint.errors import InputError, UsageError
-from glint.nn.heads import softmax
+from glint.nn.heads import batch
 from glint.nn.heads.options import RULES, PartialFCOptions
 from glint.nn.heads.partial_fc import PartialFC, initial_centres
 from glint.nn.margins import CosFace, margin
@@ -77,12 +77,28 @@ def test_a_label_out_of_range_is_named_and_nothing_moves(bad):
 @pytest.mark.parametrize("rate", [1.0, 0.3])
 def test_a_bad_label_that_nobody_looks_at_makes_the_loss_not_finite(monkeypatch, kind, bad, rate):
     """As on a GPU, where to look would wait for the device."""
-    monkeypatch.setattr(softmax, "_check_labels", lambda *_: None)
+    monkeypatch.setattr(batch, "_check_labels", lambda *_: None)
     feature, label = data()
     model = PartialFC(40, 6, PartialFCOptions(rate=rate), margin=margin(kind), dtype=F64)
     assert torch.isfinite(model(feature, label, step=0))
     label[4] = bad
     assert not torch.isfinite(model(feature, label, step=0))
+
+
+@pytest.mark.parametrize("block", [8, 64])
+def test_a_scale_beyond_float32s_exponents_is_right(block):
+    """Logits from -300 to 300, all of a sample's negatives far below or far above zero."""
+    model = head(dtype=torch.float32, scale=300.0, block=block)
+    label = torch.arange(8)
+    feature = (model.weight[20:28] * torch.tensor([1.0, -1.0]).repeat(4)[:, None]).requires_grad_()
+    loss = model(feature, label, step=0)
+    loss.backward()
+    leaf = feature.detach().double().requires_grad_()
+    cosine = F.linear(F.normalize(leaf), F.normalize(model.weight.double()))
+    plain = F.cross_entropy(300 * (cosine - 0.4 * F.one_hot(label, 40)), label)
+    plain.backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    torch.testing.assert_close(feature.grad.double(), leaf.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_every_rank_hears_of_a_bad_label(ranks):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from glint.dist.span import span
 from glint.errors import InputError
 from glint.nn.heads import sample
-from glint.nn.heads.sample import Nearest, sample_size, sampled_classes
-from glint.rng import hash_31, permute, stream_key
+from glint.nn.heads.sample import Nearest, permute, sample_size, sampled_classes
+from glint.rng import hash_31, stream_key
 
 
 @given(st.integers(1, 12), st.integers(0, 2**64 - 1))
