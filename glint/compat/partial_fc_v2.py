@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,12 +30,13 @@ from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import pass_type
 from glint.nn.heads.softmax import SoftmaxPass, gather_batch, margin_softmax
 from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import ActiveRows, DenseExact, RowRule, Table, apply
+from glint.nn.heads.updates import ActiveRows, DenseExact, RowRule, Table
 
 # n samples on this rank, N over all ranks, c classes of this rank, k rows that play, D embedding
 
 _INIT_STD = 0.01
 _HEADS: weakref.WeakSet[PartialFC_V2] = weakref.WeakSet()
+_BLOCK = {"cpu": 256, "cuda": 16384}
 _HOOKS: list[Any] = []
 _MOST = -math.log(1e-30)  # what a sample adds to the loss at most
 _WHERE = "PartialFC_V2"
@@ -141,10 +142,14 @@ class PartialFC_V2(nn.Module):
             passes.append((Zeroed if threshold > 0 else kind)(*given, **more))
             return passes[0]
 
+        if index_k is None:
+            active = ActiveRows(RowRule(0.0), table, None, self._block)
+        else:
+            active = self._copied = _Copied(self._rule, table, index_k, self._block)
         with torch.enable_grad():
             loss, cosine_N, _, _ = margin_softmax(
                 local_embeddings,
-                ActiveRows(self._rule, table, index_k, options.block),
+                active,
                 batch,
                 torch.where(mine_N, row_N, -1),
                 margin=margin,
@@ -198,6 +203,12 @@ class PartialFC_V2(nn.Module):
         self._state: dict[str, Tensor] = {}
         self._optimiser: weakref.ref[Optimizer] | None = None
         self._taken: Tensor | None = None
+        self._copied: _Copied | None = None
+
+    @property
+    def _block(self) -> int:
+        """Return how many rows are worked on at a time: what a core's cache holds."""
+        return _BLOCK.get(self._rows.device.type, 1024)
 
     def _follow(self, optimiser: Optimizer, group: dict[str, Any]) -> None:
         """Make sure that rule and momentum are those of a group of an optimiser."""
@@ -236,8 +247,15 @@ class PartialFC_V2(nn.Module):
             grad = grad.coalesce()
             index_k = grad._indices()[0]
         self._follow(optimiser, group)
-        lr = float(group["lr"])
-        apply(self._rule, self._table(), index_k, grad._values(), step=self._rule.now, lr=lr)
+        table, value_kD = self._table(), grad._values()
+        active, self._copied = self._copied, None
+        if active is None or not active.fits(self._rule, table, index_k):
+            active = ActiveRows(self._rule, table, index_k, self._block)
+        active.update(
+            lambda number, _: value_kD[active.rows(number)],
+            step=self._rule.now,
+            lr=float(group["lr"]),
+        )
         self._taken, rows_cD.grad = rows_cD.grad, None
 
     def _save_to_state_dict(self, *given: Any) -> None:
@@ -261,6 +279,48 @@ class PartialFC_V2(nn.Module):
         copied.__dict__ = {**self.__dict__, "weight_index": None}
         copied._forget()
         return copied.__dict__
+
+
+class _Copied(ActiveRows):
+    """Rows that play and their momentum, brought up to date once, in memory of their own."""
+
+    def __init__(self, rule: RowRule, table: Table, index_k: Tensor, block: int) -> None:
+        super().__init__(rule, table, index_k, block)
+        kept = [table.weight_cD, *(table.state[name] for name in rule.names if table.state)]
+        self.versions = [(one.data_ptr(), one._version) for one in kept]
+        self.copies = [one.new_empty((self.count, one.shape[1])) for one in kept]
+        with torch.no_grad():
+            for number in range(len(self)):
+                at = self.at(number)
+                now = rule.read(table, at) if table.state else [rule.current(table, at)]
+                for copy_kD, rows_bD in zip(self.copies, now):
+                    copy_kD[self.rows(number)] = rows_bD
+
+    def fits(self, rule: RowRule, table: Table, index_k: Tensor) -> bool:
+        """Say whether nothing moved since, and the same rows play."""
+        kept = [table.weight_cD, *(table.state[name] for name in rule.names)]
+        return (
+            rule is self.rule
+            and [(one.data_ptr(), one._version) for one in kept] == self.versions
+            and torch.equal(index_k, self.index_k)
+        )
+
+    def take(self, number: int) -> Tensor:
+        """Return block `number`, (b, D)."""
+        return self.copies[0][self.rows(number)]
+
+    def pick(self, row_t: Tensor) -> Tensor:
+        """Return single rows by their place among those that play, (t, D), a copy."""
+        return self.copies[0][row_t]
+
+    def update(self, gradient: Callable[[int, Tensor], Tensor], *, step: int, lr: float) -> None:
+        """Move the copies and write them back; they are used up."""
+        for number in range(len(self)):
+            at = self.at(number)
+            rows = [copy_kD[self.rows(number)] for copy_kD in self.copies]
+            self.rule.move(rows, self.table, at, gradient(number, rows[0]), step=step, lr=lr)
+            self.rule.write(rows, self.table, at, step=step)
+        self.rule.done(self.table, lr=lr)
 
 
 class _Centres(torch.autograd.Function):
