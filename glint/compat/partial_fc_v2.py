@@ -36,7 +36,7 @@ from glint.nn.heads.updates import ActiveRows, DenseExact, RowRule, Table
 
 _INIT_STD = 0.01
 _HEADS: weakref.WeakSet[PartialFC_V2] = weakref.WeakSet()
-_BLOCK = {"cpu": 256, "cuda": 16384}
+_BLOCK = {"cpu": 512, "cuda": 16384}
 _HOOKS: list[Any] = []
 _MOST = -math.log(1e-30)  # what a sample adds to the loss at most
 _WHERE = "PartialFC_V2"
@@ -145,7 +145,8 @@ class PartialFC_V2(nn.Module):
         if index_k is None:
             active = ActiveRows(RowRule(0.0), table, None, self._block)
         else:
-            active = self._copied = _Copied(self._rule, table, index_k, self._block)
+            spare, self._spare = self._spare, []
+            active = self._copied = _Copied(self._rule, table, index_k, self._block, spare)
         with torch.enable_grad():
             loss, cosine_N, _, _ = margin_softmax(
                 local_embeddings,
@@ -204,6 +205,7 @@ class PartialFC_V2(nn.Module):
         self._optimiser: weakref.ref[Optimizer] | None = None
         self._taken: Tensor | None = None
         self._copied: _Copied | None = None
+        self._spare: list[Tensor] = []  # memory of copies that were used up
 
     @property
     def _block(self) -> int:
@@ -256,6 +258,7 @@ class PartialFC_V2(nn.Module):
             step=self._rule.now,
             lr=float(group["lr"]),
         )
+        self._spare = active.copies if isinstance(active, _Copied) else []
         self._taken, rows_cD.grad = rows_cD.grad, None
 
     def _save_to_state_dict(self, *given: Any) -> None:
@@ -284,11 +287,18 @@ class PartialFC_V2(nn.Module):
 class _Copied(ActiveRows):
     """Rows that play and their momentum, brought up to date once, in memory of their own."""
 
-    def __init__(self, rule: RowRule, table: Table, index_k: Tensor, block: int) -> None:
+    def __init__(
+        self, rule: RowRule, table: Table, index_k: Tensor, block: int, spare: list[Tensor]
+    ) -> None:
         super().__init__(rule, table, index_k, block)
         kept = [table.weight_cD, *(table.state[name] for name in rule.names if table.state)]
         self.versions = [(one.data_ptr(), one._version) for one in kept]
-        self.copies = [one.new_empty((self.count, one.shape[1])) for one in kept]
+        shape = (self.count, table.weight_cD.shape[1])
+        if [(one.shape, one.dtype, one.device) for one in spare] != [
+            (shape, one.dtype, one.device) for one in kept
+        ]:
+            spare = [one.new_empty(shape) for one in kept]
+        self.copies = spare
         with torch.no_grad():
             for number in range(len(self)):
                 at = self.at(number)

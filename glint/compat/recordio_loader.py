@@ -30,7 +30,7 @@ class MXFaceDataset(Dataset[_IMAGE]):
 
     Where record 0 holds labels, its first is the end of the images' keys, which begin at 1;
     otherwise every record is an image. Half of the images are flipped. Raises InputError (GL0213)
-    for a damaged record, (GL0216) for a bad .idx, (GL0303) for what is no picture, (GL0221) for a
+    for a damaged record, (GL0216) for a bad .idx, (GL0303) for what is no picture, (GL0222) for a
     label that is no whole number.
     """
 
@@ -44,6 +44,8 @@ class MXFaceDataset(Dataset[_IMAGE]):
         span_r = np.empty_like(at_r)
         span_r[order_r] = np.diff(at_r[order_r], append=size)
         self.place = dict(zip(key_r.tolist(), zip(at_r.tolist(), span_r.tolist())))
+        if len(self.place) < len(key_r):
+            raise InputError("GL0216", "keys stand several times", where=f"{root_dir}/train.idx")
         self.imgidx = key_r
         header = self._read(0)[0] if 0 in self.place else None
         if header is not None and isinstance(header.label, tuple) and header.label:
@@ -58,7 +60,7 @@ class MXFaceDataset(Dataset[_IMAGE]):
         key = int(self.imgidx[index])
         header, data = self._read(key)
         if header.first != int(header.first):
-            raise InputError("GL0221", f"label {header.first}", where=self._where(key))
+            raise InputError("GL0222", f"expected a whole number as label, found {header.first}", where=self._where(key))
         try:
             pixel_HW3 = pixels.rgb(data)
         except ValueError as error:
