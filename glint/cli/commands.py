@@ -32,6 +32,7 @@ MODULES: tuple[str, ...] = (
     "drop",
     "pack",
     "card",
+    "hub",
 )
 
 
