@@ -248,7 +248,9 @@ class Run(Table):
     async_save: bool = True  # write checkpoints beside the steps, from a copy in memory
     eval_every: Count = 0  # steps; 0 = at the end of each epoch
     val: list[Text] = Field(default_factory=list)  # verification .bin files
-    tensorboard: bool = True
+    # beside log.jsonl: tensorboard, wandb, mlflow, module:Class
+    loggers: list[Text] = Field(default_factory=lambda: ["tensorboard"])
+    tensorboard: bool = True  # false: not even where loggers has it
     channels_last: bool = False
     finetune: str = ""  # a checkpoint whose weights the run starts from
     finetune_head: bool = False  # and from its centres; their momentum starts anew
