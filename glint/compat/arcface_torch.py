@@ -1,4 +1,4 @@
-"""insightface's `arcface_torch` under its own names: its `train_v2.py` runs on glint's head and reader.
+"""The names of insightface's `arcface_torch`: its `train_v2.py` runs on glint's head and reader.
 
     import sys, glint.compat.arcface_torch as glint_names
     sys.modules["partial_fc_v2"] = sys.modules["dataset"] = glint_names

@@ -70,7 +70,8 @@ class PartialFC_V2(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < sample_rate <= 1:
-            raise UsageError("GL0002", f"sample_rate is {sample_rate}, expected 0 to 1", where=_WHERE)
+            what = f"sample_rate is {sample_rate}, expected above 0 to 1"
+            raise UsageError("GL0002", what, where=_WHERE)
         world = present()
         self.rank, self.world_size = world.rank, world.size
         self.embedding_size, self.num_classes = embedding_size, num_classes

@@ -1,4 +1,4 @@
-"""`MXFaceDataset` and `get_dataloader` of `arcface_torch`, without MXNet: the same samples in order.
+"""`MXFaceDataset` and `get_dataloader` of `arcface_torch`, without MXNet: the same samples.
 
 Order is that of its DistributedSampler, which is torch's, and an image is flipped by the same draw
 of the same worker's generator.
@@ -60,7 +60,8 @@ class MXFaceDataset(Dataset[_IMAGE]):
         key = int(self.imgidx[index])
         header, data = self._read(key)
         if header.first != int(header.first):
-            raise InputError("GL0222", f"expected a whole number as label, found {header.first}", where=self._where(key))
+            what = f"expected a whole number as label, found {header.first}"
+            raise InputError("GL0222", what, where=self._where(key))
         try:
             pixel_HW3 = pixels.rgb(data)
         except ValueError as error:
@@ -127,7 +128,7 @@ def get_dataloader(
         raise InputError("GL0201", f"no {' nor '.join(absent)}", where=str(root_dir))
     world = present()
     if seed is None:
-        drawn = [int(np.random.randint(2**31))]
+        drawn = [int(np.random.default_rng().integers(2**31))]
         if world.size > 1:
             dist.broadcast_object_list(drawn, 0)
     dataset = MXFaceDataset(root_dir, local_rank)

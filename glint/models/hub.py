@@ -54,7 +54,8 @@ def push(
             hint="--these-faces-may-be-shared, where its licence and those people allow it",
         )
     if kind == "dataset" and not dataset:
-        raise UsageError("GL0002", f"this is no dataset, and {repo} would be one", where=str(source))
+        what = f"this is no dataset, and {repo} would be one"
+        raise UsageError("GL0002", what, where=str(source))
     kind = "dataset" if dataset else kind
     with TemporaryDirectory(prefix="glint-push-") as made, _asked(repo):
         files = _dataset_files(source) if dataset else _model_files(source, Path(made), name)
@@ -131,7 +132,8 @@ def pull(repo: str, out: str | Path, *, revision: str = "main") -> results.Pull:
     out.with_name(out.name + ".partial.lock").unlink(missing_ok=True)
     runs = sorted(place for place in listed if place.endswith(RUNS))
     if runs:
-        logger.warning("%d files can run code where they are loaded, such as %s", len(runs), runs[0])
+        what = "%d files can run code where they are loaded, such as %s"
+        logger.warning(what, len(runs), runs[0])
     size = sum(entry.size for entry in listed.values())
     return results.Pull(
         repo=name, kind=kind, commit=commit, files=len(listed), bytes=size, out=str(out)
@@ -246,7 +248,7 @@ def _model_files(source: Path, made: Path, name: str) -> dict[str, Path]:
 def _card(name: str, config: dict[str, Any]) -> str:
     backbone = config.get("backbone", {})
     what = (
-        f"`{backbone['name']}`, {backbone['embedding']} numbers per face, step {config['step']}.\n\n"
+        f"`{backbone['name']}`, {backbone['embedding']} numbers a face, step {config['step']}.\n\n"
         "Input: aligned 112x112 RGB crops, (pixel - 127.5) / 127.5, as (n, 3, 112, 112)."
         if backbone
         else "An ONNX file."

@@ -47,7 +47,7 @@ def _packed(path: Path) -> dict[str, Any] | None:
 
 
 def load(path: str | Path) -> Stored:
-    """Rebuild the net of a run, checkpoint or pulled directory: the average of its weights if it keeps one.
+    """Rebuild the net of a run, checkpoint or pulled directory: its average if it keeps one.
 
     Raises what `checkpoint.find` raises, InputError GL0701 where the weights are not those of the
     backbone that state.json names, UsageError GL0002 for a backbone that does not exist.

@@ -133,7 +133,8 @@ def check(name: str) -> None:
 def _beside(origin: str | None, module: str) -> bool:
     """Say whether a module is found only because glint was started in its folder."""
     here = Path.cwd().resolve()
-    named = [Path(one).resolve() for one in os.environ.get("PYTHONPATH", "").split(os.pathsep) if one]
+    listed = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    named = [Path(one).resolve() for one in listed if one]
     root = Path(origin).resolve().parent if origin else here
     if origin and Path(origin).name == "__init__.py":
         root = root.parent

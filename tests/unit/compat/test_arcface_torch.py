@@ -100,7 +100,7 @@ def optimiser(kind: str, net: Any, head: Any) -> torch.optim.Optimizer:
 def batches(ranks: int) -> list[tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(5)
     label = torch.randint(0, CLASSES, (STEPS, ranks * BATCH), generator=draw)
-    label[:: 3, : ranks * 4] //= 9  # few people: some ranks have none
+    label[::3, : ranks * 4] //= 9  # few people: some ranks have none
     direction = torch.randn(CLASSES, DIM, generator=draw)
     noise = torch.randn(STEPS, ranks * BATCH, DIM, generator=draw)
     return [(direction[label[i]] + noise[i] / 2, label[i]) for i in range(STEPS)]
@@ -299,7 +299,8 @@ def rec(tmp_path: Path, jpeg: Callable[[int], bytes]) -> Path:
     with Writer(tmp_path / "train.rec", tmp_path / "train.idx") as out:
         out.write(0, pack([31.0, 33.0], 0, 0, b""))
         for i in range(30):
-            out.write(i + 1, pack([float(i % 7), 0.0] if i % 2 else float(i % 7), i + 1, 0, jpeg(i)))
+            label = float(i % 7)
+            out.write(i + 1, pack([label, 0.0] if i % 2 else label, i + 1, 0, jpeg(i)))
         out.write(31, pack([1.0, 5.0], 31, 0, b""))  # identities come after the images
     return tmp_path
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -22,7 +22,7 @@ RECIPE = {"run": {"seed": 3, "val": ["a.bin"]}, "optim": {"lr": 0.1}}
 class Kept:
     """A user's own."""
 
-    made: list[Kept] = []
+    made: ClassVar[list[Kept]] = []
 
     def __init__(self, out: Path, recipe: Mapping[str, Any]) -> None:
         self.out, self.recipe, self.lines, self.closed = out, recipe, [], False
@@ -138,7 +138,9 @@ def test_names(tmp_path: Path, monkeypatch: Any, mine: Any) -> None:
     assert metrics.chosen(both) == ["wandb"]
 
 
-def test_what_is_no_logger_is_not_called(mine: Any, tmp_path: Path, caplog: Any, monkeypatch: Any) -> None:
+def test_what_is_no_logger_is_not_called(
+    mine: Any, tmp_path: Path, caplog: Any, monkeypatch: Any
+) -> None:
     called = []
     mine.system = lambda *given: called.append(given)
     monkeypatch.setattr(logging.getLogger("glint"), "propagate", True)
@@ -194,3 +196,15 @@ def test_wandb_is_called_as_it_asks(tmp_path: Path, monkeypatch: Any) -> None:
     assert first == again and first["resume"] == "allow" and first["config"] == RECIPE
     assert called[1][0] == 1 and called[1][1]["step/loss"] == 2.5
     assert called.count("finish") == 2
+
+
+@pytest.mark.slow
+def test_wandb_offline(tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    write_two(metrics.Log(run_of(tmp_path / "run", ["wandb"])))
+    (kept,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    data = kept.read_bytes()
+    for text in (b"step/loss", b"verification/lfw/accuracy", b"2.5"):
+        assert text in data
