@@ -4,12 +4,13 @@
 
 Two parts. Losses: its script runs in float64 on the CPU over gloo, on one rank and two, once as it
 is and once with `partial_fc_v2` and `dataset` replaced in sys.modules by
-`glint.compat.arcface_torch`; both draw the same classes and images. A state file of each is then resumed by the other. Written in
-a temporary folder, none of it in the checkout: a RecordIO set of made images, and a runner that
-stands in for what is absent (CUDA calls, NCCL, MXNet's reader, torchvision's transforms, easydict,
-scikit-learn, arguments that newer torch dropped) and for the backbone, a small net, as the head
-is what is compared. Time: process CPU time of the head's part of a step (sampling, forward,
-backward, the optimiser's step), medians on one thread in rounds that alternate.
+`glint.compat.arcface_torch`; both draw the same classes and images. A state file of each is then
+resumed by the other. Written in a temporary folder, none of it in the checkout: a RecordIO set of
+made images, and a runner that stands in for what is absent (CUDA calls, NCCL, MXNet's reader,
+torchvision's transforms, easydict, scikit-learn, arguments that newer torch dropped) and for the
+backbone, a small net, as the head is what is compared. Time: process CPU time of the head's part
+of a step (sampling, forward, backward, the optimiser's step), medians on one thread in rounds that
+alternate.
 """
 
 from __future__ import annotations
@@ -317,6 +318,13 @@ def compare_time(show: Any, peer: Path, quick: bool) -> None:
     cases = [(100_000, 0.1, 64, 4.0), (100_000, 0.1, 128, 4.0), (100_000, 1.0, 64, 0.0)]
     cases += [(1_000_000, 0.1, 64, 4.0), (1_000_000, 0.1, 128, 4.0), (1_000_000, 1.0, 64, 0.0)]
     for classes, rate, batch, least in [(20_000, 0.1, 64, 0.0)] if quick else cases:
+        free = next(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines()
+                    if line.startswith("MemAvailable")) >> 20  # fmt: skip
+        needed = classes * (10 if rate < 1 else 17) / 1e6  # GiB of the original
+        if free < needed:
+            name = f"{classes} classes, rate {rate}, batch {batch}: left out, GiB of memory free"
+            show(shown.told(name, free))
+            continue
         cpu: dict[str, list[float]] = {"original": [], "glint": []}
         mib, losses = dict.fromkeys(cpu, 0.0), {}
         for _ in range(2 if classes > 100_000 or quick else 4):

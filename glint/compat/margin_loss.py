@@ -76,8 +76,9 @@ def _same(call: Call, found: Found) -> bool:
             except (RuntimeError, TypeError, AttributeError, IndexError, ValueError):
                 return False
         results.append(torch.cat([logit.detach(), grad]))
-    return results[0].shape == results[1].shape and bool(
-        torch.allclose(*results, rtol=0, atol=1e-9 * found.scale)
+    first, second = results
+    return first.shape == second.shape and torch.allclose(
+        first, second, rtol=0, atol=1e-9 * found.scale
     )
 
 

@@ -59,6 +59,8 @@ class PartialFC_V2(nn.Module):
     """
 
     _version = 2
+    _copied: _Copied | None  # the rows of the last forward pass
+    _spare: list[Tensor]  # memory of copies that were used up
 
     def __init__(
         self,
@@ -146,8 +148,8 @@ class PartialFC_V2(nn.Module):
         if index_k is None:
             active = ActiveRows(RowRule(0.0), table, None, self._block)
         else:
-            spare, self._spare = self._spare, []
-            active = self._copied = _Copied(self._rule, table, index_k, self._block, spare)
+            active = self._copied = _Copied(self._rule, table, index_k, self._block, self._spare)
+            self._spare = []
         with torch.enable_grad():
             loss, cosine_N, _, _ = margin_softmax(
                 local_embeddings,
@@ -205,8 +207,8 @@ class PartialFC_V2(nn.Module):
         self._state: dict[str, Tensor] = {}
         self._optimiser: weakref.ref[Optimizer] | None = None
         self._taken: Tensor | None = None
-        self._copied: _Copied | None = None
-        self._spare: list[Tensor] = []  # memory of copies that were used up
+        self._copied = None
+        self._spare = []
 
     @property
     def _block(self) -> int:
@@ -251,15 +253,16 @@ class PartialFC_V2(nn.Module):
             index_k = grad._indices()[0]
         self._follow(optimiser, group)
         table, value_kD = self._table(), grad._values()
-        active, self._copied = self._copied, None
-        if active is None or not active.fits(self._rule, table, index_k):
-            active = ActiveRows(self._rule, table, index_k, self._block)
+        active: ActiveRows = ActiveRows(self._rule, table, index_k, self._block)
+        if self._copied is not None and self._copied.fits(self._rule, table, index_k):
+            active = self._copied
         active.update(
             lambda number, _: value_kD[active.rows(number)],
             step=self._rule.now,
             lr=float(group["lr"]),
         )
         self._spare = active.copies if isinstance(active, _Copied) else []
+        self._copied = None
         self._taken, rows_cD.grad = rows_cD.grad, None
 
     def _save_to_state_dict(self, *given: Any) -> None:
@@ -312,6 +315,7 @@ class _Copied(ActiveRows):
         kept = [table.weight_cD, *(table.state[name] for name in rule.names)]
         return (
             rule is self.rule
+            and self.index_k is not None
             and [(one.data_ptr(), one._version) for one in kept] == self.versions
             and torch.equal(index_k, self.index_k)
         )

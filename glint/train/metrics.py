@@ -44,10 +44,9 @@ def _not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def chosen(table: Any) -> list[str]:
-    """Return the loggers of a recipe's [run], each once; `tensorboard = false` leaves that out."""
-    named = dict.fromkeys(table.loggers)
-    return [name for name in named if name != "tensorboard" or table.tensorboard]
+def chosen(names: list[str], tensorboard: bool) -> list[str]:
+    """Return loggers, each once; without TensorBoard where that is not wanted."""
+    return [name for name in dict.fromkeys(names) if name != "tensorboard" or tensorboard]
 
 
 class Log:
@@ -62,7 +61,7 @@ class Log:
         self._at: Moment = 0.0
         self._begin()
         self._file, self._loggers = None, list[loggers.Detached]()
-        names = chosen(run.recipe.run)
+        names = chosen(run.recipe.run.loggers, run.recipe.run.tensorboard)
         for name in names:
             loggers.check(name)
         if run.world.rank == 0:

@@ -134,8 +134,7 @@ def test_names(tmp_path: Path, monkeypatch: Any, mine: Any) -> None:
         loggers.check("sent_with_a_recipe:Class")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     loggers.check("sent_with_a_recipe:Class")
-    both = SimpleNamespace(loggers=["tensorboard", "wandb", "wandb"], tensorboard=False)
-    assert metrics.chosen(both) == ["wandb"]
+    assert metrics.chosen(["tensorboard", "wandb", "wandb"], False) == ["wandb"]
 
 
 def test_what_is_no_logger_is_not_called(
