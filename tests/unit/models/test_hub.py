@@ -253,6 +253,7 @@ def test_a_model_goes_and_comes_back(
         stored.load(tmp_path / "back")
 
 
+@pytest.mark.slow
 def test_a_broken_download_is_continued_and_a_wrong_one_refused(
     hub: Hub, glint: Any, toy_run: Callable[..., Path], tmp_path: Path
 ) -> None:
