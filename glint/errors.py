@@ -46,6 +46,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0704": ("stopped", "Stopped on a signal; state saved; the same command continues."),
     "GL0801": ("unsafe-pickle", "A pickle asks for more than plain data."),
     "GL0802": ("bad-pairs", "A pairs file is malformed."),
+    "GL0803": ("not-for-sharing", "What would be given or taken is not safe to share."),
     "GL0901": ("disk-full", "No space left on the device."),
     "GL0902": ("worker-lost", "A loader process died or stopped answering."),
     "GL0903": ("read-failed", "A source cannot be read."),

@@ -35,6 +35,7 @@ MODULES: tuple[str, ...] = (
     "drop",
     "pack",
     "card",
+    "hub",
 )
 
 

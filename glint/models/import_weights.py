@@ -103,6 +103,19 @@ def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:
     return net
 
 
+def fill(net: nn.Module, weights: str | Path, what: str) -> None:
+    """Load a .pt or .safetensors file into a net that is there, all of its tensors or none.
+
+    What the file has besides, a classifier say, is left out with a warning. Raises what
+    `import_weights` raises: InputError GL0401 where a tensor is missing or of another shape.
+    """
+    weights = Path(weights)
+    if not weights.is_file():
+        raise UsageError("GL0001", "no such file of weights", where=str(weights))
+    found = _renamed(_read(weights, ""), net.state_dict(), weights)
+    net.load_state_dict(_fitted(found, net, what, weights))
+
+
 def _taken(
     weights: Path, backbone: str, embedding: int, options: Mapping[str, Any] | None = None,
     inside: str = "",

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glint.errors import InputError
+from glint.files import atomic
 from glint.models import checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+WEIGHTS, MODEL_TYPE = "model.safetensors", "glint-recogniser"  # as they are pushed to a hub
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,21 @@ class Stored:
     step: int
 
 
+def _packed(path: Path) -> dict[str, Any] | None:
+    """Return config.json of a model as `glint push` lays it out, its weights checked; else None."""
+    if not (path / WEIGHTS).is_file() or not (path / "config.json").is_file():
+        return None
+    config = atomic.read_json(path / "config.json", "GL0701")
+    if config.get("model_type") != MODEL_TYPE:
+        return None
+    if (found := checkpoint.sha256(path / WEIGHTS)) != config.get("sha256"):
+        what = f"sha256 {found}, expected {config.get('sha256')}"
+        raise InputError("GL0701", what, where=str(path / WEIGHTS))
+    return config
+
+
 def load(path: str | Path) -> Stored:
-    """Rebuild the net of a run or checkpoint directory: the average of its weights if it keeps one.
+    """Rebuild the net of a run, checkpoint or pulled directory: its average if it keeps one.
 
     Raises what `checkpoint.find` raises, InputError GL0701 where the weights are not those of the
     backbone that state.json names, UsageError GL0002 for a backbone that does not exist.
@@ -39,8 +56,10 @@ def load(path: str | Path) -> Stored:
 
     from glint.nn import backbones
 
-    path = checkpoint.find(path)
-    state = checkpoint.read_state(path)
+    path, packed = Path(path), _packed(Path(path))
+    if packed is None:
+        path = checkpoint.find(path)
+    state = checkpoint.read_state(path) if packed is None else packed
     made: Any = state.get("backbone")
     made = made if isinstance(made, dict) else {}
     name, options = made.get("name"), made.get("options") or {}
@@ -53,7 +72,7 @@ def load(path: str | Path) -> Stored:
         raise InputError("GL0701", "state.json names no backbone", where=str(path))
     with torch.device("meta"):
         net = backbones.create(name, embedding, **options)
-    weights = checkpoint.judged_weights(path)
+    weights = checkpoint.judged_weights(path) if packed is None else WEIGHTS
     try:
         found = checkpoint.read_tensors(path / weights)
     except (ValueError, OSError) as error:

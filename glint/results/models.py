@@ -338,3 +338,25 @@ class Error:
     where: str  # file, offset or option
     hint: str  # what to do
     exit: int  # exit code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    SCHEMA: ClassVar[str] = "glint/push-result@1"  # an upload to a hub
+    repo: str  # owner/name
+    kind: str  # model or dataset
+    private: bool  # whether only its owner reads it
+    commit: str  # of the hub
+    files: int  # in this commit
+    bytes: int  # of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    SCHEMA: ClassVar[str] = "glint/pull-result@1"  # a download from a hub
+    repo: str  # owner/name
+    kind: str  # model or dataset
+    commit: str  # of the hub
+    files: int  # all of them
+    bytes: int  # of them
+    out: str  # where it was written

@@ -19,6 +19,7 @@ from glint.dist.world import World
 from glint.errors import MismatchError, UsageError
 from glint.evals.packs import Pairs, read_bin
 from glint.log import logger
+from glint.models import import_weights
 from glint.nn import backbones
 from glint.nn.heads import options as head_options
 from glint.nn.heads.class_pool import ClassPool
@@ -139,7 +140,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
         },
         "sampling": data.stream.sampling_digest,
         "data": {name: table["data"][name] for name in ("flip", "augment", "block")},
-        "backbone": table["backbone"],
+        "backbone": {k: v for k, v in table["backbone"].items() if k != "pretrained"},
         "head": {k: v for k, v in table["head"].items() if k not in free},
         "optim": table["optim"],
         "schedule": {k: v for k, v in table["schedule"].items() if k != "max_steps"},
@@ -312,7 +313,11 @@ def net(recipe: Recipe, world: World) -> tuple[nn.Module, Any]:
     torch.manual_seed(recipe.run.seed)
     backbone = backbones.create(
         recipe.backbone.name, embedding=recipe.backbone.embedding, **recipe.backbone.options
-    ).to(world.device, parameter_dtype(recipe))
+    )
+    if recipe.backbone.pretrained:
+        trunk: Any = backbone.trunk
+        import_weights.fill(trunk, recipe.backbone.pretrained, recipe.backbone.name)
+    backbone = backbone.to(world.device, parameter_dtype(recipe))
     if recipe.run.channels_last:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.run.sync_bn and world.size > 1:

@@ -1,4 +1,4 @@
-"""The log of a run: log.jsonl, TensorBoard, and where the time goes."""
+"""The log of a run: log.jsonl, what `loggers` get, and where the time goes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 
 from glint.files.atomic import open_own, write_bytes
 from glint.log import logger
+from glint.train import loggers
 
 if TYPE_CHECKING:
     from glint.evals.pairs import Verification
@@ -43,6 +44,11 @@ def _not_finite(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+def chosen(names: list[str], tensorboard: bool) -> list[str]:
+    """Return loggers, each once; without TensorBoard where that is not wanted."""
+    return [name for name in dict.fromkeys(names) if name != "tensorboard" or tensorboard]
+
+
 class Log:
     """Writes on rank 0 only; a failing logger never ends a run."""
 
@@ -54,20 +60,18 @@ class Log:
         self._rate = self._since = self._waited = 0.0
         self._at: Moment = 0.0
         self._begin()
-        self._file = self._board = None
+        self._file, self._loggers = None, list[loggers.Detached]()
+        names = chosen(run.recipe.run.loggers, run.recipe.run.tensorboard)
+        for name in names:
+            loggers.check(name)
         if run.world.rank == 0:
             run.out.mkdir(parents=True, exist_ok=True)
             path = run.out / "log.jsonl"
             cut(path, start)
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
             self._file = os.fdopen(open_own(path, flags, 0o644), "a", buffering=1)
-            if run.recipe.run.tensorboard:
-                try:
-                    from torch.utils.tensorboard import SummaryWriter
-
-                    self._board = SummaryWriter(str(run.out / "tensorboard"))
-                except ImportError:
-                    logger.info("tensorboard is not installed: log.jsonl only")
+            if names:
+                self._loggers = loggers.begin(names, run.out, run.recipe.model_dump(mode="json"))
 
     def mark(self, part: str) -> None:
         """Count the time since the last mark as `part`: on a GPU, its own and not the host's.
@@ -157,8 +161,8 @@ class Log:
 
     def close(self) -> None:
         """Flush and close."""
-        if self._board is not None:
-            self._board.close()
+        for one in self._loggers:
+            one.close()
         if self._file is not None:
             self._file.close()
 
@@ -196,10 +200,13 @@ class Log:
         entry = {k: None if _not_finite(v) else v for k, v in entry.items()}  # JSON has no NaN
         try:
             self._file.write(json.dumps({"kind": kind, **entry}) + "\n")
-            if self._board is not None:
-                prefix = f"{kind}/{entry['set']}" if "set" in entry else kind
-                for key, value in entry.items():
-                    if isinstance(value, int | float) and key not in ("step", "epoch"):
-                        self._board.add_scalar(f"{prefix}/{key}", value, entry["step"])
         except OSError as error:
             logger.warning("the log could not be written: %s", error)
+        prefix = f"{kind}/{entry['set']}" if "set" in entry else kind
+        values = {
+            f"{prefix}/{key}": value
+            for key, value in entry.items()
+            if isinstance(value, int | float) and key not in ("step", "epoch")
+        }
+        for one in self._loggers:
+            one.write(entry["step"], values)

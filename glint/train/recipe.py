@@ -50,6 +50,7 @@ class Backbone(Table):
     name: Text
     embedding: AtLeastOne = 512
     options: dict[str, Option] = Field(default_factory=dict)
+    pretrained: str = ""  # a file of weights that a trunk of timm starts from
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield a name that no net has. What timm has is known where timm is, when it is built."""
@@ -61,6 +62,10 @@ class Backbone(Table):
                 + (f", did you mean {near[0]!r}?" if near else ".")
                 + f" There are {', '.join(NAMES)}, and {TIMM}MODEL",
             )
+        if self.pretrained and not self.name.startswith(TIMM):
+            yield "pretrained", f"only read with {TIMM}MODEL; run.finetune starts from a checkpoint"
+        if "pretrained" in self.options:
+            yield "options", "backbone.pretrained = FILE is the key; no weights are fetched"
 
 
 def _declared(key: str, **bounds: Any) -> Any:
@@ -248,7 +253,9 @@ class Run(Table):
     async_save: bool = True  # write checkpoints beside the steps, from a copy in memory
     eval_every: Count = 0  # steps; 0 = at the end of each epoch
     val: list[Text] = Field(default_factory=list)  # verification .bin files
-    tensorboard: bool = True
+    # beside log.jsonl: tensorboard, wandb, mlflow, module:Class
+    loggers: list[Text] = Field(default_factory=lambda: ["tensorboard"])
+    tensorboard: bool = True  # false: not even where loggers has it
     channels_last: bool = False
     finetune: str = ""  # a checkpoint whose weights the run starts from
     finetune_head: bool = False  # and from its centres; their momentum starts anew
@@ -287,6 +294,8 @@ class Recipe(Table):
     def paths(self) -> Iterator[tuple[str, str]]:
         """Yield (key, path) of every file or folder that a run reads."""
         yield "data.path", self.data.path
+        if self.backbone.pretrained:
+            yield "backbone.pretrained", self.backbone.pretrained
         if self.data.sampling not in ("", "auto"):
             yield "data.sampling", self.data.sampling
         if self.head.near:

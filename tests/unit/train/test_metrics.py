@@ -17,7 +17,7 @@ from glint.train import metrics
 
 
 def log(folder: Path, device: str = "cpu", every: int = 2) -> metrics.Log:
-    settings = SimpleNamespace(tensorboard=False, log_every=every)
+    settings = SimpleNamespace(tensorboard=False, loggers=[], log_every=every)
     run: Any = SimpleNamespace(
         world=SimpleNamespace(rank=0, device=torch.device(device), waited=Waited()),
         out=folder,
