@@ -117,7 +117,7 @@ def _short(result: dict[str, Any]) -> str:
     shown = {
         name: f"{value:.4g}" if isinstance(value, float) else value
         for name, value in result.items()
-        if not isinstance(value, dict | list) and value is not None and name != "schema"
+        if not isinstance(value, dict | list) and not str(value).startswith(("None", "glint/"))
     }
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 

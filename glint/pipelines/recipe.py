@@ -161,23 +161,29 @@ class Recipe(Table):
 def commands(recipe: Recipe) -> list[list[str]]:
     """Return the command line of every stage of a road, in order, as argument lists."""
     shard, align, embed = recipe.shard, recipe.align, recipe.embed
-    source = shard or align
-    assert source is not None
-    dataset = source.out
-    first = ["glint", "shard" if shard else "align", source.source, dataset]
-    if align is not None:
-        first += ["--detector", align.detector, *_option("--faces", align.faces)]
-        first += _option("--min-face", align.min_face) + ["--unlabelled"] * align.unlabelled
-    first += _option("--samples-per-shard", source.samples_per_shard)
-    road = [first + _option("--workers", source.workers) + _option("--seed", source.seed)]
+    if shard is not None:
+        dataset = shard.out
+        first = ["glint", "shard", shard.source, dataset]
+        first += _option("--samples-per-shard", shard.samples_per_shard)
+        first += _option("--workers", shard.workers) + _option("--seed", shard.seed)
+    else:
+        assert align is not None
+        dataset = align.out
+        first = ["glint", "align", align.source, dataset, "--detector", align.detector]
+        first += _option("--faces", align.faces) + _option("--min-face", align.min_face)
+        first += ["--unlabelled"] * align.unlabelled
+        first += _option("--samples-per-shard", align.samples_per_shard)
+        first += _option("--workers", align.workers) + _option("--seed", align.seed)
+    road = [first]
     rows: list[str] = []
     if embed is not None:
         road.append(["glint", "embed", dataset, "--model", embed.model, "--out", embed.out])
         rows = ["--embeddings", embed.out]
-    score = ["--quality", recipe.quality.out] if recipe.quality else []
-    if recipe.quality is not None:
-        how = _option("--method", recipe.quality.method) + _option("--model", recipe.quality.model)
-        road.append(["glint", "quality", dataset, *rows, *how, "--out", recipe.quality.out])
+    quality = recipe.quality
+    score = [] if quality is None else ["--quality", quality.out]
+    if quality is not None:
+        how = _option("--method", quality.method) + _option("--model", quality.model)
+        road.append(["glint", "quality", dataset, *rows, *how, "--out", quality.out])
     if recipe.cluster is not None and embed is not None:
         cluster = recipe.cluster
         find = ["glint", "cluster", embed.out, "--out", cluster.out]
@@ -194,25 +200,28 @@ def commands(recipe: Recipe) -> list[list[str]]:
         balance = recipe.balance
         sample = ["glint", "balance", dataset, *_option("--cap", balance.cap)]
         sample += _option("--min", balance.min) + _option("--power", balance.power)
-        if recipe.quality is not None and recipe.quality.least is not None:
-            sample += [*score, "--min-quality", recipe.quality.least]
+        if quality is not None and quality.least is not None:
+            sample += [*score, "--min-quality", quality.least]
         road.append(sample)
     if recipe.look is not None:
         road.append(["glint", "look", dataset, *rows, *score, "--out", recipe.look.out])
-    return road + _training(recipe, dataset)
+    return road + training_commands(recipe, dataset)
 
 
-def _training(recipe: Recipe, dataset: str) -> list[list[str]]:
+def training_commands(recipe: Recipe, dataset: str) -> list[list[str]]:
+    """Return the command lines of the stages that train and measure."""
     train, road = recipe.train, []
     if train is not None:
         sets = [f"data.path={dataset}", *(["data.sampling=auto"] if recipe.balance else [])]
         words = [word for one in [*sets, *train.set] for word in ("--set", one)]
         line = ["glint", "train", train.recipe, "--out", train.out]
         road.append(line + _option("--nproc", train.nproc) + words)
-        if recipe.export is not None:
-            road.append(["glint", "export", train.out, recipe.export.out])
-        net = recipe.export.out if recipe.export else train.out
-        for pairs in recipe.eval.pairs if recipe.eval else []:
+        export = recipe.export
+        evaluate = recipe.eval
+        if export is not None:
+            road.append(["glint", "export", train.out, export.out])
+        net = export.out if export else train.out
+        for pairs in [] if evaluate is None else evaluate.pairs:
             road.append(["glint", "eval", "pairs", pairs, "--model", net])
     return road
 

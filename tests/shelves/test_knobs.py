@@ -28,7 +28,8 @@ def reads(folders: list[str], model: type[Table]) -> set[tuple[str, str]]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             if path.name == "recipe.py":  # its checks use nothing; `commands` of a road does
-                tree.body = [one for one in tree.body if getattr(one, "name", "") == "commands"]
+                names = ("commands", "training_commands")
+                tree.body = [one for one in tree.body if getattr(one, "name", "") in names]
             nodes = list(ast.walk(tree))
             known = {name: {name} for name in model.model_fields}
             for node in nodes:
