@@ -56,6 +56,7 @@ bench: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_errors.py
 	$(BIN)/python docs/make_results.py
+	$(BIN)/python docs/make_benchmarks.py
 	$(BIN)/python docs/make_api.py
 
 # The virtual environment: made when absent, brought up to date when pyproject.toml changes.

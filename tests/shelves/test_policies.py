@@ -89,6 +89,12 @@ def test_the_page_of_errors_is_the_table() -> None:
     assert all(code in page for code in CODES)
 
 
+def test_the_page_of_benchmarks_is_their_results() -> None:
+    page = made("make_benchmarks")
+    assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == page, "run: make docs"
+    assert "99.43 %" in page and page.count("| ") > 300
+
+
 def test_the_page_of_results_is_the_dataclasses() -> None:
     page = made("make_results")
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8") == page, "run: make docs"
