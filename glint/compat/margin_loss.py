@@ -99,13 +99,16 @@ class Zeroed(SoftmaxPass):
     glint's own threshold takes it out of the denominator; in `arcface_torch` exp(0) stays there.
     """
 
-    filtered_N: Tensor | None = None
+    filtered: dict[int, Tensor] | None = None  # of a block's number: how many, (N)
 
     def stream(self, learn: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Add exp(0) for each filtered negative to the sums."""
-        self.filtered_N = torch.zeros_like(self.batch.norm_N)
+        self.filtered = {}
         largest_N, sum_N, feature_grad_ND = super().stream(learn)
-        filtered_N, self.filtered_N = self.filtered_N, None
+        filtered_N = torch.zeros_like(sum_N)
+        for one_N in self.filtered.values():
+            filtered_N += one_N
+        self.filtered = None
         filtered_N[self.sample_t] -= 1  # targets are no negatives
         zero_N = torch.where(filtered_N > 0, 0.0, -math.inf).to(largest_N.dtype)
         joined_N = torch.maximum(largest_N, zero_N)
@@ -115,7 +118,7 @@ class Zeroed(SoftmaxPass):
         return joined_N, sum_N, feature_grad_ND.mul_(faded_N[:, None])
 
     def _logits(self, number: int, operand_bD: Tensor) -> Tensor:
-        logit_Nb = super()._logits(number, operand_bD)
-        if self.filtered_N is not None:
-            self.filtered_N += (logit_Nb == -math.inf).sum(1)
-        return logit_Nb
+        logit_bN = super()._logits(number, operand_bD)
+        if self.filtered is not None:  # a block may be passed over twice
+            self.filtered[number] = (logit_bN == -math.inf).sum(0)
+        return logit_bN

@@ -26,11 +26,12 @@ from glint.compat.margin_loss import Call, Zeroed, numbers, understood
 from glint.dist.span import span
 from glint.dist.world import present
 from glint.errors import UsageError
+from glint.nn.heads.batch import gather_batch
 from glint.nn.heads.options import PartialFCOptions
 from glint.nn.heads.partial_fc import pass_type
-from glint.nn.heads.softmax import SoftmaxPass, gather_batch, margin_softmax
-from glint.nn.heads.storage import Store
-from glint.nn.heads.updates import ActiveRows, DenseExact, RowRule, Table
+from glint.nn.heads.softmax import SoftmaxPass, margin_softmax
+from glint.nn.heads.storage import Space, Store
+from glint.nn.heads.updates import ActiveRows, DenseExact, Gradient, RowRule, Table
 
 # n samples on this rank, N over all ranks, c classes of this rank, k rows that play, D embedding
 
@@ -257,7 +258,7 @@ class PartialFC_V2(nn.Module):
         if self._copied is not None and self._copied.fits(self._rule, table, index_k):
             active = self._copied
         active.update(
-            lambda number, _: value_kD[active.rows(number)],
+            lambda number, *_: Gradient(value_kD[active.rows(number)]),
             step=self._rule.now,
             lr=float(group["lr"]),
         )
@@ -320,7 +321,7 @@ class _Copied(ActiveRows):
             and torch.equal(index_k, self.index_k)
         )
 
-    def take(self, number: int) -> Tensor:
+    def take(self, number: int, space: Space | None = None) -> Tensor:
         """Return block `number`, (b, D)."""
         return self.copies[0][self.rows(number)]
 
@@ -328,12 +329,16 @@ class _Copied(ActiveRows):
         """Return single rows by their place among those that play, (t, D), a copy."""
         return self.copies[0][row_t]
 
-    def update(self, gradient: Callable[[int, Tensor], Tensor], *, step: int, lr: float) -> None:
+    def update(
+        self, gradient: Callable[[int, Tensor, Space], Gradient], *, step: int, lr: float
+    ) -> None:
         """Move the copies and write them back; they are used up."""
+        space = self.space()
         for number in range(len(self)):
             at = self.at(number)
             rows = [copy_kD[self.rows(number)] for copy_kD in self.copies]
-            self.rule.move(rows, self.table, at, gradient(number, rows[0]), step=step, lr=lr)
+            grad = gradient(number, rows[0], space.begin())
+            self.rule.move(rows, self.table, at, grad, step=step, lr=lr)
             self.rule.write(rows, self.table, at, step=step)
         self.rule.done(self.table, lr=lr)
 

@@ -91,7 +91,7 @@ def run(
     }
     poor_N = np.zeros(dataset.n, np.bool_) if poor_N is None else poor_N
     if poor_N.any():
-        why["poor"] = sha256(np.packbits(poor_N)).hexdigest()
+        why["poor"] = sha256(np.packbits(poor_N).tobytes()).hexdigest()
     made = labels.in_force(dataset.root, dataset.classes)[:1]
     if apply and made and made[0]["why"] == why:  # the same once more: not on top of itself
         version = labels.load(dataset.root, int(made[0]["from"]), dataset.classes)

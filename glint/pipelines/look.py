@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -282,10 +281,10 @@ class Catalogue:
         """Choose what a page that is one file shows: ends of every order, and a random part."""
         rng = np.random.default_rng(seed)
         at_all = self._order("identities", "images")
-        kinds: list[Sequence[int]] = [at_all[::-1][:SAMPLE], at_all[:SAMPLE]]
+        kinds: list[Ints] = [at_all[::-1][:SAMPLE], at_all[:SAMPLE]]
         kinds += [self._order("identities", one.name)[:SAMPLE] for one in self.columns[:2]]
         some = min(2 * SAMPLE, len(at_all))
-        kinds.append(rng.choice(len(at_all), some, replace=False) if some else [])
+        kinds.append(np.sort(rng.choice(at_all, some, replace=False)))
         chosen = list(dict.fromkeys(int(at) for kind in kinds for at in kind))
         rows: dict[int, None] = {}
         for one in self.columns:
