@@ -28,8 +28,10 @@ CLASSES, DIM, BATCH, STEPS = 90, 12, 8, 40
 class Margin:
     """arcface_torch's CombinedMarginLoss by its documentation, out of place."""
 
-    def __init__(self, m2: float = 0.5, m3: float = 0.0, threshold: float = 0.0) -> None:
-        self.s, self.m1, self.m2, self.m3 = 64.0, 1.0, m2, m3
+    def __init__(
+        self, m2: float = 0.5, m3: float = 0.0, threshold: float = 0.0, s: float = 64.0
+    ) -> None:
+        self.s, self.m1, self.m2, self.m3 = s, 1.0, m2, m3
         self.interclass_filtering_threshold = threshold
 
     def __call__(self, cosine: Tensor, label: Tensor) -> Tensor:
@@ -144,6 +146,7 @@ CASES = [
     (0.3, "sgd", Margin()),
     (0.3, "sgd", Margin(m2=0.0, m3=0.4)),
     (0.3, "sgd", Margin(threshold=0.1)),
+    (0.3, "sgd", Margin(threshold=0.1, s=96.0)),  # logits are passed over twice
     (0.02, "sgd", Margin()),
     (0.3, "adamw", Margin()),
 ]
