@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from glint.dist.world import World
 from glint.errors import MismatchError
+
+if TYPE_CHECKING:  # over a second to import, sympy with it
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
 
 
 class Table(Protocol):
@@ -45,6 +47,8 @@ class Sharded:
         about = torch.tensor([head.classes, head.dim, head.steps])
         if head.world.size == 1:
             return {**rows, "about": about}
+        from torch.distributed.device_mesh import DeviceMesh
+
         group = head.world.group or dist.group.WORLD
         mesh = DeviceMesh.from_group(group, head.world.device.type)  # type: ignore[arg-type]
         pieces = {name: self._piece(local, mesh) for name, local in rows.items()}
@@ -55,6 +59,8 @@ class Sharded:
 
         Raises MismatchError (GL0702) for another table.
         """
+        from torch.distributed.tensor import DTensor
+
         head = self.head
         classes, dim, steps = state["about"].tolist()
         if (classes, dim) != (head.classes, head.dim):
@@ -68,6 +74,8 @@ class Sharded:
         head.steps = steps
 
     def _piece(self, local: Tensor, mesh: DeviceMesh) -> DTensor:
+        from torch.distributed.tensor import DTensor, Shard
+
         shape = torch.Size([self.head.classes, *local.shape[1:]])
         stride = (local.shape[1], 1) if local.ndim == 2 else (1,)
         return DTensor.from_local(
