@@ -14,6 +14,7 @@ MODULES: tuple[str, ...] = (
     "recipes",
     "synth",
     "shard",
+    "align",
     "doctor",
     "train",
     "launch",

@@ -91,6 +91,7 @@ class _Check:
             if not 0 <= dataset.classes <= 10**9:
                 raise ValueError(f"identities: {dataset.classes}")
             parts = [int(said.get(part, 0)) for part in ("written", "quarantined", "erased")]
+            parts += [-int(said["further"])] if "further" in said else []
         except (InputError, KeyError, TypeError, ValueError) as error:
             if not isinstance(error, InputError):
                 self.problem("GL0301", f"lacks or spoils {error}", name)

@@ -1,0 +1,54 @@
+"""Photographs -> a dataset of aligned crops: `shard`, with a detector and a warp in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from glint.pipelines.dataset import shard as stage
+from glint.pipelines.dataset.photos import FACES, Align
+from glint.results import datasets as results
+from glint.shards.sources.rule import Rule
+
+__all__ = ["FACES", "Align", "align", "survey"]
+
+
+def _settled(options: Align) -> Align:
+    """Open the detector, so that what is wrong with it is said first, and name its file's digest."""
+    where = Path(options.detector).expanduser()
+    known = replace(options, detector=str(where.absolute())) if where.exists() else options
+    return replace(known, digest=known.opened().digest)
+
+
+def align(
+    src: stage.Src,
+    out: Any,
+    options: Align,
+    rule: Rule = Rule(),  # noqa: B008
+    *,
+    max_bad: float = 0.5,
+    **how: Any,
+) -> results.Align | results.AlignShare:
+    """Cut aligned crops of 112 x 112 from photographs into a dataset; return the counts.
+
+    Which crops and which bytes depends on the photos, the detector's file and `options` only; all
+    else is as `shard.shard` does it, which takes `how`. Raises what that and
+    `models.detector.open_detector` raise.
+    """
+    made = stage.shard(src, out, _settled(options), rule, max_bad=max_bad, **how)
+    assert isinstance(made, results.Align | results.AlignShare)
+    return made
+
+
+def survey(
+    src: stage.Src,
+    options: Align,
+    rule: Rule = Rule(),  # noqa: B008
+    *,
+    out: Path | str = "",
+) -> results.AlignPlan:
+    """Say what aligning would read, and write nothing; faces are not looked for."""
+    made = stage.survey(src, _settled(options), rule, out=out)
+    assert isinstance(made, results.AlignPlan)
+    return made
