@@ -58,21 +58,21 @@ def cut(picture_HW3: Pixels, matrix_23: Floats, antialias: bool = True) -> Pixel
     grid_2 = [axis.ravel() for axis in np.meshgrid(steps, steps)]
     x_m, y_m = inner_22 @ (np.stack(grid_2) - matrix_23[:, 2:])
     height, width = picture_HW3.shape[:2]
-    left, right = _reach(x_m, width)
-    top, bottom = _reach(y_m, height)
+    k = max(round(float(np.hypot(*inner_22[0]))), 1) if antialias else 1
+    left, right = _reach(x_m, width, k)
+    top, bottom = _reach(y_m, height, k)
     part = picture_HW3[top:bottom, left:right]
     x_m, y_m = x_m - left, y_m - top
-    k = round(float(np.hypot(*inner_22[0]))) if antialias else 1
     if k > 1:
         part = _averaged(part, k)
         x_m, y_m = ((axis + 0.5) / k - 0.5 for axis in (x_m, y_m))
     return _bilinear(part, x_m, y_m).reshape(SHAPE)
 
 
-def _reach(axis_m: Floats, size: int) -> tuple[int, int]:
-    """Return [start, stop) of the pixels that an axis of the crop touches."""
-    start = min(max(int(axis_m.min()) - 1, 0), size)
-    return start, max(min(int(axis_m.max()) + 3, size), start)
+def _reach(axis_m: Floats, size: int, k: int) -> tuple[int, int]:
+    """Return [start, stop) of the pixels that an axis of the crop touches, in squares of k."""
+    start = min(max(int(axis_m.min()) - k, 0), size) // k * k
+    return start, max(min(int(axis_m.max()) + 2 * k + 2, size), start)
 
 
 def _averaged(part_HW3: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.float32]:
@@ -98,9 +98,14 @@ def _bilinear(part_HW3: npt.NDArray[np.generic], x_m: Floats, y_m: Floats) -> Pi
     return np.asarray(np.rint(upper * (1 - down) + lower * down), np.uint8)
 
 
-def distance(points_52: Floats) -> float:
-    """Return how far five points of a picture of SIDE x SIDE lie from the template, on average."""
-    return float(np.hypot(*(points_52 - TEMPLATE).T).mean())
+def displacement(points_52: Floats) -> float:
+    """Return by how many pixels aligning a picture of SIDE x SIDE would move it, on average.
+
+    Nearly 0 for a crop that is aligned already, however its face is turned.
+    """
+    matrix_23 = similarity(points_52)
+    moved_52 = TEMPLATE @ matrix_23[:, :2].T + matrix_23[:, 2]
+    return float(np.hypot(*(moved_52 - TEMPLATE).T).mean())
 
 
 def angles(points_52: Floats) -> tuple[float, float, float]:

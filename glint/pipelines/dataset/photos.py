@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 FACES = ("largest", "central", "all", "one")
 SUBSAMPLING = ("444", "422", "420")
 HELD = 32_000_000  # pixels of photos held together, or one photo
-ALIGNED = 4.0  # pixels from the template, on average, up to which a crop is aligned already
+ALIGNED = 5.0  # pixels that aligning would move a crop, up to which it is aligned already
 MARGIN = crops.SIDE // 3  # around a crop, or the detector has too little to see
 _NOT_BYTES = ("detector", "device")  # the digest tells the model
 
@@ -216,25 +216,31 @@ def upright(data: bytes, notes: Counter[str]) -> Pixels:
 
 
 def _find(photos: list[Photo], detector: Detector, options: Align) -> None:
-    """Find the faces of photos; a picture of a crop's size may be one: it is looked at first."""
-    least = options.min_score / 2
-    for margin in (MARGIN, 0):
-        some = [p for p in photos if p.picture is not None and p.faces is None]
-        if margin:
-            some = [p for p in some if p.picture is not None and p.picture.shape == crops.SHAPE]
-        views = [np.pad(p.picture, ((margin,) * 2,) * 2 + ((0, 0),)) for p in some if margin]
-        views = views or [p.picture for p in some if p.picture is not None]
-        for photo, faces in zip(some, detector.find(views, least)):
-            near = faces.moved(-margin)
-            fits = photo.picture is not None and photo.picture.shape == crops.SHAPE
-            photo.aligned = (
-                fits
-                and len(near.score) > 0
-                and float(near.score[0]) >= options.min_score
-                and crops.distance(near.points[0].astype(np.float64)) <= ALIGNED
-            )
-            if photo.aligned or not margin:
-                photo.faces = near
+    """Find the faces of photos; one of a crop's size may be a crop, and is looked at with a margin.
+
+    Where that is no aligned crop, what is found without the margin counts, if anything is.
+    """
+    least, edge = options.min_score / 2, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0))
+    shown = [(one, one.picture) for one in photos if one.picture is not None]
+    small = [(one, picture) for one, picture in shown if picture.shape == crops.SHAPE]
+    padded = [np.pad(picture, edge) for _, picture in small]
+    for (photo, _), faces in zip(small, detector.find(padded, least)):
+        photo.faces = faces.moved(-MARGIN)
+        photo.aligned = _is_aligned(photo.faces, options.min_score)
+    shown = [(one, picture) for one, picture in shown if not one.aligned]
+    found = detector.find([picture for _, picture in shown], least)
+    for (photo, _), faces in zip(shown, found):
+        if photo.faces is None or (faces.score >= options.min_score).any():
+            photo.faces = faces
+
+
+def _is_aligned(faces: Faces, least: float) -> bool:
+    if not len(faces.score) or faces.score[0] < least:
+        return False
+    try:
+        return crops.displacement(faces.points[0].astype(np.float64)) <= ALIGNED
+    except ValueError:
+        return False
 
 
 def choose(
