@@ -52,7 +52,10 @@ CROPS = pa.schema(
         ("photo_height", pa.int32()),
         ("face", pa.int32()),  # of those taken from the photo, the largest is 0
         ("box", pa.list_(pa.float32(), 4)),  # left, top, right, bottom
-        ("points", pa.list_(pa.float32(), 10)),  # x, y of left eye, right eye, nose, mouth's corners
+        (
+            "points",
+            pa.list_(pa.float32(), 10),
+        ),  # x, y of left eye, right eye, nose, mouth's corners
         ("score", pa.float32()),  # of the detector
         ("interocular", pa.float32()),  # between the eyes
         ("yaw", pa.float32()),  # degrees, roughly: looks to the right, down, turned clockwise

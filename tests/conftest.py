@@ -99,7 +99,7 @@ def jpeg() -> Callable[[int], bytes]:
 
 @pytest.fixture(scope="session")
 def made_detector(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Make an ONNX file with SCRFD's nine outputs that finds cells of 8 x 8 pixels, red and no green.
+    """Make an ONNX file with SCRFD's nine outputs that finds cells of 8 x 8 red pixels.
 
     A cell at (8j, 8i) of what it sees is a face around that corner; half its side is 8 (0.5 + blue
     / 127.5) pixels, its points are the template's. side: of the input, 0 = any size and batch.

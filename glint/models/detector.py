@@ -148,7 +148,8 @@ def located(detector: str) -> tuple[Path, Reading]:
 
     detector: an ONNX file, a folder of a pack, or the name of one in PACKS, "" for DEFAULT. A pack
     of version 2 names its detector; of another, it is the first file with five outputs or more, in
-    the order of names, as FaceAnalysis takes it. Raises UsageError GL0001, GL0003, InputError GL0401.
+    the order of names, as FaceAnalysis takes it. Raises UsageError GL0001, GL0003, InputError
+    GL0401.
     """
     for module in ("onnx", "onnxruntime"):
         if importlib.util.find_spec(module) is None:
@@ -160,7 +161,7 @@ def located(detector: str) -> tuple[Path, Reading]:
         return path, Reading()
     if not path.is_dir():
         there = ", ".join(one.name for one in packs()) or "none"
-        hint = f"--detector takes an ONNX file (SCRFD, RetinaFace), or a pack's folder or name; "
+        hint = "--detector takes an ONNX file (SCRFD, RetinaFace), or a pack's folder or name; "
         hint += f"packs in {PACKS}: {there}. glint downloads no model"
         raise UsageError("GL0001", "no such detector", where=str(path), hint=hint)
     if (found := onnx_file.package(path, "detection", PIXELS)) is not None:
@@ -233,7 +234,11 @@ def _flat(output: Floats) -> Floats:
 
 
 def _batch(
-    run: Callable[[Any], list[Floats]], kind: Any, said: Any, probe: list[Floats], size: tuple[int, int]
+    run: Callable[[Any], list[Floats]],
+    kind: Any,
+    said: Any,
+    probe: list[Floats],
+    size: tuple[int, int],
 ) -> int:
     """Return how many pictures a run takes: by trying two where the file leaves it open."""
     if isinstance(said, int) and said > 0:

@@ -15,7 +15,7 @@ __all__ = ["FACES", "Align", "align", "survey"]
 
 
 def _settled(options: Align) -> Align:
-    """Open the detector, so that what is wrong with it is said first, and name its file's digest."""
+    """Open the detector, so that its faults are said first, and name its file's digest."""
     where = Path(options.detector).expanduser()
     known = replace(options, detector=str(where.absolute())) if where.exists() else options
     return replace(known, digest=known.opened().digest)

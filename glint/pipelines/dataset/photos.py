@@ -189,9 +189,10 @@ def _looked_at(
         held += 0 if photo.picture is None else photo.picture.size // 3
         if held >= HELD or len(photos) >= detector.batch or i + 1 == source.n:
             _find(photos, detector, options)
-            while photos:
-                yield photos.pop(0)  # which lets go of its pixels
-            held = 0
+            for photo in photos:
+                yield photo
+                photo.data, photo.picture = b"", None  # before another is decoded
+            photos, held = [], 0
 
 
 def upright(data: bytes, notes: Counter[str]) -> Pixels:
@@ -243,9 +244,7 @@ def _is_aligned(faces: Faces, least: float) -> bool:
         return False
 
 
-def choose(
-    found: Faces, options: Align, size: tuple[int, int], notes: Counter[str]
-) -> list[int]:
+def choose(found: Faces, options: Align, size: tuple[int, int], notes: Counter[str]) -> list[int]:
     """Return which faces of a photo (size: width, height) give crops, the largest first.
 
     Notes: several-faces (photos of which one face was taken), small-faces and faces-over (faces
@@ -279,9 +278,7 @@ def choose(
     return [int(order[0])]
 
 
-def _crops(
-    photo: Photo, options: Align, notes: Counter[str]
-) -> list[tuple[bytes, dict[str, Any]]]:
+def _crops(photo: Photo, options: Align, notes: Counter[str]) -> list[tuple[bytes, dict[str, Any]]]:
     """Return the crops of a photo, encoded, with their columns of the index. Raises Rejected."""
     picture, found = photo.picture, photo.faces
     if picture is None or found is None:

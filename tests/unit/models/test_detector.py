@@ -66,7 +66,7 @@ def test_a_picture_of_another_size_comes_back_in_its_own_pixels(made_detector: M
     large[80:96, 160:176] = 255, 0, 255
     faces = found.find([large], 0.5)[0]
     assert faces.box[0] == pytest.approx([120, 40, 200, 120], abs=0.5)
-    canvas, across, down = detector.letterbox(np.zeros((333, 1000, 3), np.uint8), 640, 640)
+    _, across, down = detector.letterbox(np.zeros((333, 1000, 3), np.uint8), 640, 640)
     assert (across, down) == (0.64, 213 / 333)
 
 
