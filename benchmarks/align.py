@@ -241,7 +241,7 @@ def bed(work: Path, pictures: int) -> list[Figure]:
     from glint.shards.sources import open_source
 
     source, draw = open_source(SHARED / "lfw" / "train.rec"), np.random.default_rng(0)
-    detector = open_detector(str(DETECTOR), threads=1)
+    detector = open_detector(DETECTOR, threads=1)
     truth: dict[str, list[tuple[np.ndarray, float, float]]] = {}
     (work / "bed" / "x").mkdir(parents=True)
     y, x = np.mgrid[:112, :112]

@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from glint.errors import GlintError, InputError, UsageError
-from glint.models import onnx_file
+from glint.files import reads
+from glint.models import checkpoint, onnx_file
 from glint.models.onnx_file import Reading
 from glint.models.recogniser import EXTRA, TYPES, session
 
@@ -31,6 +32,7 @@ DEFAULT = "buffalo_l"  # as FaceAnalysis
 PIXELS = (127.5, 128.0)  # mean and std of SCRFD
 MEANS = (104.0, 117.0, 123.0)  # of RetinaFace: blue, green, red
 OVERLAP = 0.4  # from here on, of two boxes the better one stays
+_OUTSIDE = b"\x0a\x08location"  # how an ONNX file says that a tensor lies elsewhere
 BATCH = 8  # pictures together where the file takes any number
 
 
@@ -151,9 +153,6 @@ def located(detector: str) -> tuple[Path, Reading]:
     the order of names, as FaceAnalysis takes it. Raises UsageError GL0001, GL0003, InputError
     GL0401.
     """
-    for module in ("onnx", "onnxruntime"):
-        if importlib.util.find_spec(module) is None:
-            raise UsageError("GL0003", f"a detector needs {module}", hint=EXTRA)
     path = Path(detector or DEFAULT).expanduser()
     if not path.exists() and path.name == str(path):
         path = PACKS.expanduser() / path
@@ -166,28 +165,38 @@ def located(detector: str) -> tuple[Path, Reading]:
         raise UsageError("GL0001", "no such detector", where=str(path), hint=hint)
     if (found := onnx_file.package(path, "detection", PIXELS)) is not None:
         return found
+    _require("onnx")
     for file in sorted(path.glob("*.onnx")):
         if len(onnx_file.loaded(file, "detector").graph.output) >= 5:
             return file, Reading()
     raise _bad(path, "none of its .onnx files has the outputs of a detector")
 
 
+def _require(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UsageError("GL0003", f"a detector needs {module}", hint=EXTRA)
+
+
 def open_detector(
-    detector: str,
+    path: Path,
+    reading: Reading = Reading(),  # noqa: B008
     *,
     size: tuple[int, int] = (640, 640),
     threads: int | None = None,
     device: str | None = None,
 ) -> Detector:
-    """Open a detector by path or pack.
+    """Open a detector's file, as `located` returns it; without the onnx package, which is slow.
 
     size: width and height of what it sees, where the file leaves them open. threads, device: as
-    `recogniser.open_model` takes them. Raises what `located` raises, UsageError GL0002, InputError
-    GL0401 for a file that is no detector with five points.
+    `recogniser.open_model` takes them. Raises UsageError GL0002, GL0003, InputError GL0401 for a
+    file that is no detector with five points, or keeps weights in other files.
     """
-    path, reading = located(detector)
-    model = onnx_file.loaded(path, "detector")
-    opened = session(path, model, threads, device)
+    _require("onnxruntime")
+    if why := reads.stand_in(path):
+        raise _bad(path, f"expected an ONNX detector, found {why}")
+    if _OUTSIDE in path.read_bytes():
+        raise _bad(path, "its weights lie in other files: make it one file, with onnx.save")
+    opened = session(path, None, threads, device)
     taken = opened.get_inputs()
     shape = taken[0].shape if taken else []
     if len(taken) != 1 or len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != 3):
@@ -225,8 +234,7 @@ def open_detector(
             return [decode([_flat(one) for one in outputs])]
         return [decode([one[i] for one in outputs]) for i in range(len(canvases))]
 
-    digest = onnx_file.digest(path, onnx_file.beside(model), reading)
-    return Detector(path.name, digest, size, batch, pictures)
+    return Detector(path.name, checkpoint.sha256(path), size, batch, pictures)
 
 
 def _flat(output: Floats) -> Floats:

@@ -210,7 +210,10 @@ def _session(path: Path, model: Any, threads: int | None, device: str | None) ->
 
 
 def session(path: Path, model: Any, threads: int | None, device: str | None) -> Any:
-    """Open a parsed ONNX file by onnxruntime. Raises UsageError GL0002, InputError GL0401."""
+    """Open an ONNX file by onnxruntime; `model` is what it parses to, for errors, or None.
+
+    Raises UsageError GL0002, InputError GL0401.
+    """
     import onnxruntime
 
     options, providers = _options(threads), _providers(device)
@@ -218,10 +221,11 @@ def session(path: Path, model: Any, threads: int | None, device: str | None) -> 
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        made = ", ".join(f"{one.domain or 'onnx'} {one.version}" for one in model.opset_import)
-        what = f"this onnxruntime ({onnxruntime.__version__}) does not load it; it was written for "
-        what += f"IR {model.ir_version}, operators {made}: {text[:200]}"
-        raise _bad(path, what) from None
+        what = f"this onnxruntime ({onnxruntime.__version__}) does not load it"
+        if model is not None:
+            made = ", ".join(f"{one.domain or 'onnx'} {one.version}" for one in model.opset_import)
+            what += f"; it was written for IR {model.ir_version}, operators {made}"
+        raise _bad(path, f"{what}: {text[:200]}") from None
 
 
 def _output(names: list[str], wanted: str, path: Path) -> str:

@@ -2,7 +2,8 @@
 
 A page's blocks share one empty folder. $WORLD is a small synthetic world and $DATA the dataset that
 `glint shard` makes of it; $PHOTOS are pictures in which $DETECTOR, a made ONNX file, finds faces.
-They are made only for pages that name them. All other fences say what they are: text, console, toml, json, python, bash.
+They are made only for pages that name them. All other fences say what they are: text, console,
+toml, json, python, bash.
 """
 
 from __future__ import annotations

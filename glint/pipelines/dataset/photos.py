@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,8 @@ import xxhash
 from glint import schemas
 from glint.errors import MismatchError, UsageError
 from glint.files.strings import load_names, text
+from glint.models.detector import Detector, Faces, open_detector
+from glint.models.onnx_file import Reading
 from glint.pipelines.dataset.plan import Options, Plan
 from glint.shards import crops, image, pixels
 from glint.shards.image import Rejected
@@ -30,9 +32,6 @@ from glint.shards.pixels import Pixels
 from glint.shards.plan import key_name
 from glint.shards.sources.source import Source
 from glint.shards.tar import Shard
-
-if TYPE_CHECKING:
-    from glint.models.detector import Detector, Faces
 
 FACES = ("largest", "central", "all", "one")
 SUBSAMPLING = ("444", "422", "420")
@@ -46,8 +45,9 @@ _NOT_BYTES = ("detector", "device")  # the digest tells the model
 class Align(Options):
     """What decides the crops of photographs.
 
-    detector: as `models.detector.open_detector` takes it; digest: the SHA-256 of its file. min_face
-    is the shorter side of a face's box, in pixels of the photo; input_size what the detector sees.
+    detector: its file; digest: the SHA-256 of that; mean, std: of its pixels, None as usual.
+    min_face: the shorter side of a face's box, in pixels of the photo; input_size: of what the
+    detector sees.
     """
 
     samples_per_shard: int = 500  # photos
@@ -55,6 +55,8 @@ class Align(Options):
     on_exif: str = image.KEEP
     detector: str = ""
     digest: str = ""
+    mean: float | None = None
+    std: float | None = None
     device: str = "cpu"
     faces: str = FACES[0]
     max_faces: int = 10
@@ -96,21 +98,20 @@ class Align(Options):
 
     def told(self) -> dict[str, Any]:
         """Return what a manifest says of how crops were made."""
-        names = ("digest", "faces", "min_score", "min_face", "input_size", "antialias", "quality",
-                 "subsampling")  # fmt: skip
+        names = ("digest", "faces", "max_faces", "min_score", "min_face", "input_size", "antialias",
+                 "quality", "subsampling")  # fmt: skip
         told = {name: getattr(self, name) for name in names}
         return {"template": "ArcFace 112x112", "detector": Path(self.detector).name, **told}
 
     def opened(self) -> Detector:
         """Open the detector, once a process. Raises what `open_detector` raises."""
-        return _opened(self.detector, image.size_of(self.input_size), self.device)
+        reading = Reading(mean=self.mean, std=self.std)
+        return _opened(self.detector, reading, image.size_of(self.input_size), self.device)
 
 
 @lru_cache(maxsize=1)
-def _opened(detector: str, size: tuple[int, int], device: str) -> Detector:
-    from glint.models.detector import open_detector
-
-    return open_detector(detector, size=size, threads=1, device=device)
+def _opened(file: str, reading: Reading, size: tuple[int, int], device: str) -> Detector:
+    return open_detector(Path(file), reading, size=size, threads=1, device=device)
 
 
 class Pace:

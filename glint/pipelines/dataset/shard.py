@@ -89,7 +89,8 @@ class Sharding(Job):
             found = source or self._source()
             if found.n * self.options.each > 10**9:
                 what = f"{found.n} records, nine-digit keys allow {10**9 // self.options.each}"
-                raise InputError("GL0201", what, where=str(self.src[0]))
+                hint = "fewer --max-faces leave room for more" if self.options.each > 1 else ""
+                raise InputError("GL0201", what, where=str(self.src[0]), hint=hint)
             with atomic.writing(folder):
                 found.save(folder, order(found.n, self.options.seed))
             return found.n, {**_described(found, self.rule, self.options), "bytes": found.bytes()}

@@ -289,6 +289,23 @@ def test_columns_go_with_the_crops(
     assert Dataset(tmp_path / "d").manifest["read"] == 26 + 2
 
 
+def test_photos_hold_no_crops_and_a_card_says_how_they_were_cut(
+    heap: Path, options: Align, tmp_path: Path
+) -> None:
+    from glint.pipelines.dataset.card import _commands
+    from glint.shards.against import read_as
+
+    align(heap, tmp_path / "a", replace(options, faces="all", antialias=False))
+    with pytest.raises(UsageError, match="cut out of photographs"):
+        read_as(tmp_path / "a", [heap], "")
+    reshard.reshard(tmp_path / "a", tmp_path / "b", 40)
+    assert read_as(tmp_path / "b", [tmp_path / "a"], "")[0].is_dataset
+    lines = _commands(Dataset(tmp_path / "b").manifest, [])
+    assert lines[0].startswith(f"glint align {heap.name} DATASET --detector made.onnx --faces all")
+    assert lines[0].endswith("--no-antialias --samples-per-shard 5 --seed 0")
+    assert lines[1] == "glint reshard OLD DATASET --samples-per-shard 40"
+
+
 class Fixed:
     """A detector that finds one face, relative to the middle of what it sees."""
 
