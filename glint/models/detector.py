@@ -76,7 +76,9 @@ class Detector:
             for (box, score, points), (_, across, down) in zip(
                 self._run([canvas for canvas, _, _ in placed]), placed
             ):
-                found.append(self._kept(box, score, points, np.float32([across, down]), least))
+                found.append(
+                    self._kept(box, score, points, np.array([across, down], np.float32), least)
+                )
         return found
 
     def _kept(
@@ -87,10 +89,10 @@ class Detector:
             raise InputError("GL0401", what, where=self.name)
         good = np.flatnonzero(score >= least)
         good = good[np.argsort(-score[good], kind="stable")]
-        box = box[good] / np.tile(scale, 2)
-        points = points[good].reshape(-1, 5, 2) / scale
-        kept = [i for i in apart(box) if np.isfinite(points[i]).all()]
-        return Faces(box[kept], score[good[kept]], points[kept])
+        box_n4 = np.asarray(box[good] / np.tile(scale, 2), np.float32)
+        points_n52 = np.asarray(points[good].reshape(-1, 5, 2) / scale, np.float32)
+        kept = [i for i in apart(box_n4) if np.isfinite(points_n52[i]).all()]
+        return Faces(box_n4[kept], score[good[kept]], points_n52[kept])
 
 
 def letterbox(picture_HW3: Pixels, width: int, height: int) -> tuple[Pixels, float, float]:
@@ -219,7 +221,7 @@ def open_detector(
     decode, own = _decoder(probe, size, path)
     mean = PIXELS[0] if reading.mean is None else reading.mean
     std = PIXELS[1] if reading.std is None else reading.std
-    shift = np.float32([mean] * 3 if own is None else own[::-1]).reshape(3, 1, 1)
+    shift = np.array([mean] * 3 if own is None else own[::-1], np.float32).reshape(3, 1, 1)
     scale = np.float32(std if own is None else 1)
     flip = slice(None) if own is None else slice(None, None, -1)  # RetinaFace takes blue first
     batch = _batch(run, kind, shape[0], probe, size)
@@ -287,16 +289,17 @@ def _decoder(
         centres.append(np.repeat(grid, anchors, axis=0).astype(np.float32))
         strides.append(np.full((count, 1), stride, np.float32))
     centre_N2, stride_N1 = np.concatenate(centres), np.concatenate(strides)
-    away = np.float32([-1, -1, 1, 1])
+    away = np.array([-1, -1, 1, 1], np.float32)
 
     def decode(outputs: list[Floats]) -> tuple[Floats, Floats, Floats]:
         """Distances from an anchor's centre, in strides (Guo et al. 2022, SCRFD)."""
-        score, box, points = (
+        score_N1, box_N4, points_N10 = (
             np.concatenate([outputs[places[k * levels + level]] for level in range(levels)])
             for k in range(3)
         )
-        box = np.tile(centre_N2, 2) + box * stride_N1 * away
-        return box, score[:, 0], np.tile(centre_N2, 5) + points * stride_N1
+        corner_N4: Floats = np.tile(centre_N2, 2) + box_N4 * stride_N1 * away
+        mark_N10 = np.tile(centre_N2, 5) + points_N10 * stride_N1
+        return corner_N4, score_N1[:, 0], np.asarray(mark_N10, np.float32)
 
     return decode, None
 

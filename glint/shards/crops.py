@@ -8,6 +8,8 @@ left and right corner of the mouth, as seen in the picture.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -61,7 +63,7 @@ def cut(picture_HW3: Pixels, matrix_23: Floats, antialias: bool = True) -> Pixel
     k = max(round(float(np.hypot(*inner_22[0]))), 1) if antialias else 1
     left, right = _reach(x_m, width, k)
     top, bottom = _reach(y_m, height, k)
-    part = picture_HW3[top:bottom, left:right]
+    part: npt.NDArray[Any] = picture_HW3[top:bottom, left:right]
     x_m, y_m = x_m - left, y_m - top
     if k > 1:
         part = _averaged(part, k)
@@ -83,7 +85,7 @@ def _averaged(part_HW3: npt.NDArray[np.uint8], k: int) -> npt.NDArray[np.float32
     return np.asarray(squares.sum(axis=(1, 3), dtype=np.float32) / np.float32(k * k))
 
 
-def _bilinear(part_HW3: npt.NDArray[np.generic], x_m: Floats, y_m: Floats) -> Pixels:
+def _bilinear(part_HW3: npt.NDArray[Any], x_m: Floats, y_m: Floats) -> Pixels:
     """Sample a picture at points, uint8 [m, 3]; black pixels surround it."""
     height, width = part_HW3.shape[:2]
     padded = np.zeros((height + 2, width + 2, 3), np.float32)

@@ -298,7 +298,8 @@ def join_rows(
     columns: that the rows have besides those of every dataset; more: further columns of all rows.
     """
     schema = pa.schema([*schemas.SAMPLES, *columns])
-    last = pa.schema([*schema, *(() if more is None else more.schema)])
+    more = pa.table({}) if more is None else more
+    last = pa.schema([*schema, *more.schema])
     repeating = [name for name in ("source_label", "dataset") if name in schema.names]
     options = {**ROW_OPTIONS, "use_dictionary": repeating}
     count_C, at = np.zeros(classes, np.int64), 0
@@ -309,7 +310,7 @@ def join_rows(
         for entry in entries:
             rows = parquet.read(plan.parts / f"{entry['shard']:06d}.parquet", schema)
             count_C += np.bincount(rows.column("label").to_numpy(), minlength=classes)
-            for field in () if more is None else more.schema:
+            for field in more.schema:
                 rows = rows.append_column(field, more.column(field.name).slice(at, len(rows)))
             at += rows.num_rows
             if rows.num_rows:

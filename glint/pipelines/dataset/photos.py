@@ -286,16 +286,16 @@ def _crops(photo: Photo, options: Align, notes: Counter[str]) -> list[tuple[byte
         raise photo.why or Rejected("no-face")
     high, wide = picture.shape[:2]
     taken = [0] if photo.aligned else choose(found, options, (wide, high), notes)
-    made = list[tuple[bytes, dict[str, Any]]]()
+    made, crop = list[tuple[bytes, dict[str, Any]]](), picture
     for i in taken:
         points = found.points[i].astype(np.float64)
-        if photo.aligned:
-            crop = picture
-        else:
+        if not photo.aligned:
             try:
                 crop = crops.cut(picture, crops.similarity(points), options.antialias)
             except ValueError as error:
-                raise Rejected("low-score", str(error)) from None
+                if i == taken[-1] and not made:
+                    raise Rejected("no-face", str(error)) from None
+                continue
         as_is = photo.aligned and image.kind(photo.data) == "jpg" and _stored(photo.data)
         yaw, pitch, roll = crops.angles(points)
         row = {
