@@ -51,8 +51,8 @@ DETECTOR = SHARED / "models" / "scrfd_500m_kps.onnx"
 MEMORY = """
 import re, sys
 from pathlib import Path
-from glint.pipelines.dataset.align import Align, align
-made = align(Path(sys.argv[1]), Path(sys.argv[2]), Align(detector=sys.argv[3]))
+from glint.pipelines.dataset.align import Align, Model, align
+made = align(Path(sys.argv[1]), Path(sys.argv[2]), Align(detector=Model(sys.argv[3])))
 assert made.written == made.read, made
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
@@ -81,10 +81,10 @@ def peer(work: Path, threads: int = 0) -> Any:
 
 def aligned(src: Path, out: Path, workers: int = 1, **options: Any) -> Any:
     """Align photographs; return the result."""
-    from glint.pipelines.dataset.align import Align, align
+    from glint.pipelines.dataset.align import Align, Model, align
     from glint.shards.sources.rule import Rule
 
-    given = Align(detector=str(DETECTOR), **{"samples_per_shard": 60, **options})
+    given = Align(detector=Model(str(DETECTOR)), **{"samples_per_shard": 60, **options})
     return align(src, out, given, Rule(), workers=workers, max_bad=1.0)
 
 
@@ -379,7 +379,7 @@ def speed(work: Path, copies: int) -> list[Figure]:
     apps = {name: peer(work, threads) for name, threads in (("as it comes", 0), ("one thread", 1))}
     took: dict[str, list[float]] = defaultdict(list)
     wall: dict[str, list[float]] = defaultdict(list)
-    for turn in range(3):
+    for turn in range(2):
         for name, app in apps.items():
             took[name].append(spent(lambda app=app: loop(app))[0] / len(photos))
         for workers in (1, 2):
@@ -442,8 +442,8 @@ def main() -> None:
         parts = {
             "same": lambda: same(work),
             "shrinking": lambda: shrinking(work, 20 if chosen.quick else 120),
-            "bed": lambda: bed(work, 40 if chosen.quick else 600),
-            "speed": lambda: speed(work, 1 if chosen.quick else 4),
+            "bed": lambda: bed(work, 40 if chosen.quick else 200),
+            "speed": lambda: speed(work, 2 if chosen.quick else 5),
             "memory": lambda: memory(work),
         }
         for name, part in parts.items():

@@ -13,6 +13,33 @@ if TYPE_CHECKING:
     from glint.results import datasets as results
 
 
+DETECTOR: str = typer.Option(
+    "buffalo_l",
+    "--detector",
+    "-d",
+    metavar="FILE|PACK",
+    help="An ONNX file (SCRFD, RetinaFace), a pack's folder, or its name in "
+    "~/.insightface/models. Never downloaded.",
+)
+FACES: str = typer.Option(
+    "largest",
+    help="Of a photo with several: largest, central, all, or one (several quarantine it).",
+)
+MAX_FACES: int = typer.Option(10, help="With --faces all: so many of a photo, the largest.")
+MIN_SCORE: float = typer.Option(0.5, help="Faces that the detector scores lower are left out.")
+MIN_FACE: float = typer.Option(
+    10, help="Faces with a shorter side below this are left out: pixels of the photo."
+)
+INPUT_SIZE: str = typer.Option(
+    "640x640", help="What the detector sees, where its file leaves it open."
+)
+ANTIALIAS: bool = typer.Option(
+    True,
+    "--antialias/--no-antialias",
+    help="Average pixels before a crop shrinks 1.5 times or more; without, as the field does.",
+)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("align")(align)
@@ -28,31 +55,13 @@ def align(
     out: str = typer.Argument(
         ..., help="The dataset: a new folder or URL, or an unfinished one to continue."
     ),
-    detector: str = typer.Option(
-        "buffalo_l",
-        "--detector",
-        "-d",
-        metavar="FILE|PACK",
-        help="An ONNX file (SCRFD, RetinaFace), a pack's folder, or its name in "
-        "~/.insightface/models. Never downloaded.",
-    ),
-    faces: str = typer.Option(
-        "largest",
-        help="Of a photo with several: largest, central, all, or one (several quarantine it).",
-    ),
-    max_faces: int = typer.Option(10, help="With --faces all: so many of a photo, the largest."),
-    min_score: float = typer.Option(0.5, help="Faces that the detector scores lower are left out."),
-    min_face: float = typer.Option(
-        10, help="Faces with a shorter side below this are left out: pixels of the photo."
-    ),
-    input_size: str = typer.Option(
-        "640x640", help="What the detector sees, where its file leaves it open."
-    ),
-    antialias: bool = typer.Option(
-        True,
-        "--antialias/--no-antialias",
-        help="Average pixels before a crop shrinks 1.5 times or more; without, as the field does.",
-    ),
+    detector: str = DETECTOR,
+    faces: str = FACES,
+    max_faces: int = MAX_FACES,
+    min_score: float = MIN_SCORE,
+    min_face: float = MIN_FACE,
+    input_size: str = INPUT_SIZE,
+    antialias: bool = ANTIALIAS,
     quality: int = typer.Option(95, help="Of the crops' JPEG, 1 to 100."),
     subsampling: str = typer.Option("444", help="Of their colours: 444, 422 or 420."),
     label_depth: int = source.LABEL_DEPTH,
@@ -94,8 +103,8 @@ def align(
         where = parallel.engine(engine, ray_address, workers)
         options = stage.Align(
             samples_per_shard=samples_per_shard, seed=seed, unlabelled=unlabelled,
-            detector=detector, device=device, faces=faces, max_faces=max_faces,
-            min_score=min_score, min_face=min_face, input_size=input_size.replace(" ", ""),
+            detector=stage.Model(detector, size=input_size.replace(" ", ""), device=device),
+            faces=faces, max_faces=max_faces, min_score=min_score, min_face=min_face,
             antialias=antialias, quality=quality, subsampling=subsampling,
         )  # fmt: skip
         if dry_run:

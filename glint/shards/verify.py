@@ -90,8 +90,7 @@ class _Check:
                 raise ValueError("the shards: a negative size")
             if not 0 <= dataset.classes <= 10**9:
                 raise ValueError(f"identities: {dataset.classes}")
-            counted = ("written", "quarantined", "erased", "further")
-            parts = [int(said.get(part, 0)) for part in counted]
+            parts = [int(said.get(it, 0)) for it in ("written", "quarantined", "erased", "further")]
         except (InputError, KeyError, TypeError, ValueError) as error:
             if not isinstance(error, InputError):
                 self.problem("GL0301", f"lacks or spoils {error}", name)

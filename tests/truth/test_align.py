@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from glint.pipelines.dataset.align import Align, align
+from glint.pipelines.dataset.align import Align, Model, align
 from glint.shards import pixels
 from glint.shards.dataset import Dataset
 from glint.shards.sources import open_source
@@ -55,7 +55,7 @@ def test_faces_points_and_crops_are_insightfaces(
             data = whole.extractfile(member).read()  # type: ignore[union-attr]
             out.addfile(member, io.BytesIO(data))
             photos[member.name] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    made = align(part, tmp_path / "out", Align(detector=str(detector), faces="all"))
+    made = align(part, tmp_path / "out", Align(detector=Model(str(detector)), faces="all"))
     assert made.written >= made.read == some
     data = Dataset(tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "samples.parquet").to_pylist()
@@ -83,7 +83,7 @@ def test_real_crops_are_known_again_and_kept(
     for name, data in kept.items():
         (tmp_path / "src" / name).write_bytes(data)
     (folder / "none.jpg").write_bytes(jpeg(0))
-    options = Align(detector=str(detector), unlabelled=True)
+    options = Align(detector=Model(str(detector)), unlabelled=True)
     made = align(tmp_path / "src", tmp_path / "out", options, Rule())
     assert made.notes == {"already-aligned": 20} and made.quarantine_reasons == {"no-face": 1}
     data = Dataset(tmp_path / "out")

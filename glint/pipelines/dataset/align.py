@@ -8,18 +8,18 @@ from typing import Any
 
 from glint.models.detector import located
 from glint.pipelines.dataset import shard as stage
-from glint.pipelines.dataset.photos import FACES, Align
+from glint.pipelines.dataset.photos import FACES, Align, Model
 from glint.results import datasets as results
 from glint.shards.sources.rule import Rule
 
-__all__ = ["FACES", "Align", "align", "survey"]
+__all__ = ["FACES", "Align", "Model", "align", "survey"]
 
 
 def _settled(options: Align) -> Align:
     """Find and open the detector, so that its faults are said first, and name its digest."""
-    file, reading = located(options.detector)
-    known = replace(options, detector=str(file.absolute()), mean=reading.mean, std=reading.std)
-    return replace(known, digest=known.opened().digest)
+    file, reading = located(options.detector.file)
+    known = replace(options.detector, file=str(file.absolute()), mean=reading.mean, std=reading.std)
+    return replace(options, detector=replace(known, digest=known.opened().digest))
 
 
 def align(
@@ -33,9 +33,9 @@ def align(
 ) -> results.Align | results.AlignShare:
     """Cut aligned crops of 112 x 112 from photographs into a dataset; return the counts.
 
-    options.detector: as `models.detector.located` takes it. Which crops and which bytes depends on
-    the photos, the detector's file and `options` only; all else is as `shard.shard` does it, which
-    takes `how`. Raises what that, `located` and `models.detector.open_detector` raise.
+    options.detector.file: as `models.detector.located` takes it. Which crops and which bytes
+    depends on the photos, the detector's file and `options` only; all else is as `shard.shard` does
+    it, which takes `how`. Raises what that, `located` and `models.detector.open_detector` raise.
     """
     made = stage.shard(src, out, _settled(options), rule, max_bad=max_bad, **how)
     assert isinstance(made, results.Align | results.AlignShare)

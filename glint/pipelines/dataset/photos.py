@@ -38,31 +38,49 @@ SUBSAMPLING = ("444", "422", "420")
 HELD = 32_000_000  # pixels of photos held together, or one photo
 ALIGNED = 5.0  # pixels that aligning would move a crop, up to which it is aligned already
 MARGIN = crops.SIDE // 3  # around a crop, or the detector has too little to see
-_NOT_BYTES = ("detector", "device")  # the digest tells the model
+
+
+@dataclass(frozen=True)
+class Model:
+    """A detector, as `models.detector.open_detector` takes it.
+
+    digest: SHA-256 of the file; mean, std: of pixels, None as usual; size: of what it sees, where
+    its file leaves that open.
+    """
+
+    file: str = ""
+    digest: str = ""
+    mean: float | None = None
+    std: float | None = None
+    size: str = "640x640"
+    device: str = "cpu"
+
+    def opened(self) -> Detector:
+        """Open it, once a process. Raises what `open_detector` raises."""
+        return _opened(self)
+
+
+@lru_cache(maxsize=1)
+def _opened(model: Model) -> Detector:
+    reading, size = Reading(mean=model.mean, std=model.std), image.size_of(model.size)
+    return open_detector(Path(model.file), reading, size=size, threads=1, device=model.device)
 
 
 @dataclass(frozen=True)
 class Align(Options):
     """What decides the crops of photographs.
 
-    detector: its file; digest: the SHA-256 of that; mean, std: of its pixels, None as usual.
-    min_face: the shorter side of a face's box, in pixels of the photo; input_size: of what the
-    detector sees.
+    min_face: the shorter side of a face's box, in pixels of the photo.
     """
 
     samples_per_shard: int = 500  # photos
     formats: tuple[str, ...] = image.FORMATS
     on_exif: str = image.KEEP
-    detector: str = ""
-    digest: str = ""
-    mean: float | None = None
-    std: float | None = None
-    device: str = "cpu"
+    detector: Model = Model()
     faces: str = FACES[0]
     max_faces: int = 10
     min_score: float = 0.5
     min_face: float = 10
-    input_size: str = "640x640"
     antialias: bool = True
     quality: int = 95
     subsampling: str = SUBSAMPLING[0]
@@ -85,7 +103,7 @@ class Align(Options):
             if not good:
                 what = f"expected {expected}, found {found}"
                 raise UsageError("GL0002", what, where=f"--{option}")
-        image.size_of(self.input_size, "--input-size")
+        image.size_of(self.detector.size, "--input-size")
 
     @property
     def each(self) -> int:
@@ -93,25 +111,19 @@ class Align(Options):
         return self.max_faces if self.faces == "all" else 1
 
     def facts(self) -> dict[str, Any]:
-        """Return what tells these options from others."""
-        return {k: v for k, v in asdict(self).items() if k not in _NOT_BYTES}
+        """Return what tells these options from others: the digest tells the file."""
+        told = asdict(self)
+        for name in ("file", "device"):
+            told["detector"].pop(name)
+        return told
 
     def told(self) -> dict[str, Any]:
         """Return what a manifest says of how crops were made."""
-        names = ("digest", "faces", "max_faces", "min_score", "min_face", "input_size", "antialias",
-                 "quality", "subsampling")  # fmt: skip
-        told = {name: getattr(self, name) for name in names}
-        return {"template": "ArcFace 112x112", "detector": Path(self.detector).name, **told}
-
-    def opened(self) -> Detector:
-        """Open the detector, once a process. Raises what `open_detector` raises."""
-        reading = Reading(mean=self.mean, std=self.std)
-        return _opened(self.detector, reading, image.size_of(self.input_size), self.device)
-
-
-@lru_cache(maxsize=1)
-def _opened(file: str, reading: Reading, size: tuple[int, int], device: str) -> Detector:
-    return open_detector(Path(file), reading, size=size, threads=1, device=device)
+        names = ("faces", "max_faces", "min_score", "min_face", "antialias", "quality",
+                 "subsampling")  # fmt: skip
+        told = {"template": "ArcFace 112x112", "detector": Path(self.detector.file).name}
+        told |= {"digest": self.detector.digest, "input_size": self.detector.size}
+        return told | {name: getattr(self, name) for name in names}
 
 
 class Pace:
@@ -145,10 +157,10 @@ def pack(out: Shard, source: Source, plan: Plan, start: int, notes: Counter[str]
     """Write the crops of photos under their keys, or quarantine the photos; return the rows."""
     options = plan.options
     assert isinstance(options, Align)
-    detector = options.opened()
-    if detector.digest != options.digest:
-        what = f"the detector has changed: it was {options.digest}, is {detector.digest}"
-        raise MismatchError("GL0006", what, where=options.detector)
+    model, detector = options.detector, options.detector.opened()
+    if detector.digest != model.digest:
+        what = f"the detector has changed: it was {model.digest}, is {detector.digest}"
+        raise MismatchError("GL0006", what, where=model.file)
     said_C = text(load_names(plan.folder, "classes"))
     rows = list[dict[str, Any]]()
     for photo in _looked_at(source, detector, options, notes):

@@ -20,7 +20,7 @@ from glint.errors import BudgetError, MismatchError, UsageError
 from glint.jobs.tasks import Task
 from glint.models.detector import Faces
 from glint.pipelines.dataset import merge, photos, reshard
-from glint.pipelines.dataset.align import Align, align, survey
+from glint.pipelines.dataset.align import Align, Model, align, survey
 from glint.results import datasets as results
 from glint.shards import crops, pixels
 from glint.shards.dataset import Dataset
@@ -72,7 +72,7 @@ def heap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(made_detector: Callable[..., Path]) -> Align:
-    return Align(detector=str(made_detector()), samples_per_shard=5, min_face=5)
+    return Align(detector=Model(str(made_detector())), samples_per_shard=5, min_face=5)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -233,7 +233,7 @@ def test_a_batch_changes_nothing(
 ) -> None:
     """A file that takes many pictures at a time gives what the one for a single picture gives."""
     align(heap, tmp_path / "a", options)
-    many = replace(options, detector=str(made_detector(0)), input_size="160x160")
+    many = replace(options, detector=Model(str(made_detector(0)), size="160x160"))
     align(heap, tmp_path / "b", many)
     one, other = (rows(tmp_path / name) for name in "ab")
     assert [row["key"] for row in one] == [row["key"] for row in other]
@@ -251,16 +251,16 @@ def test_other_options_are_another_plan(
         replace(options, quality=80),
         replace(options, faces="all"),
         replace(options, antialias=False),
-        replace(options, detector=str(other)),
+        replace(options, detector=Model(str(other))),
     ):
         with pytest.raises(MismatchError, match="GL0006"):
             align(heap, out, changed)
     moved = tmp_path / "moved.onnx"
-    shutil.copy(options.detector, moved)
-    align(heap, out, replace(options, detector=str(moved)))  # the same file elsewhere
+    shutil.copy(options.detector.file, moved)
+    align(heap, out, replace(options, detector=Model(str(moved))))  # the same file elsewhere
     shutil.copy(other, moved)  # exchanged under a run: a worker looks again
     photos.forget()
-    plan = replace(options, detector=str(moved), digest="another")
+    plan = replace(options, detector=Model(str(moved), digest="another"))
     with pytest.raises(MismatchError, match="detector has changed"):
         photos.pack(None, None, type("Plan", (), {"options": plan}), 0, Counter())  # type: ignore[arg-type]
 
@@ -356,7 +356,7 @@ def test_points_that_coincide_are_no_face() -> None:
 def test_options_that_make_no_sense(heap: Path, options: Align) -> None:
     for wrong in (
         {"faces": "some"}, {"max_faces": 0}, {"min_score": 1.0}, {"min_face": -1},
-        {"quality": 0}, {"subsampling": "411"}, {"input_size": "640"},
+        {"quality": 0}, {"subsampling": "411"}, {"detector": Model(size="640")},
     ):  # fmt: skip
         with pytest.raises(UsageError, match="GL0002"):
             replace(options, **wrong)
