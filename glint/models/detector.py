@@ -199,6 +199,9 @@ def open_detector(
     if _OUTSIDE in path.read_bytes():
         raise _bad(path, "its weights lie in other files: make it one file, with onnx.save")
     opened = session(path, None, threads, device)
+    if (device or "").startswith("cuda") and opened.get_providers()[0] == "CPUExecutionProvider":
+        what = "onnxruntime could not start cuda, and would go on without a word on the CPU"
+        raise UsageError("GL0002", what, where="--device", hint="use --device cpu")
     taken = opened.get_inputs()
     shape = taken[0].shape if taken else []
     if len(taken) != 1 or len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != 3):
