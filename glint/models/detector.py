@@ -25,7 +25,8 @@ from glint.models.recogniser import EXTRA, TYPES, session
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
-Decode = Callable[[list[Floats]], tuple[Floats, Floats, Floats]]
+Found = tuple[Floats, Floats, Floats]  # boxes, scores, points
+Decode = Callable[[list[Floats], float], Found]  # those that score so much or more
 
 PACKS = Path("~/.insightface/models")
 DEFAULT = "buffalo_l"  # as FaceAnalysis
@@ -61,7 +62,7 @@ class Detector:
     digest: str
     size: tuple[int, int]
     batch: int
-    _run: Callable[[Sequence[Pixels]], list[tuple[Floats, Floats, Floats]]]
+    _run: Callable[[Sequence[Pixels], float], list[Found]]
 
     def find(self, pictures: Sequence[Pixels], least: float) -> list[Faces]:
         """Find the faces of pictures (uint8 RGB, any size) that score `least` or more.
@@ -73,30 +74,23 @@ class Detector:
         for at in range(0, len(pictures), self.batch):
             some = pictures[at : at + self.batch]
             placed = [letterbox(one, *self.size) for one in some]
-            for (box, score, points), (_, across, down) in zip(
-                self._run([canvas for canvas, _, _ in placed]), placed
-            ):
-                found.append(
-                    self._kept(box, score, points, np.array([across, down], np.float32), least)
-                )
+            made = self._run([canvas for canvas, _, _ in placed], least)
+            for one, (_, across, down) in zip(made, placed):
+                found.append(_kept(*one, np.array([across, down], np.float32)))
         return found
 
-    def _kept(
-        self, box: Floats, score: Floats, points: Floats, scale: Floats, least: float
-    ) -> Faces:
-        if len(score) and not (score.min() >= -1e-4 and score.max() <= 1.0001):
-            what = f"expected scores from 0 to 1, found {score.min():g} to {score.max():g}"
-            raise InputError("GL0401", what, where=self.name)
-        good = np.flatnonzero(score >= least)
-        good = good[np.argsort(-score[good], kind="stable")]
-        box_n4 = np.asarray(box[good] / np.tile(scale, 2), np.float32)
-        points_n52 = np.asarray(points[good].reshape(-1, 5, 2) / scale, np.float32)
-        kept = [i for i in apart(box_n4) if np.isfinite(points_n52[i]).all()]
-        return Faces(box_n4[kept], score[good[kept]], points_n52[kept])
+
+def _kept(box_n4: Floats, score_n: Floats, points_n10: Floats, scale_2: Floats) -> Faces:
+    """Return those that no better one overlaps, the best first, in pixels of the picture."""
+    order = np.argsort(-score_n, kind="stable")
+    box_n4 = np.asarray(box_n4[order] / np.tile(scale_2, 2), np.float32)
+    points_n52 = np.asarray(points_n10[order].reshape(-1, 5, 2) / scale_2, np.float32)
+    kept = [i for i in apart(box_n4) if np.isfinite(points_n52[i]).all()]
+    return Faces(box_n4[kept], score_n[order[kept]], points_n52[kept])
 
 
 def letterbox(picture_HW3: Pixels, width: int, height: int) -> tuple[Pixels, float, float]:
-    """Fit a picture into the upper left of a black canvas; return it and both scales.
+    """Fit a picture into the upper left of a black canvas [3, H, W]; return it and both scales.
 
     Bilinear between the nearest four pixels, also where it shrinks, as FaceAnalysis does it: its
     detectors were trained on that. The scales are those of the whole pixels that it becomes.
@@ -108,16 +102,17 @@ def letterbox(picture_HW3: Pixels, width: int, height: int) -> tuple[Pixels, flo
         new_wide, new_high = max(int(height / (high / wide)), 1), height
     else:
         new_wide, new_high = width, max(int(width * (high / wide)), 1)
-    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas = np.zeros((3, height, width), np.uint8)
+    part, size = canvas[:, :new_high, :new_wide], (new_wide, new_high)
     across, down = new_wide / wide, new_high / high
-    image = Image.fromarray(picture_HW3)
-    if min(across, down) >= 1:
-        image = image.resize((new_wide, new_high), Image.Resampling.BILINEAR)
+    how = Image.Resampling.BILINEAR
+    if min(across, down) >= 1:  # a plane at a time is quicker, where planes are small
+        for plane, out in zip(picture_HW3.transpose(2, 0, 1), part):
+            out[:] = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, how))
     else:
         step = (1 / across, 0.0, 0.0, 0.0, 1 / down, 0.0)
-        how = Image.Resampling.BILINEAR
-        image = image.transform((new_wide, new_high), Image.Transform.AFFINE, step, how)
-    canvas[:new_high, :new_wide] = np.asarray(image)
+        image = Image.fromarray(picture_HW3).transform(size, Image.Transform.AFFINE, step, how)
+        part[:] = np.asarray(image).transpose(2, 0, 1)
     return canvas, across, down
 
 
@@ -229,17 +224,25 @@ def open_detector(
     flip = slice(None) if own is None else slice(None, None, -1)  # RetinaFace takes blue first
     batch = _batch(run, kind, shape[0], probe, size)
 
-    def pictures(canvases: Sequence[Pixels]) -> list[tuple[Floats, Floats, Floats]]:
+    def pictures(canvases: Sequence[Pixels], least: float) -> list[Found]:
         blob = np.empty((len(canvases), 3, size[1], size[0]), np.float32)
         for one, canvas in zip(blob, canvases):
-            np.subtract(canvas.transpose(2, 0, 1), shift, out=one)
+            np.subtract(canvas, shift, out=one)
             one /= scale
         outputs = run(np.ascontiguousarray(blob[:, flip]).astype(kind, copy=False))
         if batch == 1:
-            return [decode([_flat(one) for one in outputs])]
-        return [decode([one[i] for one in outputs]) for i in range(len(canvases))]
+            return [decode([_flat(one) for one in outputs], least)]
+        return [decode([one[i] for one in outputs], least) for i in range(len(canvases))]
 
     return Detector(path.name, checkpoint.sha256(path), size, batch, pictures)
+
+
+def _good(score_N: Floats, least: float, path: Path) -> npt.NDArray[np.int64]:
+    """Return which scores are `least` or more. Raises InputError GL0401."""
+    if len(score_N) and not (score_N.min() >= -1e-4 and score_N.max() <= 1.0001):
+        what = f"expected scores from 0 to 1, found {score_N.min():g} to {score_N.max():g}"
+        raise InputError("GL0401", what, where=str(path))
+    return np.flatnonzero(score_N >= least)
 
 
 def _flat(output: Floats) -> Floats:
@@ -294,15 +297,17 @@ def _decoder(
     centre_N2, stride_N1 = np.concatenate(centres), np.concatenate(strides)
     away = np.array([-1, -1, 1, 1], np.float32)
 
-    def decode(outputs: list[Floats]) -> tuple[Floats, Floats, Floats]:
+    def decode(outputs: list[Floats], least: float) -> Found:
         """Distances from an anchor's centre, in strides (Guo et al. 2022, SCRFD)."""
         score_N1, box_N4, points_N10 = (
             np.concatenate([outputs[places[k * levels + level]] for level in range(levels)])
             for k in range(3)
         )
-        corner_N4: Floats = np.tile(centre_N2, 2) + box_N4 * stride_N1 * away
-        mark_N10 = np.tile(centre_N2, 5) + points_N10 * stride_N1
-        return corner_N4, score_N1[:, 0], np.asarray(mark_N10, np.float32)
+        good = _good(score_N1[:, 0], least, path)
+        centre, stride = centre_N2[good], stride_N1[good]
+        corner_n4: Floats = np.tile(centre, 2) + box_N4[good] * stride * away
+        mark_n10 = np.tile(centre, 5) + points_N10[good] * stride
+        return corner_n4, score_N1[good, 0], np.asarray(mark_n10, np.float32)
 
     return decode, None
 
@@ -321,11 +326,13 @@ def _retinaface(places: list[int], n: int, size: tuple[int, int], path: Path) ->
         raise _bad(path, f"expected {len(prior_N4)} anchors at {size[0]} x {size[1]}, found {n}")
     centre_N2, side_N2 = prior_N4[:, :2], prior_N4[:, 2:]
 
-    def decode(outputs: list[Floats]) -> tuple[Floats, Floats, Floats]:
-        offset, score, points = (outputs[i] for i in places)
-        middle = centre_N2 + offset[:, :2] * np.float32(0.1) * side_N2
-        half = side_N2 * np.exp(offset[:, 2:] * np.float32(0.2)) / 2
-        points = np.tile(centre_N2, 5) + points * np.float32(0.1) * np.tile(side_N2, 5)
+    def decode(outputs: list[Floats], least: float) -> Found:
+        good = _good(outputs[places[1]][:, 1], least, path)
+        offset, score, points = (outputs[i][good] for i in places)
+        centre, side = centre_N2[good], side_N2[good]
+        middle = centre + offset[:, :2] * np.float32(0.1) * side
+        half = side * np.exp(offset[:, 2:] * np.float32(0.2)) / 2
+        points = np.tile(centre, 5) + points * np.float32(0.1) * np.tile(side, 5)
         return np.concatenate([middle - half, middle + half], 1), score[:, 1], points
 
     return decode

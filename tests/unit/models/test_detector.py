@@ -79,9 +79,9 @@ def test_a_letterbox_is_opencvs() -> None:
         canvas, across, down = detector.letterbox(picture, 640, 640)
         size = round(wide * across), round(high * down)
         wanted = cv2.resize(picture, size).astype(int)
-        assert max(size) == 640 and canvas.shape == (640, 640, 3)
-        assert np.abs(canvas[: size[1], : size[0]] - wanted).max() <= 2
-        assert not canvas[size[1] :].any() and not canvas[:, size[0] :].any()
+        assert max(size) == 640 and canvas.shape == (3, 640, 640)
+        assert np.abs(canvas[:, : size[1], : size[0]].transpose(1, 2, 0) - wanted).max() <= 2
+        assert not canvas[:, size[1] :].any() and not canvas[..., size[0] :].any()
 
 
 def test_boxes_that_overlap_as_brute_force_says() -> None:
@@ -112,11 +112,13 @@ def test_retinaface_outputs_as_its_formulas_say() -> None:
             for j in range(-(-96 // stride)):
                 priors += [((j + 0.5) * stride, (i + 0.5) * stride, s) for s in sides]
     n = len(priors)
-    outputs = [draw.normal(0, 1, (1, n, k)).astype(np.float32) for k in (4, 2, 10)]
+    outputs = [draw.uniform(0, 1, (1, n, k)).astype(np.float32) for k in (4, 2, 10)]
     decode, means = detector._decoder(outputs, size, Path("r.onnx"))
     assert means == (104, 117, 123)
-    box, score, points = decode([one[0] for one in outputs])
+    box, score, points = decode([one[0] for one in outputs], 0)
     assert (score == outputs[1][0, :, 1]).all()
+    some = np.flatnonzero(score >= 0.7)
+    assert (decode([one[0] for one in outputs], 0.7)[0] == box[some]).all() and 0 < len(some) < n
     for i in range(0, n, 7):
         x, y, side = priors[i]
         dx, dy, dw, dh = outputs[0][0, i].astype(float)
@@ -138,9 +140,9 @@ def test_outputs_of_five_strides_and_of_any_order() -> None:
     decode, _ = detector._decoder(outputs, size, Path("x"))
     order = draw.permutation(len(outputs))
     mixed, _ = detector._decoder([outputs[i] for i in order], size, Path("x"))
-    for a, b in zip(decode(outputs), mixed([outputs[i] for i in order])):
+    for a, b in zip(decode(outputs, 0), mixed([outputs[i] for i in order], 0)):
         assert (a == b).all()
-    box = decode(outputs)[0]
+    box = decode(outputs, 0)[0]
     at = 64 + 5  # the sixth anchor of stride 16: row 1, column 1
     left, top, right, bottom = outputs[5][5] * 16
     assert box[at] == pytest.approx([16 - left, 16 - top, 16 + right, 16 + bottom])
@@ -185,6 +187,6 @@ def test_what_is_no_detector_is_refused(tmp_path: Path, made_detector: Make) -> 
         detector.open_detector(tmp_path / "x.onnx")
     with pytest.raises(UsageError, match="multiples of 32"):
         detector.open_detector(made_detector(0), size=(100, 640))
-    found = detector.open_detector(made_detector())
-    with pytest.raises(InputError, match="scores from 0 to 1"):
-        found._kept(np.zeros((2, 4)), np.float32([0.5, np.nan]), np.zeros((2, 10)), np.ones(2), 0.1)
+    for wrong in ([0.5, np.nan], [0.2, 7], [-3, 0.1]):
+        with pytest.raises(InputError, match="scores from 0 to 1"):
+            detector._good(np.float32(wrong), 0.1, tmp_path)

@@ -19,7 +19,7 @@ from glint import schemas
 from glint.errors import BudgetError, MismatchError, UsageError
 from glint.jobs.tasks import Task
 from glint.models.detector import Faces
-from glint.pipelines.dataset import merge, photos, reshard
+from glint.pipelines.dataset import drop, merge, photos, reshard
 from glint.pipelines.dataset.align import Align, Model, align, survey
 from glint.results import datasets as results
 from glint.shards import crops, pixels
@@ -284,7 +284,12 @@ def test_columns_go_with_the_crops(
     for row in joined:
         wanted = by_key[row["dataset_key"]] if row["dataset"] == "a" else {}
         assert all(row[name] == wanted.get(name) for name in schemas.CROPS.names)
-    for name in "abcd":
+    drop.drop(tmp_path / "a", ["p1"], "they asked", erase=tmp_path / "e")
+    left = [row for row in before if row["source_label"] != "p1"]
+    for name in ("key", *schemas.CROPS.names):
+        assert [row[name] for row in left] == [row[name] for row in rows(tmp_path / "e")]
+    assert len(before) - 6 <= len(left) < len(before)
+    for name in "abcde":
         assert verify(tmp_path / name, deep=True).ok
     assert Dataset(tmp_path / "d").manifest["read"] == 26 + 2
 
