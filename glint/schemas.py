@@ -44,6 +44,29 @@ QUARANTINE = pa.schema(
     ]
 )
 
+# What `glint align` adds to the samples: a crop's face in its photo, whose path is `source`. All in
+# pixels of the photo as it is shown (turned as its Exif record asks).
+CROPS = pa.schema(
+    [
+        ("photo_width", pa.int32()),
+        ("photo_height", pa.int32()),
+        ("face", pa.int32()),  # of those taken from the photo, the largest is 0
+        ("box", pa.list_(pa.float32(), 4)),  # left, top, right, bottom
+        (
+            "points",
+            pa.list_(pa.float32(), 10),
+        ),  # x, y of left eye, right eye, nose, mouth's corners
+        ("score", pa.float32()),  # of the detector
+        ("interocular", pa.float32()),  # between the eyes
+        ("yaw", pa.float32()),  # degrees, roughly: looks to the right, down, turned clockwise
+        ("pitch", pa.float32()),
+        ("roll", pa.float32()),
+        ("blur", pa.float32()),  # variance of the crop's Laplacian: the less, the more blurred
+        ("brightness", pa.float32()),  # mean grey of the crop, 0 to 255
+        ("aligned", pa.bool_()),  # the image was an aligned crop already, and is kept as it is
+    ]
+)
+
 # What `glint merge` adds to the samples: the dataset, by name, and the key there.
 PROVENANCE = pa.schema([("dataset", pa.string()), ("dataset_key", pa.string())])
 

@@ -98,6 +98,77 @@ def jpeg() -> Callable[[int], bytes]:
 
 
 @pytest.fixture(scope="session")
+def made_detector(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Make an ONNX file with SCRFD's nine outputs that finds cells of 8 x 8 red pixels.
+
+    A cell at (8j, 8i) of what it sees is a face around that corner; half its side is 8 (0.5 + blue
+    / 127.5) pixels, its points are the template's. side: of the input, 0 = any size and batch.
+    """
+    import numpy as np
+    import onnx
+
+    from glint.shards.crops import TEMPLATE
+
+    helper, numbers = onnx.helper, onnx.numpy_helper.from_array
+
+    def make(side: int = 160) -> Path:
+        place = (TEMPLATE - 56) / 56  # of half a side
+        shapes = {
+            "score": np.zeros((2, 1)),
+            "box": np.ones((2, 4)),
+            "kps": np.tile(place.ravel(), (2, 1)),
+        }
+        nodes, given = [], [numbers(np.array([0, 0, 0]), "zero")]
+        names = []
+        for kind, value in shapes.items():
+            for stride in (8, 16, 32):
+                one = f"{kind}{stride}"
+                flat = value.ravel()
+                weight, bias = np.zeros((len(flat), 3, 1, 1)), 0.5 * flat + flat
+                weight[:, 2, 0, 0] = flat  # of blue, -1..1
+                if kind == "score":
+                    weight[:, :2, 0, 0] = [20, -20]
+                    bias = np.array([-30.0, -90.0]) if stride == 8 else np.full(2, -90.0)
+                given += [
+                    numbers(weight.astype(np.float32), f"{one}w"),
+                    numbers(bias.astype(np.float32), f"{one}b"),
+                    numbers(np.array([0, -1, value.shape[1]]), f"{one}s"),
+                ]
+                nodes += [
+                    helper.make_node(
+                        "AveragePool",
+                        ["x"],
+                        [f"{one}p"],
+                        kernel_shape=[stride] * 2,
+                        strides=[stride] * 2,
+                    ),
+                    helper.make_node("Conv", [f"{one}p", f"{one}w", f"{one}b"], [f"{one}c"]),
+                    helper.make_node(
+                        "Sigmoid" if kind == "score" else "Identity", [f"{one}c"], [f"{one}d"]
+                    ),
+                    helper.make_node("Transpose", [f"{one}d"], [f"{one}t"], perm=[0, 2, 3, 1]),
+                    helper.make_node("Reshape", [f"{one}t", f"{one}s"], [one]),
+                ]
+                names.append((one, value.shape[1]))
+        size = [1, 3, side, side] if side else ["b", 3, "h", "w"]
+        tensor = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            nodes,
+            "made",
+            [tensor("x", onnx.TensorProto.FLOAT, size)],
+            [tensor(name, onnx.TensorProto.FLOAT, ["b", "n", k]) for name, k in names],
+            given,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+        model.ir_version = 8
+        path = tmp_path_factory.mktemp("detector") / "made.onnx"
+        onnx.save(model, str(path))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Give a run folder with one checkpoint, at step 3, of a small net with lived-in norms."""
     import torch

@@ -15,6 +15,7 @@ MODULES: tuple[str, ...] = (
     "run",
     "synth",
     "shard",
+    "align",
     "doctor",
     "train",
     "launch",

@@ -56,6 +56,9 @@ def _say(found: results.Doctor) -> str:
         if not part.works:
             state += "broken" if part.version else "absent"
         lines.append(f"  {part.name:<12} {state:<22} {part.note}".rstrip())
+    for folder, packs in found.detectors.items():
+        there = ", ".join(packs) or "none; glint align --detector takes an ONNX file anywhere"
+        lines.append(f"  detectors    packs in {folder}: {there}")
     lines += [f"problem: {problem}" for problem in found.problems]
     return "\n".join([*lines, "No problems found."] if not found.problems else lines)
 
@@ -92,9 +95,9 @@ PARTS = (
         "onnxruntime",
         ("onnxruntime", "onnxruntime-gpu"),
         "export",
-        "embed and eval with an ONNX model, the check after export",
+        "align, embed and eval with an ONNX model, the check after export",
     ),
-    Part("onnx", ("onnx",), "export", "glint export"),
+    Part("onnx", ("onnx",), "export", "glint export and align"),
     Part(
         "insightface",
         ("insightface",),
@@ -125,6 +128,7 @@ def examine() -> results.Doctor:
     """Describe the machine and every dependency; `problems` says what does not work."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from glint.models.detector import PACKS, packs
     from glint.results import models as results
 
     with ThreadPoolExecutor(4) as pool:
@@ -139,6 +143,7 @@ def examine() -> results.Doctor:
         ram=ram(),
         disk={"path": str(here), "free": shutil.disk_usage(here).free},
         parts=parts,
+        detectors={str(PACKS.expanduser()): [one.name for one in packs()]},
         problems=[problem for problem in [*problems, _two_faiss()] if problem],
     )
 

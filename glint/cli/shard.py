@@ -77,7 +77,7 @@ def shard(
             label_depth, label_from, labels, label_column, image_column, label_member,
             tuple(exclude), follow_links, unlabelled,
         )  # fmt: skip
-        _check(src, folder, staging, resync, rule)
+        check(src, folder, staging, resync, rule)
         mine = parallel.task(task)
         where = parallel.engine(engine, ray_address, workers)
         chosen = tuple(f.strip() for f in formats.split(",") if f.strip())
@@ -99,7 +99,7 @@ def shard(
     console.run(work, as_json, debug=debug, say=_say)
 
 
-def _check(
+def check(
     src: list[Path], folder: Path | str, staging: Path | None, resync: bool, rule: Rule
 ) -> None:
     """Raise UsageError GL0002 for options that do not fit together."""

@@ -46,8 +46,12 @@ class Reading:
         return self != Reading()
 
 
-def package(path: Path) -> tuple[Path, Reading] | None:
-    """Return the recogniser of an insightface package folder, and how its manifest reads it.
+def package(
+    path: Path, task: str = "recognition", usual: tuple[float, float] = PIXELS
+) -> tuple[Path, Reading] | None:
+    """Return the model of an insightface package folder, and how its manifest reads it.
+
+    usual: mean and std where the manifest says nothing.
 
     None for a folder without a manifest of version 2. Raises InputError GL0401 where a manifest
     names none, a file outside, of another digest, or of another size than 112 pixels.
@@ -59,16 +63,16 @@ def package(path: Path) -> tuple[Path, Reading] | None:
     if not isinstance(told, dict) or told.get("manifest_version") != 2:
         return None
     where = str(path / "manifest.json")
-    task = told.get("tasks", {}).get("recognition") if isinstance(told.get("tasks"), dict) else None
-    if not isinstance(task, dict) or not isinstance(task.get("file"), str):
-        raise InputError("GL0401", "the package has no recognition model", where=where)
-    file = (path / task["file"]).resolve()
+    one = told.get("tasks", {}).get(task) if isinstance(told.get("tasks"), dict) else None
+    if not isinstance(one, dict) or not isinstance(one.get("file"), str):
+        raise InputError("GL0401", f"the package has no {task} model", where=where)
+    file = (path / one["file"]).resolve()
     if path.resolve() not in file.parents or not file.is_file():
-        raise InputError("GL0401", f"its model {task['file']} is not in the package", where=where)
-    digest = task.get("sha256")
+        raise InputError("GL0401", f"its model {one['file']} is not in the package", where=where)
+    digest = one.get("sha256")
     if digest is not None and checkpoint.sha256(file) != digest:
-        raise InputError("GL0401", f"{task['file']} is not the file of its sha256", where=where)
-    pixels = task.get("preprocessing", {"mean": PIXELS[0], "std": PIXELS[1]})
+        raise InputError("GL0401", f"{one['file']} is not the file of its sha256", where=where)
+    pixels = one.get("preprocessing", {"mean": usual[0], "std": usual[1]})
     if pixels == "embedded":
         return file, Reading(mean=0.0, std=1.0)
     try:
@@ -78,24 +82,24 @@ def package(path: Path) -> tuple[Path, Reading] | None:
     return file, Reading(mean=mean, std=std)
 
 
-def loaded(path: Path) -> Any:
+def loaded(path: Path, what: str = "recogniser") -> Any:
     """Parse an ONNX file without the weights beside it. Raises InputError GL0401."""
     import onnx
 
     if why := reads.stand_in(path):
-        raise InputError("GL0401", f"expected an ONNX recogniser, found {why}", where=str(path))
+        raise InputError("GL0401", f"expected an ONNX {what}, found {why}", where=str(path))
     try:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf's errors share no base class
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         if path.suffix in (".safetensors", ".pt", ".pth", ".toml"):
             text = f"a file of {path.suffix}: give a run's or checkpoint's folder, or export it"
-        what = f"expected an ONNX recogniser, found {text[:200]}"
-        raise InputError("GL0401", what, where=str(path)) from None
+        said = f"expected an ONNX {what}, found {text[:200]}"
+        raise InputError("GL0401", said, where=str(path)) from None
     for name in sorted(beside(model)):
         if not (path.parent / name).is_file():
-            what = f"its weights lie in {name} beside it, which is not there"
-            raise InputError("GL0401", what, where=str(path), hint="copy both files together")
+            said = f"its weights lie in {name} beside it, which is not there"
+            raise InputError("GL0401", said, where=str(path), hint="copy both files together")
     return model
 
 

@@ -176,33 +176,56 @@ def _open_onnx(path: Path, threads: int | None, device: str | None, reading: Rea
     )
 
 
-def _session(path: Path, model: Any, threads: int | None, device: str | None) -> tuple[Any, str]:
-    """Return an open session, and what opened it: insightface where it takes the file."""
+def _providers(device: str | None) -> list[Any]:
+    """Return onnxruntime's providers for a device. Raises UsageError GL0002."""
+    import onnxruntime
+
+    cuda = device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    wanted, _, number = (device or "").partition(":")
+    if wanted == "cuda" and not cuda:
+        raise UsageError("GL0002", "this onnxruntime has no cuda", hint="use --device cpu")
+    first = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
+    return [first] * cuda + ["CPUExecutionProvider"]
+
+
+def _options(threads: int | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if threads:
         options.intra_op_num_threads = threads
-    cuda = device != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    wanted, _, number = (device or "").partition(":")
-    if wanted == "cuda" and not cuda:
-        raise UsageError("GL0002", "this onnxruntime has no cuda", hint="use --device cpu")
-    first = ("CUDAExecutionProvider", {"device_id": int(number or 0)})
-    providers: list[Any] = [first] * cuda + ["CPUExecutionProvider"]
+    return options
+
+
+def _session(path: Path, model: Any, threads: int | None, device: str | None) -> tuple[Any, str]:
+    """Return an open session, and what opened it: insightface where it takes the file."""
+    providers = _providers(device)
     # insightface tells a file by its suffix; anything else would be looked up under its home
     if has_insightface() and path.suffix == ".onnx":
         with contextlib.suppress(Exception):  # it asserts what a recogniser need not be
-            if (found := zoo_model(path, options, providers)) is not None:
+            if (found := zoo_model(path, _options(threads), providers)) is not None:
                 return found.session, "insightface"
+    return session(path, model, threads, device), "onnxruntime"
+
+
+def session(path: Path, model: Any, threads: int | None, device: str | None) -> Any:
+    """Open an ONNX file by onnxruntime; `model` is what it parses to, for errors, or None.
+
+    Raises UsageError GL0002, InputError GL0401.
+    """
+    import onnxruntime
+
+    options, providers = _options(threads), _providers(device)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers), "onnxruntime"
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # onnxruntime's errors share no base class
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        made = ", ".join(f"{one.domain or 'onnx'} {one.version}" for one in model.opset_import)
-        what = f"this onnxruntime ({onnxruntime.__version__}) does not load it; it was written for "
-        what += f"IR {model.ir_version}, operators {made}: {text[:200]}"
-        raise _bad(path, what) from None
+        what = f"this onnxruntime ({onnxruntime.__version__}) does not load it"
+        if model is not None:
+            made = ", ".join(f"{one.domain or 'onnx'} {one.version}" for one in model.opset_import)
+            what += f"; it was written for IR {model.ir_version}, operators {made}"
+        raise _bad(path, f"{what}: {text[:200]}") from None
 
 
 def _output(names: list[str], wanted: str, path: Path) -> str:

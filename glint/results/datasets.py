@@ -56,6 +56,22 @@ class ShardPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Align(Shard):
+    SCHEMA: ClassVar[str] = "glint/align-result@1"  # crops: `read` counts photos, `written` crops
+    further: int  # crops that are not the first of their photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignShare(ShardShare):
+    SCHEMA: ClassVar[str] = "glint/align-result@1"  # a task's share of aligned photos
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignPlan(ShardPlan):
+    SCHEMA: ClassVar[str] = "glint/align-result@1"  # `glint align --dry-run`
+
+
+@dataclass(frozen=True, kw_only=True)
 class Duplicate:  # one image under several identities
     keys: list[str]  # of the samples
     labels: list[int]  # of the samples

@@ -270,6 +270,7 @@ class Doctor:
     ram: dict[str, int]  # bytes: total, available
     disk: dict[str, Any]  # path, free bytes
     parts: list[Dependency]  # each dependency
+    detectors: dict[str, list[str]]  # packs of face detectors by the folder they are looked for in
     problems: list[str]  # what does not work
 
 

@@ -276,6 +276,10 @@ def read_as(root: Place, sources: Sequence[Place], labels: str) -> list[Origin]:
     except InputError:  # told by those who check it
         told = {}
     rule, to_jpeg = Rule.of(told.get("rule"), labels), int(told.get("to_jpeg", 0))
+    if "align" in told and any(kind_of(source, rule) != "dataset" for source in sources):
+        what = "its images were cut out of photographs by glint align: no source holds them"
+        hint = "the same glint align command into a new folder gives the same digest"
+        raise UsageError("GL0002", what, where="--against", hint=hint)
     together = len(sources) > 1 and len(told.get("sources", ())) == len(sources)
     groups = [sources] if together else [[source] for source in sources]
     return [Origin(group, rule, to_jpeg) for group in groups]

@@ -111,11 +111,13 @@ def _unfinished(root: Path) -> InputError | None:
     """Return the error of a dataset that was begun and not finished; None for another folder."""
     try:
         told = atomic.read_json(root / "_glint" / "plan.json")
-        spans = plan.spans(int(told["n"]), int(told["fingerprint"]["options"]["samples_per_shard"]))
+        options = told["fingerprint"]["options"]
+        spans = plan.spans(int(told["n"]), int(options["samples_per_shard"]))
     except (InputError, KeyError, TypeError, ValueError):
         return None
     done = sum((root / "data" / plan.shard_name(i)).is_file() for i in range(len(spans)))
-    command = "" if "from" in told["fingerprint"].get("source", ()) else "glint shard "
+    command = "glint align " if "faces" in options else "glint shard "
+    command = "" if "from" in told["fingerprint"].get("source", ()) else command
     what = f"unfinished: {done} of {len(spans)} shards are complete"
     hint = f"run the same {command}command to continue"
     return InputError("GL0301", what, where=str(root), hint=hint)

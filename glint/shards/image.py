@@ -197,12 +197,22 @@ def webp_orientation(data: bytes) -> int:
     return 1
 
 
-def size_of(text: str) -> tuple[int, int]:
+def orientation_asked(data: bytes) -> int:
+    """Return the Exif orientation that an image asks for; 1 where it names none."""
+    try:
+        look(data, FORMATS)
+    except Rejected as why:
+        if why.reason == "exif-rotated":
+            return int(why.note.rpartition(" ")[2])
+    return 1
+
+
+def size_of(text: str, option: str = "--size") -> tuple[int, int]:
     """Read WIDTHxHEIGHT. Raises UsageError GL0002."""
     width, _, height = text.partition("x")
     if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise UsageError(
-            "GL0002", f"expected WIDTHxHEIGHT such as {SIZE}, found {text!r}", where="--size"
+            "GL0002", f"expected WIDTHxHEIGHT such as {SIZE}, found {text!r}", where=option
         )
     return int(width), int(height)
 

@@ -136,6 +136,17 @@ def as_jpeg(data: bytes, quality: int, notes: Counter[str], turned: bool = True)
     return encoded
 
 
+def turned(pixels_HW3: Pixels, orientation: int) -> Pixels:
+    """Return pixels as an Exif orientation (1 to 8) asks to show them."""
+    if orientation in (5, 6, 7, 8):
+        pixels_HW3 = pixels_HW3.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels_HW3 = pixels_HW3[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels_HW3 = pixels_HW3[:, ::-1]
+    return np.ascontiguousarray(pixels_HW3)
+
+
 def require_picture(data: bytes, notes: Counter[str]) -> None:
     """Decode an image. Note: not-whole, a part of it is lost. Raises Rejected undecodable."""
     try:

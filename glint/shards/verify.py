@@ -90,7 +90,7 @@ class _Check:
                 raise ValueError("the shards: a negative size")
             if not 0 <= dataset.classes <= 10**9:
                 raise ValueError(f"identities: {dataset.classes}")
-            parts = [int(said.get(part, 0)) for part in ("written", "quarantined", "erased")]
+            parts = [int(said.get(it, 0)) for it in ("written", "quarantined", "erased", "further")]
         except (InputError, KeyError, TypeError, ValueError) as error:
             if not isinstance(error, InputError):
                 self.problem("GL0301", f"lacks or spoils {error}", name)
@@ -100,8 +100,8 @@ class _Check:
         if (total := sum(entry.samples for entry in listed)) != dataset.n:
             what = "the counts of the shards do not add up"
             self.problem("GL0301", what, name, dataset.n, total)
-        if said.get("read") != sum(parts):
-            what, plus = "read is not written + quarantined", " + ".join(map(str, parts))
+        if said.get("read") != sum(parts[:3]) - parts[3]:
+            what, plus = "read is not written + quarantined", " + ".join(map(str, parts[:3]))
             self.problem("GL0301", what, name, plus, said.get("read"))
         return dataset
 

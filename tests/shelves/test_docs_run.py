@@ -1,9 +1,9 @@
 """The documentation runs: every fence marked `bash run` or `python run`, page by page, in order.
 
 A page's blocks share one empty folder; Python blocks that follow one another share a process, but
-no names. $WORLD is a small synthetic world and $DATA the dataset that `glint shard` makes of it,
-both made only for pages that name them. All other fences say what they are: text, console, toml,
-json, python, bash.
+no names. $WORLD is a small synthetic world and $DATA the dataset that `glint shard` makes of it;
+$PHOTOS are pictures in which $DETECTOR, a made ONNX file, finds faces. They are made only for pages
+that name them. All other fences say what they are: text, console, toml, json, python, bash.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -48,6 +51,22 @@ def data(world: Path) -> Path:
     return world.parent / "data"
 
 
+@pytest.fixture(scope="session")
+def detector(made_detector: Callable[..., Path]) -> Path:
+    return made_detector()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("photos") / "photos"
+    for i in range(12):
+        picture = np.full((160, 160, 3), 120, np.uint8)
+        picture[48:56, 80:88] = [255, 0, 200] if i else 120  # one has no face
+        (out / f"person-{i // 4}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(out / f"person-{i // 4}" / f"{i}.png")
+    return out
+
+
 def glint(*arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "glint", *arguments], capture_output=True, text=True, check=False
@@ -72,10 +91,12 @@ def test_something_runs() -> None:
 def test_pages_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     todo = [(kind, body) for kind, body in blocks(page) if kind in RUN]
     env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    for name in ("world", "data"):
+    for name in ("world", "data", "photos", "detector"):
         if any(re.search(rf"\b{name.upper()}\b", body) for _, body in todo):
             there = tmp_path / "given" / name  # a copy: a page may change what it is given
-            shutil.copytree(request.getfixturevalue(name), there)
+            made = request.getfixturevalue(name)
+            there.parent.mkdir(exist_ok=True)
+            (shutil.copytree if made.is_dir() else shutil.copy)(made, there)
             env[name.upper()] = str(there)
     for kind, group in groupby(todo, key=lambda one: (one[0], one[0] == "bash run" and one)):
         run = [*RUN[kind[0]], *(body for _, body in group)]

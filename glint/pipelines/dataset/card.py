@@ -137,12 +137,23 @@ def _size_category(n: int) -> str:
     return f"{names[low - 1]}<n<{names[low]}"
 
 
+def _options(told: dict[str, Any]) -> str:
+    """Return the options of `glint align` as a command line has them."""
+    names = ("detector", "faces", "max_faces", "min_score", "min_face", "input_size", "quality",
+             "subsampling")  # fmt: skip
+    words = [f"--{name.replace('_', '-')} {shlex.quote(str(told[name]))}" for name in names]
+    return " ".join(["", *words, "" if told["antialias"] else "--no-antialias"])
+
+
 def _commands(manifest: dict[str, Any], history: list[dict[str, Any]]) -> list[str]:
     """Return the command lines that lead to this dataset, folders by name."""
     steps = manifest.get("derived", [])
     sizes = [step["samples_per_shard"] for step in steps if "samples_per_shard" in step]
     sizes.append(manifest["samples_per_shard"])
     first = f"glint shard {shlex.quote(str(manifest['source']))} DATASET"
+    if told := manifest.get("recognised", {}).get("align"):
+        first = first.replace("shard", "align", 1) + _options(told)
+        sizes[0] //= told["max_faces"] if told["faces"] == "all" else 1
     if steps and steps[0]["by"] == "merge":
         names = " ".join(shlex.quote(one["name"]) for one in steps[0]["from"])
         first = f"glint merge DATASET {names}"

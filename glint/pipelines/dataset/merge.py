@@ -115,8 +115,9 @@ class Merge(rewrite.Rewrite):
             "derived": [{"by": STAGE, "from": came}],
         }
         self.shared = self._shared() if same_labels else None
-        if erased := sum(int(dataset.manifest.get("erased", 0)) for dataset in datasets):
-            self.facts["erased"] = erased
+        for name in ("erased", "further"):
+            if count := sum(int(dataset.manifest.get(name, 0)) for dataset in datasets):
+                self.facts[name] = count
 
     def order(self) -> Ints:
         return order(self.end[-1], self.options.seed)

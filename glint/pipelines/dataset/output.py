@@ -149,6 +149,7 @@ class Execution:
     progress: Progress = log.silent
     task: tasks.Task | None = None
     engine: Engine | None = None
+    say: Callable[[dict[str, Any]], str] = lambda entry: ""  # of each shard, for the progress
 
 
 class Written(NamedTuple):
@@ -245,7 +246,7 @@ def _write(plan: Plan, facts: dict[str, Any], output: Output, job: Job, how: Exe
         output.note(plan, entry, task)
         done[shard] = entry
         count += spans[shard][1] - spans[shard][0]
-        how.progress(count, total)
+        how.progress(count, total, how.say(entry))
 
     todo = [i for i in mine if i not in done]
     workers.each(output.work, plan, todo, how.workers, finish, engine=how.engine)
@@ -285,21 +286,33 @@ def sweep(plan: Plan) -> None:
 # ---- joining ------------------------------------------------------------------------------------
 
 
-def join_rows(plan: Plan, entries: Entries, classes: int, provenance: bool) -> npt.NDArray[Any]:
-    """Join the rows of all shards to samples.parquet; return how many each label has, int64 [C]."""
-    schema, options = schemas.SAMPLES, ROW_OPTIONS
-    for field in schemas.PROVENANCE if provenance else ():
-        schema = schema.append(field)
-    if provenance:
-        options = {**options, "use_dictionary": ["source_label", "dataset"]}
-    count_C = np.zeros(classes, np.int64)
+def join_rows(
+    plan: Plan,
+    entries: Entries,
+    classes: int,
+    columns: Iterable[pa.Field] = (),
+    more: pa.Table | None = None,
+) -> npt.NDArray[Any]:
+    """Join the rows of all shards to samples.parquet; return how many each label has, int64 [C].
+
+    columns: that the rows have besides those of every dataset; more: further columns of all rows.
+    """
+    schema = pa.schema([*schemas.SAMPLES, *columns])
+    more = pa.table({}) if more is None else more
+    last = pa.schema([*schema, *more.schema])
+    repeating = [name for name in ("source_label", "dataset") if name in schema.names]
+    options = {**ROW_OPTIONS, "use_dictionary": repeating}
+    count_C, at = np.zeros(classes, np.int64), 0
     with (
         atomic.read_back(Path(plan.out) / "samples.parquet") as file,
-        pq.ParquetWriter(file, schema, **options) as writer,
+        pq.ParquetWriter(file, last, **options) as writer,
     ):
         for entry in entries:
             rows = parquet.read(plan.parts / f"{entry['shard']:06d}.parquet", schema)
             count_C += np.bincount(rows.column("label").to_numpy(), minlength=classes)
+            for field in more.schema:
+                rows = rows.append_column(field, more.column(field.name).slice(at, len(rows)))
+            at += rows.num_rows
             if rows.num_rows:
                 writer.write_table(rows)
     return count_C
@@ -341,7 +354,7 @@ def write_manifest(
         "format": FORMAT,
         "glint": glint.__version__,
         **facts,
-        "read": written + bad.num_rows + int(facts.get("erased", 0)),
+        "read": written + bad.num_rows + int(facts.get("erased", 0)) - facts.get("further", 0),
         "written": written,
         "quarantined": bad.num_rows,
         "quarantine_reasons": dict(sorted(reasons.items())),
@@ -352,7 +365,7 @@ def write_manifest(
             for entry in entries
         ],
         "seed": plan.options.seed,
-        "samples_per_shard": plan.options.samples_per_shard,
+        "samples_per_shard": plan.options.samples_per_shard * plan.options.each,
         **(more or {}),
         "digest": _digest(entries, identities, bad if copied else bad.slice(0, 0)),
         "files": [seal.entry(out / name) for name in (*TABLES, *files)],

@@ -13,7 +13,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from glint.shards import image
 from glint.shards.plan import spans
 from glint.shards.tar import MEMBERS
 
+LATER = ("unlabelled", "decode", "to_jpeg")  # not in plans from before there were these options
 SAMPLES = "samples"  # the kind of a plan whose rows are samples of datasets
 Save = Callable[[Path], tuple[int, dict[str, Any]]]
 Entries = list[dict[str, Any]]  # of the journal, one for each finished shard
@@ -68,6 +69,15 @@ class Options:
         image.size_of(self.size)
         image.check_policy(self.on_size, "--on-size")
         image.check_policy(self.on_exif, "--on-exif")
+
+    @property
+    def each(self) -> int:
+        """How many samples a position may give: keys are positions times this, and on."""
+        return 1
+
+    def facts(self) -> dict[str, Any]:
+        """Return what tells these options from others."""
+        return {k: v for k, v in asdict(self).items() if v or k not in LATER}
 
 
 @dataclass(frozen=True)

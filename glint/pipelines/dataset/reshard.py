@@ -93,6 +93,8 @@ class Reshard(rewrite.Rewrite):
         }
         if without or said.get("erased"):
             facts["erased"] = int(said.get("erased", 0)) + int(gone.rows(dataset).sum())
+        if further := int(said.get("further", 0)):
+            facts["further"] = further
         members, with_json = rewrite.layout(dataset)
         options = Options(samples_per_shard, int(said["seed"]), with_json, members=members)
         also = {

@@ -111,7 +111,8 @@ class Rewrite(Job):
 
     def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
         identities = self.identities()
-        count_C = join_rows(plan, entries, identities.num_rows, self.provenance)
+        columns = schemas.PROVENANCE if self.provenance else ()
+        count_C = join_rows(plan, entries, identities.num_rows, columns, self._crops())
         return write_manifest(
             plan,
             entries,
@@ -122,6 +123,24 @@ class Rewrite(Job):
             copied=True,
             files=self.extra(Path(plan.out)),
         )
+
+    def _crops(self) -> pa.Table | None:
+        """Return what `glint align` told of the samples, in their new order; None of no dataset."""
+        tables = list[pa.Table]()
+        for dataset in self.datasets:
+            path = dataset.root / "samples.parquet"
+            there = {*schemas.CROPS.names} <= {*parquet.names(path)}
+            tables.append(
+                parquet.read(path, schemas.CROPS, columns=schemas.CROPS.names, rows=dataset.n)
+                if there
+                else pa.table([pa.nulls(dataset.n, one.type) for one in schemas.CROPS],
+                              schema=schemas.CROPS)
+            )  # fmt: skip
+        order_n = self.order()
+        whole = pa.concat_tables(tables)
+        if whole.column("face").null_count == len(whole):
+            return None
+        return whole.take(pa.array(order_n[order_n >= 0]))
 
     def write(self, output: Output, how: Execution) -> dict[str, Any]:
         """Write the dataset and return the counts; the same call continues a killed one.

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from glint.pipelines.dataset.output import (
     make,
     write_manifest,
 )
+from glint.pipelines.dataset.photos import Align, Pace
 from glint.pipelines.dataset.plan import (
     Entries,
     Job,
@@ -51,7 +52,6 @@ from glint.shards.tar import MEMBERS
 
 __all__ = ["Options", "Plan", "check_places", "shard", "survey"]
 
-LATER = ("unlabelled", "decode", "to_jpeg")  # not in plans from before there were these options
 # So many bad records are let pass however small the set is, but not over half of them.
 BAD_FLOOR = 16
 
@@ -80,16 +80,17 @@ class Sharding(Job):
         else:
             source = self._source()
             told = source.fingerprint()
-        options = {k: v for k, v in asdict(self.options).items() if v or k not in LATER}
+        options = self.options.facts()
         options["formats"] = list(self.options.formats)
         rule = {k: v for k, v in self.rule.facts().items() if k != "unlabelled"}
         options |= {"rule": rule} if rule else {}
 
         def save(folder: Path) -> tuple[int, dict[str, Any]]:
             found = source or self._source()
-            if found.n > 10**9:
-                what = f"{found.n} records, nine-digit keys allow 10^9"
-                raise InputError("GL0201", what, where=str(self.src[0]))
+            if found.n * self.options.each > 10**9:
+                what = f"{found.n} records, nine-digit keys allow {10**9 // self.options.each}"
+                hint = "fewer --max-faces leave room for more" if self.options.each > 1 else ""
+                raise InputError("GL0201", what, where=str(self.src[0]), hint=hint)
             with atomic.writing(folder):
                 found.save(folder, order(found.n, self.options.seed))
             return found.n, {**_described(found, self.rule, self.options), "bytes": found.bytes()}
@@ -97,25 +98,30 @@ class Sharding(Job):
         return {"dataset": FORMAT, "options": options, "source": told}, save
 
     def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
+        each = plan.options.each
         if plan.options.unlabelled:
-            said_C = pa.array([key_name(key) for key in range(plan.n)], pa.string())
-            name_C = pa.nulls(plan.n, pa.string())
+            said_C = pa.array([key_name(key) for key in range(plan.n * each)], pa.string())
+            name_C = pa.nulls(plan.n * each, pa.string())
         else:
             said_C, name_C = (text(load_names(plan.folder, name)) for name in ("classes", "names"))
             name_C = pc.if_else(pc.equal(name_C, ""), pa.scalar(None, pa.string()), name_C)
-        count_C = join_rows(plan, entries, len(said_C), provenance=False)
-        columns = [pa.array(np.arange(len(said_C))), said_C, name_C, pa.array(count_C)]
+        columns = schemas.CROPS if isinstance(plan.options, Align) else ()
+        count_C = join_rows(plan, entries, len(said_C), columns)
+        arrays = [pa.array(np.arange(len(said_C))), said_C, name_C, pa.array(count_C)]
         bad = join_quarantine(plan, entries)
         notes: Counter[str] = Counter()
         for entry in entries:
             notes.update(entry["notes"])
         written = sum(entry["samples"] for entry in entries)
-        if written + bad.num_rows != plan.n:
+        further = sum(entry.get("further", 0) for entry in entries)
+        if written - further + bad.num_rows != plan.n:
             raise AssertionError(f"read {plan.n}, written {written}, quarantined {bad.num_rows}")
         first = {"source": facts["source"], "layout": facts["layout"]}
+        first |= {"further": further} if further else {}
+        more = {"positions": plan.n * each} if each > 1 else {}
         first["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
-        identities = pa.table(columns, schema=schemas.IDENTITIES)
-        return write_manifest(plan, entries, identities, bad, first, notes=notes)
+        identities = pa.table(arrays, schema=schemas.IDENTITIES)
+        return write_manifest(plan, entries, identities, bad, first, more=more, notes=notes)
 
 
 def _check_budget(result: results.Shard, max_bad: float) -> None:
@@ -142,6 +148,8 @@ def _places(src: Src) -> list[Path]:
 
 def _described(source: Source, rule: Rule, options: Options) -> dict[str, Any]:
     told = {"rule": rule.facts(), "to_jpeg": options.to_jpeg}
+    if isinstance(options, Align):
+        told["align"] = options.told()
     return {**source.describe(), **{name: what for name, what in told.items() if what}}
 
 
@@ -161,10 +169,11 @@ def survey(
     facts = _described(source, job.rule, options)
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
-    return results.ShardPlan(
+    kind = results.AlignPlan if isinstance(options, Align) else results.ShardPlan
+    return kind(
         dry_run=True,
         read=source.n,
-        identities=source.n if options.unlabelled else len(source.classes),
+        identities=source.n * options.each if options.unlabelled else len(source.classes),
         shards=len(spans(source.n, options.samples_per_shard)),
         bytes=padded,
         recognised=facts,
@@ -201,6 +210,8 @@ def shard(
         what = f"expected a share from 0 to 1, found {max_bad}"
         raise UsageError("GL0002", what, where="--max-bad")
     how = Execution(workers, progress, task, engine)
+    if aligning := isinstance(options, Align):
+        how = replace(how, say=Pace())
     with ending(), upload.output(out, staging) as output:
         job = Sharding(src, options, rule, resync=resync)
         for one in job.src:
@@ -208,11 +219,11 @@ def shard(
         made, manifest, facts = make(output, job, how)
     made["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
     if manifest is None:
-        return results.ShardShare(**made)
-    result = results.Shard(
-        **made,
-        quarantine_reasons=manifest["quarantine_reasons"],
-        notes=manifest.get("notes", {}),
-    )
+        return (results.AlignShare if aligning else results.ShardShare)(**made)
+    made["quarantine_reasons"] = manifest["quarantine_reasons"]
+    made["notes"] = manifest.get("notes", {})
+    result = results.Shard(**made)
+    if aligning:
+        result = results.Align(**made, further=manifest.get("further", 0))
     _check_budget(result, max_bad)
     return result

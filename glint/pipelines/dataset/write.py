@@ -14,6 +14,7 @@ import xxhash
 
 from glint.files import atomic, parquet
 from glint.files.strings import load_names, text
+from glint.pipelines.dataset import photos
 from glint.pipelines.dataset.plan import SAMPLES, Plan
 from glint.shards import dali, image, pixels
 from glint.shards.image import Rejected
@@ -50,8 +51,12 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
         if plan.kind == SAMPLES:
             table = _copy(out, Samples(plan.folder, start, stop), start)
         else:
-            _pack(out, reopen(plan.kind, plan.path, plan.folder, start, stop), plan, start, notes)
-            table = out.samples()
+            source = reopen(plan.kind, plan.path, plan.folder, start, stop)
+            if isinstance(options, photos.Align):
+                table = photos.pack(out, source, plan, start, notes)
+            else:
+                _pack(out, source, plan, start, notes)
+                table = out.samples()
         out.close()
         bad = out.quarantine()
         parts = {f"{shard:06d}.parquet": table, f"{shard:06d}.bad.parquet": bad}
@@ -71,6 +76,7 @@ def write_shard(plan: Plan, shard: int) -> dict[str, Any]:
         "content": out.content(table),
         "bad": dict(Counter(bad.column("reason").to_pylist())),
         "notes": dict(+notes),
+        **({"further": table.num_rows + bad.num_rows - (stop - start)} if options.each > 1 else {}),
         "parts": sums,
     }
 
@@ -138,3 +144,4 @@ def _copy(out: Shard, source: Samples, start: int) -> pa.Table:
 def forget() -> None:
     """Let go of what this process holds of a plan."""
     _classes.cache_clear()
+    photos.forget()
