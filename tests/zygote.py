@@ -2,23 +2,27 @@
 
 `python -m glint` spends seconds on imports before it does anything, a thousand times in the tests.
 One process imports once and forks for each command: its own memory, files, signals and exit code,
-as after an exec. `command(folder)` gives an executable that does so, to be called as `glint` is;
+as after an exec. `command()` gives an executable that does so, to be called as `glint` is;
 tests of start-up, of signals and of imports run `python -m glint` itself.
 """
 
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
 import os
 import pkgutil
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -43,9 +47,11 @@ MORE = ("torch._dynamo", "torch.distributed.tensor", "torch.onnx", "torch.utils.
         "jinja2")  # fmt: skip
 
 
-def command(folder: Path) -> Path:
-    """Start the process and give the executable; both go when this process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
+@functools.cache
+def command() -> Path:
+    """Start the process and give the executable `glint`; both go when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="glint-forks-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = folder / "socket"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     served = subprocess.Popen(
@@ -157,8 +163,6 @@ def _become(
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-    import atexit
-
     threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter ends
     atexit._run_exitfuncs()
     os._exit(code)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from glint.results import datasets, identities, key, models
+from tests import zygote
 
 MODULES = (datasets, identities, models)
 ANSWERS = [one for module in MODULES for one in vars(module).values() if hasattr(one, "SCHEMA")]
@@ -24,7 +24,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 def run_glint(*args: str | Path, code: int = 0, env: dict[str, str] | None = None) -> Any:
     """Run a command in a process of its own; give its JSON, or its stderr where it must fail."""
     done = subprocess.run(
-        [sys.executable, "-m", "glint", *map(str, args)],
+        [zygote.command(), *map(str, args)],
         capture_output=True,
         text=True,
         env={**ENV, **(env or {})},

@@ -110,7 +110,7 @@ def test_validate_knows_a_file_of_ones_own_by_its_tables(tmp_path: Path) -> None
     assert code == 2
     assert "data: missing, expected a table [data]" in err
     code, _, err = call("validate", str(mine), "--shelf", "pipelines")
-    assert "shard: missing, expected a table [shard]" in err
+    assert "x: unknown key, known here: shard, align, embed" in err
 
 
 def test_validate_prints_the_road() -> None:

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import zygote
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
@@ -69,7 +71,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def glint(*arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "glint", *arguments], capture_output=True, text=True, check=False
+        [zygote.command(), *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -90,7 +92,8 @@ def test_something_runs() -> None:
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
 def test_pages_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     todo = [(kind, body) for kind, body in blocks(page) if kind in RUN]
-    env = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(zygote.command().parent), str(BIN), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
     for name in ("world", "data", "photos", "detector"):
         if any(re.search(rf"\b{name.upper()}\b", body) for _, body in todo):
             there = tmp_path / "given" / name  # a copy: a page may change what it is given
