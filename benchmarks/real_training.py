@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="1,000 images, one seed, one epoch")
     parser.add_argument("--minutes", type=float, default=4.0, help="of CPU, for each run")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--within", type=float, help="begin no seed after so many minutes")
     parser.add_argument("--out", type=Path, help="write the figures, with the machine's name")
     parser.add_argument("--picture", type=Path, help="draw the curves as an SVG")
     parser.add_argument("--plain", help=argparse.SUPPRESS)
@@ -332,7 +334,10 @@ def main() -> int:
         epochs = 1 if args.quick else epochs_of(place, images, args.minutes)
         say([told("images", images), told("people", shard["identities"]), told("epochs", epochs)])
         runs: dict[int, tuple[list[Any], list[Any]]] = {1: ([], []), 2: ([], [])}
+        began = time.monotonic()
         for seed in range(1 if args.quick else args.seeds):
+            if seed and args.within and time.monotonic() - began > 60 * args.within:
+                break
             for ranks, (ours, plain) in runs.items():  # in turns: the machine's mood meets both
                 ours.append(glint_side(place, images, epochs, seed, ranks))
                 given = {"place": temporary, "seconds": ours[-1]["seconds"], "seed": seed}
@@ -340,6 +345,7 @@ def main() -> int:
                 done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
                 plain.append(json.loads(done.stdout))
                 print(seed, ranks, ours[-1], plain[-1], file=sys.stderr, flush=True)
+        say([told("seeds", len(runs[1][0]))])
         say([told("accuracy on unseen people, untrained", runs[1][0][0]["curve"][0][1])])
         for ranks, (ours, plain) in runs.items():
             say(compared(ranks, ours, plain))
