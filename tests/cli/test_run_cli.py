@@ -135,9 +135,7 @@ def test_what_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         again(road)
 
 
-def test_labels_that_somebody_else_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_that_somebody_else_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     road = [["glint", name] for name in ("shard", "embed", "apply", "balance", "train")]
     ran: list[str] = []
     now = "sharded"
