@@ -329,8 +329,8 @@ class PartialFC(nn.Module):
                 "GL0002",
                 f"gradients of {len(self._pending)} passes wait, and no update came",
                 where="head",
-                hint="call the step of head.optimizer(lr=...), or head.update(lr=...), after each pass "
-                "(head.drop() skips one), or set head.passes to the passes of a step",
+                hint="call the step of head.optimizer(lr=...), or head.update(lr=...), after each "
+                "pass (head.drop() skips one), or set head.passes to the passes of a step",
             )
         if self._met:
             return
