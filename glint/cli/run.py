@@ -55,9 +55,10 @@ def run(
 def walk(folder: Path, road: list[list[str]]) -> results.Road:
     """Run the commands that are not done; write steps.json after each, and the page.
 
-    A command is done where this folder says that the very same one ended, and all before it are.
-    The first runs each time: it looks at its source, and where it made other data all run again.
-    Raises SystemExit with the exit code of a command that fails.
+    A command is done where this folder says that the very same one ended, all before it are, and
+    what it read and made is still there: the files it names by SHA-256, folders by name, and the
+    labels in force. The first runs each time: it looks at its source, and where it made other data
+    all run again. Raises SystemExit with the exit code of a command that fails.
     """
     from glint.files import atomic
     from glint.results import models as results
@@ -67,21 +68,33 @@ def walk(folder: Path, road: list[list[str]]) -> results.Road:
     if path.is_file():
         found = atomic.read_json(path, "GL0006")
         held = found["steps"] if found.get("format") == FORMAT else []
+    last = held[-1].get("labels") if held else None
+    now = _labels(road[0])  # other than the last: somebody else changed them since
     steps: list[dict[str, Any]] = []
     fresh = False  # whether a command before this one did something
     for number, command in enumerate(road):
         known = held[number] if number < len(held) else {}
         same = known.get("command") == command and not fresh
         if same and number > 0:
-            console.tell(f"done before: {shlex.join(command)}")
-            steps.append(known)
-            continue
+            before, after = held[number - 1].get("labels"), known.get("labels")
+            stale = last != now and (before == after == last or before == now != after)
+            if not stale and known.get("read") == _read(command, known["result"]):
+                console.tell(f"done before: {shlex.join(command)}")
+                steps.append(known)
+                continue
         began = time.monotonic()
         result = command_result(command)
-        seconds = round(time.monotonic() - began, 1)
-        fresh = not (same and known["result"].get("digest") == result.get("digest"))
-        steps.append({"command": command, "result": result, "seconds": seconds} if fresh else known)
-        later = [] if fresh else held[number + 1 :]
+        done = {
+            "command": command,
+            "result": result,
+            "seconds": round(time.monotonic() - began, 1),
+            "read": _read(command, result),
+            "labels": _labels(road[0]),
+        }
+        looked = number == 0 and same and known["result"].get("digest") == result.get("digest")
+        fresh = not looked
+        steps.append(known if looked else done)
+        later = held[number + 1 :] if looked else []
         atomic.write_json(path, {"format": FORMAT, "steps": steps + later})
         _write_page(folder, steps, road)
     _write_page(folder, steps, road)
@@ -96,6 +109,33 @@ def walk(folder: Path, road: list[list[str]]) -> results.Road:
         page=str(folder / PAGE),
         out=str(folder),
     )
+
+
+def _read(command: list[str], result: dict[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of each file that a command names, and what a model's folder lists."""
+    from glint.files import atomic
+
+    found: dict[str, str] = {}
+    for before, word in zip(command[1:], [*command[2:], str(result.get("sampling"))]):
+        path = Path(word)
+        if path.is_file():
+            found[word] = atomic.sha256_of(path)
+        elif path.is_dir():
+            files = sorted(one for one in path.rglob("*") if one.is_file())
+            listed = [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files]
+            found[word] = repr(listed) if before == "--model" else "folder"
+    return found
+
+
+def _labels(first: list[str]) -> str | None:
+    """Return the digest of the labels in force of the dataset that the first command makes."""
+    from glint.shards import labels
+    from glint.shards.dataset import Dataset
+
+    if len(first) < 4 or not (Path(first[3]) / "manifest.json").is_file():
+        return None
+    dataset = Dataset(first[3])
+    return labels.current(dataset.root, dataset.classes).digest
 
 
 def command_result(command: list[str]) -> dict[str, Any]:

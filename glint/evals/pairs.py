@@ -57,7 +57,7 @@ def ten_fold(
     Raises InputError GL0802 for fewer than two pairs or shapes that differ, GL0402 for embeddings
     that are not finite.
     """
-    same_n = np.asarray(same_n, dtype=bool)
+    same_n = rates.answers(same_n)
     if len(same_n) < 2:
         raise InputError("GL0802", f"expected at least two pairs, found {len(same_n)}")
     if a_nD.shape != b_nD.shape or len(a_nD) != len(same_n):

@@ -71,6 +71,15 @@ def threshold_at(accepted_t: np.ndarray, negatives: int, far: float, grid_t: np.
     return float(grid_t[after - 1] + share * (grid_t[after] - grid_t[after - 1]))
 
 
+def answers(same_n: np.ndarray) -> np.ndarray:
+    """Return whether pairs are of one person. Raises InputError GL0802 for others than 0 and 1."""
+    found_n = np.asarray(same_n)
+    if not (sound_n := np.isin(found_n, (0, 1))).all():
+        what = f"expected True or False for each pair, found {found_n[~sound_n][0]}"
+        raise InputError("GL0802", what, hint="-1 and 1 are both true to Python: same == 1")
+    return found_n.astype(bool)
+
+
 def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float | str) -> float | None:
     """Return the share of same pairs accepted where at most `far` of the different pairs are.
 
@@ -79,7 +88,7 @@ def tar_at_far(distance_n: np.ndarray, same_n: np.ndarray, far: float | str) -> 
     `far`, ties refused. None where there are no same or no different pairs. Raises InputError
     (GL0802) for a distance that is none, such as a cosine below 0, and for shapes that differ.
     """
-    distance_n, same_n = np.asarray(distance_n), np.asarray(same_n, dtype=bool)
+    distance_n, same_n = np.asarray(distance_n), answers(same_n)
     if distance_n.shape != same_n.shape:
         what = f"found {distance_n.shape} distances and {same_n.shape} answers"
         raise InputError("GL0802", what)

@@ -164,8 +164,10 @@ def balance(
     if epoch == 0:
         raise UsageError(
             "GL0002",
-            f"no identity has {options.least} images, the most is {int(count_C.max(initial=0))}",
+            f"no identity has {options.least} images, the most is {int(count_C.max(initial=0))}"
+            + (f"; {len(masked_m)} images are left out" if len(masked_m) else ""),
             where="--min",
+            hint="lower --min-quality, or another coreset" if len(masked_m) else "",
         )
     about = {
         "format": FORMAT,

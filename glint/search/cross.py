@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glint import log
+from glint.errors import UsageError
 from glint.log import Progress
 from glint.search import pairs, screens
 from glint.search.pairs import Pairs
@@ -29,10 +30,15 @@ def pairs_across(
     """Find every pair (a of x, b of y) with cosine >= `threshold`, exactly, sorted by (a, b).
 
     Screened in float32 below the threshold by `screens.margin`, scored in float64. Rows that are
-    NaN, infinite or zero are left out and counted. Raises ResourceError GL0503 above `limit` pairs.
+    NaN, infinite or zero are left out and counted. Raises ResourceError GL0503 above `limit` pairs,
+    UsageError (GL0002) for what are no tables of one width, or a threshold that is no cosine.
     """
     import torch
 
+    x_ND, y_MD = (pairs.table(side, threshold) for side in (x_ND, y_MD))
+    if x_ND.shape[1] != y_MD.shape[1]:
+        what = f"rows have {x_ND.shape[1]} and {y_MD.shape[1]} numbers"
+        raise UsageError("GL0002", what, where="pair search")
     good_n, good_m = (np.flatnonzero(pairs.usable(side)) for side in (x_ND, y_MD))
     found: list[BlockPairs] = []
     held = 0

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,18 @@ def usable(x_nD: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
             fine &= (largest > SHORT) & (largest < LONG)
         good[start : start + 65536] = fine
     return good
+
+
+def table(x_ND: npt.ArrayLike, threshold: float) -> npt.NDArray[Any]:
+    """Return rows as an array. Raises UsageError GL0002 for others, or what is no cosine."""
+    x_ND = np.asarray(x_ND)
+    if x_ND.ndim != 2 or x_ND.dtype.kind not in "fiub":
+        what = f"expected an array (N, D) of floats, found {x_ND.dtype} {x_ND.shape}"
+        raise UsageError("GL0002", what, where="pair search")
+    if not -2 < threshold < 2:  # rounding may pass 1
+        what = f"threshold is {threshold}, expected a cosine from -1 to 1"
+        raise UsageError("GL0002", what, where="pair search")
+    return x_ND
 
 
 def unit64(x_nD: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -127,12 +140,16 @@ def pairs_above(
 ) -> Pairs:
     """Find every pair of rows with cosine >= `threshold`, exactly.
 
-    x_ND: any float type, any length of rows; rows that are NaN, infinite or zero are left out.
-    device: of the engine `torch`. work: a folder of this search alone, locked by whoever calls,
-    that keeps the block rows that are done, from which the same call goes on.
-    Raises ResourceError when more than `limit` pairs would be held.
+    x_ND: any float type, any length of rows; rows that are NaN, infinite or zero are left out (of
+    float64 also those with a number beyond 1e150, or none beyond 1e-150). device: of the engine
+    `torch`. work: a folder of this search alone, locked by whoever calls, that keeps the block rows
+    that are done, from which the same call goes on.
+    Raises ResourceError when more than `limit` pairs would be held, UsageError (GL0002) for what is
+    no table, or a threshold that is no cosine.
     """
-    engine = choose(engine)
+    engine, x_ND = choose(engine), table(x_ND, threshold)
+    if block < 1:
+        raise UsageError("GL0002", f"block is {block}, expected at least 1", where="pair search")
     good = np.flatnonzero(usable(x_ND)).astype(np.int64)
     rows = -(-len(good) // block)
     held: list[BlockPairs] = []

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from glint.errors import UsageError
 from glint.rng import hash_at, key_of
 
 _FLIP = 0xF11B  # purpose of the key
@@ -41,8 +42,13 @@ def to_input(
 ) -> torch.Tensor:
     """Turn uint8 pixels into (x / 255 - 0.5) / 0.5, shape nCHW, on the device they lie on.
 
-    flip: bool n, the images to mirror (`Batch.flip`); None mirrors none.
+    flip: bool n, the images to mirror (`Batch.flip`); None mirrors none. Raises UsageError (GL0002)
+    for other pixels, such as floats, which would be scaled twice, or (n, 3, H, W).
     """
+    shape, flips = tuple(image_nHWC.shape), None if flip is None else tuple(flip.shape)
+    if image_nHWC.dtype != torch.uint8 or shape[3:] != (3,) or flips not in (None, shape[:1]):
+        what = f"expected uint8 (n, H, W, 3) and flip (n), found {image_nHWC.dtype} {shape}"
+        raise UsageError("GL0002", f"{what}, flip {flips}", where="to_input")
     if flip is not None:
         image_nHWC = mirrored(image_nHWC, flip)
     layout = torch.channels_last if channels_last else torch.contiguous_format

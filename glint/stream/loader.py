@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -94,6 +95,8 @@ class Stream:
         columns: Columns | None = None,
     ) -> None:
         order, images = order or Order(), images or Images()
+        if isinstance(dataset, str | os.PathLike):
+            raise UsageError("GL0002", f"expected a Dataset, found {dataset!r}", where="stream")
         _check(batch, workers, threads, images)
         self.dataset, self.seed, self.images, self.order = dataset, seed, images, order
         if (rank is None) != (world is None):
@@ -221,7 +224,7 @@ class Stream:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there. Raises MismatchError (GL0702) for a stream of other samples."""
-        self.require(state_dict["stream"])
+        self.require(state_dict.get("stream", {}))
         self.place.load(state_dict, self._from(0))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -260,6 +263,11 @@ class Stream:
                 "it was made before the process group: every rank would read the same samples",
                 where="stream",
                 hint="make it after init_process_group, or pass rank= and world=",
+            )
+        if not self.steps_per_epoch:
+            what = f"{self.plan.length} samples make no batch of {self.batch * self.world}"
+            raise UsageError(
+                "GL0002", what, where="stream", hint="drop_last=False, or a smaller one"
             )
 
     def stored(

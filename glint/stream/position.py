@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from glint.errors import MismatchError
+from glint.log import logger
 from glint.rng import I64
 from glint.stream.plan import Slice
 
@@ -44,6 +45,8 @@ class Place:
     def begin(self) -> tuple[int, int, int]:
         """Return (epoch, first step, origin): an epoch begins anew, but right behind a load."""
         if not self.resumed:
+            if self.step:
+                logger.warning("epoch %d begins again: set_epoch chooses another", self.epoch)
             self.step = self.origin = 0
         self.resumed = False
         return self.epoch, self.step, self.origin

@@ -161,6 +161,7 @@ def test_mistakes(glint, small, embedded, tmp_path) -> None:
         ([*balance], "--quality: goes with --min-quality"),
         ([*balance[:4], "--min-quality", "3"], "--min-quality: goes with --quality"),
         ([*balance, "--min-quality", "five"], "found 'five'"),
+        ([*balance, "--min-quality", "1e9"], "hint: lower --min-quality"),
         ([*balance, "--min-quality", "1.2.3"], "found '1.2.3'"),
         ([*balance, "--min-quality", "100%"], "found '100%'"),
         (["quality", small.data, "--out", out], "--method norm needs --embeddings"),

@@ -122,9 +122,42 @@ def test_what_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     digest = "two"
     assert again(changed) == ["shard", "embed", "balance --cap 3", "train"]
     assert again(road[:2]) == ["shard"]
+    net, pairs = tmp_path / "net.onnx", tmp_path / "pairs.bin"  # the files that a command names
+    net.write_text("a"), pairs.write_text("b")
+    named = [*road[:2], ["glint", "export", str(pairs), "--model", str(net)], road[3]]
+    assert again(named)[1:] == [" ".join(named[2][1:]), "train"] and again(named) == ["shard"]
+    net.write_text("c")
+    assert again(named)[1:] == [" ".join(named[2][1:]), "train"]
+    pairs.unlink()
+    assert again(named)[1:] == [" ".join(named[2][1:]), "train"]
     (tmp_path / "steps.json").write_text("{")
     with pytest.raises(InputError, match="GL0006"):
         again(road)
+
+
+def test_labels_that_somebody_else_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    road = [["glint", name] for name in ("shard", "embed", "apply", "balance", "train")]
+    ran: list[str] = []
+    now = "sharded"
+
+    def result(line: list[str]) -> dict[str, Any]:
+        nonlocal now
+        ran.append(line[1])
+        now = "applied" if line[1] == "apply" else now
+        return {"digest": "one"}
+
+    def again() -> list[str]:
+        ran.clear()
+        command.walk(tmp_path, road)
+        return ran
+
+    monkeypatch.setattr(command, "command_result", result)
+    monkeypatch.setattr(command, "_labels", lambda first: now)
+    assert again() == ["shard", "embed", "apply", "balance", "train"] and again() == ["shard"]
+    now = "dropped"
+    assert again() == ["shard", "balance", "train"] and again() == ["shard"]
+    now = "sharded"  # undone
+    assert again() == ["shard", "apply", "balance", "train"] and again() == ["shard"]
 
 
 def test_mistakes(glint: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ that are not listed stay as hard negatives. The cost is proportional to the batc
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -39,9 +40,10 @@ class KnownPairs:
                 where=f"mask pair {row}",
             )
         directed_d2 = torch.cat([pair_m2, pair_m2.flip(1)])
+        directed_d2 = torch.unique(directed_d2, dim=0)  # sorted by label, then by the other class
+        self.digest = sha256(directed_d2.cpu().numpy().tobytes()).hexdigest()  # of all ranks' pairs
         other_d = directed_d2[:, 1]
         directed_d2 = directed_d2[(other_d >= span.start) & (other_d < span.stop)]
-        directed_d2 = torch.unique(directed_d2, dim=0)  # sorted by label, then by the other class
         self.label_d, self.other_d = directed_d2[:, 0].contiguous(), directed_d2[:, 1].contiguous()
         self.span = span
 

@@ -149,9 +149,9 @@ class PartialFC(nn.Module):
         where it is not the options'. The backward pass keeps the centre gradients for `update`.
         Raises InputError (GL0222) for a label outside [0, classes), UsageError (GL0002) where
         `passes` passes wait for an update, MismatchError (GL0602) at the first pass where ranks
-        were made with other classes, options or seeds.
+        were made with other classes, options, masks or seeds, or give other counts of rows.
         """
-        self._ready()
+        self._ready(feature_nD, counts, step, rate)
         step = self.steps * self.passes + len(self._pending) if step is None else step
         batch = gather_batch(
             feature_nD, label_n, self.world, self.classes, dtype=self.store.compute, counts=counts
@@ -200,8 +200,10 @@ class PartialFC(nn.Module):
         """Move the rows of all backward passes since the last update.
 
         step: of the optimiser, counted by default; where it is given it must rise. divide: what
-        gradients were multiplied by (passes accumulated, loss scale). Call it once per step.
+        gradients were multiplied by (passes accumulated, loss scale), above 0. Once per step.
         """
+        if not (lr >= 0 and divide > 0):  # not so for NaN
+            raise UsageError("GL0002", f"lr is {lr}, divide {divide}", where="head.update")
         step = self.steps if step is None else step
         self.steps = step + 1
         pending = [*self._pending]
@@ -320,7 +322,7 @@ class PartialFC(nn.Module):
             )
         self.load_rows(lambda name, first, last: state_dict[prefix + name])
 
-    def _ready(self) -> None:
+    def _ready(self, feature_nD: Tensor, counts: Sequence[int] | None, *step: Any) -> None:
         """Make sure that no update was forgotten, and once that ranks are of one table."""
         if torch.is_grad_enabled() and len(self._pending) >= self.passes:
             raise UsageError(
@@ -328,8 +330,7 @@ class PartialFC(nn.Module):
                 f"gradients of {len(self._pending)} passes wait, and no update came",
                 where="head",
                 hint="call the step of head.optimizer(lr=...), or head.update(lr=...), after each "
-                "backward pass (head.drop() to skip one), or set head.passes to the passes that "
-                "one step adds up",
+                "pass (head.drop() skips one), or set head.passes to the passes of a step",
             )
         if self._met:
             return
@@ -340,12 +341,14 @@ class PartialFC(nn.Module):
                 where="head",
                 hint="make it after init_process_group, or pass world=",
             )
-        said = repr((self.classes, self.dim, self.seed, self.options, self.margin))
+        rows = feature_nD.shape[0] if counts is None else tuple(counts)
+        made = self.classes, self.dim, self.seed, self.options, self.margin, self.ddp_mean
+        said = f"{made} {(self.store.compute, self._pairs and self._pairs.digest, step, rows)}"
         if other := differing(said, self.world):
             raise MismatchError(
                 "GL0602",
-                f"ranks were made with other classes, options, margins or seeds, such as rank "
-                f"{other[0]} and rank 0; this one: {said}",
+                f"ranks have other classes, options, margins, masks, seeds, or batches without "
+                f"counts=, such as rank {other[0]} and rank 0; this one: {said}",
                 where=f"head of rank {self.world.rank}",
             )
         self._met = True

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from glint.dist.span import Span
-from glint.errors import InputError
+from glint.errors import InputError, UsageError
 from glint.rng import hash_31, stream_key
 
 # N samples over all ranks, C classes, P of them in the batch, K neighbours of each,
@@ -112,9 +112,11 @@ def sampled_classes(
     label_N: labels of the whole batch over all ranks; hard_ratio: the share of negatives taken
     from `neighbours`, fewer where the classes of the batch have no more; uniform ones fill up. A
     block plays at least its share of S, more where it has more classes of the batch. Waits for the
-    device once; costs O(rate * span).
+    device once; costs O(rate * span). Raises UsageError (GL0002) for a rate outside 0 to 1.
     """
-    if rate >= 1:
+    if not 0 <= rate <= 1:
+        raise UsageError("GL0002", f"rate is {rate}, expected 0 to 1", where="head")
+    if rate == 1:
         return None
     span = Span(0, classes) if span is None else span
     size, device = sample_size(classes, rate, 0), label_N.device

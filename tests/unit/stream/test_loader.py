@@ -223,7 +223,11 @@ def test_other_bad_options(small, tmp_path):
 
 def test_fewer_images_than_a_batch(small):
     assert stream(small, batch=51).steps_per_epoch == 0
-    assert list(stream(small, batch=51, workers=2).batches(0)) == []
+    for workers in (0, 2):  # an epoch of nothing trains nothing, without a word
+        with pytest.raises(UsageError, match="50 samples make no batch of 51"):
+            list(stream(small, batch=51, workers=workers).batches(0))
+    with pytest.raises(UsageError, match="expected a Dataset"):
+        Stream("folder", batch=4)
     made = list(stream(small, batch=120, drop_last=False).batches(0))
     assert len(made) == 1 and made[0].repeats == 70
 

@@ -310,3 +310,15 @@ def test_on_two_ranks_nothing_is_cut_again_or_read_twice(data: Dataset, tmp_path
         assert found.get("left", expected) == expected
         if {"accelerate", "fabric"} - {*found}:
             pytest.skip("half done: pip install 'glint-faces[loops]' for accelerate and Fabric")
+
+
+def test_a_loop_left_early_is_told_that_its_epoch_begins_again(
+    data: Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = stream(data)
+    next(iter(made))
+    assert not caplog.records
+    assert next(iter(made)).step == 0
+    assert "epoch 0 begins again: set_epoch chooses another" in caplog.text
+    with pytest.raises(MismatchError, match="GL0702"):
+        made.load_state_dict({})

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,6 +116,35 @@ def test_to_moves_all_of_it_and_keeps_the_type() -> None:
     assert {one.device.type for one in places} == {"meta"} == {model.world.device.type}
 
 
+@pytest.mark.parametrize("given", [{"lr": float("nan")}, {"lr": -0.1}, {"lr": 0.1, "divide": 0}])
+def test_an_update_that_would_spoil_the_table_is_refused(given: dict[str, float]) -> None:
+    model = head()
+    model(*batch(0)).backward()
+    with pytest.raises(UsageError, match="GL0002"):
+        model.update(**given)
+    model.update(lr=0.1)
+    assert model.weight.isfinite().all() and model.steps == 1
+    with pytest.raises(UsageError, match="rate is 5"):
+        model(*batch(0), rate=5.0)
+
+
+@pytest.mark.parametrize("what", ["masks", "ddp_mean", "rows", "step"])
+def test_ranks_that_differ_in_anything_are_told(what: str, ranks: Any) -> None:
+    def rank(world: World) -> str:
+        number = world.rank
+        given = {
+            "masks": {"masks": [[0, 1 + number]]}, "ddp_mean": {"ddp_mean": bool(number)}
+        }.get(what, {})  # fmt: skip
+        model = head(world=world, **given)
+        feature, label = batch(0)
+        cut = slice(4 - number if what == "rows" else 4)
+        with pytest.raises(MismatchError, match="GL0602"):
+            model(feature[cut], label[cut], **({"step": number} if what == "step" else {}))
+        return "told"
+
+    assert ranks(2, rank) == ["told", "told"]
+
+
 RANK = """
 import json, sys
 import torch, torch.distributed as dist
@@ -196,7 +226,7 @@ def test_in_a_loop_of_ones_own_on_two_ranks(tmp_path: Path) -> None:
     ("way", "said"),
     [
         ("early", "made before the process group: every rank would train a whole head"),
-        ("seed", "ranks were made with other classes, options, margins or seeds"),
+        ("seed", "ranks have other classes, options, margins, masks, seeds"),
     ],
 )
 def test_what_would_be_wrong_on_two_ranks_is_named(way: str, said: str, tmp_path: Path) -> None:
