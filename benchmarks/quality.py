@@ -94,7 +94,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        lay_out(place / "people", 200 if args.quick else 2400)
+        lay_out(place / "people", 200 if args.quick else 800)
         run_glint("shard", place / "people", place / "data")
         data = Dataset(place / "data")
         source = pq.read_table(data.root / "samples.parquet")["source"].to_pylist()

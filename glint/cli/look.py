@@ -43,6 +43,7 @@ def look(
     """Serve a dataset's faces on this machine to page through; Ctrl-C ends it."""
 
     def work() -> results.Look:
+        from glint.errors import UsageError
         from glint.pipelines import look as stage
         from glint.results import datasets as results
         from glint.review import report
@@ -50,6 +51,9 @@ def look(
         from glint.shards.embeddings import load
 
         file = None if out is None else console.path(out, "--out")
+        if file is not None and file.is_dir():
+            what = f"expected a file, found the folder {file}"
+            raise UsageError("GL0002", what, where="--out")
         data = Dataset(dataset)
         emb = None
         if embeddings is not None:

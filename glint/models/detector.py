@@ -204,6 +204,10 @@ def open_detector(
     high, wide = (n if isinstance(n, int) and n > 0 else s for n, s in zip(shape[2:], size[::-1]))
     size = int(wide), int(high)
     if size[0] % 32 or size[1] % 32:
+        if isinstance(shape[2], int) and isinstance(shape[3], int):
+            raise _bad(
+                path, f"it takes {size[0]}x{size[1]} pixels, no multiples of 32: no detector"
+            )
         raise UsageError("GL0002", f"expected multiples of 32, found {size[0]}x{size[1]}",
                          where="--input-size")  # fmt: skip
     kind = TYPES.get(taken[0].type, np.float32)

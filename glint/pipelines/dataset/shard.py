@@ -130,7 +130,7 @@ def _check_budget(result: results.Shard, max_bad: float) -> None:
     if bad > allowed or bad == read:
         reasons = ", ".join(f"{k} {v}" for k, v in result.quarantine_reasons.items())
         what = f"{bad} of {read} records were not usable ({reasons}); "
-        what += f"{min(allowed, max(read - 1, 0))} are let pass"
+        what += f"{min(allowed, read)} are let pass" if bad < read else "a set needs one that is"
         hint = "nothing is left: quarantine.parquet lists each record"
         if bad < read:
             hint = "the dataset is complete without them; quarantine.parquet lists each; "
