@@ -31,6 +31,7 @@ MODULES: tuple[str, ...] = (
     "merge",
     "drop",
     "pack",
+    "bench",
     "card",
 )
 
