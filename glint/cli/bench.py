@@ -68,6 +68,8 @@ def bench(
             raise UsageError("GL0002", "--trained-on and --embeddings go together")
         if not sets.is_dir():
             raise UsageError("GL0001", "no such folder", where=str(sets))
+        if report is not None and not report.resolve().parent.is_dir():
+            raise UsageError("GL0001", "no such folder for the page", where=str(report))
         where = place(threads, device)
         found = look(sets)
         console.tell(_found(found))

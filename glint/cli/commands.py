@@ -32,6 +32,7 @@ MODULES: tuple[str, ...] = (
     "drop",
     "pack",
     "bench",
+    "split",
     "card",
 )
 

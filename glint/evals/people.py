@@ -72,11 +72,16 @@ def group_of(
     samples = getattr(pairs.images, "dataset", None)
     known = samples.identities().column("name").to_pylist() if hasattr(samples, "identities") else []
     for image, person in zip(images, person_n.tolist()):
-        bare = re.sub(r"\.\w+$", "", image)
-        last = ["/".join(text.split("/")[-k:]) for text in (image, bare) for k in (3, 2, 1)]
         name = names[person] if names is not None else ""
         label = int(name) if name.isdecimal() and known else -1
         told = known[label] if 0 <= label < len(known) else name
-        keys = [image, bare, *last, told, name]
+        keys = [*keys_of(image), told, name]
         found.append(next((table[key] for key in keys if key and key in table), ""))
     return np.array(found)
+
+
+def keys_of(image: str) -> list[str]:
+    """Return what a table may call an image: its path, its last parts, without suffix, its folder."""
+    bare = re.sub(r"\.\w+$", "", image)
+    last = ["/".join(text.split("/")[-k:]) for text in (image, bare) for k in (3, 2, 1)]
+    return [image, bare, *last, *image.split("/")[-2:-1], re.sub(r"[_-]?\d+$", "", last[-1])]

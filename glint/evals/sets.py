@@ -195,7 +195,7 @@ def _lists(found: Look, texts: Sequence[Path]) -> None:
     for path in texts:
         if path in taken or path.name.startswith("mismatch") and path.with_name(path.name[3:]) in texts:
             continue
-        if (table := _group_table(path)) is not None:
+        if (table := group_table(path)) is not None:
             found.groups.append((path, table))
             found.skipped.append((path, f"a table of groups, used: {len(table)} names"))
             continue
@@ -204,10 +204,13 @@ def _lists(found: Look, texts: Sequence[Path]) -> None:
             _matched(found, path, path.stem, lambda p=path, o=other: _both(p, o))  # type: ignore[misc]
             continue
         why = _not_pairs(path)
+        name = path.stem
+        if name.lower() in ("pairs", "list", "test"):  # says nothing: the folder's name does
+            name = path.resolve().parent.name
         if why:
             found.skipped.append((path, why))
         else:
-            _matched(found, path, path.stem, lambda path=path: lists.parse(path))  # type: ignore[misc]
+            _matched(found, path, name, lambda path=path: lists.parse(path))  # type: ignore[misc]
 
 
 def _both(match: Path, mismatch: Path) -> list[Listed]:
@@ -242,7 +245,7 @@ def _not_pairs(path: Path) -> str:
     return ""
 
 
-def _group_table(path: Path) -> dict[str, str] | None:
+def group_table(path: Path) -> dict[str, str] | None:
     """Read a table of names and groups: its first line names the columns; None for other texts."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         first = file.readline()

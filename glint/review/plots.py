@@ -54,7 +54,7 @@ def html(page: Plots) -> str:
 
 def write(path: Path, page: Plots) -> None:
     """Write the page, readable by its owner only where it shows faces. Raises ResourceError."""
-    with atomic.read_back(path) as file:
+    with atomic.replacing(path) as file:
         if page.faces:
             os.fchmod(file.fileno(), MODE)
         file.write(html(page).encode(errors="backslashreplace"))
