@@ -152,7 +152,9 @@ def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
         f"\nnote         {_NOTES[name].format(count)}" for name, count in result.notes.items()
     )
     if called := result.recognised.get("names"):
-        lines.append(f"names        {called['named']} of {called['of']} labels, by {called['table']}")
+        lines.append(
+            f"names        {called['named']} of {called['of']} labels, by {called['table']}"
+        )
     resumed = f", {result.resumed_shards} of them before" if result.resumed_shards else ""
     lines += [
         f"read         {result.read} = {result.written} written + "

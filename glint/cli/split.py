@@ -58,7 +58,8 @@ def _say(result: results.Split, dataset: Path) -> str:
               for name, pairs in result.lists.items()]  # fmt: skip
     where = console.quoted(dataset)
     lines.append(
-        f"next         glint drop {where} --ids-from {console.quoted(result.ids)} --reason held-out "
-        f"(else they are trained on); glint bench MODEL --sets {console.quoted(result.out)}"
+        f"next         glint drop {where} --ids-from {console.quoted(result.ids)} --reason "
+        "held-out (else they are trained on); glint bench MODEL --sets "
+        f"{console.quoted(result.out)}"
     )
     return "\n".join(lines)

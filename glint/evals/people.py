@@ -70,7 +70,9 @@ def group_of(
     found = []
     images = names_of(pairs) or [""] * len(person_n)
     samples = getattr(pairs.images, "dataset", None)
-    known = samples.identities().column("name").to_pylist() if hasattr(samples, "identities") else []
+    known = (
+        samples.identities().column("name").to_pylist() if hasattr(samples, "identities") else []
+    )
     for image, person in zip(images, person_n.tolist()):
         name = names[person] if names is not None else ""
         label = int(name) if name.isdecimal() and known else -1
@@ -81,7 +83,7 @@ def group_of(
 
 
 def keys_of(image: str) -> list[str]:
-    """Return what a table may call an image: its path, its last parts, without suffix, its folder."""
+    """Return what a table may call an image: path, last parts, without suffix, folder."""
     bare = re.sub(r"\.\w+$", "", image)
     last = ["/".join(text.split("/")[-k:]) for text in (image, bare) for k in (3, 2, 1)]
     return [image, bare, *last, *image.split("/")[-2:-1], re.sub(r"[_-]?\d+$", "", last[-1])]

@@ -97,7 +97,7 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk a folder in order of names, links followed once, system and hidden files left out."""
     seen: set[tuple[int, int]] = set()
     for here, folders, files in os.walk(root, followlinks=True):
-        about = os.stat(here)
+        about = Path(here).stat()
         if (about.st_dev, about.st_ino) in seen:
             folders.clear()
             continue
@@ -127,7 +127,9 @@ def _whole_folder(found: Look, here: Path, folders: list[str], files: list[str])
         found.parts.append(Part(name, "ijb", here, f"templates, 1:1{many}, as IJB-B and IJB-C"))
         return True
     if {"probe", "gallery_match"} <= lower.keys():
-        gallery = tuple(here / lower[n] for n in ("gallery_match", "gallery_distractor") if n in lower)
+        gallery = tuple(
+            here / lower[n] for n in ("gallery_match", "gallery_distractor") if n in lower
+        )
         words = "TinyFace: probes in a gallery with distractors"
         name = "tinyface" if "tiny" in str(here.resolve()).lower() else here.resolve().name
         part = Part(name, "tinyface", here, words, probes=here / lower["probe"], gallery=gallery)
@@ -142,7 +144,9 @@ def _whole_folder(found: Look, here: Path, folders: list[str], files: list[str])
         if len(probes) == 1:
             words = f"identification: {probes[0]} among {others[0]}, as MegaFace"
             name = here.resolve().name
-            part = Part(name, "distractors", here, words, None, here / probes[0], (here / others[0],))
+            part = Part(
+                name, "distractors", here, words, None, here / probes[0], (here / others[0],)
+            )
             found.parts.append(part)
             found.skipped += [(here / one, "beside galleries: not read") for one in files]
             return True
@@ -185,7 +189,10 @@ def _lists(found: Look, texts: Sequence[Path]) -> None:
     taken: set[Path] = set()
     for path in texts:  # CFP's folders first: their lists are numbers, and none by themselves
         above = path.parent.parent
-        if path.name in ("same.txt", "diff.txt") and (above.parent.parent / "Pair_list_F.txt").is_file():
+        if (
+            path.name in ("same.txt", "diff.txt")
+            and (above.parent.parent / "Pair_list_F.txt").is_file()
+        ):
             if above not in taken:
                 name = f"cfp_{above.name.lower()}"
                 _matched(found, above, name, lambda above=above: lists.parse(above))  # type: ignore[misc]
@@ -193,7 +200,9 @@ def _lists(found: Look, texts: Sequence[Path]) -> None:
         elif re.fullmatch(r"Pair_list_[FP]\.txt", path.name) and (path.parent / "Split").is_dir():
             taken.add(path)
     for path in texts:
-        if path in taken or path.name.startswith("mismatch") and path.with_name(path.name[3:]) in texts:
+        if path in taken or (
+            path.name.startswith("mismatch") and path.with_name(path.name[3:]) in texts
+        ):
             continue
         if (table := group_table(path)) is not None:
             found.groups.append((path, table))
@@ -320,7 +329,7 @@ def _samples(found: Look, place: Path) -> Samples:
 
 def _folder_of(place: Path, matched: Pairs) -> Path:
     """Return the folder that holds the images of a list, all of them."""
-    return place / (os.path.commonpath([os.path.dirname(n) for n in names_of(matched) or [""]]))
+    return place / (os.path.commonpath([str(Path(n).parent) for n in names_of(matched) or [""]]))
 
 
 def _left_over(found: Look) -> None:
@@ -334,7 +343,9 @@ def _left_over(found: Look) -> None:
     for top in sorted(tops):
         place = found.root.joinpath(*top)
         mine = [p for p in left if p.parent == place]
-        if len(mine) >= 2 and any(sum(is_image(os.fsencode(n)) for n in os.listdir(p)) > 1 for p in mine):
+        if len(mine) >= 2 and any(
+            sum(is_image(os.fsencode(n.name)) for n in p.iterdir()) > 1 for p in mine
+        ):
             words = f"all pairs of {len(mine)} folders of people that no list names"
             found.parts.append(Part(place.resolve().name, "all-pairs", place, words, probes=place))
             left -= set(mine)

@@ -38,7 +38,8 @@ class Recogniser:
 
     name: file or run name; dim: length of an embedding; size: pixels of a side of its crops;
     digest: sha256 of the weights, files beside an ONNX file included; engine: insightface,
-    onnxruntime or torch; parameters: numbers in the net; mean, std: what pixels 0..255 are shifted and divided by before the net.
+    onnxruntime or torch; parameters: numbers in the net; mean, std: what pixels 0..255
+    are shifted and divided by before the net.
     """
 
     name: str

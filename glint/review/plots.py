@@ -48,7 +48,8 @@ def html(page: Plots) -> str:
     """Render the page: every text escaped, the style allowed by its hash, nothing else."""
     style = (TEMPLATES / "report.css").read_text() + (TEMPLATES / "plots.css").read_text()
     images = "img-src data:; " if page.faces else ""
-    policy = f"default-src 'none'; style-src {digest(style)}; {images}base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; style-src {digest(style)}; {images}base-uri 'none'; "
+    policy += "form-action 'none'"
     return render("plots.html", page=page, style=style, policy=policy, data_uri=data_uri)
 
 

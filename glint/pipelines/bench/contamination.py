@@ -18,10 +18,10 @@ from glint.evals.packs import Pairs
 from glint.evals.sets import Part
 from glint.log import Progress, silent
 from glint.pipelines.conflicts.overlap import shared
+from glint.search.pairs import usable
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import centres, load
-from glint.search.pairs import usable
 
 
 class TrainedOn:

@@ -51,13 +51,16 @@ def cells(kind: str, row: results.BenchRow) -> list[Cell]:
         count, rank = list(told["rank1_by_distractors"].items())[-1]
         made = [(f"rank 1 among {count} %", share(rank))]
         return made + [(f"TAR@FAR {far} %", share(t)) for far, t in told["tar_at_far"].items()]
-    return [(f"TAR@FAR {far} %", share(told["tar_at_far"][far])) for far in ("1e-3", "1e-4", "1e-6")]
+    return [
+        (f"TAR@FAR {far} %", share(told["tar_at_far"][far])) for far in ("1e-3", "1e-4", "1e-6")
+    ]
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> list[list[Cell]]:
     """Return the cells of errors by group."""
     return [
-        [("group", row["group"]), ("pairs", str(row["pairs"])), ("accuracy %", share(row["accuracy"])),
+        [("group", row["group"]), ("pairs", str(row["pairs"])),
+         ("accuracy %", share(row["accuracy"])),
          ("same refused %", share(row["refused_same"])),
          ("different accepted %", share(row["accepted_different"]))]
         for row in rows
@@ -71,7 +74,8 @@ def contaminated(kind: str, row: results.BenchRow) -> list[list[Cell]]:
         return []
     made = [[("pairs", str(row.figures["pairs"])), *cells(kind, row)[:1]]]
     words = [f"all; {told['people_found']} of {told['people_of_test']} people and "
-             f"{told['images_found']} of {told['images_of_test']} images are in {told['dataset']}"]  # fmt: skip
+             f"{told['images_found']} of {told['images_of_test']} images "
+             f"are in {told['dataset']}"]  # fmt: skip
     for without in ("people", "images"):
         part = told[f"without_{without}"]
         accuracy = share(part.get("accuracy"), part.get("accuracy_interval"))
@@ -142,8 +146,10 @@ def det(title: str, rans: Sequence[tuple[str, Ran]]) -> list[Lines]:
         points = ran.rates["roc"] if ran.rates is not None else []
         far_p, tar_p = np.array(points, np.float64).reshape(-1, 2).T
         curves.append((name, far_p, 100 * (1 - tar_p)))
-    drawn = lines(f"{title}: same-person pairs refused, %, by false accept rate (DET)", "FAR",
-                  curves, bottom=0.0, logarithmic=True) if any(len(x) > 1 for _, x, _ in curves) else None  # fmt: skip
+    if not any(len(x) > 1 for _, x, _ in curves):
+        return []
+    words = f"{title}: same-person pairs refused, %, by false accept rate (DET)"
+    drawn = lines(words, "FAR", curves, bottom=0.0, logarithmic=True)
     return [drawn] if drawn is not None else []
 
 
@@ -159,7 +165,10 @@ def make(path: Path, found: results.Bench, rans: Sequence[tuple[str, Ran]]) -> N
         for name, ran in mine:
             if ran.rates is not None:
                 charts += accepts.drawing(f"{one.set}, {name}", ran.rates)[1]
-            for same, words in ((True, "one person, least alike"), (False, "two people, most alike")):
+            for same, words in (
+                (True, "one person, least alike"),
+                (False, "two people, most alike"),
+            ):
                 worst = [(f"cosine {c:.3f}", a, b) for c, kind, a, b in ran.worst if kind == same]
                 if worst:
                     faces.append(Faces(f"{one.set}, {name}: {words}", worst))
@@ -169,7 +178,8 @@ def make(path: Path, found: results.Bench, rans: Sequence[tuple[str, Ran]]) -> N
                        for row in found.rows if row.people)  # fmt: skip
     facts = [("intervals", "95 %, drawn over people"), *(("people", text) for text in by),
              ("mirrored image added", str(found.flip)),
-             *((f"model {one.name}", f"{one.path}, {one.digest[:16]}") for one in found.models)]  # fmt: skip
+             *((f"model {one.name}", f"{one.path}, {one.digest[:16]}")
+               for one in found.models)]  # fmt: skip
     counts = [(str(len(found.sets)), "tests"), (str(len(models)), "models"),
               (str(found.errors), "could not be run")]  # fmt: skip
     write(path, Plots("Bench", counts, facts, curves, charts, tables(found), notes, faces))

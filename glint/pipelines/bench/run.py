@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -116,9 +115,7 @@ def _pairs(
 ) -> Ran:  # fmt: skip
     assert part.load is not None
     pairs = part.load()
-    x_nD = embed_images(
-        model, pairs, flip=options.flip, batch=options.batch, progress=progress
-    )
+    x_nD = embed_images(model, pairs, flip=options.flip, batch=options.batch, progress=progress)
     a_mD, b_mD = x_nD[pairs.first], x_nD[pairs.second]
     found = ten_fold(a_mD, b_mD, pairs.same, pairs.folds)
     ran = Ran(part, found.as_dict())
@@ -245,7 +242,7 @@ def _persons(place: Path, names: Sequence[str], label_n: np.ndarray | None) -> n
     """Return the person of each image: its label, or its folder."""
     if label_n is not None:
         return label_n
-    folders = [os.path.dirname(name) for name in names]
+    folders = [str(Path(name).parent) for name in names]
     if len(set(folders)) < 2:
         raise InputError(
             "GL0802", "expected a folder for each person, found images in one", where=str(place)
@@ -287,7 +284,7 @@ def _tinyface(
 
     def one(place: Path, other: bool) -> tuple[np.ndarray, np.ndarray]:
         x_nD, names, _ = _embedded(place, model, options, progress)
-        said = [re.match(r"(\d+)_", os.path.basename(name)) for name in names]
+        said = [re.match(r"(\d+)_", Path(name).name) for name in names]
         if not other and (odd := [name for name, hit in zip(names, said) if hit is None]):
             what = f"expected names of images such as 12_3.jpg, PERSON_NUMBER, found {odd[0]}"
             raise InputError("GL0802", what, where=str(place))

@@ -1,4 +1,4 @@
-"""Names for labels that a source leaves nameless, as RecordIO's are: by a table of label and name."""
+"""Names by a table for labels that a source leaves nameless, as RecordIO's are."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ def give(source: Source, path: Path) -> dict[str, Any]:
     """
     table = read(path)
     said = [str(label, "utf-8", "surrogateescape") for label in source.classes.to_pylist()]
-    named = [own or table.get(label, "").encode() for own, label in zip(source.names.to_pylist(), said)]
+    named = [
+        own or table.get(label, "").encode() for own, label in zip(source.names.to_pylist(), said)
+    ]
     given = sum(label in table for label in said)
     if not given:
         some = ", ".join(list(table)[:3])
-        what = f"none of the {len(said)} labels is named; labels are {', '.join(said[:3])}, the table has {some}"
+        what = f"none of the {len(said)} labels is named; labels are {', '.join(said[:3])}, "
+        what += f"the table has {some}"
         raise InputError("GL0222", what, where=f"--names {path}")
     source.names = packed(one for one in named)
     assert isinstance(source.names, pa.LargeBinaryArray)

@@ -113,7 +113,8 @@ def _chosen(
     for name, count in zip(names, share):
         mine = [v for v in open_ if group[v] == name]
         if count > len(mine) or count < 2 * FOLDS:
-            what = f"{count} people{f' of group {name}' if name else ''} are asked for, {len(mine)} have two images"
+            of = f" of group {name}" if name else ""
+            what = f"{count} people{of} are asked for, {len(mine)} have two images"
             hint = f"at least {2 * FOLDS} are needed of each group: two for a fold"
             raise UsageError("GL0002", what, where="--people", hint=hint)
         picked += rng.permutation(mine)[:count].tolist()

@@ -30,7 +30,9 @@ class People:
         """Lay out LFW: PERSON/PERSON_0001.jpg, and two folds of pairs in its list."""
         for person in people:
             for number in (1, 2):
-                self.write(root / images / f"P{person}" / f"P{person}_{number:04d}.jpg", person, number)
+                self.write(
+                    root / images / f"P{person}" / f"P{person}_{number:04d}.jpg", person, number
+                )
         lines = ["2\t" + str(len(people) // 2)]
         half = len(people) // 2
         for own in (people[:half], people[half:]):

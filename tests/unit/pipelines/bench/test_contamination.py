@@ -17,7 +17,6 @@ from glint.pipelines.bench.run import Options, run
 from glint.pipelines.dataset.shard import shard
 from glint.shards.dataset import Dataset
 
-
 OPTIONS = Options(flip=False, draws=50)
 PLANTED = 30  # people of the test that are trained on, 10 of them with an image of the test
 

@@ -122,9 +122,7 @@ def test_a_table_of_groups(tmp_path: Path, folk: Any, model: Recogniser) -> None
     assert rows == {"a": 20, "b": 17, "none": 3}
 
 
-def test_tinyface_identities_and_distractors(
-    tmp_path: Path, folk: Any, model: Recogniser
-) -> None:
+def test_tinyface_identities_and_distractors(tmp_path: Path, folk: Any, model: Recogniser) -> None:
     tiny = tmp_path / "tinyface" / "Testing_Set"
     for person in range(12):
         folk.write(tiny / "Probe" / f"{person}_1.jpg", person, 1)
@@ -221,7 +219,11 @@ def test_what_cannot_be_run_is_an_error_and_what_is_no_test_has_a_reason(
     assert "glint shard" in reasons["train.rec"] and all(reasons.values())
     rans = {part.name: run(part, model, found, OPTIONS) for part in found.parts}
     assert {*rans} == {"good", "cut", "lost_pairs", "damaged_pairs"}
-    assert [name for name, ran in rans.items() if ran.error] == ["cut", "damaged_pairs", "lost_pairs"]
+    assert [name for name, ran in rans.items() if ran.error] == [
+        "cut",
+        "damaged_pairs",
+        "lost_pairs",
+    ]
     assert rans["good"].warnings  # all of one person
     with pytest.raises(InputError, match="no test set"):
         (tmp_path / "empty").mkdir()
@@ -233,7 +235,12 @@ def test_people_of_a_pack_are_told_by_its_pairs(
 ) -> None:
     images, same = [], []
     for p in range(20):
-        images += [folk.picture(p, 1), folk.picture(p, 2), folk.picture(p, 1), folk.picture((p + 1) % 20, 1)]
+        images += [
+            folk.picture(p, 1),
+            folk.picture(p, 2),
+            folk.picture(p, 1),
+            folk.picture((p + 1) % 20, 1),
+        ]
         same += [True, False]
     write_bin(tmp_path / "t.bin", images, same)
     found = look(tmp_path)
