@@ -1,9 +1,9 @@
 """Half of a made test set planted into a training set: found with what recall and precision?
 
 LFW with its y1 embeddings (GLINT_SHARED): 400 people with two images or more make a test; half of
-them keep their other images in the training set, the rest of LFW is trained on as it is. Images
-never stand in both, so people are found by the search alone; then 50 images of the test are copied
-into the training set byte for byte.
+them keep their other images in the training set, the rest of LFW is trained on as it is. 50 images
+of the test are also copied into the training set byte for byte; all others of the planted people
+are found by the search alone.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -69,7 +70,7 @@ def group_of(
     """
     found = []
     images = names_of(pairs) or [""] * len(person_n)
-    samples = getattr(pairs.images, "dataset", None)
+    samples: Any = getattr(pairs.images, "dataset", None)
     known = (
         samples.identities().column("name").to_pylist() if hasattr(samples, "identities") else []
     )

@@ -280,10 +280,10 @@ def _matched(found: Look, path: Path, name: str, read: Callable[[], list[Listed]
         found.parts.append(Part(name, "pairs", path, "a list of pairs", error=error))
         return
     words = f"{len(pairs)} pairs, {sum(pair.same for pair in pairs)} of one person"
-    error: GlintError | None = None
+    first: GlintError | None = None
     for above in [p for p in path.parents if p == found.root or found.root in p.parents]:
         hits, why = _among(found, above, pairs, path)
-        error = error or why
+        first = first or why
         for place, matched in hits:
             found.used.add(place if place in found.datasets else _folder_of(place, matched))
             title = name if len(hits) == 1 else f"{name} [{place.name}]"
@@ -292,8 +292,8 @@ def _matched(found: Look, path: Path, name: str, read: Callable[[], list[Listed]
             found.parts.append(Part(title, "pairs", path, text, lambda made=made: made))  # type: ignore[misc]
         if hits:
             return
-    error = error or InputError("GL0802", "there are no images", where=str(path))
-    found.parts.append(Part(name, "pairs", path, f"{words}; their images", error=error))
+    first = first or InputError("GL0802", "there are no images", where=str(path))
+    found.parts.append(Part(name, "pairs", path, f"{words}; their images", error=first))
 
 
 def _among(

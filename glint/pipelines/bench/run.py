@@ -197,8 +197,8 @@ def pooled(rans: Sequence[Ran]) -> list[dict[str, Any]]:
     mine = [ran for ran in rans if ran.part.of and ran.distance_m is not None]
     if len(mine) < 2:
         return []
-    distance_m = np.concatenate([ran.distance_m for ran in mine])  # type: ignore[misc]
-    same_m = np.concatenate([ran.same_m for ran in mine])  # type: ignore[misc]
+    distance_m = np.concatenate([ran.distance_m for ran in mine])
+    same_m = np.concatenate([ran.same_m for ran in mine])
     group_m = np.concatenate([np.full(len(ran.same_m), ran.part.group) for ran in mine])  # type: ignore[arg-type]
     return by_group(
         distance_m, same_m, group_m, group_m, intervals.best_threshold(distance_m, same_m)

@@ -141,8 +141,8 @@ def _same(rows: Sequence[np.ndarray], need: int, rng: np.random.Generator) -> li
     for mine in rows:
         some = rng.permutation(mine)[:MOST]
         i, j = np.triu_indices(len(some), 1)
-        turn = rng.permutation(len(i))[:need]
-        every.append(list(zip(some[i[turn]].tolist(), some[j[turn]].tolist())))
+        kept = rng.permutation(len(i))[:need]
+        every.append(list(zip(some[i[kept]].tolist(), some[j[kept]].tolist())))
     made: list[tuple[int, int]] = []
     for turn in range(max(map(len, every))):
         made += [every[k][turn] for k in rng.permutation(len(every)) if turn < len(every[k])]
