@@ -88,12 +88,8 @@ def shard(
             samples_per_shard, seed, with_json, chosen, members.replace(" ", ""),
             size.replace(" ", ""), on_size, on_exif, unlabelled, decode, to_jpeg,
         )  # fmt: skip
-        if dry_run and names is not None:
-            from glint.pipelines.dataset.names import read
-
-            read(names)
         if dry_run:
-            return stage.survey(src, options, rule, resync=resync, out=folder)
+            return stage.survey(src, options, rule, resync=resync, out=folder, names=names)
         for one in src if rebuild_idx else ():
             sources.rebuild_idx(sources.recognise(one)[1], resync)
         with console.progress("shard") as progress:

@@ -22,7 +22,8 @@ from glint.files.strings import load_names, text
 from glint.jobs import tasks
 from glint.jobs.workers import Engine, ending
 from glint.log import Progress
-from glint.pipelines.dataset import names, upload
+from glint.pipelines.dataset import names as naming
+from glint.pipelines.dataset import upload
 from glint.pipelines.dataset.output import (
     Execution,
     join_quarantine,
@@ -89,7 +90,7 @@ class Sharding(Job):
         rule = {k: v for k, v in self.rule.facts().items() if k != "unlabelled"}
         options |= {"rule": rule} if rule else {}
         if self.names is not None:
-            names.read(self.names)  # before anything is listed
+            naming.read(self.names)  # before anything is listed
             options["names"] = {"name": self.names.name, "xxh3": atomic.xxh3_of(self.names)}
 
         def save(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -97,7 +98,7 @@ class Sharding(Job):
             if found.n > 10**9:
                 what = f"{found.n} records, nine-digit keys allow 10^9"
                 raise InputError("GL0201", what, where=str(self.src[0]))
-            told = {} if self.names is None else {"names": names.give(found, self.names)}
+            told = {} if self.names is None else {"names": naming.give(found, self.names)}
             with atomic.writing(folder):
                 found.save(folder, order(found.n, self.options.seed))
             about = {**_described(found, self.rule, self.options), **told}
@@ -161,6 +162,7 @@ def survey(
     *,
     resync: bool = False,
     out: Path | str = "",
+    names: Path | None = None,
 ) -> results.ShardPlan:
     """Say what sharding would do, into `out` where that is a path, and write nothing."""
     job = Sharding(src, options, rule, resync=resync)
@@ -168,6 +170,7 @@ def survey(
         check_places(one, Path(out))
     source = job._source()
     facts = _described(source, job.rule, options)
+    facts |= {} if names is None else {"names": naming.give(source, names)}
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
     return results.ShardPlan(
