@@ -35,6 +35,8 @@ MODULES: tuple[str, ...] = (
     "merge",
     "drop",
     "pack",
+    "bench",
+    "split",
     "card",
     "hub",
 )

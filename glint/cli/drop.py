@@ -21,6 +21,9 @@ def register(app: typer.Typer) -> None:
 def drop(
     dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
     identity: list[str] = typer.Option([], "--identity", "--id", help="LABEL or NAME; repeatable."),
+    ids_from: Path | None = typer.Option(
+        None, "--ids-from", metavar="FILE", help="Identities too, a line each: of `glint split`."
+    ),
     key: list[str] = typer.Option([], "--key", help="Key of a single image; repeatable."),
     failed: Path | None = typer.Option(
         None,
@@ -52,10 +55,11 @@ def drop(
         from glint.pipelines.dataset import drop as stage
 
         keys = [*key, *(stage.failed_keys(dataset, failed) if failed else ())]
+        named = [*identity, *(stage.listed(ids_from) if ids_from else ())]
         with console.progress("drop") as progress:
             return stage.drop(
                 dataset,
-                identity,
+                named,
                 reason,
                 keys=keys,
                 erase=erase,

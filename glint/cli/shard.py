@@ -37,6 +37,9 @@ def shard(
     label_column: str = source.LABEL_COLUMN,
     image_column: str = source.IMAGE_COLUMN,
     label_member: str = source.LABEL_MEMBER,
+    names: Path | None = typer.Option(
+        None, "--names", metavar="TABLE", help="Label and name, a line each, for nameless labels."
+    ),
     exclude: list[str] = source.EXCLUDE,
     follow_links: bool = source.FOLLOW_LINKS,
     unlabelled: bool = source.UNLABELLED,
@@ -86,14 +89,14 @@ def shard(
             size.replace(" ", ""), on_size, on_exif, unlabelled, decode, to_jpeg,
         )  # fmt: skip
         if dry_run:
-            return stage.survey(src, options, rule, resync=resync, out=folder)
+            return stage.survey(src, options, rule, resync=resync, out=folder, names=names)
         for one in src if rebuild_idx else ():
             sources.rebuild_idx(sources.recognise(one)[1], resync)
         with console.progress("shard") as progress:
             return stage.shard(
                 src, folder, options, rule, workers=workers or parallel.cores(),
                 max_bad=max_bad, progress=progress, task=mine, engine=where, staging=staging,
-                resync=resync,
+                resync=resync, names=names,
             )  # fmt: skip
 
     console.run(work, as_json, debug=debug, say=_say)
@@ -144,6 +147,10 @@ def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
     noted = "".join(
         f"\nnote         {_NOTES[name].format(count)}" for name, count in result.notes.items()
     )
+    if called := result.recognised.get("names"):
+        lines.append(
+            f"names        {called['named']} of {called['of']} labels, by {called['table']}"
+        )
     resumed = f", {result.resumed_shards} of them before" if result.resumed_shards else ""
     lines += [
         f"read         {result.read} = {result.written} written + "

@@ -47,11 +47,23 @@ def embed_pairs(
     progress: Progress = silent,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embed both sides of each pair, raw: float64 (n, D) twice. Raises as `verify` does."""
-    out_nD = embed_jpegs(
+    out_nD = embed_images(model, pairs, flip=flip, batch=batch, progress=progress)
+    return out_nD[pairs.first], out_nD[pairs.second]
+
+
+def embed_images(
+    model: Recogniser | Embed,
+    pairs: Pairs,
+    *,
+    flip: bool = True,
+    batch: int = 32,
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Embed the images of pairs in their order, raw: float64 (n, D). Raises as `verify` does."""
+    return embed_jpegs(
         model, pairs.images, flip=flip, batch=batch, progress=progress,
         name=pairs.name, labels=pairs.labels,
     )  # fmt: skip
-    return out_nD[pairs.first], out_nD[pairs.second]
 
 
 def embed_jpegs(
@@ -69,7 +81,7 @@ def embed_jpegs(
     Images of a list that repeat are embedded once. Raises as `verify` does.
     """
     embed, size = (model, 112) if callable(model) else (model.embed, model.size)
-    first_m, copy_n = _distinct(images)
+    first_m, copy_n = distinct(images)
     out_mD: np.ndarray | None = None
     for at in range(0, len(first_m), batch):
         chosen = first_m[at : at + batch]
@@ -110,7 +122,7 @@ def decode(data: bytes, size: int, where: str) -> np.ndarray:
     )
 
 
-def _distinct(images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+def distinct(images: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Number the distinct images of a list: (first place of each, number of each image)."""
     if not isinstance(images, list):  # read on demand: the table names each image once
         every = np.arange(len(images))

@@ -96,6 +96,33 @@ def closed_set(
     }
 
 
+def many_mates(
+    probe_pD: np.ndarray, probe_p: np.ndarray, gallery_gD: np.ndarray, subject_g: np.ndarray,
+    *, where: str = "",
+) -> dict[str, Any]:  # fmt: skip
+    """Identify where a person has several images in the gallery, as TinyFace does.
+
+    rank: share of probes whose nearest mate is among the first 1, 5, 10 of the whole gallery;
+    ties lose. Embeddings of any length; subjects below 0 are distractors. Raises InputError GL0802
+    for a probe without a mate.
+    """
+    if lost := sorted({*probe_p.tolist()} - {*subject_g.tolist()}):
+        raise InputError("GL0802", f"person {lost[0]} of the probes is in no gallery", where=where)
+    probe_pD, gallery_Dg = unit(probe_pD), unit(gallery_gD).T
+    rank_p = np.empty(len(probe_p), np.int64)
+    for at in range(0, len(probe_p), BLOCK):
+        score_pg = probe_pD[at : at + BLOCK] @ gallery_Dg
+        mate_pg = probe_p[at : at + BLOCK, None] == subject_g
+        best_p = np.where(mate_pg, score_pg, -np.inf).max(1)
+        rank_p[at : at + BLOCK] = 1 + ((score_pg >= best_p[:, None]) & ~mate_pg).sum(1)
+    return {
+        "probes": len(probe_p),
+        "gallery": len(subject_g),
+        "distractors": int((subject_g < 0).sum()),
+        "rank": _cmc(rank_p),
+    }
+
+
 def open_set(
     probe_pD: np.ndarray, probe_p: np.ndarray, gallery_gD: np.ndarray, subject_g: np.ndarray
 ) -> dict[str, Any]:

@@ -82,15 +82,23 @@ def read_list(path: str | Path, images: Samples) -> Pairs:
     InputError GL0802 for a list of another form, and names that no image or several have.
     """
     path = Path(path)
-    if path.is_dir():
-        pairs = _cfp(path)
-    else:
+    if not path.is_dir():
         lines = _lines(path)
         if lines and {"fold", "a", "b", "same"} <= {*lines[0].split("\t")}:
             return read_table(path, images)
-        pairs = _pairs(lines, path)
+    return matched(parse(path), images, path)
+
+
+def parse(path: Path) -> list[Listed]:
+    """Read the pairs of a list, or of CFP's folder, by names alone. Raises as `read_list` does."""
+    pairs = _cfp(path) if path.is_dir() else _pairs(_lines(path), path)
     if not pairs:
         raise InputError("GL0802", "no pairs", where=str(path), hint=FORMS)
+    return pairs
+
+
+def matched(pairs: Sequence[Listed], images: Samples, path: Path) -> Pairs:
+    """Find the images of listed pairs. Raises InputError GL0802 as `read_list` does."""
     wanted = list(dict.fromkeys(name for pair in pairs for name in (pair.a, pair.b)))
     row_n = _rows(images.source, wanted, path)
     place = {name: i for i, name in enumerate(wanted)}

@@ -73,7 +73,7 @@ def ten_fold(
             f"{wrong} of {len(same_n)} pairs have an embedding that is not finite",
             hint="the model gives NaN or infinity: did its training diverge?",
         )
-    fold_n, count = _folds(len(same_n), folds)
+    fold_n, count = fold_numbers(len(same_n), folds)
     size_f = np.bincount(fold_n, minlength=count)
     same_f = np.bincount(fold_n[same_n], minlength=count)
     diff_f = size_f - same_f
@@ -123,7 +123,7 @@ def _cosine(distance_n: np.ndarray) -> float | None:
     return float(1 - distance_n.mean() / 2) if len(distance_n) else None
 
 
-def _folds(pairs: int, folds: np.ndarray | None) -> tuple[np.ndarray, int]:
+def fold_numbers(pairs: int, folds: np.ndarray | None) -> tuple[np.ndarray, int]:
     """Number the folds 0, 1, ..; one fold alone leaves nothing to train on, so it is cut anew."""
     if folds is not None:
         values, fold_n = np.unique(np.asarray(folds), return_inverse=True)
@@ -150,10 +150,10 @@ class SampleImages(Sequence[bytes]):
     """Some rows of a dataset as encoded images, read when asked for."""
 
     def __init__(self, dataset: Samples, row_n: np.ndarray) -> None:
-        self._dataset, self._row_n = dataset, row_n
+        self.dataset, self.row_n = dataset, row_n
 
     def __len__(self) -> int:
-        return len(self._row_n)
+        return len(self.row_n)
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -163,8 +163,8 @@ class SampleImages(Sequence[bytes]):
 
     def __getitem__(self, index: int | slice) -> bytes | SampleImages:
         if isinstance(index, slice):
-            return SampleImages(self._dataset, self._row_n[index])
-        return self._dataset.read(int(self._row_n[index]))
+            return SampleImages(self.dataset, self.row_n[index])
+        return self.dataset.read(int(self.row_n[index]))
 
 
 _TRUTH = {"1": True, "true": True, "same": True, "0": False, "false": False, "different": False}

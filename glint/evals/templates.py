@@ -38,6 +38,7 @@ class Faces:
     template_n: np.ndarray
     media_n: np.ndarray
     score_n: np.ndarray | None
+    points_n52: np.ndarray | None = None  # five points of each in its photograph, x and y
 
 
 def read_faces(folder: Path) -> Faces:
@@ -46,7 +47,7 @@ def read_faces(folder: Path) -> Faces:
     table = _read(path, " ", {"image": pa.string(), "template": pa.int64(), "media": pa.int64()})
     names = table["image"].to_pylist()
     scores = _find(folder, "*_name_5pts_score.txt", optional=True)
-    score_n = None
+    score_n = points_n52 = None
     if scores is not None:
         columns = {f"c{i}": pa.float64() for i in range(10)}
         faces = _read(scores, " ", {"image": pa.string(), **columns, "score": pa.float64()})
@@ -60,7 +61,9 @@ def read_faces(folder: Path) -> Faces:
             expected = names[wrong] if wrong < len(names) else "no line"
             raise _bad(f"expected {expected}, as in {path.name}, found {found}", scores, wrong)
         score_n = faces["score"].to_numpy()
-    return Faces(path, names, table["template"].to_numpy(), table["media"].to_numpy(), score_n)
+        points_n52 = np.stack([faces[name].to_numpy() for name in columns], 1).reshape(-1, 5, 2)
+    template_n, media_n = table["template"].to_numpy(), table["media"].to_numpy()
+    return Faces(path, names, template_n, media_n, score_n, points_n52)
 
 
 def pool(

@@ -266,3 +266,13 @@ def over(given: Reading, manifest: Reading) -> Reading:
     """Return what a user says, over what a manifest says."""
     mean = manifest.mean if given.mean is None else given.mean
     return replace(given, mean=mean, std=manifest.std if given.std is None else given.std)
+
+
+def parameters(model: Any) -> int:
+    """Count the numbers of a net: its tensors of floats, or of 8 bits where it is quantised."""
+    counted = (1, 10, 11, 2, 3, 16)  # float32, float16, float64, uint8, int8, bfloat16
+    return sum(
+        int(np.prod(list(one.dims), dtype=np.int64))
+        for one in _tensors(model.graph)
+        if one.data_type in counted
+    )

@@ -38,7 +38,8 @@ class Recogniser:
 
     name: file or run name; dim: length of an embedding; size: pixels of a side of its crops;
     digest: sha256 of the weights, files beside an ONNX file included; engine: insightface,
-    onnxruntime or torch; mean, std: what pixels 0..255 are shifted and divided by before the net.
+    onnxruntime or torch; parameters: numbers in the net; mean, std: what pixels 0..255
+    are shifted and divided by before the net.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recogniser:
     mean: float
     std: float
     _run: Callable[[np.ndarray], np.ndarray]
+    parameters: int = 0
 
     def embed(self, image_nHWC: np.ndarray) -> np.ndarray:
         """Embed uint8 RGB crops: float32 (n, D), not normalised. ValueError for other input."""
@@ -173,6 +175,7 @@ def _open_onnx(path: Path, threads: int | None, device: str | None, reading: Rea
         mean=mean,
         std=std,
         _run=run,
+        parameters=onnx_file.parameters(model),
     )
 
 
@@ -278,6 +281,7 @@ def _open_stored(path: Path, threads: int | None, device: str | None) -> Recogni
         mean=127.5,
         std=127.5,
         _run=run,
+        parameters=sum(one.numel() for one in model.parameters()),
     )
 
 

@@ -55,8 +55,9 @@ def lines(
     bottom, top: ends of the vertical axis, else those of the values. logarithmic: the horizontal
     axis, whose values must be above 0. None where there is nothing to draw.
     """
-    sound = [(w, x[np.isfinite(x)], y[np.isfinite(x)]) for w, x, y in values]
-    sound = [(w, x, y) for w, x, y in sound if np.isfinite(y).any()]
+    known = [(w, x[np.isfinite(x)], y[np.isfinite(x)]) for w, x, y in values]
+    numbers = [number for number, (_, _, y) in enumerate(known) if np.isfinite(y).any()]
+    sound = [known[number] for number in numbers]  # a curve keeps its colour where others lack
     if not sound:
         return None
     seen = np.concatenate([y[np.isfinite(y)] for _, _, y in sound])
@@ -80,7 +81,7 @@ def lines(
         return FRAME.y((min(max(value, low), high) - low) / (high - low))
 
     curves = []
-    for number, (words, x, y) in enumerate(sound):
+    for number, (words, x, y) in zip(numbers, sound):
         last = y[np.isfinite(y)][-1]
         pieces: list[list[str]] = [[]]
         for at, value in zip(*thinned(x, y)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from glint.files import atomic
 from glint.review.chart import Chart
 from glint.review.lines import Lines
-from glint.review.report import TEMPLATES, digest, render
+from glint.review.report import MODE, TEMPLATES, data_uri, digest, render
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Faces:
+    """Pairs of images side by side: words, and both as JPEG or PNG."""
+
+    title: str
+    pairs: Sequence[tuple[str, bytes, bytes]]
+
+
+@dataclass(frozen=True)
 class Plots:
-    """All that the page shows. counts: (number, words)."""
+    """All that the page shows. counts: (number, words). faces: the page is its owner's only."""
 
     title: str
     counts: Sequence[tuple[str, str]]
@@ -32,15 +41,21 @@ class Plots:
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    faces: Sequence[Faces] = ()
 
 
 def html(page: Plots) -> str:
     """Render the page: every text escaped, the style allowed by its hash, nothing else."""
     style = (TEMPLATES / "report.css").read_text() + (TEMPLATES / "plots.css").read_text()
-    policy = f"default-src 'none'; style-src {digest(style)}; base-uri 'none'; form-action 'none'"
-    return render("plots.html", page=page, style=style, policy=policy)
+    images = "img-src data:; " if page.faces else ""
+    policy = f"default-src 'none'; style-src {digest(style)}; {images}base-uri 'none'; "
+    policy += "form-action 'none'"
+    return render("plots.html", page=page, style=style, policy=policy, data_uri=data_uri)
 
 
 def write(path: Path, page: Plots) -> None:
-    """Write the page. Raises ResourceError."""
-    atomic.write_bytes(path, html(page).encode())
+    """Write the page, readable by its owner only where it shows faces. Raises ResourceError."""
+    with atomic.replacing(path) as file:
+        if page.faces:
+            os.fchmod(file.fileno(), MODE)
+        file.write(html(page).encode(errors="backslashreplace"))

@@ -69,7 +69,7 @@ def all_pairs(
     from glint.evals import allpairs
 
     sample_nD, label_n, about = _embedded(dataset, embeddings)
-    where = _place(threads, device)
+    where = place(threads, device)
     with console.progress("all pairs") as progress:
         made = allpairs.all_pairs(sample_nD, label_n, work=work, device=where, progress=progress)
     found = made.as_dict()
@@ -144,7 +144,7 @@ def _known(device: str | None) -> None:
         raise UsageError("GL0002", f"--device must be cpu or cuda, found {device!r}")
 
 
-def _place(threads: int, device: str | None) -> str:
+def place(threads: int, device: str | None) -> str:
     """Say where to multiply, and with how many threads."""
     import torch
 

@@ -45,10 +45,11 @@ def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
     say which is meant. Raises UsageError GL0002.
     """
     table = dataset.identities()
-    columns = {
-        "name": table.column("name").to_pylist(),
-        "source-label": table.column("source_label").to_pylist(),
-    }
+    columns: dict[str, dict[str, list[int]]] = {}
+    for kind, column in (("name", "name"), ("source-label", "source_label")):
+        columns[kind] = {}
+        for i, said in enumerate(table.column(column).to_pylist()):
+            columns[kind].setdefault(said, []).append(i)
     found: list[int] = []
     for word in wanted:
         kind, _, rest = word.partition(":")
@@ -56,8 +57,7 @@ def find(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
         hits: dict[int, str] = {}
         for one in kinds:
             if one != "label":
-                named = (i for i, said in enumerate(columns[one]) if said == text)
-                hits = {**dict.fromkeys(named, one), **hits}
+                hits = {**dict.fromkeys(columns[one].get(text, ()), one), **hits}
             elif _is_number(text) and int(text) < dataset.classes:
                 hits[int(text)] = one
         if not hits:
@@ -145,6 +145,19 @@ def _keys(dataset: Dataset, wanted: Sequence[str]) -> list[int]:
         if not _is_number(word) or int(word) not in there:
             raise UsageError("GL0002", f"no sample has the key {word!r}", where="--key")
     return sorted({int(word) for word in wanted})
+
+
+def listed(path: Path) -> list[str]:
+    """Read identities, a line each, as `find` takes them. Raises UsageError GL0001, GL0002."""
+    if not path.is_file():
+        raise UsageError("GL0001", "no such file", where=f"--ids-from {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UsageError("GL0002", "expected a text", where=f"--ids-from {path}") from None
+    if found := [line.strip() for line in lines if line.strip()]:
+        return found
+    raise UsageError("GL0002", "it names no identity", where=f"--ids-from {path}")
 
 
 def failed_keys(root: str | os.PathLike[str], folder: Path) -> list[str]:

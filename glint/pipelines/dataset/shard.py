@@ -22,6 +22,7 @@ from glint.files.strings import load_names, text
 from glint.jobs import tasks
 from glint.jobs.workers import Engine, ending
 from glint.log import Progress
+from glint.pipelines.dataset import names as naming
 from glint.pipelines.dataset import upload
 from glint.pipelines.dataset.output import (
     Execution,
@@ -62,8 +63,12 @@ Src = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 class Sharding(Job):
     """A source, or several of one label space, to be sharded. Raises what recognising it raises."""
 
-    def __init__(self, src: Src, options: Options, rule: Rule, *, resync: bool = False) -> None:
+    def __init__(
+        self, src: Src, options: Options, rule: Rule, *,
+        resync: bool = False, names: Path | None = None,
+    ) -> None:  # fmt: skip
         self.src, self.options, self.resync = _places(src), options, resync
+        self.names = names
         self.rule = replace(rule, unlabelled=True) if options.unlabelled else rule
         found = [recognise(one, self.rule) for one in self.src]
         self.kind, self.path = found[0][0], str(found[0][1])
@@ -84,6 +89,9 @@ class Sharding(Job):
         options["formats"] = list(self.options.formats)
         rule = {k: v for k, v in self.rule.facts().items() if k != "unlabelled"}
         options |= {"rule": rule} if rule else {}
+        if self.names is not None:
+            naming.read(self.names)  # before anything is listed
+            options["names"] = {"name": self.names.name, "xxh3": atomic.xxh3_of(self.names)}
 
         def save(folder: Path) -> tuple[int, dict[str, Any]]:
             found = source or self._source()
@@ -91,9 +99,11 @@ class Sharding(Job):
                 what = f"{found.n} records, nine-digit keys allow {10**9 // self.options.each}"
                 hint = "fewer --max-faces leave room for more" if self.options.each > 1 else ""
                 raise InputError("GL0201", what, where=str(self.src[0]), hint=hint)
+            told = {} if self.names is None else {"names": naming.give(found, self.names)}
             with atomic.writing(folder):
                 found.save(folder, order(found.n, self.options.seed))
-            return found.n, {**_described(found, self.rule, self.options), "bytes": found.bytes()}
+            about = {**_described(found, self.rule, self.options), **told}
+            return found.n, {**about, "bytes": found.bytes()}
 
         return {"dataset": FORMAT, "options": options, "source": told}, save
 
@@ -160,6 +170,7 @@ def survey(
     *,
     resync: bool = False,
     out: Path | str = "",
+    names: Path | None = None,
 ) -> results.ShardPlan:
     """Say what sharding would do, into `out` where that is a path, and write nothing."""
     job = Sharding(src, options, rule, resync=resync)
@@ -167,6 +178,7 @@ def survey(
         check_places(one, Path(out))
     source = job._source()
     facts = _described(source, job.rule, options)
+    facts |= {} if names is None else {"names": naming.give(source, names)}
     parts = 3 if options.with_json else 2 if options.members == MEMBERS[0] else 0.75
     padded = source.bytes() + int(source.n * 1024 * parts)
     kind = results.AlignPlan if isinstance(options, Align) else results.ShardPlan
@@ -193,6 +205,7 @@ def shard(
     engine: Engine | None = None,
     staging: str | os.PathLike[str] | None = None,
     resync: bool = False,
+    names: Path | None = None,
 ) -> results.Shard | results.ShardShare:
     """Shard a source, or several of one label space, into a folder or the URL of one in a store.
 
@@ -201,6 +214,7 @@ def shard(
     Stopped or killed, the same call continues. The bytes depend on the source and `options` only.
     A task writes its share, and what it returns says how many shards are `left` to others: the
     counts are there where none is. resync: of a damaged RecordIO file, go on behind damage.
+    names: a table of names for labels that have none.
     Raises InputError for sources, BusyError GL0004/GL0005, MismatchError GL0006, ResourceError,
     BudgetError GL0221 (all is written), Stopped GL0704.
     """
@@ -213,7 +227,7 @@ def shard(
     if aligning := isinstance(options, Align):
         how = replace(how, say=Pace())
     with ending(), upload.output(out, staging) as output:
-        job = Sharding(src, options, rule, resync=resync)
+        job = Sharding(src, options, rule, resync=resync, names=names)
         for one in job.src:
             check_places(one, output.folder)
         made, manifest, facts = make(output, job, how)
