@@ -146,13 +146,11 @@ def balance(
     _refuse_foreign(path)
     version = labels.current(dataset.root, dataset.classes)
     target_n = version.sample_target(dataset.label)
+    if isinstance(coreset, Path):
+        coreset = _left_out(coreset, dataset, version)
     left_n = np.zeros(dataset.n, dtype=np.bool_)
-    if coreset is not None:
-        if isinstance(coreset, Path):
-            coreset = _left_out(coreset, dataset, version)
-        left_n |= coreset
-    if poor_N is not None:
-        left_n |= poor_N
+    for mask_N in (coreset, poor_N):
+        left_n |= False if mask_N is None else mask_N
     left_n &= target_n >= 0
     masked_m = np.flatnonzero(left_n)
     masked_m = masked_m[np.argsort(target_n[masked_m], kind="stable")]
