@@ -16,6 +16,7 @@ MODULES: tuple[str, ...] = (
     "shard",
     "doctor",
     "train",
+    "tune",
     "launch",
     "report",
     "demo",

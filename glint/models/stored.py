@@ -37,7 +37,7 @@ def load(path: str | Path) -> Stored:
     """
     import torch
 
-    from glint.nn import backbones
+    from glint.nn import backbones, lora
 
     path = checkpoint.find(path)
     state = checkpoint.read_state(path)
@@ -55,7 +55,7 @@ def load(path: str | Path) -> Stored:
         net = backbones.create(name, embedding, **options)
     weights = checkpoint.judged_weights(path)
     try:
-        found = checkpoint.read_tensors(path / weights)
+        found = lora.merged(checkpoint.read_tensors(path / weights))
     except (ValueError, OSError) as error:
         raise InputError("GL0701", f"{weights}: {error}", where=str(path)) from None
     try:

@@ -25,6 +25,31 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneSet:  # a pack on which a net was verified before it was tuned, and after
+    set: str  # its name
+    kind: str  # held-out or generic
+    pairs: int  # pairs compared
+    before: float  # accuracy, mean of the folds
+    after: float  # accuracy, mean of the folds
+    worse: bool  # by more than the margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    SCHEMA: ClassVar[str] = "glint/tune-result@1"  # weights tuned on a dataset, or refused
+    out: str  # where it was written
+    recipe: str  # its path
+    start: str  # path of the net before
+    learning_rate: float  # at its highest
+    steps: int  # done; 0 with --recipe-only
+    sets: list[TuneSet]  # each pack
+    margin: float  # accuracy that may be lost
+    refused: bool  # whether more was lost
+    tuned: str | None  # path of the checkpoint; null where refused or not trained
+    warnings: list[str]  # what the figures do not say
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPlan:
     SCHEMA: ClassVar[str] = "glint/train-plan@1"  # `glint train --dry-run`: what a rank would hold
     backbone: str  # its name

@@ -1,0 +1,122 @@
+"""Which learning rate: a few steps at rates that rise, on a run that is thrown away.
+
+The range test of arXiv 1506.01186: where the loss is lowest on the way up is the edge of what the
+run bears, and a tenth of that rate is taken.
+"""
+
+# S steps done
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from glint.errors import InputError
+from glint.log import Progress, silent
+from glint.review import plots
+from glint.review.lines import lines
+from glint.train import loop
+from glint.train.build import Run
+
+LOW, HIGH, STEPS = 1e-6, 1.0, 80
+FIRST = STEPS // 8  # steps at rates that move nothing: what the loss is, and how it scatters
+KEEP = 0.9  # of the smoothed loss, from one step to the next
+BELOW = 10.0  # the lowest loss is at this many times the rate that is taken
+
+Reals = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Found:
+    """rate: what to train with; rate_S, loss_S, smooth_S: the steps that led to it."""
+
+    rate: float
+    rate_S: Reals
+    loss_S: Reals
+    smooth_S: Reals
+
+
+class _Unlogged:
+    def mark(self, part: str) -> None:
+        """Time nothing."""
+
+
+def find(run: Run, progress: Progress = silent) -> Found:
+    """Train a fresh run at rates from LOW to HIGH; it is of no use afterwards.
+
+    Ends where the loss is twice what it was, or not finite. Raises InputError GL0706 where it does
+    not fall below the scatter of the first steps at any rate.
+    """
+    loop.restore.resume(run)
+    log: Any = _Unlogged()
+    clip = run.recipe.optim.clip or math.inf
+    rates, losses = [], []
+    weight = run.teacher.weight if run.teacher else 0.0
+    for step, batches in loop.planned(run, 0, STEPS):
+        rate = LOW * (HIGH / LOW) ** (step / (STEPS - 1))
+        loss, distance = loop.forward_backward(run, batches, step, log)
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip)
+        value = float(loss) + weight * float(distance)
+        if not math.isfinite(value):
+            break
+        loop.apply(run, step, rate)
+        rates.append(rate)
+        losses.append(value)
+        progress(step + 1, STEPS, f"rate {rate:.1e} loss {value:.3f}")
+        if step > FIRST and smoothed(losses)[-1] > 2 * np.mean(losses[:FIRST]):
+            break
+    return judged(np.array(rates), np.array(losses))
+
+
+def smoothed(losses: Any) -> Reals:
+    """Average losses exponentially, as if what came before them had been like them."""
+    mean, made = 0.0, []
+    for count, value in enumerate(losses, 1):
+        mean = KEEP * mean + (1 - KEEP) * value
+        made.append(mean / (1 - KEEP**count))
+    return np.array(made)
+
+
+def judged(rate_S: Reals, loss_S: Reals) -> Found:
+    """Choose the rate. Raises InputError GL0706 where the loss does not fall."""
+    smooth_S = smoothed(loss_S)
+    first = loss_S[:FIRST]
+    found = Found(math.nan, rate_S, loss_S, smooth_S)
+    if len(loss_S) > FIRST:
+        lowest = FIRST + int(smooth_S[FIRST:].argmin())
+        if smooth_S[lowest] < first.mean() - first.std():
+            return Found(float(rate_S[lowest]) / BELOW, rate_S, loss_S, smooth_S)
+    error = NoDescent(
+        "GL0706",
+        f"the loss of {len(loss_S)} steps does not fall at any rate up to "
+        f"{rate_S[-1] if len(rate_S) else LOW:.1e}: {first.mean():.3f} +- {first.std():.3f} at the "
+        f"start, {np.min(smooth_S, initial=math.inf):.3f} at best",
+        hint="look at the page of rates; --lr trains with a rate of your own; labels that are "
+        "wrong, or a net that is frozen, do not learn at any",
+    )
+    error.found = found
+    raise error
+
+
+class NoDescent(InputError):
+    """The loss falls at no rate; `found` is what was seen."""
+
+    found: Found
+
+
+def draw(path: Path, found: Found) -> None:
+    """Write the page of a search for a rate."""
+    one = [("a step", found.rate_S, found.loss_S), ("smoothed", found.rate_S, found.smooth_S)]
+    drawing = lines("Loss at a learning rate", "learning rate", one, logarithmic=True)
+    chosen = "none" if math.isnan(found.rate) else f"{found.rate:.2g}"
+    facts = [("steps", str(len(found.rate_S))), ("rates", f"{LOW:g} to {HIGH:g}"),
+             ("taken", f"1/{BELOW:g} of the rate where the smoothed loss is lowest")]  # fmt: skip
+    shown = [drawing] if drawing is not None else []
+    plots.write(path, plots.Plots("Learning rate", [(chosen, "rate")], facts, shown))
