@@ -111,6 +111,26 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSmall:
+    SCHEMA: ClassVar[str] = "glint/export-small@1"  # a net as ONNX in int8 or float16
+    onnx: str  # path of the file
+    kind: str  # int8 or fp16
+    sha256: str  # of the file
+    dim: int  # numbers of an embedding
+    pack: str  # path of the pairs
+    pairs: int  # pairs compared
+    accuracy_before: float  # of the whole net, mean of the folds
+    accuracy: float  # of the smaller one
+    limit: float  # percentage points that may be lost
+    bytes_before: int  # size of the whole file
+    bytes: int  # size of the file
+    ms_before: float  # an image alone, one CPU thread
+    ms: float  # an image alone, one CPU thread
+    spared: int  # layers left in float32 for accuracy
+    source: str  # path of the run or ONNX file
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weights:  # a file of weights
     name: str  # name
     sha256: str  # of the file
