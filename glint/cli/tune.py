@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from glint.train.recipe import Recipe
     from glint.train.tune import Options
 
-BARE = (".pt", ".pth", ".safetensors")
-
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -110,7 +108,7 @@ class Job:
             if odd := packs.nonsense(packs.read_bin(path)):
                 raise UsageError("GL0002", odd, where=str(path))
         self._check()
-        space = Workspace(self.out, "tune")
+        space = Workspace(self.out, "tune", plan_name="tune.json")
         space.refuse_foreign()
         with space.held():
             space.take_up(self._plan(lr, change), "GL0701")

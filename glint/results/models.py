@@ -147,6 +147,7 @@ class Import:
     parameters: int  # of the net
     tensors: int  # in the checkpoint
     source: Weights  # as manifest.json says it
+    layout: str  # the known layout that the file is in; "" where its net was given
 
 
 @dataclass(frozen=True, kw_only=True)

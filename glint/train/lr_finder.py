@@ -25,8 +25,9 @@ from glint.train import loop
 from glint.train.build import Run
 
 LOW, HIGH, STEPS = 1e-6, 1.0, 80
-FIRST = STEPS // 8  # steps at rates that move nothing: what the loss is, and how it scatters
+FIRST = STEPS // 5  # steps at rates that move nothing: what the loss is, and how it scatters
 KEEP = 0.9  # of the smoothed loss, from one step to the next
+SCATTER = 1.25  # standard deviations of the first steps that it must fall
 BELOW = 10.0  # the lowest loss is at this many times the rate that is taken
 
 Reals = npt.NDArray[np.float64]
@@ -91,7 +92,7 @@ def judged(rate_S: Reals, loss_S: Reals) -> Found:
     found = Found(math.nan, rate_S, loss_S, smooth_S)
     if len(loss_S) > FIRST:
         lowest = FIRST + int(smooth_S[FIRST:].argmin())
-        if smooth_S[lowest] < first.mean() - first.std():
+        if smooth_S[lowest] < first.mean() - SCATTER * first.std():
             return Found(float(rate_S[lowest]) / BELOW, rate_S, loss_S, smooth_S)
     error = NoDescent(
         "GL0706",
