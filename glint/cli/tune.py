@@ -242,7 +242,11 @@ class Job:
             place["sampling"] = str(path)
         if not self.onnx:
             place["start"] = str(self.start)
-        return place, made.dim, int((table.sample_target(data.label) >= 0).sum())
+        return (
+            place,
+            int(getattr(made, "dim", 0)),
+            int((table.sample_target(data.label) >= 0).sum()),
+        )
 
     def _rate(self, recipe: Recipe) -> float:
         """Look for a learning rate; its page is there whatever comes of it."""

@@ -63,9 +63,9 @@ class Layout:
                 value = value.flip(1)
             made[name] = value
         prefix = next((n.removesuffix("fc.bias") for n in made if n.endswith("fc.bias")), "")
-        for name, number in self.absent.items():
+        for name, constant in self.absent.items():
             if f"{prefix}fc.bias" in made and f"{prefix}{name}" not in made:
-                made[f"{prefix}{name}"] = torch.full_like(made[f"{prefix}fc.bias"], number)
+                made[f"{prefix}{name}"] = torch.full_like(made[f"{prefix}fc.bias"], constant)
         return made
 
 

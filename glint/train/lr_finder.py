@@ -21,13 +21,13 @@ from glint.errors import InputError
 from glint.log import Progress, silent
 from glint.review import plots
 from glint.review.lines import lines
-from glint.train import loop
+from glint.train import loop, restore
 from glint.train.build import Run
 
 LOW, HIGH, STEPS = 1e-6, 1.0, 80
 FIRST = STEPS // 5  # steps at rates that move nothing: what the loss is, and how it scatters
 KEEP = 0.9  # of the smoothed loss, from one step to the next
-SCATTER = 1.25  # standard deviations of the first steps that it must fall
+SCATTER = 1.75  # standard deviations of the first steps that it must fall
 BELOW = 10.0  # the lowest loss is at this many times the rate that is taken
 
 Reals = npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ def find(run: Run, progress: Progress = silent) -> Found:
     Ends where the loss is twice what it was, or not finite. Raises InputError GL0706 where it does
     not fall below the scatter of the first steps at any rate.
     """
-    loop.restore.resume(run)
+    restore.resume(run)
     log: Any = _Unlogged()
     clip = run.recipe.optim.clip or math.inf
     rates, losses = [], []

@@ -89,8 +89,8 @@ def write_pairs(
         if len(other) == len(same):
             break
         first, second = rng.choice(len(rows), 2, replace=False)
-        a, b = int(rng.choice(rows[first])), int(rng.choice(rows[second]))
-        other += [(a, b)] if (digest_N[a] != digest_N[b]).any() else []
+        pair = int(rng.choice(rows[first])), int(rng.choice(rows[second]))
+        other += [pair] if (digest_N[pair[0]] != digest_N[pair[1]]).any() else []
     count = min(len(same), len(other))
     if not count:
         raise UsageError("GL0002", "held-out people have no two different images",
