@@ -9,7 +9,7 @@ run bears, and a tenth of that rate is taken.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from glint.errors import InputError
 from glint.log import Progress, silent
 from glint.review import plots
 from glint.review.lines import lines
+from glint.stream.augment import to_input
+from glint.stream.loader import Batch
 from glint.train import loop, restore
 from glint.train.build import Run
 
 LOW, HIGH, STEPS = 1e-6, 1.0, 80
 FIRST = STEPS // 5  # steps at rates that move nothing: what the loss is, and how it scatters
-KEEP = 0.9  # of the smoothed loss, from one step to the next
-SCATTER = 1.75  # standard deviations of the first steps that it must fall
+LEAST = 0.01  # share of the loss that it must fall in any case
+KEEP = 0.8  # of the smoothed loss, from one step to the next
+SCATTER = 2.3  # standard deviations of the first steps that it must fall
 BELOW = 10.0  # the lowest loss is at this many times the rate that is taken
 
 Reals = npt.NDArray[np.float64]
@@ -57,14 +60,18 @@ def find(run: Run, progress: Progress = silent) -> Found:
     restore.resume(run)
     log: Any = _Unlogged()
     clip = run.recipe.optim.clip or math.inf
-    rates, losses = [], []
-    weight = run.teacher.weight if run.teacher else 0.0
+    rates: list[float] = []
+    losses: list[float] = []
+    probe: Batch | None = None
     for step, batches in loop.planned(run, 0, STEPS):
         rate = LOW * (HIGH / LOW) ** (step / (STEPS - 1))
-        loss, distance = loop.forward_backward(run, batches, step, log)
+        if probe is None:  # copied: a stream writes into its buffers again
+            one = batches[0]
+            probe = replace(one, image=one.image.clone(), flip=one.flip.clone())
+        value = _loss(run, probe)
+        loop.forward_backward(run, batches, step, log)
         run.scaler.unscale_(run.optimizer)
         torch.nn.utils.clip_grad_norm_(run.backbone.parameters(), clip)
-        value = float(loss) + weight * float(distance)
         if not math.isfinite(value):
             break
         loop.apply(run, step, rate)
@@ -74,6 +81,26 @@ def find(run: Run, progress: Progress = silent) -> Found:
         if step > FIRST and smoothed(losses)[-1] > 2 * np.mean(losses[:FIRST]):
             break
     return judged(np.array(rates), np.array(losses))
+
+
+@torch.no_grad()
+def _loss(run: Run, batch: Batch) -> float:
+    """Return the loss of the same images each time: what one batch has more than another is gone.
+
+    They are trained on at the lowest rate alone.
+    """
+    device = run.world.device
+    image = to_input(batch.image.to(device), run.parameter_dtype,
+                     channels_last=run.recipe.run.channels_last, flip=batch.flip)  # fmt: skip
+    mixed = run.autocast_dtype
+    with torch.autocast(device.type, mixed, enabled=mixed is not None):
+        feature_nD = run.model(image)
+    feature_nD = feature_nD.to(run.parameter_dtype)
+    loss = float(run.head(feature_nD, batch.label.to(device), step=0))
+    if run.teacher is not None:
+        target_nD = run.teacher.embed(image, mixed)
+        loss += run.teacher.weight * float(run.teacher.distance(feature_nD, target_nD))
+    return loss
 
 
 def smoothed(losses: Any) -> Reals:
@@ -92,7 +119,7 @@ def judged(rate_S: Reals, loss_S: Reals) -> Found:
     found = Found(math.nan, rate_S, loss_S, smooth_S)
     if len(loss_S) > FIRST:
         lowest = FIRST + int(smooth_S[FIRST:].argmin())
-        if smooth_S[lowest] < first.mean() - SCATTER * first.std():
+        if smooth_S[lowest] < first.mean() - max(SCATTER * first.std(), LEAST * first.mean()):
             return Found(float(rate_S[lowest]) / BELOW, rate_S, loss_S, smooth_S)
     error = NoDescent(
         "GL0706",

@@ -268,3 +268,23 @@ def test_a_published_file(call: Callable[..., Any], small: Any, tmp_path: Path) 
     result = call("tune", tmp_path / "net.pt", small.data, "--out", tmp_path / "out", *FAST)
     assert "nothing guards against forgetting" in result["warnings"][0]
     assert result["start"].startswith(str(tmp_path / "out" / "start"))
+
+
+def test_a_student_of_an_onnx_file(
+    call: Callable[..., Any], small: Any, start: Path, tmp_path: Path
+) -> None:
+    call("export", start, tmp_path / "net.onnx", "--crops", 2)
+    options = "backbone.options={width=0.125, blocks=[1, 1, 1, 1]}"
+    result = call(
+        "tune", tmp_path / "net.onnx", small.data, "--out", tmp_path / "out", "--backbone",
+        "mobilefacenet", "--margin", 1, "--set", options, *FAST,
+    )  # fmt: skip
+    recipe = load(Path(result["recipe"]), Recipe)
+    assert recipe.teacher is not None and recipe.teacher.model == str(tmp_path / "net.onnx")
+    assert recipe.backbone.embedding == 32 and not recipe.run.finetune
+    assert recipe.tune is not None and recipe.tune.norms == "moving"
+    whole = call("eval", "pairs", tmp_path / "out" / "held_out.bin", "--model",
+                 tmp_path / "net.onnx", "--device", "cpu")  # fmt: skip
+    assert result["sets"][0]["before"] == whole["accuracy"]
+    net = stored.load(result["tuned"])
+    assert (net.name, net.embedding) == ("mobilefacenet", 32)
