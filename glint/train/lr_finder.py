@@ -31,6 +31,7 @@ FIRST = STEPS // 5  # steps at rates that move nothing: what the loss is, and ho
 LEAST = 0.01  # share of the loss that it must fall in any case
 KEEP = 0.8  # of the smoothed loss, from one step to the next
 SCATTER = 2.3  # standard deviations of the first steps that it must fall
+RISEN = 1.1  # times the first loss: what comes behind is not looked at
 BELOW = 10.0  # the lowest loss is at this many times the rate that is taken
 
 Reals = npt.NDArray[np.float64]
@@ -118,7 +119,9 @@ def judged(rate_S: Reals, loss_S: Reals) -> Found:
     first = loss_S[:FIRST]
     found = Found(math.nan, rate_S, loss_S, smooth_S)
     if len(loss_S) > FIRST:
-        lowest = FIRST + int(smooth_S[FIRST:].argmin())
+        high = np.flatnonzero(smooth_S[FIRST:] > RISEN * first.mean())
+        stop = FIRST + int(high[0]) if len(high) and high[0] else len(smooth_S)  # a net that fell
+        lowest = FIRST + int(smooth_S[FIRST:stop].argmin())  # apart may recover: it is another one
         if smooth_S[lowest] < first.mean() - max(SCATTER * first.std(), LEAST * first.mean()):
             return Found(float(rate_S[lowest]) / BELOW, rate_S, loss_S, smooth_S)
     error = NoDescent(

@@ -288,3 +288,16 @@ def test_a_student_of_an_onnx_file(
     assert result["sets"][0]["before"] == whole["accuracy"]
     net = stored.load(result["tuned"])
     assert (net.name, net.embedding) == ("mobilefacenet", 32)
+
+
+def test_a_rate_is_found_on_one_batch(small: Any, start: Path, tmp_path: Path) -> None:
+    from glint.train import lr_finder
+
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.format(data=small.data, start=start))
+    run = build(load(path, Recipe, ["tune.freeze=0"]), World(), tmp_path / "run")
+    found = lr_finder.find(run)
+    assert 1e-5 < found.rate < 0.1
+    first = found.loss_S[: lr_finder.FIRST]
+    assert first.std() < 0.02 * first.mean()  # batches differ by more
+    assert not (tmp_path / "run").exists()
