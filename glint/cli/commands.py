@@ -18,6 +18,7 @@ MODULES: tuple[str, ...] = (
     "align",
     "doctor",
     "train",
+    "tune",
     "launch",
     "report",
     "demo",

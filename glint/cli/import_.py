@@ -21,7 +21,9 @@ def register(app: typer.Typer) -> None:
 def import_(
     weights: Path = typer.Argument(..., help="A .pt file of arcface_torch, or .safetensors."),
     out: Path = typer.Argument(..., help="A new or empty folder."),
-    backbone: str = typer.Option(..., "--backbone", help="The net: r50, mbf, vit_b, ..."),
+    backbone: str = typer.Option(
+        "", "--backbone", help="The net: r50, mbf, vit_b, ...; not needed in a known layout."
+    ),
     embedding: int = typer.Option(512, "--embedding", help="Length of an embedding."),
     inside: str = typer.Option(
         "", "--inside", metavar="NAME", help="Of several states in WEIGHTS: ema, ema.shadow, ..."
@@ -47,7 +49,8 @@ def import_(
 
 def _say(result: results.Import) -> str:
     source = result.source
-    return (
+    layout = f"layout       {result.layout}\n" if result.layout else ""
+    return layout + (
         f"{result.checkpoint}: {result.name}, {result.embedding} numbers per face, "
         f"{result.parameters:,} parameters, from {source.name} ({source.dtype})\n"
         f"Next: glint eval pairs FILE.bin --model {console.quoted(result.checkpoint)}"

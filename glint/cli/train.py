@@ -6,6 +6,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from glint.cli import console
 
 if TYPE_CHECKING:
     from glint.results import models as results
+    from glint.train.build import Run
     from glint.train.pace import Until
     from glint.train.recipe import Recipe
 
@@ -110,7 +113,7 @@ def train(
         return
     quiet = inside and os.environ["RANK"] != "0"
     console.run(
-        lambda: _rank(recipe, change, folder, until, quiet, debug),
+        lambda: one_rank(recipe, change, folder, until, quiet, debug),
         as_json and not quiet,
         debug=debug,
         say=None if quiet else _say,
@@ -192,9 +195,10 @@ def _start(
             logger.warning("%s; starting again from %s (%d left)", error, place, left)
 
 
-def _rank(
+def one_rank(
     recipe: str, change: list[str], folder: Path, until: str, quiet: bool, debug: bool
 ) -> results.Train:
+    """Train a recipe as one of the ranks that the environment names; it may be the only one."""
     from glint.dist import heartbeat
     from glint.log import logger
     from glint.recipes import shelf
@@ -244,14 +248,26 @@ def explain(error: RuntimeError, settings: Recipe) -> None:
 
 
 def _train(settings: Recipe, folder: Path, until: Until, quiet: bool) -> results.Train:
+    from glint.log import silent
+    from glint.train import loop
+
+    with built(settings, folder) as run:
+        if quiet:
+            return loop.train(run, silent, until)
+        with console.progress("train") as progress:
+            return loop.train(run, progress, until)
+
+
+@contextmanager
+def built(settings: Recipe, folder: Path) -> Iterator[Run]:
+    """Join the other ranks, build the run of a recipe, and leave them at the end."""
     import torch
 
     from glint.dist.world import join, leave
     from glint.errors import UsageError
     from glint.files.store import is_url
-    from glint.log import silent
     from glint.stream.loader import REMOTE_DEADLINE
-    from glint.train import loop, restore
+    from glint.train import restore
     from glint.train.build import build
 
     device = settings.run.device
@@ -270,11 +286,7 @@ def _train(settings: Recipe, folder: Path, until: Until, quiet: bool) -> results
         settings = settings.model_copy(
             update={"data": settings.data.model_copy(update={"batch": batch})}
         )
-        run = build(settings, world, folder)
-        if quiet:
-            return loop.train(run, silent, until)
-        with console.progress("train") as progress:
-            return loop.train(run, progress, until)
+        yield build(settings, world, folder)
     finally:
         leave(world)
 

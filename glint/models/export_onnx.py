@@ -54,7 +54,7 @@ def export_onnx(
         raise UsageError("GL0002", f"--opset must be 11 to 20, found {opset}")
     net = stored.load(checkpoint)
     require_finite(net)
-    if out.exists() and not overwrite and not _ours(out):
+    if out.exists() and not overwrite and not is_ours(out):
         raise BusyError(
             "GL0004", "a file is here that glint export did not make", where=str(out),
             hint="choose another name, or pass --overwrite",
@@ -132,7 +132,7 @@ def _model(net: stored.Stored, opset: int) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
     """Return whether `path` is an ONNX file that glint made."""
     import onnx
 

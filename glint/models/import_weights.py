@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from glint.errors import BusyError, GlintError, InputError, UnsafeError, UsageError
 from glint.files import atomic, reads
 from glint.log import logger
-from glint.models import checkpoint
+from glint.models import checkpoint, layouts
+from glint.models.layouts import COUNTER
 from glint.nn import backbones
 from glint.results import models as results
 
@@ -36,7 +37,6 @@ INSIDE = (  # of whole checkpoints
     "backbone_state_dict", "net_state_dict", "model_state", "ema_state_dict", "state_dict_ema",
     "model_ema", "ema", "params", "weights", "module", "encoder",
 )  # fmt: skip
-COUNTER = "num_batches_tracked"  # of norms; older files lack it, and nothing computes with it
 SHOWN = 5  # names and shapes listed in a message
 LEGACY = 4  # pickles at the start of a file of torch before 1.6; bare numbers follow
 # opcodes that fetch a name, and the names that a file of tensors fetches
@@ -66,6 +66,7 @@ def import_weights(
     """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
 
     Numbers become float32; one prefix that all names share goes, a head beside the net is left out.
+    backbone: "" where the file is in a known layout (`layouts`), which tells its net too.
     inside: the place in the file of the state to take (`ema.shadow`), where it holds several.
     `out` must not exist or be empty.
     Returns {checkpoint, backbone, embedding, parameters, tensors, dtype, source, sha256}.
@@ -74,7 +75,16 @@ def import_weights(
     """
     weights, out = Path(weights), Path(out)
     _require_empty(out)
-    name, net, found, state = _taken(weights, backbone, embedding, options, inside)
+    layout, read = "", _read(weights, inside) if weights.is_file() else {}
+    if not backbone and read:
+        known = layouts.recognise(read)
+        if known is None:
+            raise _other("the file is in no known layout", weights)
+        layout, embedding = known[0].name, known[1]
+        backbone, options = known[0].backbone, known[0].options
+        read = known[0].translated(read)
+        logger.info("%s: the layout of %s, %d numbers per face", weights.name, layout, embedding)
+    name, net, found, state = _taken(weights, read, backbone, embedding, options)
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
                     if t.is_floating_point()})  # fmt: skip
     source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
@@ -89,7 +99,7 @@ def import_weights(
     parameters = sum(p.numel() for p in net.parameters())
     return results.Import(
         checkpoint=str(path), **made, parameters=parameters, tensors=len(state),
-        source=results.Weights(**source),
+        source=results.Weights(**source), layout=layout,
     )  # fmt: skip
 
 
@@ -98,7 +108,8 @@ def read_net(weights: Path, backbone: str, embedding: int) -> nn.Module:
 
     Raises what `import_weights` raises.
     """
-    _, net, _, state = _taken(weights, backbone, embedding)
+    read = _read(weights, "") if weights.is_file() else {}
+    _, net, _, state = _taken(weights, read, backbone, embedding)
     net.load_state_dict(state, assign=True)
     return net
 
@@ -117,8 +128,8 @@ def fill(net: nn.Module, weights: str | Path, what: str) -> None:
 
 
 def _taken(
-    weights: Path, backbone: str, embedding: int, options: Mapping[str, Any] | None = None,
-    inside: str = "",
+    weights: Path, read: dict[str, Tensor], backbone: str, embedding: int,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[str, nn.Module, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
     """Return glint's name of a net, the net without data, the file's tensors, the net's state."""
     if not weights.is_file():
@@ -126,7 +137,7 @@ def _taken(
     name = NAMES.get(backbone, backbone)
     with torch.device("meta"):
         net = backbones.create(name, embedding, **(options or {}))
-    found = _renamed(_read(weights, inside), net.state_dict(), weights)
+    found = _renamed(read, net.state_dict(), weights)
     return name, net, found, _fitted(found, net, f"{name} with embedding {embedding}", weights)
 
 

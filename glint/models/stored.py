@@ -54,7 +54,7 @@ def load(path: str | Path) -> Stored:
     """
     import torch
 
-    from glint.nn import backbones
+    from glint.nn import backbones, lora
 
     path, packed = Path(path), _packed(Path(path))
     if packed is None:
@@ -74,7 +74,7 @@ def load(path: str | Path) -> Stored:
         net = backbones.create(name, embedding, **options)
     weights = checkpoint.judged_weights(path) if packed is None else WEIGHTS
     try:
-        found = checkpoint.read_tensors(path / weights)
+        found = lora.merged(checkpoint.read_tensors(path / weights))
     except (ValueError, OSError) as error:
         raise InputError("GL0701", f"{weights}: {error}", where=str(path)) from None
     try:

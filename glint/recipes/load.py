@@ -101,10 +101,18 @@ def parse(text: str, where: str = "") -> dict[str, Any]:
         raise UsageError("GL0101", "not valid TOML: nested too deep", where=where) from None
 
 
-def dump(model: Table) -> str:
-    """Write a table as TOML that `load` reads back to an equal one; None is left out."""
+def dump(model: Table, given: bool = False) -> str:
+    """Write a table as TOML that `load` reads back to an equal one; None is left out.
+
+    given: only what was given to it, no defaults.
+    """
+    return toml(model.model_dump(exclude_unset=given))
+
+
+def toml(tables: Mapping[str, object]) -> str:
+    """Write plain data as TOML."""
     lines: list[str] = []
-    _write(model.model_dump(), (), lines)
+    _write(tables, (), lines)
     return "\n".join(lines).strip("\n") + "\n"
 
 

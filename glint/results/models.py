@@ -25,6 +25,31 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneSet:  # a pack on which a net was verified before it was tuned, and after
+    set: str  # its name
+    kind: str  # held-out or generic
+    pairs: int  # pairs compared
+    before: float  # accuracy, mean of the folds
+    after: float  # accuracy, mean of the folds
+    worse: bool  # by more than the margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    SCHEMA: ClassVar[str] = "glint/tune-result@1"  # weights tuned on a dataset, or refused
+    out: str  # where it was written
+    recipe: str  # its path
+    start: str  # path of the net before
+    learning_rate: float  # at its highest
+    steps: int  # done; 0 with --recipe-only
+    sets: list[TuneSet]  # each pack
+    margin: float  # accuracy that may be lost
+    refused: bool  # whether more was lost
+    tuned: str | None  # path of the checkpoint; null where refused or not trained
+    warnings: list[str]  # what the figures do not say
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainPlan:
     SCHEMA: ClassVar[str] = "glint/train-plan@1"  # `glint train --dry-run`: what a rank would hold
     backbone: str  # its name
@@ -86,6 +111,26 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportSmall:
+    SCHEMA: ClassVar[str] = "glint/export-small@1"  # a net as ONNX in int8 or float16
+    onnx: str  # path of the file
+    kind: str  # int8 or fp16
+    sha256: str  # of the file
+    dim: int  # numbers of an embedding
+    pack: str  # path of the pairs
+    pairs: int  # pairs compared
+    accuracy_before: float  # of the whole net, mean of the folds
+    accuracy: float  # of the smaller one
+    limit: float  # percentage points that may be lost
+    bytes_before: int  # size of the whole file
+    bytes: int  # size of the file
+    ms_before: float  # an image alone, one CPU thread
+    ms: float  # an image alone, one CPU thread
+    spared: int  # layers left in float32 for accuracy
+    source: str  # path of the run or ONNX file
+
+
+@dataclass(frozen=True, kw_only=True)
 class Weights:  # a file of weights
     name: str  # name
     sha256: str  # of the file
@@ -102,6 +147,7 @@ class Import:
     parameters: int  # of the net
     tensors: int  # in the checkpoint
     source: Weights  # as manifest.json says it
+    layout: str  # the known layout that the file is in; "" where its net was given
 
 
 @dataclass(frozen=True, kw_only=True)

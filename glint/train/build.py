@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,7 +22,7 @@ from glint.errors import MismatchError, UsageError
 from glint.evals.packs import Pairs, read_bin
 from glint.log import logger
 from glint.models import import_weights
-from glint.nn import backbones
+from glint.nn import backbones, stages
 from glint.nn.heads import options as head_options
 from glint.nn.heads.class_pool import ClassPool
 from glint.nn.heads.class_queue import ClassQueue
@@ -34,7 +36,7 @@ from glint.stream.dual import Paired
 from glint.stream.loader import Images, Stream
 from glint.stream.order import Order
 from glint.train import hard_negatives, optim, sense
-from glint.train.recipe import Head, Recipe
+from glint.train.recipe import Head, Recipe, Tune
 from glint.train.teacher import Frozen
 
 AnyHead = PartialFC | ClassPool | ClassQueue
@@ -128,6 +130,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
     free |= {"slots"} if kind == "partial_fc" else set()  # and that this kind does not have
     free |= {"gallery"} if kind != "class_queue" else set()
     free |= set() if recipe.head.hard else {"hard"}
+    free |= {"init"}  # a run goes on from its own centres
     free |= set() if recipe.head.straight_through else {"straight_through"}
     return {
         "dataset": data.dataset.digest,
@@ -145,6 +148,7 @@ def fingerprint(recipe: Recipe, data: Data, near: str, teacher: Frozen | None) -
         "optim": table["optim"],
         "schedule": {k: v for k, v in table["schedule"].items() if k != "max_steps"},
         **({"near": near} if near else {}),
+        **({"tune": table["tune"]} if recipe.tune else {}),
         **({"teacher": teacher.fingerprint()} if teacher else {}),
     }
 
@@ -263,6 +267,8 @@ def open_data(recipe: Recipe, world: World) -> Data:
     """Open the dataset, its labels in force, the packs to verify on, and this rank's stream."""
     dataset = Dataset(recipe.data.path)
     table = labels.current(dataset.root, dataset.classes)
+    if recipe.data.held_out:
+        table = table.without(held_out(Path(recipe.data.held_out), table))
     sampling = recipe.data.sampling
     if sampling == "auto":
         own = dataset.root / "sampling.parquet"
@@ -308,6 +314,26 @@ def open_data(recipe: Recipe, world: World) -> Data:
     return Data(dataset, table, stream, val)
 
 
+def held_out(path: Path, table: labels.LabelTable) -> npt.NDArray[np.int64]:
+    """Return the labels of the identities that a file names; all labels of one go together.
+
+    Raises UsageError GL0001 for no such file, GL0002 for lines that are no labels of the dataset.
+    """
+    if not path.is_file():
+        raise UsageError("GL0001", "data.held_out: no such file", where=str(path))
+    words, classes = path.read_text().split(), len(table.target)
+    odd = [one for one in words if not (one.isascii() and one.isdigit() and int(one) < classes)]
+    if odd or not words:
+        raise UsageError(
+            "GL0002",
+            f"data.held_out: expected labels from 0 to {classes - 1}, one a line, found "
+            + (repr(odd[0]) if odd else "none"),
+            where=str(path),
+        )
+    target = table.target[np.array(words, np.int64)]
+    return np.flatnonzero((table.target >= 0) & np.isin(table.target, target[target >= 0]))
+
+
 def net(recipe: Recipe, world: World) -> tuple[nn.Module, Any]:
     """Build the backbone; return it, and what computes it: itself, or its compiled form."""
     torch.manual_seed(recipe.run.seed)
@@ -325,9 +351,28 @@ def net(recipe: Recipe, world: World) -> tuple[nn.Module, Any]:
             raise UsageError("GL0002", "run.sync_bn needs a GPU", hint="--set run.sync_bn=false")
         convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
         backbone = convert(backbone, world.group)
+    if recipe.tune is not None:
+        tuned(backbone, recipe.tune)
     if recipe.run.compile:
         return backbone, torch.compile(backbone, backend=recipe.run.compile)
     return backbone, backbone
+
+
+def tuned(backbone: nn.Module, tune: Tune) -> None:
+    """Make a net such that only what `tune` says learns. Raises UsageError GL0002 for nothing."""
+    count = len(stages.stages(backbone))
+    if tune.freeze:
+        stages.freeze(backbone, tune.freeze)
+    if tune.lora:
+        stages.adapt(backbone, tune.lora, tune.alpha)
+    if tune.norms == "frozen":
+        stages.hold_norms(backbone)
+    if not any(p.requires_grad for p in backbone.parameters()):
+        raise UsageError(
+            "GL0002", f"tune.freeze = {tune.freeze} leaves nothing of the net to learn",
+            hint=f"it has {count} stages; {count - 1} leave the last one, that of the embedding",
+        )  # fmt: skip
+    stages.train(backbone)
 
 
 def average(backbone: nn.Module, recipe: Recipe) -> AveragedModel | None:

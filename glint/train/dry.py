@@ -15,6 +15,7 @@ from glint.nn import backbones
 from glint.nn.backbones.parts import SIZE
 from glint.results import models as results
 from glint.train import memory, sense
+from glint.train.build import tuned
 from glint.train.recipe import Recipe
 from glint.train.teacher import weight_bytes
 
@@ -36,6 +37,8 @@ def run(recipe: Recipe, classes: int, world: int) -> results.TrainPlan:
     table, size = recipe.backbone, 8 if recipe.run.precision == "float64" else 4
     with torch.device("meta"):
         net = backbones.create(table.name, table.embedding, **table.options)
+    if recipe.tune is not None:
+        tuned(net, recipe.tune)
     every = sum(p.numel() for p in net.parameters())
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())

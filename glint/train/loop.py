@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from glint.evals.pairs import Verification, ten_fold
 from glint.files.atomic import write_bytes
 from glint.log import Progress, logger, silent
 from glint.models.checkpoint import prune
+from glint.nn import stages
 from glint.nn.heads.partial_fc import PartialFC
 from glint.recipes.load import dump
 from glint.results import models as results
@@ -49,8 +51,8 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
     after SIGTERM, SIGINT or SIGUSR1, with the state saved.
     """
     recipe, spe = run.recipe, run.steps_per_epoch
-    total = total_steps(recipe.schedule, spe)
     start = restore.resume(run)
+    total = start if _hopeless(run, start) else total_steps(recipe.schedule, spe)
     if start < total and any(_any(run, until.over(start))):
         what = f"--until is past: the run stands at step {start} of {total}"
         raise Stopped("GL0704", what, where=str(run.out), hint="give a later --until, or none")
@@ -67,7 +69,7 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
         log.verification(0, 0.0, evaluate(run))
     pace = Pace(recipe.run, spe, total)
     with _signals() as stop, Saver(run, log) as saver:
-        for step, batches in _steps(run, start, total):
+        for step, batches in planned(run, start, total):
             epoch = step // spe
             lr = learning_rate(recipe.schedule, recipe.optim.lr, step, spe)
             result = train_step(run, batches, step, lr, log, result.skipped)
@@ -86,7 +88,8 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
             log.mark("update")
             if failed:
                 saver.wait()
-            if pace.saves(done) or stopping or due or better:
+            total = done if _hopeless(run, done) else total
+            if pace.saves(done) or stopping or due or better or done == total:
                 path = saver.save(done, best=better)
                 pace.saved()
                 if run.world.rank == 0:
@@ -101,14 +104,22 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
                     f"stopped on {why} at step {done} of {total}; saved {path}",
                     hint="run the same command to continue",
                 )
+            if done == total:
+                break
         saver.wait()
     log.close()
     if not verified and run.data.val:
         verified = evaluate(run)
+    return _answer(run, start, total, result.loss, path, verified)
+
+
+def _answer(
+    run: Run, start: int, total: int, loss: float, path: Path, verified: dict[str, Verification]
+) -> results.Train:
     accuracy = [v.accuracy for v in verified.values()]
     return results.Train(
         steps=max(start, total),
-        loss=None if math.isnan(result.loss) else result.loss,
+        loss=None if math.isnan(loss) else loss,
         accuracy=float(np.mean(accuracy)) if accuracy else None,
         verification={name: v.accuracy for name, v in verified.items()},
         checkpoint=str(path),
@@ -293,7 +304,7 @@ def _reseed(seed: int, number: int, rank: int) -> None:
     torch.manual_seed(int(words[0]))
 
 
-def _steps(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
+def planned(run: Run, start: int, total: int) -> Iterator[tuple[int, list[Batch]]]:
     """Yield (global step, its micro-batches) from `start` to `total`, over epochs."""
     spe, micro = run.steps_per_epoch, run.recipe.run.accumulate
     step = start
@@ -357,7 +368,7 @@ def evaluate(run: Run) -> dict[str, Verification]:
         results[name] = ten_fold(
             out_nD.numpy()[pairs.first], out_nD.numpy()[pairs.second], pairs.same, pairs.folds
         )
-    net.train()
+    stages.train(net)
     for name, v in results.items():
         logger.info("verification %s: %.2f +- %.2f %%", name, 100 * v.accuracy, 100 * v.std)
     return results
@@ -377,6 +388,14 @@ def _better(run: Run, done: int, verified: dict[str, Verification]) -> bool:
         return False
     run.past.best.update(step=done, accuracy=accuracy, packs=sorted(run.data.val))
     return True
+
+
+def _hopeless(run: Run, done: int) -> bool:
+    """Return whether `tune.patience` verifications went by since the best one."""
+    tune, best = run.recipe.tune, run.past.best.get("step")
+    if tune is None or not tune.patience or best is None:
+        return False
+    return bool(done - best >= tune.patience * (run.recipe.run.eval_every or run.steps_per_epoch))
 
 
 def _any(run: Run, *flags: bool) -> list[bool]:

@@ -35,6 +35,7 @@ class Data(Table):
     verify: bool = True
     sampling: str = ""  # a sampling.parquet; "auto" = the dataset's own if present
     block: Count = 0  # samples per shuffle block, read sequentially; 0 = one by one, anywhere
+    held_out: str = ""  # a text file of labels, one a line: identities that are not trained on
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield what decoding on the GPU excludes."""
@@ -75,7 +76,7 @@ def _declared(key: str, **bounds: Any) -> Any:
     return Field(option.default, description=option.metadata["help"], **bounds)
 
 
-_OF_SOME_KINDS = {"near", "lr_scale", *OPTIONS}  # keys that not every kind of head reads
+_OF_SOME_KINDS = {"init", "near", "lr_scale", *OPTIONS}  # keys that not every kind of head reads
 
 
 class Head(Table):
@@ -98,7 +99,8 @@ class Head(Table):
     hard: float = _declared("hard")  # by `near`
     near: str = ""  # the folder of a conflict report: `glint dedup-conflicts find`
     rule: Rule = _declared("rule")
-    lr_scale: Positive = 1.0
+    lr_scale: NotNegative = 1.0  # 0: centres stay as they are
+    init: str = ""  # a folder of embeddings (`glint embed`) whose centres the head starts from
     threshold: float = _declared("threshold")
     masks: bool = True  # keep known same-person pairs of the label table apart
     block: int = _declared("block")
@@ -138,7 +140,7 @@ class Head(Table):
             yield "rate", f"stages must begin at epoch 0 and rise, found {begins}"
             return
         table = self.kind == "partial_fc"
-        read = keys(self.kind) | ({"near", "lr_scale"} if table else set())
+        read = keys(self.kind) | ({"init", "near", "lr_scale"} if table else set())
         for name in type(self).model_fields:
             if name not in _OF_SOME_KINDS or name in read:
                 continue
@@ -209,6 +211,21 @@ class Teacher(Table):
             yield "backbone", f"names the net that {self.model} holds the weights of, as in r50"
         if self.backbone and not self.bare:
             yield "backbone", "only read with a model that is a .pt, .pth or .safetensors file"
+
+
+class Tune(Table):
+    """What moves of a net that starts from weights, and when the run ends early (docs/tune.md)."""
+
+    freeze: Count = 0  # stages that stay as they are, from the image on
+    lora: Count = 0  # rank of the factors that learn in place of the net's weights; 0 = none
+    alpha: Positive = 16.0  # factors count alpha / rank times
+    norms: Literal["frozen", "moving"] = "frozen"  # running statistics of batch norm
+    patience: Count = 0  # verifications without a better one that end the run; 0 = none do
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Yield an option that turns nothing."""
+        if not self.lora and self.alpha != type(self).model_fields["alpha"].default:
+            yield "alpha", "only read with lora"
 
 
 class Schedule(Table):
@@ -289,6 +306,7 @@ class Recipe(Table):
     optim: Optim
     schedule: Schedule
     teacher: Teacher | None = None
+    tune: Tune | None = None
     run: Run = Field(default_factory=Run)
 
     def paths(self) -> Iterator[tuple[str, str]]:
@@ -298,8 +316,12 @@ class Recipe(Table):
             yield "backbone.pretrained", self.backbone.pretrained
         if self.data.sampling not in ("", "auto"):
             yield "data.sampling", self.data.sampling
+        if self.data.held_out:
+            yield "data.held_out", self.data.held_out
         if self.head.near:
             yield "head.near", self.head.near
+        if self.head.init:
+            yield "head.init", self.head.init
         if self.teacher is not None:
             yield "teacher.model", self.teacher.model
         if self.run.finetune:
@@ -318,6 +340,7 @@ class Recipe(Table):
                         f'"{self.optim.kind}"; "none" goes with both'
                     ),
                 )
+        yield from self._tuning()
         late = [begin for begin, _ in self.head.stages if begin >= self.schedule.epochs]
         if late:
             yield (
@@ -348,3 +371,14 @@ class Recipe(Table):
                 )
             if self.data.block:
                 yield "data.block", 'not read with head.kind = "class_queue"'
+
+    def _tuning(self) -> Iterator[tuple[str, str]]:
+        """Yield what a run that starts from nothing cannot keep, and centres from two places."""
+        if self.head.init and self.run.finetune_head:
+            yield "head.init", "not read with run.finetune_head, which has centres"
+        if self.tune is None:
+            return
+        if not self.run.finetune and (self.tune.norms == "frozen" or self.tune.freeze):
+            yield "tune", "keeps what run.finetune does not give: freeze = 0 and norms = moving"
+        if self.tune.patience and not self.run.val:
+            yield "tune.patience", "needs packs to verify on: run.val"

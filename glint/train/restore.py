@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from glint.dist.world import cpu_group
@@ -14,6 +15,8 @@ from glint.errors import GlintError, MismatchError, UsageError
 from glint.jobs.workspace import Workspace
 from glint.log import logger
 from glint.models import checkpoint
+from glint.nn import lora
+from glint.shards import embeddings
 from glint.train import optim
 from glint.train.build import Run
 
@@ -90,6 +93,8 @@ def resume(run: Run) -> int:
             _start_from(run, weights)
             if run.recipe.run.finetune_head:
                 _centres_from(run, weights)
+        if run.recipe.head.init:
+            _centres_of(run, Path(run.recipe.head.init))
         return 0
     compare(_sound(saved), run)
     try:
@@ -160,7 +165,8 @@ def _start_from(run: Run, weights: checkpoint.Saved) -> None:
     """Put the weights of another run, averaged ones where it has them, into the backbone."""
     name = "ema" if (weights.path / checkpoint.AVERAGED).exists() else "backbone"
     try:
-        run.backbone.load_state_dict(checkpoint.tensors(weights, name))
+        state = lora.merged(checkpoint.tensors(weights, name))
+        run.backbone.load_state_dict(lora.spread(state, run.backbone))
     except (RuntimeError, ValueError) as error:
         made = weights.state.get("backbone") or {}
         lines = [line.strip() for line in (str(error).splitlines()[1:3] or [str(error)])]
@@ -199,6 +205,35 @@ def _centres_from(run: Run, weights: checkpoint.Saved) -> None:
     own = head.state_rows()[2]
     head.load_rows(lambda name, a, b: fetch(name, a, b) if name == "weight" else own[name].clone())
     logger.info("centres from %s", weights.path)
+
+
+def _centres_of(run: Run, folder: Path) -> None:
+    """Put the centres of embeddings, of length 1, into the head; who has none keeps a random one.
+
+    Raises UsageError GL0002 where they are not of the net's length, what `embeddings.load` raises.
+    """
+    dataset, table, head = run.data.dataset, run.data.labels, run.head
+    found = embeddings.load(folder, dataset.digest, images=dataset.n, classes=dataset.classes)
+    wanted, dim = run.recipe.backbone.embedding, found.centre_CD.shape[1]
+    if dim != wanted:
+        what = f"head.init has centres of {dim} numbers, expected {wanted}: backbone.embedding"
+        raise UsageError("GL0002", what, where=str(folder))
+    some = np.flatnonzero(table.target >= 0)
+    first_T = some[np.unique(table.target[some], return_index=True)[1]]
+    centre_TD = torch.from_numpy(found.under(table, dataset.label).centre_CD[first_T])
+    own = head.state_rows()[2]
+    known_T = centre_TD.isfinite().all(1)
+
+    def fetch(name: str, a: int, b: int) -> torch.Tensor:
+        rows = own[name].clone()
+        if name == "weight":
+            rows[known_T[a:b]] = centre_TD[a:b][known_T[a:b]].to(rows)
+        return rows
+
+    head.load_rows(fetch)
+    if lost := int((~known_T).sum()):
+        logger.warning("%d identities have no centre in %s: random ones", lost, folder)
+    logger.info("centres of %d identities from %s", int(known_T.sum()), folder)
 
 
 def finetune_source(path: Path) -> checkpoint.Saved:

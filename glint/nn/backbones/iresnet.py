@@ -26,19 +26,28 @@ def _conv3(c_in: int, c_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
 
 
-class Block(nn.Module):
-    """Norm, conv, norm, PReLU, strided conv, norm, plus a shortcut; nothing after the sum."""
+VARIANTS = ("insightface", "adaface", "evolve")
 
-    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+
+class Block(nn.Module):
+    """Norm, conv, norm, PReLU, strided conv, norm, plus a shortcut; nothing after the sum.
+
+    adaface, evolve: a shortcut between equal counts of channels takes every `stride`-th place, not
+    a convolution; evolve has no norm between its convolutions.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int, variant: str = "insightface") -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(c_in)
         self.conv1 = _conv3(c_in, c_out)
-        self.bn2 = nn.BatchNorm2d(c_out)
+        self.bn2 = nn.Identity() if variant == "evolve" else nn.BatchNorm2d(c_out)
         self.prelu = nn.PReLU(c_out)
         self.conv2 = _conv3(c_out, c_out, stride)
         self.bn3 = nn.BatchNorm2d(c_out)
-        self.downsample: nn.Sequential | None = None
-        if stride != 1 or c_in != c_out:
+        self.downsample: nn.Module | None = None
+        if variant != "insightface" and c_in == c_out and stride != 1:
+            self.downsample = nn.MaxPool2d(1, stride)
+        elif stride != 1 or c_in != c_out:
             project = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
             self.downsample = nn.Sequential(project, nn.BatchNorm2d(c_out))
 
@@ -52,7 +61,7 @@ class IResNet(nn.Module):
     """Map (n, 3, 112, 112) crops to (n, E) un-normalised embeddings.
 
     layers: blocks per stage; widths: channels per stage, the stem has widths[0]; stem_stride: 1 as
-    published, 2 for toys that train a quarter as long per image.
+    published, 2 for toys that train a quarter as long per image. variant: see `Block`.
     The last norm's scale is frozen at 1, its bias is learnt.
     """
 
@@ -64,15 +73,16 @@ class IResNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256, 512),
         dropout: float = 0.0,
         stem_stride: int = 1,
+        variant: str = "insightface",
     ) -> None:
         super().__init__()
         self.conv1 = _conv3(3, widths[0], stem_stride)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.prelu = nn.PReLU(widths[0])
-        self.layer1 = _stage(widths[0], widths[0], layers[0])
-        self.layer2 = _stage(widths[0], widths[1], layers[1])
-        self.layer3 = _stage(widths[1], widths[2], layers[2])
-        self.layer4 = _stage(widths[2], widths[3], layers[3])
+        self.layer1 = _stage(widths[0], widths[0], layers[0], variant)
+        self.layer2 = _stage(widths[0], widths[1], layers[1], variant)
+        self.layer3 = _stage(widths[1], widths[2], layers[2], variant)
+        self.layer4 = _stage(widths[2], widths[3], layers[3], variant)
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.dropout = nn.Dropout(dropout)
         side = -(-SIZE // (16 * stem_stride))
@@ -92,6 +102,6 @@ class IResNet(nn.Module):
         return feature_nE
 
 
-def _stage(c_in: int, c_out: int, blocks: int) -> nn.Sequential:
-    first = Block(c_in, c_out, stride=2)
-    return nn.Sequential(first, *(Block(c_out, c_out, stride=1) for _ in range(blocks - 1)))
+def _stage(c_in: int, c_out: int, blocks: int, variant: str) -> nn.Sequential:
+    rest = (Block(c_out, c_out, 1, variant) for _ in range(blocks - 1))
+    return nn.Sequential(Block(c_in, c_out, 2, variant), *rest)

@@ -10,7 +10,7 @@ from torch import nn
 
 from glint.errors import UsageError
 from glint.nn.backbones import timm_trunk
-from glint.nn.backbones.iresnet import DEPTHS, IResNet
+from glint.nn.backbones.iresnet import DEPTHS, VARIANTS, IResNet
 from glint.nn.backbones.mixfacenet import MixFaceNet
 from glint.nn.backbones.mobilefacenet import MobileFaceNet
 from glint.nn.backbones.vargfacenet import VarGFaceNet
@@ -50,6 +50,7 @@ _OPTIONS: dict[Callable[..., nn.Module], dict[str, str]] = {
         "widths": "four counts",
         "dropout": "a share",
         "stem_stride": "a stride",
+        "variant": "a variant",
     },
     MobileFaceNet: {"scale": "a count", "blocks": "four depths", "width": "a factor"},
     ViT: {
@@ -123,6 +124,7 @@ _RULES = {
     "four counts": f"four whole numbers from 1 to {MOST}",
     "a flag": "true or false",
     "a stride": "1 or 2",
+    "a variant": f"one of {', '.join(VARIANTS)}",
     "a share": "a number from 0 to below 1",
     "a factor": "a number above 0",
 }
@@ -133,6 +135,8 @@ def _fits(value: Any, kind: str) -> bool:
         listed = isinstance(value, list | tuple)
         length, each = 3 if kind == "three depths" else 4, f"a {kind.split()[1][:-1]}"
         return listed and len(value) == length and all(_fits(v, each) for v in value)
+    if kind == "a variant":
+        return value in VARIANTS
     if kind == "a flag":
         return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,0 +1,203 @@
+"""What does `glint tune` do to a net: on people of one's own, and on everybody else?
+
+    GLINT_SHARED=../shared python benchmarks/tune.py [--quick] [--seeds 1] [--parts ...]
+
+A narrow MobileFaceNet is trained for a few minutes on people of LFW's DevTrain list; it is the
+start. It is tuned on film stars (`data/bollywood`, at most 30 images each), a tenth of whom are
+held out, and judged on pairs of these and on the 1,000 pairs of LFW's DevTest, people whom neither
+has seen. Beside `glint tune`, all for an epoch at one rate: full fine-tuning (random centres,
+moving statistics), and the embedding layer alone. Then: a run made to forget, whose result
+must be refused; 4,000 made people of two images each; int8 of a published net. One JSON line a
+figure; exit 1 where one falls short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from figures import ROOT, ceiling, floor, machine, told
+from real_faces import SHARED, run_glint
+from real_training import RECIPE, lay_out, spent_below, write_pairs
+
+NET = {"width": 0.25, "blocks": [1, 2, 3, 1]}
+FEW = 30  # images of a film star
+PARTS = ("methods", "forget", "many", "int8")
+LR = 0.001
+MARGIN = 0.02  # of the gate: 1,000 pairs have a standard error of a point
+CPU = ("--set", "run.device=cpu", "--set", "run.threads=1")
+
+
+def glint(*args: Any, code: int = 0) -> Any:
+    """Run a command and give its JSON; its exit code must be `code`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "glint", *map(str, args), "--json"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    if done.returncode != code:
+        raise SystemExit(f"glint {args[0]}: exit {done.returncode}, expected {code}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def material(place: Path, quick: bool) -> None:
+    """Lay out two datasets and the generic pairs."""
+    everyone, parts = place / "everyone", {"lfw": place / "lfw", "own": place / "own"}
+    lay_out(everyone, 0)
+    seen: Counter[str] = Counter()
+    for path in sorted(everyone.rglob("*.jpg")):
+        whose = "lfw" if path.parent.name.startswith("lfw_") else "own"
+        seen[path.parent.name] += 1
+        most = (4 if quick else 1000) if whose == "lfw" else (6 if quick else FEW)
+        if seen[path.parent.name] <= most:
+            home = parts[whose] / path.parent.name
+            home.mkdir(parents=True, exist_ok=True)
+            path.rename(home / path.name)
+    write_pairs(place / "generic.bin")
+    for name, folder in parts.items():
+        run_glint("shard", folder, place / f"data-{name}")
+
+
+def recipe(path: Path, **values: Any) -> Path:
+    """Write a recipe of `real_training`'s form."""
+    fixed = {"batch": 32, "net": "mobilefacenet", "dim": 128, "margin": 0.35, "scale": 32.0,
+             "lr": 0.004, "decay": 0.05, "warmup": 0.2, "every": 0, "threads": 1}  # fmt: skip
+    known = {**fixed, **values}
+    options = ", ".join(f"{k} = {json.dumps(v)}" for k, v in NET.items())
+    path.write_text(RECIPE.format(**known, options=options))
+    return path
+
+
+def start(place: Path, epochs: int) -> Path:
+    """Train the net that is tuned."""
+    path = recipe(place / "start.toml", data=place / "data-lfw", epochs=epochs,
+                  pairs=place / "generic.bin")  # fmt: skip
+    run_glint("train", path, "--out", place / "start", "--set", "run.val=[]")
+    return place / "start"
+
+
+def methods(place: Path, net: Path, seed: int) -> list[dict[str, Any]]:
+    """Tune in three ways, an epoch each at one rate; give accuracies before and after."""
+    common = ("--generic", place / "generic.bin", "--margin", 1, "--epochs", 1, "--batch", 32,
+              "--lr", LR, "--seed", seed, *CPU)  # fmt: skip
+    ways = {
+        "glint tune": (),
+        "the embedding layer alone": ("--freeze", "all"),
+        "full fine-tuning, random centres": ("--norms", "moving", "--set", "head.init="),
+    }
+    sets = {}
+    for number, (way, more) in enumerate(ways.items()):
+        out = place / f"tune{seed}-{number}"
+        sets[way] = glint("tune", net, place / "data-own", "--out", out, *common, *more)["sets"]
+    words, found = f"tune, seed {seed}: accuracy on", []
+    for at, name in enumerate(("held-out people", "DevTest")):
+        found.append(told(f"{words} {name}, before", sets["glint tune"][at]["before"]))
+        found += [told(f"{words} {name}, {way}", one[at]["after"]) for way, one in sets.items()]
+    own, other = sets["glint tune"]
+    words = f"tune, seed {seed}:"
+    found.append(floor(f"{words} gained on held-out people", own["after"] - own["before"], 0.0))
+    found.append(ceiling(f"{words} lost on DevTest", other["before"] - other["after"], MARGIN))
+    return found
+
+
+def forget(place: Path, net: Path) -> list[dict[str, Any]]:
+    """Tune at a rate far too high: the result must be refused."""
+    out = place / "forgot"
+    result = glint("tune", net, place / "data-own", "--out", out, "--generic",
+                   place / "generic.bin", "--margin", MARGIN, "--lr", 0.1, "--epochs", 1,
+                   "--batch", 32, "--norms", "moving", *CPU, code=5)  # fmt: skip
+    one = result["sets"][-1]
+    refused = bool(result["refused"]) and not (out / "tuned").exists()
+    return [
+        told("a run made to forget: accuracy on DevTest, before", one["before"]),
+        told("a run made to forget: accuracy on DevTest, after", one["after"]),
+        {"figure": "a run made to forget: refused", "value": refused, "target": True,
+         "holds": refused},
+    ]  # fmt: skip
+
+
+def many(place: Path, net: Path, people: int) -> list[dict[str, Any]]:
+    """Tune on made people of two images each."""
+    world, data, out = place / "world", place / "data-many", place / "many"
+    run_glint("synth", world, "--identities", people, "--images", 2, "--conflicts", 0)
+    run_glint("shard", world, data)
+    result = glint("tune", net, data, "--out", out, "--generic", place / "generic.bin", "--margin",
+                   MARGIN, "--epochs", 1, "--lr", 3e-4, *CPU)  # fmt: skip
+    own, other = result["sets"]
+    words = f"{people:,} made people, two images each:"
+    return [
+        told(f"{words} accuracy on held-out people, before", own["before"]),
+        floor(f"{words} gained on held-out people", own["after"] - own["before"], 0.0),
+        ceiling(f"{words} lost on DevTest", other["before"] - other["after"], MARGIN),
+    ]
+
+
+def int8(place: Path) -> list[dict[str, Any]]:
+    """Quantise a published net, its ranges seen on other people than those of the pairs."""
+    result = glint("export", SHARED / "data/models/mobilefacenet_y1_128d.onnx", place / "y1.onnx",
+                   "--int8", "--calibrate", place / "data-own", "--limit", 1.0, "--pairs",
+                   SHARED / "data/lfw/lfw_fold10_600pairs.bin")  # fmt: skip
+    lost = 100 * (result["accuracy_before"] - result["accuracy"])
+    return [
+        told("int8 of y1: accuracy on 600 pairs of LFW, before", result["accuracy_before"]),
+        told("int8 of y1: accuracy on 600 pairs of LFW", result["accuracy"]),
+        ceiling("int8 of y1: points lost", lost, 0.5),
+        told("int8 of y1: MB before", result["bytes_before"] / 1e6),
+        told("int8 of y1: MB", result["bytes"] / 1e6),
+        told("int8 of y1: ms an image before, one thread", result["ms_before"]),
+        told("int8 of y1: ms an image, one thread", result["ms"]),
+    ]
+
+
+def main() -> int:
+    """Make the material, tune, print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="few images, one part: a minute")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--place", type=Path, help="keep the material here, to go on with")
+    parser.add_argument("--out", type=Path, help="write the figures, with the machine's name")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    if not (SHARED / "data" / "lfw").is_dir():
+        print(f"no real faces under {SHARED}: set GLINT_SHARED", file=sys.stderr)
+        return 2
+    os.environ.update(OMP_WAIT_POLICY="passive", OMP_NUM_THREADS="1")
+    parts = ("forget",) if args.quick else args.parts
+    short = False
+    with tempfile.TemporaryDirectory() as temporary:
+        place = args.place or Path(temporary)
+        if not (place / "data-own").exists():
+            material(place, args.quick)
+        net = place / "start"
+        if not net.exists():
+            start(place, 1 if args.quick else 3)
+        todo = {
+            "methods": lambda: [
+                one for seed in range(args.seeds) for one in methods(place, net, seed)
+            ],
+            "forget": lambda: forget(place, net),
+            "many": lambda: many(place, net, 4000),
+            "int8": lambda: int8(place),
+        }  # fmt: skip
+        for part in parts:
+            figures = todo[part]()
+            for figure in figures:
+                print(json.dumps(figure), flush=True)
+                short |= figure["holds"] is False
+            if args.out:
+                with args.out.open("a") as file:
+                    where = machine("torch", "onnxruntime")
+                    file.writelines(json.dumps({**one, **where}) + "\n" for one in figures)
+    print(json.dumps(told("CPU seconds in all", spent_below())), flush=True)
+    return 1 if short else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
