@@ -22,7 +22,7 @@ are parts of others.
 def page() -> str:
     """Return docs/results.md as text."""
     lines = [HEAD]
-    for name in ("datasets", "identities", "models"):
+    for name in ("datasets", "identities", "models", "bench"):
         source = (ROOT / "glint" / "results" / f"{name}.py").read_text(encoding="utf-8")
         tree = ast.parse(source)
         lines.append(f"## {(ast.get_docstring(tree) or '').rstrip('.')}\n")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from glint.models.onnx_file import Reading
     from glint.models.recogniser import Recogniser
     from glint.pipelines.bench.run import Options, Ran
-    from glint.results import models as results
+    from glint.results import bench as results
 
 
 def register(app: typer.Typer) -> None:
@@ -114,7 +114,7 @@ def _run(
     from glint.pipelines.bench import page
     from glint.pipelines.bench.contamination import TrainedOn
     from glint.pipelines.bench.run import Timed, pooled, run
-    from glint.results import models as results
+    from glint.results import bench as results
 
     opened = _opened(paths, reading, threads, device)
     made: dict[tuple[str, str], Ran] = {}
@@ -160,7 +160,7 @@ def _run(
 
 
 def _row(name: str, ran: Ran) -> results.BenchRow:
-    from glint.results import models as results
+    from glint.results import bench as results
 
     about: dict[str, Any] = {"accuracy_interval": None, "tar_intervals": {}, "people": None}
     if ran.intervals is not None:

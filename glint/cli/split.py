@@ -10,7 +10,7 @@ import typer
 from glint.cli import console
 
 if TYPE_CHECKING:
-    from glint.results import models as results
+    from glint.results import bench as results
 
 
 def register(app: typer.Typer) -> None:

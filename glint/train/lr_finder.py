@@ -9,7 +9,7 @@ run bears, and a tenth of that rate is taken.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def find(run: Run, progress: Progress = silent) -> Found:
         rate = LOW * (HIGH / LOW) ** (step / (STEPS - 1))
         if probe is None:  # copied: a stream writes into its buffers again
             one = batches[0]
-            probe = replace(one, image=one.image.clone(), flip=one.flip.clone())
+            probe = one._replace(image=one.image.clone(), flip=one.flip.clone())
         value = _loss(run, probe)
         loop.forward_backward(run, batches, step, log)
         run.scaler.unscale_(run.optimizer)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from glint.results import datasets, identities, key, models
+from glint.results import bench, datasets, identities, key, models
 from tests import zygote
 
-MODULES = (datasets, identities, models)
+MODULES = (datasets, identities, models, bench)
 ANSWERS = [one for module in MODULES for one in vars(module).values() if hasattr(one, "SCHEMA")]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from glint.errors import CODES, GlintError
-from glint.results import datasets, identities, key, models
+from glint.results import bench, datasets, identities, key, models
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-RESULTS = (datasets, identities, models)
+RESULTS = (datasets, identities, models, bench)
 
 
 def tracked() -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from glint.pipelines.bench.run import Ran
-from glint.results import models as results
+from glint.results import bench as results
 from glint.review import accepts
 from glint.review.chart import Chart
 from glint.review.lines import Lines, lines

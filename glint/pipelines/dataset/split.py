@@ -14,7 +14,7 @@ from glint.errors import BusyError, InputError, UsageError
 from glint.evals import packs
 from glint.evals.people import keys_of
 from glint.files import atomic
-from glint.results import models as results
+from glint.results import bench as results
 from glint.shards import labels
 from glint.shards.dataset import Dataset
 from glint.shards.embeddings import load
