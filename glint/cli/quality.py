@@ -26,11 +26,11 @@ def quality(
         help="From `glint embed`: its norms are the quality, or errors are drawn by it.",
     ),
     model: Path | None = typer.Option(
-        None, "--model", "-m", help="A recogniser (--method steady) or a quality net (net)."
+        None, "--model", "-m", help="A recogniser (--method steady), or a quality net (net)."
     ),
     method: str = typer.Option(
         "norm", "--method",
-        help="norm of the embedding; steady: how little it moves; net: what a quality net says.",
+        help="norm (of the embedding), sharpness, steady (how little it moves) or net.",
     ),
     batch: int = typer.Option(64, "--batch", min=1, help="Images per call of the model."),
     workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
@@ -58,12 +58,11 @@ def quality(
         if method not in stage.METHODS:
             what = f"expected one of {', '.join(stage.METHODS)}, found {method!r}"
             raise UsageError("GL0002", what, where="--method")
-        needs, other = ("--embeddings", model) if method == "norm" else ("--model", None)
-        if (embeddings if method == "norm" else model) is None:
+        needs = {"norm": "--embeddings", "steady": "--model", "net": "--model"}.get(method)
+        if needs and (embeddings if method == "norm" else model) is None:
             raise UsageError("GL0002", f"--method {method} needs {needs}", where="--method")
-        if other is not None:
-            what = "--method norm takes the norms of --embeddings"
-            raise UsageError("GL0002", f"{what}, and no model", where="--model")
+        if method in ("norm", "sharpness") and model is not None:
+            raise UsageError("GL0002", f"--method {method} takes no model", where="--model")
         folder = console.path(out, "--out")
         stage.refuse(folder)  # before a model is opened or gigabytes are read
         data = Dataset(dataset)
@@ -71,7 +70,7 @@ def quality(
         if embeddings is not None:
             rows = console.path(embeddings, "--embeddings")
             emb = load(rows, data.digest, images=data.n, classes=data.classes)
-        how = Opener(str(model), method == "steady", Reading(output, mean, std, bgr))
+        how = Opener(str(model or ""), method == "steady", Reading(output, mean, std, bgr))
         mine, where = parallel.task(task), parallel.engine(engine, ray_address, actors=True)
         with console.progress("quality") as progress, ending():
             return stage.run(

@@ -1,6 +1,6 @@
-"""Image quality by a net: how steady its embedding is, or what a quality net says of the image.
+"""Image quality: how steady a net's embedding is, what a quality net says, or how sharp it is.
 
-Both stand where a recogniser does: the "embedding" of an image is (quality, 1), so that `glint
+All stand where a recogniser does: the "embedding" of an image is (quality, 1), so that `glint
 embed`'s blocks, tasks and journal do the work and scaling to length one loses nothing.
 """
 
@@ -61,15 +61,38 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Sharpness:
+    """Gives (sharpness, 1) for an image: no net, the same for every size of file."""
+
+    size: int = 112
+    dim: int = 2
+    name: str = "sharpness"
+    digest: str = "sharpness@1"
+
+    def embed(self, image_nHWC: Images) -> F32:
+        """Return float32 (n, 2): log(1 + variance of the Laplacian of the grey image), and 1.
+
+        The usual measure of blur (Pech-Pacheco et al., ICPR 2000).
+        """
+        grey_nHW = image_nHWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+        edge = grey_nHW[:, :-2, 1:-1] + grey_nHW[:, 2:, 1:-1] - 4 * grey_nHW[:, 1:-1, 1:-1]
+        edge += grey_nHW[:, 1:-1, :-2] + grey_nHW[:, 1:-1, 2:]
+        score_n = np.log1p(edge.var(axis=(1, 2)))
+        return np.stack([score_n, np.ones_like(score_n)], axis=1).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Opener:
     """Opens a model of quality by path, here or in a worker elsewhere."""
 
-    path: str
+    path: str  # "": by sharpness, without one
     steady: bool
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
-    def __call__(self, threads: int | None = None) -> Quality:
+    def __call__(self, threads: int | None = None) -> Quality | Sharpness:
         """Open it. Raises as `open_model`, InputError GL0401 where a quality net gives rows."""
+        if not self.path:
+            return Sharpness()
         model = open_model(self.path, threads=threads, reading=self.reading)
         if not self.steady and model.dim != 1:
             raise InputError(

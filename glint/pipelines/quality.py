@@ -19,7 +19,7 @@ from glint.jobs import tasks
 from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress
-from glint.models.quality import Opener, Quality
+from glint.models.quality import Opener, Quality, Sharpness
 from glint.pipelines import embed
 from glint.results import identities as results
 from glint.review import chart, lines, plots
@@ -29,7 +29,7 @@ from glint.shards.embeddings import Embeddings
 
 FORMAT = "glint/quality@1"
 TABLE = "quality.parquet"
-METHODS = ("norm", "steady", "net")
+METHODS = ("norm", "sharpness", "steady", "net")
 AGAIN = "run glint quality again"
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)  # of the images, discarded
 GENUINE, IMPOSTOR = 200_000, 2_000_000  # most pairs drawn for the curve
@@ -56,7 +56,7 @@ def run(
     out: Path,
     *,
     emb: Embeddings | None = None,
-    model: Quality | None = None,
+    model: Quality | Sharpness | None = None,
     batch: int = 64,
     workers: int = 2,
     progress: Progress = log.silent,
@@ -76,7 +76,10 @@ def run(
         raise UsageError("GL0002", "expected a model or embeddings", where="glint quality")
     space = Workspace(out, "quality")
     space.refuse_foreign()
-    method = "norm" if model is None else "steady" if model.steady else "net"
+    method = "norm"
+    if model is not None:
+        net = "steady" if isinstance(model, Quality) and model.steady else "net"
+        method = "sharpness" if isinstance(model, Sharpness) else net
     plan = {
         "format": FORMAT,
         "dataset": dataset.digest,

@@ -50,13 +50,13 @@ class Quality(Table):
     """`glint quality DATASET`, by the norm of [embed] unless `model` is scored."""
 
     out: Text
-    method: Literal["norm", "steady", "net"] | None = None
+    method: Literal["norm", "sharpness", "steady", "net"] | None = None
     model: Text | None = None
     least: Text | None = None  # for [balance]: a number, or a share as in "5%"
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield a method and a model that do not go together."""
-        if (self.method in (None, "norm")) != (self.model is None):
+        if (self.method in (None, "norm", "sharpness")) != (self.model is None):
             yield "model", 'goes with method = "steady" or "net"'
 
 

@@ -33,7 +33,7 @@ class EmbedShare:
 @dataclass(frozen=True, kw_only=True)
 class Quality:
     SCHEMA: ClassVar[str] = "glint/quality-result@1"  # how well a face can be told from each image
-    method: str  # "norm", "steady" or "net"
+    method: str  # "norm", "sharpness", "steady" or "net"
     images: int  # of the dataset
     scored: int  # of them
     mean: float

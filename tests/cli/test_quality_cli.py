@@ -122,6 +122,19 @@ def test_steadiness_is_the_mean_of_all_pairs(small) -> None:
     assert np.all(found_n2[:, 1] == 1)
 
 
+def test_sharpness_is_scipys_laplacian(glint, small, tmp_path) -> None:
+    ndimage = pytest.importorskip("scipy.ndimage")
+    out = tmp_path / "sharp"
+    got = glint("quality", small.data, "--method", "sharpness", "--out", out, "--json")
+    assert got["method"] == "sharpness" and got["curve"] is None
+    data, kernel = Dataset(small.data), np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    grey = [pixels.rgb(data.read(row)) @ np.array([0.299, 0.587, 0.114]) for row in range(20)]
+    edges = [ndimage.convolve(one, kernel)[1:-1, 1:-1] for one in grey]
+    wanted = [np.log1p(one.var()) for one in edges]
+    found_N = pq.read_table(out / "quality.parquet")["quality"].to_numpy()
+    assert np.allclose(found_N[:20], wanted, rtol=1e-4)
+
+
 def test_the_curve_is_that_of_a_plain_loop() -> None:
     rng = np.random.default_rng(3)
     target_N = np.repeat(np.arange(40), 6)
@@ -165,7 +178,7 @@ def test_mistakes(glint, small, embedded, tmp_path) -> None:
         ([*balance, "--min-quality", "1.2.3"], "found '1.2.3'"),
         ([*balance, "--min-quality", "100%"], "found '100%'"),
         (["quality", small.data, "--out", out], "--method norm needs --embeddings"),
-        (["quality", small.data, "--out", out, "--method", "best"], "norm, steady, net"),
+        (["quality", small.data, "--out", out, "--method", "best"], "norm, sharpness, steady, net"),
         (["quality", small.data, "--out", out, "--method", "net"], "needs --model"),
     ):
         told = glint(*words, code=2)

@@ -93,7 +93,7 @@ def test_one_that_fails_is_given_up(
     monkeypatch.setattr(logging.getLogger("glint"), "propagate", True)
     write_two(metrics.Log(run_of(tmp_path / "run", ["my_loggers:Kept"])))
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 3
-    assert sum("no network" in one.message for one in caplog.records) == 1
+    assert len({id(one) for one in caplog.records if "no network" in one.message}) == 1
 
 
 def test_one_that_hangs_stops_nothing(
@@ -111,7 +111,7 @@ def test_one_that_hangs_stops_nothing(
     log.close()
     assert time.monotonic() - begun < 5
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 20
-    said = [one.message for one in caplog.records]
+    said = [one.message for one in {id(one): one for one in caplog.records}.values()]
     assert sum("does not keep up" in one for one in said) == 1
     assert sum("did not end" in one for one in said) == 1
     go_on.set()
