@@ -146,7 +146,9 @@ def _read_recipe(path: Path, case: int) -> str:
     from glint.recipes import load
     from glint.train import recipe as training
 
-    load.load(path, road.Recipe if b"[shard]" in path.read_bytes() else training.Recipe)
+    tables = path.read_bytes()
+    is_road = b"[shard]" in tables or b"[align]" in tables
+    load.load(path, road.Recipe if is_road else training.Recipe)
     return "read"
 
 
