@@ -157,7 +157,8 @@ def _short(result: dict[str, Any]) -> str:
     shown = {
         name: f"{value:.4g}" if isinstance(value, float) else value
         for name, value in result.items()
-        if not isinstance(value, dict | list) and not str(value).startswith(("None", "glint/"))
+        if not isinstance(value, dict | list)
+        and not str(value).startswith(("None", "glint/", "sha256:"))
     }
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
@@ -166,10 +167,10 @@ def _write_page(folder: Path, steps: list[dict[str, Any]], road: list[list[str]]
     from glint.review import plots
 
     rows = [
-        [shlex.join(one["command"]), f"{one['seconds']:.1f} s", _short(one["result"])]
+        [shlex.join(one["command"]), f"{one['seconds']:.1f} s: {_short(one['result'])}"]
         for one in steps
     ]
-    rows += [[shlex.join(command), "", "not yet"] for command in road[len(steps) :]]
+    rows += [[shlex.join(command), "not yet"] for command in road[len(steps) :]]
     spent = sum(one["seconds"] for one in steps)
     counts = [(f"{len(steps)} of {len(road)}", "stages done"), (f"{spent:.0f} s", "spent")]
     for one in steps:
@@ -180,7 +181,7 @@ def _write_page(folder: Path, steps: list[dict[str, Any]], road: list[list[str]]
         folder / PAGE,
         plots.Plots(
             f"Road: {folder.name}", counts, [("folder", str(folder))],
-            tables=[plots.Table("Stages", ["command", "took", "result"], rows)],
+            tables=[plots.Table("Stages", ["command", "took, and gave"], rows)],
         ),
     )  # fmt: skip
 
