@@ -18,6 +18,7 @@ import numpy.typing as npt
 from glint.errors import InputError
 from glint.models.onnx_file import Reading
 from glint.models.recogniser import Recogniser, open_model
+from glint.shards import crops
 
 NOISE = 8.0  # grey levels
 Images = npt.NDArray[np.uint8]
@@ -70,14 +71,8 @@ class Sharpness:
     digest: str = "sharpness@1"
 
     def embed(self, image_nHWC: Images) -> F32:
-        """Return float32 (n, 2): log(1 + variance of the Laplacian of the grey image), and 1.
-
-        The usual measure of blur (Pech-Pacheco et al., ICPR 2000).
-        """
-        grey_nHW = image_nHWC.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-        edge = grey_nHW[:, :-2, 1:-1] + grey_nHW[:, 2:, 1:-1] - 4 * grey_nHW[:, 1:-1, 1:-1]
-        edge += grey_nHW[:, 1:-1, :-2] + grey_nHW[:, 1:-1, 2:]
-        score_n = np.log1p(edge.var(axis=(1, 2)))
+        """Return float32 (n, 2): log(1 + `crops.blur`), and 1."""
+        score_n = np.log1p([crops.blur(image_HWC) for image_HWC in image_nHWC])
         return np.stack([score_n, np.ones_like(score_n)], axis=1).astype(np.float32)
 
 

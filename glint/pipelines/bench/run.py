@@ -24,12 +24,10 @@ from glint.evals.sets import Look, Part
 from glint.log import Progress, silent
 from glint.models.recogniser import Recogniser
 from glint.shards import labels, pixels
+from glint.shards.crops import cut, similarity
 from glint.shards.dataset import Dataset
 
 WORST = 8  # pairs of each kind that are shown with faces
-# Where five points lie in a crop of 112 pixels: ArcFace's template.
-POINTS = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366],
-                   [41.5493, 92.3655], [70.7299, 92.2041]])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -340,19 +338,19 @@ class _Crops(SampleImages):
 
 
 def aligned(data: bytes, point_52: np.ndarray) -> bytes:
-    """Warp a photograph to a crop of 112 pixels by five points, a similarity (Umeyama): PNG."""
+    """Cut a crop of 112 pixels by five points as `glint align` does, not averaged: PNG.
+
+    Raises InputError GL0802 where the points coincide.
+    """
     import io
 
     from PIL import Image
 
-    photo, target = (one[:, 0] + 1j * one[:, 1] for one in (point_52, POINTS))
-    away = photo - photo.mean()
-    back = np.vdot(away, away) / np.vdot(away, target - target.mean())  # from crop to photograph
-    shift = photo.mean() - back * target.mean()
-    shift += (0.5 + 0.5j) * (1 - back)  # PIL counts from a pixel's corner, the points its middle
-    matrix = (back.real, -back.imag, shift.real, back.imag, back.real, shift.imag)
-    image = Image.fromarray(pixels.rgb(data))
+    try:
+        matrix_23 = similarity(np.asarray(point_52, np.float64))
+    except ValueError as error:
+        raise InputError("GL0802", f"{error}: {np.asarray(point_52).tolist()}") from None
+    crop_HW3 = cut(pixels.rgb(data), matrix_23, antialias=False)
     out = io.BytesIO()
-    crop = image.transform((112, 112), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    crop.save(out, "PNG", compress_level=1)
+    Image.fromarray(crop_HW3).save(out, "PNG", compress_level=1)
     return out.getvalue()

@@ -181,22 +181,24 @@ def test_a_photograph_is_aligned_as_opencv_aligns_it() -> None:
     import simplejpeg
     from PIL import Image
 
-    from glint.pipelines.bench.run import POINTS
+    from glint.shards.crops import TEMPLATE
 
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (12, 15, 3), dtype=np.uint8)
     photo = np.ascontiguousarray(cv2.resize(coarse, (250, 200), interpolation=cv2.INTER_CUBIC))
     data = bytes(simplejpeg.encode_jpeg(photo, quality=100, colorsubsampling="444"))
     turn = 0.9 * np.array([[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]])
-    points = POINTS @ turn.T + [60, 20] + rng.normal(0, 1.5, (5, 2))
+    points = TEMPLATE @ turn.T + [60, 20] + rng.normal(0, 1.5, (5, 2))
     guess = skimage.SimilarityTransform()
-    guess.estimate(points, POINTS)
+    guess.estimate(points, TEMPLATE)
     shown = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     want = cv2.warpAffine(shown, guess.params[:2], (112, 112), borderValue=0.0).astype(float)
     found = np.asarray(Image.open(io.BytesIO(aligned(data, points)))).astype(float)
     assert np.abs(found - want)[2:-2, 2:-2].mean() < 1.0
     shifted = np.abs(np.roll(found, 1, 1) - want)[2:-2, 2:-2].mean()
     assert shifted > 2.0  # a pixel off would show
+    with pytest.raises(InputError, match="the five points coincide"):
+        aligned(data, np.zeros((5, 2)))
 
 
 def test_what_cannot_be_run_is_an_error_and_what_is_no_test_has_a_reason(
