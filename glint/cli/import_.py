@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def import_(
-    weights: Path = typer.Argument(..., help="A .pt file of arcface_torch, or .safetensors."),
+    weights: Path = typer.Argument(..., help="A .pt of arcface_torch, say, .safetensors, .onnx."),
     out: Path = typer.Argument(..., help="A new or empty folder."),
     backbone: str = typer.Option(
         "", "--backbone", help="The net: r50, mbf, vit_b, ...; not needed in a known layout."

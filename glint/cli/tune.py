@@ -24,13 +24,13 @@ def register(app: typer.Typer) -> None:
 def tune(
     weights: Path = typer.Argument(
         ..., parser=console.local, metavar="WEIGHTS",
-        help="A run or checkpoint, published .pt or .safetensors, or ONNX to distil from.",
+        help="A run or checkpoint, or published weights: .pt, .safetensors, .onnx.",
     ),
     dataset: Path = typer.Argument(
         ..., parser=console.local, metavar="DATASET", help="A dataset of people to tune on."
     ),
     out: Path = typer.Option(..., "--out", "-o", parser=console.local, help="A folder of its own."),
-    backbone: str = typer.Option("", "--backbone", help="The net of a .pt; the student of ONNX."),
+    backbone: str = typer.Option("", "--backbone", help="The net of a .pt; of ONNX: a student."),
     embedding: int = typer.Option(512, "--embedding", help="Of a .pt: numbers of an embedding."),
     generic: list[Path] = typer.Option(
         [], "--generic", metavar="PACK.bin",
@@ -38,6 +38,10 @@ def tune(
     ),
     margin: float = typer.Option(
         0.005, "--margin", min=0.0, help="Accuracy that may be lost on any pack: 0.005 is 0.5 %."
+    ),
+    blend: str = typer.Option(
+        "auto", "--blend", metavar="SHARE",
+        help="Of the tuned net in the mean with the one before; auto: as much as passes.",
     ),
     freeze: str = typer.Option(
         "none", "--freeze", metavar="STAGES",
@@ -71,12 +75,12 @@ def tune(
     """Tune weights on a dataset by a recipe; a result that forgot too much is refused."""
 
     def work() -> results.Tune:
-        from glint.train.tune import Options
+        from glint.train.tune import Options, shares
 
         options = Options(
             freeze, lora, centres, norms, epochs, batch, seed, held_out, replay_share
         )  # fmt: skip
-        job = Job(weights, dataset, out, backbone, embedding, replay, options)
+        job = Job(weights, dataset, out, backbone, embedding, replay, options, shares(blend))
         return job.run(generic, margin, lr, change, recipe_only, debug)
 
     console.run(work, as_json, debug=debug, say=_say)
@@ -87,12 +91,14 @@ class Job:
 
     def __init__(
         self, weights: Path, dataset: Path, out: Path, backbone: str, embedding: int,
-        replay: Path | None, options: Options,
+        replay: Path | None, options: Options, shares: tuple[float, ...],
     ) -> None:  # fmt: skip
         self.weights, self.dataset, self.out = weights, dataset.resolve(), out.resolve()
         self.backbone, self.embedding = backbone, embedding
         self.replay, self.options = replay, options
-        self.onnx = weights.is_file() and weights.suffix == ".onnx"
+        # a student learns from the file; without one its own weights are trained
+        self.taught = weights.is_file() and weights.suffix == ".onnx" and bool(backbone)
+        self.shares = (1.0,) if self.taught else shares
 
     def run(
         self, generic: list[Path], margin: float, lr: float, change: list[str], recipe_only: bool,
@@ -118,8 +124,8 @@ class Job:
             if recipe_only:
                 return self._result(path, [], margin, None)
             result = training.one_rank(str(path), [], self.out / "run", "", False, debug)
-        judged = self._judged(Path(result.best or result.checkpoint), generic, margin)
-        return self._result(path, judged, margin, result)
+        judged, share = self._judged(Path(result.best or result.checkpoint), generic, margin)
+        return self._result(path, judged, margin, result, share)
 
     def _check(self) -> None:
         """Refuse what does not go together. Raises UsageError."""
@@ -135,11 +141,7 @@ class Job:
         for name, (found, known) in words.items():
             if found not in known:
                 raise wrong(f"expected {' or '.join(known)}, found {found!r}", name)
-        if self.onnx:
-            if not self.backbone:
-                hint = "--backbone mobilefacenet, say"
-                what = "the weights of an ONNX file are not trained: a student learns from them"
-                raise wrong(f"{what}, and needs a net", "--backbone", hint)
+        if self.taught:
             if self.options.freeze != "none" or self.options.lora or self.options.norms == "frozen":
                 what = "a student of an ONNX file starts from nothing: all of it must learn"
                 raise wrong(what, "--freeze, --lora, --norms")
@@ -169,7 +171,7 @@ class Job:
         """Where the net before tuning is: a checkpoint, or the ONNX file."""
         from glint.models import checkpoint
 
-        if self.onnx:
+        if self.taught:
             return self.weights.resolve()
         if self.weights.is_dir():
             return checkpoint.find(self.weights).resolve()
@@ -182,12 +184,12 @@ class Job:
         from glint.nn import backbones
         from glint.train import tune as making
 
-        if not self.onnx and self.weights.is_file() and not (self.out / "start").exists():
+        if not self.taught and self.weights.is_file() and not (self.out / "start").exists():
             import_weights.import_weights(
                 self.weights, self.backbone, self.out / "start", embedding=self.embedding
             )
         made, frozen = {"name": self.backbone, "embedding": 0, "options": {}}, 0
-        if not self.onnx:
+        if not self.taught:
             made = checkpoint.read_state(self.start)["backbone"]
             import torch
 
@@ -200,7 +202,7 @@ class Job:
         made = {**made, "embedding": made["embedding"] or dim}
 
         def at(rate: float) -> Recipe:
-            teacher = str(self.start) if self.onnx else ""
+            teacher = str(self.start) if self.taught else ""
             return making.recipe(made, place, images, frozen, self.options, teacher, rate, change)
 
         rate = lr or self._rate(at(0.0))
@@ -240,7 +242,7 @@ class Job:
             path = self.out / "sampling.parquet"
             making.write_replay(path, data, table, own, options.replay_share)
             place["sampling"] = str(path)
-        if not self.onnx:
+        if not self.taught:
             place["start"] = str(self.start)
         return (
             place,
@@ -276,29 +278,44 @@ class Job:
             f"embeddings, {self.options.centres}.\n\n" + dump(recipe, given=True)
         )
 
-    def _judged(self, tuned: Path, generic: list[Path], margin: float) -> list[results.TuneSet]:
-        """Verify the net before and after on each pack. Raises nothing for a worse one."""
-        from glint.evals.embed import verify
-        from glint.evals.packs import read_bin
-        from glint.models.recogniser import open_model
-        from glint.results import models as results
+    def _judged(
+        self, tuned: Path, generic: list[Path], margin: float
+    ) -> tuple[list[results.TuneSet], float]:
+        """Verify the net before and after on each pack; return that, and its share in the mean.
 
-        own = self.out / "held_out.bin"
-        before, after, sets = open_model(self.start), open_model(tuned), []
+        Of the shares the first that nothing forbids is taken, else the last. Raises nothing.
+        """
+        import shutil
+
+        from glint.evals.packs import read_bin
+        from glint.train import tune as making
+
+        own, blends = self.out / "held_out.bin", self.out / "blends"
+        packs = [(path, read_bin(path)) for path in ([own] if own.exists() else []) + generic]
+        before = self._verified(self.start, [pairs for _, pairs in packs])
+        for share in self.shares:
+            net = tuned
+            if share < 1:
+                net = making.blended(self.start, tuned, share, blends / f"{share:g}")
+            after = self._verified(net, [pairs for _, pairs in packs])
+            sets = [
+                _set(pairs, path == own, was, now, margin)
+                for (path, pairs), was, now in zip(packs, before, after)
+            ]
+            if not any(one.worse for one in sets):
+                break
+        self._place(net, any(one.worse for one in sets))
+        shutil.rmtree(blends, ignore_errors=True)
+        return sets, share
+
+    def _verified(self, net: Path, packs: list[Any]) -> list[float]:
+        """Return the accuracy of a net on each pack."""
+        from glint.evals.embed import verify
+        from glint.models.recogniser import open_model
+
+        model = open_model(net)
         with console.progress("verify") as progress:
-            for path in ([own] if own.exists() else []) + generic:
-                pairs = read_bin(path)
-                was, now = (
-                    verify(net, pairs, progress=progress).accuracy for net in (before, after)
-                )
-                sets.append(
-                    results.TuneSet(
-                        set=pairs.name, kind="held-out" if path == own else "generic",
-                        pairs=len(pairs), before=was, after=now, worse=now < was - margin,
-                    )
-                )  # fmt: skip
-        self._place(tuned, any(one.worse for one in sets))
-        return sets
+            return [verify(model, pairs, progress=progress).accuracy for pairs in packs]
 
     def _place(self, tuned: Path, refused: bool) -> None:
         """Make the net the folder's `tuned`, or make sure that there is none."""
@@ -313,8 +330,9 @@ class Job:
             checkpoint.keep_as(tuned, place)
 
     def _result(
-        self, path: Path, sets: list[results.TuneSet], margin: float, trained: results.Train | None
-    ) -> results.Tune:
+        self, path: Path, sets: list[results.TuneSet], margin: float,
+        trained: results.Train | None, share: float = 1.0,
+    ) -> results.Tune:  # fmt: skip
         from glint.errors import BudgetError
         from glint.recipes.load import load
         from glint.results import models as results
@@ -332,7 +350,7 @@ class Job:
         result = results.Tune(
             out=str(self.out), recipe=str(path), start=str(self.start),
             learning_rate=recipe.optim.lr, steps=trained.steps if trained else 0, sets=sets,
-            margin=margin, refused=refused, warnings=warnings,
+            margin=margin, refused=refused, warnings=warnings, share=share,
             tuned=str(self.out / "tuned") if trained and not refused else None,
         )  # fmt: skip
         if refused:
@@ -347,6 +365,16 @@ class Job:
         return result
 
 
+def _set(pairs: Any, own: bool, was: float, now: float, margin: float) -> results.TuneSet:
+    """Return a pack's line."""
+    from glint.results import models as results
+
+    return results.TuneSet(
+        set=pairs.name, kind="held-out" if own else "generic", pairs=len(pairs), before=was,
+        after=now, worse=now < was - margin,
+    )  # fmt: skip
+
+
 def _say(result: results.Tune) -> str:
     if not result.sets and result.tuned is None:
         return (
@@ -355,6 +383,8 @@ def _say(result: results.Tune) -> str:
             f"{console.quoted(result.recipe)} --out {console.quoted(Path(result.out) / 'run')}"
         )
     lines = [f"{result.steps} steps at a learning rate of {result.learning_rate:g}"]
+    if result.share < 1:
+        lines.append(f"the mean of weights before and after, {result.share:g} of it after:")
     lines += [f"  {_line(one)}" for one in result.sets]
     lines += [f"  warning: {one}" for one in result.warnings]
     lines.append(f"tuned {result.tuned}")

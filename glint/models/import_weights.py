@@ -22,6 +22,7 @@ from glint.log import logger
 from glint.models import checkpoint, layouts
 from glint.models.layouts import COUNTER
 from glint.nn import backbones
+from glint.nn.names import ONNX
 from glint.results import models as results
 
 # arcface_torch's names; glint's own are taken too
@@ -65,6 +66,8 @@ def import_weights(
 ) -> results.Import:
     """Write the weights of `backbone` in a .pt or .safetensors file as a run with one checkpoint.
 
+    Those of an ONNX file as well, which brings its own net.
+
     Numbers become float32; one prefix that all names share goes, a head beside the net is left out.
     backbone: "" where the file is in a known layout (`layouts`), which tells its net too.
     inside: the place in the file of the state to take (`ema.shadow`), where it holds several.
@@ -75,6 +78,8 @@ def import_weights(
     """
     weights, out = Path(weights), Path(out)
     _require_empty(out)
+    if weights.suffix == ".onnx" and weights.is_file():
+        return _onnx(weights, backbone, out, inside)
     layout, read = "", _read(weights, inside) if weights.is_file() else {}
     if not backbone and read:
         known = layouts.recognise(read)
@@ -84,11 +89,32 @@ def import_weights(
         backbone, options = known[0].backbone, known[0].options
         read = known[0].translated(read)
         logger.info("%s: the layout of %s, %d numbers per face", weights.name, layout, embedding)
-    name, net, found, state = _taken(weights, read, backbone, embedding, options)
+    name, _, found, state = _taken(weights, read, backbone, embedding, options)
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in found.values()
                     if t.is_floating_point()})  # fmt: skip
-    source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": " ".join(kinds)}
     made: dict[str, Any] = {"name": name, "embedding": embedding, "options": dict(options or {})}
+    return _write(weights, out, made, state, " ".join(kinds), layout)
+
+
+def _onnx(weights: Path, backbone: str, out: Path, inside: str) -> results.Import:
+    """Write the net of an ONNX file."""
+    from glint.models import import_onnx
+
+    if backbone not in ("", ONNX) or inside:
+        raise UsageError(
+            "GL0002", "an ONNX file brings its own net", where="--backbone, --inside",
+            hint="leave them out; a student learns from it with teacher.model, or glint tune",
+        )  # fmt: skip
+    made, state = import_onnx.read(weights)
+    return _write(weights, out, made, state, "float32", "ONNX")
+
+
+def _write(
+    weights: Path, out: Path, made: dict[str, Any], state: dict[str, Tensor], dtype: str,
+    layout: str,
+) -> results.Import:  # fmt: skip
+    """Write a net as a run with one checkpoint."""
+    source = {"name": weights.name, "sha256": checkpoint.sha256(weights), "dtype": dtype}
     atomic.own_dir(out / "_glint")
     with atomic.lock(out / "_glint" / "lock"):
         _require_empty(out)  # nobody else's either, by now
@@ -96,10 +122,11 @@ def import_weights(
             out / "checkpoints", 0, backbone=state, optimizer={}, head=(0, 0, {}),
             state={"backbone": made, "imported": source}, keep=1,
         )  # fmt: skip
-    parameters = sum(p.numel() for p in net.parameters())
+    with torch.device("meta"):
+        net = backbones.create(made["name"], made["embedding"], **made["options"])
     return results.Import(
-        checkpoint=str(path), **made, parameters=parameters, tensors=len(state),
-        source=results.Weights(**source), layout=layout,
+        checkpoint=str(path), **made, parameters=sum(p.numel() for p in net.parameters()),
+        tensors=len(state), source=results.Weights(**source), layout=layout,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What nets are called, where torch need not be loaded to know."""
 
 TIMM = "timm:"  # before the name of a model of timm
+ONNX = "onnx"  # the net of an ONNX file, whose layers are an option
 
 NAMES = (
     "iresnet",

@@ -44,6 +44,7 @@ class Tune:
     steps: int  # done; 0 with --recipe-only
     sets: list[TuneSet]  # each pack
     margin: float  # accuracy that may be lost
+    share: float  # of the tuned net in the weights, 1 for it alone
     refused: bool  # whether more was lost
     tuned: str | None  # path of the checkpoint; null where refused or not trained
     warnings: list[str]  # what the figures do not say

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from glint.nn.heads.options import OPTIONS, Gemm, Kernels, Kind, Rule, Storage, keys
-from glint.nn.names import NAMES, TIMM
+from glint.nn.names import NAMES, ONNX, TIMM
 from glint.recipes.load import Table
 
 Count = Annotated[int, Field(ge=0)]
@@ -55,7 +55,7 @@ class Backbone(Table):
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Yield a name that no net has. What timm has is known where timm is, when it is built."""
-        if not self.name.startswith(TIMM) and self.name not in NAMES:
+        if not self.name.startswith(TIMM) and self.name not in (*NAMES, ONNX):
             near = difflib.get_close_matches(self.name, NAMES, 1)
             yield (
                 "name",

@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from glint import schemas
 from glint.errors import UsageError
 from glint.evals.packs import write_bin
 from glint.files import parquet
+from glint.models import checkpoint
+from glint.nn import lora
 from glint.nn.stages import stages
 from glint.recipes import load
 from glint.shards.dataset import Dataset
 from glint.shards.label_table import LabelTable
 from glint.train.recipe import Recipe
 
+SHARES = (1.0, 0.75, 0.5, 0.25)  # of the tuned net, tried in turn until one forgets little enough
 SMALL = 500_000  # images below which running statistics stay as they are
 PAIRS = 1000  # of one person, about, in the pack of held-out people
 LEAST = 4  # people with two images that a split needs
@@ -124,6 +128,37 @@ def write_replay(
     schema = schemas.SAMPLING.with_metadata(about)
     parquet.write(path, pa.table([pa.array(one) for one in columns], schema=schema))
     return here, round(there * repeat)
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Turn --blend into shares of the tuned net, to be tried in turn. Raises UsageError GL0002."""
+    if text == "auto":
+        return SHARES
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        what = f"expected auto or a number above 0, at most 1, found {text!r}"
+        raise UsageError("GL0002", what, where="--blend")
+    return (share,)
+
+
+def blended(before: Path, after: Path, share: float, place: Path) -> Path:
+    """Write before + share * (after - before) of two checkpoints' nets as one without a head.
+
+    Weights and statistics of norms alike, as in WiSE-FT (arXiv 2109.01903). Returns its folder.
+    """
+    was, now = (lora.merged(checkpoint.read_tensors(one / checkpoint.judged_weights(one)))
+                for one in (before, after))  # fmt: skip
+    state = {
+        name: torch.lerp(was[name].double(), value.double(), share).to(value.dtype)
+        if value.is_floating_point() else value
+        for name, value in now.items()
+    }  # fmt: skip
+    about = {"backbone": checkpoint.read_state(after)["backbone"], "blend": share}
+    return checkpoint.save(place, 0, backbone=state, optimizer={}, head=(0, 0, {}),
+                           state=about, keep=1)  # fmt: skip
 
 
 def frozen_stages(text: str, net: Any) -> int:

@@ -112,14 +112,14 @@ def test_a_worse_net_is_refused_with_the_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """By figures given to the gate; benchmarks/tune.py has a net that forgets in earnest."""
-    figures = iter([0.60, 0.70, 0.90, 0.88, 0.60, 0.58, 0.90, 0.95, 0.60, 0.59, 0.90, 0.89])
+    figures = iter([0.60, 0.90, 0.70, 0.88, 0.60, 0.90, 0.58, 0.95, 0.60, 0.90, 0.59, 0.89])
 
     def verify(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(accuracy=next(figures))
 
     monkeypatch.setattr(embed, "verify", verify)
     out = tmp_path / "out"
-    args = ("tune", start, small.data, "--out", out, "--generic", small.pairs, *FAST)
+    args = ("tune", start, small.data, "--out", out, "--generic", small.pairs, *FAST, "--blend", 1)
     for worse in ("pairs", "held_out"):
         found = call(*args, "--margin", 0.015, code=5)
         assert found["refused"] and found["tuned"] is None and not (out / "tuned").exists()
@@ -128,10 +128,29 @@ def test_a_worse_net_is_refused_with_the_numbers(
     found = call(*args, "--margin", 0.015)
     assert found["tuned"] == str(out / "tuned") and not found["refused"]
     assert found["warnings"] == ["held_out: not better than before"]
-    figures = iter([0.60, 0.70, 0.90, 0.88])
+    figures = iter([0.60, 0.90, 0.70, 0.88])
     call(*args, "--margin", 0.015, code=5)
     assert not (out / "tuned").exists()  # what was there is gone
     assert checkpoint.all_in(out / "run" / "checkpoints")
+
+    auto = (*args[:-1], "auto")  # three shares that forget too much, then all of them
+    lost = [0.70, 0.88, 0.70, 0.884, 0.58, 0.90]
+    figures = iter([0.60, 0.90, *lost, 0.65, 0.886])
+    found = call(*auto, "--margin", 0.015)
+    assert found["share"] == 0.25 and [one["after"] for one in found["sets"]] == [0.65, 0.886]
+    halved = {
+        name: value.double() for name, value in stored.load(out / "tuned").net.state_dict().items()
+    }
+    was, now = (stored.load(one).net.state_dict() for one in (start, out / "run" / "best"))
+    for name, value in halved.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        wanted = 0.75 * was[name].double() + 0.25 * now[name].double()
+        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-6)
+    assert any(not torch.equal(was[name], now[name]) for name in was)
+    figures = iter([0.60, 0.90, *lost, 0.65, 0.884])
+    found = call(*auto, "--margin", 0.015, code=5)
+    assert found["refused"] and not (out / "tuned").exists() and not (out / "blends").exists()
 
 
 RECIPE = """
@@ -221,7 +240,7 @@ def test_mistakes(call: Callable[..., Any], small: Any, start: Path, tmp_path: P
     out = ("--out", tmp_path / "out", *FAST)
     cases: list[tuple[str, tuple[object, ...], str]] = [
         ("GL0001", (tmp_path / "none", small.data, *out), ""),
-        ("GL0002", (onnx, small.data, *out), "ONNX file are not trained"),
+        ("GL0002", (start, small.data, *out, "--blend", "0"), "expected auto or a number above 0"),
         ("GL0002", (onnx, small.data, *out, "--backbone", "mbf", "--lora", 2), "all of it must"),
         ("GL0002", (start, small.data, *out, "--backbone", "mbf"), "names its own net"),
         ("GL0002", (start, small.data, *out, "--centres", "cold"), "trained or frozen"),
@@ -288,6 +307,25 @@ def test_a_student_of_an_onnx_file(
     assert result["sets"][0]["before"] == whole["accuracy"]
     net = stored.load(result["tuned"])
     assert (net.name, net.embedding) == ("mobilefacenet", 32)
+
+
+def test_the_weights_of_an_onnx_file(
+    call: Callable[..., Any], small: Any, start: Path, tmp_path: Path
+) -> None:
+    call("export", start, tmp_path / "net.onnx", "--crops", 2)
+    result = call(
+        "tune", tmp_path / "net.onnx", small.data, "--out", tmp_path / "out", "--margin", 1,
+        "--freeze", "all", *FAST,
+    )  # fmt: skip
+    net, was = stored.load(result["tuned"]).net, stored.load(result["start"])
+    assert was.name == "onnx"
+    moved = {name.split(".")[1] for name, value in net.state_dict().items()
+             if not torch.equal(value, was.net.state_dict()[name])}  # fmt: skip
+    assert moved == {str(len(was.net.units) - 1)}  # type: ignore[arg-type]
+    onnx = call("eval", "pairs", small.pairs, "--model", tmp_path / "net.onnx", "--device", "cpu")
+    ours = call("eval", "pairs", small.pairs, "--model", result["start"], "--device", "cpu")
+    assert onnx["accuracy"] == ours["accuracy"]
+    assert call("export", result["tuned"], tmp_path / "tuned.onnx", "--crops", 2)["dim"] == 32
 
 
 def test_a_rate_is_found_on_one_batch(small: Any, start: Path, tmp_path: Path) -> None:

@@ -10,17 +10,19 @@ from torch import nn
 
 from glint.errors import UsageError
 from glint.nn.backbones import timm_trunk
+from glint.nn.backbones.graph import Graph
 from glint.nn.backbones.iresnet import DEPTHS, VARIANTS, IResNet
 from glint.nn.backbones.mixfacenet import MixFaceNet
 from glint.nn.backbones.mobilefacenet import MobileFaceNet
 from glint.nn.backbones.vargfacenet import VarGFaceNet
 from glint.nn.backbones.vit import ViT
-from glint.nn.names import NAMES, TIMM
+from glint.nn.names import NAMES, ONNX, TIMM
 
 # name -> (class, options set by the name). A caller's options override these.
 _NETS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = {
     "iresnet": (IResNet, {"layers": (1, 1, 1, 1), "widths": (64, 128, 256, 512)}),
     **{name: (IResNet, {"layers": layers}) for name, layers in DEPTHS.items()},
+    ONNX: (Graph, {"graph": ""}),
     "mobilefacenet": (MobileFaceNet, {"scale": 1, "blocks": (1, 4, 6, 2)}),
     "mbf": (MobileFaceNet, {"scale": 2, "blocks": (1, 4, 6, 2)}),
     "mbf_large": (MobileFaceNet, {"scale": 4, "blocks": (2, 8, 12, 4)}),
@@ -63,6 +65,7 @@ _OPTIONS: dict[Callable[..., nn.Module], dict[str, str]] = {
         "half_attention": "a flag",
     },
     VarGFaceNet: {"se": "a flag", "blocks": "three depths", "width": "a factor"},
+    Graph: {"graph": "a text"},
     MixFaceNet: {"width": "a factor", "tail": "a count"},
 }
 
@@ -125,6 +128,7 @@ _RULES = {
     "a flag": "true or false",
     "a stride": "1 or 2",
     "a variant": f"one of {', '.join(VARIANTS)}",
+    "a text": "the layers that glint import writes",
     "a share": "a number from 0 to below 1",
     "a factor": "a number above 0",
 }
@@ -139,6 +143,8 @@ def _fits(value: Any, kind: str) -> bool:
         return value in VARIANTS
     if kind == "a flag":
         return isinstance(value, bool)
+    if kind == "a text":
+        return isinstance(value, str)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     if kind == "a stride":
