@@ -33,7 +33,7 @@ def demo(
     conflicts: int = typer.Option(12, min=0, help="Identities planted under two labels."),
     lookalikes: int = typer.Option(12, min=0, help="Pairs of look-alikes that must not merge."),
     nproc: int = typer.Option(2, "--nproc", min=1, help="Training ranks."),
-    seed: int = typer.Option(0),
+    seed: int = typer.Option(0, help="Of the world and of training."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:

@@ -42,7 +42,7 @@ def synth(
         200, "--unseen", help="People of pairs.bin, who are not in the dataset."
     ),
     pairs: int = typer.Option(600, "--pairs", help="Pairs in pairs.bin."),
-    seed: int = typer.Option(0, "--seed"),
+    seed: int = typer.Option(0, "--seed", help="Another number draws another world."),
     workers: int = typer.Option(1, "--workers", min=1, help="Rendering processes."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
