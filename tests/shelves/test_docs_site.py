@@ -6,6 +6,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -114,6 +115,12 @@ def test_spelling() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_picture_of_a_terminal_shows_the_commands_of_the_readme() -> None:
+    text = (DOCS / "img" / "terminal.svg").read_text(encoding="utf-8")
+    shown = [unescape(one) for one in re.findall(r">\$ (.*?)</text>", text)]
+    assert shown == script("make_terminal").commands() and len(shown) == 3  # else: make pages
 
 
 @pytest.mark.slow
