@@ -52,11 +52,7 @@ def align(
         metavar="SRC",
         help="Photographs: what `glint shard` reads, of any size, turned by Exif or not.",
     ),
-    out: str = typer.Argument(
-        ...,
-        metavar="OUT",
-        help="The dataset: a new folder or URL, or an unfinished one to continue.",
-    ),
+    out: str = console.OUT,
     detector: str = DETECTOR,
     faces: str = FACES,
     max_faces: int = MAX_FACES,

@@ -55,6 +55,11 @@ DATASET = typer.Argument(
     autocompletion=complete.datasets,
     help="A dataset: a folder, or a URL such as s3://bucket/name.",
 )
+OUT = typer.Argument(
+    ...,
+    metavar="OUT",
+    help="The dataset: a new folder or URL, or an unfinished one to continue.",
+)
 RECIPE = typer.Argument(
     ...,
     metavar="RECIPE",

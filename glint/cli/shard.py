@@ -28,11 +28,7 @@ def shard(
         help="A .rec file, or a folder of images, tars, zips or tables; several are of one "
         "label space.",
     ),
-    out: str = typer.Argument(
-        ...,
-        metavar="OUT",
-        help="The dataset: a new folder or URL, or an unfinished one to continue.",
-    ),
+    out: str = console.OUT,
     label_depth: int = source.LABEL_DEPTH,
     label_from: str = source.LABEL_FROM,
     labels: str = source.LABELS,
