@@ -116,6 +116,7 @@ def test_merge_writes_over_no_dataset(
         [data, re, broken],
         [broken, data, re],
         [data, re],
+        [data, re, data],  # OUT is one of the inputs
     ):
         call("merge", *line, "--workers", "1", code=Any)
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
