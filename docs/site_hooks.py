@@ -18,3 +18,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def on_post_page(output: str, **_: Any) -> str:
     """Take the script that lets search work from disk out of the site, not off the network."""
     return output.replace("https://unpkg.com/iframe-worker/shim", "site_worker.js")
+
+
+def on_post_template(output_content: str, **_: Any) -> str:
+    """Do the same on the page that a server shows where there is none."""
+    return on_post_page(output_content)
