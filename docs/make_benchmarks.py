@@ -11,7 +11,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 HEAD = """\
 # Benchmarks
 
-For whoever wants to know how fast, how small and how right, and to check it. Made from
+For people who want to know how fast, how small and how right glint is, and to check it. Made from
 `benchmarks/results/*.jsonl` by `make docs`; a test compares the two.
 
 Every figure is of a shared machine with two CPU cores, and every comparison of one run; nothing

@@ -21,7 +21,8 @@ RANGES = {
 HEAD = """\
 # Errors
 
-Made from the table in `glint/errors.py` by `make docs`; a test compares the two.
+For people who read an error or an exit code. Made from the table in `glint/errors.py` by
+`make docs`; a test compares the two.
 
 An error is printed on stderr as
 

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 HEAD = """\
 # What `--json` prints
 
-Made from the dataclasses in `glint/results/` by `make docs`; a test compares the two.
+For people whose programs read what commands print. Made from the dataclasses in
+`glint/results/` by `make docs`; a test compares the two.
 
 Every command prints one JSON object on stdout with `--json`. Its `schema` names one of the tables
 below; where a schema has several, each is a form of the answer. A key marked "not always" is left

@@ -49,12 +49,10 @@ def align(
     src: list[Path] = typer.Argument(
         ...,
         parser=console.local,
-        metavar="SRC...",
+        metavar="SRC",
         help="Photographs: what `glint shard` reads, of any size, turned by Exif or not.",
     ),
-    out: str = typer.Argument(
-        ..., help="The dataset: a new folder or URL, or an unfinished one to continue."
-    ),
+    out: str = console.OUT,
     detector: str = DETECTOR,
     faces: str = FACES,
     max_faces: int = MAX_FACES,
@@ -86,7 +84,7 @@ def align(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Find faces in photographs and cut crops of 112x112 into a dataset, five points aligned."""
+    """Find faces in photographs, align and cut them to 112x112; the crops are a dataset."""
 
     def work() -> results.Align | results.AlignShare | results.AlignPlan:
         from glint.cli.shard import check
@@ -115,7 +113,7 @@ def align(
                 max_bad=max_bad, progress=progress, task=mine, engine=where, staging=staging,
             )  # fmt: skip
 
-    console.run(work, as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=lambda result: _say(result, unlabelled))
 
 
 _NOTES = {
@@ -129,7 +127,7 @@ _NOTES = {
 }
 
 
-def _say(result: results.Align | results.AlignShare | results.AlignPlan) -> str:
+def _say(result: results.Align | results.AlignShare | results.AlignPlan, unlabelled: bool) -> str:
     from glint.results import datasets as results
 
     lines = source.say(result.recognised)
@@ -157,6 +155,7 @@ def _say(result: results.Align | results.AlignShare | results.AlignPlan) -> str:
         f"wrote        {result.out}: {console.count(result.shards, 'shard')}{resumed}, "
         f"{result.bytes / 1e6:.1f} MB; crops are encoded anew as JPEG {told['quality']}, {colours}",
         f"digest       {result.digest}",
-        f"next         glint embed {console.quoted(result.out)} --model MODEL.onnx --out EMB",
+        f"next         glint embed {console.quoted(result.out)} --model MODEL.onnx --out EMB"
+        + ", then glint cluster EMB --out CLUSTERS" * unlabelled,
     ]
     return "\n".join(lines)

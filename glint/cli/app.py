@@ -12,9 +12,16 @@ import sys
 import typer
 
 import glint
+from glint.cli import commands, console
+
+
+class _Root(console.Group):
+    headings = commands.HEADINGS
+
 
 app = typer.Typer(
     name="glint",
+    cls=_Root,
     help="Train face recognition on millions of identities.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -24,15 +31,25 @@ app = typer.Typer(
 
 
 def _version(value: bool) -> None:
-    if value:
+    if not value:
+        return
+    if "--json" in sys.argv[1:]:
+        from glint.results.models import Version
+
+        version = ".".join(map(str, sys.version_info[:3]))
+        console.print_json(Version(version=glint.__version__, python=version))
+    else:
         typer.echo(f"glint {glint.__version__}")
-        raise typer.Exit
+    raise typer.Exit
 
 
 @app.callback()
 def root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+    as_json: bool = typer.Option(
+        False, "--json", help="With --version: as a JSON object. Else it follows the command."
     ),
     cache: str = typer.Option(
         "",
@@ -48,6 +65,8 @@ def root(
     ),
 ) -> None:
     """Train face recognition on millions of identities."""
+    if as_json:
+        raise typer.BadParameter("belongs behind the command, or with --version: --json")
     for name, value in (("GLINT_CACHE", cache), ("GLINT_CACHE_SIZE", cache_size)):
         if value:
             os.environ[name] = value  # ranks and workers read it there
@@ -56,7 +75,6 @@ def root(
 def main() -> None:
     """Run the command line."""
     _open_standard()
-    from glint.cli import commands, console
     from glint.errors import ResourceError, UsageError
 
     for stream in (sys.stdout, sys.stderr):  # ASCII, say: a name in another script is no error

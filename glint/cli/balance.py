@@ -69,11 +69,11 @@ def _say(r: results.Balance, dataset: str) -> str:
     own = Path(r.sampling).resolve() == (Path(dataset) / "sampling.parquet").resolve()
     change = "data.sampling=" + ("auto" if own else r.sampling)
     return (
-        f"{r.identities} identities, {r.images} images (labels version "
-        f"{r.label_version})\n"
-        f"epoch {r.epoch_samples} samples; Gini {r.gini_before:.2f} -> "
+        f"{console.count(r.identities, 'identity')}, {console.count(r.images, 'image')} "
+        f"(labels version {r.label_version})\n"
+        f"epoch {console.count(r.epoch_samples, 'sample')}; Gini {r.gini_before:.2f} -> "
         f"{r.gini_after:.2f}; the smaller half of the identities gets "
-        f"{100 * r.tail_share:.1f} %; {r.never_seen} identities never seen\n"
+        f"{100 * r.tail_share:.1f} %; {console.count(r.never_seen, 'identity')} never seen\n"
         f"wrote {r.sampling}\n"
         f"Next: glint train RECIPE --set {console.quoted(change)}"
     )

@@ -27,7 +27,7 @@ def bench(
     model: list[Path] = typer.Argument(
         ...,
         parser=console.local,
-        metavar="MODEL...",
+        metavar="MODEL",
         help="ONNX files, packages of insightface, run or checkpoint directories.",
     ),
     sets: Path = typer.Option(..., "--sets", "-s", help="A folder of test sets, of any kinds."),

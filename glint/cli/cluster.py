@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.results import identities as results
 
-_FOLDER = typer.Argument(..., help="A folder that `glint cluster` wrote.")
-_DATASET = typer.Argument(..., help="The dataset of the embeddings: a folder.")
+_FOLDER = typer.Argument(..., metavar="FOLDER", help="A folder that `glint cluster` wrote.")
+_DATASET = typer.Argument(
+    ...,
+    metavar="DATASET",
+    autocompletion=complete.datasets,
+    help="The dataset of the embeddings: a folder.",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,8 +27,8 @@ def register(app: typer.Typer) -> None:
         cls=console.Bare,
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Find identities among unlabelled faces (`glint cluster EMB --out DIR` is `find`); "
-        "apply them as labels; undo.",
+        help="Find identities among unlabelled faces; apply them as labels; undo. "
+        "`glint cluster EMB --out DIR` is `find`.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     group.command("find")(find)
@@ -34,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 def find(
     embeddings: list[Path] = typer.Argument(
-        ..., metavar="EMB...", help="Folders that `glint embed` wrote, in the order to cluster."
+        ..., metavar="EMB", help="Folders that `glint embed` wrote, in the order to cluster."
     ),
     out: str = typer.Option(
         ...,

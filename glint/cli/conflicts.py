@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
         cls=console.Bare,
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Find identities that are one person (`glint dedup-conflicts DATASET ...` is `find`); "
-        "review and apply the verdicts; undo.",
+        help="Find identities that are one person; review and apply the verdicts; undo. "
+        "`glint dedup-conflicts DATASET ...` is `find`.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     group.command("find")(find)
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def find(
-    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    dataset: Path = console.LOCAL_DATASET,
     embeddings: Path = typer.Option(..., "--embeddings", "--emb", help="From `glint embed`."),
     out: str = typer.Option(
         ..., "--out", "-o", metavar="FOLDER", help="Folder for the tables and the report."
@@ -118,7 +118,9 @@ def find(
 
 
 def review(
-    folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
+    folder: Path = typer.Argument(
+        ..., metavar="FOLDER", help="A folder that `glint dedup-conflicts` wrote."
+    ),
     port: int = typer.Option(
         0, "--port", min=0, max=65535, help="Port on 127.0.0.1; 0 = a free one."
     ),
@@ -143,7 +145,7 @@ def review(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Serve the report on this machine to review pairs and images in a browser; Ctrl-C ends it."""
+    """Serve the report to review pairs and images in a browser; Ctrl-C ends it."""
 
     def work() -> results.Review:
         from glint.pipelines.conflicts import review as stage
@@ -167,7 +169,9 @@ def review(
 
 
 def apply(
-    folder: Path = typer.Argument(..., help="A folder that `glint dedup-conflicts` wrote."),
+    folder: Path = typer.Argument(
+        ..., metavar="FOLDER", help="A folder that `glint dedup-conflicts` wrote."
+    ),
     decisions_files: list[Path] = typer.Option(
         [],
         "--decisions",
@@ -200,7 +204,7 @@ def apply(
 
 
 def undo(
-    folder: Path = typer.Argument(..., help="The folder that was applied."),
+    folder: Path = typer.Argument(..., metavar="FOLDER", help="The folder that was applied."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
@@ -216,8 +220,10 @@ def undo(
 
 def _say_found(r: results.Conflicts, thumbs: bool) -> str:
     lines = [
-        f"{r.pairs} pairs of identities from centre cosine {r.low:.2f} (exact, {r.engine})",
-        f"  merge {r.merge}   one person: {r.groups} groups, largest {r.largest_group}",
+        f"{console.count(r.pairs, 'pair')} of identities from centre cosine {r.low:.2f} "
+        f"(exact, {r.engine})",
+        f"  merge {r.merge}   one person: {console.count(r.groups, 'group')}, "
+        f"largest {r.largest_group}",
         f"  mask  {r.mask}   may be one person: kept apart in the loss only",
         f"  keep  {r.keep}   look-alikes",
     ]
@@ -225,8 +231,8 @@ def _say_found(r: results.Conflicts, thumbs: bool) -> str:
         lines.append(f"  {r.groups_refused} groups refused (chains or too large): masked")
     lines.append(
         f"inside identities: {r.mixed} of two people, {console.count(r.outliers, 'outlier')}; "
-        f"repeated images: {r.duplicates} groups of the same bytes, {r.near_duplicates} of "
-        "the same picture"
+        f"repeated images: {console.count(r.duplicates, 'group')} of the same bytes, "
+        f"{r.near_duplicates} of the same picture"
     )
     for other in r.against:
         lines.append(
@@ -236,7 +242,8 @@ def _say_found(r: results.Conflicts, thumbs: bool) -> str:
         )
     if r.classes_excluded or r.samples_excluded:
         lines.append(
-            f"  {r.samples_excluded} images and {r.classes_excluded} identities "
+            f"  {console.count(r.samples_excluded, 'image')} and "
+            f"{console.count(r.classes_excluded, 'identity')} "
             "without a usable embedding took no part"
         )
     lines += [f"  {note}" for note in {r.note, *(o["note"] for o in r.against)} if note]

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from glint import log
+from glint.cli import complete
 from glint.errors import BudgetError, GlintError, UsageError
 from glint.log import Progress
 from glint.results import Result, to_json
@@ -48,10 +49,49 @@ STAGING = typer.Option(None, help="Where shards wait for upload to a store; defa
 SET = typer.Option(
     [], "--set", metavar="KEY=VALUE", help="Change a value of the recipe, e.g. optim.lr=0.05."
 )
-DATASET = typer.Argument(..., help="A dataset: a folder, or a URL such as s3://bucket/name.")
+DATASET = typer.Argument(
+    ...,
+    metavar="DATASET",
+    autocompletion=complete.datasets,
+    help="A dataset: a folder, or a URL such as s3://bucket/name.",
+)
+OUT = typer.Argument(
+    ...,
+    metavar="OUT",
+    help="The dataset: a new folder or URL, or an unfinished one to continue.",
+)
+RECIPE = typer.Argument(
+    ...,
+    metavar="RECIPE",
+    autocompletion=complete.train_recipes,
+    help="A recipe: a .toml file or a name from `glint ls`.",
+)
+LOCAL_DATASET = typer.Argument(
+    ..., metavar="DATASET", autocompletion=complete.datasets, help="A dataset: a folder."
+)
 
 
-class Bare(TyperGroup):
+class Group(TyperGroup):
+    """A group whose help has a whole line for each command, under headings where there are any."""
+
+    headings: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the first clause of what each command says of itself: it is never cut."""
+        seen = {name: one for name, one in self.commands.items() if not one.hidden}
+        width = max(map(len, seen), default=0)
+        for title, names in (self.headings or {"Commands": tuple(seen)}).items():
+            rows = [(f"{name:<{width}}", first(seen[name].help or "")) for name in names]
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def first(text: str) -> str:
+    """Return the first clause of a docstring: up to a semicolon or the end of the sentence."""
+    return re.split(r"[;.](?:\s|$)", text, maxsplit=1)[0]
+
+
+class Bare(Group):
     """A group with a default subcommand: `glint dedup-conflicts DATASET` is `find`."""
 
     bare = "find"

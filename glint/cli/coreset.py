@@ -78,8 +78,8 @@ def coreset(
 
 def _say(r: results.Coreset) -> str:
     lines = [
-        f"kept {r.kept} of {r.images} images ({100 * r.ratio:.2f} %) of "
-        f"{r.identities_kept} of {r.identities} identities (labels version "
+        f"kept {r.kept} of {console.count(r.images, 'image')} ({100 * r.ratio:.2f} %) of "
+        f"{r.identities_kept} of {console.count(r.identities, 'identity')} (labels version "
         f"{r.label_version})",
         f"  threshold {r.threshold:.4f}: {r.similar} more similar than that to a kept face, "
         f"{r.restored} restored",

@@ -27,17 +27,17 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    folder: Path = typer.Argument(Path("demo"), help="The folder to write to."),
+    folder: Path = typer.Argument(Path("demo"), metavar="OUT", help="The folder to write to."),
     identities: int = typer.Option(300, min=50, help="Identities to train on."),
     images: int = typer.Option(24, min=4, help="Mean number of images per identity."),
     conflicts: int = typer.Option(12, min=0, help="Identities planted under two labels."),
     lookalikes: int = typer.Option(12, min=0, help="Pairs of look-alikes that must not merge."),
     nproc: int = typer.Option(2, "--nproc", min=1, help="Training ranks."),
-    seed: int = typer.Option(0),
+    seed: int = typer.Option(0, help="Of the world and of training."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Run synth, shard, train, embed, dedup-conflicts, balance, train, eval and export once."""
+    """Walk the whole road once, on a synthetic world; from `synth` to `export`."""
     console.run(
         lambda: _road(folder, identities, images, conflicts, lookalikes, nproc, seed),
         as_json,

@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: bool = console.JSON, debug: bool = console.DEBUG) -> None:
-    """Print what is installed, on which machine, and what does not work."""
+    """Print what is installed here, and what does not work."""
     found: list[results.Doctor] = []
 
     def look() -> results.Doctor:

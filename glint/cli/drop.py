@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.results import datasets as results
@@ -19,7 +19,13 @@ def register(app: typer.Typer) -> None:
 
 
 def drop(
-    dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
+    dataset: Path = typer.Argument(
+        ...,
+        parser=console.local,
+        metavar="DATASET",
+        autocompletion=complete.datasets,
+        help="A dataset.",
+    ),
     identity: list[str] = typer.Option([], "--identity", "--id", help="LABEL or NAME; repeatable."),
     ids_from: Path | None = typer.Option(
         None, "--ids-from", metavar="FILE", help="Identities too, a line each: of `glint split`."
@@ -47,7 +53,7 @@ def drop(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Take identities out of training or, with --erase, out of the data; leave a tombstone."""
+    """Take identities out of training; with --erase out of the data; leave a tombstone."""
 
     def work() -> results.Drop | results.Erase | results.ErasePlan:
         import os

@@ -87,7 +87,7 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
 
     if isinstance(result, results.EmbedShare):
         return parallel.left(result, result.blocks, "blocks")
-    lines = [f"{result.images} images, {result.dim} numbers each -> {result.out}"]
+    lines = [f"{console.count(result.images, 'image')}, {result.dim} numbers each -> {result.out}"]
     if result.failed:
         why = ", ".join(f"{name} {count}" for name, count in result.failures.items())
         lines.append(f"  {result.failed} failed ({why}): rows of NaN, named in samples.parquet")
@@ -101,8 +101,20 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
         lines.append(
             f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"
         )
+    emb = console.quoted(result.out)
     lines.append(
-        f"Next: glint dedup-conflicts {console.quoted(dataset)} "
-        f"--embeddings {console.quoted(result.out)} --out CONFLICTS"
+        f"Next: glint cluster {emb} --out CLUSTERS"
+        if _unlabelled(dataset)
+        else f"Next: glint dedup-conflicts {console.quoted(dataset)} --embeddings {emb} "
+        "--out CONFLICTS"
     )
     return "\n".join(lines)
+
+
+def _unlabelled(dataset: str) -> bool:
+    """Say whether every image is an identity of its own, by the labels in force."""
+    from glint.shards import labels
+    from glint.shards.dataset import Dataset
+
+    data = Dataset(dataset)
+    return bool(labels.current(data.root, data.classes).classes == data.n)

@@ -20,9 +20,11 @@ def register(app: typer.Typer) -> None:
 
 def export(
     checkpoint: Path = typer.Argument(
-        ..., help="A run directory or one of its checkpoints; with --int8 or --fp16 also ONNX."
+        ...,
+        metavar="MODEL",
+        help="A run directory or one of its checkpoints; with --int8 or --fp16 also ONNX.",
     ),
-    out: Path = typer.Argument(..., help="The .onnx file to write."),
+    out: Path = typer.Argument(..., metavar="OUT", help="The .onnx file to write."),
     opset: int = typer.Option(17, "--opset", help="ONNX operator set, 11 to 20."),
     crops: int = typer.Option(
         32, "--crops", min=1, help="Random crops on which to compare with torch."
@@ -84,7 +86,7 @@ def _say(result: results.Export | results.ExportSmall) -> str:
         return (
             f"{result.onnx}: {result.kind}{spared}\n"
             f"  accuracy {100 * result.accuracy_before:.2f} % -> {100 * result.accuracy:.2f} % "
-            f"on {result.pairs} pairs\n"
+            f"on {console.count(result.pairs, 'pair')}\n"
             f"  size     {result.bytes_before / 1e6:.2f} MB -> {result.bytes / 1e6:.2f} MB\n"
             f"  time     {result.ms_before:.1f} ms -> {result.ms:.1f} ms an image, one thread"
         )
@@ -92,7 +94,7 @@ def _say(result: results.Export | results.ExportSmall) -> str:
     return (
         f"{result.onnx}: {result.backbone}, {result.dim} numbers per face, "
         f"{result.bytes / 1e6:.1f} MB, opset {result.opset}\n"
-        f"  lowest cosine with torch {result.cosine_min:.7f} over {result.crops} crops; "
-        f"{loader}\n"
+        f"  lowest cosine with torch {result.cosine_min:.7f} over "
+        f"{console.count(result.crops, 'crop')}; {loader}\n"
         f"Next: glint eval pairs FILE.bin --model {console.quoted(result.onnx)}"
     )

@@ -20,8 +20,10 @@ def register(app: typer.Typer) -> None:
 
 
 def push(
-    source: Path = typer.Argument(..., help="A run, checkpoint, .onnx file or dataset."),
-    repo: str = typer.Argument(..., help="OWNER/NAME."),
+    source: Path = typer.Argument(
+        ..., metavar="SRC", help="A run, checkpoint, .onnx file or dataset."
+    ),
+    repo: str = typer.Argument(..., metavar="REPO", help="OWNER/NAME."),
     public: bool = typer.Option(False, "--public", help="Let everybody read it."),
     faces: bool = typer.Option(
         False,
@@ -31,7 +33,7 @@ def push(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Upload a model or dataset to a hub, private unless said otherwise."""
+    """Upload a model or dataset to a hub; private unless said otherwise."""
 
     def work() -> results.Push:
         from glint.models import hub
@@ -42,13 +44,13 @@ def push(
 
 
 def pull(
-    repo: str = typer.Argument(..., help="OWNER/NAME or datasets/OWNER/NAME."),
-    out: Path = typer.Argument(..., help="The folder to write."),
+    repo: str = typer.Argument(..., metavar="REPO", help="OWNER/NAME or datasets/OWNER/NAME."),
+    out: Path = typer.Argument(..., metavar="OUT", help="The folder to write."),
     revision: str = typer.Option("main", "--revision", help="A branch, tag or commit."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Download a model or dataset from a hub and verify its checksums."""
+    """Download a model or dataset from a hub; verify its checksums."""
 
     def work() -> results.Pull:
         from glint.models import hub
@@ -62,14 +64,15 @@ def _pushed(result: results.Push) -> str:
     place = ("datasets/" if result.kind == "dataset" else "") + result.repo
     seen = "private" if result.private else "public"
     return (
-        f"{place}: {result.files} files, {result.bytes / 1e6:.1f} MB, {seen}, commit "
-        f"{result.commit}\nNext: glint pull {place} FOLDER"
+        f"{place}: {console.count(result.files, 'file')}, {result.bytes / 1e6:.1f} MB, {seen}, "
+        f"commit {result.commit}\nNext: glint pull {place} FOLDER"
     )
 
 
 def _pulled(result: results.Pull) -> str:
     following = "verify" if result.kind == "dataset" else "eval pairs FILE.bin --model"
     return (
-        f"{result.out}: {result.files} files, {result.bytes / 1e6:.1f} MB, checksums as listed, "
-        f"commit {result.commit}\nNext: glint {following} {console.quoted(result.out)}"
+        f"{result.out}: {console.count(result.files, 'file')}, {result.bytes / 1e6:.1f} MB, "
+        f"checksums as listed, commit {result.commit}\n"
+        f"Next: glint {following} {console.quoted(result.out)}"
     )

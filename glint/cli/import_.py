@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.results import models as results
@@ -19,10 +19,15 @@ def register(app: typer.Typer) -> None:
 
 
 def import_(
-    weights: Path = typer.Argument(..., help="A .pt of arcface_torch, say, .safetensors, .onnx."),
-    out: Path = typer.Argument(..., help="A new or empty folder."),
+    weights: Path = typer.Argument(
+        ..., metavar="WEIGHTS", help="A .pt of arcface_torch, say, .safetensors, .onnx."
+    ),
+    out: Path = typer.Argument(..., metavar="OUT", help="A new or empty folder."),
     backbone: str = typer.Option(
-        "", "--backbone", help="The net: r50, mbf, vit_b, ...; not needed in a known layout."
+        "",
+        "--backbone",
+        autocompletion=complete.nets,
+        help="The net: r50, mbf, vit_b, ...; not needed in a known layout.",
     ),
     embedding: int = typer.Option(512, "--embedding", help="Length of an embedding."),
     inside: str = typer.Option(

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def labels(
-    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    dataset: Path = console.LOCAL_DATASET,
     undo: bool = typer.Option(False, "--undo", help="Restore the labels before the last change."),
     redo: bool = typer.Option(False, "--redo", help="Put back what was undone last."),
     as_json: bool = console.JSON,

@@ -33,8 +33,10 @@ def register(app: typer.Typer) -> None:
 
 
 def launch(
-    kind: Kind = typer.Argument(..., help="slurm: a script for sbatch; k8s: an indexed Job."),
-    recipe: str = typer.Argument(..., help="A recipe: a .toml file or a name from `glint ls`."),
+    kind: Kind = typer.Argument(
+        ..., metavar="KIND", help="slurm: a script for sbatch; k8s: an indexed Job."
+    ),
+    recipe: str = console.RECIPE,
     nodes: int = typer.Option(1, "--nodes", min=1, help="Machines."),
     gpus: int = typer.Option(8, "--gpus", min=1, help="GPUs per machine, one rank each."),
     out: Path | None = typer.Option(

@@ -80,7 +80,8 @@ def look(
 
 
 def _say(r: results.Look) -> str:
-    about = f"{r.images} images of {r.identities} identities, by {', '.join(r.columns)}"
+    people = console.count(r.identities, "identity")
+    about = f"{console.count(r.images, 'image')} of {people}, by {', '.join(r.columns)}"
     if r.page is None:
         return about
-    return f"{about}\nwrote {r.page}: {r.shown} images, readable by you alone"
+    return f"{about}\nwrote {r.page}: {console.count(r.shown, 'image')}, readable by you alone"

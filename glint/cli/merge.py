@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.results import datasets as results
@@ -19,14 +19,18 @@ def register(app: typer.Typer) -> None:
 
 
 def merge(
+    src: list[Path] = typer.Argument(
+        ...,
+        parser=console.local,
+        metavar="SRC",
+        autocompletion=complete.datasets,
+        help="Two or more datasets.",
+    ),
     out: Path = typer.Argument(
         ...,
         parser=console.local,
         metavar="OUT",
         help="The new dataset: a new folder, or an unfinished one to continue.",
-    ),
-    sources: list[Path] = typer.Argument(
-        ..., parser=console.local, metavar="SRC...", help="Two or more datasets."
     ),
     samples_per_shard: int = typer.Option(10_000, help="Records per shard."),
     seed: int = typer.Option(0, help="Seed of the permutation of all samples."),
@@ -48,9 +52,10 @@ def merge(
 
         from glint.pipelines.dataset import merge as stage
 
+        sources, target = places([*src, out])
         with console.progress("merge") as progress:
             return stage.merge(
-                out,
+                target,
                 sources,
                 samples_per_shard=samples_per_shard,
                 seed=seed,
@@ -61,6 +66,41 @@ def merge(
             )
 
     console.run(work, as_json, debug=debug, say=_say)
+
+
+def places(paths: list[Path]) -> tuple[list[Path], Path]:
+    """Return what is merged, and what is written: the last path; until 0.1 it was the first.
+
+    Datasets are read, anything else is written. Where both ends are datasets, one may be the merge
+    of the others, finished before. Raises UsageError GL0002 where it cannot be told, InputError
+    GL0301.
+    """
+    from glint.errors import UsageError
+
+    digests, came = zip(*map(_contents, paths))
+    if digests[-1] is None or came[-1] == digests[:-1]:
+        return paths[:-1], paths[-1]
+    if digests[0] is not None and came[0] != digests[1:]:
+        return paths[:-1], paths[-1]  # refused there, as another dataset
+    if {*came[-1]} & {*digests}:
+        what = f"{paths[-1]} is a merge of others named here, and {paths[0]} no dataset"
+        hint = "datasets first, OUT last"
+        raise UsageError("GL0002", what, where="SRC", hint=hint)
+    rest = " ".join(map(console.quoted, [*paths[1:], paths[0]]))
+    console.tell(f"note: OUT comes last since 0.2; this was read as: glint merge {rest}")
+    return paths[1:], paths[0]
+
+
+def _contents(root: Path) -> tuple[str | None, tuple[str, ...]]:
+    """Return a dataset's digest, None of another folder, and those that it was merged from."""
+    from glint.shards.dataset import Dataset
+
+    if not (root / "manifest.json").exists():
+        return None, ()
+    data = Dataset(root)
+    steps = data.manifest.get("derived", [])
+    merged = steps[-1]["from"] if steps and steps[-1]["by"] == "merge" else ()
+    return data.digest, tuple(one["digest"] for one in merged)
 
 
 def _say(result: results.Merge | results.MergePlan) -> str:

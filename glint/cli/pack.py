@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def pack(
     folder: Path = typer.Argument(
-        ..., parser=console.local, metavar="FOLDER", help="A folder of images, or a dataset."
+        ..., parser=console.local, metavar="SRC", help="A folder of images, or a dataset."
     ),
     pairs: Path = typer.Argument(
         ...,
@@ -28,11 +28,11 @@ def pack(
         metavar="PAIRS",
         help="A list of pairs: LFW's pairs.txt, `a b 1`.",
     ),
-    out: Path = typer.Argument(..., parser=console.local, metavar="OUT.bin", help="A new file."),
+    out: Path = typer.Argument(..., parser=console.local, metavar="OUT", help="A new .bin file."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write a verification pack that `glint eval pairs` and insightface read."""
+    """Write a verification pack; `glint eval pairs` and insightface read it."""
 
     def work() -> results.Pack:
         from glint.errors import BusyError
@@ -55,8 +55,9 @@ def pack(
 
 
 def _say(result: results.Pack) -> str:
-    lines = [f"wrote        {result.out}: {result.pairs} pairs, {result.same} of one person, of "
-             f"{console.count(result.images, 'image')}"]  # fmt: skip
+    lines = [f"wrote        {result.out}: {console.count(result.pairs, 'pair')}, "
+             f"{result.same} of one person, "
+             f"of {console.count(result.images, 'image')}"]  # fmt: skip
     lines += [f"warning      {one}" for one in result.warnings]
     lines.append(f"next         glint eval pairs {console.quoted(result.out)} --model MODEL")
     return "\n".join(lines)

@@ -49,7 +49,7 @@ def plan(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Estimate memory, messages and step time of a head on each rank."""
+    """Estimate memory, messages and step time of a head; per rank."""
 
     def work() -> results.Plan:
         from glint.train import memory

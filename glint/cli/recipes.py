@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.recipes.shelf import Entry
     from glint.results import models as results
     from glint.train.recipe import Backbone
 
-NAME = typer.Argument(..., help="A recipe: a name, shelf/name, or the path of a .toml file.")
+NAME = typer.Argument(
+    ...,
+    metavar="RECIPE",
+    autocompletion=complete.recipes,
+    help="A recipe: a name, shelf/name, or the path of a .toml file.",
+)
 SHELF = typer.Option(
     "", "--shelf", help="Treat it as a recipe of this shelf: train, pipelines or manifests."
 )
@@ -30,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 
 def ls(
-    shelf: str = typer.Argument("", help="train, pipelines or manifests; all by default."),
+    shelf: str = typer.Argument(
+        "", metavar="SHELF", help="train, pipelines or manifests; all by default."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
@@ -40,7 +47,7 @@ def ls(
 
 def cp(
     name: str = NAME,
-    to: Path = typer.Argument(Path(), help="A file, or a folder to copy into."),
+    to: Path = typer.Argument(Path(), metavar="OUT", help="A file, or a folder to copy into."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing file."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,

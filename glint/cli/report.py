@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Path = typer.Argument(..., help="The folder of a run."),
+    run: Path = typer.Argument(..., metavar="RUN", help="The folder of a run."),
     out: Path | None = typer.Option(None, "--out", help="The page; default RUN/report.html."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console, parallel
+from glint.cli import complete, console, parallel
 
 if TYPE_CHECKING:
     from glint.results import datasets as results
@@ -19,9 +19,17 @@ def register(app: typer.Typer) -> None:
 
 
 def reshard(
-    src: Path = typer.Argument(..., parser=console.local, metavar="SRC", help="A dataset."),
+    src: Path = typer.Argument(
+        ...,
+        parser=console.local,
+        metavar="SRC",
+        autocompletion=complete.datasets,
+        help="A dataset.",
+    ),
     out: str = typer.Argument(
-        ..., help="The new dataset: a folder or URL, or an unfinished one to continue."
+        ...,
+        metavar="OUT",
+        help="The new dataset: a folder or URL, or an unfinished one to continue.",
     ),
     samples_per_shard: int = typer.Option(..., help="Records per shard."),
     drop_quarantine: bool = typer.Option(

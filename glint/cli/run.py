@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.results import models as results
@@ -27,7 +27,12 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: str = typer.Argument(..., help="A recipe of pipelines/: its name, or a file."),
+    recipe: str = typer.Argument(
+        ...,
+        metavar="RECIPE",
+        autocompletion=complete.pipeline_recipes,
+        help="A recipe of pipelines/: its name, or a file.",
+    ),
     out: Path | None = typer.Option(
         None, "--out", "-o", help="Folder for the summary and what was done; default: run-RECIPE."
     ),

@@ -24,13 +24,11 @@ def shard(
     src: list[Path] = typer.Argument(
         ...,
         parser=console.local,
-        metavar="SRC...",
+        metavar="SRC",
         help="A .rec file, or a folder of images, tars, zips or tables; several are of one "
         "label space.",
     ),
-    out: str = typer.Argument(
-        ..., help="The dataset: a new folder or URL, or an unfinished one to continue."
-    ),
+    out: str = console.OUT,
     label_depth: int = source.LABEL_DEPTH,
     label_from: str = source.LABEL_FROM,
     labels: str = source.LABELS,
@@ -99,7 +97,7 @@ def shard(
                 resync=resync, names=names,
             )  # fmt: skip
 
-    console.run(work, as_json, debug=debug, say=_say)
+    console.run(work, as_json, debug=debug, say=lambda result: _say(result, unlabelled))
 
 
 def check(
@@ -126,7 +124,7 @@ _NOTES = {
 }
 
 
-def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
+def _say(result: results.Shard | results.ShardShare | results.ShardPlan, unlabelled: bool) -> str:
     from glint.results import datasets as results
 
     lines = source.say(result.recognised)
@@ -157,7 +155,8 @@ def _say(result: results.Shard | results.ShardShare | results.ShardPlan) -> str:
         f"{result.quarantined} quarantined{reasons}{noted}",
         f"wrote        {result.out}: {console.count(result.shards, 'shard')}{resumed}, {size}",
         f"digest       {result.digest}",
-        f"next         glint embed {console.quoted(result.out)} --model MODEL.onnx --out EMB",
+        f"next         glint embed {console.quoted(result.out)} --model MODEL.onnx --out EMB"
+        + ", then glint cluster EMB --out CLUSTERS" * unlabelled,
     ]
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.results import bench as results
@@ -19,7 +19,13 @@ def register(app: typer.Typer) -> None:
 
 
 def split(
-    dataset: Path = typer.Argument(..., parser=console.local, metavar="DATASET", help="A dataset."),
+    dataset: Path = typer.Argument(
+        ...,
+        parser=console.local,
+        metavar="DATASET",
+        autocompletion=complete.datasets,
+        help="A dataset.",
+    ),
     out: Path = typer.Argument(..., parser=console.local, metavar="OUT", help="A new folder."),
     people: int = typer.Option(..., "--people", min=20, help="Identities to hold out."),
     pairs: int = typer.Option(6000, "--pairs", min=20, help="Pairs of a list, at most."),
@@ -33,7 +39,7 @@ def split(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Hold people out: lists of pairs, packs, and ids.txt for `glint drop --ids-from`."""
+    """Hold people out for a test; lists of pairs, packs, and ids.txt for `drop --ids-from`."""
 
     def work() -> results.Split:
         from glint.errors import InputError

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def synth(
-    out: Path = typer.Argument(..., help="A new folder."),
+    out: Path = typer.Argument(..., metavar="OUT", help="A new folder."),
     identities: int = typer.Option(1000, "--identities", help="People to train on."),
     images: int = typer.Option(
         20, "--images", "--images-per-identity", help="Mean images per label."
@@ -42,12 +42,12 @@ def synth(
         200, "--unseen", help="People of pairs.bin, who are not in the dataset."
     ),
     pairs: int = typer.Option(600, "--pairs", help="Pairs in pairs.bin."),
-    seed: int = typer.Option(0, "--seed"),
+    seed: int = typer.Option(0, "--seed", help="Another number draws another world."),
     workers: int = typer.Option(1, "--workers", min=1, help="Rendering processes."),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write a synthetic face dataset with known faults as RecordIO, with its ground truth."""
+    """Draw a synthetic face dataset with known faults; RecordIO, with its ground truth."""
 
     def work() -> results.Synth:
         from glint.synth.world import World, make
@@ -66,8 +66,8 @@ def synth(
 
 def _say(result: results.Synth) -> str:
     return (
-        f"{result.images} images of {result.persons} persons under {result.identities} "
-        f"labels, {result.damaged} damaged, {result.flipped} flipped, {result.pairs} "
-        f"pairs of unseen persons -> {result.out}\n"
+        f"{console.count(result.images, 'image')} of {result.persons} persons under "
+        f"{result.identities} labels, {result.damaged} damaged, {result.flipped} flipped, "
+        f"{result.pairs} pairs of unseen persons -> {result.out}\n"
         f"Next: glint shard {console.quoted(result.out)} DATASET"
     )

@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: str = typer.Argument(..., help="A recipe: a .toml file or a name from `glint ls`."),
+    recipe: str = console.RECIPE,
     change: list[str] = console.SET,
     nproc: int = typer.Option(
         1, "--nproc", min=1, help="Ranks to start here; under torchrun or srun it joins theirs."
@@ -295,8 +295,8 @@ def _say(result: results.Train) -> str:
     loss = result.loss
     before = "" if result.resumed_from < result.steps else "finished before: "
     lines = [
-        f"{before}{result.steps} steps, {result.images} images, "
-        f"{result.classes} identities, ranks {result.world}"
+        f"{before}{console.count(result.steps, 'step')}, {console.count(result.images, 'image')}, "
+        f"{console.count(result.classes, 'identity')}, ranks {result.world}"
         + ("" if loss is None else f": loss {loss:.4f}")
     ]
     for name, accuracy in result.verification.items():

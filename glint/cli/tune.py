@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 if TYPE_CHECKING:
     from glint.recipes.load import Table
@@ -27,10 +27,12 @@ def tune(
         help="A run or checkpoint, or published weights: .pt, .safetensors, .onnx.",
     ),
     dataset: Path = typer.Argument(
-        ..., parser=console.local, metavar="DATASET", help="A dataset of people to tune on."
+        ..., parser=console.local, metavar="DATASET", autocompletion=complete.datasets,
+        help="A dataset of people to tune on."
     ),
     out: Path = typer.Option(..., "--out", "-o", parser=console.local, help="A folder of its own."),
-    backbone: str = typer.Option("", "--backbone", help="The net of a .pt; of ONNX: a student."),
+    backbone: str = typer.Option("", "--backbone", autocompletion=complete.nets,
+        help="The net of a .pt; of ONNX: a student."),
     embedding: int = typer.Option(512, "--embedding", help="Of a .pt: numbers of an embedding."),
     generic: list[Path] = typer.Option(
         [], "--generic", metavar="PACK.bin",
@@ -382,7 +384,9 @@ def _say(result: results.Tune) -> str:
             f"Next: the same command without --recipe-only, or glint train "
             f"{console.quoted(result.recipe)} --out {console.quoted(Path(result.out) / 'run')}"
         )
-    lines = [f"{result.steps} steps at a learning rate of {result.learning_rate:g}"]
+    lines = [
+        f"{console.count(result.steps, 'step')} at a learning rate of {result.learning_rate:g}"
+    ]
     if result.share < 1:
         lines.append(f"the mean of weights before and after, {result.share:g} of it after:")
     lines += [f"  {_line(one)}" for one in result.sets]
@@ -394,4 +398,5 @@ def _say(result: results.Tune) -> str:
 
 def _line(one: results.TuneSet) -> str:
     before, after = 100 * one.before, 100 * one.after
-    return f"{one.set} ({one.kind}, {one.pairs} pairs) {before:.2f} % before, {after:.2f} % after"
+    about = f"{one.set} ({one.kind}, {console.count(one.pairs, 'pair')})"
+    return f"{about} {before:.2f} % before, {after:.2f} % after"

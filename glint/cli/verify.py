@@ -49,7 +49,7 @@ def verify(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Check every file of a dataset and report what is not as it was written."""
+    """Check every file of a dataset; report what is not as it was written."""
     bad: list[results.Verify] = []
 
     def work() -> results.Verify | results.VerifyPlan:

@@ -378,6 +378,13 @@ class Road:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Version:
+    SCHEMA: ClassVar[str] = "glint/version@1"  # `glint --version`
+    version: str  # of glint
+    python: str  # that runs it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Error:
     SCHEMA: ClassVar[str] = "glint/error@1"  # any command that fails; docs/errors.md
     error: str  # code

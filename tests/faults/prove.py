@@ -1136,7 +1136,7 @@ def order(given: Given) -> Iterator[Figure]:
     else:
         conflicts = place / "conf"
         road += [
-            ("merge", ["merge", place / "both", data, place / "coarse", *small], place / "both"),
+            ("merge", ["merge", data, place / "coarse", place / "both", *small], place / "both"),
             ("balance", ["balance", data], data),
             ("train", ["train", place / "recipe.toml", "--out", run], run),
             ("embed", ["embed", data, "--model", run, "--out", place / "emb"], place / "emb"),

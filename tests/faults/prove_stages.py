@@ -215,7 +215,7 @@ def road(place: Path, only: Sequence[str]) -> Iterator[Stage]:
                              "--workers", 1]),
         ("drop --erase", [data], ["drop", data, "--id", "label:5", "--reason", "asked", "--erase",
                                   work / "less", "--workers", 1]),
-        ("merge", [data, work / "less"], ["merge", work / "both", data, work / "less", *small]),
+        ("merge", [data, work / "less"], ["merge", data, work / "less", work / "both", *small]),
         ("card", [data], ["card", data, "--license", "MIT", "--consent", "by letter", "--contact",
                           "a@b.example"]),
     ]  # fmt: skip

@@ -235,7 +235,7 @@ def _jobs(place: Path, size: int) -> Iterator[Large]:
     for name, args, expected in (
         ("shard", ["shard", source, out, *per], samples),
         ("reshard", ["reshard", base, out, *per], samples),
-        ("merge", ["merge", out, base, more, *per], both),
+        ("merge", ["merge", base, more, out, *per], both),
     ):
         prove.warm([*args, "--workers", 1, "--json"])
         shutil.rmtree(out)

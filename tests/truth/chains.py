@@ -126,7 +126,7 @@ class Chain:
     def _merge(self, data: Data, other: Data) -> Data:
         data = self._apart(data, other)
         root, first = self._new(), len(data.held().names)
-        self.glint("merge", root, data.root, other.root, *self._shards)
+        self.glint("merge", data.root, other.root, root, *self._shards)
         dropped = data.dropped | {first + label for label in other.dropped}
         return Data(root, data.form, data.samples + other.samples, dropped)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from glint.cli import console
+from glint.cli import complete, console
 
 EMBEDDINGS = typer.Option(..., "--embeddings", "--emb", help="A folder that `glint embed` wrote.")
 REPORT = typer.Option(None, "--report", help="Also write an HTML page to this file.")
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
         cls=_Group,
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Evaluate a model: on verification pairs, on all pairs of a dataset, on IJB, or by "
+        help="Measure a model; on verification pairs, on all pairs of a dataset, on IJB, or by "
         "identification among distractors.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def pairs(
     files: list[Path] = typer.Argument(
         ...,
-        metavar="PAIRS...",
+        metavar="PAIRS",
         help="Verification .bin files; or, with --dataset, lists of pairs (LFW's pairs.txt).",
     ),
     model: Path = typer.Option(
@@ -85,7 +85,7 @@ def pairs(
 
 
 def all_pairs(
-    dataset: Path = typer.Argument(..., help="A folder that `glint shard` wrote."),
+    dataset: Path = console.LOCAL_DATASET,
     embeddings: Path = EMBEDDINGS,
     work: Path | None = WORK,
     threads: int = THREADS,
@@ -94,7 +94,7 @@ def all_pairs(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Compare every pair of images of a dataset: TAR at FAR down to 1e-6."""
+    """Compare every pair of images of a dataset; TAR at FAR down to 1e-6."""
     from glint.cli.eval import text
     from glint.cli.eval import work as stage
 
@@ -107,7 +107,9 @@ def all_pairs(
 
 
 def ijb(
-    folder: Path = typer.Argument(..., help="The folder with the lists of IJB-B or IJB-C."),
+    folder: Path = typer.Argument(
+        ..., metavar="FOLDER", help="The folder with the lists of IJB-B or IJB-C."
+    ),
     embeddings: Path = typer.Option(
         ...,
         "--embeddings",
@@ -135,7 +137,12 @@ def ijb(
 
 
 def identify(
-    probes: Path = typer.Argument(..., help="A dataset with several images per person."),
+    probes: Path = typer.Argument(
+        ...,
+        metavar="DATASET",
+        autocompletion=complete.datasets,
+        help="A dataset with several images per person.",
+    ),
     embeddings: Path = EMBEDDINGS,
     distractors: Path = typer.Option(..., "--distractors", help="A dataset of other people."),
     distractor_embeddings: Path = typer.Option(

@@ -156,7 +156,7 @@ def _commands(manifest: dict[str, Any], history: list[dict[str, Any]]) -> list[s
         sizes[0] //= told["max_faces"] if told["faces"] == "all" else 1
     if steps and steps[0]["by"] == "merge":
         names = " ".join(shlex.quote(one["name"]) for one in steps[0]["from"])
-        first = f"glint merge DATASET {names}"
+        first = f"glint merge {names} DATASET"
     lines = [f"{first} --samples-per-shard {sizes[0]} --seed {manifest['seed']}"]
     for step, size in zip((step for step in steps if step["by"] != "merge"), sizes[1:]):
         again = f"glint reshard OLD DATASET --samples-per-shard {size}"

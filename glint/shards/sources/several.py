@@ -164,7 +164,7 @@ def _names(labels: Sequence[bytes], people: Sequence[bytes]) -> dict[bytes, byte
                 "GL0201",
                 f"numbers mean other people in other sources: {shown(label)} is {other}",
                 where="SRC",
-                hint="shard each alone, then join them by name: glint merge --same-labels OUT A B",
+                hint="shard each alone, then join them by name: glint merge --same-labels A B OUT",
             )
         names[label] = name
     return names

@@ -97,7 +97,7 @@ def test_rewritten_datasets_name_their_sources(data: Path, tmp_path: Path) -> No
     ) in text
     assert "17 records were read = 15 written + 1 quarantined + 1 erased." in text
     text = stage.card(tmp_path / "both", **SAID).text
-    assert "glint merge DATASET set less --samples-per-shard 9 --seed 4" in text
+    assert "glint merge set less DATASET --samples-per-shard 9 --seed 4" in text
     assert f"| less (my faces) | dataset | 15 | 4 | {Dataset(tmp_path / 'less').digest} |" in text
 
 
