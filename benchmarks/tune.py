@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +84,14 @@ def methods(place: Path, seed: int) -> list[dict[str, Any]]:
     ways = {"glint tune": glint("tune", *common, "--out", first, "--margin", MARGIN)}
     cpu = spent_below() - began
     plain = ("--margin", 1, "--blend", 1, "--lr", RATE)
-    more = {
+    more: dict[str, tuple[Any, ...]] = {
         "LoRA of rank 8": ("--lora", 8, "--centres", "frozen"),
         "the embedding layer alone": ("--freeze", "all"),
         "full fine-tuning, random centres": ("--norms", "moving", "--set", "head.init="),
         "DevTrain replayed": ("--replay", place / "data-lfw"),
     }  # fmt: skip
+    if seed:  # once is enough of these
+        del more["LoRA of rank 8"], more["DevTrain replayed"]
     for number, (way, options) in enumerate(more.items()):
         out = place / f"tune{seed}-{number}"
         ways[way] = glint("tune", *common, "--out", out, *plain, *options)
@@ -171,16 +175,13 @@ def main() -> int:
         place = args.place or Path(temporary)
         if not (place / "data-stars").exists():
             material(place, args.quick)
-        todo = {
-            "methods": lambda: [
-                one for seed in range(args.seeds) for one in methods(place, seed)
-            ],
-            "forget": lambda: forget(place),
-            "many": lambda: many(place, 4000),
-            "int8": lambda: int8(place),
-        }  # fmt: skip
-        for part in parts:
-            figures = todo[part]()
+        todo: dict[str, list[Callable[[], list[dict[str, Any]]]]] = {
+            "methods": [partial(methods, place, seed) for seed in range(args.seeds)],
+            "forget": [partial(forget, place)],
+            "many": [partial(many, place, 4000)],
+            "int8": [partial(int8, place)],
+        }
+        for figures in (work() for part in parts for work in todo[part]):
             for figure in figures:
                 print(json.dumps(figure), flush=True)
                 short |= figure["holds"] is False
