@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import console, parallel
 from glint.errors import UsageError
 
 if TYPE_CHECKING:
@@ -49,9 +49,16 @@ def find(
         0.01, "--false-merge-rate", help="Largest accepted share of wrong merges."
     ),
     cap: int = typer.Option(8, "--cap", help="Largest group of identities to merge."),
-    engine: str = typer.Option(
-        "auto", "--engine", help="auto, int8, torch (float32) or faiss; all find the same pairs."
+    screen: str = typer.Option(
+        "auto", "--screen", help="auto, int8, torch (float32) or faiss; all find the same pairs."
     ),
+    device: str = typer.Option(
+        "cpu", "--device", help="cpu, cuda or cuda:N: where pairs are searched."
+    ),
+    workers: int = typer.Option(1, "--workers", min=1, help="Processes that search pairs."),
+    task: str = parallel.TASK,
+    engine: str = parallel.ENGINE,
+    ray_address: str = parallel.RAY_ADDRESS,
     near: bool = typer.Option(
         True, "--near/--no-near", help="Decode every image to find near duplicates."
     ),
@@ -83,18 +90,28 @@ def find(
 ) -> None:
     """Find pairs of identities that are one person; write tables and a report. Changes no label.
 
-    Run the same command again to continue after a stop.
+    Run the same command again to continue after a stop. Tasks share the search; the last one
+    judges.
     """
 
-    def work() -> results.Conflicts:
+    def work() -> results.Conflicts | results.ConflictsShare:
         from glint.conflicts.verdicts import ConflictOptions
         from glint.jobs.workers import ending
         from glint.pipelines.conflicts import find as stage
-        from glint.pipelines.conflicts import overlap
+        from glint.pipelines.conflicts import overlap, share
+        from glint.search import pairs
         from glint.shards.dataset import Dataset
         from glint.shards.embeddings import load
 
-        options = ConflictOptions(threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate)
+        named, where = (screen, engine) if engine not in pairs.ENGINES else (engine, "local")
+        pairs.choose(named, device)
+        options = ConflictOptions(threshold, low=low, cap=cap, engine=named, seed=seed, rate=rate)
+        how = share.How(
+            parallel.task(task),
+            parallel.engine(where, ray_address, actors=device != "cpu"),
+            workers,
+            device,
+        )
         folder = console.path(out, "--out")
         data = Dataset(dataset)
         stage.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
@@ -111,6 +128,7 @@ def find(
                 command="glint " + " ".join(sys.argv[1:]),
                 near=near,
                 against=others,
+                how=how,
                 progress=progress,
             )
 
@@ -214,7 +232,11 @@ def undo(
     console.run(work, as_json, debug=debug, say=_say_applied)
 
 
-def _say_found(r: results.Conflicts, thumbs: bool) -> str:
+def _say_found(r: results.Conflicts | results.ConflictsShare, thumbs: bool) -> str:
+    from glint.results import identities as results
+
+    if isinstance(r, results.ConflictsShare):
+        return parallel.left(r, r.block_rows, "block rows")
     lines = [
         f"{r.pairs} pairs of identities from centre cosine {r.low:.2f} (exact, {r.engine})",
         f"  merge {r.merge}   one person: {r.groups} groups, largest {r.largest_group}",

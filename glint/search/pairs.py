@@ -114,26 +114,26 @@ def choose(engine: str, device: str = "cpu") -> str:
     int8 = screens.card_has_int8(device) if on_card else screens.int8_is_fast()
     if engine not in ENGINES:
         raise UsageError(
-            "GL0002", f"expected one of {', '.join(ENGINES)}, found {engine!r}", where="--engine"
+            "GL0002", f"expected one of {', '.join(ENGINES)}, found {engine!r}", where="--screen"
         )
     if engine == "faiss" and not faiss_index.available():
         raise UsageError(
             "GL0003",
             "faiss cannot be imported",
-            where="--engine faiss",
-            hint="pip install 'glint-faces[cpu]', or leave --engine at auto",
+            where="--screen faiss",
+            hint="pip install 'glint-faces[cpu]', or leave --screen at auto",
         )
     if engine == "faiss" and on_card:
         hint = "faiss has no exact range search on a card (docs/conflicts.md): leave it at auto"
-        raise UsageError("GL0002", f"does not run on {device}", where="--engine faiss", hint=hint)
+        raise UsageError("GL0002", f"does not run on {device}", where="--screen faiss", hint=hint)
     if engine == "int8" and not int8:
         raise UsageError(
             "GL0002",
             "this processor has no AVX512-VNNI for products of int8"
             if not on_card
             else f"{device} has no products of int8: expected compute capability 7.5",
-            where="--engine int8",
-            hint="leave --engine at auto: it finds the same pairs",
+            where="--screen int8",
+            hint="leave --screen at auto: it finds the same pairs",
         )
     if engine == "auto":
         return "int8" if int8 else "torch"
@@ -328,7 +328,7 @@ def _on_disk(x_ND: Any) -> Path | None:
 
 
 def in_order(x_ND: npt.NDArray[np.floating]) -> Rows:
-    """Return the usable rows, those alike in their largest part beside each other: see `screens`."""
+    """Return the usable rows, those of like largest parts beside each other: see `screens`."""
     good = np.flatnonzero(usable(x_ND)).astype(np.int64)
     peak_N = np.empty(len(good))
     for start in range(0, len(good), CHUNK):

@@ -134,5 +134,5 @@ def _array(path: Path) -> npt.NDArray[Any] | None:
 def _digest(table: Whole) -> str:
     state = xxhash.xxh3_128(repr(table.row_ND.shape).encode())
     for part in (table.row_ND, table.step_b, table.off_b):
-        state.update(np.ascontiguousarray(part))
+        state.update(np.ascontiguousarray(part).data)
     return str(state.hexdigest())

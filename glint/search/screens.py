@@ -3,9 +3,9 @@
 A screen compares a rounded product with the threshold less what rounding can have taken away, so
 that it lets through every pair that counts, and a few more.
 
-Proof for int8. Rows are taken in blocks (`pairs.in_order` puts rows alike in their largest parts
-into one). Let u_i be a unit row, s the largest part of its block over 127, q_i = u_i / s rounded to integers, and d_i the length
-of u_i - s q_i, measured in float64.
+Proof for int8. Rows are taken in blocks; `pairs.in_order` puts rows of like largest parts into one.
+Let u_i be a unit row, s the largest part of its block over 127, q_i = u_i / s rounded to integers,
+and d_i the length of u_i - s q_i, measured in float64.
 
 1. u_i.u_j - s q_i . r q_j = (u_i - s q_i).u_j + s q_i.(u_j - r q_j), by Cauchy and Schwarz at most
    d_i + (1 + d_i) d_j. The d of a tile are the largest of its rows and of its columns.
@@ -13,8 +13,8 @@ of u_i - s q_i, measured in float64.
    D < 2^17.
 3. The exact score and the d are float64: ROUNDING is far above what they lose.
 
-So a pair that reaches t has q_i.q_j of at least (t - d_i - (1 + d_i) d_j - ROUNDING) / (s r). A card
-sums in int32 too: unlike bf16 or TF32, nothing rests on how its sums of floats are rounded.
+So a pair that reaches t has q_i.q_j of at least (t - d_i - (1 + d_i) d_j - ROUNDING) / (s r).
+A card sums in int32 too: unlike bf16 or TF32, nothing rests on how its sums of floats are rounded.
 Blocks whose parts are so unlike that the d are large (one-hot rows) are multiplied in float32.
 """
 
@@ -175,7 +175,7 @@ class Int8:
         """Return the least product of a tile that may reach the threshold."""
         off_b, step_b = self._table.off_b, self._table.step_b
         lost = off_b[i] + (1 + off_b[i]) * off_b[j] + ROUNDING
-        cut = math.floor((self._threshold - lost) / (step_b[i] * step_b[j]))
+        cut: int = math.floor((self._threshold - lost) / (step_b[i] * step_b[j]))
         return max(-(2**31), min(cut, 2**31 - 1))
 
     def _coarse(self, i: int, j: int) -> bool:
@@ -231,7 +231,7 @@ class Int8:
 
 
 def _tensor(x_ND: npt.NDArray[np.int8]) -> torch.Tensor:
-    """Return an array, perhaps a map of a file that is only read, as a tensor of the same memory."""
+    """Return an array, perhaps a map of a file to read, as a tensor of the same memory."""
     import torch
 
     with warnings.catch_warnings():

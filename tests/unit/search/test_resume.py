@@ -150,7 +150,9 @@ def test_a_linked_folder_of_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BusyError, match=r"GL0004.*a symbolic link"):
         FinishedRows(tmp_path / "search", "new", lambda found: np.arange(3))
     assert {path.name for path in other.iterdir()} == names
-    FinishedRows(other, "new", lambda found: np.arange(3))  # no link: what is not of its making stays all the same
+    FinishedRows(
+        other, "new", lambda found: np.arange(3)
+    )  # no link: what is not of its making stays all the same
     assert {path.name for path in other.iterdir()} == {
         *names - {"old-000001.pairs"}, "new-order.npy"
     }  # fmt: skip
