@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 CHUNK = 2048  # unit rows that are held in float64
 ROUNDING = 2.0**-30  # above D 2^-51
+SOME = 128  # of them, which stay in a cache
 SPAN = 65536  # columns that a card multiplies at a time
 COARSE = 2.0**-4  # a tile whose d add up to more is multiplied in float32
 
@@ -98,8 +99,9 @@ def card_has_int8(device: str) -> bool:
 
 @dataclass(frozen=True)
 class Whole:
-    """Unit rows in int8, with zeros after the D parts up to a multiple of 8.
+    """Unit rows in int8, with zeros after the D parts up to a multiple of 16.
 
+    For torch takes strides of one part for many, and cards want rows that begin at 16 bytes.
     step_b: the s of each block of `block` rows; off_b: the largest d of its rows.
     """
 
@@ -109,106 +111,143 @@ class Whole:
     block: int
 
 
-def wide_of(dim: int) -> int:
-    """Return how many numbers a row of int8 has: torch takes strides of one part for many."""
-    return -(-dim // 8) * 8
-
-
-def whole(
-    take: Take, count: int, dim: int, block: int, row_ND: npt.NDArray[np.int8] | None = None
-) -> Whole:
-    """Round unit rows to int8; into `row_ND`, zeros of shape (N, wide_of(D)), where given."""
-    row_ND = np.zeros((count, wide_of(dim)), np.int8) if row_ND is None else row_ND
+def whole(take: Take, count: int, dim: int, block: int) -> Whole:
+    """Round unit rows to int8."""
+    row_ND = np.zeros((count, -(-dim // 16) * 16), np.int8)
     step_b, off_b = (np.zeros(-(-count // block)) for _ in range(2))
     for i in range(len(step_b)):
-        rows = np.arange(i * block, min((i + 1) * block, count))
-        unit_rD = take(rows)
-        step_b[i] = np.abs(unit_rD).max() / 127
-        whole_rD = np.rint(unit_rD / step_b[i])
-        row_ND[rows[0] : rows[-1] + 1, :dim] = whole_rD
-        off_b[i] = np.linalg.norm(unit_rD - step_b[i] * whole_rD, axis=1).max()
+        first, last = i * block, min((i + 1) * block, count)
+        unit_rD = take(np.arange(first, last))
+        step_b[i] = max(unit_rD.max(), -unit_rD.min()) / 127
+        for start in range(0, last - first, SOME):
+            unit_nD = unit_rD[start : start + SOME]
+            whole_nD = np.rint(unit_nD / step_b[i])
+            row_ND[first + start : first + start + len(unit_nD), :dim] = whole_nD
+            whole_nD *= -step_b[i]
+            whole_nD += unit_nD
+            longest = np.sqrt(np.einsum("nd,nd->n", whole_nD, whole_nD).max())
+            off_b[i] = max(off_b[i], longest)
     return Whole(row_ND, step_b, off_b, block)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The rows, or the columns, of the products."""
+
+    take: Take
+    table: Whole
+    row_ND: torch.Tensor
+
+    def part(self, i: int) -> torch.Tensor:
+        """Return a block in int8."""
+        return self.row_ND[i * self.table.block : (i + 1) * self.table.block]
+
+    def float32(self, i: int) -> torch.Tensor:
+        """Return a block in float32."""
+        import torch
+
+        start, count = i * self.table.block, len(self.part(i))
+        row_rD = self.take(np.arange(start, start + count)).astype(np.float32)
+        return torch.from_numpy(row_rD).to(self.row_ND.device)
 
 
 class Int8:
     """Products in int8, summed in int32: N D bytes, on the processor or on a card.
 
     On the processor each thread has a tile of its own: threads that share one wait for each other
-    at its end. A card multiplies a block of rows by SPAN columns at a time.
+    at its end. A card multiplies a block of rows by SPAN columns at a time. other: the columns, in
+    blocks of as many, where they are another set; then candidates are (row, column), all of them.
     """
 
-    def __init__(self, take: Take, table: Whole, threshold: float, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        take: Take,
+        table: Whole,
+        threshold: float,
+        device: str = "cpu",
+        other: tuple[Take, Whole] | None = None,
+    ) -> None:
         import torch
 
-        self._take, self._table, self._threshold = take, table, threshold
-        self._device = torch.device(device)
-        self._row_ND = _tensor(table.row_ND).to(self._device)
+        self._device, self._threshold = torch.device(device), threshold
+        self._rows = self._columns = self._side(take, table)
+        self._alone, self._block = other is None, table.block
+        if other is not None:
+            self._columns = self._side(*other)
         self._own = threading.local()
         self._pool: ThreadPoolExecutor | None = None
         if self._device.type == "cpu":
             self._pool = ThreadPoolExecutor(torch.get_num_threads(), "tiles", self._begin)
+
+    def _side(self, take: Take, table: Whole) -> _Side:
+        return _Side(take, table, _tensor(table.row_ND).to(self._device))
 
     def _begin(self) -> None:
         """Have this thread compute alone, in room of its own."""
         import torch
 
         torch.set_num_threads(1)
-        room = min(len(self._row_ND), self._table.block) ** 2
+        sides = (len(side.row_ND) for side in (self._rows, self._columns))
+        room = math.prod(min(count, self._block) for count in sides)
         self._own.room = torch.empty(room, dtype=torch.int32)
 
     def tiles(self, first: int) -> Iterator[tuple[Rows, Rows]]:
-        """Yield candidates of the tiles from the diagonal on."""
-        i, block = first // self._table.block, self._table.block
-        others = range(i, len(self._table.step_b))
+        """Yield candidates of the tiles from the diagonal on, or of all columns of another set."""
+        i = first // self._block
+        others = range(i if self._alone else 0, len(self._columns.table.step_b))
         if self._pool is None:
-            found = self._stretches(i)
+            found = self._stretches(i, others)
         else:
             found = (
-                (j * block, *near)
+                (j * self._block, *near)
                 for j, near in zip(others, self._pool.map(self._tile, repeat(i), others))
             )
         for start, row_k, column_k in found:
             a, b = row_k + first, column_k + start
-            yield a[a < b], b[a < b]
+            keep = (a < b) if self._alone else slice(None)
+            yield a[keep], b[keep]
 
     def _cut(self, i: int, j: int) -> int:
         """Return the least product of a tile that may reach the threshold."""
-        off_b, step_b = self._table.off_b, self._table.step_b
-        lost = off_b[i] + (1 + off_b[i]) * off_b[j] + ROUNDING
-        cut: int = math.floor((self._threshold - lost) / (step_b[i] * step_b[j]))
+        one, two = self._rows.table, self._columns.table
+        lost = one.off_b[i] + (1 + one.off_b[i]) * two.off_b[j] + ROUNDING
+        cut: int = math.floor((self._threshold - lost) / (one.step_b[i] * two.step_b[j]))
         return max(-(2**31), min(cut, 2**31 - 1))
 
     def _coarse(self, i: int, j: int) -> bool:
-        return bool(self._table.off_b[i] + self._table.off_b[j] > COARSE)
+        return bool(self._rows.table.off_b[i] + self._columns.table.off_b[j] > COARSE)
+
+    def _wide(self, i: int, j: int) -> tuple[Rows, Rows]:
+        return wide(self._rows.float32(i), self._columns.float32(j), self._threshold)
 
     def _tile(self, i: int, j: int) -> tuple[Rows, Rows]:
         """Screen a tile."""
         import torch
 
         if self._coarse(i, j):
-            return wide(self._float32(i), self._float32(j), self._threshold)
-        row_rD, column_cD = self._part(i), self._part(j)
+            return self._wide(i, j)
+        row_rD, column_cD = self._rows.part(i), self._columns.part(j)
         shape = len(row_rD), len(column_cD)
         score_rc = self._own.room[: shape[0] * shape[1]].view(shape)
         torch._int_mm(row_rD, column_cD.T, out=score_rc)
-        if i == j:
+        if self._alone and i == j:
             score_rc.fill_diagonal_(-(2**31))
         cut = self._cut(i, j)
         near_k = (score_rc.amax(dim=1) >= cut).nonzero()[:, 0]  # few rows have a pair at all
         hit = (score_rc[near_k] >= cut).nonzero()
         return near_k[hit[:, 0]].numpy(), hit[:, 1].numpy()
 
-    def _stretches(self, i: int) -> Iterator[tuple[int, Rows, Rows]]:
+    def _stretches(self, i: int, blocks: range) -> Iterator[tuple[int, Rows, Rows]]:
         """Screen a block of rows against SPAN columns at a time: (first column, rows, columns)."""
         import torch
 
-        block = self._table.block
-        row_rD = self._part(i)
+        block = self._block
+        row_rD = self._rows.part(i)
         rows, row_rD = len(row_rD), _padded(row_rD)
         span = max(1, SPAN // block)
-        for begin in range(i, len(self._table.step_b), span):
-            others = range(begin, min(begin + span, len(self._table.step_b)))
-            column_cD = self._row_ND[others.start * block : others.stop * block]
+        for begin in blocks[::span]:
+            others = range(begin, min(begin + span, blocks.stop))
+            column_cD = self._columns.row_ND[others.start * block : others.stop * block]
             columns = len(column_cD)
             cuts = [2**31 - 1 if self._coarse(i, j) else self._cut(i, j) for j in others]
             cut_c = torch.tensor(cuts, dtype=torch.int32).repeat_interleave(block)[:columns]
@@ -217,17 +256,7 @@ class Int8:
             yield others.start * block, hit[:, 0], hit[:, 1]
             for j in others:
                 if self._coarse(i, j):
-                    yield j * block, *wide(self._float32(i), self._float32(j), self._threshold)
-
-    def _part(self, i: int) -> torch.Tensor:
-        return self._row_ND[i * self._table.block : (i + 1) * self._table.block]
-
-    def _float32(self, i: int) -> torch.Tensor:
-        import torch
-
-        block = self._table.block
-        rows = np.arange(i * block, min((i + 1) * block, len(self._row_ND)))
-        return torch.from_numpy(self._take(rows).astype(np.float32)).to(self._device)
+                    yield j * block, *self._wide(i, j)
 
 
 def _tensor(x_ND: npt.NDArray[np.int8]) -> torch.Tensor:

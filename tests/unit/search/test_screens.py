@@ -51,8 +51,8 @@ def test_the_worst_that_int8_does_is_found() -> None:
     cosine = float((unit[0] * unit[1]).sum())
     screen = pairs.open_screen("int8", x, np.arange(2), cosine, 2)
     assert isinstance(screen, screens.Int8)
-    off, step = screen._table.off_b[0], screen._table.step_b[0]
-    whole = screen._row_ND.numpy().astype(np.int64)
+    off, step = screen._rows.table.off_b[0], screen._rows.table.step_b[0]
+    whole = screen._rows.row_ND.numpy().astype(np.int64)
     lost = cosine - step**2 * float(whole[0] @ whole[1])
     assert 0.97 * 2 * off < lost <= off + (1 + off) * off
     assert lost > 0.009
@@ -71,8 +71,8 @@ def test_products_are_off_by_less_than_the_cut_allows() -> None:
         assert isinstance(screen, screens.Int8)
         unit = pairs.unit64(x)[good]
         block = np.arange(count) // 50
-        step, off = screen._table.step_b[block], screen._table.off_b[block]
-        whole = screen._row_ND.numpy().astype(np.float64)
+        step, off = screen._rows.table.step_b[block], screen._rows.table.off_b[block]
+        whole = screen._rows.row_ND.numpy().astype(np.float64)
         lost = np.abs(unit @ unit.T - step[:, None] * step * (whole @ whole.T))
         assert (lost <= off[:, None] + (1 + off[:, None]) * off + screens.ROUNDING).all()
         coarse.append(bool((off > screens.COARSE / 2).any()))
