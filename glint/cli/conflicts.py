@@ -15,7 +15,31 @@ from glint.cli import console, parallel
 from glint.errors import UsageError
 
 if TYPE_CHECKING:
+    from glint.pipelines.conflicts.share import How
     from glint.results import identities as results
+
+AGAINST = typer.Option(
+    [],
+    "--against",
+    metavar="DATASET",
+    help="Another dataset: find people that are in both; repeatable.",
+)
+TESTS = typer.Option(
+    [],
+    "--against-test",
+    metavar="DATASET",
+    help="A test set: its people in this dataset are reported as leaks.",
+)
+AGAINST_EMBEDDINGS = typer.Option(
+    [],
+    "--against-embeddings",
+    metavar="EMB",
+    help="The embeddings of these datasets by the same model, in any order.",
+)
+SCREEN = typer.Option(
+    "auto", "--screen", help="auto, int8, torch (float32) or faiss; all find the same pairs."
+)
+DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:N: where pairs are searched.")
 
 
 def register(app: typer.Typer) -> None:
@@ -49,12 +73,8 @@ def find(
         0.01, "--false-merge-rate", help="Largest accepted share of wrong merges."
     ),
     cap: int = typer.Option(8, "--cap", help="Largest group of identities to merge."),
-    screen: str = typer.Option(
-        "auto", "--screen", help="auto, int8, torch (float32) or faiss; all find the same pairs."
-    ),
-    device: str = typer.Option(
-        "cpu", "--device", help="cpu, cuda or cuda:N: where pairs are searched."
-    ),
+    screen: str = SCREEN,
+    device: str = DEVICE,
     workers: int = typer.Option(1, "--workers", min=1, help="Processes that search pairs."),
     task: str = parallel.TASK,
     engine: str = parallel.ENGINE,
@@ -62,24 +82,9 @@ def find(
     near: bool = typer.Option(
         True, "--near/--no-near", help="Decode every image to find near duplicates."
     ),
-    against: list[Path] = typer.Option(
-        [],
-        "--against",
-        metavar="DATASET",
-        help="Another dataset: find people that are in both; repeatable.",
-    ),
-    tests: list[Path] = typer.Option(
-        [],
-        "--against-test",
-        metavar="DATASET",
-        help="A test set: its people in this dataset are reported as leaks.",
-    ),
-    against_embeddings: list[Path] = typer.Option(
-        [],
-        "--against-embeddings",
-        metavar="EMB",
-        help="The embeddings of these datasets by the same model, in any order.",
-    ),
+    against: list[Path] = AGAINST,
+    tests: list[Path] = TESTS,
+    against_embeddings: list[Path] = AGAINST_EMBEDDINGS,
     thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Show faces in the report."),
     seed: int = typer.Option(0, "--seed", help="Seed of the calibration."),
     overwrite: bool = typer.Option(
@@ -98,20 +103,12 @@ def find(
         from glint.conflicts.verdicts import ConflictOptions
         from glint.jobs.workers import ending
         from glint.pipelines.conflicts import find as stage
-        from glint.pipelines.conflicts import overlap, share
-        from glint.search import pairs
+        from glint.pipelines.conflicts import overlap
         from glint.shards.dataset import Dataset
         from glint.shards.embeddings import load
 
-        named, where = (screen, engine) if engine not in pairs.ENGINES else (engine, "local")
-        pairs.choose(named, device)
+        named, how = _how(screen, engine, ray_address, task, workers, device)
         options = ConflictOptions(threshold, low=low, cap=cap, engine=named, seed=seed, rate=rate)
-        how = share.How(
-            parallel.task(task),
-            parallel.engine(where, ray_address, actors=device != "cpu"),
-            workers,
-            device,
-        )
         folder = console.path(out, "--out")
         data = Dataset(dataset)
         stage.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
@@ -133,6 +130,21 @@ def find(
             )
 
     console.run(work, as_json, debug=debug, say=lambda r: _say_found(r, thumbs))
+
+
+def _how(
+    screen: str, engine: str, address: str, task: str, workers: int, device: str
+) -> tuple[str, How]:
+    """Return the screen and who searches; a screen may be called an engine, as it was."""
+    from glint.pipelines.conflicts.share import How
+    from glint.search import pairs
+
+    if engine in pairs.ENGINES:
+        screen, engine = engine, "local"
+    where = parallel.engine(engine, address, actors=device != "cpu")
+    how = How(parallel.task(task), where, workers, device)
+    pairs.choose(screen, how.here)
+    return screen, how
 
 
 def review(

@@ -261,7 +261,10 @@ def search_piece(search: Search, row: int) -> int:
 @lru_cache(maxsize=1)
 def _rows_of(search: Search) -> tuple[FinishedRows, npt.NDArray[np.floating]]:
     """Open what is kept of a search, and its rows, once in a process."""
-    x_ND = np.load(search.rows, mmap_mode="r", allow_pickle=False)
+    try:
+        x_ND = np.load(search.rows, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        raise _other_rows(search.rows) from None
     name = _name(x_ND, search.threshold, search.block)
 
     def there(found: Rows | None) -> Rows:

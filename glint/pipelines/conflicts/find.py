@@ -69,17 +69,18 @@ def run(
     space = Workspace(out, "conflicts")
     with space.held(how.task) as held, atomic.writing(out):
         now = labels.current(dataset.root, dataset.classes)  # before anything is judged by them
-        made = _Material(dataset, emb, now, options, near, against, how.device)
+        made = _Material(dataset, emb, now, options, near, thumbs, against, how.here)
         about = _searched(space, made, how, progress)
         with tasks.ending(space.work, how.task):
+            if about is None and how.task:
+                about = share.finished(space, made.plan)
             left = len(made.begun.missing()) if made.begun and about is None else 0
-            about = about or share.finished(space, made.plan) if how.task else None
             if about is None and not left:
-                about = _judged(space, made, thumbs, command, progress)
+                about = _judged(space, made, command, progress)
+                space.plan.unlink()  # there while a run is under way, or was stopped
             if not left and held.alone():
                 if (out / share.FOLDER).exists():
                     shutil.rmtree(out / share.FOLDER)
-                space.plan.unlink(missing_ok=True)  # there while a run is under way, or was stopped
                 if how.task:
                     tasks.tidy(space.work)
             held.release()
@@ -115,11 +116,12 @@ class _Material:
         now: LabelTable,
         options: ConflictOptions,
         near: bool,
+        thumbs: bool,
         against: Sequence[overlap.Other],
         device: str,
     ) -> None:
         self.dataset, self.now, self.options, self.near = dataset, now, options, near
-        self.against, self._emb, self.device = against, emb, device
+        self.against, self._emb, self.device, self.thumbs = against, emb, device, thumbs
         self.begun: Search | None = None
         self.person_N = now.sample_person(dataset.label)
 
@@ -135,6 +137,7 @@ class _Material:
             "embeddings": self._emb.about.get("files"),
             "options": options,
             "near": self.near,
+            "thumbs": self.thumbs,
             "against": [
                 [one.name, one.dataset.digest, one.emb.about.get("files"), one.test]
                 for one in self.against
@@ -181,9 +184,7 @@ def _searched(
     return None
 
 
-def _judged(
-    space: Workspace, made: _Material, thumbs: bool, command: str, progress: Progress
-) -> dict[str, Any]:
+def _judged(space: Workspace, made: _Material, command: str, progress: Progress) -> dict[str, Any]:
     """Judge the pairs, look inside the identities, write all; return conflicts.json."""
     dataset, emb, now, samples = made.dataset, made.emb, made.now, made.samples
     person_N, options, out = made.person_N, made.options, space.root
@@ -222,7 +223,7 @@ def _judged(
     }
     labels.refuse_changed(dataset.root, now.version)
     about = space.finish(about, TABLES)  # names the tables: after them
-    faces = exhibits.Faces(dataset, emb, samples, person_N, thumbs)
+    faces = exhibits.Faces(dataset, emb, samples, person_N, made.thumbs)
     page.write(out / "report.html", faces, found, about, odd, both)
     return about
 

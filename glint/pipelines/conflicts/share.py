@@ -36,14 +36,19 @@ class How:
     device: str = "cpu"
 
     @property
+    def here(self) -> str:
+        """The device of this process, where an engine's are elsewhere."""
+        return self.device if self.engine is None else "cpu"
+
+    @property
     def shared(self) -> bool:
         """Whether other processes than this one take part."""
         return self.task is not None or self.engine is not None or self.workers > 1
 
 
 def finished(space: Workspace, plan: dict[str, Any]) -> dict[str, Any] | None:
-    """Return conflicts.json where it was made by this plan."""
-    if not space.result.is_file():
+    """Return conflicts.json where it was made by this plan, and the page after it."""
+    if space.plan.exists() or not space.result.is_file():
         return None
     about = atomic.read_json(space.result, "GL0501")
     return about if about.get("plan") == plan else None
@@ -78,7 +83,7 @@ def begin(
     how: How,
 ) -> pairs.Search:
     """Begin the search of the centres of `emb`; whoever calls lets nobody else begin."""
-    search = pairs.begin(emb.centre_CD, low, space.root / FOLDER, engine=engine, device=how.device)
+    search = pairs.begin(emb.centre_CD, low, space.root / FOLDER, engine=engine, device=how.here)
     space.begin({**plan, "search": asdict(search)})
     return search
 
@@ -90,9 +95,8 @@ def search(
     threads = 0
     if how.engine is not None or how.workers > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // how.workers) if how.engine is None else 1
-    mine = replace(
-        begun, engine=pairs.choose(engine, how.device), device=how.device, threads=threads
-    )
+    engine = engine if how.engine is not None else pairs.choose(engine, how.device)
+    mine = replace(begun, engine=engine, device=how.device, threads=threads)
     todo = tasks.share(how.task, mine.missing())
     share = tasks.share(how.task, range(mine.block_rows))
     total, found = mine.tiles(share), 0

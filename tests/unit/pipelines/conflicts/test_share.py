@@ -110,6 +110,23 @@ def test_a_block_row_that_was_damaged(dataset: Dataset, emb: Embeddings, tmp_pat
     assert tables(out) == tables(tmp_path / "whole")
 
 
+def test_the_last_task_dies_before_the_page(
+    dataset: Dataset, emb: Embeddings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes next judges again: an older page does not stand beside the new tables."""
+    out = tmp_path / "out"
+    run(dataset, emb, out, options=ConflictOptions(cap=3))
+    old = (out / "report.html").read_bytes()
+    run(dataset, emb, out, "0/2")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(find.page, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        run(dataset, emb, out, "1/2")
+    assert (out / "report.html").read_bytes() == old
+    assert run(dataset, emb, out, "0/2").left == 0
+    run(dataset, emb, tmp_path / "whole")
+    assert tables(out) == tables(tmp_path / "whole") and old != (out / "report.html").read_bytes()
+
+
 def test_tasks_of_other_plans(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(dataset, emb, out, "0/2")
@@ -187,6 +204,22 @@ def test_shares_are_even(rows: int, of: int) -> None:
     tiles = [search.tiles(range(i, rows, of)) for i in range(of)]
     assert sum(tiles) == rows * (rows + 1) // 2
     assert max(tiles) / (sum(tiles) / of) < 1 + of / rows
+
+
+def test_cards_of_an_engine_are_not_asked_for_here(tmp_path: Path) -> None:
+    """The machine that starts a Ray with GPUs may have none."""
+    seen: list[pairs.Search] = []
+
+    class Elsewhere:
+        def each(self, work: Any, plan: Any, todo: Any, workers: int, done: Any) -> None:
+            seen.append(plan)
+
+    _, search = begun(tmp_path)
+    how = share.How(engine=Elsewhere(), device="cuda")
+    share.search(search, how, "auto", progress=lambda *_: None)
+    assert (seen[0].engine, seen[0].device, how.here) == ("auto", "cuda", "cpu")
+    with pytest.raises(ResourceError, match=r"GL0002.*torch finds none"):
+        share.search(search, share.How(device="cuda"), "auto", progress=lambda *_: None)
 
 
 @pytest.mark.faults
