@@ -159,7 +159,7 @@ def nodes(search: dict[str, Any], folder: str, kill: float = 0.0) -> Any:
     return {"cpu": sorted(cpu.values()), "killed": len(dead)}
 
 
-def ring(path: str, out: str) -> Any:
+def ring(path: str, out: str) -> None:
     """Be one rank of several: each holds its stretch of the rows."""
     import torch
 
@@ -172,7 +172,6 @@ def ring(path: str, out: str) -> Any:
     got = pairs_in_ring(x_ND[cut[world.rank] : cut[world.rank + 1]], CUT, group=world)
     np.savez(f"{out}-{world.rank}.npz", a=got.a, b=got.b, cosine=got.cosine)
     leave(world)
-    return {}
 
 
 def card(path: str, out: str) -> Any:
@@ -418,7 +417,8 @@ PARTS = {f.__name__: f for f in (exact, shared, kills, evidence, large)}
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(CHILDREN[sys.argv[2]](**json.loads(sys.argv[3]))))
+        if (answer := CHILDREN[sys.argv[2]](**json.loads(sys.argv[3]))) is not None:
+            print(json.dumps(answer))
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rows, for tests")

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glint.cli import conflicts
 from glint.conflicts.verdicts import ConflictOptions
-from glint.errors import BusyError, MismatchError, ResourceError
+from glint.errors import BusyError, GlintError, MismatchError, ResourceError
 from glint.jobs import tasks
+from glint.jobs.ray import Ray
 from glint.jobs.tasks import Task
 from glint.pipelines import embed
 from glint.pipelines.conflicts import find, share
@@ -204,6 +206,24 @@ def test_shares_are_even(rows: int, of: int) -> None:
     tiles = [search.tiles(range(i, rows, of)) for i in range(of)]
     assert sum(tiles) == rows * (rows + 1) // 2
     assert max(tiles) / (sum(tiles) / of) < 1 + of / rows
+
+
+def test_the_command_s_options() -> None:
+    """A screen may still be called an engine."""
+    read = conflicts._how
+    assert read("auto", "faiss", "", "", 1, "cpu") == ("faiss", share.How())
+    assert read("torch", "local", "", "1/4", 3, "cpu") == ("torch", share.How(Task(1, 4), None, 3))
+    screen, how = read("torch", "ray", "10.0.0.1:6379", "", 1, "cuda")
+    assert screen == "torch" and how.engine == Ray("10.0.0.1:6379", 0, True)
+    for words, what in (
+        (("auto", "abacus", "", "", 1, "cpu"), "--engine.*expected local or ray, found abacus"),
+        (("abacus", "local", "", "", 1, "cpu"), "--screen.*expected one of auto, int8, torch"),
+        (("auto", "int8", "auto", "", 1, "cpu"), "--ray-address.*needs --engine ray"),
+        (("auto", "local", "", "4/4", 1, "cpu"), "--task.*expected i/N"),
+        (("auto", "local", "", "", 1, "tpu"), "--device.*device tpu was asked for"),
+    ):
+        with pytest.raises(GlintError, match=f"GL0002.*{what}"):
+            read(*words)
 
 
 def test_cards_of_an_engine_are_not_asked_for_here(tmp_path: Path) -> None:
