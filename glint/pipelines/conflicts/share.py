@@ -1,8 +1,8 @@
 """Stage `conflicts`, its search: begun once, done by tasks, processes or Ray, a block row each.
 
 Block row r of R costs R - r tiles, and rows are taken in order, so that the dear ones come first:
-whoever takes row after row ends within a block row of the others, and task i of N, which has the
-rows with number % N == i, has at most 1 + (N - 1) / R of the mean.
+whoever takes row after row ends within a block row of the others. Tasks are dealt rows forwards and
+backwards in turn, 0 1 2 2 1 0 0 1 2, so that what one has more in one turn it has less in the next.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def search(
         threads = max(1, len(os.sched_getaffinity(0)) // how.workers) if how.engine is None else 1
     engine = engine if how.engine is not None else pairs.choose(engine, how.device)
     mine = replace(begun, engine=engine, device=how.device, threads=threads)
-    todo = tasks.share(how.task, mine.missing())
-    share = tasks.share(how.task, range(mine.block_rows))
+    share = dealt(how.task, mine.block_rows)
+    todo = sorted({*share} & {*mine.missing()})
     total, found = mine.tiles(share), 0
     done = total - mine.tiles(todo)
 
@@ -113,6 +113,15 @@ def search(
         workers.each(pairs.search_piece, mine, todo, how.workers, ended, engine=how.engine)
     finally:
         pairs.close()
+
+
+def dealt(task: tasks.Task | None, rows: int) -> list[int]:
+    """Return the block rows of a task; without one, all."""
+    if task is None:
+        return list(range(rows))
+    turns = range(0, rows, task.of)
+    mine = [at + (task.of - 1 - task.index if i % 2 else task.index) for i, at in enumerate(turns)]
+    return [row for row in mine if row < rows]
 
 
 def searched(emb: Embeddings, search: pairs.Search) -> Embeddings:
