@@ -17,8 +17,8 @@ shared    200,000 centres by one process, four tasks and two Ray nodes (processe
           at 1,000,000 centres from the same parts: begin, open and join by rows, shares by tiles
 kills     a task and a Ray node killed at random instants: pairs unlike one process's
 evidence  microseconds a pair, in batches and in a plain loop, and the largest difference
-large     360,232 centres (Glint360K): CPU-seconds from a sixteenth of the block rows; --full: all of
-          them, with two processes, by the clock
+large     360,232 centres (Glint360K): CPU-seconds from a sixteenth of the block rows; --full: all,
+          with two processes, by the clock
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from glint.files import atomic
 from glint.files.strings import write_array
 from glint.log import Progress
 from glint.search import faiss_index, screens
-from glint.search.resume import BlockPairs, FinishedRows
+from glint.search.resume import BlockPairs, FinishedRows, row_path
 from glint.search.screens import Screen
 
 ENGINES = ("auto", "int8", "torch", "faiss")
@@ -210,7 +210,8 @@ class Search:
 
     def missing(self) -> list[int]:
         """List the block rows that are not done."""
-        return _rows_of(self)[0].missing(self.block_rows)
+        paths = [row_path(Path(self.folder), self.name, row) for row in range(self.block_rows)]
+        return [row for row, path in enumerate(paths) if not path.is_file()]
 
     def tiles(self, rows: Iterable[int]) -> int:
         """Count the tiles of block rows: what they cost."""

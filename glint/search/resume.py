@@ -54,7 +54,7 @@ class FinishedRows:
             atomic.own_dir(folder)
             atomic.sweep(folder)
         found = _array(path)
-        self.order: Rows = np.asarray(order(found))
+        self.order: Rows = np.array(order(found))  # no map: what it says must not change any more
         if found is None or found.tobytes() != self.order.tobytes():
             with atomic.replacing(path) as file:
                 write_array(file, self.order)
@@ -64,10 +64,6 @@ class FinishedRows:
                 for path in (one for kind in KINDS for one in folder.glob(kind)):
                     if not path.name.startswith((self.search, rows)):
                         path.unlink()
-
-    def missing(self, rows: int) -> list[int]:
-        """List those of the first `rows` block rows that have no file."""
-        return [row for row in range(rows) if not self._path(row).is_file()]
 
     def load(self, row: int) -> BlockPairs | None:
         """Read a block row; None where it is not there, whole and of this search."""
@@ -110,7 +106,7 @@ class FinishedRows:
         return self._folder / f"{self.search}-int8.{kind}"
 
     def _path(self, row: int) -> Path:
-        return self._folder / f"{self.search}-{row:06d}.pairs"
+        return row_path(self._folder, self.search, row)
 
     def _line(self, row: int, data: bytes) -> bytes:
         about = {
@@ -121,6 +117,11 @@ class FinishedRows:
             "xxh3": xxhash.xxh3_128_hexdigest(data),
         }
         return json.dumps(about).encode() + b"\n"
+
+
+def row_path(folder: Path, search: str, row: int) -> Path:
+    """Return where a block row of a search is kept."""
+    return folder / f"{search}-{row:06d}.pairs"
 
 
 def _array(path: Path) -> npt.NDArray[Any] | None:

@@ -101,7 +101,7 @@ def test_a_block_row_that_was_damaged(dataset: Dataset, emb: Embeddings, tmp_pat
     out = tmp_path / "out"
     run(dataset, emb, out, "0/2")
     path = sorted((out / "_glint/search").glob("*.pairs"))[1]
-    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    path.write_bytes(path.read_bytes()[:-2] + b"??")
     (order,) = (out / "_glint/search").glob("*-order.npy")
     good = np.load(order)
     np.save(order, good[::-1])
