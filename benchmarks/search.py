@@ -10,7 +10,7 @@ measured is one of its own, with one thread; imports and reading do not count.
 
 exact     40,000 centres by every engine, by tasks, processes, Ray nodes, ranks of gloo and on a
           pretended card: pairs unlike those of float64 products
-shared    200,000 centres by one process, four tasks and two Ray nodes (processes of this machine,
+shared    100,000 centres by one process, four tasks and two Ray nodes (processes of this machine,
           joined by address). Counted in CPU-seconds: what is begun once, the busiest share, the
           joining; against one process's, divided. On a busy machine a tile costs now more and now
           less, so "one process" is what the shares took together, without opening more than once;
@@ -328,7 +328,7 @@ def ranks(path: Path, out: Path, size: int) -> None:
 
 def shared(folder: Path, quick: bool) -> Iterator[Figure]:
     """Count what one process, tasks and Ray nodes spend."""
-    path = centres(folder, "unstructured", 20_000 if quick else 200_000)
+    path = centres(folder, "unstructured", 20_000 if quick else 100_000)
     out = folder / "whole.npz"
     one = child("whole", path=str(path), out=str(out))
     want = np.load(out)
