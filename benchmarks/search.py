@@ -374,6 +374,8 @@ def kills(folder: Path, quick: bool) -> Iterator[Figure]:
             ) as task:
                 assert task.stdout is not None
                 task.stdout.readline()
+                if not i:
+                    task.stdout.read()  # it works to its end
                 if i:
                     time.sleep(rng.random() * (0.1 if quick else 0.5))
                     task.send_signal(signal.SIGKILL)
