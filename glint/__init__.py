@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from glint.nn.margins import Combined as CombinedMargin
     from glint.search.cross import pairs_across as find_pairs_across
     from glint.search.pairs import pairs_above as find_pairs
+    from glint.search.ring import pairs_in_ring as find_pairs_in_ring
     from glint.shards.dataset import Dataset
     from glint.stream.augment import to_input
     from glint.stream.loader import Batch, Images, Stream
@@ -52,6 +53,7 @@ __all__ = [
     "create_backbone",
     "find_pairs",
     "find_pairs_across",
+    "find_pairs_in_ring",
     "load_recogniser",
     "read_bin",
     "tar_at_far",
@@ -75,6 +77,7 @@ _HOMES = {
     "nn.margins": "AdaFace ArcFace CombinedMargin=Combined CosFace",
     "search.cross": "find_pairs_across=pairs_across",
     "search.pairs": "find_pairs=pairs_above",
+    "search.ring": "find_pairs_in_ring=pairs_in_ring",
     "shards.dataset": "Dataset",
     "stream.augment": "to_input",
     "stream.loader": "Batch Images Stream",

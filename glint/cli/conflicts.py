@@ -11,11 +11,35 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from glint.cli import console
+from glint.cli import console, parallel
 from glint.errors import UsageError
 
 if TYPE_CHECKING:
+    from glint.pipelines.conflicts.share import How
     from glint.results import identities as results
+
+AGAINST = typer.Option(
+    [],
+    "--against",
+    metavar="DATASET",
+    help="Another dataset: find people that are in both; repeatable.",
+)
+TESTS = typer.Option(
+    [],
+    "--against-test",
+    metavar="DATASET",
+    help="A test set: its people in this dataset are reported as leaks.",
+)
+AGAINST_EMBEDDINGS = typer.Option(
+    [],
+    "--against-embeddings",
+    metavar="EMB",
+    help="The embeddings of these datasets by the same model, in any order.",
+)
+SCREEN = typer.Option(
+    "auto", "--screen", help="auto, int8, torch (float32) or faiss; all find the same pairs."
+)
+DEVICE = typer.Option("cpu", "--device", help="cpu, cuda or cuda:N: where pairs are searched.")
 
 
 def register(app: typer.Typer) -> None:
@@ -49,30 +73,18 @@ def find(
         0.01, "--false-merge-rate", help="Largest accepted share of wrong merges."
     ),
     cap: int = typer.Option(8, "--cap", help="Largest group of identities to merge."),
-    engine: str = typer.Option(
-        "auto", "--engine", help="auto, int8, torch (float32) or faiss; all find the same pairs."
-    ),
+    screen: str = SCREEN,
+    device: str = DEVICE,
+    workers: int = typer.Option(1, "--workers", min=1, help="Processes that search pairs."),
+    task: str = parallel.TASK,
+    engine: str = parallel.ENGINE,
+    ray_address: str = parallel.RAY_ADDRESS,
     near: bool = typer.Option(
         True, "--near/--no-near", help="Decode every image to find near duplicates."
     ),
-    against: list[Path] = typer.Option(
-        [],
-        "--against",
-        metavar="DATASET",
-        help="Another dataset: find people that are in both; repeatable.",
-    ),
-    tests: list[Path] = typer.Option(
-        [],
-        "--against-test",
-        metavar="DATASET",
-        help="A test set: its people in this dataset are reported as leaks.",
-    ),
-    against_embeddings: list[Path] = typer.Option(
-        [],
-        "--against-embeddings",
-        metavar="EMB",
-        help="The embeddings of these datasets by the same model, in any order.",
-    ),
+    against: list[Path] = AGAINST,
+    tests: list[Path] = TESTS,
+    against_embeddings: list[Path] = AGAINST_EMBEDDINGS,
     thumbs: bool = typer.Option(True, "--thumbs/--no-thumbs", help="Show faces in the report."),
     seed: int = typer.Option(0, "--seed", help="Seed of the calibration."),
     overwrite: bool = typer.Option(
@@ -83,10 +95,11 @@ def find(
 ) -> None:
     """Find pairs of identities that are one person; write tables and a report. Changes no label.
 
-    Run the same command again to continue after a stop.
+    Run the same command again to continue after a stop. Tasks share the search; the last one
+    judges.
     """
 
-    def work() -> results.Conflicts:
+    def work() -> results.Conflicts | results.ConflictsShare:
         from glint.conflicts.verdicts import ConflictOptions
         from glint.jobs.workers import ending
         from glint.pipelines.conflicts import find as stage
@@ -94,7 +107,8 @@ def find(
         from glint.shards.dataset import Dataset
         from glint.shards.embeddings import load
 
-        options = ConflictOptions(threshold, low=low, cap=cap, engine=engine, seed=seed, rate=rate)
+        named, how = _how(screen, engine, ray_address, task, workers, device)
+        options = ConflictOptions(threshold, low=low, cap=cap, engine=named, seed=seed, rate=rate)
         folder = console.path(out, "--out")
         data = Dataset(dataset)
         stage.check_out(folder, data, overwrite=overwrite)  # before gigabytes are read
@@ -111,10 +125,26 @@ def find(
                 command="glint " + " ".join(sys.argv[1:]),
                 near=near,
                 against=others,
+                how=how,
                 progress=progress,
             )
 
     console.run(work, as_json, debug=debug, say=lambda r: _say_found(r, thumbs))
+
+
+def _how(
+    screen: str, engine: str, address: str, task: str, workers: int, device: str
+) -> tuple[str, How]:
+    """Return the screen and who searches; a screen may be called an engine, as it was."""
+    from glint.pipelines.conflicts.share import How
+    from glint.search import pairs
+
+    if engine in pairs.ENGINES:
+        screen, engine = engine, "local"
+    where = parallel.engine(engine, address, actors=device != "cpu")
+    how = How(parallel.task(task), where, workers, device)
+    pairs.choose(screen, how.here)
+    return screen, how
 
 
 def review(
@@ -218,7 +248,11 @@ def undo(
     console.run(work, as_json, debug=debug, say=_say_applied)
 
 
-def _say_found(r: results.Conflicts, thumbs: bool) -> str:
+def _say_found(r: results.Conflicts | results.ConflictsShare, thumbs: bool) -> str:
+    from glint.results import identities as results
+
+    if isinstance(r, results.ConflictsShare):
+        return parallel.left(r, r.block_rows, "block rows")
     lines = [
         f"{console.count(r.pairs, 'pair')} of identities from centre cosine {r.low:.2f} "
         f"(exact, {r.engine})",

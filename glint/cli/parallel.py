@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from glint.jobs.ray import Ray
     from glint.jobs.tasks import Task
     from glint.results.datasets import Share
-    from glint.results.identities import EmbedShare
+    from glint.results.identities import ConflictsShare, EmbedShare
 
 TASK = typer.Option("", "--task", metavar="i/N", help="Do task i of N of the work, counted from 0.")
 ENGINE = typer.Option("local", "--engine", help="local (processes on this machine) or ray.")
@@ -49,7 +49,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def left(share: Share | EmbedShare, of: int, pieces: str = "shards") -> str:
+def left(share: Share | EmbedShare | ConflictsShare, of: int, pieces: str = "shards") -> str:
     """Return the text of a task that has done its share."""
     return (
         f"wrote        the share of task {share.task} of {share.out}\n"

@@ -6,11 +6,13 @@ rho sqrt(n m) / sqrt((1 + (n-1) rho)(1 + (m-1) rho)), which shrinks with n and m
 what the same person would show gives two ratios; the score is the weaker one.
 """
 
-# K pairs, C identities, n and m samples of the two identities of a pair, D embedding
+# K pairs, C identities, n and m samples of the two identities of a pair, D embedding,
+# g pairs of one batch (all of n against m samples), u identities of one
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ Reals = npt.NDArray[np.float64]
 SAMPLES = 32  # faces of an identity that take part
 PRIOR_WEIGHT = 4.0  # the dataset's rho counts as much as this many photographs beyond the first
 RHO_FLOOR = 0.05
+ROOM = 1 << 22  # numbers of one batch: 16 MiB
 
 
 class Samples:
@@ -35,7 +38,7 @@ class Samples:
     """
 
     def __init__(self, sample_ND: npt.NDArray[np.floating], label_N: Labels, classes: int) -> None:
-        self._sample_ND = sample_ND
+        self._sample_ND, self.dim = sample_ND, sample_ND.shape[1]
         row = np.flatnonzero(usable(sample_ND))
         self.excluded = len(sample_ND) - len(row)
         row = row[label_N[row] >= 0]
@@ -50,6 +53,17 @@ class Samples:
             return mine
         picked: npt.NDArray[np.int64] = mine[np.arange(most) * len(mine) // most]
         return picked
+
+    def unit_of(
+        self, label_g: Labels, n: int
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+        """Read the rows of identities that have n: unit rows of each identity once, and whose.
+
+        Returns x_unD and the place u of each of the g.
+        """
+        label_u, place_g = np.unique(label_g, return_inverse=True)
+        at_un = np.arange(n) * self.count_C[label_u, None] // n + self._start_C[label_u, None]
+        return self.unit(self._row[at_un.ravel()]).reshape(len(label_u), n, -1), place_g
 
     def unit(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Read rows and scale them to length one."""
@@ -79,18 +93,18 @@ def mean_cosine(x_nD: npt.NDArray[np.float32]) -> float:
     return float((total_D @ total_D - n) / (n * (n - 1)))
 
 
-def shrunk(rho: float, n: int, prior: float) -> float:
-    """Pull a mean pairwise cosine of n samples towards the dataset's, the less samples the more."""
-    weight = max(n - 1, 0)
-    if weight == 0 or not np.isfinite(rho):
-        return max(prior, RHO_FLOOR)
-    return max((PRIOR_WEIGHT * prior + weight * rho) / (PRIOR_WEIGHT + weight), RHO_FLOOR)
+def shrunk(rho: Any, n: Any, prior: float) -> Reals:
+    """Pull mean pairwise cosines of n samples towards the dataset's, the less samples the more."""
+    weight = np.where(np.isfinite(rho), np.maximum(np.asarray(n) - 1, 0), 0)
+    known = np.where(weight > 0, rho, 0.0)
+    pulled = (PRIOR_WEIGHT * prior + weight * known) / (PRIOR_WEIGHT + weight)
+    return np.asarray(np.maximum(np.where(weight > 0, pulled, prior), RHO_FLOOR))
 
 
-def centre_cosine(rho_a: float, rho_b: float, n: int, m: int) -> float:
+def centre_cosine(rho_a: Any, rho_b: Any, n: Any, m: Any) -> Reals:
     """Return the cosine expected between the means of n and m samples of one person."""
     together = np.sqrt(rho_a * rho_b) * np.sqrt(n * m)
-    return float(together / np.sqrt((1 + (n - 1) * rho_a) * (1 + (m - 1) * rho_b)))
+    return np.asarray(together / np.sqrt((1 + (n - 1) * rho_a) * (1 + (m - 1) * rho_b)))
 
 
 def prior_rho(samples: Samples, *, seed: int = 0, most: int = 2000) -> float:
@@ -118,13 +132,29 @@ def compare(
 
     cosine: of the two centres, means over n and m samples, of which the rows may be a part.
     """
-    a_D, b_D = x_nD.mean(axis=0, dtype=np.float64), y_mD.mean(axis=0, dtype=np.float64)
-    mean = float(a_D @ b_D)
-    rho_a = shrunk(mean_cosine(x_nD), len(x_nD), prior)
-    rho_b = shrunk(mean_cosine(y_mD), len(y_mD), prior)
-    by_samples = mean / np.sqrt(rho_a * rho_b)
+    x_1, y_1 = (_mean(side[None], prior) for side in (x_nD, y_mD))
+    mean_1, score_1 = _compared(x_1, y_1, cosine, n, m)
+    return float(mean_1[0]), float(score_1[0])
+
+
+Means = tuple[Reals, Reals]  # the mean of each set of unit rows, and its rho
+
+
+def _compared(x_g: Means, y_g: Means, cosine: Any, n: Any, m: Any) -> tuple[Reals, Reals]:
+    """Return cross means and scores as `compare` does, of g pairs of sets."""
+    (a_gD, rho_a), (b_gD, rho_b) = x_g, y_g
+    mean_g = np.einsum("gd,gd->g", a_gD, b_gD)
+    by_samples = mean_g / np.sqrt(rho_a * rho_b)
     by_centres = cosine / centre_cosine(rho_a, rho_b, n, m)
-    return mean, float(min(by_samples, by_centres))
+    return mean_g, np.minimum(by_samples, by_centres)
+
+
+def _mean(x_unD: npt.NDArray[np.float32], prior: float) -> Means:
+    """Return the mean of each set of rows, and its mean pairwise cosine, pulled to the prior."""
+    n = x_unD.shape[1]
+    total_uD = x_unD.sum(axis=1, dtype=np.float64)
+    rho_u = np.einsum("ud,ud->u", total_uD, total_uD) - n
+    return total_uD / n, shrunk(rho_u / max(n * (n - 1), 1), n, prior)
 
 
 def score(samples: Samples, left: Labels, right: Labels, prior: float) -> tuple[float, float]:
@@ -132,7 +162,8 @@ def score(samples: Samples, left: Labels, right: Labels, prior: float) -> tuple[
     x_nD, y_mD = samples.unit(left), samples.unit(right)
     a_D, b_D = x_nD.mean(axis=0), y_mD.mean(axis=0)
     cosine = float(a_D @ b_D / max(np.linalg.norm(a_D) * np.linalg.norm(b_D), 1e-12))
-    _, value = compare(x_nD, y_mD, prior, cosine=cosine, n=len(left), m=len(right))
+    n, m = len(left), len(right)
+    _, value = compare(x_nD, y_mD, prior, cosine=cosine, n=n, m=m)
     return value, cosine
 
 
@@ -151,22 +182,27 @@ def collect(
     others: the samples of another dataset, whose identities b are.
     """
     others = others or samples
+    n_K, m_K = samples.count_C[a], others.count_C[b]
+    most_n, most_m = np.minimum(n_K, SAMPLES), np.minimum(m_K, SAMPLES)
     out_K3 = np.full((len(a), 3), np.nan)
-    held, x_nD = -1, np.empty((0, 0), np.float32)
-    for done, k in enumerate(np.lexsort((b, a)), 1):
-        label, other = int(a[k]), int(b[k])
-        if label != held:
-            held, x_nD = label, samples.unit(samples.rows(label))
-        y_mD = others.unit(others.rows(other))
-        if len(x_nD) and len(y_mD):
-            mean, score = compare(
-                x_nD,
-                y_mD,
-                prior,
-                cosine=float(cosine[k]),
-                n=int(samples.count_C[label]),
-                m=int(others.count_C[other]),
+    order = np.lexsort((b, a, most_m, most_n))
+    order = order[(most_n[order] > 0) & (most_m[order] > 0)]
+    done = len(a) - len(order)
+    edge = np.flatnonzero(np.diff(most_n[order] * (SAMPLES + 1) + most_m[order])) + 1
+    for alike in np.split(order, edge) if len(order) else []:
+        n, m = int(most_n[alike[0]]), int(most_m[alike[0]])
+        batch = max(1, ROOM // ((n + m) * samples.dim))
+        for start in range(0, len(alike), batch):
+            k = alike[start : start + batch]
+            (x_unD, place_g), (y_umD, other_g) = (
+                samples.unit_of(a[k], n),
+                others.unit_of(b[k], m),
             )
-            out_K3[k] = mean, np.quantile(x_nD @ y_mD.T, 0.1), score
-        progress(done, len(a))
+            (x_uD, rho_x), (y_uD, rho_y) = _mean(x_unD, prior), _mean(y_umD, prior)
+            x_g, y_g = (x_uD[place_g], rho_x[place_g]), (y_uD[other_g], rho_y[other_g])
+            out_K3[k, 0], out_K3[k, 2] = _compared(x_g, y_g, cosine[k], n_K[k], m_K[k])
+            cross_gnm = x_unD[place_g] @ y_umD[other_g].transpose(0, 2, 1)
+            out_K3[k, 1] = np.quantile(cross_gnm.reshape(len(k), -1), 0.1, axis=1)
+            done += len(k)
+            progress(done, len(a))
     return Evidence(out_K3[:, 0], out_K3[:, 1], out_K3[:, 2])

@@ -153,7 +153,7 @@ def _others(x_nD: Units, prior: float) -> tuple[Units, Ints, float]:
     sum_nD = x_nD[kept].sum(axis=0) - inside_n1 * x_nD
     norm_n1 = np.linalg.norm(sum_nD, axis=1, keepdims=True)
     count_n = len(kept) - inside_n1[:, 0].astype(np.int64)
-    rho = evidence.shrunk(evidence.mean_cosine(x_nD[kept]), len(kept), prior)
+    rho = float(evidence.shrunk(evidence.mean_cosine(x_nD[kept]), len(kept), prior))
     return sum_nD / np.maximum(norm_n1, 1e-12), count_n, rho
 
 

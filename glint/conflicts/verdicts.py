@@ -97,6 +97,13 @@ class Found(Judged):
         return likeness.wrong
 
 
+def search_from(calibration: Calibration, samples: Samples, options: ConflictOptions) -> float:
+    """Return the centre cosine to search pairs of identities from."""
+    people = int((samples.count_C > 0).sum())
+    low = calibration.search_from(people) if options.low is None else options.low
+    return low if options.threshold is None else min(low, options.threshold)
+
+
 def find(
     centre_CD: Centres,
     samples: Samples,
@@ -104,14 +111,17 @@ def find(
     options: ConflictOptions,
     *,
     work: Path | None = None,
+    calibration: Calibration | None = None,
+    device: str = "cpu",
     progress: Progress = log.silent,
 ) -> Found:
     """Search, verify and judge pairs of identities.
 
     target_C: the labels in force; pairs that they merge and identities they drop are left out.
-    work: a folder that keeps what is searched, from which the same call goes on.
+    work: a folder that keeps what is searched, from which the same call goes on. calibration: of
+    these samples by the seed of `options`, where it is there already. device: of the search.
     """
-    calibration = calibrate.calibrate(samples, seed=options.seed)
+    calibration = calibration or calibrate.calibrate(samples, seed=options.seed)
     if not calibration.calibrated:
         logger.warning(
             "too few identities have two images (%d splits, at least %d needed): "
@@ -121,9 +131,10 @@ def find(
         )
     count_C = samples.count_C
     people = int((count_C > 0).sum())
-    low = calibration.search_from(people) if options.low is None else options.low
-    low = low if options.threshold is None else min(low, options.threshold)
-    pairs = pairs_above(centre_CD, low, engine=options.engine, work=work, progress=progress)
+    low = search_from(calibration, samples, options)
+    pairs = pairs_above(
+        centre_CD, low, engine=options.engine, device=device, work=work, progress=progress
+    )
     pairs = _open_pairs(pairs, target_C)
     proof = evidence.collect(
         samples, pairs.a, pairs.b, pairs.cosine, calibration.prior, progress=progress

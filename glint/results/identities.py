@@ -120,6 +120,17 @@ class Conflicts:
     against: list[dict[str, Any]]  # other datasets, as in conflicts.json
     report: str  # the folder or page of the report
     out: str  # where it was written
+    task: str | None = None  # with --task
+    left: int | None = None  # with --task: block rows left to other tasks, here 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConflictsShare:
+    SCHEMA: ClassVar[str] = "glint/conflicts-result@1"  # a task's share of the search
+    out: str  # where it was written
+    block_rows: int  # of all tasks
+    task: str  # as "0/4"
+    left: int  # block rows left to other tasks
 
 
 @dataclass(frozen=True, kw_only=True)

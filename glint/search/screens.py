@@ -3,9 +3,9 @@
 A screen compares a rounded product with the threshold less what rounding can have taken away, so
 that it lets through every pair that counts, and a few more.
 
-Proof for int8. Rows are taken in blocks, in the order of their largest parts. Let u_i be a unit
-row, s the largest part of its block over 127, q_i = u_i / s rounded to integers, and d_i the length
-of u_i - s q_i, measured in float64.
+Proof for int8. Rows are taken in blocks; `pairs.in_order` puts rows of like largest parts into one.
+Let u_i be a unit row, s the largest part of its block over 127, q_i = u_i / s rounded to integers,
+and d_i the length of u_i - s q_i, measured in float64.
 
 1. u_i.u_j - s q_i . r q_j = (u_i - s q_i).u_j + s q_i.(u_j - r q_j), by Cauchy and Schwarz at most
    d_i + (1 + d_i) d_j. The d of a tile are the largest of its rows and of its columns.
@@ -14,6 +14,7 @@ of u_i - s q_i, measured in float64.
 3. The exact score and the d are float64: ROUNDING is far above what they lose.
 
 So a pair that reaches t has q_i.q_j of at least (t - d_i - (1 + d_i) d_j - ROUNDING) / (s r).
+A card sums in int32 too: unlike bf16 or TF32, nothing rests on how its sums of floats are rounded.
 Blocks whose parts are so unlike that the d are large (one-hot rows) are multiplied in float32.
 """
 
@@ -23,15 +24,16 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from glint.search import faiss_index
 
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 CHUNK = 2048  # unit rows that are held in float64
 ROUNDING = 2.0**-30  # above D 2^-51
+SOME = 128  # of them, which stay in a cache
+SPAN = 65536  # columns that a card multiplies at a time
 COARSE = 2.0**-4  # a tile whose d add up to more is multiplied in float32
 
 Rows = npt.NDArray[np.int64]
@@ -47,12 +51,7 @@ Take = Callable[[Rows], npt.NDArray[np.float64]]  # the unit rows of some of 0 t
 
 
 class Screen(Protocol):
-    """Hold the unit rows and find candidates among them.
-
-    parts: names the division of the pairs into blocks of rows.
-    """
-
-    parts: str
+    """Hold the unit rows and find candidates among them."""
 
     def tiles(self, first: int) -> Iterator[tuple[Rows, Rows]]:
         """Yield candidates a < b of the block from `first` on, a tile at a time.
@@ -80,88 +79,204 @@ def int8_is_fast() -> bool:
     return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
-class Int8:
-    """Products in int8, summed in int32: N D bytes, on the processor. Tiles of the triangle.
+def card_is_there(device: str) -> bool:
+    """Return whether torch has this device, another than the processor."""
+    import torch
 
-    Each thread has a tile of its own: threads that share one wait for each other at its end.
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        return False
+    return place.type == "cuda" and (place.index or 0) < torch.cuda.device_count()
+
+
+def card_has_int8(device: str) -> bool:
+    """Return whether a card multiplies int8: compute capability 7.5 and up."""
+    import torch
+
+    return torch.cuda.get_device_capability(torch.device(device)) >= (7, 5)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Unit rows in int8, with zeros after the D parts up to a multiple of 16.
+
+    For torch takes strides of one part for many, and cards want rows that begin at 16 bytes.
+    step_b: the s of each block of `block` rows; off_b: the largest d of its rows.
     """
 
-    def __init__(self, take: Take, count: int, dim: int, threshold: float, block: int) -> None:
+    row_ND: npt.NDArray[np.int8]
+    step_b: npt.NDArray[np.float64]
+    off_b: npt.NDArray[np.float64]
+    block: int
+
+
+def whole(take: Take, count: int, dim: int, block: int) -> Whole:
+    """Round unit rows to int8."""
+    row_ND = np.zeros((count, -(-dim // 16) * 16), np.int8)
+    step_b, off_b = (np.zeros(-(-count // block)) for _ in range(2))
+    for i in range(len(step_b)):
+        first, last = i * block, min((i + 1) * block, count)
+        unit_rD = take(np.arange(first, last))
+        step_b[i] = max(unit_rD.max(), -unit_rD.min()) / 127
+        for start in range(0, last - first, SOME):
+            unit_nD = unit_rD[start : start + SOME]
+            whole_nD = np.rint(unit_nD / step_b[i])
+            row_ND[first + start : first + start + len(unit_nD), :dim] = whole_nD
+            whole_nD *= -step_b[i]
+            whole_nD += unit_nD
+            longest = np.sqrt(np.einsum("nd,nd->n", whole_nD, whole_nD).max())
+            off_b[i] = max(off_b[i], longest)
+    return Whole(row_ND, step_b, off_b, block)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The rows, or the columns, of the products."""
+
+    take: Take
+    table: Whole
+    row_ND: torch.Tensor
+
+    def part(self, i: int) -> torch.Tensor:
+        """Return a block in int8."""
+        return self.row_ND[i * self.table.block : (i + 1) * self.table.block]
+
+    def float32(self, i: int) -> torch.Tensor:
+        """Return a block in float32."""
         import torch
 
-        self._take, self._threshold, self._block = take, threshold, block
-        peak_N = np.empty(count)
-        for rows in _chunks(count):
-            peak_N[rows] = np.abs(take(rows)).max(axis=1)
-        self._order_N = np.argsort(peak_N, kind="stable")
-        self.parts = f"int8 {xxhash.xxh3_128_hexdigest(self._order_N.tobytes())}"
-        self._step = np.zeros(-(-count // block))  # s of each block, and the largest d
-        self._off = np.zeros(-(-count // block))
-        # Zeros after the D parts: torch takes the strides of one part for those of many.
-        self._row_ND = torch.zeros(count, -(-dim // 4) * 4, dtype=torch.int8)
-        for i in range(len(self._step)):
-            unit_rD = self._unit(i)
-            self._step[i] = np.abs(unit_rD).max() / 127
-            whole_rD = np.rint(unit_rD / self._step[i])
-            self._row_ND[i * block : (i + 1) * block, :dim] = torch.from_numpy(whole_rD)
-            self._off[i] = np.linalg.norm(unit_rD - self._step[i] * whole_rD, axis=1).max()
+        start, count = i * self.table.block, len(self.part(i))
+        row_rD = self.take(np.arange(start, start + count)).astype(np.float32)
+        return torch.from_numpy(row_rD).to(self.row_ND.device)
+
+
+class Int8:
+    """Products in int8, summed in int32: N D bytes, on the processor or on a card.
+
+    On the processor each thread has a tile of its own: threads that share one wait for each other
+    at its end. A card multiplies a block of rows by SPAN columns at a time. other: the columns, in
+    blocks of as many, where they are another set; then candidates are (row, column), all of them.
+    """
+
+    def __init__(
+        self,
+        take: Take,
+        table: Whole,
+        threshold: float,
+        device: str = "cpu",
+        other: tuple[Take, Whole] | None = None,
+    ) -> None:
+        import torch
+
+        self._device, self._threshold = torch.device(device), threshold
+        self._rows = self._columns = self._side(take, table)
+        self._alone, self._block = other is None, table.block
+        if other is not None:
+            self._columns = self._side(*other)
         self._own = threading.local()
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads, "tiles", self._begin)
+        self._pool: ThreadPoolExecutor | None = None
+        if self._device.type == "cpu":
+            self._pool = ThreadPoolExecutor(torch.get_num_threads(), "tiles", self._begin)
+
+    def _side(self, take: Take, table: Whole) -> _Side:
+        return _Side(take, table, _tensor(table.row_ND).to(self._device))
 
     def _begin(self) -> None:
         """Have this thread compute alone, in room of its own."""
         import torch
 
         torch.set_num_threads(1)
-        self._own.room = torch.empty(min(len(self._row_ND), self._block) ** 2, dtype=torch.int32)
+        sides = (len(side.row_ND) for side in (self._rows, self._columns))
+        room = math.prod(min(count, self._block) for count in sides)
+        self._own.room = torch.empty(room, dtype=torch.int32)
 
     def tiles(self, first: int) -> Iterator[tuple[Rows, Rows]]:
-        """Yield candidates of the tiles from the diagonal on; rows are in the order of parts."""
+        """Yield candidates of the tiles from the diagonal on, or of all columns of another set."""
         i = first // self._block
-        others = range(i, len(self._step))
-        for j, (row_k, column_k) in zip(others, self._pool.map(self._tile, repeat(i), others)):
-            keep_k = (row_k < column_k) if i == j else slice(None)
-            a = self._order_N[row_k[keep_k] + first]
-            b = self._order_N[column_k[keep_k] + j * self._block]
-            yield np.minimum(a, b), np.maximum(a, b)
+        others = range(i if self._alone else 0, len(self._columns.table.step_b))
+        if self._pool is None:
+            found = self._stretches(i, others)
+        else:
+            found = (
+                (j * self._block, *near)
+                for j, near in zip(others, self._pool.map(self._tile, repeat(i), others))
+            )
+        for start, row_k, column_k in found:
+            a, b = row_k + first, column_k + start
+            keep = (a < b) if self._alone else slice(None)
+            yield a[keep], b[keep]
+
+    def _cut(self, i: int, j: int) -> int:
+        """Return the least product of a tile that may reach the threshold."""
+        one, two = self._rows.table, self._columns.table
+        lost = one.off_b[i] + (1 + one.off_b[i]) * two.off_b[j] + ROUNDING
+        cut: int = math.floor((self._threshold - lost) / (one.step_b[i] * two.step_b[j]))
+        return max(-(2**31), min(cut, 2**31 - 1))
+
+    def _coarse(self, i: int, j: int) -> bool:
+        return bool(self._rows.table.off_b[i] + self._columns.table.off_b[j] > COARSE)
+
+    def _wide(self, i: int, j: int) -> tuple[Rows, Rows]:
+        return wide(self._rows.float32(i), self._columns.float32(j), self._threshold)
 
     def _tile(self, i: int, j: int) -> tuple[Rows, Rows]:
         """Screen a tile."""
         import torch
 
-        if self._off[i] + self._off[j] > COARSE:
-            return wide(self._float32(i), self._float32(j), self._threshold)
-
-        row_rD, column_cD = self._part(i), self._part(j)
+        if self._coarse(i, j):
+            return self._wide(i, j)
+        row_rD, column_cD = self._rows.part(i), self._columns.part(j)
         shape = len(row_rD), len(column_cD)
         score_rc = self._own.room[: shape[0] * shape[1]].view(shape)
         torch._int_mm(row_rD, column_cD.T, out=score_rc)
-        if i == j:
+        if self._alone and i == j:
             score_rc.fill_diagonal_(-(2**31))
-        lost = self._off[i] + (1 + self._off[i]) * self._off[j] + ROUNDING
-        cut = math.floor((self._threshold - lost) / (self._step[i] * self._step[j]))
-        cut = max(-(2**31), min(cut, 2**31 - 1))
+        cut = self._cut(i, j)
         near_k = (score_rc.amax(dim=1) >= cut).nonzero()[:, 0]  # few rows have a pair at all
         hit = (score_rc[near_k] >= cut).nonzero()
         return near_k[hit[:, 0]].numpy(), hit[:, 1].numpy()
 
-    def _part(self, i: int) -> torch.Tensor:
-        return self._row_ND[i * self._block : (i + 1) * self._block]
-
-    def _unit(self, i: int) -> npt.NDArray[np.float64]:
-        return self._take(self._order_N[i * self._block : (i + 1) * self._block])
-
-    def _float32(self, i: int) -> torch.Tensor:
+    def _stretches(self, i: int, blocks: range) -> Iterator[tuple[int, Rows, Rows]]:
+        """Screen a block of rows against SPAN columns at a time: (first column, rows, columns)."""
         import torch
 
-        return torch.from_numpy(self._unit(i).astype(np.float32))
+        block = self._block
+        row_rD = self._rows.part(i)
+        rows, row_rD = len(row_rD), _padded(row_rD)
+        span = max(1, SPAN // block)
+        for begin in blocks[::span]:
+            others = range(begin, min(begin + span, blocks.stop))
+            column_cD = self._columns.row_ND[others.start * block : others.stop * block]
+            columns = len(column_cD)
+            cuts = [2**31 - 1 if self._coarse(i, j) else self._cut(i, j) for j in others]
+            cut_c = torch.tensor(cuts, dtype=torch.int32).repeat_interleave(block)[:columns]
+            score_rc = torch._int_mm(row_rD, _padded(column_cD).T)[:rows, :columns]
+            hit = (score_rc >= cut_c.to(self._device)).nonzero().cpu().numpy()
+            yield others.start * block, hit[:, 0], hit[:, 1]
+            for j in others:
+                if self._coarse(i, j):
+                    yield j * block, *self._wide(i, j)
+
+
+def _tensor(x_ND: npt.NDArray[np.int8]) -> torch.Tensor:
+    """Return an array, perhaps a map of a file to read, as a tensor of the same memory."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it could be written to
+        return torch.from_numpy(x_ND)
+
+
+def _padded(x_nD: torch.Tensor) -> torch.Tensor:
+    """Add rows of zeros up to a multiple of 32: a card multiplies no other shapes of int8."""
+    from torch.nn.functional import pad
+
+    return pad(x_nD, (0, 0, 0, -len(x_nD) % 32)) if len(x_nD) % 32 else x_nD
 
 
 class Float32:
     """Products in float32 by torch: 4 N D bytes on `device`. Tiles of the triangle."""
-
-    parts = "rows"
 
     def __init__(
         self, take: Take, count: int, dim: int, threshold: float, block: int, device: str
@@ -184,8 +299,6 @@ class Float32:
 
 class Faiss:
     """Range search of faiss in float32: 4 N D bytes, all columns of a block of rows at once."""
-
-    parts = "rows"
 
     def __init__(self, take: Take, count: int, dim: int, threshold: float, block: int) -> None:
         self._row_ND = _float32(take, count, dim)

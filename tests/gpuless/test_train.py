@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import card
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from glint.dist.world import World, join
+from glint.errors import ResourceError, UsageError
 from glint.evals.allpairs import all_pairs
 from glint.models import checkpoint
 from glint.models.recogniser import open_model
 from glint.recipes import shelf
 from glint.recipes.load import load
-from glint.search import pairs
+from glint.search import pairs, screens
 from glint.stream.loader import Batch
 from glint.train import loop
 from glint.train.build import build
@@ -178,3 +180,46 @@ def test_search_and_all_pairs() -> None:
     with card.pretended():
         on_card = found("cuda")
     assert on_card == found("cpu") and len(on_card[0]) > 100
+
+
+@pytest.mark.parametrize("block", [37, 128, 2048])
+def test_search_in_int8(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pairs of a float64 brute force, one-hot rows among them; the rows cross over once."""
+    monkeypatch.setattr(screens, "SPAN", 256)
+    product, seen = torch._int_mm, list[bool]()
+
+    def checked(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        """Multiply as CUDA would: it takes no other shapes."""
+        (n, dim), (_, m) = one.shape, two.shape
+        seen.append(n > 16 and dim % 8 == 0 and m % 8 == 0 and two.T.is_contiguous())
+        return product(one, two)
+
+    monkeypatch.setattr(torch, "_int_mm", checked)
+    generator = np.random.default_rng(0)
+    x_ND = generator.standard_normal((700, 33)) + 2 * generator.standard_normal((140, 33))[
+        np.arange(700) % 140]  # fmt: skip
+    x_ND[:40] *= np.eye(33)[np.arange(40) % 33]
+    unit_ND = pairs.unit64(x_ND)
+    a, b = np.triu_indices(700, 1)
+    cosine = (unit_ND[a] * unit_ND[b]).sum(axis=1)
+    for threshold in (0.5, -0.2):
+        with card.pretended() as book:
+            found = pairs.pairs_above(x_ND, threshold, device="cuda", block=block)
+            assert found.engine == "int8" and book.launches["_int_mm"] > 0
+            rows = [size for _, size, _ in book.copies if size == 700 * 48]
+        keep = cosine >= threshold
+        assert len(a[keep]) > 1000 and len(rows) == 1
+        np.testing.assert_array_equal(found.a, a[keep])
+        np.testing.assert_array_equal(found.b, b[keep])
+        np.testing.assert_array_equal(found.cosine, cosine[keep])
+    assert seen and all(seen)
+    with card.pretended((7, 0)):
+        assert pairs.choose("auto", "cuda") == "torch"
+        with pytest.raises(UsageError, match=r"GL0002.*expected compute capability 7.5"):
+            pairs.choose("int8", "cuda")
+        with pytest.raises(UsageError, match=r"GL0002.*does not run on cuda"):
+            pairs.choose("faiss", "cuda")
+        with pytest.raises(ResourceError, match=r"GL0002.*device cuda:7 was asked for"):
+            pairs.choose("auto", "cuda:7")
+    with pytest.raises(ResourceError, match=r"GL0002.*device cuda was asked for, torch finds none"):
+        pairs.choose("auto", "cuda")

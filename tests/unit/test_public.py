@@ -41,7 +41,10 @@ CALLS = {
     "create_backbone": "name embedding=512 **options",
     "find_pairs": "x_ND threshold * engine='auto' block=2048 device='cpu' limit=50000000 work=None "
     "progress=silent",
-    "find_pairs_across": "x_ND y_MD threshold * limit=50000000 progress=silent",
+    "find_pairs_across": "x_ND y_MD threshold * engine='auto' device='cpu' limit=50000000 "
+    "progress=silent",
+    "find_pairs_in_ring": "x_nD threshold * group=None engine='auto' limit=50000000 "
+    "progress=silent",
     "load_recogniser": "path * threads=None device=None reading=Reading()",
     "read_bin": "path",
     "tar_at_far": "distance_n same_n far",

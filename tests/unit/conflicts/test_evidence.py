@@ -74,6 +74,55 @@ def test_collect_by_hand() -> None:
     assert np.isnan([got.cross_mean[1], got.cross_q10[1], got.score[1]]).all()
 
 
+def one_by_one(samples: Samples, a: np.ndarray, b: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+    """Score pairs in a plain loop, by the formulas, in float64 but for the products of float32."""
+
+    def rho(x: np.ndarray, prior: float) -> float:
+        n = len(x)
+        if n < 2:
+            return max(prior, 0.05)
+        total = x.sum(0, dtype=np.float64)
+        return max((4 * prior + (total @ total - n) / n) / (n + 3), 0.05)
+
+    rows = []
+    for one, other, centres in zip(a.tolist(), b.tolist(), cosine.tolist()):
+        x, y = (samples.unit(samples.rows(label)) for label in (one, other))
+        if not len(x) or not len(y):
+            rows.append([np.nan] * 3)
+            continue
+        mean = float(x.mean(0, dtype=np.float64) @ y.mean(0, dtype=np.float64))
+        r, s = rho(x, 0.6), rho(y, 0.6)
+        n, m = int(samples.count_C[one]), int(samples.count_C[other])
+        expected = np.sqrt(r * s * n * m / ((1 + (n - 1) * r) * (1 + (m - 1) * s)))
+        cross = x.astype(np.float64) @ y.T.astype(np.float64)
+        q10 = np.quantile(cross, 0.1)
+        rows.append([mean, q10, min(mean / np.sqrt(r * s), centres / expected)])
+    return np.array(rows)
+
+
+def test_batches_give_what_a_plain_loop_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts from none to more than take part, batches of a few pairs, labels out of order."""
+    rng = np.random.default_rng(5)
+    count = np.r_[0, 1, 32, 33, 70, rng.integers(0, 6, 60)]
+    label = rng.permutation(np.repeat(np.arange(65), count))
+    x = rng.standard_normal((len(label), 48)) + 2 * rng.standard_normal((65, 48))[label]
+    samples = Samples(x.astype(np.float16), label, 65)
+    a, b = rng.integers(0, 65, (2, 900))
+    a[:50], b[:50] = 4, rng.integers(0, 65, 50)
+    cosine = rng.uniform(0, 1, 900)
+    want = one_by_one(samples, a, b, cosine)
+    told: list[int] = []
+    for room in (evidence.ROOM, 2000, 1):
+        monkeypatch.setattr(evidence, "ROOM", room)
+        told.clear()
+        got = evidence.collect(samples, a, b, cosine, 0.6, progress=lambda n, *_: told.append(n))
+        np.testing.assert_allclose(got.cross_mean, want[:, 0], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(got.score, want[:, 2], rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(got.cross_q10, want[:, 1], atol=3e-7)  # products of float32
+        assert told[-1] == 900 and told == sorted(told)
+    assert 20 < np.isnan(want[:, 0]).sum() < 600
+
+
 def test_at_most_32_samples_evenly_spread() -> None:
     samples = Samples(np.ones((100, 3), np.float16), np.zeros(100, np.int64), 1)
     rows = samples.rows(0)

@@ -18,10 +18,12 @@ from glint.errors import InputError, LostError, Stopped
 from glint.jobs import tasks
 from glint.jobs.ray import Ray
 from glint.pipelines import embed as embedding
+from glint.pipelines.conflicts import share
 from glint.pipelines.dataset import reshard
 from glint.pipelines.dataset import shard as stage
 from glint.pipelines.dataset.output import Output
 from glint.pipelines.dataset.write import write_shard
+from glint.search import pairs
 from glint.shards import recordio, verify
 from glint.shards.dataset import Dataset
 
@@ -130,6 +132,23 @@ def test_reshard(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     reshard.reshard(whole, tmp_path / "ray", 64, engine=Ray())
     assert (tmp_path / "died-0").exists()
     assert files(tmp_path / "ray") == files(tmp_path / "one")
+
+
+def test_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x_ND)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    begun = pairs.begin(mapped, 0.6, tmp_path / "work", block=32)
+    dies = Dies(pairs.search_piece, str(tmp_path), 2)
+    monkeypatch.setattr(share.pairs, "search_piece", dies)
+    share.search(begun, share.How(engine=Ray()), "auto", progress=lambda *_: None)
+    assert (tmp_path / "died-0").exists() and begun.missing() == []
+    got, want = (
+        pairs.pairs_above(x_ND, 0.6, block=32, work=work) for work in (tmp_path / "work", None)
+    )
+    assert len(got.a) > 1000
+    for name in ("a", "b", "cosine"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
 
 
 def test_errors_come_as_they_are(whole: Path, tmp_path: Path) -> None:

@@ -75,10 +75,10 @@ def test_damaged_rows_are_searched_again(
 ) -> None:
     whole = search(x, tmp_path)
     seen = rows_searched(monkeypatch)
-    path = sorted(tmp_path.iterdir())[2]
+    path = sorted(tmp_path.glob("*.pairs"))[2]
     good = path.read_bytes()
     head = good.index(b"\n") + 1
-    other = sorted(tmp_path.iterdir())[3].read_bytes()
+    other = sorted(tmp_path.glob("*.pairs"))[3].read_bytes()
     for bad in (b"", good[:-1], good[: head + 24], good[:10], good + b"\0" * 24, other,
                 good[:-1] + bytes([good[-1] ^ 1]), good.replace(b'"row": 2', b'"row": 3'),
                 good[:head].replace(b" ", b"") + good[head:]):  # fmt: skip
@@ -100,17 +100,40 @@ def test_rows_of_another_search_are_not_taken(
         (x, {"block": 17}),
         (x.astype(np.float64), {}),
         (moved, {}),
-        (x, {"engine": "auto"}),  # another division into blocks, where it is int8
     ):
         want = search(rows, None, **options)
         seen = rows_searched(monkeypatch)
         assert same(search(rows, tmp_path, **options), want)
-        assert len(seen) == len(list(tmp_path.iterdir())) >= 6  # nothing else is left
+        assert len(seen) == len(list(tmp_path.glob("*.pairs"))) >= 6
+        assert len(list(tmp_path.iterdir())) == len(seen) + 1  # their order; nothing else is left
+
+
+def test_another_engine_goes_on(
+    x: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block row is the same for all engines: its rows are in one order."""
+    want = search(x, tmp_path)
+    sorted(tmp_path.glob("*.pairs"))[3].unlink()
+    seen = rows_searched(monkeypatch)
+    assert same(search(x, tmp_path, engine="auto"), want) and seen == [3]
+
+
+def test_another_order_is_another_search(
+    x: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = search(x, tmp_path)
+    (path,) = tmp_path.glob("*-order.npy")
+    order = np.load(path)
+    seen = rows_searched(monkeypatch)
+    for bad, again in ((order[::-1], 7), (order[1:], 7), (order * 0, 0)):
+        np.save(path, bad)  # the last two would miss pairs: the right one comes back
+        assert same(search(x, tmp_path), want) and len(seen) == again
+        seen.clear()
 
 
 def test_an_empty_row_is_kept(tmp_path: Path) -> None:
     nothing = BlockPairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    kept = FinishedRows(tmp_path, "name")
+    kept = FinishedRows(tmp_path, "name", lambda found: np.arange(3))
     kept.save(5, nothing)
     found = kept.load(5)
     assert found is not None and len(found.a) == len(found.b) == len(found.cosine) == 0
@@ -125,7 +148,11 @@ def test_a_linked_folder_of_rows_is_refused(tmp_path: Path) -> None:
         (other / name).touch()
     (tmp_path / "search").symlink_to(other)
     with pytest.raises(BusyError, match=r"GL0004.*a symbolic link"):
-        FinishedRows(tmp_path / "search", "new")
+        FinishedRows(tmp_path / "search", "new", lambda found: np.arange(3))
     assert {path.name for path in other.iterdir()} == names
-    FinishedRows(other, "new")  # no link: what is not of its making stays all the same
-    assert {path.name for path in other.iterdir()} == names - {"old-000001.pairs"}
+    FinishedRows(
+        other, "new", lambda found: np.arange(3)
+    )  # no link: what is not of its making stays all the same
+    assert {path.name for path in other.iterdir()} == {
+        *names - {"old-000001.pairs"}, "new-order.npy"
+    }  # fmt: skip

@@ -51,8 +51,8 @@ def test_the_worst_that_int8_does_is_found() -> None:
     cosine = float((unit[0] * unit[1]).sum())
     screen = pairs.open_screen("int8", x, np.arange(2), cosine, 2)
     assert isinstance(screen, screens.Int8)
-    off, step = screen._off[0], screen._step[0]
-    whole = screen._row_ND.numpy().astype(np.int64)
+    off, step = screen._rows.table.off_b[0], screen._rows.table.step_b[0]
+    whole = screen._rows.row_ND.numpy().astype(np.int64)
     lost = cosine - step**2 * float(whole[0] @ whole[1])
     assert 0.97 * 2 * off < lost <= off + (1 + off) * off
     assert lost > 0.009
@@ -66,12 +66,13 @@ def test_products_are_off_by_less_than_the_cut_allows() -> None:
     for count, dim, top in ((1, 1, 0), (2, 3, 0), (33, 1024, 0), (200, 512, 0), (129, 512, 300)):
         x = rng.standard_normal((count, dim))
         x[:, 0] += top  # the others are less than half a step
-        screen = pairs.open_screen("int8", x, np.arange(count), 0.4, 50)
+        good = pairs.in_order(x)
+        screen = pairs.open_screen("int8", x, good, 0.4, 50)
         assert isinstance(screen, screens.Int8)
-        unit = pairs.unit64(x)[screen._order_N]
+        unit = pairs.unit64(x)[good]
         block = np.arange(count) // 50
-        step, off = screen._step[block], screen._off[block]
-        whole = screen._row_ND.numpy().astype(np.float64)
+        step, off = screen._rows.table.step_b[block], screen._rows.table.off_b[block]
+        whole = screen._rows.row_ND.numpy().astype(np.float64)
         lost = np.abs(unit @ unit.T - step[:, None] * step * (whole @ whole.T))
         assert (lost <= off[:, None] + (1 + off[:, None]) * off + screens.ROUNDING).all()
         coarse.append(bool((off > screens.COARSE / 2).any()))
@@ -155,7 +156,7 @@ def test_a_screen_of_many_rows_lets_little_else_through() -> None:
     x[:5000] = t * x[5000:10000] + np.sqrt(1 - t * t) * x[:5000]
     want = [np.argwhere(np.triu(x[s : s + 500] @ x.T, s + 1) >= 0.4) + [s, 0]
             for s in range(0, 20000, 500)]  # fmt: skip
-    screen = pairs.open_screen("int8", x, np.arange(20000), 0.4, 2048)
+    screen = pairs.open_screen("int8", x, pairs.in_order(x), 0.4, 2048)
     near = sum(len(a) for first in range(0, 20000, 2048) for a, _ in screen.tiles(first))
     got = pairs.pairs_above(x, 0.4, engine="int8")
     np.testing.assert_array_equal(np.stack([got.a, got.b], axis=1), np.concatenate(want))
