@@ -98,9 +98,11 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
     if result.warning:
         lines.append(f"  warning: {result.warning}")
     if result.empty_classes:
-        lines.append(
-            f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"
-        )
+        lines.append(f"  {result.empty_classes} identities have no usable face: no centre")
+    if not result.centres:
+        lines.append("  no identity has two images: there are no centres")
+        lines.append(f"Next: glint cluster {console.quoted(result.out)} --out IDS")
+        return "\n".join(lines)
     lines.append(
         f"Next: glint dedup-conflicts {console.quoted(dataset)} "
         f"--embeddings {console.quoted(result.out)} --out CONFLICTS"

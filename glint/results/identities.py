@@ -14,6 +14,7 @@ class Embed:
     failed: int  # images without an embedding
     failures: dict[str, int]  # the same by reason
     empty_classes: int  # identities without an embedding
+    centres: bool  # whether identities have centres: not where none has two images
     warning: str | None = None  # why these say nothing of who is on an image
     out: str  # where it was written
     task: str | None = None  # with --task
