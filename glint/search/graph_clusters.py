@@ -218,10 +218,12 @@ def _connected(sums: _Sums, root_N: Ints, near: NearPairs, rules: GraphRules, di
     cluster_N = np.full(len(root_N), -1, np.int64)
     cluster_N[some_N] = number_n.reshape(-1)
     k = len(first_k)
-    a_m, b_m = cluster_N[near.a], cluster_N[near.b]
-    apart_m = a_m != b_m
-    low_m, high_m = np.minimum(a_m, b_m)[apart_m], np.maximum(a_m, b_m)[apart_m]
-    pair_m = np.unique(low_m * k + high_m)
+    apart = [np.empty(0, np.int64)]
+    for at in range(0, len(near.a), BATCH):
+        a_m, b_m = (cluster_N[rows[at : at + BATCH]] for rows in (near.a, near.b))
+        key_m = np.minimum(a_m, b_m) * k + np.maximum(a_m, b_m)
+        apart.append(np.unique(key_m[a_m != b_m]))
+    pair_m = np.unique(np.concatenate(apart))
     a_m, b_m = pair_m // max(k, 1), pair_m % max(k, 1)
     count_k = sums.count_N[first_k].astype(np.int64)
     cosine_m = _means(sums, first_k[a_m], first_k[b_m], length=True)

@@ -95,11 +95,10 @@ def nearly(
         )
     good_n = np.flatnonzero(usable(x_ND))
     join = _CellJoin(x_ND, good_n, edge, work, seed, progress)
-    held: list[BlockPairs | NearPairs] = list(join.cells())
+    held = [_small(block) for block in join.cells()]
     for turn in range(ROUNDS):
         near = _near(x_ND, held, good_n)
-        fresh = list(join.completed(near, turn))
-        held = [near, *fresh]
+        held = [near, *(_small(block) for block in join.completed(near, turn))]
     return _near(x_ND, held, good_n)
 
 
@@ -191,15 +190,11 @@ class _CellJoin:
 
         kept = FinishedRows(self.work / f"round-{turn}", self.name)
         n = len(self.x_ND)
-        from_m, to_m = np.concatenate([near.a, near.b]), np.concatenate([near.b, near.a])
-        order = np.lexsort((to_m, -np.concatenate([near.cosine, near.cosine]), from_m))
-        from_m, to_m = from_m[order], to_m[order]
-        start = np.searchsorted(from_m, np.arange(n + 1)).astype(np.int64)
-        rank = np.arange(len(from_m)) - start[from_m]
-        few_m = rank < KNOWN
-        full = csr_matrix((np.ones(len(to_m), np.int8), to_m, start), shape=(n, n))
-        first = np.concatenate([[0], np.cumsum(np.bincount(from_m[few_m], minlength=n))])
-        few = csr_matrix((np.ones(int(few_m.sum()), np.int8), to_m[few_m], first), shape=(n, n))
+        start = np.searchsorted(near.a, np.arange(n + 1)).astype(np.int32)
+        full = csr_matrix((near.cosine, near.b, start), shape=(n, n))
+        full = full + full.T.tocsr()
+        few = _nearest(full)
+        full.data = full.data.astype(np.int8)
         total = -(-n // BLOCK)
         for number in range(total):
             found = kept.load(number)
@@ -237,8 +232,8 @@ class _CellJoin:
                 if done.get(at) == xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes()):
                     continue
                 if coarse is None:
-                    centre_cD = _unit32(self.x_ND[self.good_n[self.pick_c]])
-                    coarse = faiss_index.NearestIndex(centre_cD)
+                    picked = self.good_n[self.pick_c]
+                    coarse = faiss_index.NearestIndex(_unit32(self.x_ND[picked]))
                 rows = self.good_n[at : at + BLOCK]
                 near_nP[at : at + BLOCK] = np.sort(
                     coarse.nearest(_unit32(self.x_ND[rows]), self.probes), axis=1
@@ -295,7 +290,7 @@ class _CellJoin:
 
     def _expanded(self, few: Any, all_few: Any, known: Any, first: int) -> BlockPairs:
         """Score the neighbours of neighbours of the rows from `first` on."""
-        reach = (few.astype(np.int32) @ all_few.astype(np.int32)).tocoo()
+        reach = (few @ all_few).tocoo()
         row, column = reach.row.astype(np.int64), reach.col.astype(np.int64)
         keep = column > row + first
         key = row[keep] * len(self.x_ND) + column[keep]
@@ -317,14 +312,38 @@ class _CellJoin:
 
 
 def _near(x_ND: Floats, found: Sequence[Any], good_n: Ints | None = None) -> NearPairs:
-    """Sort pairs and make them small; they come from disjoint blocks."""
-    a = np.concatenate([np.empty(0, np.int32), *(one.a.astype(np.int32) for one in found)])
-    b = np.concatenate([np.empty(0, np.int32), *(one.b.astype(np.int32) for one in found)])
-    none = np.empty(0, np.float32)
-    cosine = np.concatenate([none, *(one.cosine.astype(np.float32) for one in found)])
+    """Sort pairs of disjoint blocks."""
+    small = [_small(one) for one in found]
+    a, b = (
+        np.concatenate([np.empty(0, np.int32), *(getattr(one, name) for one in small)])
+        for name in ("a", "b")
+    )
+    cosine = np.concatenate([np.empty(0, np.float32), *(one.cosine for one in small)])
     order = np.lexsort((b, a))
     good_N = np.flatnonzero(usable(x_ND)) if good_n is None else good_n
     return NearPairs(a[order], b[order], cosine[order], good_N)
+
+
+def _small(found: Any) -> NearPairs:
+    """Hold pairs in 12 bytes each."""
+    a, b = (np.asarray(rows, np.int32) for rows in (found.a, found.b))
+    return NearPairs(a, b, np.asarray(found.cosine, np.float32), np.empty(0, np.int64))
+
+
+def _nearest(full: Any) -> Any:
+    """Return a matrix of ones where a row has its `KNOWN` largest, of equals the first columns."""
+    from scipy.sparse import csr_matrix
+
+    n = full.shape[0]
+    many_n = np.flatnonzero(np.diff(full.indptr) > KNOWN)
+    keep = np.ones(len(full.indices), bool)
+    for row in many_n.tolist():
+        cut = slice(full.indptr[row], full.indptr[row + 1])
+        order = np.lexsort((full.indices[cut], -full.data[cut]))
+        keep[full.indptr[row] + order[KNOWN:]] = False
+    start = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[full.indptr].astype(np.int32)
+    column = full.indices[keep]
+    return csr_matrix((np.ones(len(column), np.int32), column, start), shape=(n, n))
 
 
 def _turned(parts: list[tuple[Ints, Ints]]) -> tuple[list[Ints], list[Ints]]:
@@ -344,7 +363,7 @@ def _slack(x_ND: Floats) -> float:
 
 
 def _limit(n: int) -> int:
-    return max(1_000_000, LIMIT * n)
+    return min(max(1_000_000, LIMIT * n), 2**30 - 1)  # scipy counts both ends of them in 31 bits
 
 
 def _key(seed: int, purpose: int) -> int:
