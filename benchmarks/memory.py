@@ -139,13 +139,14 @@ STAGES = ("embed-unlabelled", "embed", "cluster-graph", "coreset", "balance")
 
 
 def run(name: str, folder: Path, n: int) -> dict[str, float]:
-    """Run a stage once to make its inputs, in a process of its own, and measure."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", name, str(folder), str(n)], capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    """Make the inputs of a stage in one process, and measure it in another."""
+    for what in ("--make", "--one"):
+        done = subprocess.run(
+            [sys.executable, __file__, what, name, str(folder), str(n)], capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(done.stderr)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -158,7 +159,10 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--make", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.make:
+        stage(args.make[0], Path(args.make[1]), int(args.make[2]), sys.exit)
     if args.one:
         peak: list[Any] = []
 
