@@ -125,7 +125,7 @@ def stage(name: str, folder: Path, n: int, begun: Callable[[], None]) -> None:
     if name == "cluster-graph":
         cluster.run([emb], out, GraphRules(exact=0, join=0.6, connect=0.6, edge=0.55, recall=0.01))
     elif name == "cluster-online":
-        cluster.run([emb], out, cluster.rules("online", {"join": 0.6, "connect": 0.6}))
+        cluster.run([emb], out, cluster_graph.rules("online", {"join": 0.6, "connect": 0.6}))
     else:
         data = Dataset(root)
         if name == "coreset":

@@ -87,13 +87,14 @@ def find(
 
     def work() -> results.Cluster:
         from glint.pipelines import cluster as stage
+        from glint.pipelines import cluster_graph
 
         folder = console.path(out, "--out")
         given = {
             "join": join, "connect": connect, "extra": extra, "merge": merge, "enough": enough,
             "edge": edge, "exact": exact, "recall": recall,
         }  # fmt: skip
-        options = stage.rules(method, {key: x for key, x in given.items() if x is not None})
+        options = cluster_graph.rules(method, {key: x for key, x in given.items() if x is not None})
         with console.progress("cluster") as progress:
             return stage.run(embeddings, folder, options, truth=truth, progress=progress)
 

@@ -124,19 +124,6 @@ def run(
     return results.Cluster(**result, out=str(out))
 
 
-def rules(method: str, given: dict[str, Any]) -> ClusterRules | GraphRules:
-    """Return the rules of a method with some values given. Raises UsageError GL0002."""
-    kinds: dict[str, type[ClusterRules] | type[GraphRules]]
-    kinds = {"online": ClusterRules, "graph": GraphRules}
-    if method not in kinds:
-        raise UsageError("GL0002", f"expected online or graph, found {method!r}", where="--method")
-    for name in given:
-        if name not in kinds[method].__dataclass_fields__:
-            what = f"says nothing to --method {method}"
-            raise UsageError("GL0002", what, where=f"--{name}")
-    return kinds[method](**given)
-
-
 def check_out(out: Path) -> None:
     """Raise BusyError where `out` is not a folder that `run` may write. Writes nothing."""
     Workspace(out, "identities").refuse_foreign()

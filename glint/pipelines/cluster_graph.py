@@ -16,16 +16,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from glint.errors import InputError
+from glint.errors import InputError, UsageError
 from glint.files import atomic
 from glint.files.strings import new_array
 from glint.log import Progress, logger
 from glint.search import graph_clusters, neighbours
 from glint.search.graph_clusters import GraphRules
-from glint.search.online_clusters import Snapshot
+from glint.search.online_clusters import ClusterRules, Snapshot
 from glint.shards.embeddings import Embeddings
 
 COPY = 65536  # rows copied at once
+
+
+def rules(method: str, given: dict[str, Any]) -> ClusterRules | GraphRules:
+    """Return the rules of a method with some values given. Raises UsageError GL0002."""
+    kinds: dict[str, type[ClusterRules] | type[GraphRules]]
+    kinds = {"online": ClusterRules, "graph": GraphRules}
+    if method not in kinds:
+        raise UsageError("GL0002", f"expected online or graph, found {method!r}", where="--method")
+    for name in given:
+        if name not in kinds[method].__dataclass_fields__:
+            what = f"says nothing to --method {method}"
+            raise UsageError("GL0002", what, where=f"--{name}")
+    return kinds[method](**given)
 
 
 def find(

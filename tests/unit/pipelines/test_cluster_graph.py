@@ -13,7 +13,7 @@ from glint import schemas
 from glint.cli import cluster as command_line
 from glint.errors import InputError, MismatchError, UsageError
 from glint.files import parquet
-from glint.pipelines import cluster
+from glint.pipelines import cluster, cluster_graph
 from glint.search import neighbours
 from glint.search.graph_clusters import GraphRules
 from glint.search.neighbours import NearPairs
@@ -95,7 +95,7 @@ def test_two_folders_are_one_graph(crawl, make_dataset, tmp_path) -> None:
     with pytest.raises(MismatchError, match=r"GL0006.*1 folders there, 2 now"):
         cluster.run([emb, second], tmp_path / "one", GraphRules())
     with pytest.raises(MismatchError, match="GL0006"):
-        cluster.run([emb], tmp_path / "one", cluster.rules("online", {}))
+        cluster.run([emb], tmp_path / "one", cluster_graph.rules("online", {}))
     with pytest.raises(MismatchError, match="GL0006"):
         cluster.run([emb], tmp_path / "one", GraphRules(edge=0.41))
 
@@ -134,8 +134,8 @@ def test_the_command(crawl, tmp_path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["identities"] == PEOPLE
     with pytest.raises(UsageError, match=r"GL0002.*--merge.*graph"):
-        cluster.rules("graph", {"merge": 0.8})
+        cluster_graph.rules("graph", {"merge": 0.8})
     with pytest.raises(UsageError, match=r"GL0002.*--edge.*online"):
-        cluster.rules("online", {"edge": 0.8})
+        cluster_graph.rules("online", {"edge": 0.8})
     with pytest.raises(UsageError, match=r"GL0002.*'leaf'"):
-        cluster.rules("leaf", {})
+        cluster_graph.rules("leaf", {})
