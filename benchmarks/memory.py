@@ -107,7 +107,7 @@ class Table:
 
 def stage(name: str, folder: Path, n: int, begun: Callable[[], None]) -> None:
     """Run a stage; what comes before `begun` is not its own."""
-    from glint.pipelines import balance, cluster, cluster_graph, coreset, embed  # noqa: F401
+    from glint.pipelines import balance, cluster, cluster_graph, coreset, embed
     from glint.search import nms  # noqa: F401
 
     single = name in ("embed-unlabelled", "cluster-graph", "cluster-online")

@@ -82,7 +82,7 @@ def test_stopped_anywhere_it_ends_the_same(crawl, tmp_path, monkeypatch, rules) 
 
 
 def test_two_folders_are_one_graph(crawl, make_dataset, tmp_path) -> None:
-    dataset, emb, person = crawl
+    _, emb, person = crawl
     face, who = crowd(300, seed=1)
     second = written(tmp_path / "b", make_dataset([1] * 300, images=False, folder="more"), face)
     cluster.run([emb, second], tmp_path / "ids", GraphRules())

@@ -1,4 +1,4 @@
-"""Embeddings of images that nobody named: no centres, said so, and no reader takes them for some."""
+"""Embeddings of images that nobody named: there are no centres, and every reader says so."""
 
 from __future__ import annotations
 
