@@ -37,6 +37,7 @@ CODES: dict[str, tuple[str, str]] = {
     "GL0501": ("bad-decisions", "Decisions contradict each other or do not fit the dataset."),
     "GL0502": ("nothing-to-undo", "No applied version to undo."),
     "GL0503": ("too-many-pairs", "More pairs pass the search threshold than can be held."),
+    "GL0504": ("pairs-missed", "An approximate search finds too few of the near pairs."),
     "GL0601": ("rank-lost", "A training rank died."),
     "GL0602": ("ranks-disagree", "Ranks were started with different code, data or recipe."),
     "GL0603": ("collectives-failed", "The ranks are all there and cannot exchange data."),

@@ -48,29 +48,58 @@ def find(
         metavar="FOLDER",
         help="Folder for identities and state; continued if it exists.",
     ),
-    join: float = typer.Option(0.50, "--join", help="Cosine at which a face joins a cluster."),
-    connect: float = typer.Option(
-        0.45, "--connect", help="Cosine of means at which two clusters count as one identity."
+    method: str = typer.Option(
+        "online", "--method", help="online: a stream; graph: all faces at once, for very many."
     ),
-    extra: float = typer.Option(
-        0.1, "--extra", help="Stricter for small clusters: EXTRA / sqrt(n) more for n faces."
+    join: float | None = typer.Option(
+        None,
+        "--join",
+        help="Cosine at which a face joins a cluster (0.50); graph: mean cosine of the faces of "
+        "two clusters that become one (0.45).",
     ),
-    merge: float = typer.Option(0.75, "--merge", help="Cosine at which two clusters become one."),
-    enough: int = typer.Option(5, "--enough", help="Faces a cluster needs to be merged."),
+    connect: float | None = typer.Option(
+        None,
+        "--connect",
+        help="Cosine of means at which two clusters count as one identity (0.45).",
+    ),
+    extra: float | None = typer.Option(
+        None,
+        "--extra",
+        help="Stricter for small clusters: EXTRA / sqrt(n) more for n faces (0.1; graph: 0.05).",
+    ),
+    merge: float | None = typer.Option(
+        None, "--merge", help="online: cosine at which two clusters become one (0.75)."
+    ),
+    enough: int | None = typer.Option(
+        None, "--enough", help="online: faces a cluster needs to be merged (5)."
+    ),
+    edge: float | None = typer.Option(
+        None, "--edge", help="graph: cosine from which on two faces are near (0.40)."
+    ),
+    exact: int | None = typer.Option(
+        None, "--exact", help="graph: up to so many faces, all near pairs are found (200,000)."
+    ),
+    recall: float | None = typer.Option(
+        None, "--recall", help="graph: refuse to go on where fewer near pairs are found (0.9)."
+    ),
     truth: Path | None = typer.Option(
         None, "--truth", metavar="TABLE", help="Parquet with key and label, to score the result."
     ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Cluster faces one by one; run it again, also with more folders, to continue."""
+    """Cluster faces one by one, or by their graph; run it again to continue."""
 
     def work() -> results.Cluster:
         from glint.pipelines import cluster as stage
-        from glint.search.online_clusters import ClusterRules
+        from glint.pipelines import cluster_graph
 
         folder = console.path(out, "--out")
-        options = ClusterRules(join=join, connect=connect, extra=extra, merge=merge, enough=enough)
+        given = {
+            "join": join, "connect": connect, "extra": extra, "merge": merge, "enough": enough,
+            "edge": edge, "exact": exact, "recall": recall,
+        }  # fmt: skip
+        options = cluster_graph.rules(method, {key: x for key, x in given.items() if x is not None})
         with console.progress("cluster") as progress:
             return stage.run(embeddings, folder, options, truth=truth, progress=progress)
 
@@ -119,6 +148,9 @@ def _say_found(r: results.Cluster) -> str:
         f"  the largest has {console.count(r.largest, 'face')}; most clusters in one: "
         f"{r.largest_clusters}",
     ]
+    if r.exact is False:
+        share = "none" if r.recall is None else f"{r.recall:.4f} (a face: {r.recall_faces:.4f})"
+        lines.append(f"  near pairs {r.pairs}, found of {r.recall_pairs} true ones: {share}")
     if r.without_embedding:
         lines.append(f"  {console.count(r.without_embedding, 'face')} without an embedding")
     if r.judged is not None:

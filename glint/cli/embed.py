@@ -98,13 +98,13 @@ def _say(result: results.Embed | results.EmbedShare, dataset: str) -> str:
     if result.warning:
         lines.append(f"  warning: {result.warning}")
     if result.empty_classes:
-        lines.append(
-            f"  {result.empty_classes} identities have no usable face: rows of NaN in centres"
-        )
+        lines.append(f"  {result.empty_classes} identities have no usable face: no centre")
+    if not result.centres:
+        lines.append("  no identity has two images: there are no centres")
     emb = console.quoted(result.out)
     lines.append(
         f"Next: glint cluster {emb} --out CLUSTERS"
-        if _unlabelled(dataset)
+        if not result.centres or _unlabelled(dataset)
         else f"Next: glint dedup-conflicts {console.quoted(dataset)} --embeddings {emb} "
         "--out CONFLICTS"
     )

@@ -1,7 +1,9 @@
-"""Stage `cluster`: identities of a stream of faces, and their use as labels (OGMC).
+"""Stage `cluster`: identities of faces without names, and their use as labels.
 
-Reads embeddings, folder after folder; state is saved as it goes and the same command, also with one
-more folder, goes on. `apply` puts the identities in force as a label version: no shard is touched.
+Reads embeddings, folder after folder: as a stream (OGMC), whose state is saved as it goes, or all
+at once by the graph of near faces (`cluster_graph`). The same command goes on, that of a stream
+also with one more folder. `apply` puts the identities in force as a label version: no shard is
+touched.
 """
 
 # N faces of all folders, n faces of one, k clusters, C labels as sharded
@@ -28,7 +30,9 @@ from glint.files import atomic, parquet
 from glint.files.strings import load_arrays
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress, logger
+from glint.pipelines import cluster_graph
 from glint.results import identities as results
+from glint.search.graph_clusters import GraphRules
 from glint.search.online_clusters import BLOCK, ClusterRules, OnlineClusters
 from glint.shards import labels
 from glint.shards.dataset import Dataset
@@ -45,7 +49,7 @@ Ints = npt.NDArray[np.int64]
 def run(
     folders: Sequence[Path],
     out: Path,
-    options: ClusterRules,
+    options: ClusterRules | GraphRules,
     *,
     truth: Path | None = None,
     save: float = SAVE,
@@ -90,11 +94,15 @@ def run(
             )
     with space.held():
         _continue(space, sources, options)
-        stream = _resume(out, options, dim, faces) or OnlineClusters(dim, options)
-        _insert(stream, found, out, save, progress)
-        shot = stream.snapshot()
+        if isinstance(options, GraphRules):
+            shot, how = cluster_graph.find(found, space.work / "graph", options, progress)
+        else:
+            stream = _resume(out, options, dim, faces) or OnlineClusters(dim, options)
+            _insert(stream, found, out, save, progress)
+            shot, how = stream.snapshot(), {"method": "online"}
         _write(out, found, shot)
         result: dict[str, Any] = {
+            **how,
             "faces": int((shot.cluster_N >= 0).sum()),
             "without_embedding": int((shot.cluster_N < 0).sum()),
             "clusters": len(shot.cluster_k),
@@ -108,7 +116,7 @@ def run(
         about = {
             "format": FORMAT,
             "glint": glint.__version__,
-            "options": asdict(options),
+            "options": _said(options),
             "sources": sources,
             **result,
         }
@@ -140,13 +148,21 @@ def _begins(sources: list[dict[str, Any]], before: list[dict[str, Any]]) -> bool
     )
 
 
-def _continue(space: Workspace, sources: list[dict[str, Any]], options: ClusterRules) -> None:
+def _said(options: ClusterRules | GraphRules) -> dict[str, Any]:
+    return {**({"method": "graph"} if isinstance(options, GraphRules) else {}), **asdict(options)}
+
+
+def _continue(
+    space: Workspace, sources: list[dict[str, Any]], options: ClusterRules | GraphRules
+) -> None:
     """Take up the plan of a folder, or begin one."""
     if space.plan.exists():
         plan = atomic.read_json(space.plan, "GL0006")
         before = plan.get("sources", [])
-        if plan.get("options") != asdict(options):
-            what = f"options {plan.get('options')} there, {asdict(options)} now"
+        if plan.get("options") != _said(options):
+            what = f"options {plan.get('options')} there, {_said(options)} now"
+        elif isinstance(options, GraphRules) and len(before) != len(sources):
+            what = f"{len(before)} folders there, {len(sources)} now; a graph takes all at once"
         elif not _begins(sources, before):
             what = f"{len(before)} folders there, with which these {len(sources)} do not begin"
         else:
@@ -154,7 +170,7 @@ def _continue(space: Workspace, sources: list[dict[str, Any]], options: ClusterR
         if what:
             hint = "choose another --out; more folders come behind those that were there"
             raise space.other_plan(what, hint)
-    space.begin({"format": FORMAT, "options": asdict(options), "sources": sources})
+    space.begin({"format": FORMAT, "options": _said(options), "sources": sources})
 
 
 def _resume(out: Path, options: ClusterRules, dim: int, faces: int) -> OnlineClusters | None:
@@ -243,16 +259,19 @@ def _largest(name: Ints) -> int:
 
 def _judged(identity_N: Ints, emb: Embeddings, truth: Path) -> dict[str, Any]:
     """Score identities on the faces whose keys the truth knows. Raises InputError for none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     known = parquet.read(truth, columns=["key", "label"], code="GL0402")
     if set(known.column_names) != {"key", "label"}:
         raise InputError("GL0402", "expected columns key and label", where=str(truth))
     keys = parquet.read(emb.root / "samples.parquet", schemas.EMBEDDED, columns=["key"])
-    label = dict(zip(known.column("key").to_pylist(), known.column("label").to_pylist()))
-    truth_N = [label.get(key) for key in keys.column("key").to_pylist()]
-    some = np.array([one is not None for one in truth_N]) & (identity_N >= 0)
+    at = pc.index_in(keys.column("key"), value_set=known.column("key"))
+    some = np.asarray(at.is_valid()) & (identity_N >= 0)
     if not some.any():
         raise InputError("GL0402", "knows the key of no clustered face", where=str(truth))
-    truth_n = np.unique([str(truth_N[i]) for i in np.flatnonzero(some)], return_inverse=True)[1]
+    label = known.column("label").cast(pa.string()).take(at).filter(pa.array(some))
+    truth_n = label.combine_chunks().dictionary_encode().indices.to_numpy()
     pair, cubed = pairwise(identity_N[some], truth_n), bcubed(identity_N[some], truth_n)
     return {
         "judged": int(some.sum()),

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from glint import log, schemas
+from glint import log
 from glint.errors import GlintError, InputError, MismatchError, UsageError
-from glint.files import atomic, parquet
+from glint.files import atomic
 from glint.files.strings import write_array
 from glint.jobs import tasks
 from glint.jobs.workers import Engine
@@ -30,12 +30,14 @@ from glint.log import Progress, logger
 from glint.models.onnx_file import Reading
 from glint.results import identities as results
 from glint.shards import pixels
+from glint.shards.dataset import Text
 from glint.shards.embeddings import (
-    ARRAYS,
     FORMAT,
     GROWING,
     STATUS,
     Rows,
+    alone,
+    arrays,
     centres,
     check_sums,
     checksum,
@@ -160,6 +162,7 @@ def embed(
     keys = ("images", "dim", "failed", "failures", "empty_classes")
     return results.Embed(
         **{key: about[key] for key in keys},
+        centres=about.get("centres") is not False,
         warning=about.get("warning"),
         out=str(out),
         task=None if task is None else str(task),
@@ -390,9 +393,10 @@ def _finish(
     work: Path,
     plan: dict[str, Any],
 ) -> None:
-    """Write centres and the sample table, move the rows into place; embeddings.json comes last."""
-    import pyarrow as pa
+    """Write centres and the sample table, move the rows into place; embeddings.json comes last.
 
+    Where no label has two images, there are no centres.
+    """
     status_N = np.asarray(rows.status_N)
     failures = {name: int((status_N == code).sum()) for code, name in enumerate(STATUS) if code}
     failures = {name: count for name, count in failures.items() if count}
@@ -405,23 +409,18 @@ def _finish(
             hint=f"the model takes images of {plan['size']}x{plan['size']} pixels",
         )
     label_N = dataset.label if table is None else table.sample_label(dataset.label)
-    centre_CD = centres(rows.sample_ND, label_N, dataset.classes, trim=bool(plan["trim"]))
-    with atomic.replacing(out / "centres.npy") as file:
-        write_array(file, centre_CD)
-    parquet.write(
-        out / "samples.parquet",
-        pa.table(
-            {
-                "key": pa.array([str(key) for key in dataset.key], pa.string()),
-                "norm": pa.array(np.asarray(rows.norm_N), pa.float32()),
-                "status": pa.DictionaryArray.from_arrays(pa.array(status_N), list(STATUS)).cast(
-                    pa.string()
-                ),
-            },
-            schema=schemas.EMBEDDED,
-        ),
-    )
-    norm_N = np.array(rows.norm_N)
+    if alone(label_N, dataset.classes):
+        plan = {**plan, "centres": False}
+        empty = dataset.classes - int(((status_N == 0) & (label_N >= 0)).sum())
+    else:
+        centre_CD = centres(rows.sample_ND, label_N, dataset.classes, trim=bool(plan["trim"]))
+        empty = int(np.isnan(centre_CD).any(axis=1).sum())
+        with atomic.replacing(out / "centres.npy") as file:
+            write_array(file, centre_CD)
+        del centre_CD
+    key = dataset.key
+    rows.write_table(out, key.column if isinstance(key, Text) else key)
+    norm_N = np.asarray(rows.norm_N)
     with atomic.writing(out):
         (work / "samples.npy").replace(out / "samples.npy")
         atomic.sync_dir(out)  # before embeddings.json says that it is there
@@ -430,11 +429,11 @@ def _finish(
         **({"labels": {"version": table.version, "images": table.images}} if table else {}),
         "failed": failed,
         "failures": failures,
-        "empty_classes": int(np.isnan(centre_CD).any(axis=1).sum()),
+        "empty_classes": empty,
         **({"warning": why} if (why := nonsense(rows.sample_ND)) else {}),
         "norm_mean": float(np.nanmean(norm_N)),
         "norm_std": float(np.nanstd(norm_N)),
-        "files": {name: checksum(out / name) for name in ARRAYS},
+        "files": {name: checksum(out / name) for name in arrays(plan)},
     }
     atomic.write_json(out / "embeddings.json", about)
 

@@ -64,6 +64,7 @@ class Cluster(Table):
     """`glint cluster` and `apply`: who is who among faces without names."""
 
     out: Text
+    method: Literal["online", "graph"] | None = None
     join: Annotated[float, Field(ge=-1, le=1)] | None = None
     connect: Annotated[float, Field(ge=-1, le=1)] | None = None
     min: Count = None
@@ -187,6 +188,7 @@ def commands(recipe: Recipe) -> list[list[str]]:
     if recipe.cluster is not None and embed is not None:
         cluster = recipe.cluster
         find = ["glint", "cluster", embed.out, "--out", cluster.out]
+        find += _option("--method", cluster.method)
         road.append(find + _option("--join", cluster.join) + _option("--connect", cluster.connect))
         apply = ["glint", "cluster", "apply", cluster.out, dataset]
         road.append(apply + _option("--min", cluster.min))

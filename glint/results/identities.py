@@ -14,6 +14,7 @@ class Embed:
     failed: int  # images without an embedding
     failures: dict[str, int]  # the same by reason
     empty_classes: int  # identities without an embedding
+    centres: bool  # whether identities have centres: not where none has two images
     warning: str | None = None  # why these say nothing of who is on an image
     out: str  # where it was written
     task: str | None = None  # with --task
@@ -46,6 +47,12 @@ class Quality:
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     SCHEMA: ClassVar[str] = "glint/cluster-result@1"  # identities found among unlabelled faces
+    method: str  # online or graph
+    pairs: int | None = None  # graph: near pairs of faces
+    exact: bool | None = None  # graph: whether all of them were found for certain
+    recall: float | None = None  # graph: the share found, measured; null where there are none
+    recall_faces: float | None = None  # graph: the share of a face's near faces, on average
+    recall_pairs: int | None = None  # graph, not exact: true pairs that this was measured on
     faces: int  # faces with an embedding
     without_embedding: int  # faces without one
     clusters: int  # clusters

@@ -74,6 +74,16 @@ class Snapshot:
     edge_m2: Ints
 
 
+def components(count: int, a_m: npt.NDArray[Any], b_m: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Return the connected component of each of `count` nodes, given pairs of them."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    link = coo_matrix((np.ones(len(a_m), np.int8), (a_m, b_m)), shape=(count, count))
+    part: npt.NDArray[np.int32] = connected_components(link, directed=False)[1]
+    return part
+
+
 class OnlineClusters:
     """Clusters of a stream: each a number of unit vectors and their sum.
 
@@ -137,18 +147,12 @@ class OnlineClusters:
 
     def snapshot(self) -> Snapshot:
         """Return clusters, connections and identities as they are now; O(faces + connections)."""
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components
-
         place_k = np.flatnonzero(self.count_K[: self.used])
         place_k = place_k[np.argsort(self.name_K[place_k])]
         row_K = np.zeros(self.used, np.int64)
         row_K[place_k] = np.arange(len(place_k))
         edge_m2 = np.unique(np.sort(row_K[self._edges()], axis=1), axis=0)
-        link = (np.ones(len(edge_m2), np.int8), (edge_m2[:, 0], edge_m2[:, 1]))
-        _, part_k = connected_components(
-            coo_matrix(link, shape=(len(place_k),) * 2), directed=False
-        )
+        part_k = components(len(place_k), edge_m2[:, 0], edge_m2[:, 1])
         cluster_k, count_k = self.name_K[place_k], self.count_K[place_k]
         _, first = np.unique(part_k, return_index=True)
         identity_k = cluster_k[first][part_k] if len(part_k) else cluster_k

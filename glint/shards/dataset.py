@@ -88,10 +88,10 @@ class Text:
     """A column of strings, read like a list, kept as Arrow keeps it."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
+        self.column = column
 
     def __len__(self) -> int:
-        return len(self._column)
+        return len(self.column)
 
     @overload
     def __getitem__(self, row: int) -> str: ...
@@ -99,11 +99,11 @@ class Text:
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: int | slice) -> str | list[str]:
         if isinstance(row, slice):
-            return [str(value) for value in self._column[row].to_pylist()]
-        return str(self._column[int(row)].as_py())
+            return [str(value) for value in self.column[row].to_pylist()]
+        return str(self.column[int(row)].as_py())
 
     def __iter__(self) -> Iterator[str]:
-        for chunk in self._column.chunks:
+        for chunk in self.column.chunks:
             yield from chunk.to_pylist()
 
 

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from glint import schemas
 from glint.errors import InputError, MismatchError
-from glint.files import atomic, reads
+from glint.files import atomic, parquet, reads
 from glint.files.strings import load_arrays, new_array, take_room
 from glint.log import logger
 from glint.shards.label_table import LabelTable
@@ -37,31 +38,43 @@ Floats = npt.NDArray[np.floating]
 class Embeddings:
     """An embedding folder that fits its dataset.
 
-    sample_ND: memory map, rows of NaN for failed images; centre_CD: rows of NaN for empty classes.
+    sample_ND: memory map, rows of NaN for failed images; centres_CD: rows of NaN for empty classes,
+    None where every image is an identity of its own: its centre would be its row again.
     """
 
     root: Path
     sample_ND: Floats
-    centre_CD: npt.NDArray[np.float32]
+    centres_CD: npt.NDArray[np.float32] | None
     about: dict[str, Any]
+
+    @property
+    def centre_CD(self) -> npt.NDArray[np.float32]:
+        """The centres. Raises InputError GL0402 where there are none."""
+        if self.centres_CD is None:
+            raise InputError(
+                "GL0402",
+                "there are no centres: no identity has two images",
+                where=str(self.root),
+                hint="glint cluster says who is who, and `glint cluster apply` makes that labels",
+            )
+        return self.centres_CD
 
     def under(self, table: LabelTable, label_N: npt.NDArray[np.int64]) -> Embeddings:
         """Return the embeddings with the centres of the identities of labels in force.
 
         label_N: of every sample as sharded. A centre stands at the first label of its identity, the
         other labels have none: rows of NaN. Centres on disk that were made of the same images are
-        taken as they are, others are averaged again.
+        taken as they are, others are averaged again; where no identity has two images, none are.
         """
         made = (self.about.get("labels") or {}).get("images", "")
         if table.classes == len(table.target) and table.images == made:
             return self
-        centre_CD = centres(
-            self.sample_ND,
-            table.sample_person(label_N),
-            len(self.centre_CD),
-            trim=bool(self.about.get("trim")),
-        )
-        return replace(self, centre_CD=centre_CD)
+        person_N = table.sample_person(label_N)
+        classes = len(table.target)
+        if alone(person_N, classes):
+            return replace(self, centres_CD=None)
+        trim = bool(self.about.get("trim"))
+        return replace(self, centres_CD=centres(self.sample_ND, person_N, classes, trim=trim))
 
 
 def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embeddings:
@@ -93,15 +106,15 @@ def load(root: Path, dataset_digest: str, *, images: int, classes: int) -> Embed
             hint=AGAIN,
         )
     sample_ND = _open(root / "samples.npy", images)
-    centre_CD = _open(root / "centres.npy", classes)
-    if sample_ND.shape[1] != centre_CD.shape[1]:
+    centre_CD = None if about.get("centres") is False else _open(root / "centres.npy", classes)
+    if centre_CD is not None and sample_ND.shape[1] != centre_CD.shape[1]:
         raise InputError(
             "GL0402",
             f"samples have {sample_ND.shape[1]} columns, centres {centre_CD.shape[1]}",
             where=str(root),
         )
     check_sums(root, about)
-    if why := about.get("warning") or nonsense(centre_CD, "centres"):
+    if why := about.get("warning") or ("" if centre_CD is None else nonsense(centre_CD, "centres")):
         logger.warning("%s: %s", root, why)
     return Embeddings(root, sample_ND, centre_CD, about)
 
@@ -117,9 +130,9 @@ def nonsense(sample_ND: npt.NDArray[Any], what: str = "images") -> str:
 
 
 def check_sums(root: Path, about: dict[str, Any]) -> None:
-    """Read both arrays and compare with what was written. Raises InputError GL0402."""
+    """Read the arrays and compare with what was written. Raises InputError GL0402."""
     written = about.get("files")
-    for name in ARRAYS:
+    for name in arrays(about):
         expected = written.get(name) if isinstance(written, dict) else None
         found = checksum(root / name)
         if found != expected:
@@ -129,6 +142,21 @@ def check_sums(root: Path, about: dict[str, Any]) -> None:
                 where=str(root / name),
                 hint=AGAIN,
             )
+
+
+def arrays(about: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the arrays that embeddings have."""
+    return ARRAYS[:1] if about.get("centres") is False else ARRAYS
+
+
+def alone(label_N: npt.NDArray[np.int64], classes: int) -> bool:
+    """Return whether no label has two images, of many: -1 for an image without one."""
+    if len(label_N) < classes or classes < 2:
+        return False
+    seen_C = np.zeros(classes, np.bool_)
+    label_n = label_N[label_N >= 0]
+    seen_C[label_n] = True
+    return int(seen_C.sum()) == len(label_n)
 
 
 def checksum(path: Path) -> str:
@@ -280,6 +308,15 @@ class Rows:
             array.flush()
         self.journal.append({"block": number, "xxh3": self._digest(self._cut(number))})
         self.done.add(number)
+
+    def write_table(self, out: Path, key: Any) -> None:
+        """Write samples.parquet; key: the keys, in Arrow or a sequence."""
+        import pyarrow as pa
+
+        status = pa.DictionaryArray.from_arrays(pa.array(np.asarray(self.status_N)), list(STATUS))
+        norm = pa.array(np.asarray(self.norm_N), pa.float32())
+        table = {"key": key, "norm": norm, "status": status.cast(pa.string())}
+        parquet.write(out / "samples.parquet", pa.table(table, schema=schemas.EMBEDDED))
 
 
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.memmap[Any, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from glint.files import parquet
 from glint.pipelines import embed
 from glint.shards.dataset import Dataset
 
@@ -38,7 +39,7 @@ def test_a_mask_from_the_command_line(glint, small, embedded, tmp_path) -> None:
     got = glint(
         "balance", small.data, "--coreset", core, "--cap", "3", "--out", tmp_path / "s", "--json"
     )
-    table = embed.parquet.read(core / "coreset.parquet")
+    table = parquet.read(core / "coreset.parquet")
     assert got["images"] == sum(table["kept"].to_pylist()) < table.num_rows
     told = glint("coreset", small.data, *told, "--keep-ratio", "0.01", "--dry-run", code=2)
     assert "GL0002" in told and "--keep-ratio: expected a ratio that keeps" in told

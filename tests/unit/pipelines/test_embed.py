@@ -87,6 +87,7 @@ def test_rows_centres_and_failures(tmp_path: Path) -> None:
         "out": str(tmp_path / "emb"),
         "failures": {"damaged": 1, "not-a-jpeg": 2, "wrong-size": 1},
         "empty_classes": 1,
+        "centres": True,
     }
     rows = np.load(tmp_path / "emb/samples.npy")
     bad = [11, 12, 13, 14]

@@ -1,0 +1,379 @@
+"""Near pairs of very many faces: all of them, or most of them in time about linear in the faces.
+
+Up to a size the exact join of `pairs` is cheaper and misses nothing. Above, every face goes to the
+`PROBES` nearest of a seeded sample of the faces (one in `CELL`, searched by HNSW: arXiv
+1603.09320), faces of one cell are compared with each other, and neighbours of neighbours twice more
+(NN-descent, Dong et al. 2011). Cosines are exact; which pairs are missing is measured by
+`recall`, on seeded faces against all others.
+"""
+
+# N all rows, n some of them, m pairs, c cells, P probes, D embedding
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from glint import log, rng
+from glint.errors import ResourceError, UsageError
+from glint.files import atomic
+from glint.files.strings import new_array
+from glint.log import Progress
+from glint.search import faiss_index, pairs, screens
+from glint.search.pairs import cosines, usable
+from glint.search.resume import BlockPairs, FinishedRows
+
+CELL = 16  # faces to a cell, before every face is in PROBES of them
+PROBES = 16
+CELLS = 2048  # cells joined between two files
+BLOCK = 16384  # faces assigned, or expanded, between two marks
+TILE = 2048  # rows and columns of a product in a cell
+KNOWN = 16  # neighbours of a face whose neighbours are looked at
+ROUNDS = 2
+SAMPLE, ENOUGH = 256, 4096  # faces asked at once, at most
+CONSTANTS = (CELL, PROBES, CELLS, BLOCK, TILE, KNOWN)  # that kept blocks rest on
+PAIRS = 1000  # true pairs that a measured recall rests on, where there are so many
+LIMIT = 64  # pairs a face, on average
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NearPairs:
+    """Row pairs a < b, sorted, and their cosine in float32; good_N: the rows with a direction."""
+
+    a: npt.NDArray[np.int32]
+    b: npt.NDArray[np.int32]
+    cosine: F32
+    good_N: Ints
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How many of the near pairs of some faces were found: of the pairs, and a face on average."""
+
+    faces: int
+    pairs: int
+    of_pairs: float
+    of_faces: float
+
+
+def exact(
+    x_ND: Floats, edge: float, *, work: Path | None = None, progress: Progress = log.silent
+) -> NearPairs:
+    """Find all pairs of rows from the cosine `edge` on. Raises ResourceError GL0503."""
+    try:
+        found = pairs.pairs_above(x_ND, edge, limit=_limit(len(x_ND)), work=work, progress=progress)
+    except ResourceError as error:
+        if error.code != "GL0503":
+            raise
+        raise _too_many(len(x_ND), edge) from None
+    return _near(x_ND, [found])
+
+
+def nearly(
+    x_ND: Floats, edge: float, work: Path, *, seed: int = 0, progress: Progress = log.silent
+) -> NearPairs:
+    """Find most pairs of rows from the cosine `edge` on; `work` keeps what is done.
+
+    Raises ResourceError GL0503 for too many, UsageError GL0003 without faiss.
+    """
+    if not faiss_index.available():
+        raise UsageError(
+            "GL0003",
+            "faiss cannot be imported",
+            where="--method graph",
+            hint="pip install 'glint-faces[cpu]', or --exact N with N of the faces or more",
+        )
+    good_n = np.flatnonzero(usable(x_ND))
+    join = _CellJoin(x_ND, good_n, edge, work, seed, progress)
+    held = [_small(block) for block in join.cells()]
+    for turn in range(ROUNDS):
+        near = _near(x_ND, held, good_n)
+        held = [near, *(_small(block) for block in join.completed(near, turn))]
+    return _near(x_ND, held, good_n)
+
+
+def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Recall:
+    """Measure near pairs on seeded rows against all rows, each scored in float64.
+
+    Rows are asked until `PAIRS` true pairs are known, at most `ENOUGH`.
+    """
+    n = len(near.good_N)
+    order = np.argsort(rng.mix(np.arange(n, dtype=np.uint64) + np.uint64(_key(seed, 2))))
+    key_m = near.a.astype(np.int64) * len(x_ND) + near.b
+    hits = true = asked = 0
+    shares: list[npt.NDArray[np.float64]] = []
+    while true < PAIRS and asked < min(n, ENOUGH):
+        ask = np.sort(near.good_N[order[asked : asked + SAMPLE]])
+        asked += len(ask)
+        of, other = _all_near(x_ND, ask, near.good_N, edge)
+        low, high = np.minimum(ask[of], other), np.maximum(ask[of], other)
+        key = low * len(x_ND) + high
+        at = np.searchsorted(key_m, key)
+        found = np.append(key_m, -1)[at] == key
+        true, hits = true + len(of), hits + int(found.sum())
+        all_n = np.bincount(of, minlength=len(ask))
+        hit_n = np.bincount(of[found], minlength=len(ask))
+        shares.append(hit_n[all_n > 0] / all_n[all_n > 0])
+    share = np.concatenate([np.empty(0), *shares])
+    if not true:
+        return Recall(asked, 0, float("nan"), float("nan"))
+    return Recall(asked, true, hits / true, float(share.mean()))
+
+
+def _all_near(x_ND: Floats, ask: Ints, good_N: Ints, edge: float) -> tuple[Ints, Ints]:
+    """Compare some rows with all: (which of `ask`, other row) of every pair from `edge` on."""
+    ask_nD = pairs.unit64(x_ND[ask]).astype(np.float32)
+    parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+    for at in range(0, len(good_N), BLOCK):
+        rows = good_N[at : at + BLOCK]
+        of, column = np.nonzero(ask_nD @ _unit32(x_ND[rows]).T >= edge - _slack(x_ND))
+        other = rows[column]
+        keep = other != ask[of]
+        of, other = of[keep], other[keep]
+        keep = cosines(x_ND, ask[of], other) >= edge
+        parts.append((of[keep], other[keep]))
+    return tuple(np.concatenate(part) for part in zip(*parts))  # type: ignore[return-value]
+
+
+class _CellJoin:
+    """The blocks of an approximate join, each kept in `work` once it is done."""
+
+    def __init__(
+        self,
+        x_ND: Floats,
+        good_n: Ints,
+        edge: float,
+        work: Path,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.x_ND, self.good_n, self.edge, self.work = x_ND, good_n, edge, work
+        self.progress, self.pairs = progress, 0
+        self.count = max(1, len(good_n) // CELL)
+        self.probes = min(PROBES, self.count)
+        key = rng.mix(np.arange(len(good_n), dtype=np.uint64) + np.uint64(_key(seed, 1)))
+        self.pick_c = np.sort(np.argsort(key)[: self.count])
+        state = xxhash.xxh3_128(f"{x_ND.dtype.str} {x_ND.shape} {edge} {seed} {CONSTANTS}".encode())
+        for at in range(0, len(x_ND), BLOCK):
+            state.update(x_ND[at : at + BLOCK].tobytes())
+        self.name = state.hexdigest()
+        atomic.own_dir(work)
+
+    def cells(self) -> Iterator[BlockPairs]:
+        """Yield the near pairs of faces that share a cell, in the first cell that they share."""
+        kept = FinishedRows(self.work / "cells", self.name)
+        near_nP: Any = None
+        total = -(-self.count // CELLS)
+        for number in range(total):
+            found = kept.load(number)
+            if found is None:
+                near_nP = self._assigned() if near_nP is None else near_nP
+                found = self._join(near_nP, number * CELLS)
+                kept.save(number, found)
+            self._counted(found)
+            self.progress(number + 1, total, f"{self.pairs} pairs")
+            yield found
+
+    def completed(self, near: NearPairs, turn: int) -> Iterator[BlockPairs]:
+        """Yield near pairs among neighbours of neighbours that are not known."""
+        from scipy.sparse import csr_matrix
+
+        kept = FinishedRows(self.work / f"round-{turn}", self.name)
+        n = len(self.x_ND)
+        start = np.searchsorted(near.a, np.arange(n + 1)).astype(np.int32)
+        full = csr_matrix((near.cosine, near.b, start), shape=(n, n))
+        full = full + full.T.tocsr()
+        few = _nearest(full)
+        full.data = full.data.astype(np.int8)
+        total = -(-n // BLOCK)
+        for number in range(total):
+            found = kept.load(number)
+            if found is None:
+                rows = slice(number * BLOCK, (number + 1) * BLOCK)
+                found = self._expanded(few[rows], few, full[rows], number * BLOCK)
+                kept.save(number, found)
+            self._counted(found)
+            self.progress(number + 1, total, f"{self.pairs} pairs")
+            yield found
+
+    def _counted(self, found: BlockPairs) -> None:
+        self.pairs += len(found.a)
+        if self.pairs > _limit(len(self.x_ND)):
+            raise _too_many(len(self.x_ND), self.edge)
+
+    def _assigned(self) -> npt.NDArray[np.int32]:
+        """Return the nearest cells of every face, ascending, -1 = none; mapped from a file."""
+        n = len(self.good_n)
+        journal = atomic.Journal(self.work / "near.jsonl")
+        path = self.work / "near.npy"
+        try:
+            if path.is_file() and journal.lines and journal.lines[0] == {"join": self.name}:
+                near_nP: Any = np.load(path, mmap_mode="r+", allow_pickle=False)
+            else:  # there is none, or of other rows
+                journal.close()
+                with atomic.writing(path):
+                    (self.work / "near.jsonl").unlink()
+                    near_nP = new_array(path, np.int32, (n, self.probes))
+                journal = atomic.Journal(self.work / "near.jsonl")
+                journal.append({"join": self.name})
+            done = {line["block"]: line["xxh3"] for line in journal.lines[1:]}
+            coarse: faiss_index.NearestIndex | None = None
+            for at in range(0, n, BLOCK):
+                if done.get(at) == xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes()):
+                    continue
+                if coarse is None:
+                    picked = self.good_n[self.pick_c]
+                    coarse = faiss_index.NearestIndex(_unit32(self.x_ND[picked]))
+                rows = self.good_n[at : at + BLOCK]
+                near_nP[at : at + BLOCK] = np.sort(
+                    coarse.nearest(_unit32(self.x_ND[rows]), self.probes), axis=1
+                )
+                near_nP.flush()
+                mark = xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes())
+                journal.append({"block": at, "xxh3": mark})
+                self.progress(min(at + BLOCK, n), n, "faces in cells")
+        finally:
+            journal.close()
+        return near_nP  # type: ignore[no-any-return]
+
+    def _join(self, near_nP: npt.NDArray[np.int32], first: int) -> BlockPairs:
+        """Join the cells from `first` on."""
+        face, cell = [], []
+        for at in range(0, len(near_nP), 8 * BLOCK):
+            part_nP = np.asarray(near_nP[at : at + 8 * BLOCK])
+            i, p = np.nonzero((part_nP >= first) & (part_nP < first + CELLS))
+            face.append(i + at)
+            cell.append(part_nP[i, p])
+        face_m, cell_m = np.concatenate(face), np.concatenate(cell)
+        order = np.argsort(cell_m, kind="stable")
+        face_m, cell_m = face_m[order], cell_m[order]
+        parts: list[tuple[Ints, Ints]] = []
+        for some_m in np.split(np.arange(len(cell_m)), np.flatnonzero(np.diff(cell_m)) + 1):
+            if len(some_m):
+                parts += self._pairs(near_nP, face_m[some_m], int(cell_m[some_m[0]]))
+        a, b = (np.concatenate([np.empty(0, np.int64), *part]) for part in _turned(parts))
+        return self._scored(self.good_n[a], self.good_n[b])
+
+    def _pairs(
+        self, near_nP: npt.NDArray[np.int32], face_n: Ints, cell: int
+    ) -> list[tuple[Ints, Ints]]:
+        """Screen one cell: pairs a < b whose first common cell it is."""
+        parts = []
+        bound = self.edge - _slack(self.x_ND)
+        for i in range(0, len(face_n), TILE):
+            left_nD = _unit32(self.x_ND[self.good_n[face_n[i : i + TILE]]])
+            for j in range(i, len(face_n), TILE):
+                right_nD = (
+                    left_nD if i == j else _unit32(self.x_ND[self.good_n[face_n[j : j + TILE]]])
+                )
+                a, b = np.divmod(np.flatnonzero(left_nD @ right_nD.T >= bound), len(right_nD))
+                keep = a + i < b + j
+                a, b = face_n[a[keep] + i], face_n[b[keep] + j]
+                first = np.ones(len(a), bool)
+                for at in range(0, len(a), BLOCK):
+                    cut = slice(at, at + BLOCK)
+                    one, two = near_nP[a[cut]], near_nP[b[cut]]
+                    both = (one[:, :, None] == two[:, None, :]).any(axis=2) & (one >= 0)
+                    first[cut] = ~(both & (one < cell)).any(axis=1)
+                parts.append((a[first], b[first]))
+        return parts
+
+    def _expanded(self, few: Any, all_few: Any, known: Any, first: int) -> BlockPairs:
+        """Score the neighbours of neighbours of the rows from `first` on."""
+        reach = (few @ all_few).tocoo()
+        row, column = reach.row.astype(np.int64), reach.col.astype(np.int64)
+        keep = column > row + first
+        key = row[keep] * len(self.x_ND) + column[keep]
+        old = known.tocoo()
+        old_key = old.row.astype(np.int64) * len(self.x_ND) + old.col
+        key = np.setdiff1d(key, old_key, assume_unique=True)
+        a, b = key // len(self.x_ND) + first, key % len(self.x_ND)
+        held = np.zeros(len(a), bool)
+        for at in range(0, len(a), BLOCK):
+            cut = slice(at, at + BLOCK)
+            cosine = np.einsum("nd,nd->n", _unit32(self.x_ND[a[cut]]), _unit32(self.x_ND[b[cut]]))
+            held[cut] = cosine >= self.edge - _slack(self.x_ND)
+        return self._scored(a[held], b[held])
+
+    def _scored(self, a: Ints, b: Ints) -> BlockPairs:
+        cosine = cosines(self.x_ND, a, b)
+        keep = cosine >= self.edge
+        return BlockPairs(a[keep], b[keep], cosine[keep])
+
+
+def _near(x_ND: Floats, found: Sequence[Any], good_n: Ints | None = None) -> NearPairs:
+    """Sort pairs of disjoint blocks."""
+    small = [_small(one) for one in found]
+    a, b = (
+        np.concatenate([np.empty(0, np.int32), *(getattr(one, name) for one in small)])
+        for name in ("a", "b")
+    )
+    cosine = np.concatenate([np.empty(0, np.float32), *(one.cosine for one in small)])
+    order = np.lexsort((b, a))
+    good_N = np.flatnonzero(usable(x_ND)) if good_n is None else good_n
+    return NearPairs(a[order], b[order], cosine[order], good_N)
+
+
+def _small(found: Any) -> NearPairs:
+    """Hold pairs in 12 bytes each."""
+    a, b = (np.asarray(rows, np.int32) for rows in (found.a, found.b))
+    return NearPairs(a, b, np.asarray(found.cosine, np.float32), np.empty(0, np.int64))
+
+
+def _nearest(full: Any) -> Any:
+    """Return a matrix of ones where a row has its `KNOWN` largest, of equals the first columns."""
+    from scipy.sparse import csr_matrix
+
+    n = full.shape[0]
+    many_n = np.flatnonzero(np.diff(full.indptr) > KNOWN)
+    keep = np.ones(len(full.indices), bool)
+    for row in many_n.tolist():
+        cut = slice(full.indptr[row], full.indptr[row + 1])
+        order = np.lexsort((full.indices[cut], -full.data[cut]))
+        keep[full.indptr[row] + order[KNOWN:]] = False
+    start = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[full.indptr].astype(np.int32)
+    column = full.indices[keep]
+    return csr_matrix((np.ones(len(column), np.int32), column, start), shape=(n, n))
+
+
+def _turned(parts: list[tuple[Ints, Ints]]) -> tuple[list[Ints], list[Ints]]:
+    return [part[0] for part in parts], [part[1] for part in parts]
+
+
+def _unit32(x_nD: Floats) -> F32:
+    """Scale rows to length one in float32."""
+    row_nD = np.asarray(x_nD, np.float32)
+    scaled: F32 = row_nD / np.sqrt(np.einsum("nd,nd->n", row_nD, row_nD))[:, None]
+    return scaled
+
+
+def _slack(x_ND: Floats) -> float:
+    """Bound what float32 takes from a cosine: of the product, and of lengths found in float32."""
+    return 2 * screens.margin(x_ND.shape[1])
+
+
+def _limit(n: int) -> int:
+    return min(max(1_000_000, LIMIT * n), 2**30 - 1)  # scipy counts both ends of them in 31 bits
+
+
+def _key(seed: int, purpose: int) -> int:
+    return rng.key_of(seed, purpose)
+
+
+def _too_many(n: int, edge: float) -> ResourceError:
+    return ResourceError(
+        "GL0503",
+        f"more than {_limit(n)} pairs of {n} faces reach cosine {edge:.3f}",
+        where="--method graph",
+        hint="a higher --edge; many copies of one image? glint drop takes them out",
+    )
