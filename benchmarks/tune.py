@@ -98,7 +98,9 @@ def methods(place: Path, seed: int) -> list[dict[str, Any]]:
     words, (own, other) = f"tune, seed {seed}", ways["glint tune"]["sets"]
     return [
         *accuracies(words, ways),
-        told(f"{words}: learning rate found", ways["glint tune"]["learning_rate"]),
+        told(
+            f"{words}: learning rate found, millionths", 1e6 * ways["glint tune"]["learning_rate"]
+        ),
         told(f"{words}: share of the tuned net", ways["glint tune"]["share"]),
         ceiling(f"{words}: CPU minutes", cpu / 60, 15),
         floor(f"{words}: gained on held-out people", own["after"] - own["before"], 0.0),

@@ -135,6 +135,7 @@ SAID: dict[str, tuple[str, str]] = {
     "quality.method": ("", "how quality is measured ([Image quality](quality.md))"),
     "quality.model": ("", "the net that measures it"),
     "quality.least": ("", "for `[balance]`: a number, or a share as in `5%`"),
+    "cluster.method": ("", "a stream (online) or all faces at once (graph); not given: online"),
     "cluster.join": ("cosine", "from which a face joins a cluster"),
     "cluster.connect": ("cosine", "from which two clusters are one person"),
     "cluster.min": ("faces", "of an identity, at least"),
