@@ -130,6 +130,11 @@ def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Reca
     return Recall(asked, true, hits / true, float(share.mean()))
 
 
+def _unordered(_: Ints | None) -> Ints:
+    """Return the order of cells: their own."""
+    return np.empty(0, np.int64)
+
+
 def _all_near(x_ND: Floats, ask: Ints, good_N: Ints, edge: float) -> tuple[Ints, Ints]:
     """Compare some rows with all: (which of `ask`, other row) of every pair from `edge` on."""
     ask_nD = pairs.unit64(x_ND[ask]).astype(np.float32)
@@ -171,7 +176,7 @@ class _CellJoin:
 
     def cells(self) -> Iterator[BlockPairs]:
         """Yield the near pairs of faces that share a cell, in the first cell that they share."""
-        kept = FinishedRows(self.work / "cells", self.name)
+        kept = FinishedRows(self.work / "cells", self.name, _unordered)
         near_nP: Any = None
         total = -(-self.count // CELLS)
         for number in range(total):
@@ -188,7 +193,7 @@ class _CellJoin:
         """Yield near pairs among neighbours of neighbours that are not known."""
         from scipy.sparse import csr_matrix
 
-        kept = FinishedRows(self.work / f"round-{turn}", self.name)
+        kept = FinishedRows(self.work / f"round-{turn}", self.name, _unordered)
         n = len(self.x_ND)
         start = np.searchsorted(near.a, np.arange(n + 1)).astype(np.int32)
         full = csr_matrix((near.cosine, near.b, start), shape=(n, n))

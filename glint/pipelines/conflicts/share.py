@@ -126,4 +126,4 @@ def dealt(task: tasks.Task | None, rows: int) -> list[int]:
 
 def searched(emb: Embeddings, search: pairs.Search) -> Embeddings:
     """Return the embeddings with the centres that are searched, to the bit."""
-    return replace(emb, centre_CD=np.load(search.rows, mmap_mode="r", allow_pickle=False))
+    return replace(emb, centres_CD=np.load(search.rows, mmap_mode="r", allow_pickle=False))
