@@ -71,8 +71,8 @@ def drawing(name: str, result: dict[str, Any]) -> tuple[list[Lines], list[Chart]
 
 
 def digits_of(count: int) -> int:
-    """Return the decimals of a percentage of so many: no more than one of them is worth."""
-    return min(4, max(1, math.ceil(math.log10(max(1, count)) - 2)))
+    """Return the decimals of a percentage of so many: two, more where one of them is worth less."""
+    return min(4, max(2, math.ceil(math.log10(max(1, count)) - 2)))
 
 
 def _words(value: float | None, digits: int | None) -> str:
@@ -97,6 +97,7 @@ def write_page(
     counts = [*headline]
     for name, result in results:
         tars = [(far, tar) for far, tar in result["tar_at_far"].items() if tar is not None]
+        tars = [one for one in tars if float(one[0]) * result["impostors"] >= 1] or tars
         if tars:
             far, tar = min(tars, key=lambda pair: abs(np.log10(float(pair[0])) + 4))
             text = number(100 * tar, f".{digits_of(result['genuine'])}f")

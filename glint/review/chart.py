@@ -56,8 +56,7 @@ def short(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e4):
             return f"{value / size:.7g}{letter}"
-    return number(value, ".7g")
-
+    return number(value, ".7g").replace("e-0", "e-")
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def chart(
             steps += [(x(left), y(many)), (x(right), y(many))]
         steps.append((x(stop), float(frame.floor)))
         points = " ".join(f"{a:g},{b:g}" for a, b in steps)
-        series.append(Series(kind, f"{words} ({int(count.sum())})", points, filled))
+        series.append(Series(kind, f"{words} ({int(count.sum()):,})", points, filled))
     across = [Tick(x(value), short(value)) for value in marks]
     up = [Tick(y(value), short(value)) for value in powers]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]

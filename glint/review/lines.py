@@ -121,19 +121,20 @@ def lines(
     scale = Scale(start, stop, low, high, logarithmic)
     beside, above = ticks(low, high, 5), scale.marks()
     frame = framed(above, beside, 30 if epoch else 12)
-    curves, points = [], []
+    curves: list[Curve] = []
+    points: list[tuple[int, str, Reals, Reals]] = []
     for at, (words, x, y) in zip(numbers, sound):
         last = number(y[np.isfinite(y)][-1]) if told else ""
         pieces: list[list[str]] = [[]]
-        thin = thinned(x, y)
-        for a, b in zip(*thin):
+        thin_x, thin_y = thinned(x, y)
+        for a, b in zip(thin_x, thin_y):
             if math.isfinite(b):
                 pieces[-1].append(f"{frame.x(scale.across(a)):g},{frame.y(scale.up(b)):g}")
             elif pieces[-1]:
                 pieces.append([])
         drawn = [" ".join(p if len(p) > 1 else p * 2) for p in pieces if p]
         curves.append(Curve(at, words, drawn, last))
-        points.append((at, words, *(np.array(side) for side in thin)))
+        points.append((at, words, np.array(thin_x), np.array(thin_y)))
     turns = ticks(start / epoch, stop / epoch, 8) if epoch else []
     return Lines(
         title, axis, curves,

@@ -145,9 +145,7 @@ class Told:
         return f"{self.done:,} of {total:,}" if total else f"{self.done:,}"
 
 
-def _quantity(
-    run: Told, name: str, inner: str = "", scale: float = 1.0
-) -> tuple[Reals, Reals]:
+def _quantity(run: Told, name: str, inner: str = "", scale: float = 1.0) -> tuple[Reals, Reals]:
     return _reals(run.steps, "step"), scale * _reals(run.steps, name, inner)
 
 
@@ -180,13 +178,15 @@ def _one(run: Path, told: Told, live: bool) -> Plots:
     for name, (step_S, value_S) in sets.items():
         if np.isfinite(value_S).any():
             top = int(np.nanargmax(value_S))
-            last, best = (f"{value_S[k]:.2f} %" for k in (-1, top))
-            table.append((name, last, best, f"{step_S[top]:.0f}"))
+            last, highest = (f"{value_S[k]:.2f} %" for k in (-1, top))
+            table.append((name, last, highest, f"{step_S[top]:,.0f}"))
     shares = [(part, *_quantity(told, "time", part, 100)) for part in _PARTS]
     shares = [  # where a share does not stand it took nothing
         (part, x, np.nan_to_num(y)) for part, x, y in shares if np.isfinite(y).any()
     ]
-    drawn = [draw(ACCURACY, values=[(name, *xy) for name, xy in sets.items()], note=_NOTE[ACCURACY])]
+    drawn = [
+        draw(ACCURACY, values=[(name, *xy) for name, xy in sets.items()], note=_NOTE[ACCURACY])
+    ]
     drawn += [
         draw(title, values=[(words, *_quantity(told, name)) for name, words in names],
              note=_NOTE[title], **ends)
@@ -202,7 +202,8 @@ def _one(run: Path, told: Told, live: bool) -> Plots:
         (f"{good_S[-1]:.3f}" if len(good_S) else "-", "loss"),
         (f"{np.nanmedian(speed_S):,.0f}" if np.isfinite(speed_S).any() else "-", "images/s"),
     ]
-    notes = [f"{skipped} logged steps had no finite loss and were skipped"] if skipped else []
+    words = f"{skipped} logged step{'s'[: skipped != 1]} without a finite loss: skipped"
+    notes = [words] if skipped else []
     heads = ("set", "last", "best", "at step")
     tables = [Table("Verification", heads, table)] if table else []
     shown = [drawing for drawing in drawn if drawing is not None]
@@ -222,21 +223,20 @@ def _several(runs: Sequence[Told]) -> Plots:
             head = title if len(names) == 1 else f"{title}: {words}"
             values = [(one.name, *_quantity(one, name)) for one in runs]
             drawn.append(draw(head, values=values, note=_NOTE[title], **ends))
-    best = [one.best() for one in runs]
-    counts = [("-" if math.isnan(b) else f"{b:.2f} %", f"best accuracy of {one.name}")
-              for b, one in zip(best, runs)]  # fmt: skip
+    best = sorted(((one.best(), one.name) for one in runs), key=lambda b: -np.nan_to_num(b[0]))
+    counts = [("-" if math.isnan(b) else f"{b:.2f} %", f"best accuracy of {n}") for b, n in best]
     rows = []
     for one in runs:
         for name, (step_S, value_S) in one.sets().items():
             if np.isfinite(value_S).any():
                 top = int(np.nanargmax(value_S))
                 rows.append((one.name, one.steps_done(), name, f"{value_S[-1]:.2f} %",
-                             f"{value_S[top]:.2f} %", f"{step_S[top]:.0f}"))  # fmt: skip
+                             f"{value_S[top]:.2f} %", f"{step_S[top]:,.0f}"))  # fmt: skip
     heads = ("run", "steps", "set", "last", "best", "at step")
     tables = [Table("Verification", heads, rows)] if rows else []
     notes = []
     if len({one.last("steps_per_epoch") for one in runs}) > 1:
-        notes.append("Epochs of these runs differ in length: there is no axis of epochs.")
+        notes.append("No axis of epochs: these runs differ in their length, or a log lacks it.")
     shown = [drawing for drawing in drawn if drawing is not None]
     return Plots(" and ".join(one.name for one in runs), counts, [], shown, (), tables, notes,
                  status=f"{len(runs)} runs, written {_now()}")  # fmt: skip
@@ -250,8 +250,8 @@ def _status(told: Told, live: bool) -> str:
     marks = told.marks()
     resumed = f" Resumed {len(marks)} time{'s'[: len(marks) > 1]}: dashed lines." if marks else ""
     if live:
-        return (f"Training, as of {_now()}. This page loads itself again; where that time is some "
-                f"minutes old, the run is gone.{resumed}")  # fmt: skip
+        stale = "if that time stays behind for longer than a verification takes, the run is gone"
+        return f"Training, as of {_now()}. This page loads itself again; {stale}.{resumed}"
     finished = "Finished. " if told.done and told.done == told.last("steps") else ""
     return f"{finished}Written {_now()}.{resumed}"
 

@@ -13,7 +13,7 @@ from glint.dist.world import World
 from glint.errors import DivergedError
 from glint.models import checkpoint, stored
 from glint.recipes.load import load
-from glint.train import loop, metrics
+from glint.train import loop, metrics, report
 from glint.train.build import Run, build
 from glint.train.recipe import Recipe
 
@@ -90,6 +90,9 @@ def test_a_resumed_average_is_the_uninterrupted_one_to_the_bit(made: Any, tmp_pa
         one, two = checkpoint.tensors(whole, name), checkpoint.tensors(parts, name)
         assert one.keys() == two.keys() and len(one) > 10
         assert all(torch.equal(one[key], two[key]) for key in one), name
+    page = report.page(tmp_path / "parts")
+    assert [mark.words for mark in page.lines[0].marks] == ["resumed"]
+    assert ("4 of 4", "steps") in page.counts and page.status.startswith("Finished.")
 
 
 def test_vectors_are_spared_weight_decay_on_request(made: Any, tmp_path: Path) -> None:
@@ -143,6 +146,8 @@ def test_too_many_bad_steps_in_a_row_end_the_run(made: Any, tmp_path: Path) -> N
     poison(run, {1, 2, 3, 4, 5})
     with pytest.raises(DivergedError, match="at step 4, 3 such steps in a row"):
         loop.train(run)
+    page = (tmp_path / "run" / report.NAME).read_text()  # it waits for nothing
+    assert "refresh" not in page and "Finished" not in page
 
 
 @pytest.mark.slow

@@ -135,7 +135,8 @@ def identify(
         rows += [(f"TAR at FAR {far}", "-" if tar is None else f"{100 * tar:.3f} %")
                  for far, tar in found["tar_at_far"].items()]  # fmt: skip
         table: text.Rows = ("Rank 1 by distractors", ("distractors", "share"), rows)
-        _page(report, "Identification", [], about, [table])
+        first = [(f"{100 * value:.2f} %", f"rank 1 among {count}") for count, value in rank][-1:]
+        _page(report, "Identification", [], about, [table], first)
     return results.EvalIdentify(**found, **about)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from glint.cli import report as command
 from glint.errors import UsageError
 from glint.review.chart import LETTER
 from glint.review.plots import html
@@ -98,7 +101,7 @@ def test_the_figures_of_the_log_are_told(run: Path) -> None:
     titles = [drawing.title for drawing in made.lines]
     assert titles[:2] == ["Verification accuracy, %", "Loss"] and len(titles) == 6
     assert len(made.lines[1].curves[0].pieces) == 2  # step 30 has no loss
-    assert made.notes == ["1 logged steps had no finite loss and were skipped"]
+    assert made.notes == ["1 logged step without a finite loss: skipped"]
     assert all(len(drawing.note.split()) > 5 for drawing in made.lines)  # how to read each
 
 
@@ -125,7 +128,7 @@ def test_ticks_stand_inside_their_drawing(tmp_path: Path) -> None:
         size = LETTER * len(words)  # at the larger letters of a phone
         x, y = float(at["x"]), float(at["y"])
         left = {"end": x - size, "middle": x - size / 2, "start": x}[at["text-anchor"]]
-        assert -0.1 <= left and left + size <= width + 0.1, (words, at)
+        assert left >= -0.1 and left + size <= width + 0.1, (words, at)
         assert 11 <= y <= height, (words, at)
 
 
@@ -243,3 +246,16 @@ def test_runs_lie_over_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     other = write(tmp_path / "b" / "small_lr", [start(0), step_of(5)])
     names = [curve.words for curve in report.page(one, other).lines[-1].curves]
     assert names == [str(one), str(other)]  # one name for both would tell nothing
+
+
+def test_the_command_takes_one_run_or_several(tmp_path: Path) -> None:
+    one, two = long(tmp_path / "one"), long(tmp_path / "two")
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    command.register(app)
+    for runs, out in (([one], None), ([one, two], tmp_path / "both.html")):
+        words = ["report", *map(str, runs), *(["--out", str(out)] if out else []), "--json"]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        page = Path(json.loads(done.stdout)["page"])
+        assert page == (out or one / "report.html") and "408" in page.read_text()
