@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,3 +194,24 @@ def test_a_log_goes_on_where_the_run_does(tmp_path: Path) -> None:
     assert path.read_text() == "".join(lines[:2])
     metrics.cut(path, 0)
     assert path.read_text() == ""
+
+
+def test_the_page_of_a_run_is_kept_up_while_it_trains_and_never_ends_it(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, live = tmp_path / "run" / report.NAME, list[bool]()
+
+    def look(done: int, total: int, note: str) -> None:
+        live.append(page.exists() and 'http-equiv="refresh"' in page.read_text())
+
+    clock = itertools.count(step=1e6)  # whatever a page takes, the next is due
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    loop.train(made(tmp_path / "run", "schedule.max_steps=4"), look)
+    assert live == [False, True, True, True] and "refresh" not in page.read_text()
+
+    def fail(*runs: Path, **how: Any) -> None:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "page", fail)
+    loop.train(made(tmp_path / "other", "schedule.max_steps=4"))
+    assert losses(tmp_path / "other") == losses(tmp_path / "run")
