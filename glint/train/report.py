@@ -264,7 +264,8 @@ def facts(run: Path) -> list[tuple[str, str]]:
     try:
         state = checkpoint.read_state(found[-1])
         rows = [("checkpoint", found[-1].name)]
-        for name in ("world", "global_batch", "steps_per_epoch", "torch"):
+        rows.append(("ranks", str(state["world"])))
+        for name in ("global_batch", "steps_per_epoch", "torch"):
             rows.append((name.replace("_", " "), str(state[name])))
         for name, value in state["identity"].items():
             if isinstance(value, dict):

@@ -22,7 +22,7 @@ def share(value: float | None, interval: Sequence[float] | None = None) -> str:
     """Write a share in per cent, with its interval."""
     if value is None:
         return "-"
-    text = f"{100 * value:.3f}" if interval is None else f"{100 * value:.2f}"
+    text = f"{100 * value:.2f}"
     if interval is not None:
         text += f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
     return text
