@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# Behind a drawing of docs/img: the paper and its colours, light or dark as the reader's screen is.
+PAPER = (
+    "<style>text{fill:#1c2126}.s{font-size:11px;fill:#555}@media(prefers-color-scheme:dark)"
+    '{text,.s{fill:#e6eaee}rect[width="100%"]{fill:#1e2429}[stroke="#e4e4e4"]{stroke:#39424a}'
+    '[stroke="#1a5fb4"],[stroke="#1b6ca8"]{stroke:#6aa5f0}[fill="#1b6ca8"]{fill:#6aa5f0}}</style>'
+    '<rect width="100%" height="100%" fill="#fff"/>'
+)
 
 
 def told(figure: str, value: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import ROOT, floor, machine, spent, told
+from figures import PAPER, ROOT, floor, machine, spent, told
 from real_faces import SHARED, reader, run_glint
 
 BATCH, DIM, SCALE, MARGIN, LR, DECAY = 32, 128, 32.0, 0.35, 0.004, 0.05
@@ -255,7 +255,7 @@ def plot(curves: dict[str, list[list[Any]]]) -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 20} 286" '
         'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="#fff"/>',
+        PAPER,
         f'<text x="{left}" y="18">Accuracy on 1,000 pairs of people never seen</text>',
         f'<rect x="{left}" y="{top}" width="{wide}" height="{tall}" fill="none" stroke="#999"/>',
     ]

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from figures import floor, machine, told
+from figures import PAPER, floor, machine, told
 from torch import nn
 
 from glint.conflicts import verdicts
@@ -469,7 +469,7 @@ def plot(told_: list[dict[str, Any]], rates: tuple[float, ...], worlds: list[str
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right} 290" '
         'font-family="sans-serif" font-size="12">',
-        '<rect width="100%" height="100%" fill="#fff"/>',
+        PAPER,
         f'<text x="{left}" y="18">TAR at FAR {FAR} on people never seen</text>',
     ]
 
@@ -506,7 +506,9 @@ def plot(told_: list[dict[str, Any]], rates: tuple[float, ...], worlds: list[str
             x = x0 + 25 + step * (wide - 50) / max(1, len(order) - 1)
             out.append(f'<text x="{x:.1f}" y="{top + tall + 16}" text-anchor="middle">'
                        f"{rate:g}</text>")  # fmt: skip
-    out.append(f'<text x="{left}" y="{top + tall + 34}">share of classes that play</text>')
+    out.append(
+        f'<text x="{left}" y="{top + tall + 34}">share of class centres used in a step</text>'
+    )
     for number, (head, name) in enumerate(NAME.items()):
         x = left + number * 150
         out.append(f'<path d="M{x} 268h18" stroke="{COLOUR[head]}" stroke-width="3"/>'

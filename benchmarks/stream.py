@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from figures import ceiling, floor, machine
+from figures import PAPER, ceiling, floor, machine
 
 ROOT = Path(__file__).parents[1]
 BATCH, SIDE = 128, 112
@@ -729,8 +729,7 @@ def draw(plans: dict[str, Any], n: int, path: Path) -> None:
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" font-family="sans-serif" font-size="14">'
-        "<style>.s{font-size:11px;fill:#555}</style>"
-        '<rect width="100%" height="100%" fill="#fff"/>' + "".join(parts) + "</svg>\n"
+        f"{PAPER}{''.join(parts)}</svg>\n"
     )
 
 

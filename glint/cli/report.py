@@ -1,4 +1,4 @@
-"""`glint report`: the page of a run."""
+"""`glint report`: the page of a run, or of several over each other."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Path = typer.Argument(..., metavar="RUN", help="The folder of a run."),
-    out: Path | None = typer.Option(None, "--out", help="The page; default RUN/report.html."),
+    runs: list[Path] = typer.Argument(..., metavar="RUN...", help="Folders of runs."),
+    out: Path | None = typer.Option(
+        None, "--out", help="The page; default RUN/report.html, of several runs runs.html here."
+    ),
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:
-    """Write the log of a run as one HTML page that opens offline."""
+    """Write the logs of runs as one HTML page that opens offline."""
 
     def work() -> results.Report:
         from glint.results import models as results
         from glint.train.report import make
 
-        return results.Report(page=str(make(run, out)))
+        return results.Report(page=str(make(*runs, out=out)))
 
     console.run(work, as_json, debug=debug, say=lambda result: str(result.page))

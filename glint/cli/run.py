@@ -177,11 +177,12 @@ def _write_page(folder: Path, steps: list[dict[str, Any]], road: list[list[str]]
     ]
     rows += [[shlex.join(command), "not yet"] for command in road[len(steps) :]]
     spent = sum(one["seconds"] for one in steps)
-    counts = [(f"{len(steps)} of {len(road)}", "stages done"), (f"{spent:.0f} s", "spent")]
-    for one in steps:
-        if one["command"][1:3] == ["eval", "pairs"]:
-            name = Path(one["command"][3]).stem
-            counts.append((f"{100 * one['result']['accuracy']:.2f} %", f"accuracy on {name}"))
+    counts = [
+        (f"{100 * one['result']['accuracy']:.2f} %", f"accuracy on {Path(one['command'][3]).stem}")
+        for one in steps
+        if one["command"][1:3] == ["eval", "pairs"]
+    ]
+    counts += [(f"{len(steps)} of {len(road)}", "stages done"), (f"{spent:.0f} s", "spent")]
     plots.write(
         folder / PAGE,
         plots.Plots(

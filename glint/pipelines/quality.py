@@ -312,12 +312,12 @@ def _page(dataset: Dataset, score_n: npt.NDArray[np.float64], about: dict[str, A
         ]
         title = f"Pairs of one person that are rejected, at {FMR:g} of strangers accepted"
         axis = "share of the images discarded, the worst first"
-        drawing = lines.lines(title, axis, values, bottom=0.0)
-        curves = [drawing] if drawing else []
-        notes.append(
+        note = (
             "A quality is worth something where its curve falls below the one at random. Images "
             "under a wrong name are rejected whatever their quality."
         )
+        drawing = lines.lines(title, axis, values, bottom=0.0, note=note)
+        curves = [drawing] if drawing else []
     counts = [(f"{about['scored']:,}", "images with a quality"),
               (f"{about['images'] - about['scored']:,}", "without")]  # fmt: skip
     facts = [("dataset", dataset.name), ("method", about["method"]),

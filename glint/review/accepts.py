@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from glint.review.chart import Chart, chart
+from glint.review.chart import Chart, chart, number
 from glint.review.lines import Lines, lines
 from glint.review.plots import Plots, Table, write
 
@@ -25,8 +26,12 @@ def drawing(name: str, result: dict[str, Any]) -> tuple[list[Lines], list[Chart]
     curves: list[Lines] = []
     if len(result["roc"]) > 1:
         far_p, tar_p = (np.array(side, np.float64) for side in zip(*result["roc"]))
-        title = f"{name}: true accepts by false accept rate"
-        found = lines(title, "FAR", [("TAR", far_p, tar_p)], top=1.0, logarithmic=True)
+        found = lines(
+            f"{name}: same-person pairs accepted, %, by false accept rate", "FAR",
+            [("TAR", far_p, 100 * tar_p)], top=100.0, logarithmic=True, told=False,
+            note="TAR: how many pairs of one person are accepted where so many pairs of different "
+            "people (FAR, a logarithmic axis) are accepted too. Higher is better.",
+        )  # fmt: skip
         curves = [found] if found is not None else []
     counts = [np.array(result["histogram"][kind], np.float64) for kind in ("impostors", "genuine")]
     bins = len(counts[0])
@@ -49,20 +54,32 @@ def drawing(name: str, result: dict[str, Any]) -> tuple[list[Lines], list[Chart]
                 stop=float(np.ceil(10 * centre[filled[-1]]) / 10),
                 step=2 / bins,
                 weights=counts,
+                note="How many pairs have each cosine, on a logarithmic axis: the less both kinds "
+                "overlap, the better.",
             )
         ]  # fmt: skip
-    columns = [("TAR", "tar_at_far"), ("TAR at the nearest FAR", "tar_at_nearest_far"),
-               ("threshold", "threshold_at_far")]  # fmt: skip
-    columns = [(words, key) for words, key in columns if key in result]
+    digits = digits_of(result["genuine"])
+    columns = [("TAR %", "tar_at_far", digits), ("TAR at the nearest FAR %", "tar_at_nearest_far",
+               digits), ("threshold, cosine", "threshold_at_far", None)]  # fmt: skip
+    columns = [one for one in columns if one[1] in result]
     rows = [
-        (far, *(_words(result[key][far]) for _, key in columns)) for far in result["tar_at_far"]
+        (far, *(_words(result[key][far], places) for _, key, places in columns))
+        for far in result["tar_at_far"]
     ]
-    heads = ("FAR", *(words for words, _ in columns))
+    heads = ("FAR", *(words for words, _, _ in columns))
     return curves, charts, [Table(f"{name}: accept rates", heads, rows)]
 
 
-def _words(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6f}"
+def digits_of(count: int) -> int:
+    """Return the decimals of a percentage of so many: two, more where one of them is worth less."""
+    return min(4, max(2, math.ceil(math.log10(max(1, count)) - 2)))
+
+
+def _words(value: float | None, digits: int | None) -> str:
+    """Write a share in per cent with so many decimals, or a cosine."""
+    if value is None:
+        return "-"
+    return number(value, ".4f") if digits is None else number(100 * value, f".{digits}f")
 
 
 def write_page(
@@ -73,15 +90,18 @@ def write_page(
     facts: Sequence[tuple[str, str]] = (),
     tables: Sequence[Table] = (),
     notes: Sequence[str] = (),
+    headline: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write the page of results as `drawing` takes them, each with a name. Raises ResourceError."""
     parts = [drawing(name, result) for name, result in results]
-    counts = []
+    counts = [*headline]
     for name, result in results:
         tars = [(far, tar) for far, tar in result["tar_at_far"].items() if tar is not None]
+        tars = [one for one in tars if float(one[0]) * result["impostors"] >= 1] or tars
         if tars:
             far, tar = min(tars, key=lambda pair: abs(np.log10(float(pair[0])) + 4))
-            counts.append((f"{100 * tar:.2f} %", f"{name}, TAR at FAR {far}"))
+            text = number(100 * tar, f".{digits_of(result['genuine'])}f")
+            counts.append((f"{text} %", f"{name}, TAR at FAR {far}"))
         counts.append((f"{result['genuine']:,}", "pairs of the same person"))
         counts.append((f"{result['impostors']:,}", "pairs of different people"))
     write(

@@ -20,10 +20,10 @@ class Frame:
 
     width: int = 640
     height: int = 220
-    left: int = 44
-    right: int = 632
+    left: int = 48
+    right: int = 624
     top: int = 12
-    floor: int = 186
+    floor: int = 180
 
     def x(self, share: float) -> float:
         """Place a share of the horizontal axis."""
@@ -34,7 +34,29 @@ class Frame:
         return round(self.floor - (self.floor - self.top) * share, 1)
 
 
-FRAME = Frame()
+MOST_READS = 400  # strips of a drawing that can be read
+LETTER = 10.8  # units that a sign of a tick takes at most: 17 px on a phone
+
+
+def framed(across: Sequence[float], up: Sequence[float], top: int = 12) -> Frame:
+    """Return a frame whose margins hold the words of its ticks."""
+    left = 10 + LETTER * max([5, *(len(short(value)) for value in up)])
+    right = LETTER / 2 * max([3, *(len(short(value)) for value in across[-1:])])
+    return Frame(left=math.ceil(left), right=math.floor(638 - right), top=top)
+
+
+def number(value: float, form: str = ".4g") -> str:
+    """Write a number; nothing has no sign."""
+    text = format(value, form)
+    return text[1:] if text.startswith("-") and not text.strip("-0.") else text
+
+
+def short(value: float) -> str:
+    """Write a round number for an axis, thousands and more with a letter."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e4):
+            return f"{value / size:.7g}{letter}"
+    return number(value, ".7g").replace("e-0", "e-")
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,20 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Read:
+    """What a pointer reads at one place of the horizontal axis: a strip and its words.
+
+    values: each with the class that colours it.
+    """
+
+    at: float
+    left: float
+    width: float
+    head: str
+    values: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Chart:
     """One histogram, ready to draw.
 
@@ -73,7 +109,8 @@ class Chart:
     stop: float
     cut: str
     note: str
-    frame: Frame = FRAME
+    frame: Frame
+    reads: Sequence[Read] = ()
 
 
 def ticks(start: float, stop: float, most: int = 6) -> list[float]:
@@ -115,27 +152,40 @@ def chart(
     ]
     top = max([10, *(int(c.max()) for c in counts if c.size)])
     decades = int(np.ceil(np.log10(top)))
+    start, stop = start + 0.0, stop + 0.0  # no sign of a zero
+    marks = ticks(start, stop, 10)
+    powers = [10.0**d for d in range(0, decades + 1, 1 if decades <= 7 else 2)]
+    frame = framed(marks, powers)
 
     def x(value: float) -> float:
-        return FRAME.x((value - start) / (stop - start))
+        return frame.x((value - start) / (stop - start))
 
     def y(count: float) -> float:
         if count < 0.5:
-            return FRAME.floor
+            return frame.floor
         # One stands a step above none, so that a single pair can be seen.
-        return FRAME.y((math.log10(count) + 0.3) / (decades + 0.3))
+        return frame.y((math.log10(count) + 0.3) / (decades + 0.3))
 
     series = []
     for (kind, words, _, filled), count in zip(values, counts):
-        steps = [(x(start), float(FRAME.floor))]
-        for i, number in enumerate(count):
+        steps = [(x(start), float(frame.floor))]
+        for i, many in enumerate(count):
             left, right = start + i * (stop - start) / bins, start + (i + 1) * (stop - start) / bins
-            steps += [(x(left), y(number)), (x(right), y(number))]
-        steps.append((x(stop), float(FRAME.floor)))
+            steps += [(x(left), y(many)), (x(right), y(many))]
+        steps.append((x(stop), float(frame.floor)))
         points = " ".join(f"{a:g},{b:g}" for a, b in steps)
-        series.append(Series(kind, f"{words} ({int(count.sum())})", points, filled))
-    across = [Tick(x(value), f"{value:.7g}") for value in ticks(start, stop, 10)]
-    marks = range(0, decades + 1, 1 if decades <= 7 else 2)
-    up = [Tick(y(10.0**d), f"{10**d}" if d < 5 else f"1e{d}") for d in marks]
+        series.append(Series(kind, f"{words} ({int(count.sum()):,})", points, filled))
+    across = [Tick(x(value), short(value)) for value in marks]
+    up = [Tick(y(value), short(value)) for value in powers]
     drawn = [Tick(x(value), words) for value, words in lines if start <= value <= stop]
-    return Chart(title, axis, series, across, up, drawn, start, stop, cut, note)
+    reads = []
+    each = (stop - start) / bins
+    for i in range(bins):
+        held = [(kind, f"{words} {int(c[i]):,}") for (kind, words, _, _), c in zip(values, counts)]
+        at, a, b = (start + (i + d) * each for d in (0.5, 0, 1))
+        head = f"{axis} {number(a)} to {number(b)}"
+        reads.append(Read(x(at), x(a), round(x(b) - x(a), 1), head, held))
+    return Chart(
+        title, axis, series, across, up, drawn, start, stop, cut, note, frame,
+        reads if bins <= MOST_READS else (),
+    )  # fmt: skip

@@ -32,7 +32,11 @@ class Faces:
 
 @dataclass(frozen=True)
 class Plots:
-    """All that the page shows. counts: (number, words). faces: the page is its owner's only."""
+    """All that the page shows.
+
+    counts: (number, words), the headline first. faces: the page is its owner's only. status: when
+    it was written, of what. refresh: seconds until it loads itself again, 0 for never.
+    """
 
     title: str
     counts: Sequence[tuple[str, str]]
@@ -42,6 +46,8 @@ class Plots:
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     faces: Sequence[Faces] = ()
+    status: str = ""
+    refresh: int = 0
 
 
 def html(page: Plots) -> str:

@@ -60,6 +60,7 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
     if run.world.rank == 0 and start < total:
         write_bytes(run.out / "recipe.toml", dump(recipe).encode())
         logger.info("%s", run.data.stream.coverage(recipe.schedule.epochs))
+        log.start(start, total)
     path = run.out / "checkpoints" / f"step-{start:08d}"
     if run.world.rank == 0 and start >= total:  # killed behind its last save, it had no time to
         prune(path.parent, path, recipe.run.keep)
@@ -68,7 +69,8 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
     if start == 0 and run.data.val:
         log.verification(0, 0.0, evaluate(run))
     pace = Pace(recipe.run, spe, total)
-    with _signals() as stop, Saver(run, log) as saver:
+    page = report.Kept(run.out, run.world.rank == 0)
+    with _signals() as stop, page, Saver(run, log) as saver:
         for step, batches in planned(run, start, total):
             epoch = step // spe
             lr = learning_rate(recipe.schedule, recipe.optim.lr, step, spe)
@@ -92,9 +94,10 @@ def train(run: Run, progress: Progress = silent, until: Until = NEVER) -> result
             if pace.saves(done) or stopping or due or better or done == total:
                 path = saver.save(done, best=better)
                 pace.saved()
-                if run.world.rank == 0:
-                    report.keep_up(run.out)
+                page.keep_up(now=done < total and not stopping)
                 log.mark("save")
+            else:
+                page.keep_up()
             if stopping and done < total:
                 saver.wait()
                 log.close()

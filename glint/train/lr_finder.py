@@ -145,8 +145,12 @@ class NoDescent(InputError):
 def draw(path: Path, found: Found) -> None:
     """Write the page of a search for a rate."""
     one = [("a step", found.rate_S, found.loss_S), ("smoothed", found.rate_S, found.smooth_S)]
-    drawing = lines("Loss at a learning rate", "learning rate", one, logarithmic=True)
     chosen = "none" if math.isnan(found.rate) else f"{found.rate:.2g}"
+    drawing = lines(
+        "Loss at a learning rate", "learning rate", one, logarithmic=True, told=False,
+        note="Taken is a tenth of the rate where the smoothed loss is lowest before it rises.",
+        marks=[] if chosen == "none" else [(found.rate, f"taken: {chosen}")],
+    )  # fmt: skip
     facts = [("steps", str(len(found.rate_S))), ("rates", f"{LOW:g} to {HIGH:g}"),
              ("taken", f"1/{BELOW:g} of the rate where the smoothed loss is lowest")]  # fmt: skip
     shown = [drawing] if drawing is not None else []

@@ -73,6 +73,13 @@ class Log:
             if names:
                 self._loggers = loggers.begin(names, run.out, run.recipe.model_dump(mode="json"))
 
+    def start(self, step: int, total: int) -> None:
+        """Write where a run begins or goes on, of how many steps, and on how many ranks."""
+        run = self.run
+        entry = {"step": step, "steps": total, "steps_per_epoch": run.steps_per_epoch,
+                 "world": run.world.size, "global_batch": run.global_batch}  # fmt: skip
+        self._write("start", entry)
+
     def mark(self, part: str) -> None:
         """Count the time since the last mark as `part`: on a GPU, its own and not the host's.
 
@@ -202,6 +209,8 @@ class Log:
             self._file.write(json.dumps({"kind": kind, **entry}) + "\n")
         except OSError as error:
             logger.warning("the log could not be written: %s", error)
+        if kind == "start":
+            return
         prefix = f"{kind}/{entry['set']}" if "set" in entry else kind
         values = {
             f"{prefix}/{key}": value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -72,6 +73,9 @@ def test_two_models_one_page_and_an_error_row(small: Any, call: Call, tmp_path: 
     assert "data:image/jpeg;base64" in text and "img-src data:" in text
     assert "http" not in text.replace("http-equiv", "") and "<script" not in text
     assert "least alike" in text and "could not be run" in text and "lost_pairs" in text
+    best = max(row["figures"]["accuracy"] for row in made["rows"] if row["set"] == "mine")
+    headline = re.findall(r'class="count first"><b>([^<]*)</b><span>([^,]*)', text)
+    assert headline == [(f"{100 * best:.2f} %", "accuracy on mine")]
     code, out, _ = call(*args)
     assert code == 1 and "Measured" in out and "2 rows could not be run" in out
     (sets / "lost_pairs.txt").unlink()

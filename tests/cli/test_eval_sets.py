@@ -70,7 +70,7 @@ def test_all_pairs_of_a_dataset_and_their_page(
     text = page.read_text()
     assert "<svg" in text
     assert "<script" not in text
-    assert f"{told['tar_at_far']['1e-2']:.6f}" in text
+    assert f">{100 * told['tar_at_far']['1e-2']:.2f}<" in text
     words = call(*args, "--work", tmp_path / "work")
     assert f"{told['impostors']:,} of different people" in words
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from glint.dist.world import World
 from glint.errors import DivergedError
 from glint.models import checkpoint, stored
 from glint.recipes.load import load
-from glint.train import loop, metrics
+from glint.train import loop, metrics, report
 from glint.train.build import Run, build
 from glint.train.recipe import Recipe
 
@@ -90,6 +92,9 @@ def test_a_resumed_average_is_the_uninterrupted_one_to_the_bit(made: Any, tmp_pa
         one, two = checkpoint.tensors(whole, name), checkpoint.tensors(parts, name)
         assert one.keys() == two.keys() and len(one) > 10
         assert all(torch.equal(one[key], two[key]) for key in one), name
+    page = report.page(tmp_path / "parts")
+    assert [mark.words for mark in page.lines[0].marks] == ["resumed"]
+    assert ("4 of 4", "steps") in page.counts and page.status.startswith("Finished.")
 
 
 def test_vectors_are_spared_weight_decay_on_request(made: Any, tmp_path: Path) -> None:
@@ -143,6 +148,8 @@ def test_too_many_bad_steps_in_a_row_end_the_run(made: Any, tmp_path: Path) -> N
     poison(run, {1, 2, 3, 4, 5})
     with pytest.raises(DivergedError, match="at step 4, 3 such steps in a row"):
         loop.train(run)
+    page = (tmp_path / "run" / report.NAME).read_text()  # it waits for nothing
+    assert "refresh" not in page and "Finished" not in page
 
 
 @pytest.mark.slow
@@ -187,3 +194,24 @@ def test_a_log_goes_on_where_the_run_does(tmp_path: Path) -> None:
     assert path.read_text() == "".join(lines[:2])
     metrics.cut(path, 0)
     assert path.read_text() == ""
+
+
+def test_the_page_of_a_run_is_kept_up_while_it_trains_and_never_ends_it(
+    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, live = tmp_path / "run" / report.NAME, list[bool]()
+
+    def look(done: int, total: int, note: str) -> None:
+        live.append(page.exists() and 'http-equiv="refresh"' in page.read_text())
+
+    clock = itertools.count(step=1e6)  # whatever a page takes, the next is due
+    monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    loop.train(made(tmp_path / "run", "schedule.max_steps=4"), look)
+    assert live == [False, True, True, True] and "refresh" not in page.read_text()
+
+    def fail(*runs: Path, **how: Any) -> None:
+        raise RuntimeError("no page")
+
+    monkeypatch.setattr(report, "page", fail)
+    loop.train(made(tmp_path / "other", "schedule.max_steps=4"))
+    assert losses(tmp_path / "other") == losses(tmp_path / "run")

@@ -21,8 +21,8 @@ def folds(sets: list[results.PairSet]) -> Rows:
         "Ten folds",
         heads,
         [
-            (one.set, str(one.pairs), f"{100 * one.accuracy:.3f} %",
-             f"{100 * one.std:.3f} %", f"{1 - one.threshold / 2:.4f}")
+            (one.set, str(one.pairs), f"{100 * one.accuracy:.2f} %",
+             f"{100 * one.std:.2f} %", f"{1 - one.threshold / 2:.4f}")
             for one in sets
         ],
     )  # fmt: skip

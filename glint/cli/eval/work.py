@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ def pairs(
     about: dict[str, Any] = {"model": str(model), "model_digest": opened.digest,
                              "engine": opened.engine, "dim": opened.dim, "flip": flip}  # fmt: skip
     if report is not None:
-        _page(report, "Verification", drawn, about, [text.folds(sets)])
+        accuracy = [(f"{100 * one.accuracy:.2f} %", f"accuracy on {one.set}") for one in sets[:4]]
+        _page(report, "Verification", drawn, about, [text.folds(sets)], accuracy)
     if len(sets) == 1:
         return results.EvalPairs(**vars(sets[0]), **about)
     mean = sum(one.accuracy for one in sets) / len(sets)
@@ -133,7 +135,8 @@ def identify(
         rows += [(f"TAR at FAR {far}", "-" if tar is None else f"{100 * tar:.3f} %")
                  for far, tar in found["tar_at_far"].items()]  # fmt: skip
         table: text.Rows = ("Rank 1 by distractors", ("distractors", "share"), rows)
-        _page(report, "Identification", [], about, [table])
+        first = [(f"{100 * value:.2f} %", f"rank 1 among {count}") for count, value in rank][-1:]
+        _page(report, "Identification", [], about, [table], first)
     return results.EvalIdentify(**found, **about)
 
 
@@ -254,9 +257,11 @@ def _page(
     drawn: list[tuple[str, dict[str, Any]]],
     about: dict[str, Any],
     tables: list[text.Rows],
+    headline: Sequence[tuple[str, str]] = (),
 ) -> None:
     from glint.review.accepts import write_page
     from glint.review.plots import Table
 
     facts = [(name.replace("_", " "), str(value)) for name, value in about.items()]
-    write_page(path, title, drawn, facts=facts, tables=[Table(*rows) for rows in tables])
+    rows = [Table(*one) for one in tables]
+    write_page(path, title, drawn, facts=facts, tables=rows, headline=headline)

@@ -22,7 +22,7 @@ def share(value: float | None, interval: Sequence[float] | None = None) -> str:
     """Write a share in per cent, with its interval."""
     if value is None:
         return "-"
-    text = f"{100 * value:.3f}" if interval is None else f"{100 * value:.2f}"
+    text = f"{100 * value:.2f}"
     if interval is not None:
         text += f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
     return text
@@ -149,8 +149,24 @@ def det(title: str, rans: Sequence[tuple[str, Ran]]) -> list[Lines]:
     if not any(len(x) > 1 for _, x, _ in curves):
         return []
     words = f"{title}: same-person pairs refused, %, by false accept rate (DET)"
-    drawn = lines(words, "FAR", curves, bottom=0.0, logarithmic=True)
+    note = "How many pairs of one person are refused where so many pairs of different people "
+    note += "(FAR, a logarithmic axis) are accepted: lower is better."
+    drawn = lines(words, "FAR", curves, bottom=0.0, logarithmic=True, told=False, note=note)
     return [drawn] if drawn is not None else []
+
+
+def headline(found: results.Bench) -> list[tuple[str, str]]:
+    """Return each model's mean accuracy over the tests of pairs that all of them went through."""
+    rows = {(row.set, row.model): row for row in found.rows if row.error is None}
+    names = [one.name for one in found.models]
+    sets = [one.set for one in found.sets if one.kind in ("pack", "pairs")]
+    sets = [one for one in sets if all((one, name) in rows for name in names)]
+    if not sets:
+        return []
+    over = f"accuracy on {sets[0]}" if len(sets) == 1 else f"mean accuracy on {len(sets)} tests"
+    mean = {n: sum(rows[s, n].figures["accuracy"] for s in sets) / len(sets) for n in names}
+    best = sorted(mean, key=lambda name: -mean[name])
+    return [(f"{100 * mean[name]:.2f} %", f"{over}, {name}") for name in best]
 
 
 def make(path: Path, found: results.Bench, rans: Sequence[tuple[str, Ran]]) -> None:
@@ -180,6 +196,8 @@ def make(path: Path, found: results.Bench, rans: Sequence[tuple[str, Ran]]) -> N
              ("mirrored image added", str(found.flip)),
              *((f"model {one.name}", f"{one.path}, {one.digest[:16]}")
                for one in found.models)]  # fmt: skip
-    counts = [(str(len(found.sets)), "tests"), (str(len(models)), "models"),
+    many = len(found.sets), len(models)
+    counts = [*headline(found)[:4],
+              *((str(n), f"{word}{'s'[: n != 1]}") for n, word in zip(many, ("test", "model"))),
               (str(found.errors), "could not be run")]  # fmt: skip
     write(path, Plots("Bench", counts, facts, curves, charts, tables(found), notes, faces))
