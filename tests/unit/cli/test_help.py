@@ -82,7 +82,7 @@ def test_arguments_are_named_alike() -> None:
         if one.param_type_name == "argument"
     }
     assert found == {
-        "SRC", "OUT", "DATASET", "RECIPE", "SHELF", "KIND", "RUN", "WEIGHTS", "MODEL", "PAIRS",
+        "SRC", "OUT", "DATASET", "RECIPE", "SHELF", "KIND", "RUN...", "WEIGHTS", "MODEL", "PAIRS",
         "EMB", "FOLDER", "REPO",
     }  # fmt: skip
     for name, context in ALL.items():
