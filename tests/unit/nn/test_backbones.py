@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glint.errors import InputError, UsageError
 from glint.nn.backbones import NAMES, create, registry
+from glint.nn.names import ONNX
 
 # name, embedding -> parameters, of them trainable, multiply-adds of one image
 PUBLISHED = {
