@@ -3,11 +3,12 @@
     GLINT_SHARED=../shared python benchmarks/embed_speed.py [--quick] [--out FILE]
 
 LFW's crops and a published net of 1 M parameters (GLINT_SHARED). A plain loop decodes a batch of
-8, scales it, calls the session, divides by lengths: with one thread a call, with two as
-onnxruntime comes (idle threads spin), and with two that do not spin. glint: the whole stage, shards
-to embeddings.json, its checksums and syncs included, two threads. As before: batches of 64, two
-threads in a call. All take turns, in one process; figures are medians over rounds of ratios of CPU
-seconds. The rows of every batch and number of threads are compared to the bit.
+8, scales it, calls the session, divides by lengths: with one thread a call, the same without the
+memory arena, with two as onnxruntime comes (idle threads spin), and with two that do not. glint:
+the whole stage, shards to embeddings.json, its checksums and syncs included, two threads. As
+before: batches of 64, two threads in a call. All take turns, in one process; figures are medians
+over rounds of ratios of CPU seconds. Rows of every batch and number of threads are compared to the
+bit.
 """
 
 from __future__ import annotations
@@ -55,12 +56,15 @@ def _sharded(source: Path, out: Path) -> Path:
     return out
 
 
-def plain(data: Dataset, path: Path, threads: int, spin: bool) -> Callable[[], Any]:
+def plain(
+    data: Dataset, path: Path, threads: int, spin: bool, arena: bool = True
+) -> Callable[[], Any]:
     """Make a plain loop: nothing is checked, nothing is written."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
@@ -118,6 +122,7 @@ def main() -> int:
         runs = {
             "plain loop, one thread": plain(data, path, 1, True),
             "glint": ours(data, path, Path(place) / "emb", False),
+            "plain loop, one thread, no arena": plain(data, path, 1, True, False),
             "plain loop, two threads that do not spin": plain(data, path, 2, False),
             "plain loop, two threads": plain(data, path, 2, True),
             "glint as before": ours(data, path, Path(place) / "old", True),

@@ -1,7 +1,8 @@
 """Unit costs of `glint plan data`: every stage at three sizes, and the fit held to a fourth.
 
     GLINT_SHARED=../shared python benchmarks/plan_data.py [--quick] [--only STAGE ...]
-                                       [--work FOLDER] [--out FILE] [--write glint/pipelines/cost.toml]
+                                       [--work FOLDER] [--out FILE] [--units FILE]
+    python benchmarks/plan_data.py --units FILE --write glint/pipelines/cost.toml
 
 Made datasets of tiny payloads (embed and near duplicates decode JPEGs of 4 to 6 kB). Every stage
 is a process of its own, with one thread, and counts once everything is imported: CPU seconds of it
@@ -10,7 +11,7 @@ and its children (the machine may be loaded), split where a stage can be shared 
 squares of relative errors over three sizes gives the cost of each driver (an image, a byte, a tile
 of 2,048 x 2,048, ... : `drivers` of glint/pipelines/cost.py); a size that took no part in the fit
 judges: within 25 %. Memory judged is what the stage adds to its imports. The graph's figures are
-those of benchmarks/results/clusters_scale.jsonl. With --write, the fits are written into the TOML.
+those of benchmarks/results/clusters_scale.jsonl.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from glint.stream import columns as _i  # noqa: F401
 
 SHARED = Path(os.environ.get("GLINT_SHARED", ROOT.parent / "shared"))
 MOST = 0.25
-SHORT = 3.0  # CPU seconds below which a run is repeated
+SHORT = 8.0  # CPU seconds below which a run is one of three: the machine may be busy
 TINY = b"\xff\xc0\x00\x0b\x08\x00\x70\x00\x70\x01\x01\x11\x00\xff\xd9"
 Begun = Callable[[], None]
 D = cost.Dataset
@@ -188,18 +189,23 @@ def decode(folder: Path, data: D, begun: Callable[[], Spent], more: dict[str, An
 def near_duplicates(
     folder: Path, data: D, begun: Callable[[], Spent], more: dict[str, Any]
 ) -> None:
-    from glint.conflicts import image_hash
     from glint.pipelines.conflicts import outliers
 
     n = int(data.images)
     root = dataset(folder / f"data-{n}", n, 10)
     Real.pictures, data_set = pictures(), Real(root)
-    rng = np.random.default_rng(0)
+    begun()
+    outliers._hashed(data_set, np.arange(n), lambda *_: None)
+
+
+def hashes(folder: Path, data: D, begun: Callable[[], Spent], more: dict[str, Any]) -> None:
+    from glint.conflicts import image_hash
+
+    n, rng = int(data.images), np.random.default_rng(0)
     hash_n = np.zeros(n, np.uint64)  # as many free bits in each of seven bands
     for low, _ in pairwise([64 * i // 7 for i in range(8)]):
         hash_n |= rng.integers(0, 1 << more["bits"], n).astype(np.uint64) << np.uint64(low)
-    spent = begun()
-    spent.around(outliers._hashed)(data_set, np.arange(n), lambda *_: None)
+    begun()
     image_hash.near(hash_n)
 
 
@@ -291,12 +297,14 @@ _SHARDS = [D(40_000, 4000, image_bytes=300), D(30_000, 3000, image_bytes=5000),
 # stage: (function, drivers of cpu, of once, of memory, points; the last takes no part in the fit)
 STAGES: dict[str, tuple[Callable[..., None], str, str, str, list[tuple[D, dict[str, Any]]]]] = {
     "shard": (shard, "image byte", "image byte", "one image", _each(_SHARDS)),
-    "embed": (embed, "image number", "image number centre", "one image dim centre", _each([
-        D(100_000, 100_000, 64, unlabelled=True), D(100_000, 10_000, 512),
-        D(200_000, 50_000, 128), D(300_000, 30_000, 64), D(400_000, 50_000, 256)])),
+    "embed": (embed, "image number", "image number centre", "one image centre", _each([
+        D(100_000, 100_000, 64, unlabelled=True), D(60_000, 30_000, 512),
+        D(200_000, 50_000, 128), D(300_000, 100_000, 64), D(400_000, 50_000, 256)])),
     "decode": (decode, "image", "", "one", _each(_ten(10_000, 20_000, 30_000, 50_000))),
-    "near duplicates": (near_duplicates, "image", "image_log hash", "one image",
-                        _each(_ten(20_000, 40_000, 80_000, 110_000), [4, 5, 5, 5])),
+    "near duplicates": (near_duplicates, "image", "", "one", _each(
+        _ten(10_000, 20_000, 30_000, 45_000))),
+    "hashes": (hashes, "image_log hash", "", "one image", _each(
+        _ten(100_000, 200_000, 100_000, 160_000), [6, 6, 5, 5])),
     "conflict search": (search, "tile", "centre", "one centre", _each(
         [D(c, c) for c in (16_384, 32_768, 49_152, 81_920)])),
     "conflict evidence": (evidence, "pair face number", "", "one image pair", _each([
@@ -344,7 +352,7 @@ def one(name: str, place: int, folder: Path, making: bool) -> dict[str, float]:
 
 
 def run(name: str, place: int, folder: Path) -> dict[str, float]:
-    """Make the inputs in one process and measure in others: medians of three where it is short."""
+    """Make the inputs in one process and measure in others; that of least CPU counts."""
     forked(lambda: one(name, place, folder, True))
     seen: list[dict[str, float]] = []
     while len(seen) < 3 and (not seen or seen[0]["cpu"] + seen[0]["once"] < SHORT):
@@ -353,7 +361,8 @@ def run(name: str, place: int, folder: Path) -> dict[str, float]:
         for left in folder.glob("*/_glint/columns-*"):
             left.unlink()
         seen.append(forked(lambda: one(name, place, folder, False)).said)
-    return {key: float(np.median([one[key] for one in seen])) for key in seen[0]}
+    least = min(seen, key=lambda one: one["cpu"] + one["once"])
+    return {**least, "bytes": float(np.median([one["bytes"] for one in seen]))}
 
 
 # ---- fits ---------------------------------------------------------------------------------------
@@ -366,9 +375,9 @@ def fit(names: str, points: list[dict[str, float]], found: list[float]) -> dict[
     a = np.array([[by[name] for name in names.split()] for by in points])
     found_m = np.maximum(np.array(found), 1e-3 * max(found))
     scale = np.linalg.norm(a / found_m[:, None], axis=0)
-    unit, _ = nnls(a / found_m[:, None] / np.where(scale > 0, scale, 1), np.ones(len(found)))
-    return {n: float(f"{v:.4g}") for n, v in zip(names.split(), unit / np.where(scale > 0, scale, 1))
-            if v > 0}  # fmt: skip
+    scale[scale == 0] = 1
+    unit = nnls(a / found_m[:, None] / scale, np.ones(len(found)))[0] / scale
+    return {n: float(f"{v:.4g}") for n, v in zip(names.split(), unit) if v > 0}
 
 
 def judged(
@@ -385,7 +394,8 @@ def judged(
              "seen": {k: round(v, 3) for k, v in seen[-1].items()}}  # fmt: skip
     figures = [
         {**told(f"{name}: CPU seconds at {by[-1]['image']:,.0f} images, "
-                f"{by[-1]['identity']:,.0f} identities", wanted), "planned": round(cpu, 3), **about},
+                f"{by[-1]['identity']:,.0f} identities", wanted),
+         "planned": round(cpu, 3), **about},
         {**told(f"{name}: MB there beside imports", seen[-1]["bytes"] / 1e6),
          "planned": round(size / 1e6, 3)},
         ceiling(f"{name}: CPU, error of the plan", abs(cpu / wanted - 1), MOST),
@@ -410,6 +420,72 @@ def graph() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     by = [cost.drivers(D(n, n // 10)) for n in sizes]
     forms = ("image_log", "", "one image")
     return judged("cluster graph", forms, by, [found[n] for n in sizes])
+
+
+# ---- the TOML -----------------------------------------------------------------------------------
+
+# How far a stage can be shared out (machines by --task, cores of one machine, one core), and the
+# bytes it reads and writes by driver, by count of the files' formats: a tar of images and labels
+# takes 1,792 bytes an image beside them, samples.parquet 45, and every shard is read back once.
+SHAPES: dict[str, dict[str, Any]] = {
+    "shard": {"spread": "tasks", "processes": True, "read": {"byte": 2, "image": 1840},
+              "write": {"byte": 1, "image": 1837}},
+    "embed": {"spread": "tasks", "read": {"byte": 1, "image": 45, "number": 4},
+              "write": {"number": 2, "image": 16, "centre": 4}},
+    "near duplicates": {"spread": "cores", "threads": 8, "read": {"byte": 1, "image": 45},
+                        "write": {}},
+    "conflict search": {"spread": "tasks", "processes": True, "reads_all": True,
+                        "read": {"centre": 5}, "write": {"centre": 1, "pair": 16}},
+    "conflict evidence": {"spread": "one", "read": {"number": 2, "face": 1024},
+                          "write": {"pair": 60}},
+    "cluster graph": {"spread": "one", "read": {"number": 34},
+                      "write": {"number": 2, "image": 120}},
+    "coreset": {"spread": "one", "read": {"number": 2, "image": 45}, "write": {"image": 2}},
+    "balance": {"spread": "one", "read": {"image": 45}, "write": {"identity": 20}},
+    "reshard": {"spread": "tasks", "processes": True, "read": {"byte": 2, "image": 3629},
+                "write": {"byte": 1, "image": 1837}},
+    "merge": {"spread": "cores", "processes": True, "read": {"byte": 2, "image": 3629},
+              "write": {"byte": 1, "image": 1837}},
+    "train index": {"spread": "one", "read": {"image": 45}, "write": {"image": 32, "identity": 8}},
+}  # fmt: skip
+HEAD = """\
+# Unit costs of `glint plan data`, written by benchmarks/plan_data.py --units FILE --write THIS:
+# seconds (cpu: can be shared out as `spread` says; once: cannot) and bytes for each driver of
+# glint/pipelines/cost.py. One thread of the machine named; benchmarks/results/plan_data.jsonl has
+# how far they miss a size that was not fitted. embed's cpu counts decoding; `milliseconds` is a
+# net of 1 M parameters on a core (embed_speed.jsonl). The graph's are of clusters_scale.jsonl.
+"""
+
+
+def written(units: list[dict[str, Any]], milliseconds: float) -> str:
+    """Return the TOML of all stages."""
+    found = {unit.pop("stage"): unit for unit in units}
+    about = machine("numpy")
+    lines = [
+        HEAD,
+        "[machine]",
+        f'name = "{about["machine"]}, one core"',
+        f'date = "{about["date"]}"',
+    ]
+    decode, hashes, evidence = (found[name] for name in ("decode", "hashes", "conflict evidence"))
+    found["embed"]["cpu"]["image"] = (
+        found["embed"]["cpu"].get("image", 0.0) + decode["cpu"]["image"]
+    )
+    found["near duplicates"] |= {"once": hashes["cpu"], "bytes": hashes["bytes"]}
+    evidence["bytes"] |= {"image": 32.0, "pair": 80.0}  # by count: not seen at sizes that were run
+    for name, shape in SHAPES.items():
+        lines += ["", f'[stage."{name}"]']
+        extra = {"milliseconds": milliseconds} if name == "embed" else {}
+        extra |= found["chance"] if name == "near duplicates" else {}
+        unit = found[name]
+        tables = {"cpu": unit["cpu"], "once": unit["once"], "memory": unit["bytes"]}
+        for key, value in {**shape, **extra, **tables}.items():
+            if isinstance(value, dict):
+                inside = ", ".join(f"{driver} = {float(f'{x:.4g}')}" for driver, x in value.items())
+                lines.append(f"{key} = {{{inside}}}")
+            else:
+                lines.append(f"{key} = {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
 
 
 def shared_keys() -> float:
@@ -452,7 +528,17 @@ def main() -> int:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--units", type=Path, help="add the unit costs to this file, as JSON")
+    parser.add_argument("--write", type=Path, help="write --units as TOML, and measure nothing")
     args = parser.parse_args()
+    if args.write:
+        last = {
+            unit["stage"]: unit for unit in map(json.loads, args.units.read_text().splitlines())
+        }
+        said = (ROOT / "benchmarks" / "results" / "embed_speed.jsonl").read_text().splitlines()
+        speed = next(one["value"] for one in map(json.loads, said)
+                     if one["figure"] == "plain loop, one thread: CPU ms an image")  # fmt: skip
+        args.write.write_text(written(list(last.values()), speed))
+        return 0
     names = ["balance", "cluster graph"] if args.quick else args.only
     held, lines = True, [{**told("machine", 0), "value": machine("numpy", "pyarrow", "torch")}]
     print(json.dumps(lines[0]))

@@ -144,7 +144,9 @@ def _say_data(found: results.DataPlan) -> str:
         f"{'read':>10} {'written':>10} {'a machine':>10}",
     ]
     for one in found.stages:
-        read, written, traffic = (f"{x / 1e9:,.1f} GB" for x in (one.read, one.written, one.traffic))
+        read, written, traffic = (
+            f"{x / 1e9:,.1f} GB" for x in (one.read, one.written, one.traffic)
+        )
         lines.append(
             f"  {one.name:<18} {one.machines:>8} {one.cores:>5} {duration(one.seconds):>10} "
             f"{duration(one.cpu_seconds):>10} {one.memory / 1e9:>6,.1f} GB "

@@ -9,9 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,7 +59,8 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Pace:
-    """How many images a call of the model takes, and how many threads read, decode and call it."""
+    """How many images a call of the model takes, and how many threads read and decode, and call
+    it where it is `concurrent`."""
 
     batch: int
     workers: int
@@ -126,37 +125,57 @@ def _tried(model: Recogniser) -> tuple[int, float]:
 def embedded(
     dataset: Source, model: Recogniser, cut: slice, pace: Pace, flip: bool
 ) -> Iterator[Part]:
-    """Embed the rows of a block, batch by batch, in order; a few batches are under way at once."""
-    turn = nullcontext() if _concurrent(model) else Lock()
+    """Embed the rows of a block, batch by batch, in order; a few batches are under way at once.
+
+    A model that is not `concurrent` is called from this thread; the others only decode.
+    """
     todo = iter(range(cut.start, cut.stop, pace.batch))
-    waiting: deque[Future[Part]] = deque()
+    waiting: deque[Future[_Decoded | Part]] = deque()
+
+    def work(part: slice) -> _Decoded | Part:
+        ready = _decoded(dataset, model, part)
+        return _rows(model, ready, flip) if _concurrent(model) else ready
+
     with ThreadPoolExecutor(pace.workers, thread_name_prefix="glint-embed") as pool:
         try:
             while True:
                 while len(waiting) <= pace.workers and (start := next(todo, None)) is not None:
-                    part = slice(start, min(start + pace.batch, cut.stop))
-                    waiting.append(pool.submit(_batch, dataset, model, part, flip, turn))
+                    stop = min(start + pace.batch, cut.stop)
+                    waiting.append(pool.submit(work, slice(start, stop)))
                 if not waiting:
                     return
-                yield waiting.popleft().result()
+                found = waiting.popleft().result()
+                yield _rows(model, found, flip) if isinstance(found, _Decoded) else found
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _batch(dataset: Source, model: Recogniser, part: slice, flip: bool, turn: Any) -> Part:
-    """Read, decode and embed one batch; `turn` is held while the model is called."""
+@dataclass(frozen=True)
+class _Decoded:
+    """The images of some rows, a batch of those that decode, and the status of each row."""
+
+    part: slice
+    image_nHWC: pixels.Pixels | None
+    status_n: npt.NDArray[np.uint8]
+
+
+def _decoded(dataset: Source, model: Recogniser, part: slice) -> _Decoded:
     ready = [_decode(dataset, row, model.size) for row in range(part.start, part.stop)]
+    images = [image for _, image in ready if image is not None]
     status_n = np.array([status for status, _ in ready], np.uint8)
-    row_nD = np.full((len(ready), model.dim), np.nan, np.float32)
-    norm_n = np.full(len(ready), np.nan, np.float32)
+    return _Decoded(part, np.stack(images) if images else None, status_n)
+
+
+def _rows(model: Recogniser, ready: _Decoded, flip: bool) -> Part:
+    status_n = ready.status_n
+    row_nD = np.full((len(status_n), model.dim), np.nan, np.float32)
+    norm_n = np.full(len(status_n), np.nan, np.float32)
     good_n = np.flatnonzero(status_n == 0)
-    if len(good_n):
-        image_nHWC = np.stack([image for _, image in ready if image is not None])
-        with turn:
-            row_nD[good_n], norm_n[good_n] = _unit(model, image_nHWC, flip)
+    if ready.image_nHWC is not None:
+        row_nD[good_n], norm_n[good_n] = _unit(model, ready.image_nHWC, flip)
     status_n[good_n[np.isnan(norm_n[good_n])]] = STATUS.index("not-finite")
-    return part, row_nD, norm_n, status_n
+    return ready.part, row_nD, norm_n, status_n
 
 
 def _unit(

@@ -57,7 +57,6 @@ def drivers(data: Dataset, chance: float = 0.0) -> dict[str, float]:
     scale = data.dim / 512
     return {
         "one": 1.0,
-        "dim": data.dim,
         "image": n,
         "image_log": n * math.log2(max(n, 2)),
         "byte": n * data.image_bytes,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from glint import log
 from glint.errors import InputError, MismatchError, UsageError
@@ -89,7 +88,8 @@ def embed(
     batch, workers: as `batches.settle` takes them. flip: add the embedding of the mirrored image
     before scaling to length one. trim: leave samples more than 75 degrees from their centre out of
     it. A task embeds its share of the blocks, and its result has how many are `left` to others; an
-    engine opens dataset and model by `opener`, which pickles and compares. table: labels in force, of whose images centres are made.
+    engine opens dataset and model by `opener`, which pickles and compares. table: labels in force,
+    of whose images centres are made.
     Raises MismatchError when `out` was begun with other inputs, BusyError when another run writes
     there or it holds something else, InputError when no image can be embedded.
     """
