@@ -51,7 +51,6 @@ def test_more_machines_help_only_what_is_shared_out() -> None:
         if not shared:
             assert stage == one[name]
         else:
-            assert stage.seconds < one[name].seconds / 10
             again = one[name].seconds - one[name].alone
             assert stage.seconds == pytest.approx(stage.alone + again / 64)
     assert {name for name, stage in many.items() if stage.machines == 64} == {
