@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
         cls=_Plan,
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="Estimate a head's memory, messages and step time, or the stages of a dataset. "
+        help="Estimate what a head, or a dataset's stages, would take. "
         "`glint plan --classes N` is `head`.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -122,7 +122,7 @@ def data(
     as_json: bool = console.JSON,
     debug: bool = console.DEBUG,
 ) -> None:  # fmt: skip
-    """Estimate time, memory and traffic of the stages of a dataset, from measured unit costs."""
+    """Estimate time, memory and traffic of a dataset; from measured unit costs."""
 
     def work() -> results.DataPlan:
         from glint.pipelines import cost
