@@ -105,8 +105,8 @@ def _tried(model: Recogniser) -> tuple[int, float]:
     those of the first, to the bit, is not taken, so the choice changes no result.
     """
     most = max(SIZES)
-    image_nHWC = np.random.default_rng(0).integers(0, 256, (most, model.size, model.size, 3))
-    image_nHWC = image_nHWC.astype(np.uint8)
+    shape = (most, model.size, model.size, 3)
+    image_nHWC = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     took, rows = dict.fromkeys(SIZES, np.inf), {}
     for _ in range(ROUNDS):
         for size in SIZES:
