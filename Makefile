@@ -60,6 +60,7 @@ pages: $(INSTALLED)
 	$(BIN)/python docs/make_errors.py
 	$(BIN)/python docs/make_results.py
 	$(BIN)/python docs/make_benchmarks.py
+	$(BIN)/python docs/make_plan.py
 	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/make_cli.py
 	$(BIN)/python docs/make_recipe_keys.py

@@ -47,7 +47,7 @@ def dataset(root: Path, n: int, each: int) -> Path:
     key = pa.array([f"{i:09d}" for i in range(n)], pa.string())
     columns = {
         "key": key, "label": row // each, "shard": np.zeros(n, np.int32),
-        "offset": row * 2, "size": np.full(n, 2, np.int32),
+        "offset": row * 512, "size": np.full(n, 2, np.int32),
         "digest": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(16), n, [None, pa.py_buffer(bytes(16 * n))]),
         "source": key, "source_label": key,
@@ -107,14 +107,14 @@ class Table:
 
 def stage(name: str, folder: Path, n: int, begun: Callable[[], None]) -> None:
     """Run a stage; what comes before `begun` is not its own."""
-    from glint.pipelines import balance, cluster, cluster_graph, coreset, embed
+    from glint.pipelines import balance, batches, cluster, cluster_graph, coreset, embed
     from glint.search import nms  # noqa: F401
 
     single = name in ("embed-unlabelled", "cluster-graph", "cluster-online")
     root = dataset(folder / f"{'one' if single else 'ten'}-{n}", n, 1 if single else EACH)
     out = folder / f"out-{name}-{n}"
     if name.startswith("embed"):
-        embed._decode = lambda data, row, size: (0, np.zeros((1, 1, 3), np.uint8))  # type: ignore
+        batches._decode = lambda data, row, size: (0, np.zeros((1, 1, 3), np.uint8))  # type: ignore
         begun()
         embed.embed(Tiny(root), Table(), out, batch=2048)  # type: ignore[arg-type]
         return

@@ -59,6 +59,8 @@ EXAMPLES: dict[str, str] = {
     "cat": "glint cat glint360k_r50_pfc01",
     "validate": "glint validate my.toml --set optim.lr=0.05",
     "plan": "glint plan --classes 10000000 --world 8 --rate 0.1",
+    "plan head": "glint plan head --classes 10000000 --world 8 --rate 0.1",
+    "plan data": "glint plan data --images 42e6 --identities 2e6 --machines 4",
     "train": "glint train my.toml --set data.path=data --nproc 8 --out runs/r50",
     "tune": "glint tune weights.pt data --backbone r50 --out tuned",
     "launch": "glint launch slurm my.toml --nodes 4 --out runs/r50 > job.sh",

@@ -26,7 +26,9 @@ def embed(
     out: str = typer.Option(
         ..., "--out", "-o", metavar="FOLDER", help="Folder for the embeddings."
     ),
-    batch: int = typer.Option(64, "--batch", min=1, help="Images per call of the model."),
+    batch: int = typer.Option(
+        0, "--batch", min=0, help="Images per call of the model; 0 = by a short trial."
+    ),
     flip: bool = typer.Option(
         False, "--flip/--no-flip", help="Add the embedding of the mirrored image."
     ),
@@ -34,7 +36,9 @@ def embed(
     trim: bool = typer.Option(
         False, "--trim/--no-trim", help="Leave images over 75 degrees from a centre out of it."
     ),
-    workers: int = typer.Option(2, "--workers", min=1, help="Decoding threads."),
+    workers: int = typer.Option(
+        0, "--workers", min=0, help="Threads that decode and embed; 0 = one per core."
+    ),
     output: str = console.OUTPUT,
     mean: float | None = console.MEAN,
     std: float | None = console.STD,
@@ -65,7 +69,7 @@ def embed(
         with console.progress("embed") as progress, ending():
             return stage.embed(
                 data,
-                open_model(model, reading=reading),
+                open_model(model, threads=0, reading=reading),
                 folder,
                 batch=batch,
                 flip=flip,

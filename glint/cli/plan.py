@@ -1,4 +1,4 @@
-"""`glint plan` and `glint train --dry-run`: what a rank would hold, before anything runs."""
+"""`glint plan` and `glint train --dry-run`: what a run would take, before anything runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,22 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("plan")(plan)
+    """Add the command and its subcommands."""
+    group = typer.Typer(
+        cls=_Plan,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="Estimate what a head, or a dataset's stages, would take. "
+        "`glint plan --classes N` is `head`.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    group.command("head")(plan)
+    group.command("data")(data)
+    app.add_typer(group, name="plan")
+
+
+class _Plan(console.Bare):
+    bare = "head"
 
 
 def _option(key: str, default: Any = None) -> Any:
@@ -85,6 +99,68 @@ def _say(found: results.Plan) -> str:
         unit = "slots" if head["slots"] else "classes"
         verdict = "fits" if found.fits else "does not fit"
         lines.append(f"  {found.card:g} GB a rank: {verdict}; at most {found.largest} {unit}")
+    return "\n".join(lines)
+
+
+def data(
+    images: float = typer.Option(..., "--images", help="Number of images, such as 1e9."),
+    identities: float = typer.Option(..., "--identities", help="Number of identities."),
+    machines: int = typer.Option(1, "--machines", help="Machines that share the work."),
+    cores: int = typer.Option(16, "--cores", help="Cores of a machine."),
+    gpus: int = typer.Option(0, "--gpus", help="GPUs of a machine, for embed."),
+    memory: float = typer.Option(256.0, "--memory", help="GB of a machine."),
+    dim: int = typer.Option(512, "--dim", help="Length of an embedding."),
+    image_kb: float = typer.Option(6.0, "--image-kb", help="kB (1,000 bytes) of an image."),
+    ms_per_image: float = typer.Option(
+        0.0, "--ms-per-image",
+        help="ms of the net for an image, on a GPU or a core; 0 = a small net on a core.",
+    ),
+    pairs: float = typer.Option(1.0, "--pairs", help="Pairs that are proposed, an identity."),
+    unlabelled: bool = typer.Option(
+        False, "--unlabelled", help="No labels: cluster instead of looking for conflicts."
+    ),
+    as_json: bool = console.JSON,
+    debug: bool = console.DEBUG,
+) -> None:  # fmt: skip
+    """Estimate time, memory and traffic of a dataset; from measured unit costs."""
+
+    def work() -> results.DataPlan:
+        from glint.pipelines import cost
+
+        given = cost.Dataset(images, identities, dim, image_kb * 1000, pairs, unlabelled)
+        return cost.plan(given, cost.Machines(machines, cores, gpus, memory * 1e9, ms_per_image))
+
+    console.run(work, as_json, debug=debug, say=_say_data)
+
+
+def _say_data(found: results.DataPlan) -> str:
+    from glint.pipelines.cost import duration
+
+    gpus = f" and {found.gpus} GPUs" * bool(found.gpus)
+    lines = [
+        f"{found.images:,} images of {found.identities:,} identities, {found.dim} numbers each, on "
+        f"{found.machines} machines of {found.cores} cores{gpus}",
+        f"  {'stage':<18} {'machines':>8} {'cores':>5} {'time':>10} {'CPU':>10} {'memory':>9} "
+        f"{'read':>10} {'written':>10} {'a machine':>10}",
+    ]
+    for one in found.stages:
+        read, written, traffic = (
+            f"{x / 1e9:,.1f} GB" for x in (one.read, one.written, one.traffic)
+        )
+        lines.append(
+            f"  {one.name:<18} {one.machines:>8} {one.cores:>5} {duration(one.seconds):>10} "
+            f"{duration(one.cpu_seconds):>10} {one.memory / 1e9:>6,.1f} GB "
+            f"{read:>10} {written:>10} {traffic:>10}"
+        )
+    lines.append(
+        f"  all, one after the other: {duration(found.seconds)}, of CPU "
+        f"{duration(found.cpu_seconds)}"
+    )
+    lines.append(f"First wall: {found.wall}")
+    single = ", ".join(one.name for one in found.stages if one.machines == 1)
+    if found.machines > 1:
+        lines.append(f"On one machine whatever is given, as they cannot be shared out: {single}")
+    lines.append(f"Unit costs of {found.measured_on}; no GPU, network or disk was measured.")
     return "\n".join(lines)
 
 

@@ -229,8 +229,8 @@ class Job:
         table = labels.current(data.root, data.classes)
         with console.progress("embed") as progress:
             made = embed.embed(
-                data, open_model(self.start), Path(place["embeddings"]), progress=progress,
-                opener=embed.Paths(place["data"], str(self.start)), table=table,
+                data, open_model(self.start, threads=0), Path(place["embeddings"]),
+                progress=progress, opener=embed.Paths(place["data"], str(self.start)), table=table,
             )  # fmt: skip
         people = making.held_out(data, table, own, options.held_out, options.seed)
         if len(people):

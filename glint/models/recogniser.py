@@ -39,7 +39,8 @@ class Recogniser:
     name: file or run name; dim: length of an embedding; size: pixels of a side of its crops;
     digest: sha256 of the weights, files beside an ONNX file included; engine: insightface,
     onnxruntime or torch; parameters: numbers in the net; mean, std: what pixels 0..255
-    are shifted and divided by before the net.
+    are shifted and divided by before the net; concurrent: several threads may embed at once, and
+    each call computes on the thread that makes it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Recogniser:
     std: float
     _run: Callable[[np.ndarray], np.ndarray]
     parameters: int = 0
+    concurrent: bool = False
 
     def embed(self, image_nHWC: np.ndarray) -> np.ndarray:
         """Embed uint8 RGB crops: float32 (n, D), not normalised. ValueError for other input."""
@@ -74,7 +76,8 @@ def open_model(
 ) -> Recogniser:
     """Open an ONNX recogniser, or the net of a run or checkpoint directory.
 
-    threads: compute threads of this process, None = the engine's own choice. device: cpu, cuda or
+    threads: compute threads of a call, None = the engine's own choice; 0 = one of onnxruntime, for
+    callers on several threads, else the engine's own choice. device: cpu, cuda or
     cuda:N, None = cuda where the engine has one. reading: of an ONNX file, over what it says.
     A folder of insightface is read as its manifest says. Raises UsageError GL0001 for a missing
     path, GL0002 for outputs to choose among and GL0003 for a missing engine, InputError GL0401 for
@@ -118,7 +121,7 @@ def _open_onnx(path: Path, threads: int | None, device: str | None, reading: Rea
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
         raise UsageError("GL0003", "an ONNX model needs onnx and onnxruntime", hint=EXTRA)
     model = onnx_file.loaded(path)
-    session, engine = _session(path, model, threads, device)
+    session, engine = _session(path, model, 1 if threads == 0 else threads, device)
     taken = session.get_inputs()
     shape = taken[0].shape if taken else []
     rows = len(shape) == 4 and shape[3] == 3 and shape[1] != 3  # height, width, colours
@@ -176,6 +179,7 @@ def _open_onnx(path: Path, threads: int | None, device: str | None, reading: Rea
         std=std,
         _run=run,
         parameters=onnx_file.parameters(model),
+        concurrent=threads in (0, 1) and session.get_providers() == ["CPUExecutionProvider"],
     )
 
 

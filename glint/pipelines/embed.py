@@ -9,18 +9,16 @@ elsewhere write each block into a file of its own, `_glint/pieces/`, from which 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from glint import log
-from glint.errors import GlintError, InputError, MismatchError, UsageError
+from glint.errors import InputError, MismatchError, UsageError
 from glint.files import atomic
 from glint.files.strings import write_array
 from glint.jobs import tasks
@@ -28,8 +26,9 @@ from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace
 from glint.log import Progress, logger
 from glint.models.onnx_file import Reading
+from glint.pipelines import batches
+from glint.pipelines.batches import Recogniser, Source
 from glint.results import identities as results
-from glint.shards import pixels
 from glint.shards.dataset import Text
 from glint.shards.embeddings import (
     FORMAT,
@@ -48,36 +47,6 @@ from glint.shards.label_table import LabelTable
 BLOCK = 2048  # rows between two journal lines
 
 
-class Recogniser(Protocol):
-    """What `models.recogniser.open_model` returns."""
-
-    @property
-    def dim(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    def embed(self, image_nHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]: ...
-
-
-class Source(Protocol):
-    """The part of `shards.dataset.Dataset` that embedding reads."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def classes(self) -> int: ...
-    @property
-    def label(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def key(self) -> Any: ...
-    @property
-    def digest(self) -> str: ...
-    def read(self, row: int) -> bytes: ...
-
-
 Opener = Callable[[], tuple[Source, Recogniser]]
 
 
@@ -90,7 +59,7 @@ class Paths:
     reading: Reading = Reading()  # noqa: RUF009 (frozen)
 
     def __call__(self) -> tuple[Source, Recogniser]:
-        """Open both; the model computes with one thread, or on the GPU."""
+        """Open both; the model computes with one thread a call, or on the GPU."""
         from glint.models.recogniser import open_model
         from glint.shards.dataset import Dataset
 
@@ -102,10 +71,10 @@ def embed(
     model: Recogniser,
     out: Path,
     *,
-    batch: int = 64,
+    batch: int = 0,
     flip: bool = False,
     dtype: str = "float16",
-    workers: int = 2,
+    workers: int = 0,
     trim: bool = False,
     block: int = BLOCK,
     progress: Progress = log.silent,
@@ -116,10 +85,11 @@ def embed(
 ) -> results.Embed | results.EmbedShare:
     """Embed every image of `dataset` into the folder `out`; continue what a stop left there.
 
-    flip: add the embedding of the mirrored image before scaling to length one. trim: leave samples
-    more than 75 degrees from their centre out of it. A task embeds its share of the blocks, and
-    its result has how many are `left` to others; an engine opens dataset and model by
-    `opener`, which pickles and compares. table: labels in force, of whose images centres are made.
+    batch, workers: as `batches.settle` takes them. flip: add the embedding of the mirrored image
+    before scaling to length one. trim: leave samples more than 75 degrees from their centre out of
+    it. A task embeds its share of the blocks, and its result has how many are `left` to others; an
+    engine opens dataset and model by `opener`, which pickles and compares. table: labels in force,
+    of whose images centres are made.
     Raises MismatchError when `out` was begun with other inputs, BusyError when another run writes
     there or it holds something else, InputError when no image can be embedded.
     """
@@ -221,11 +191,12 @@ class _How:
         ]
 
 
-def _put_down(how: _How, dataset: Source, model: Recogniser, number: int) -> None:
+def _put_down(
+    how: _How, dataset: Source, model: Recogniser, pace: batches.Pace, number: int
+) -> None:
     """Embed a block into its file, whose members are checked by their CRC when it is read."""
     cut = slice(number * how.block, min((number + 1) * how.block, dataset.n))
-    with ThreadPoolExecutor(max(1, how.workers), thread_name_prefix="glint-decode") as pool:
-        parts = list(_embedded(pool, dataset, model, cut, how.batch, how.flip))
+    parts = list(batches.embedded(dataset, model, cut, pace, how.flip))
     with atomic.replacing(how.path(number)) as file:
         np.savez(
             file,
@@ -251,7 +222,8 @@ def _elsewhere(how: _How, number: int) -> int:
             f"expected {how.dataset} and {how.model}",
             hint="every machine has to see the same files under the same paths",
         )
-    _put_down(how, dataset, model, number)
+    pace = batches.settle(model, 0, how.batch, how.workers or batches.of_actor(model))
+    _put_down(how, dataset, model, pace, number)
     return number
 
 
@@ -277,8 +249,9 @@ def _share(
     if engine is not None:
         engine.each(_elsewhere, how, todo, 0, done)
         return
+    pace = batches.settle(model, len(todo) * how.block, how.batch, how.workers)
     for number in todo:
-        _put_down(how, dataset, model, number)
+        _put_down(how, dataset, model, pace, number)
         done(number, None)
 
 
@@ -308,81 +281,22 @@ def _fill(
     workers: int,
     progress: Progress,
 ) -> None:
-    """Embed every missing block; the next batch is decoded while this one is embedded."""
+    """Embed every missing block."""
     done = rows.count()
     if 0 < done < rows.images:
         logger.info("continuing: %d of %d images are embedded already", done, rows.images)
     failed = 0
-    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="glint-decode") as pool:
-        for number, cut in rows.missing():
-            for into, row_nD, norm_n, status_n in _embedded(pool, dataset, model, cut, batch, flip):
-                rows.sample_ND[into] = row_nD
-                rows.norm_N[into], rows.status_N[into] = norm_n, status_n
-                failed += int((status_n != 0).sum())
-                done += len(norm_n)
-                progress(done, rows.images, f"{failed} failed" if failed else "")
-            rows.commit(number)
-
-
-_Part = tuple[
-    slice, npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.uint8]
-]  # rows of the dataset, unit embeddings, norms, statuses
-
-
-def _embedded(
-    pool: ThreadPoolExecutor, dataset: Source, model: Recogniser, cut: slice, batch: int, flip: bool
-) -> Iterator[_Part]:
-    """Embed the rows of a block, batch by batch."""
-    ahead = [(s, min(s + batch, cut.stop)) for s in range(cut.start, cut.stop, batch)]
-    waiting = [pool.submit(_decode, dataset, row, model.size) for row in range(*ahead[0])]
-    for i, (start, stop) in enumerate(ahead):
-        ready = [future.result() for future in waiting]
-        if i + 1 < len(ahead):
-            waiting = [
-                pool.submit(_decode, dataset, row, model.size) for row in range(*ahead[i + 1])
-            ]
-        status_n = np.array([status for status, _ in ready], np.uint8)
-        row_nD = np.full((stop - start, model.dim), np.nan, np.float32)
-        norm_n = np.full(stop - start, np.nan, np.float32)
-        good_n = np.flatnonzero(status_n == 0)
-        if len(good_n):
-            image_nHWC = np.stack([image for _, image in ready if image is not None])
-            row_nD[good_n], norm_n[good_n] = _unit(model, image_nHWC, flip)
-        status_n[good_n[np.isnan(norm_n[good_n])]] = STATUS.index("not-finite")
-        yield slice(start, stop), row_nD, norm_n, status_n
-
-
-def _unit(
-    model: Recogniser, image_nHWC: npt.NDArray[np.uint8], flip: bool
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Embed images; return unit rows and their norms, NaN where the model gave no direction."""
-    raw_nD = np.asarray(model.embed(image_nHWC), dtype=np.float32)
-    if flip:
-        raw_nD = raw_nD + model.embed(np.ascontiguousarray(image_nHWC[:, :, ::-1]))
-    norm_n = np.linalg.norm(raw_nD.astype(np.float64), axis=1)
-    norm_n[~np.isfinite(norm_n) | (norm_n == 0)] = np.nan
-    return (raw_nD / norm_n[:, None]).astype(np.float32), norm_n.astype(np.float32)
-
-
-def _decode(dataset: Source, row: int, size: int) -> tuple[int, pixels.Pixels | None]:
-    """Read and decode one image; return (status, RGB image or None).
-
-    Damaged is what was read whole and is not what was written. Raises GlintError where it could
-    not be read whole: that says nothing of the image.
-    """
-    try:
-        data = dataset.read(row)
-    except GlintError as error:
-        if error.code != "GL0303":
-            raise
-        logger.debug("row %d: %s", row, error)  # counted; named in samples.parquet
-        return STATUS.index("damaged"), None
-    try:
-        if (pixels.size(data) or (size, size)) != (size, size):
-            return STATUS.index("wrong-size"), None
-        return 0, pixels.rgb(data)
-    except ValueError:
-        return STATUS.index("not-a-jpeg"), None
+    missing = rows.missing()
+    left = sum(cut.stop - cut.start for _, cut in missing)
+    pace = batches.settle(model, left, batch, workers)
+    for number, cut in missing:
+        for into, row_nD, norm_n, status_n in batches.embedded(dataset, model, cut, pace, flip):
+            rows.sample_ND[into] = row_nD
+            rows.norm_N[into], rows.status_N[into] = norm_n, status_n
+            failed += int((status_n != 0).sum())
+            done += len(norm_n)
+            progress(done, rows.images, f"{failed} failed" if failed else "")
+        rows.commit(number)
 
 
 def _finish(

@@ -20,7 +20,7 @@ from glint.jobs.workers import Engine
 from glint.jobs.workspace import Workspace, sha256
 from glint.log import Progress
 from glint.models.quality import Opener, Quality, Sharpness
-from glint.pipelines import embed
+from glint.pipelines import batches, embed
 from glint.results import identities as results
 from glint.review import chart, lines, plots
 from glint.shards import embeddings, labels
@@ -46,7 +46,7 @@ class Opened:
     dataset: str
     model: Opener
 
-    def __call__(self) -> tuple[embed.Source, embed.Recogniser]:
+    def __call__(self) -> tuple[batches.Source, batches.Recogniser]:
         """Open both; the model computes with one thread, or on the GPU."""
         return Dataset(self.dataset), self.model(threads=1)
 

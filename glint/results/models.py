@@ -83,6 +83,39 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataStage:  # what a stage of a dataset's way would take
+    name: str  # its name
+    machines: int  # it can be shared out to, of those given
+    cores: int  # it uses of each
+    seconds: float  # from its start to its end
+    cpu_seconds: float  # of all machines together
+    alone: float  # CPU seconds of them that cannot be shared out
+    memory: int  # bytes, the most on a machine, mapped files not counted
+    read: int  # bytes, by all machines
+    written: int  # bytes, by all machines
+    traffic: int  # bytes a machine reads and writes, over a network where files lie on one
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlan:
+    SCHEMA: ClassVar[str] = "glint/data-plan@1"  # `glint plan data`: the cost of a dataset's stages
+    images: int  # images
+    identities: int  # identities
+    dim: int  # numbers of an embedding
+    machines: int  # given
+    cores: int  # of a machine
+    gpus: int  # of a machine
+    stages: list[DataStage]  # in the order in which they run
+    seconds: float  # of all stages, one after the other
+    cpu_seconds: float  # of all stages
+    memory: int  # bytes, the most on a machine
+    fits: bool  # whether every stage fits the memory given
+    wall: str  # what is met first: the first stage that does not fit, else the longest
+    longest: str  # stage that takes longest
+    measured_on: str  # the machine of the unit costs
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launch:
     SCHEMA: ClassVar[str] = "glint/launch-result@1"  # a job for many machines
     kind: str  # its kind

@@ -234,9 +234,9 @@ def _mean(
         sum_CD[label_n[first]] += np.add.reduceat(row_nD[order], first, axis=0)
     norm_C1 = np.linalg.norm(sum_CD, axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        centre_CD: npt.NDArray[np.float32] = (sum_CD / norm_C1).astype(np.float32)
-    centre_CD[norm_C1[:, 0] <= 1e-6] = np.nan
-    return centre_CD
+        np.divide(sum_CD, norm_C1, out=sum_CD)
+    sum_CD[norm_C1[:, 0] <= 1e-6] = np.nan
+    return sum_CD
 
 
 class Rows:

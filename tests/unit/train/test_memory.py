@@ -121,7 +121,9 @@ def test_the_command_prints_one_object():
     app = typer.Typer()
     command.register(app)
     done = CliRunner().invoke(
-        app, ["--classes", "29000000", "--world", "8", "--card", "7", "--storage", "bf16", "--json"]
+        app,
+        ["plan", "--classes", "29000000", "--world", "8", "--card", "7", "--storage", "bf16"]
+        + ["--json"],
     )
     assert done.exit_code == 0
     found = json.loads(done.stdout)
