@@ -1,10 +1,10 @@
 """Near pairs of very many faces: all of them, or most of them in time about linear in the faces.
 
 Up to a size the exact join of `pairs` is cheaper and misses nothing. Above, every face goes to the
-`PROBES` nearest of a seeded sample of the faces (one in `CELL`, searched by HNSW: arXiv
-1603.09320), faces of one cell are compared with each other, and neighbours of neighbours twice more
-(NN-descent, Dong et al. 2011). Cosines are exact; which pairs are missing is measured by
-`recall`, on seeded faces against all others.
+nearest few of a seeded sample of the faces (cells; all of the sample is compared), faces of one
+cell are compared with each other, and neighbours of neighbours twice more (NN-descent, Dong et al.
+2011). `cells` says how many: so that both comparisons of a face are about sqrt(n). Cosines are
+exact; which pairs are missing is measured by `recall`, on seeded faces against all others.
 """
 
 # N all rows, n some of them, m pairs, c cells, P probes, D embedding
@@ -21,23 +21,23 @@ import numpy.typing as npt
 import xxhash
 
 from glint import log, rng
-from glint.errors import ResourceError, UsageError
+from glint.errors import ResourceError
 from glint.files import atomic
 from glint.files.strings import new_array
 from glint.log import Progress
-from glint.search import faiss_index, pairs, screens
+from glint.search import pairs, screens
 from glint.search.pairs import cosines, usable
 from glint.search.resume import BlockPairs, FinishedRows
 
-CELL = 16  # faces to a cell, before every face is in PROBES of them
-PROBES = 16
+PROBES, PROBED = 16, 200_000  # cells of a face, up to so many faces; more from there on
+SCORES = 1 << 23  # cosines of faces and cells held at once
 CELLS = 2048  # cells joined between two files
 BLOCK = 16384  # faces assigned, or expanded, between two marks
 TILE = 2048  # rows and columns of a product in a cell
 KNOWN = 16  # neighbours of a face whose neighbours are looked at
 ROUNDS = 2
 SAMPLE, ENOUGH = 256, 4096  # faces asked at once, at most
-CONSTANTS = (CELL, PROBES, CELLS, BLOCK, TILE, KNOWN)  # that kept blocks rest on
+CONSTANTS = (PROBES, PROBED, CELLS, BLOCK, TILE, KNOWN)  # that kept blocks rest on
 PAIRS = 1000  # true pairs that a measured recall rests on, where there are so many
 LIMIT = 64  # pairs a face, on average
 
@@ -79,20 +79,23 @@ def exact(
     return _near(x_ND, [found])
 
 
+def cells(n: int) -> tuple[int, int]:
+    """Return how many cells n faces have, and in how many of them each is.
+
+    Probes grow with n^(1/4): two near faces of more cells share one less often.
+    """
+    probes = max(PROBES, round(PROBES * (n / PROBED) ** 0.25))
+    count = max(1, round(probes * n**0.5))
+    return min(count, max(1, n // 8)), min(probes, count, max(1, n // 8))
+
+
 def nearly(
     x_ND: Floats, edge: float, work: Path, *, seed: int = 0, progress: Progress = log.silent
 ) -> NearPairs:
     """Find most pairs of rows from the cosine `edge` on; `work` keeps what is done.
 
-    Raises ResourceError GL0503 for too many, UsageError GL0003 without faiss.
+    Raises ResourceError GL0503 for too many.
     """
-    if not faiss_index.available():
-        raise UsageError(
-            "GL0003",
-            "faiss cannot be imported",
-            where="--method graph",
-            hint="pip install 'glint-faces[cpu]', or --exact N with N of the faces or more",
-        )
     good_n = np.flatnonzero(usable(x_ND))
     join = _CellJoin(x_ND, good_n, edge, work, seed, progress)
     held = [_small(block) for block in join.cells()]
@@ -164,8 +167,7 @@ class _CellJoin:
     ) -> None:
         self.x_ND, self.good_n, self.edge, self.work = x_ND, good_n, edge, work
         self.progress, self.pairs = progress, 0
-        self.count = max(1, len(good_n) // CELL)
-        self.probes = min(PROBES, self.count)
+        self.count, self.probes = cells(len(good_n))
         key = rng.mix(np.arange(len(good_n), dtype=np.uint64) + np.uint64(_key(seed, 1)))
         self.pick_c = np.sort(np.argsort(key)[: self.count])
         state = xxhash.xxh3_128(f"{x_ND.dtype.str} {x_ND.shape} {edge} {seed} {CONSTANTS}".encode())
@@ -217,7 +219,7 @@ class _CellJoin:
             raise _too_many(len(self.x_ND), self.edge)
 
     def _assigned(self) -> npt.NDArray[np.int32]:
-        """Return the nearest cells of every face, ascending, -1 = none; mapped from a file."""
+        """Return the nearest cells of every face, ascending; mapped from a file."""
         n = len(self.good_n)
         journal = atomic.Journal(self.work / "near.jsonl")
         path = self.work / "near.npy"
@@ -232,17 +234,14 @@ class _CellJoin:
                 journal = atomic.Journal(self.work / "near.jsonl")
                 journal.append({"join": self.name})
             done = {line["block"]: line["xxh3"] for line in journal.lines[1:]}
-            coarse: faiss_index.NearestIndex | None = None
+            cell_cD: F32 | None = None
             for at in range(0, n, BLOCK):
                 if done.get(at) == xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes()):
                     continue
-                if coarse is None:
-                    picked = self.good_n[self.pick_c]
-                    coarse = faiss_index.NearestIndex(_unit32(self.x_ND[picked]))
+                if cell_cD is None:
+                    cell_cD = _unit32(self.x_ND[self.good_n[self.pick_c]])
                 rows = self.good_n[at : at + BLOCK]
-                near_nP[at : at + BLOCK] = np.sort(
-                    coarse.nearest(_unit32(self.x_ND[rows]), self.probes), axis=1
-                )
+                near_nP[at : at + BLOCK] = _top(self.x_ND, rows, cell_cD, self.probes)
                 near_nP.flush()
                 mark = xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes())
                 journal.append({"block": at, "xxh3": mark})
@@ -288,7 +287,7 @@ class _CellJoin:
                 for at in range(0, len(a), BLOCK):
                     cut = slice(at, at + BLOCK)
                     one, two = near_nP[a[cut]], near_nP[b[cut]]
-                    both = (one[:, :, None] == two[:, None, :]).any(axis=2) & (one >= 0)
+                    both = (one[:, :, None] == two[:, None, :]).any(axis=2)
                     first[cut] = ~(both & (one < cell)).any(axis=1)
                 parts.append((a[first], b[first]))
         return parts
@@ -314,6 +313,18 @@ class _CellJoin:
         cosine = cosines(self.x_ND, a, b)
         keep = cosine >= self.edge
         return BlockPairs(a[keep], b[keep], cosine[keep])
+
+
+def _top(x_ND: Floats, rows: Ints, cell_cD: F32, count: int) -> npt.NDArray[np.int32]:
+    """Return the nearest cells of some rows, ascending."""
+    import torch
+
+    near_nP = np.empty((len(rows), count), np.int32)
+    step = max(64, SCORES // len(cell_cD))
+    for at in range(0, len(rows), step):
+        cosine_nc = torch.from_numpy(_unit32(x_ND[rows[at : at + step]]) @ cell_cD.T)
+        near_nP[at : at + step] = torch.topk(cosine_nc, count, sorted=False).indices.sort()[0]
+    return near_nP
 
 
 def _near(x_ND: Floats, found: Sequence[Any], good_n: Ints | None = None) -> NearPairs:
