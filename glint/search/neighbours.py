@@ -11,7 +11,7 @@ exact; which pairs are missing is measured by `recall`, on seeded faces against 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ import numpy.typing as npt
 import xxhash
 
 from glint import log, rng
-from glint.errors import ResourceError
+from glint.errors import InputError, ResourceError
 from glint.files import atomic
 from glint.files.strings import new_array
 from glint.log import Progress
-from glint.search import pairs, screens
+from glint.search import near_pairs, pairs, screens
+from glint.search.near_pairs import NearPairs
 from glint.search.pairs import cosines, usable
 from glint.search.resume import BlockPairs, FinishedRows
 
@@ -44,16 +45,6 @@ LIMIT = 64  # pairs a face, on average
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class NearPairs:
-    """Row pairs a < b, sorted, and their cosine in float32; good_N: the rows with a direction."""
-
-    a: npt.NDArray[np.int32]
-    b: npt.NDArray[np.int32]
-    cosine: F32
-    good_N: Ints
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,8 @@ def exact(
         if error.code != "GL0503":
             raise
         raise _too_many(len(x_ND), edge) from None
-    return _near(x_ND, [found])
+    small = (found.a.astype(np.int32), found.b.astype(np.int32), found.cosine.astype(np.float32))
+    return NearPairs(*small, np.flatnonzero(usable(x_ND)))
 
 
 def cells(n: int) -> tuple[int, int]:
@@ -98,11 +90,13 @@ def nearly(
     """
     good_n = np.flatnonzero(usable(x_ND))
     join = _CellJoin(x_ND, good_n, edge, work, seed, progress)
-    held = [_small(block) for block in join.cells()]
+    for _ in join.cells():
+        pass
     for turn in range(ROUNDS):
-        near = _near(x_ND, held, good_n)
-        held = [near, *(_small(block) for block in join.completed(near, turn))]
-    return _near(x_ND, held, good_n)
+        for _ in join.completed(turn):
+            pass
+    found = near_pairs.graph(join.blocks, len(x_ND), work, both=False)
+    return found.pairs(work, good_n)
 
 
 def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Recall:
@@ -112,17 +106,13 @@ def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Reca
     """
     n = len(near.good_N)
     order = np.argsort(rng.mix(np.arange(n, dtype=np.uint64) + np.uint64(_key(seed, 2))))
-    key_m = near.a.astype(np.int64) * len(x_ND) + near.b
     hits = true = asked = 0
     shares: list[npt.NDArray[np.float64]] = []
     while true < PAIRS and asked < min(n, ENOUGH):
         ask = np.sort(near.good_N[order[asked : asked + SAMPLE]])
         asked += len(ask)
         of, other = _all_near(x_ND, ask, near.good_N, edge)
-        low, high = np.minimum(ask[of], other), np.maximum(ask[of], other)
-        key = low * len(x_ND) + high
-        at = np.searchsorted(key_m, key)
-        found = np.append(key_m, -1)[at] == key
+        found = _among(near, np.minimum(ask[of], other), np.maximum(ask[of], other))
         true, hits = true + len(of), hits + int(found.sum())
         all_n = np.bincount(of, minlength=len(ask))
         hit_n = np.bincount(of[found], minlength=len(ask))
@@ -167,6 +157,7 @@ class _CellJoin:
     ) -> None:
         self.x_ND, self.good_n, self.edge, self.work = x_ND, good_n, edge, work
         self.progress, self.pairs = progress, 0
+        self.kept: list[tuple[FinishedRows, int]] = []
         self.count, self.probes = cells(len(good_n))
         key = rng.mix(np.arange(len(good_n), dtype=np.uint64) + np.uint64(_key(seed, 1)))
         self.pick_c = np.sort(np.argsort(key)[: self.count])
@@ -178,9 +169,8 @@ class _CellJoin:
 
     def cells(self) -> Iterator[BlockPairs]:
         """Yield the near pairs of faces that share a cell, in the first cell that they share."""
-        kept = FinishedRows(self.work / "cells", self.name, _unordered)
+        kept, total = self._keep("cells", -(-self.count // CELLS))
         near_nP: Any = None
-        total = -(-self.count // CELLS)
         for number in range(total):
             found = kept.load(number)
             if found is None:
@@ -191,27 +181,46 @@ class _CellJoin:
             self.progress(number + 1, total, f"{self.pairs} pairs")
             yield found
 
-    def completed(self, near: NearPairs, turn: int) -> Iterator[BlockPairs]:
+    def completed(self, turn: int) -> Iterator[BlockPairs]:
         """Yield near pairs among neighbours of neighbours that are not known."""
         from scipy.sparse import csr_matrix
 
-        kept = FinishedRows(self.work / f"round-{turn}", self.name, _unordered)
-        n = len(self.x_ND)
-        start = np.searchsorted(near.a, np.arange(n + 1)).astype(np.int32)
-        full = csr_matrix((near.cosine, near.b, start), shape=(n, n))
-        full = full + full.T.tocsr()
-        few = _nearest(full)
-        full.data = full.data.astype(np.int8)
-        total = -(-n // BLOCK)
+        n, known = len(self.x_ND), self.blocks
+        kept, total = self._keep(f"round-{turn}", -(-n // BLOCK))
+        full: near_pairs.Graph | None = None
+        few: Any = None
         for number in range(total):
             found = kept.load(number)
             if found is None:
-                rows = slice(number * BLOCK, (number + 1) * BLOCK)
-                found = self._expanded(few[rows], few, full[rows], number * BLOCK)
+                if full is None:
+                    full = near_pairs.graph(lambda: known(turn + 1), n, self.work, both=True)
+                    near = near_pairs.nearest(full, KNOWN, self.work)
+                    ones, start = np.ones(len(near.other), np.int8), near.start_N.astype(np.int32)
+                    few = csr_matrix((ones, near.other, start), shape=(n, n))
+                found = self._expanded(few, full, number * BLOCK)
                 kept.save(number, found)
             self._counted(found)
             self.progress(number + 1, total, f"{self.pairs} pairs")
             yield found
+
+    def blocks(self, steps: int | None = None) -> Iterator[BlockPairs]:
+        """Yield what the first steps found, from the disk. Raises InputError GL0501."""
+        for kept, total in self.kept[:steps]:
+            for number in range(total):
+                found = kept.load(number)
+                if found is None:
+                    raise InputError(
+                        "GL0501",
+                        f"block {number} of near pairs is not as it was written a moment ago",
+                        where=str(self.work),
+                        hint="run the same command again: it makes what is not whole",
+                    )
+                yield found
+
+    def _keep(self, name: str, total: int) -> tuple[FinishedRows, int]:
+        kept = FinishedRows(self.work / name, self.name, _unordered), total
+        self.kept.append(kept)
+        return kept
 
     def _counted(self, found: BlockPairs) -> None:
         self.pairs += len(found.a)
@@ -265,7 +274,7 @@ class _CellJoin:
         for some_m in np.split(np.arange(len(cell_m)), np.flatnonzero(np.diff(cell_m)) + 1):
             if len(some_m):
                 parts += self._pairs(near_nP, face_m[some_m], int(cell_m[some_m[0]]))
-        a, b = (np.concatenate([np.empty(0, np.int64), *part]) for part in _turned(parts))
+        a, b = (np.concatenate([np.empty(0, np.int64), *(p[i] for p in parts)]) for i in (0, 1))
         return self._scored(self.good_n[a], self.good_n[b])
 
     def _pairs(
@@ -292,16 +301,17 @@ class _CellJoin:
                 parts.append((a[first], b[first]))
         return parts
 
-    def _expanded(self, few: Any, all_few: Any, known: Any, first: int) -> BlockPairs:
+    def _expanded(self, few: Any, full: near_pairs.Graph, first: int) -> BlockPairs:
         """Score the neighbours of neighbours of the rows from `first` on."""
-        reach = (few @ all_few).tocoo()
+        n = len(self.x_ND)
+        reach = (few[first : first + BLOCK] @ few).tocoo()
         row, column = reach.row.astype(np.int64), reach.col.astype(np.int64)
         keep = column > row + first
-        key = row[keep] * len(self.x_ND) + column[keep]
-        old = known.tocoo()
-        old_key = old.row.astype(np.int64) * len(self.x_ND) + old.col
-        key = np.setdiff1d(key, old_key, assume_unique=True)
-        a, b = key // len(self.x_ND) + first, key % len(self.x_ND)
+        start_n = full.start_N[first : first + BLOCK + 1]
+        old_row = np.repeat(np.arange(len(start_n) - 1), np.diff(start_n))
+        old_key = old_row * n + full.other[start_n[0] : start_n[-1]]
+        key = np.setdiff1d(row[keep] * n + column[keep], old_key, assume_unique=True)
+        a, b = key // n + first, key % n
         held = np.zeros(len(a), bool)
         for at in range(0, len(a), BLOCK):
             cut = slice(at, at + BLOCK)
@@ -327,43 +337,14 @@ def _top(x_ND: Floats, rows: Ints, cell_cD: F32, count: int) -> npt.NDArray[np.i
     return near_nP
 
 
-def _near(x_ND: Floats, found: Sequence[Any], good_n: Ints | None = None) -> NearPairs:
-    """Sort pairs of disjoint blocks."""
-    small = [_small(one) for one in found]
-    a, b = (
-        np.concatenate([np.empty(0, np.int32), *(getattr(one, name) for one in small)])
-        for name in ("a", "b")
-    )
-    cosine = np.concatenate([np.empty(0, np.float32), *(one.cosine for one in small)])
-    order = np.lexsort((b, a))
-    good_N = np.flatnonzero(usable(x_ND)) if good_n is None else good_n
-    return NearPairs(a[order], b[order], cosine[order], good_N)
-
-
-def _small(found: Any) -> NearPairs:
-    """Hold pairs in 12 bytes each."""
-    a, b = (np.asarray(rows, np.int32) for rows in (found.a, found.b))
-    return NearPairs(a, b, np.asarray(found.cosine, np.float32), np.empty(0, np.int64))
-
-
-def _nearest(full: Any) -> Any:
-    """Return a matrix of ones where a row has its `KNOWN` largest, of equals the first columns."""
-    from scipy.sparse import csr_matrix
-
-    n = full.shape[0]
-    many_n = np.flatnonzero(np.diff(full.indptr) > KNOWN)
-    keep = np.ones(len(full.indices), bool)
-    for row in many_n.tolist():
-        cut = slice(full.indptr[row], full.indptr[row + 1])
-        order = np.lexsort((full.indices[cut], -full.data[cut]))
-        keep[full.indptr[row] + order[KNOWN:]] = False
-    start = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[full.indptr].astype(np.int32)
-    column = full.indices[keep]
-    return csr_matrix((np.ones(len(column), np.int32), column, start), shape=(n, n))
-
-
-def _turned(parts: list[tuple[Ints, Ints]]) -> tuple[list[Ints], list[Ints]]:
-    return [part[0] for part in parts], [part[1] for part in parts]
+def _among(near: NearPairs, low_m: Ints, high_m: Ints) -> npt.NDArray[np.bool_]:
+    """Return which pairs are among the near ones."""
+    low_m, high_m = low_m.astype(np.int32), high_m.astype(np.int32)  # or all of them are copied
+    begin, end = (np.searchsorted(near.a, low_m, side) for side in ("left", "right"))  # type: ignore[call-overload]
+    held = np.zeros(len(low_m), bool)
+    for i, (first, last) in enumerate(zip(begin.tolist(), end.tolist())):
+        held[i] = high_m[i] in near.b[first:last]
+    return held
 
 
 def _unit32(x_nD: Floats) -> F32:

@@ -7,7 +7,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from glint.errors import ResourceError, UsageError
-from glint.search import graph_clusters, neighbours
+from glint.search import graph_clusters, near_pairs, neighbours
 from glint.search.graph_clusters import GraphRules, cluster
 from glint.search.neighbours import NearPairs
 
@@ -49,6 +49,8 @@ def test_clusters_are_those_of_average_linkage(tmp_path, monkeypatch, batch):
     """More faces than a chunk has pairs, components that are one batch, or a batch each."""
     monkeypatch.setattr(graph_clusters, "BATCH", batch)
     monkeypatch.setattr(graph_clusters, "CHUNK", 64)
+    monkeypatch.setattr(near_pairs, "PAIRS", 501)
+    monkeypatch.setattr(near_pairs, "ROWS", 77)
     x = crowd(1200, 90)
     good = neighbours.usable(x)
     unit = neighbours._unit32(x[good]).astype(np.float64)
@@ -94,7 +96,6 @@ def test_connected_are_near_clusters_of_near_means(tmp_path):
 
 def test_all_pairs_and_most_pairs(tmp_path, monkeypatch):
     """Exact ones are those of float64; most ones are some of them, whatever the blocks."""
-    pytest.importorskip("faiss")
     x = crowd(2600, 400)
     a, b, cosine = truth(x, 0.5)
     near = neighbours.exact(x, 0.5)
@@ -107,7 +108,8 @@ def test_all_pairs_and_most_pairs(tmp_path, monkeypatch):
     share = neighbours.recall(x, most, 0.5)
     assert share.pairs >= neighbours.PAIRS and abs(share.of_pairs - len(key) / len(a)) < 0.02
     assert share.of_pairs > 0.9
-    for name, value in (("CELLS", 40), ("BLOCK", 700), ("TILE", 67)):
+    monkeypatch.setattr(near_pairs, "ROWS", 77)
+    for name, value in (("CELLS", 40), ("BLOCK", 700), ("TILE", 67), ("SCORES", 4000)):
         monkeypatch.setattr(neighbours, name, value)
     again = neighbours.nearly(x, 0.5, tmp_path / "two")
     assert np.array_equal(again.a, most.a) and np.array_equal(again.b, most.b)
@@ -130,7 +132,6 @@ def test_recall_says_what_is_missing():
 
 
 def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
     for name, value in (("CELLS", 40), ("BLOCK", 700)):
         monkeypatch.setattr(neighbours, name, value)
     x = crowd(4000, 400)
@@ -170,7 +171,6 @@ def test_too_many_pairs_and_wrong_rules(monkeypatch, tmp_path):
     with pytest.raises(ResourceError, match="GL0503") as caught:
         neighbours.exact(crowd(300, 3), 0.5)
     assert "--edge" in caught.value.hint
-    pytest.importorskip("faiss")
     with pytest.raises(ResourceError, match="GL0503"):
         neighbours.nearly(crowd(300, 3), 0.5, tmp_path)
     for wrong in ({"edge": 0.5}, {"join": 0}, {"recall": 0}, {"exact": -1}, {"extra": 2}):
