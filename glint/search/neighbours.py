@@ -31,6 +31,7 @@ from glint.search.pairs import cosines, usable
 from glint.search.resume import BlockPairs, FinishedRows
 
 PROBES, PROBED = 16, 200_000  # cells of a face, up to so many faces; more from there on
+SHORT = 3 * 2.0**-8  # what bfloat16 takes from a cosine: of rows, of a product, of the bound
 SCORES = 1 << 23  # cosines of faces and cells held at once
 CELLS = 2048  # cells joined between two files
 BLOCK = 16384  # faces assigned, or expanded, between two marks
@@ -243,12 +244,12 @@ class _CellJoin:
                 journal = atomic.Journal(self.work / "near.jsonl")
                 journal.append({"join": self.name})
             done = {line["block"]: line["xxh3"] for line in journal.lines[1:]}
-            cell_cD: F32 | None = None
+            cell_cD: Any = None
             for at in range(0, n, BLOCK):
                 if done.get(at) == xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes()):
                     continue
                 if cell_cD is None:
-                    cell_cD = _unit32(self.x_ND[self.good_n[self.pick_c]])
+                    cell_cD = _coarse(self.x_ND[self.good_n[self.pick_c]])
                 rows = self.good_n[at : at + BLOCK]
                 near_nP[at : at + BLOCK] = _top(self.x_ND, rows, cell_cD, self.probes)
                 near_nP.flush()
@@ -282,14 +283,17 @@ class _CellJoin:
     ) -> list[tuple[Ints, Ints]]:
         """Screen one cell: pairs a < b whose first common cell it is."""
         parts = []
-        bound = self.edge - _slack(self.x_ND)
+        bound = self.edge - _slack(self.x_ND) - (SHORT if screens.bfloat16_is_fast() else 0)
         for i in range(0, len(face_n), TILE):
-            left_nD = _unit32(self.x_ND[self.good_n[face_n[i : i + TILE]]])
+            rows = face_n[i : i + TILE]
+            left_nD = _coarse(self.x_ND[self.good_n[rows]], pad=True)
             for j in range(i, len(face_n), TILE):
-                right_nD = (
-                    left_nD if i == j else _unit32(self.x_ND[self.good_n[face_n[j : j + TILE]]])
-                )
-                a, b = np.divmod(np.flatnonzero(left_nD @ right_nD.T >= bound), len(right_nD))
+                columns = face_n[j : j + TILE]
+                right_nD = left_nD
+                if i != j:
+                    right_nD = _coarse(self.x_ND[self.good_n[columns]], pad=True)
+                cosine_nn = (left_nD @ right_nD.T)[: len(rows), : len(columns)]
+                a, b = np.divmod(np.flatnonzero((cosine_nn >= bound).numpy()), len(columns))
                 keep = a + i < b + j
                 a, b = face_n[a[keep] + i], face_n[b[keep] + j]
                 first = np.ones(len(a), bool)
@@ -325,14 +329,14 @@ class _CellJoin:
         return BlockPairs(a[keep], b[keep], cosine[keep])
 
 
-def _top(x_ND: Floats, rows: Ints, cell_cD: F32, count: int) -> npt.NDArray[np.int32]:
+def _top(x_ND: Floats, rows: Ints, cell_cD: Any, count: int) -> npt.NDArray[np.int32]:
     """Return the nearest cells of some rows, ascending."""
     import torch
 
     near_nP = np.empty((len(rows), count), np.int32)
     step = max(64, SCORES // len(cell_cD))
     for at in range(0, len(rows), step):
-        cosine_nc = torch.from_numpy(_unit32(x_ND[rows[at : at + step]]) @ cell_cD.T)
+        cosine_nc = _coarse(x_ND[rows[at : at + step]]) @ cell_cD.T
         near_nP[at : at + step] = torch.topk(cosine_nc, count, sorted=False).indices.sort()[0]
     return near_nP
 
@@ -352,6 +356,19 @@ def _unit32(x_nD: Floats) -> F32:
     row_nD = np.asarray(x_nD, np.float32)
     scaled: F32 = row_nD / np.sqrt(np.einsum("nd,nd->n", row_nD, row_nD))[:, None]
     return scaled
+
+
+def _coarse(x_nD: Floats, pad: bool = False) -> Any:
+    """Scale rows to length one, as torch has products of quickly: in bfloat16, or float32.
+
+    pad: to a multiple of 128 rows; there is a program to make for each new shape.
+    """
+    import torch
+
+    row_nD = torch.from_numpy(_unit32(x_nD))
+    if not screens.bfloat16_is_fast():
+        return row_nD
+    return torch.nn.functional.pad(row_nD.bfloat16(), (0, 0, 0, -len(x_nD) % 128 if pad else 0))
 
 
 def _slack(x_ND: Floats) -> float:
