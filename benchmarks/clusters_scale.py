@@ -119,8 +119,12 @@ def one(path: Path, method: str, work: Path) -> dict[str, Any]:
         label = kmeans(x, len(np.unique(np.load(path.with_suffix(".who.npy")))))
     else:
         label = single(x, float(method))
-    said |= {"cpu": time.process_time() - begun, "wall": time.monotonic() - wall,
-             "bytes": peak.end(), "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10}
+    said |= {
+        "cpu": time.process_time() - begun,
+        "wall": time.monotonic() - wall,
+        "bytes": peak.end(),
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+    }
     truth = np.load(path.with_suffix(".who.npy")).astype(np.int64)
     pair, cube = pairwise(label, truth), bcubed(label, truth)
     return {**said, "precision": pair.precision, "recalled": pair.recall, "pairwise": pair.f,
