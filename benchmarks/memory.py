@@ -6,9 +6,9 @@
 A dataset's tables are written without shards (no stage here opens an image but `embed`, whose
 images are two bytes and whose model is a table of random rows of 64 numbers). Every stage is a
 process of its own. Memory is the most that is not of files (RssAnon), less what the process had
-once everything was imported, in shards of 1,000 where some are written; mapped files (rows of
-embeddings) are the kernel's to drop. Of what is not labelled every image is an identity of its own,
-else ten are. One JSON line a figure.
+once everything was imported; mapped files (rows of embeddings) are the kernel's to drop. Of what is
+not labelled every image is an identity of its own, else ten are. `shard` and `merge` write shards
+of 1,000. One JSON line a figure.
 """
 
 from __future__ import annotations

@@ -262,7 +262,7 @@ class _CellJoin:
 
     def _join(self, near_nP: npt.NDArray[np.int32], first: int) -> BlockPairs:
         """Join the cells from `first` on."""
-        face, cell = [], []
+        face, cell = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
         for at in range(0, len(near_nP), 8 * BLOCK):
             part_nP = np.asarray(near_nP[at : at + 8 * BLOCK])
             i, p = np.nonzero((part_nP >= first) & (part_nP < first + CELLS))

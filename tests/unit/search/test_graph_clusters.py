@@ -176,3 +176,33 @@ def test_too_many_pairs_and_wrong_rules(monkeypatch, tmp_path):
     for wrong in ({"edge": 0.5}, {"join": 0}, {"recall": 0}, {"exact": -1}, {"extra": 2}):
         with pytest.raises(UsageError, match="GL0002"):
             GraphRules(**wrong)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_no_pair_of_a_cell_is_lost(tmp_path, monkeypatch, tiles):
+    """Whether products are in bfloat16 or not: cosines at the edge itself, cells over a tile."""
+    monkeypatch.setattr(neighbours.screens, "bfloat16_is_fast", lambda: tiles)
+    for name, value in (("CELLS", 3), ("TILE", 100), ("BLOCK", 500)):
+        monkeypatch.setattr(neighbours, name, value)
+    x = crowd(400, 6)
+    a, b, cosine = truth(x, 0.2)
+    edge = float(np.sort(cosine)[len(cosine) // 2])
+    good = np.flatnonzero(neighbours.usable(x))
+    join = neighbours._CellJoin(x, good, edge, tmp_path, 0, lambda *args: None)
+    found = [(int(i), int(j)) for part in join.cells() for i, j in zip(part.a, part.b)]
+    cells = np.full((len(x), join.probes), -1)
+    cells[good] = join._assigned()
+    inside = (cells[:, :, None] == np.arange(join.count)).any(axis=1).astype(int)
+    shared = (inside @ inside.T)[a, b] > 0
+    held = shared & (cosine >= edge + 1e-12)
+    assert held.sum() > 2000 and len(set(found)) == len(found)
+    assert {*zip(a[held].tolist(), b[held].tolist())} <= set(found)
+    assert len(found) <= (shared & (cosine >= edge - 1e-12)).sum()
+
+
+def test_faces_without_a_direction_have_no_pairs(tmp_path):
+    x = np.full((40, D), np.nan, np.float16)
+    assert len(neighbours.nearly(x, 0.5, tmp_path / "none").a) == 0
+    x[3] = x[7] = 1
+    near = neighbours.nearly(x, 0.5, tmp_path / "two")
+    assert (near.a.tolist(), near.b.tolist()) == ([3], [7])
