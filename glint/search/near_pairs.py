@@ -72,7 +72,7 @@ class CountingSort:
         self.start = np.concatenate([[0], np.cumsum(count_k)])
         self._next = self.start[:-1].copy()
 
-    def place(self, key_m: Ints) -> Ints:
+    def place(self, key_m: npt.NDArray[Any]) -> Ints:
         """Return the places of the next entries, which keep their order."""
         order = np.argsort(key_m, kind="stable")
         key, first, count = np.unique(key_m[order], return_index=True, return_counts=True)

@@ -344,7 +344,7 @@ def _top(x_ND: Floats, rows: Ints, cell_cD: Any, count: int) -> npt.NDArray[np.i
 def _among(near: NearPairs, low_m: Ints, high_m: Ints) -> npt.NDArray[np.bool_]:
     """Return which pairs are among the near ones."""
     low_m, high_m = low_m.astype(np.int32), high_m.astype(np.int32)  # or all of them are copied
-    begin, end = (np.searchsorted(near.a, low_m, side) for side in ("left", "right"))  # type: ignore[call-overload]
+    begin, end = (np.searchsorted(near.a, low_m, side) for side in ("left", "right"))
     held = np.zeros(len(low_m), bool)
     for i, (first, last) in enumerate(zip(begin.tolist(), end.tolist())):
         held[i] = high_m[i] in near.b[first:last]
