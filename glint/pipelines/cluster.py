@@ -43,7 +43,6 @@ STAGE = "cluster"
 STATE = "_glint/state.npz"
 TABLES = ("faces.parquet", "clusters.parquet", "edges.parquet")
 SAVE = 60.0  # seconds between two states saved
-SHARE = 0.05  # of the time that saving may take
 Ints = npt.NDArray[np.int64]
 
 
@@ -221,7 +220,7 @@ def _insert(
             if (begun := time.monotonic()) - saved >= wait:
                 _save(out, stream)  # whole: the more clusters, the longer it takes
                 saved = time.monotonic()
-                wait = save * max(1.0, (saved - begun) / (SAVE * SHARE))
+                wait = save * max(1.0, (saved - begun) / 3)  # of a minute, a twentieth
         first += n
     if stream.faces > seen:
         _save(out, stream)
