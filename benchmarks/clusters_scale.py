@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -118,8 +119,12 @@ def one(path: Path, method: str, work: Path) -> dict[str, Any]:
         label = kmeans(x, len(np.unique(np.load(path.with_suffix(".who.npy")))))
     else:
         label = single(x, float(method))
-    said |= {"cpu": time.process_time() - begun, "wall": time.monotonic() - wall,
-             "bytes": peak.end()}  # fmt: skip
+    said |= {
+        "cpu": time.process_time() - begun,
+        "wall": time.monotonic() - wall,
+        "bytes": peak.end(),
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+    }
     truth = np.load(path.with_suffix(".who.npy")).astype(np.int64)
     pair, cube = pairwise(label, truth), bcubed(label, truth)
     return {**said, "precision": pair.precision, "recalled": pair.recall, "pairwise": pair.f,
@@ -229,9 +234,13 @@ def main() -> int:
             show([ceiling(times, ends[1] / ends[0], 1.5)])
         if args.only in ("large", None) and not args.quick:
             found = run(crowd(folder, args.large), "cells")
-            show([*cost(f"{args.large:,} faces", found, args.large),
-                  told(f"{args.large:,} faces: wall, s", found["wall"]),
-                  told(f"{args.large:,} faces: people found", found["identities"])])  # fmt: skip
+            name = f"{args.large:,} faces"
+            show([*cost(name, found, args.large),
+                  *(told(f"{name}: {what}", found[key]) for what, key in (
+                      ("wall, s", "wall"), ("CPU, s", "cpu"), ("precision", "precision"),
+                      ("recall", "recalled"), ("people found", "identities"))),
+                  told(f"{name}: most resident memory, mapped files too, GB",
+                       found["rss"] / 1e9)])  # fmt: skip
     return 0 if args.quick or all(line["holds"] is not False for line in lines) else 1
 
 

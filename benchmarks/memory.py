@@ -6,27 +6,33 @@
 A dataset's tables are written without shards (no stage here opens an image but `embed`, whose
 images are two bytes and whose model is a table of random rows of 64 numbers). Every stage is a
 process of its own. Memory is the most that is not of files (RssAnon), less what the process had
-once everything was imported; mapped files (rows of embeddings) are the kernel's to drop. Of what
-is not labelled every image is an identity of its own, else ten are. One JSON line a figure.
+once everything was imported; mapped files (rows of embeddings) are the kernel's to drop. Of what is
+not labelled every image is an identity of its own, else ten are. `shard` and `merge` write shards
+of 1,000. One JSON line a figure.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from clusters_scale import Peak
 from figures import ceiling, machine, told
+from PIL import Image
 
 from glint import schemas
 from glint.files import atomic, parquet
@@ -105,8 +111,48 @@ class Table:
         return np.random.default_rng(0).standard_normal((len(image_nHWC), DIM), np.float32)
 
 
+def images(path: Path, n: int, first: int) -> Path:
+    """Write a table of n JPEGs of 8 x 8 that differ in a comment, ten of a label."""
+    if not path.exists():
+        found = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(found, "JPEG")
+        raw = np.frombuffer(found.getvalue()[:2] + b"\xff\xfe\0\x0a" + bytes(8)
+                            + found.getvalue()[2:], np.uint8)  # fmt: skip
+        raw_nb = np.tile(raw, (n, 1))
+        raw_nb[:, 6:14] = (np.arange(n) + first).view(np.uint8).reshape(n, 8)
+        image = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(len(raw)), n, [None, pa.py_buffer(raw_nb)]
+        ).cast(pa.binary())
+        table = pa.table({"image": image, "label": np.arange(n) // EACH + first})
+        pq.write_table(table, path, row_group_size=BLOCK)
+    return path
+
+
+def written(name: str, folder: Path, n: int, begun: Callable[[], None]) -> None:
+    """Shard, or merge two sets of half the size."""
+    from glint.pipelines.dataset import merge, shard
+
+    out = folder / f"out-{name}-{n}"
+    plain = shard.Options(samples_per_shard=1000)
+    if name == "merge":
+        roots = [folder / f"half-{i}-{n}" for i in range(2)]
+        for i, root in enumerate(roots):
+            if not root.exists():
+                shard.shard(images(folder / f"images-{i}-{n}.parquet", n // 2, i * n), root, plain)
+        begun()
+        merge.merge(out, roots, samples_per_shard=1000)
+    else:
+        source = images(folder / f"images-{n}.parquet", n, 0)
+        begun()
+        shard.shard(source, out, replace(plain, unlabelled=name == "shard-unlabelled"))
+    shutil.rmtree(out)
+
+
 def stage(name: str, folder: Path, n: int, begun: Callable[[], None]) -> None:
     """Run a stage; what comes before `begun` is not its own."""
+    if name in ("merge", "shard", "shard-unlabelled"):
+        written(name, folder, n, begun)
+        return
     from glint.pipelines import balance, batches, cluster, cluster_graph, coreset, embed
     from glint.search import nms  # noqa: F401
 
@@ -135,7 +181,8 @@ def stage(name: str, folder: Path, n: int, begun: Callable[[], None]) -> None:
             balance.balance(data, balance.Options(), folder / f"sampling-{n}.parquet")
 
 
-STAGES = ("embed-unlabelled", "embed", "cluster-graph", "coreset", "balance")
+STAGES = ("embed-unlabelled", "embed", "cluster-graph", "coreset", "balance",
+          "shard-unlabelled", "merge")  # fmt: skip
 
 
 def run(name: str, folder: Path, n: int) -> dict[str, float]:

@@ -208,7 +208,7 @@ def _insert(
     progress: Progress,
 ) -> None:
     """Insert the faces that the state lacks, in blocks that begin where they always do."""
-    seen, first, saved = stream.faces, 0, time.monotonic()
+    seen, first, saved, wait = stream.faces, 0, time.monotonic(), save
     total = sum(len(emb.sample_ND) for emb in found)
     if seen:
         logger.info("continuing: %d of %d faces are clustered already", seen, total)
@@ -217,9 +217,10 @@ def _insert(
         for at in range(max(0, seen - first), n, BLOCK):
             stream.insert(np.asarray(emb.sample_ND[at : at + BLOCK]))
             progress(first + min(at + BLOCK, n), total, f"{stream.clusters} clusters")
-            if time.monotonic() - saved >= save:
-                _save(out, stream)
+            if (begun := time.monotonic()) - saved >= wait:
+                _save(out, stream)  # whole: the more clusters, the longer it takes
                 saved = time.monotonic()
+                wait = save * max(1.0, (saved - begun) / 3)  # of a minute, a twentieth
         first += n
     if stream.faces > seen:
         _save(out, stream)

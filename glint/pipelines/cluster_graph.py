@@ -73,10 +73,11 @@ def find(
             "recall_pairs": share.pairs,
         }
     shot = graph_clusters.cluster(x_ND, near, rules, work)
+    pairs = len(near.a)
     with atomic.writing(work):
-        for name in ("rows.npy", "near.npy", "near.jsonl"):
-            (work / name).unlink(missing_ok=True)
-    return shot, {**said, "pairs": len(near.a)}
+        for path in (*work.glob("*.npy"), work / "near.jsonl"):
+            path.unlink(missing_ok=True)
+    return shot, {**said, "pairs": pairs}
 
 
 def _number(share: float) -> float | None:

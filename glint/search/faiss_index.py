@@ -46,31 +46,3 @@ class FlatIndex:
         ends = np.asarray(limits, dtype=np.int64)
         query = np.repeat(np.arange(len(x_nD), dtype=np.int64), ends[1:] - ends[:-1])
         return query, np.asarray(rows, dtype=np.int64)
-
-
-class NearestIndex:
-    """Hold rows for an approximate search of the nearest: HNSW, made by one thread, so the same.
-
-    x_ND: unit rows, float32, C-contiguous. Source: Malkov and Yashunin, arXiv 1603.09320.
-    """
-
-    LINKS, BUILD, SEARCH = 16, 40, 64
-
-    def __init__(self, x_ND: npt.NDArray[np.float32]) -> None:
-        import faiss
-
-        self._index: Any = faiss.IndexHNSWFlat(
-            x_ND.shape[1], self.LINKS, faiss.METRIC_INNER_PRODUCT
-        )
-        self._index.hnsw.efConstruction = self.BUILD
-        self._index.hnsw.efSearch = self.SEARCH
-        threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(1)
-        try:
-            self._index.add(x_ND)
-        finally:
-            faiss.omp_set_num_threads(threads)
-
-    def nearest(self, x_nD: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
-        """Return the rows nearest to each of some, in no stated order; -1 where fewer are found."""
-        return np.asarray(self._index.search(x_nD, count)[1], dtype=np.int64)

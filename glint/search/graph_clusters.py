@@ -10,6 +10,8 @@ are near are connected, as in `online_clusters`.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,11 @@ import numpy.typing as npt
 from glint.errors import UsageError
 from glint.files import atomic
 from glint.files.strings import new_array
-from glint.search.neighbours import NearPairs
+from glint.search.near_pairs import CountingSort, NearPairs, new_file
 from glint.search.online_clusters import Snapshot, components
 from glint.search.pairs import unit64
 
-BATCH = 1 << 20  # pairs of whole components that are agglomerated at once
+BATCH = 1 << 18  # pairs of whole components that are agglomerated at once
 CHUNK = 4096  # pairs whose vectors are held in float64
 
 Bools = npt.NDArray[np.bool_]
@@ -136,22 +138,39 @@ def cluster(x_ND: Floats, near: NearPairs, rules: GraphRules, work: Path) -> Sna
     sums = _Sums(x_ND, work / "sums.npy")
     try:
         root_N = np.arange(len(x_ND), dtype=np.int64)
-        strong_m = np.flatnonzero(near.cosine >= rules.join)
-        part_N = components(len(x_ND), near.a[strong_m], near.b[strong_m])
-        strong_m = strong_m[np.argsort(part_N[near.a[strong_m]], kind="stable")]
-        part_m = part_N[near.a[strong_m]]
-        begin = np.flatnonzero(np.r_[True, part_m[1:] != part_m[:-1]]) if len(part_m) else part_m
-        del part_N, part_m
-        ends = [*begin[1:].tolist(), len(strong_m)]
-        start = 0
-        for end, after in zip(ends, [*ends[1:], 1 << 62]):
-            if end > start and after - start > BATCH:
-                some = strong_m[start:end]
-                _agglomerate(sums, root_N, near, some, rules)
-                start = end
+        for strong_m in _batches(len(x_ND), near, rules.join, work):
+            _agglomerate(sums, root_N, near, strong_m, rules)
         return _connected(sums, root_N, near, rules, x_ND.shape[1])
     finally:
         sums.close()
+
+
+def _batches(n: int, near: NearPairs, least: float, work: Path) -> Iterator[Ints]:
+    """Yield the strong pairs of whole components of theirs, some at a time."""
+
+    def strong() -> Iterator[Ints]:
+        for where in near.parts():
+            yield np.flatnonzero(near.cosine[where] >= least) + where.start
+
+    part_N = np.arange(n, dtype=np.int32)
+    for some in strong():
+        part_N = components(n, part_N[near.a[some]], part_N[near.b[some]])[part_N]
+    count_N = np.zeros(n, np.int64)
+    for some in strong():
+        np.add.at(count_N, part_N[near.a[some]], 1)
+    ends_N = np.cumsum(count_N)
+    batch_N = ((ends_N - count_N) // BATCH).astype(np.int32)
+    sizes = np.bincount(batch_N, count_N).astype(np.int64)
+    del count_N, ends_N
+    sort = CountingSort(sizes)
+    pair = new_file(work / "strong.npy", np.int64, int(sort.start[-1]))
+    for some in strong():
+        pair[sort.place(batch_N[part_N[near.a[some]]])] = some
+    del part_N, batch_N
+    for first, last in itertools.pairwise(sort.start.tolist()):
+        if last > first:
+            yield pair[first:last]
+    (work / "strong.npy").unlink(missing_ok=True)
 
 
 def _agglomerate(sums: _Sums, root_N: Ints, near: NearPairs, some: Ints, rules: GraphRules) -> None:
@@ -214,13 +233,15 @@ def _means(sums: _Sums, a_m: Ints, b_m: Ints, *, length: bool = False) -> F64:
 def _connected(sums: _Sums, root_N: Ints, near: NearPairs, rules: GraphRules, dim: int) -> Snapshot:
     """Connect clusters that have near faces by their means, and name everything."""
     some_N = near.good_N
-    first_k, number_n = np.unique(root_N[some_N], return_inverse=True)
+    is_first_N = np.zeros(len(root_N), bool)
+    is_first_N[root_N[some_N]] = True
+    first_k = np.flatnonzero(is_first_N)
     cluster_N = np.full(len(root_N), -1, np.int64)
-    cluster_N[some_N] = number_n.reshape(-1)
+    cluster_N[some_N] = (np.cumsum(is_first_N, dtype=np.int32) - 1)[root_N[some_N]]
     k = len(first_k)
     apart = [np.empty(0, np.int64)]
-    for at in range(0, len(near.a), BATCH):
-        a_m, b_m = (cluster_N[rows[at : at + BATCH]] for rows in (near.a, near.b))
+    for where in near.parts():
+        a_m, b_m = (cluster_N[rows[where]] for rows in (near.a, near.b))
         key_m = np.minimum(a_m, b_m) * k + np.maximum(a_m, b_m)
         apart.append(np.unique(key_m[a_m != b_m]))
     pair_m = np.unique(np.concatenate(apart))

@@ -1,17 +1,17 @@
 """Near pairs of very many faces: all of them, or most of them in time about linear in the faces.
 
 Up to a size the exact join of `pairs` is cheaper and misses nothing. Above, every face goes to the
-`PROBES` nearest of a seeded sample of the faces (one in `CELL`, searched by HNSW: arXiv
-1603.09320), faces of one cell are compared with each other, and neighbours of neighbours twice more
-(NN-descent, Dong et al. 2011). Cosines are exact; which pairs are missing is measured by
-`recall`, on seeded faces against all others.
+nearest few of a seeded sample of the faces (cells; all of the sample is compared), faces of one
+cell are compared with each other, and neighbours of neighbours twice more (NN-descent, Dong et al.
+2011). `cells` says how many: so that both comparisons of a face are about sqrt(n). Cosines are
+exact; which pairs are missing is measured by `recall`, on seeded faces against all others.
 """
 
 # N all rows, n some of them, m pairs, c cells, P probes, D embedding
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,39 +21,31 @@ import numpy.typing as npt
 import xxhash
 
 from glint import log, rng
-from glint.errors import ResourceError, UsageError
+from glint.errors import InputError, ResourceError
 from glint.files import atomic
 from glint.files.strings import new_array
 from glint.log import Progress
-from glint.search import faiss_index, pairs, screens
+from glint.search import near_pairs, pairs, screens
+from glint.search.near_pairs import NearPairs
 from glint.search.pairs import cosines, usable
 from glint.search.resume import BlockPairs, FinishedRows
 
-CELL = 16  # faces to a cell, before every face is in PROBES of them
-PROBES = 16
+PROBES, PROBED = 16, 200_000  # cells of a face, up to so many faces; more from there on
+SHORT = 3 * 2.0**-8  # what bfloat16 takes from a cosine: of rows, of a product, of the bound
+SCORES = 1 << 23  # cosines of faces and cells held at once
 CELLS = 2048  # cells joined between two files
 BLOCK = 16384  # faces assigned, or expanded, between two marks
 TILE = 2048  # rows and columns of a product in a cell
 KNOWN = 16  # neighbours of a face whose neighbours are looked at
 ROUNDS = 2
 SAMPLE, ENOUGH = 256, 4096  # faces asked at once, at most
-CONSTANTS = (CELL, PROBES, CELLS, BLOCK, TILE, KNOWN)  # that kept blocks rest on
+CONSTANTS = (PROBES, PROBED, CELLS, BLOCK, TILE, KNOWN)  # that kept blocks rest on
 PAIRS = 1000  # true pairs that a measured recall rests on, where there are so many
 LIMIT = 64  # pairs a face, on average
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class NearPairs:
-    """Row pairs a < b, sorted, and their cosine in float32; good_N: the rows with a direction."""
-
-    a: npt.NDArray[np.int32]
-    b: npt.NDArray[np.int32]
-    cosine: F32
-    good_N: Ints
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,18 @@ def exact(
         if error.code != "GL0503":
             raise
         raise _too_many(len(x_ND), edge) from None
-    return _near(x_ND, [found])
+    small = (found.a.astype(np.int32), found.b.astype(np.int32), found.cosine.astype(np.float32))
+    return NearPairs(*small, np.flatnonzero(usable(x_ND)))
+
+
+def cells(n: int) -> tuple[int, int]:
+    """Return how many cells n faces have, and in how many of them each is.
+
+    Probes grow with n^(1/4): two near faces of more cells share one less often.
+    """
+    probes = max(PROBES, round(PROBES * (n / PROBED) ** 0.25))
+    count = max(1, round(probes * n**0.5))
+    return min(count, max(1, n // 8)), min(probes, count, max(1, n // 8))
 
 
 def nearly(
@@ -84,22 +87,17 @@ def nearly(
 ) -> NearPairs:
     """Find most pairs of rows from the cosine `edge` on; `work` keeps what is done.
 
-    Raises ResourceError GL0503 for too many, UsageError GL0003 without faiss.
+    Raises ResourceError GL0503 for too many.
     """
-    if not faiss_index.available():
-        raise UsageError(
-            "GL0003",
-            "faiss cannot be imported",
-            where="--method graph",
-            hint="pip install 'glint-faces[cpu]', or --exact N with N of the faces or more",
-        )
     good_n = np.flatnonzero(usable(x_ND))
     join = _CellJoin(x_ND, good_n, edge, work, seed, progress)
-    held = [_small(block) for block in join.cells()]
+    for _ in join.cells():
+        pass
     for turn in range(ROUNDS):
-        near = _near(x_ND, held, good_n)
-        held = [near, *(_small(block) for block in join.completed(near, turn))]
-    return _near(x_ND, held, good_n)
+        for _ in join.completed(turn):
+            pass
+    found = near_pairs.graph(join.blocks, len(x_ND), work, both=False)
+    return found.pairs(work, good_n)
 
 
 def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Recall:
@@ -109,17 +107,13 @@ def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Reca
     """
     n = len(near.good_N)
     order = np.argsort(rng.mix(np.arange(n, dtype=np.uint64) + np.uint64(_key(seed, 2))))
-    key_m = near.a.astype(np.int64) * len(x_ND) + near.b
     hits = true = asked = 0
     shares: list[npt.NDArray[np.float64]] = []
     while true < PAIRS and asked < min(n, ENOUGH):
         ask = np.sort(near.good_N[order[asked : asked + SAMPLE]])
         asked += len(ask)
         of, other = _all_near(x_ND, ask, near.good_N, edge)
-        low, high = np.minimum(ask[of], other), np.maximum(ask[of], other)
-        key = low * len(x_ND) + high
-        at = np.searchsorted(key_m, key)
-        found = np.append(key_m, -1)[at] == key
+        found = _among(near, np.minimum(ask[of], other), np.maximum(ask[of], other))
         true, hits = true + len(of), hits + int(found.sum())
         all_n = np.bincount(of, minlength=len(ask))
         hit_n = np.bincount(of[found], minlength=len(ask))
@@ -164,8 +158,8 @@ class _CellJoin:
     ) -> None:
         self.x_ND, self.good_n, self.edge, self.work = x_ND, good_n, edge, work
         self.progress, self.pairs = progress, 0
-        self.count = max(1, len(good_n) // CELL)
-        self.probes = min(PROBES, self.count)
+        self.kept: list[tuple[FinishedRows, int]] = []
+        self.count, self.probes = cells(len(good_n))
         key = rng.mix(np.arange(len(good_n), dtype=np.uint64) + np.uint64(_key(seed, 1)))
         self.pick_c = np.sort(np.argsort(key)[: self.count])
         state = xxhash.xxh3_128(f"{x_ND.dtype.str} {x_ND.shape} {edge} {seed} {CONSTANTS}".encode())
@@ -176,9 +170,8 @@ class _CellJoin:
 
     def cells(self) -> Iterator[BlockPairs]:
         """Yield the near pairs of faces that share a cell, in the first cell that they share."""
-        kept = FinishedRows(self.work / "cells", self.name, _unordered)
+        kept, total = self._keep("cells", -(-self.count // CELLS))
         near_nP: Any = None
-        total = -(-self.count // CELLS)
         for number in range(total):
             found = kept.load(number)
             if found is None:
@@ -189,27 +182,46 @@ class _CellJoin:
             self.progress(number + 1, total, f"{self.pairs} pairs")
             yield found
 
-    def completed(self, near: NearPairs, turn: int) -> Iterator[BlockPairs]:
+    def completed(self, turn: int) -> Iterator[BlockPairs]:
         """Yield near pairs among neighbours of neighbours that are not known."""
         from scipy.sparse import csr_matrix
 
-        kept = FinishedRows(self.work / f"round-{turn}", self.name, _unordered)
-        n = len(self.x_ND)
-        start = np.searchsorted(near.a, np.arange(n + 1)).astype(np.int32)
-        full = csr_matrix((near.cosine, near.b, start), shape=(n, n))
-        full = full + full.T.tocsr()
-        few = _nearest(full)
-        full.data = full.data.astype(np.int8)
-        total = -(-n // BLOCK)
+        n, known = len(self.x_ND), self.blocks
+        kept, total = self._keep(f"round-{turn}", -(-n // BLOCK))
+        full: near_pairs.Graph | None = None
+        few: Any = None
         for number in range(total):
             found = kept.load(number)
             if found is None:
-                rows = slice(number * BLOCK, (number + 1) * BLOCK)
-                found = self._expanded(few[rows], few, full[rows], number * BLOCK)
+                if full is None:
+                    full = near_pairs.graph(lambda: known(turn + 1), n, self.work, both=True)
+                    near = near_pairs.nearest(full, KNOWN, self.work)
+                    ones, start = np.ones(len(near.other), np.int8), near.start_N.astype(np.int32)
+                    few = csr_matrix((ones, near.other, start), shape=(n, n))
+                found = self._expanded(few, full, number * BLOCK)
                 kept.save(number, found)
             self._counted(found)
             self.progress(number + 1, total, f"{self.pairs} pairs")
             yield found
+
+    def blocks(self, steps: int | None = None) -> Iterator[BlockPairs]:
+        """Yield what the first steps found, from the disk. Raises InputError GL0501."""
+        for kept, total in self.kept[:steps]:
+            for number in range(total):
+                found = kept.load(number)
+                if found is None:
+                    raise InputError(
+                        "GL0501",
+                        f"block {number} of near pairs is not as it was written a moment ago",
+                        where=str(self.work),
+                        hint="run the same command again: it makes what is not whole",
+                    )
+                yield found
+
+    def _keep(self, name: str, total: int) -> tuple[FinishedRows, int]:
+        kept = FinishedRows(self.work / name, self.name, _unordered), total
+        self.kept.append(kept)
+        return kept
 
     def _counted(self, found: BlockPairs) -> None:
         self.pairs += len(found.a)
@@ -217,7 +229,7 @@ class _CellJoin:
             raise _too_many(len(self.x_ND), self.edge)
 
     def _assigned(self) -> npt.NDArray[np.int32]:
-        """Return the nearest cells of every face, ascending, -1 = none; mapped from a file."""
+        """Return the nearest cells of every face, ascending; mapped from a file."""
         n = len(self.good_n)
         journal = atomic.Journal(self.work / "near.jsonl")
         path = self.work / "near.npy"
@@ -232,17 +244,14 @@ class _CellJoin:
                 journal = atomic.Journal(self.work / "near.jsonl")
                 journal.append({"join": self.name})
             done = {line["block"]: line["xxh3"] for line in journal.lines[1:]}
-            coarse: faiss_index.NearestIndex | None = None
+            cell_cD: Any = None
             for at in range(0, n, BLOCK):
                 if done.get(at) == xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes()):
                     continue
-                if coarse is None:
-                    picked = self.good_n[self.pick_c]
-                    coarse = faiss_index.NearestIndex(_unit32(self.x_ND[picked]))
+                if cell_cD is None:
+                    cell_cD = _coarse(self.x_ND[self.good_n[self.pick_c]])
                 rows = self.good_n[at : at + BLOCK]
-                near_nP[at : at + BLOCK] = np.sort(
-                    coarse.nearest(_unit32(self.x_ND[rows]), self.probes), axis=1
-                )
+                near_nP[at : at + BLOCK] = _top(self.x_ND, rows, cell_cD, self.probes)
                 near_nP.flush()
                 mark = xxhash.xxh3_128_hexdigest(near_nP[at : at + BLOCK].tobytes())
                 journal.append({"block": at, "xxh3": mark})
@@ -253,7 +262,7 @@ class _CellJoin:
 
     def _join(self, near_nP: npt.NDArray[np.int32], first: int) -> BlockPairs:
         """Join the cells from `first` on."""
-        face, cell = [], []
+        face, cell = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
         for at in range(0, len(near_nP), 8 * BLOCK):
             part_nP = np.asarray(near_nP[at : at + 8 * BLOCK])
             i, p = np.nonzero((part_nP >= first) & (part_nP < first + CELLS))
@@ -266,7 +275,7 @@ class _CellJoin:
         for some_m in np.split(np.arange(len(cell_m)), np.flatnonzero(np.diff(cell_m)) + 1):
             if len(some_m):
                 parts += self._pairs(near_nP, face_m[some_m], int(cell_m[some_m[0]]))
-        a, b = (np.concatenate([np.empty(0, np.int64), *part]) for part in _turned(parts))
+        a, b = (np.concatenate([np.empty(0, np.int64), *(p[i] for p in parts)]) for i in (0, 1))
         return self._scored(self.good_n[a], self.good_n[b])
 
     def _pairs(
@@ -274,35 +283,39 @@ class _CellJoin:
     ) -> list[tuple[Ints, Ints]]:
         """Screen one cell: pairs a < b whose first common cell it is."""
         parts = []
-        bound = self.edge - _slack(self.x_ND)
+        bound = self.edge - _slack(self.x_ND) - (SHORT if screens.bfloat16_is_fast() else 0)
         for i in range(0, len(face_n), TILE):
-            left_nD = _unit32(self.x_ND[self.good_n[face_n[i : i + TILE]]])
+            rows = face_n[i : i + TILE]
+            left_nD = _coarse(self.x_ND[self.good_n[rows]], pad=True)
             for j in range(i, len(face_n), TILE):
-                right_nD = (
-                    left_nD if i == j else _unit32(self.x_ND[self.good_n[face_n[j : j + TILE]]])
-                )
-                a, b = np.divmod(np.flatnonzero(left_nD @ right_nD.T >= bound), len(right_nD))
+                columns = face_n[j : j + TILE]
+                right_nD = left_nD
+                if i != j:
+                    right_nD = _coarse(self.x_ND[self.good_n[columns]], pad=True)
+                cosine_nn = (left_nD @ right_nD.T)[: len(rows), : len(columns)]
+                a, b = np.divmod(np.flatnonzero((cosine_nn >= bound).numpy()), len(columns))
                 keep = a + i < b + j
                 a, b = face_n[a[keep] + i], face_n[b[keep] + j]
                 first = np.ones(len(a), bool)
                 for at in range(0, len(a), BLOCK):
                     cut = slice(at, at + BLOCK)
                     one, two = near_nP[a[cut]], near_nP[b[cut]]
-                    both = (one[:, :, None] == two[:, None, :]).any(axis=2) & (one >= 0)
+                    both = (one[:, :, None] == two[:, None, :]).any(axis=2)
                     first[cut] = ~(both & (one < cell)).any(axis=1)
                 parts.append((a[first], b[first]))
         return parts
 
-    def _expanded(self, few: Any, all_few: Any, known: Any, first: int) -> BlockPairs:
+    def _expanded(self, few: Any, full: near_pairs.Graph, first: int) -> BlockPairs:
         """Score the neighbours of neighbours of the rows from `first` on."""
-        reach = (few @ all_few).tocoo()
+        n = len(self.x_ND)
+        reach = (few[first : first + BLOCK] @ few).tocoo()
         row, column = reach.row.astype(np.int64), reach.col.astype(np.int64)
         keep = column > row + first
-        key = row[keep] * len(self.x_ND) + column[keep]
-        old = known.tocoo()
-        old_key = old.row.astype(np.int64) * len(self.x_ND) + old.col
-        key = np.setdiff1d(key, old_key, assume_unique=True)
-        a, b = key // len(self.x_ND) + first, key % len(self.x_ND)
+        start_n = full.start_N[first : first + BLOCK + 1]
+        old_row = np.repeat(np.arange(len(start_n) - 1), np.diff(start_n))
+        old_key = old_row * n + full.other[start_n[0] : start_n[-1]]
+        key = np.setdiff1d(row[keep] * n + column[keep], old_key, assume_unique=True)
+        a, b = key // n + first, key % n
         held = np.zeros(len(a), bool)
         for at in range(0, len(a), BLOCK):
             cut = slice(at, at + BLOCK)
@@ -316,43 +329,26 @@ class _CellJoin:
         return BlockPairs(a[keep], b[keep], cosine[keep])
 
 
-def _near(x_ND: Floats, found: Sequence[Any], good_n: Ints | None = None) -> NearPairs:
-    """Sort pairs of disjoint blocks."""
-    small = [_small(one) for one in found]
-    a, b = (
-        np.concatenate([np.empty(0, np.int32), *(getattr(one, name) for one in small)])
-        for name in ("a", "b")
-    )
-    cosine = np.concatenate([np.empty(0, np.float32), *(one.cosine for one in small)])
-    order = np.lexsort((b, a))
-    good_N = np.flatnonzero(usable(x_ND)) if good_n is None else good_n
-    return NearPairs(a[order], b[order], cosine[order], good_N)
+def _top(x_ND: Floats, rows: Ints, cell_cD: Any, count: int) -> npt.NDArray[np.int32]:
+    """Return the nearest cells of some rows, ascending."""
+    import torch
+
+    near_nP = np.empty((len(rows), count), np.int32)
+    step = max(64, SCORES // len(cell_cD))
+    for at in range(0, len(rows), step):
+        cosine_nc = _coarse(x_ND[rows[at : at + step]]) @ cell_cD.T
+        near_nP[at : at + step] = torch.topk(cosine_nc, count, sorted=False).indices.sort()[0]
+    return near_nP
 
 
-def _small(found: Any) -> NearPairs:
-    """Hold pairs in 12 bytes each."""
-    a, b = (np.asarray(rows, np.int32) for rows in (found.a, found.b))
-    return NearPairs(a, b, np.asarray(found.cosine, np.float32), np.empty(0, np.int64))
-
-
-def _nearest(full: Any) -> Any:
-    """Return a matrix of ones where a row has its `KNOWN` largest, of equals the first columns."""
-    from scipy.sparse import csr_matrix
-
-    n = full.shape[0]
-    many_n = np.flatnonzero(np.diff(full.indptr) > KNOWN)
-    keep = np.ones(len(full.indices), bool)
-    for row in many_n.tolist():
-        cut = slice(full.indptr[row], full.indptr[row + 1])
-        order = np.lexsort((full.indices[cut], -full.data[cut]))
-        keep[full.indptr[row] + order[KNOWN:]] = False
-    start = np.concatenate([[0], np.cumsum(keep, dtype=np.int64)])[full.indptr].astype(np.int32)
-    column = full.indices[keep]
-    return csr_matrix((np.ones(len(column), np.int32), column, start), shape=(n, n))
-
-
-def _turned(parts: list[tuple[Ints, Ints]]) -> tuple[list[Ints], list[Ints]]:
-    return [part[0] for part in parts], [part[1] for part in parts]
+def _among(near: NearPairs, low_m: Ints, high_m: Ints) -> npt.NDArray[np.bool_]:
+    """Return which pairs are among the near ones."""
+    low_m, high_m = low_m.astype(np.int32), high_m.astype(np.int32)  # or all of them are copied
+    begin, end = (np.searchsorted(near.a, low_m, side) for side in ("left", "right"))
+    held = np.zeros(len(low_m), bool)
+    for i, (first, last) in enumerate(zip(begin.tolist(), end.tolist())):
+        held[i] = high_m[i] in near.b[first:last]
+    return held
 
 
 def _unit32(x_nD: Floats) -> F32:
@@ -360,6 +356,19 @@ def _unit32(x_nD: Floats) -> F32:
     row_nD = np.asarray(x_nD, np.float32)
     scaled: F32 = row_nD / np.sqrt(np.einsum("nd,nd->n", row_nD, row_nD))[:, None]
     return scaled
+
+
+def _coarse(x_nD: Floats, pad: bool = False) -> Any:
+    """Scale rows to length one, as torch has products of quickly: in bfloat16, or float32.
+
+    pad: to a multiple of 128 rows; there is a program to make for each new shape.
+    """
+    import torch
+
+    row_nD = torch.from_numpy(_unit32(x_nD))
+    if not screens.bfloat16_is_fast():
+        return row_nD
+    return torch.nn.functional.pad(row_nD.bfloat16(), (0, 0, 0, -len(x_nD) % 128 if pad else 0))
 
 
 def _slack(x_ND: Floats) -> float:

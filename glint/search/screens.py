@@ -79,6 +79,13 @@ def int8_is_fast() -> bool:
     return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
+def bfloat16_is_fast() -> bool:
+    """Return whether this processor multiplies tiles of bfloat16 (AMX); else it may be slow."""
+    import torch
+
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def card_is_there(device: str) -> bool:
     """Return whether torch has this device, another than the processor."""
     import torch

@@ -143,7 +143,9 @@ class Merge(rewrite.Rewrite):
         # What became of every label.
         ranges = zip(self.names, (np.arange(d.classes) for d in self.datasets), self.base)
         pieces = [
-            pa.table([[name] * len(label_C), label_C, label_C + more], schema=schemas.MERGED)
+            pa.table(
+                [pa.repeat(name, len(label_C)), label_C, label_C + more], schema=schemas.MERGED
+            )
             for name, label_C, more in ranges
         ]
         parquet.write(folder / LABELS, pa.concat_tables(pieces))
@@ -273,7 +275,7 @@ def _later(number_n: Ints, more: int) -> Ints:
 
 
 def _named(table: pa.Table, name: str) -> pa.Table:
-    return table.append_column("dataset", pa.array([name] * table.num_rows, pa.string()))
+    return table.append_column("dataset", pa.repeat(name, table.num_rows))
 
 
 def merge(

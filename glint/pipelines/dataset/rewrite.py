@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from glint import schemas
 from glint.errors import InputError
@@ -230,8 +231,9 @@ def origin(dataset: Dataset, name: str) -> tuple[Any, Any]:
     """Return the columns dataset and dataset_key: a merged one's say NAME/ITS NAME, ITS KEY."""
     path = dataset.root / "samples.parquet"
     if "dataset" not in parquet.names(path):
-        return pa.array([name] * dataset.n, pa.string()), dataset.column("key")
+        return pa.repeat(name, dataset.n), dataset.column("key")
     table = parquet.read(path, schemas.PROVENANCE, columns=schemas.PROVENANCE.names)
-    inner = table.column("dataset").to_pylist()
-    named = [f"{name}/{one}" if name else one for one in inner]
-    return pa.array(named, pa.string()), table.column("dataset_key")
+    named = table.column("dataset")
+    if name:
+        named = pc.binary_join_element_wise(name, named, "/")
+    return named, table.column("dataset_key")

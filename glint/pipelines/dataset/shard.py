@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from glint import log, schemas
 from glint.errors import BudgetError, InputError, UsageError
 from glint.files import atomic
-from glint.files.strings import load_names, text
+from glint.files.strings import BLOCK, load_names, text
 from glint.jobs import tasks
 from glint.jobs.workers import Engine, ending
 from glint.log import Progress
@@ -43,7 +43,7 @@ from glint.pipelines.dataset.plan import (
 )
 from glint.results import datasets as results
 from glint.shards.dataset import FORMAT
-from glint.shards.plan import key_name, order, spans
+from glint.shards.plan import order, spans
 from glint.shards.sources import open_source, recognise
 from glint.shards.sources.recordio import RecordIO
 from glint.shards.sources.rule import Rule
@@ -110,7 +110,7 @@ class Sharding(Job):
     def join(self, plan: Plan, entries: Entries, facts: dict[str, Any]) -> dict[str, Any]:
         each = plan.options.each
         if plan.options.unlabelled:
-            said_C = pa.array([key_name(key) for key in range(plan.n * each)], pa.string())
+            said_C = _keys(plan.n * each)
             name_C = pa.nulls(plan.n * each, pa.string())
         else:
             said_C, name_C = (text(load_names(plan.folder, name)) for name in ("classes", "names"))
@@ -132,6 +132,15 @@ class Sharding(Job):
         first["recognised"] = {k: v for k, v in facts.items() if k != "bytes"}
         identities = pa.table(arrays, schema=schemas.IDENTITIES)
         return write_manifest(plan, entries, identities, bad, first, more=more, notes=notes)
+
+
+def _keys(count: int) -> pa.ChunkedArray:
+    """Return keys as they are written, from 0."""
+    pieces = (
+        pc.utf8_lpad(pa.array(np.arange(at, min(at + BLOCK, count))).cast(pa.string()), 9, "0")
+        for at in range(0, count, BLOCK)
+    )
+    return pa.chunked_array(pieces, pa.string())
 
 
 def _check_budget(result: results.Shard, max_bad: float) -> None:

@@ -96,10 +96,11 @@ def save(
     clean: what becomes of the texts that say where samples came from. Raises InputError GL0301 for
     a damaged index.
     """
-    row_N = np.concatenate([np.empty(0, ROW), *map(_rows, datasets, base)])
+    row_N = np.empty(sum(dataset.n for dataset in datasets), ROW)
     paths: list[str] = []
     at = 0
-    for dataset in datasets:
+    for dataset, more in zip(datasets, base):
+        _fill(row_N[at : at + dataset.n], dataset, more)
         row_N["shard"][at : at + dataset.n] += len(paths)
         paths += [str(dataset.shard_path(i).absolute()) for i in range(len(dataset.shards))]
         at += dataset.n
@@ -121,13 +122,11 @@ def save(
     atomic.write_json(folder / "paths.json", {"paths": paths, "provenance": origins is not None})
 
 
-def _rows(dataset: Dataset, base: int) -> npt.NDArray[Any]:
-    row_n = np.empty(dataset.n, ROW)
+def _fill(row_n: npt.NDArray[Any], dataset: Dataset, base: int) -> None:
     row_n["label"], row_n["shard"] = dataset.label + base, dataset.shard  # whose range is checked
     for name in ("offset", "size", "width", "height"):
         row_n[name] = dataset.column(name).to_numpy()
     row_n["digest"] = np.ascontiguousarray(dataset.digests).view("V16").ravel()
-    return row_n
 
 
 def joined(columns: Iterable[Any]) -> pa.LargeStringArray:

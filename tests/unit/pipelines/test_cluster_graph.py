@@ -33,7 +33,6 @@ def crawl(make_dataset, tmp_path):
 
 @pytest.mark.parametrize("rules", [GraphRules(), MOST])
 def test_people_are_found_and_put_in_force(crawl, tmp_path, rules) -> None:
-    pytest.importorskip("faiss")
     dataset, emb, person = crawl
     truth = tmp_path / "truth.parquet"
     import pyarrow as pa
@@ -55,7 +54,6 @@ def test_people_are_found_and_put_in_force(crawl, tmp_path, rules) -> None:
 
 @pytest.mark.parametrize("rules", [GraphRules(), MOST])
 def test_stopped_anywhere_it_ends_the_same(crawl, tmp_path, monkeypatch, rules) -> None:
-    pytest.importorskip("faiss")
     monkeypatch.setattr(neighbours, "BLOCK", 200)
     monkeypatch.setattr(neighbours, "CELLS", 9)
     _, emb, _ = crawl
@@ -102,7 +100,6 @@ def test_two_folders_are_one_graph(crawl, make_dataset, tmp_path) -> None:
 
 def test_a_poor_graph_is_refused(crawl, tmp_path, monkeypatch) -> None:
     """A search that loses one pair in three says so, and nothing is written."""
-    pytest.importorskip("faiss")
     _, emb, _ = crawl
     whole = neighbours.nearly
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from glint.errors import ResourceError, UsageError
-from glint.search import graph_clusters, neighbours
+from glint.search import graph_clusters, near_pairs, neighbours
 from glint.search.graph_clusters import GraphRules, cluster
 from glint.search.neighbours import NearPairs
 
@@ -49,6 +49,8 @@ def test_clusters_are_those_of_average_linkage(tmp_path, monkeypatch, batch):
     """More faces than a chunk has pairs, components that are one batch, or a batch each."""
     monkeypatch.setattr(graph_clusters, "BATCH", batch)
     monkeypatch.setattr(graph_clusters, "CHUNK", 64)
+    monkeypatch.setattr(near_pairs, "PAIRS", 501)
+    monkeypatch.setattr(near_pairs, "ROWS", 77)
     x = crowd(1200, 90)
     good = neighbours.usable(x)
     unit = neighbours._unit32(x[good]).astype(np.float64)
@@ -94,7 +96,6 @@ def test_connected_are_near_clusters_of_near_means(tmp_path):
 
 def test_all_pairs_and_most_pairs(tmp_path, monkeypatch):
     """Exact ones are those of float64; most ones are some of them, whatever the blocks."""
-    pytest.importorskip("faiss")
     x = crowd(2600, 400)
     a, b, cosine = truth(x, 0.5)
     near = neighbours.exact(x, 0.5)
@@ -107,7 +108,8 @@ def test_all_pairs_and_most_pairs(tmp_path, monkeypatch):
     share = neighbours.recall(x, most, 0.5)
     assert share.pairs >= neighbours.PAIRS and abs(share.of_pairs - len(key) / len(a)) < 0.02
     assert share.of_pairs > 0.9
-    for name, value in (("CELLS", 40), ("BLOCK", 700), ("TILE", 67)):
+    monkeypatch.setattr(near_pairs, "ROWS", 77)
+    for name, value in (("CELLS", 40), ("BLOCK", 700), ("TILE", 67), ("SCORES", 4000)):
         monkeypatch.setattr(neighbours, name, value)
     again = neighbours.nearly(x, 0.5, tmp_path / "two")
     assert np.array_equal(again.a, most.a) and np.array_equal(again.b, most.b)
@@ -130,7 +132,6 @@ def test_recall_says_what_is_missing():
 
 
 def test_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    pytest.importorskip("faiss")
     for name, value in (("CELLS", 40), ("BLOCK", 700)):
         monkeypatch.setattr(neighbours, name, value)
     x = crowd(4000, 400)
@@ -170,9 +171,38 @@ def test_too_many_pairs_and_wrong_rules(monkeypatch, tmp_path):
     with pytest.raises(ResourceError, match="GL0503") as caught:
         neighbours.exact(crowd(300, 3), 0.5)
     assert "--edge" in caught.value.hint
-    pytest.importorskip("faiss")
     with pytest.raises(ResourceError, match="GL0503"):
         neighbours.nearly(crowd(300, 3), 0.5, tmp_path)
     for wrong in ({"edge": 0.5}, {"join": 0}, {"recall": 0}, {"exact": -1}, {"extra": 2}):
         with pytest.raises(UsageError, match="GL0002"):
             GraphRules(**wrong)
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+def test_no_pair_of_a_cell_is_lost(tmp_path, monkeypatch, tiles):
+    """Whether products are in bfloat16 or not: cosines at the edge itself, cells over a tile."""
+    monkeypatch.setattr(neighbours.screens, "bfloat16_is_fast", lambda: tiles)
+    for name, value in (("CELLS", 3), ("TILE", 100), ("BLOCK", 500)):
+        monkeypatch.setattr(neighbours, name, value)
+    x = crowd(400, 6)
+    a, b, cosine = truth(x, 0.2)
+    edge = float(np.sort(cosine)[len(cosine) // 2])
+    good = np.flatnonzero(neighbours.usable(x))
+    join = neighbours._CellJoin(x, good, edge, tmp_path, 0, lambda *args: None)
+    found = [(int(i), int(j)) for part in join.cells() for i, j in zip(part.a, part.b)]
+    cells = np.full((len(x), join.probes), -1)
+    cells[good] = join._assigned()
+    inside = (cells[:, :, None] == np.arange(join.count)).any(axis=1).astype(int)
+    shared = (inside @ inside.T)[a, b] > 0
+    held = shared & (cosine >= edge + 1e-12)
+    assert held.sum() > 2000 and len(set(found)) == len(found)
+    assert {*zip(a[held].tolist(), b[held].tolist())} <= set(found)
+    assert len(found) <= (shared & (cosine >= edge - 1e-12)).sum()
+
+
+def test_faces_without_a_direction_have_no_pairs(tmp_path):
+    x = np.full((40, D), np.nan, np.float16)
+    assert len(neighbours.nearly(x, 0.5, tmp_path / "none").a) == 0
+    x[3] = x[7] = 1
+    near = neighbours.nearly(x, 0.5, tmp_path / "two")
+    assert (near.a.tolist(), near.b.tolist()) == ([3], [7])

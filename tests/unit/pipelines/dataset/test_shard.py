@@ -534,3 +534,12 @@ def test_real_sets_of_mxnet(shared: Path, tmp_path: Path, name: str) -> None:
     assert set(found) == set(expected) and result.read == len(expected)
     for key, (label, digest) in expected.items():
         assert found[key][0] == label and digest in (found[key][1], "")
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 2500])
+def test_labels_of_images_without_labels_are_their_keys(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """Across blocks, too."""
+    monkeypatch.setattr(stage, "BLOCK", 7)
+    assert stage._keys(count).to_pylist() == [f"{key:09d}" for key in range(count)]
