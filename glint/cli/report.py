@@ -29,9 +29,15 @@ def report(
     """Write the logs of runs as one HTML page that opens offline."""
 
     def work() -> results.Report:
+        from glint.errors import BusyError
         from glint.results import models as results
         from glint.train.report import make
 
+        if out is not None and out.exists() and out.suffix not in (".html", ".htm"):
+            raise BusyError(
+                "GL0004", "a file is here that is no page", where=str(out),
+                hint="name a .html file",
+            )  # fmt: skip
         return results.Report(page=str(make(*runs, out=out)))
 
     console.run(work, as_json, debug=debug, say=lambda result: str(result.page))

@@ -99,8 +99,8 @@ class Job:
         self.backbone, self.embedding = backbone, embedding
         self.replay, self.options = replay, options
         # a student learns from the file; without one its own weights are trained
-        self.taught = weights.is_file() and weights.suffix == ".onnx" and bool(backbone)
-        self.shares = (1.0,) if self.taught else shares
+        self.taught = weights.is_file() and weights.suffix.lower() == ".onnx" and bool(backbone)
+        self.shares = (1.0,) if self.taught and len(shares) > 1 else shares
 
     def run(
         self, generic: list[Path], margin: float, lr: float, change: list[str], recipe_only: bool,
@@ -113,7 +113,11 @@ class Job:
         from glint.jobs.workspace import Workspace
 
         for path in generic:
-            if odd := packs.nonsense(packs.read_bin(path)):
+            pairs = packs.read_bin(path)
+            odd = packs.nonsense(pairs)
+            if len(pairs) < 10:
+                odd = odd or f"{len(pairs)} pairs are too few for ten folds"
+            if odd:
                 raise UsageError("GL0002", odd, where=str(path))
         self._check()
         space = Workspace(self.out, "tune", plan_name="tune.json")
@@ -147,6 +151,9 @@ class Job:
             if self.options.freeze != "none" or self.options.lora or self.options.norms == "frozen":
                 what = "a student of an ONNX file starts from nothing: all of it must learn"
                 raise wrong(what, "--freeze, --lora, --norms")
+            if self.shares != (1.0,):
+                what = "there are no weights before it that a student could be blended with"
+                raise wrong(what, "--blend")
         elif self.weights.is_dir() and self.backbone:
             raise wrong("a checkpoint names its own net", "--backbone")
 
@@ -186,7 +193,11 @@ class Job:
         from glint.nn import backbones
         from glint.train import tune as making
 
-        if not self.taught and self.weights.is_file() and not (self.out / "start").exists():
+        if (
+            not self.taught
+            and self.weights.is_file()
+            and not checkpoint.all_in(self.out / "start" / "checkpoints")
+        ):
             import_weights.import_weights(
                 self.weights, self.backbone, self.out / "start", embedding=self.embedding
             )
@@ -234,7 +245,12 @@ class Job:
             )  # fmt: skip
         people = making.held_out(data, table, own, options.held_out, options.seed)
         if len(people):
-            gone = [i for i, target in enumerate(table.target.tolist()) if target in {*people}]
+            again = making.seen_again(data, table, people)
+            if len(again):
+                console.tell(f"{len(again)} other people have images of those held out: not "
+                             "trained on either")  # fmt: skip
+            held = {*people.tolist(), *again.tolist()}
+            gone = [i for i, target in enumerate(table.target.tolist()) if target in held]
             place["held_out"] = str(self.out / "held_out.txt")
             place["pairs"] = str(self.out / "held_out.bin")
             Path(place["held_out"]).write_text("".join(f"{label}\n" for label in gone))

@@ -42,7 +42,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     options = {"graph": text}
     net = create(ONNX, opened.dim, **options)
     net.load_state_dict(made.state(net.state_dict()))
-    least = _agreement(net.eval(), opened)
+    try:
+        least = _agreement(net.eval(), opened)
+    except (RuntimeError, ValueError) as error:
+        said = str(error).splitlines()[0][:160]
+        raise _other(path, f"the layers read do not compute what it does ({said})") from None
     if not least >= COSINE:
         raise _other(path, f"the layers read do not compute what it does (cosine {least:.6f})")
     return {"name": ONNX, "embedding": opened.dim, "options": options}, net.state_dict()
@@ -59,6 +63,8 @@ def _agreement(net: torch.nn.Module, opened: Recogniser) -> float:
     with torch.inference_mode():
         ours_nE = net(image_nCHW.contiguous()).double()
     theirs_nE = torch.from_numpy(opened.embed(image_nHWC)).double()
+    if ours_nE.shape != theirs_nE.shape:
+        raise ValueError(f"{tuple(ours_nE.shape)} numbers, not {tuple(theirs_nE.shape)}")
     if not bool(ours_nE.isfinite().all()):
         return math.nan
     length = ((ours_nE - theirs_nE).norm() / theirs_nE.norm()).item()
@@ -78,7 +84,11 @@ class _Reader:
         self.constant: dict[str, Any] = {
             one.name: to_array(one, folder) for one in model.graph.initializer
         }
+        odd = {str(one.dtype) for one in self.constant.values() if one.dtype.kind == "f"}
+        if odd - {"float32"}:
+            raise _other(path, f"its numbers are {', '.join(sorted(odd))}, expected float32")
         self.value: dict[str, int] = {}  # tensor -> value of the graph
+        self.flat: set[int] = set()  # values of two dimensions
         self.layers: list[str] = []
         self.tensors: dict[int, dict[str, Any]] = {}
         # what pixels are scaled by before the net, undone for (pixel - 127.5) / 127.5
@@ -95,7 +105,11 @@ class _Reader:
             raise _other(self.path, f"{len(data)} inputs and {len(self.graph.output)} outputs")
         self.value[data[0]] = 0
         for node in self.graph.node:
-            self._read(node)
+            try:
+                self._read(node)
+            except (IndexError, TypeError, ValueError, KeyError) as error:
+                what = f"{node.name or node.output[0]}: a {node.op_type} that cannot be read"
+                raise _other(self.path, f"{what} ({error})") from None
         last = self.value.get(self.graph.output[0].name, -1)
         if last != len(self.layers) or last in self.even:
             raise _other(self.path, "its last layer is none that is trained")
@@ -117,6 +131,8 @@ class _Reader:
 
     def _read(self, node: Any) -> None:
         kind, where = node.op_type, node.name or node.output[0]
+        if node.domain not in ("", "ai.onnx"):
+            raise _other(self.path, f"{where}: a {kind} of {node.domain}")
         attributes = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
         if kind == "Constant" or (node.input and all(n in self.constant for n in node.input)):
             if kind == "Identity":  # torch writes equal tensors once
@@ -130,7 +146,8 @@ class _Reader:
         fixed = [self.constant[name] for name in node.input if name in self.constant]
         if any(name not in self.value for name in takes):
             raise _other(self.path, f"{where}: takes {takes}, which nothing made")
-        shared = [n for n in node.input if n in self.used and kind not in (*PLAIN, "Sub", "Div")]
+        free = (*PLAIN, *SAME, "Sub", "Div", "Reshape")
+        shared = [name for name in node.input if name in self.used and kind not in free]
         if shared:
             raise _other(self.path, f"{where}: shares {shared[0]} with another layer")
         self.used.update(name for name in node.input if name in self.constant)
@@ -146,7 +163,7 @@ class _Reader:
         build = getattr(self, f"_{kind.lower()}", None)
         at = [self._settled(one) for one in at]
         if kind in PLAIN:
-            if kind == "Flatten" and attributes.get("axis", 1) != 1:
+            if kind == "Flatten" and attributes.get("axis", 1) not in (1, -3):
                 raise _other(self.path, f"{where}: flattens from axis {attributes['axis']}")
             self._add(node, f"{PLAIN[kind]} {','.join(map(str, at))}", {})
         elif build is not None:
@@ -156,6 +173,9 @@ class _Reader:
 
     def _add(self, node: Any, text: str, tensors: dict[str, Any]) -> None:
         self.layers.append(text)
+        kind, takes = text.split()[:2]
+        if kind in ("linear", "flatten") or {*map(int, takes.split(","))} <= self.flat:
+            self.flat.add(len(self.layers))
         self.tensors[len(self.layers)] = tensors
         self.value[node.output[0]] = len(self.layers)
 
@@ -166,10 +186,14 @@ class _Reader:
 
     def _even(self, node: Any, kind: str, at: int, constant: Any, first: bool) -> None:
         """Take up a scale or a shift; several in a row become one layer."""
-        if constant.size != 1 and constant.shape[-2:] != (1, 1):
-            raise _other(self.path, f"{node.name}: {kind} by numbers of shape {constant.shape}")
-        by = constant.reshape(-1).astype(np.float64)
         source, scale, shift = self.even.get(at, (at, np.ones(1), np.zeros(1)))
+        shape = constant.shape
+        usual = len(shape) in (3, 4) and shape[-2:] == (1, 1) and shape[:-3] in ((), (1,))
+        if source in self.flat:
+            usual = shape in ((constant.size,), (1, constant.size))
+        if constant.size != 1 and not usual:
+            raise _other(self.path, f"{node.name}: {kind} by numbers of shape {shape}")
+        by = constant.reshape(-1).astype(np.float64)
         if kind == "Add":
             shift = shift + by
         elif kind == "Mul":
@@ -193,6 +217,8 @@ class _Reader:
             return source
         dim = max(scale.size, shift.size)
         self.layers.append(f"affine {source} dim={dim}")
+        if source in self.flat:
+            self.flat.add(len(self.layers))
         self.tensors[len(self.layers)] = {
             "scale": np.broadcast_to(scale, (dim,)), "shift": np.broadcast_to(shift, (dim,)),
         }  # fmt: skip
@@ -232,14 +258,17 @@ class _Reader:
     ) -> None:
         if len(fixed) != 4 or has.get("training_mode", 0) or has.get("spatial", 1) != 1:
             raise _other(self.path, f"{where}: a norm with {sorted(has)}")
-        before = self.layers[at[0] - 1].split()[0] if at[0] else ""
-        kind = "norm1d" if before in ("linear", "flatten", "norm1d") else "norm"
+        kind = "norm1d" if at[0] in self.flat else "norm"
         words = {"dim": fixed[0].size, "eps": f"{has.get('epsilon', 1e-5):.9g}"}
         names = ("weight", "bias", "running_mean", "running_var")
         self._layer(node, kind, at, words, dict(zip(names, fixed)))
 
     def _prelu(self, node: Any, where: str, at: list[int], fixed: list[Any], _: Any) -> None:
-        if len(fixed) != 1 or fixed[0].size != max(fixed[0].shape[:1], default=1):
+        shape = fixed[0].shape if fixed else ()
+        usual = (
+            shape[-2:] == (1, 1) if len(shape) > 2 else at[0] in self.flat or shape in ((), (1,))
+        )
+        if len(fixed) != 1 or fixed[0].size != max(shape, default=1) or not usual:
             raise _other(self.path, f"{where}: slopes of shape {[one.shape for one in fixed]}")
         self._layer(node, "prelu", at, {"dim": fixed[0].size}, {"weight": fixed[0].reshape(-1)})
 

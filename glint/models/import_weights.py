@@ -78,7 +78,7 @@ def import_weights(
     """
     weights, out = Path(weights), Path(out)
     _require_empty(out)
-    if weights.suffix == ".onnx" and weights.is_file():
+    if weights.suffix.lower() == ".onnx" and weights.is_file():
         return _onnx(weights, backbone, out, inside)
     layout, read = "", _read(weights, inside) if weights.is_file() else {}
     if not backbone and read:

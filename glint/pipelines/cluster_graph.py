@@ -65,7 +65,8 @@ def find(
                 f"found {share.of_pairs:.4f} of {share.pairs} pairs near {share.faces} faces, a "
                 f"face on average {share.of_faces:.4f}; expected {rules.recall}",
                 where="--method graph",
-                hint=f"--exact {len(x_ND)} finds all; a higher --edge asks for fewer; --recall",
+                hint=f"with another --out: --exact {len(x_ND)} finds all, a higher --edge asks for "
+                "fewer; or a lower --recall",
             )
         said |= {
             "recall": _number(share.of_pairs),

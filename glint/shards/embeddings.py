@@ -151,10 +151,10 @@ def arrays(about: dict[str, Any]) -> tuple[str, ...]:
 
 def alone(label_N: npt.NDArray[np.int64], classes: int) -> bool:
     """Return whether no label has two images, of many: -1 for an image without one."""
-    if len(label_N) < classes or classes < 2:
+    label_n = label_N[label_N >= 0]
+    if len(label_n) < 2:
         return False
     seen_C = np.zeros(classes, np.bool_)
-    label_n = label_N[label_N >= 0]
     seen_C[label_n] = True
     return int(seen_C.sum()) == len(label_n)
 

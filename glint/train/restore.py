@@ -214,7 +214,7 @@ def _centres_of(run: Run, folder: Path) -> None:
     """
     dataset, table, head = run.data.dataset, run.data.labels, run.head
     found = embeddings.load(folder, dataset.digest, images=dataset.n, classes=dataset.classes)
-    wanted, dim = run.recipe.backbone.embedding, found.centre_CD.shape[1]
+    wanted, dim = run.recipe.backbone.embedding, found.sample_ND.shape[1]
     if dim != wanted:
         what = f"head.init has centres of {dim} numbers, expected {wanted}: backbone.embedding"
         raise UsageError("GL0002", what, where=str(folder))

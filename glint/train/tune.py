@@ -70,6 +70,19 @@ def held_out(dataset: Dataset, table: LabelTable, own: int, share: float, seed: 
     return np.sort(np.random.default_rng([seed, 1]).permutation(able)[:count])
 
 
+def seen_again(dataset: Dataset, table: LabelTable, people: Ints) -> Ints:
+    """Return other people, targets ascending, with an image that held-out people have too.
+
+    Their other images may be of the same persons: they are held out as well.
+    """
+    target_N = table.sample_target(dataset.label)
+    width = dataset.digests.shape[1] * dataset.digests.dtype.itemsize
+    digest_N = np.ascontiguousarray(dataset.digests).view(f"V{width}").reshape(-1)
+    held_N = np.isin(target_N, people)
+    same_N = np.isin(digest_N, digest_N[held_N]) & ~held_N & (target_N >= 0)
+    return np.unique(target_N[same_N])
+
+
 def write_pairs(
     path: Path, dataset: Dataset, table: LabelTable, people: Ints, seed: int
 ) -> tuple[int, int]:
@@ -164,6 +177,9 @@ def blended(before: Path, after: Path, share: float, place: Path) -> Path:
 def frozen_stages(text: str, net: Any) -> int:
     """Turn --freeze into a count of stages. Raises UsageError GL0002."""
     most = len(stages(net)) - 1
+    if text == "all" and not most:
+        what = "the net has one stage, and that makes the embedding: nothing of it can stay"
+        raise UsageError("GL0002", what, where="--freeze", hint="--lora, or none")
     if text in ("none", "all"):
         return most if text == "all" else 0
     if text.isascii() and text.isdigit() and int(text) <= most:

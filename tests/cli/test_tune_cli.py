@@ -17,7 +17,7 @@ from glint.cli import app as command_line
 from glint.cli import commands
 from glint.dist.world import World
 from glint.evals import embed
-from glint.evals.packs import read_bin
+from glint.evals.packs import read_bin, write_bin
 from glint.models import checkpoint, stored
 from glint.recipes.load import load
 from glint.shards import labels
@@ -237,10 +237,16 @@ def test_a_run_without_hope_ends_and_stays_so(small: Any, start: Path, tmp_path:
 def test_mistakes(call: Callable[..., Any], small: Any, start: Path, tmp_path: Path) -> None:
     onnx = tmp_path / "net.onnx"
     onnx.write_bytes(b"net")
+    few, pack = tmp_path / "few.bin", read_bin(small.pairs)
+    order = [*np.flatnonzero(pack.same)[:1], *np.flatnonzero(~pack.same)[:2]]
+    images = [pack.images[int(side[i])] for i in order for side in (pack.first, pack.second)]
+    write_bin(few, images, [True, False, False])
     out = ("--out", tmp_path / "out", *FAST)
     cases: list[tuple[str, tuple[object, ...], str]] = [
         ("GL0001", (tmp_path / "none", small.data, *out), ""),
         ("GL0002", (start, small.data, *out, "--blend", "0"), "expected auto or a number above 0"),
+        ("GL0002", (onnx, small.data, *out, "--backbone", "mbf", "--blend", 0.5), "no weights"),
+        ("GL0002", (start, small.data, *out, "--generic", few), "3 pairs are too few"),
         ("GL0002", (onnx, small.data, *out, "--backbone", "mbf", "--lora", 2), "all of it must"),
         ("GL0002", (start, small.data, *out, "--backbone", "mbf"), "names its own net"),
         ("GL0002", (start, small.data, *out, "--centres", "cold"), "trained or frozen"),
@@ -273,6 +279,22 @@ def test_a_replayed_set(call: Callable[..., Any], small: Any, start: Path, tmp_p
     own = run.data.dataset.label[rows] < Dataset(small.data).classes
     assert 0.22 < own.mean() < 0.28
     assert len(np.unique(rows[own])) == own.sum()  # each of them once
+
+
+def test_who_has_images_of_held_out_people_is_held_out_too(
+    call: Callable[..., Any], small: Any, start: Path, tmp_path: Path
+) -> None:
+    """The replayed set is the same people's: nothing that the pack shows may be trained on."""
+    result = call(
+        "tune", start, small.data, "--out", tmp_path / "out", "--replay", small.data, *FAST,
+        "--recipe-only",
+    )  # fmt: skip
+    run = build(load(Path(result["recipe"]), Recipe), World(), tmp_path / "run")
+    dataset = run.data.dataset
+    shown = {*read_bin(tmp_path / "out" / "held_out.bin").images}
+    rows = np.concatenate([batch.row for batch in run.data.stream.batches(0)])
+    assert shown and len({*rows.tolist()}) > 50
+    assert not shown & {dataset.read(int(row)) for row in rows}
 
 
 @pytest.mark.slow

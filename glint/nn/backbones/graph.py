@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from glint.errors import UsageError
 from glint.nn.backbones.parts import full_precision, require_faces
 
-MOST, LONGEST = 1 << 28, 1 << 12  # numbers of a layer's weight; layers
+MOST, ALL, LONGEST = 1 << 28, 1 << 30, 1 << 12  # numbers of a layer's weight, of all; layers
+WIDEST = 1 << 13  # channels
 FIELDS = {
     "conv": "in out k s p d g bias", "linear": "in out bias", "norm": "dim eps",
     "norm1d": "dim eps", "prelu": "dim", "leaky": "slope", "affine": "dim",
@@ -77,16 +78,30 @@ class Layer:
         except (ValueError, TypeError, RuntimeError) as error:
             raise wrong(self.number, f"{self.kind}: {error}") from None
 
+    def numbers(self) -> int:
+        """Count the numbers of its weight. Raises UsageError GL0002 for too many."""
+        try:
+            made = 0
+            if self.kind == "conv":
+                shape = self._count("in") // self._count("g"), self._count("out", WIDEST)
+                made = math.prod(shape) * math.prod(self._pair("k"))
+                self._pair("p", 8)
+            elif self.kind == "linear":
+                made = self._count("in") * self._count("out")
+            if made > MOST:
+                raise ValueError(f"{made} numbers in one weight")
+        except ValueError as error:
+            raise wrong(self.number, f"{self.kind}: {error}") from None
+        return made
+
     def _module(self) -> nn.Module | None:
         words = self.words
         if self.kind == "conv":
             c_in, c_out, groups = (self._count(key) for key in ("in", "out", "g"))
             size, stride, pad, dilation = (self._pair(key) for key in "kspd")
-            self._bound(c_in // groups * c_out * math.prod(size))
             return nn.Conv2d(c_in, c_out, size, stride, pad, dilation, groups, words["bias"] == "1")
         if self.kind == "linear":
             d_in, d_out = self._count("in"), self._count("out")
-            self._bound(d_in * d_out)
             return nn.Linear(d_in, d_out, words["bias"] == "1")
         if self.kind in ("norm", "norm1d"):
             norm = nn.BatchNorm2d if self.kind == "norm" else nn.BatchNorm1d
@@ -97,21 +112,17 @@ class Layer:
             return (nn.PReLU if self.kind == "prelu" else Affine)(self._count("dim"))
         return None
 
-    def _count(self, key: str) -> int:
+    def _count(self, key: str, most: int = 1 << 20) -> int:
         value = int(self.words[key])
-        if not 1 <= value <= 1 << 20:
+        if not 1 <= value <= most:
             raise ValueError(f"{key} is {value}")
         return value
 
-    def _pair(self, key: str) -> tuple[int, int]:
+    def _pair(self, key: str, most: int = 256) -> tuple[int, int]:
         a, b = map(int, self.words[key].split("x"))
-        if not 0 <= min(a, b) <= max(a, b) <= 256:
+        if not 0 <= min(a, b) <= max(a, b) <= most:
             raise ValueError(f"{key} is {self.words[key]}")
         return a, b
-
-    def _bound(self, numbers: int) -> None:
-        if numbers > MOST:
-            raise ValueError(f"{numbers} numbers in one weight")
 
 
 class Graph(nn.Module):
@@ -123,6 +134,8 @@ class Graph(nn.Module):
         if len(texts) > LONGEST:
             raise wrong(LONGEST, f"there are {len(texts)} layers")
         self.layers = [Layer(text, number) for number, text in enumerate(texts, 1)]
+        if sum(layer.numbers() for layer in self.layers) > ALL:
+            raise wrong(len(texts), f"more than {ALL} numbers in all layers")
         last = {0: 0}  # value -> the layer that takes it last
         for layer in self.layers:
             last |= dict.fromkeys(layer.takes, layer.number) | {layer.number: layer.number}

@@ -70,6 +70,8 @@ def run(
     with space.held(how.task) as held, atomic.writing(out):
         now = labels.current(dataset.root, dataset.classes)  # before anything is judged by them
         made = _Material(dataset, emb, now, options, near, thumbs, against, how.here)
+        if how.task and not overwrite:
+            share.refuse_other(space, made.plan)
         about = _searched(space, made, how, progress)
         with tasks.ending(space.work, how.task):
             if about is None and how.task:

@@ -54,6 +54,20 @@ def finished(space: Workspace, plan: dict[str, Any]) -> dict[str, Any] | None:
     return about if about.get("plan") == plan else None
 
 
+def refuse_other(space: Workspace, plan: dict[str, Any]) -> None:
+    """Raise MismatchError GL0006 where a finished report was made by another plan."""
+    if space.plan.exists() or not space.result.is_file():
+        return
+    found = atomic.read_json(space.result, "GL0501").get("plan")
+    if found != plan:
+        known = found if isinstance(found, dict) else {}
+        differ = [key for key, value in plan.items() if known.get(key) != value]
+        raise space.other_plan(
+            f"a report stands here, other in {', '.join(differ)}",
+            "choose another --out, or start the command once without --task",
+        )
+
+
 def begun(space: Workspace, plan: dict[str, Any], task: tasks.Task | None) -> pairs.Search | None:
     """Return the search that was begun by this plan; None where there is none.
 

@@ -196,6 +196,7 @@ def test_layers_misread_are_found_by_running_both(
     [
         ("", "layer 1"),
         ("blur 0", "'blur' is none of"),
+        ("conv 0 in=3 out=99999 k=1x1 s=1x1 p=0x0 d=1x1 g=1 bias=0", "out is 99999"),
         ("conv 0 in=3", "conv has in, expected"),
         ("relu 1", "expected 0 to 0"),
         ("add 0", "add takes 1"),
@@ -222,3 +223,56 @@ def test_values_are_let_go_when_nothing_takes_them_any_more() -> None:
     one = face.relu()
     expected = net.units[0]["7"](((one + face).sigmoid() * one).mean((2, 3)))  # type: ignore[index]
     assert torch.allclose(net(face), expected, atol=1e-6)
+
+
+def headed(path: Path, kind: str, *names: str) -> Path:
+    """Write a net of a flattened image and layers on what is flat. kind: of its numbers."""
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: (rng.standard_normal(shape) / 20).astype(kind)  # noqa: E731
+    held = {"w": draw(3 * 28 * 28, 8), "b": draw(8), "k": draw(3, 1, 4, 4), "s": draw(8),
+            "g": draw(8) + np.dtype(kind).type(1), "o": draw(8), "m": draw(8), "v": draw(8) ** 2,
+            "h": np.array([0.5], kind)}  # fmt: skip
+    made = {
+        "conv": ("Conv", ["k"], {"group": 3, "strides": [4, 4]}), "flatten": ("Flatten", [], {}),
+        "matmul": ("MatMul", ["w"], {}), "bias": ("Add", ["b"], {}), "relu": ("Relu", [], {}),
+        "slopes": ("PRelu", ["s"], {}), "half": ("Mul", ["h"], {}),
+        "norm": ("BatchNormalization", ["g", "o", "m", "v"], {}), "function": ("Linear", [], {}),
+    }  # fmt: skip
+    nodes, last = [], "data"
+    for i, name in enumerate(names):
+        op, inputs, attributes = made[name]
+        nodes.append(helper.make_node(op, [last, *inputs], [f"x{i}"], f"{name}{i}", **attributes))
+        last = f"x{i}"
+    nodes[-1].output[0] = "out"
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    used = {one for node in nodes for one in node.input}
+    graph = helper.make_graph(
+        nodes, "net", [helper.make_tensor_value_info("data", number, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("out", number, ["n", 8])],
+        [numpy_helper.from_array(v, n) for n, v in held.items() if n in used],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    model.ir_version = 8
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("conv", "flatten", "matmul", "bias", "relu", "norm"),
+        ("conv", "flatten", "matmul", "slopes", "half", "norm"),
+    ],
+)
+def test_layers_on_what_is_flat(tmp_path: Path, names: tuple[str, ...]) -> None:
+    path = headed(tmp_path / "net.onnx", "float32", *names)
+    import_weights.import_weights(path, "", tmp_path / "out")
+    image = random_crops(3, seed=5)
+    ours, theirs = (open_model(p, device="cpu").embed(image) for p in (tmp_path / "out", path))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    path = headed(tmp_path / "net.onnx", "float16", "conv", "flatten", "matmul", "norm")
+    with pytest.raises(InputError, match="float16, expected float32"):
+        import_weights.import_weights(path, "", tmp_path / "out")

@@ -90,6 +90,7 @@ def test_two_images_of_one_are_enough_for_centres(make_dataset, tmp_path) -> Non
 def test_alone() -> None:
     assert embeddings.alone(np.arange(5), 5)
     assert embeddings.alone(np.array([0, -1, 3, 2, 4]), 5)
+    assert embeddings.alone(np.array([0, 3, 2]), 5)  # two labels whose images cannot be used
     assert not embeddings.alone(np.array([0, 1, 3, 3, 4]), 5)
     assert not embeddings.alone(np.array([0, 1, 1]), 2)
     assert not embeddings.alone(np.array([0]), 1)

@@ -57,9 +57,9 @@ def tables(out: Path) -> dict[str, bytes]:
 
 
 def run(dataset: Dataset, emb: Embeddings, out: Path, task: str = "", **more: Any) -> Any:
-    options = more.pop("options", ConflictOptions())
+    options, overwrite = more.pop("options", ConflictOptions()), more.pop("overwrite", False)
     how = share.How(Task.parse(task), **more)
-    return find.run(dataset, emb, out, options, thumbs=False, how=how)
+    return find.run(dataset, emb, out, options, thumbs=False, how=how, overwrite=overwrite)
 
 
 def test_tasks_one_after_the_other(dataset: Dataset, emb: Embeddings, tmp_path: Path) -> None:
@@ -119,7 +119,10 @@ def test_the_last_task_dies_before_the_page(
     out = tmp_path / "out"
     run(dataset, emb, out, options=ConflictOptions(cap=3))
     old = (out / "report.html").read_bytes()
-    run(dataset, emb, out, "0/2")
+    with pytest.raises(MismatchError, match=r"GL0006.*a report stands here, other in options"):
+        run(dataset, emb, out, "0/2")
+    assert not (out / "_glint/plan.json").exists()
+    run(dataset, emb, out, "0/2", overwrite=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(find.page, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         run(dataset, emb, out, "1/2")
