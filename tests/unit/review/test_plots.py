@@ -102,6 +102,8 @@ def test_drawings_of_the_pages_follow_the_screen(browser: Callable[[], Any]) -> 
     """Drawings of docs/img are dark on a dark screen, with letters that can be read."""
     tab = browser()
     for path in sorted((ROOT / "docs" / "img").glob("*.svg")):
+        if path.stem == "terminal":  # a dark window on any screen
+            continue
         tab.open(path.as_uri())
         for dark in (False, True):
             tab.screen(800, 600, dark)
