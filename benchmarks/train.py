@@ -90,7 +90,7 @@ def glint_side(case: dict[str, Any]) -> dict[str, Any]:
     out = Path(case["place"]) / "run"
     run = build(load(Path(case["recipe"]), Recipe, []), World(), out)
     log, watch = metrics.Log(run), Watch(case["warm"], case["steps"])
-    for step, batches in loop._steps(run, 0, case["warm"] + case["steps"]):
+    for step, batches in loop.planned(run, 0, case["warm"] + case["steps"]):
         loss = loop.train_step(run, batches, step, LR, log).loss
         log.step(step, 0, LR, loss)
         if watch.step():

@@ -61,7 +61,9 @@ def train(made: Any, case: str, world: World, out: Path, *more: str) -> list[Any
     run(made, case, world, out, *more)
     entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
     told = [
-        entry.get("loss", entry.get("accuracy")) for entry in entries if entry["kind"] != "save"
+        entry.get("loss", entry.get("accuracy"))
+        for entry in entries
+        if entry["kind"] not in ("save", "start")
     ]
     saved = checkpoint.newest(out / "checkpoints")
     assert saved is not None
