@@ -9,6 +9,7 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from glint.files import atomic
 from glint.log import Progress, silent
 from glint.models import recogniser, stored
 from glint.results import models as results
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 COSINE = 0.99999  # least agreement with torch, over all crops
 MARK = "glint"  # producer name and prefix of the metadata keys
@@ -159,19 +163,31 @@ def _agreement(net: stored.Stored, opened: recogniser.Recogniser, crops: int) ->
         raise _disagrees(
             f"it is taken for one of mean {opened.mean}, std {opened.std}, {opened.dim} numbers"
         )
-    image_nHWC = random_crops(crops)
-    least = 1.0
-    for at in range(0, crops, 8):
-        part = image_nHWC[at : at + 8]
-        image_nCHW = torch.from_numpy(part).permute(0, 3, 1, 2).float().sub(127.5).div(127.5)
-        with torch.inference_mode():
-            ours_nE = net.net(image_nCHW.contiguous()).double()
-        theirs_nE = torch.from_numpy(opened.embed(part)).double()
-        cosine_n = torch.nn.functional.cosine_similarity(ours_nE, theirs_nE)
-        least = min(least, float(cosine_n.nan_to_num(-1).min()))
+    ours_nE, theirs_nE = both(net.net, opened, random_crops(crops))
+    cosine_n = torch.nn.functional.cosine_similarity(ours_nE, theirs_nE)
+    least = min(1.0, float(cosine_n.nan_to_num(-1).min()))
     if least < COSINE:
         raise _disagrees(f"least cosine with torch {least:.7f}, expected at least {COSINE}")
     return least
+
+
+def both(
+    net: nn.Module, opened: recogniser.Recogniser, image_nHWC: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Embed crops by a net that takes (pixel - 127.5) / 127.5 and by another recogniser.
+
+    Returns float64 (n, E) of either, as they come.
+    """
+    import torch
+
+    ours, theirs = [], []
+    for at in range(0, len(image_nHWC), 8):
+        part = image_nHWC[at : at + 8]
+        image_nCHW = torch.from_numpy(part).permute(0, 3, 1, 2).float().sub(127.5).div(127.5)
+        with torch.inference_mode():
+            ours.append(net(image_nCHW.contiguous()).double())
+        theirs.append(torch.from_numpy(opened.embed(part)).double())
+    return torch.cat(ours), torch.cat(theirs)
 
 
 def _disagrees(what: str) -> GlintError:

@@ -58,11 +58,7 @@ def _other(path: Path, what: str) -> InputError:
 
 
 def _agreement(net: torch.nn.Module, opened: Recogniser) -> float:
-    image_nHWC = export_onnx.random_crops(CROPS, seed=1)
-    image_nCHW = torch.from_numpy(image_nHWC).permute(0, 3, 1, 2).float().sub(127.5).div(127.5)
-    with torch.inference_mode():
-        ours_nE = net(image_nCHW.contiguous()).double()
-    theirs_nE = torch.from_numpy(opened.embed(image_nHWC)).double()
+    ours_nE, theirs_nE = export_onnx.both(net, opened, export_onnx.random_crops(CROPS, seed=1))
     if ours_nE.shape != theirs_nE.shape:
         raise ValueError(f"{tuple(ours_nE.shape)} numbers, not {tuple(theirs_nE.shape)}")
     if not bool(ours_nE.isfinite().all()):

@@ -124,11 +124,6 @@ def recall(x_ND: Floats, near: NearPairs, edge: float, *, seed: int = 0) -> Reca
     return Recall(asked, true, hits / true, float(share.mean()))
 
 
-def _unordered(_: Ints | None) -> Ints:
-    """Return the order of cells: their own."""
-    return np.empty(0, np.int64)
-
-
 def _all_near(x_ND: Floats, ask: Ints, good_N: Ints, edge: float) -> tuple[Ints, Ints]:
     """Compare some rows with all: (which of `ask`, other row) of every pair from `edge` on."""
     ask_nD = pairs.unit64(x_ND[ask]).astype(np.float32)
@@ -219,7 +214,7 @@ class _CellJoin:
                 yield found
 
     def _keep(self, name: str, total: int) -> tuple[FinishedRows, int]:
-        kept = FinishedRows(self.work / name, self.name, _unordered), total
+        kept = FinishedRows(self.work / name, self.name), total
         self.kept.append(kept)
         return kept
 

@@ -37,6 +37,11 @@ class BlockPairs:
     cosine: npt.NDArray[np.float64]
 
 
+def unordered(_: Rows | None) -> Rows:
+    """Return the order of blocks that go by none."""
+    return np.empty(0, np.int64)
+
+
 class FinishedRows:
     """The finished block rows of one search in a folder of its own.
 
@@ -46,7 +51,12 @@ class FinishedRows:
     """
 
     def __init__(
-        self, folder: Path, rows: str, order: Callable[[Rows | None], Rows], *, sweep: bool = True
+        self,
+        folder: Path,
+        rows: str,
+        order: Callable[[Rows | None], Rows] = unordered,
+        *,
+        sweep: bool = True,
     ) -> None:
         self._folder = folder
         path = folder / f"{rows}-order.npy"
