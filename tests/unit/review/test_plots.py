@@ -145,3 +145,13 @@ def test_in_a_browser(browser: Callable[[], Any], tmp_path: Path) -> None:
     report.make(folder, out=path)  # the run has ended meanwhile
     tab.until("!document.querySelector('meta[http-equiv=refresh]')")
     assert not tab.errors
+
+
+def test_a_point_alone_is_a_dot() -> None:
+    """A line of no length shows nothing: the first verification of a run stands alone."""
+    one, two = np.array([0.0]), np.array([0.0, 1.0])
+    for x, dots in ((one, 1), (two, 0)):
+        drawn = lines("Accuracy", "step", [("pairs", x, x + 0.5)])
+        assert drawn is not None
+        page = plots.html(plots.Plots("Run", [], [], [drawn]))
+        assert len(re.findall(r'class="curve c0 dot"', page)) == dots
